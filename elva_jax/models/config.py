@@ -1,0 +1,101 @@
+"""Static descriptions of the models: frozen, hashable dataclasses, so that they can be module fields and jit statics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """RoPE extension, with transformers' meaning of each field."""
+
+    kind: str = "default"  # default | linear | dynamic | yarn
+    factor: float = 1.0  # how many times the original context
+    original_max_position: int = 32768  # trained context length
+    beta_fast: float = 32.0  # yarn: rotations above which a dimension is extrapolated
+    beta_slow: float = 1.0  # yarn: rotations below which a dimension is interpolated
+    attention_factor: float | None = None  # yarn: scale of cos and sin; None: 0.1 ln(factor) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A Qwen2 decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    rms_norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    max_position: int = 32768
+    attention_bias: bool = True  # q, k, v biases, as in Qwen2; False for Llama
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchEmbedConfig:
+    """The video patch embedding (paper, section 3.1)."""
+
+    patch_size: int = 28  # pixels of a patch's side
+    width: int = 1024  # E
+    kind: str = "video"  # video: cross-attention into <FRAME> and <LINE>; naive: plain learned vectors (Table 3)
+    num_heads: int = 1  # heads of the cross-attention
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeLayer:
+    """One merging layer: it stands before decoder layer `before_layer`."""
+
+    before_layer: int
+    policy: str = "threshold"  # threshold | ratio | both (threshold first, then down to the ratio)
+    threshold: float = 0.6  # cosine above which neighbours merge
+    ratio: float = 0.5  # share of the entering mergeable tokens of each example that stays
+    bucket: int | None = None  # static token count behind this layer in training; None: no compaction
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeConfig:
+    """Hierarchical merging (paper, section 3.2): increasing `before_layer`; an empty tuple never merges."""
+
+    layers: tuple[MergeLayer, ...] = ()
+    merge_lines: bool = False  # whether <LINE> tokens merge along their own row index too
+
+
+@dataclasses.dataclass(frozen=True)
+class ElvaConfig:
+    """The whole model."""
+
+    decoder: DecoderConfig
+    patch: PatchEmbedConfig = PatchEmbedConfig()
+    merge: MergeConfig = MergeConfig()
+    dtype: str = "float32"  # compute type of activations and matrix products; parameters stay float32
+    remat: str = "none"  # none | full | dots | dots_no_batch | names: what the backward pass recomputes
+    attention: str = "auto"  # auto | xla | cudnn
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig:
+    """A SigLIP vision tower, and a text tower where `text_layers` > 0."""
+
+    image_size: int = 384
+    patch_size: int = 14
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_layers: int = 27
+    num_heads: int = 16
+    layer_norm_eps: float = 1e-6
+    vocab_size: int = 0  # of the text tower
+    text_layers: int = 0
+    text_length: int = 64
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the square input."""
+        return self.image_size // self.patch_size
+
+
+SO400M = SiglipConfig()
