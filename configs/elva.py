@@ -1,0 +1,97 @@
+"""The paper's models: `configs/elva.py:size=1_5b|7b|7b_hd,stage=1|2|3` (Table 7); without `stage`, all three in turn."""
+
+from elva_jax.config import base
+from elva_jax.config.load import choose, parse_arg
+
+QWEN2 = {
+    "1_5b": dict(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2, vocab_size=151_936, tie_embeddings=True),
+    "7b": dict(hidden_size=3584, intermediate_size=18_944, num_layers=28, num_heads=28, num_kv_heads=4, vocab_size=152_064, tie_embeddings=False),
+}
+
+
+def get_config(arg: str = "") -> base.ConfigDict:
+    args = parse_arg(arg, size="7b", stage="all")
+    size = choose("size", args["size"], ("1_5b", "7b", "7b_hd"))
+    stage = choose("stage", args["stage"], ("1", "2", "3", "all"))
+    hd = size == "7b_hd"
+    c = base.base()
+    c.name = f"elva-{size}" + ("" if stage == "all" else f"-stage{stage}")
+    model(c.model, size.removesuffix("_hd"))
+    if hd:
+        # 32 frames at 1344 px outgrow Qwen2's 32k; its own long-context setting is YaRN by 4.
+        c.model.rope_scaling = "yarn"
+        c.model.rope_factor = 4.0
+        c.model.max_position = 131_072
+    c.mesh.fsdp = -1
+    c.mesh.data = 1
+    c.curriculum = ("stage1", "stage2", "stage3") if stage == "all" else (f"stage{stage}",)
+    c.stages.stage1 = stage1()
+    c.stages.stage2 = stage2()
+    c.stages.stage3 = stage3(hd)
+    # Guidance needs the teacher's weights: a run of stage kind `teacher`, or a converted SigLIP.
+    c.teacher.init_from = "checkpoints/siglip-so400m-patch14-384"
+    return c
+
+
+def model(m, size: str) -> None:
+    """Fills in one of the two decoders and the merging layers."""
+    m.update(QWEN2[size])
+    m.remat = "full"
+    # 0.30 of the visual tokens on redundant video, averaged over the 28 layers (paper, Table 5): see docs/choices.md.
+    m.merge_layers = (2, 8, 14)
+    m.merge_policies = ("threshold", "both", "both")
+    m.merge_thresholds = (0.6, 0.6, 0.6)
+    m.merge_ratios = (1.0, 0.5, 0.5)
+
+
+def stage1():
+    """Spatial alignment on images (Table 7)."""
+    s = base.stage()
+    s.epochs = 1.0
+    s.batch_size = 256
+    s.data.mixture.densefusion = base.source("densefusion", "train", weight=1.0)
+    s.data.mixture.recaptioned_images = base.source("recap_cc3m_coco", "train", weight=3.0)
+    s.data.num_frames = 1
+    s.data.longest_edge = 448
+    s.data.seq_len = 2048
+    s.data.max_patches = 1792
+    s.data.max_frames = 16
+    s.loss.tube = 1.0
+    s.loss.contrastive = 1.0
+    s.optimizer.learning_rate = 4e-5
+    s.optimizer.warmup_ratio = 0.03
+    return s
+
+
+def stage2():
+    """Spatio-temporal alignment on images and videos (Table 7)."""
+    s = stage1()
+    s.epochs = 2.0
+    s.data.mixture.webvid = base.source("recap_webvid", "train", weight=2.0)
+    s.data.mixture.valor = base.source("recap_valor", "train", weight=1.0)
+    s.data.num_frames = 16
+    s.data.seq_len = 6144
+    s.data.max_patches = 5120
+    s.data.max_frames = 64
+    s.optimizer.warmup_ratio = 0.01
+    return s
+
+
+def stage3(hd: bool):
+    """Supervised fine-tuning with merging (Table 7)."""
+    s = base.stage()
+    s.epochs = 1.0
+    s.batch_size = 256 if hd else 128
+    s.merging = True
+    s.data.mixture.llava_images = base.source("llava_665k", "train", weight=665.0)
+    s.data.mixture.llava_video = base.source("llava_video_178k", "train", weight=178.0)
+    if hd:
+        s.data.mixture.hd = base.source("hd_3m", "train", weight=3000.0)
+    s.data.num_frames = 32
+    s.data.longest_edge = 1344 if hd else 672
+    s.data.seq_len = 81_920 if hd else 20_480
+    s.data.max_patches = 75_264 if hd else 18_432
+    s.data.max_frames = 128
+    s.optimizer.learning_rate = 2e-5
+    s.optimizer.warmup_ratio = 0.01
+    return s

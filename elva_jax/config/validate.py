@@ -1,0 +1,185 @@
+"""Refusing a config before anything starts: unknown keys, wrong types, values and combinations that cannot work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from elva_jax.config import base
+from elva_jax.errors import ConfigError
+
+CHOICES = {
+    "model.patch_embed": ("video", "naive"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots", "dots_no_batch", "names"),
+    "model.attention": ("auto", "xla", "cudnn"),
+    "model.rope_scaling": ("default", "linear", "dynamic", "yarn"),
+    "teacher.kind": ("siglip",),
+    "kind": ("elva", "teacher"),
+    "loss.tube_reduction": ("sum", "mean"),
+    "loss.tube_temporal": ("mean", "none"),
+    "optimizer.name": ("adamw", "muon"),
+}
+POLICIES = ("threshold", "ratio", "both")
+TASKS = ("object", "caption", "open", "choice")
+POSITIVE_MODEL = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_position")
+POSITIVE_DATA = ("num_frames", "longest_edge", "seq_len", "max_patches", "max_frames", "max_turns")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a whole run configuration.
+
+    Raises:
+      ConfigError: naming the key, what is wrong and the nearest valid key or value.
+    """
+    _check_schema(config, base.base(), "")
+    for name, stage in config.stages.items():
+        _check_schema(stage, base.stage(), f"stages.{name}")
+        for label, source in stage.data.mixture.items():
+            _check_schema(source, base.source("", ""), f"stages.{name}.data.mixture.{label}")
+    _check_curriculum(config)
+    _check_model(config.model)
+    _check_choice(config, "teacher.kind", "")
+    for name in config.curriculum:
+        _check_stage(config, name)
+
+
+def _require(condition: bool, key: str, problem: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {problem}")
+
+
+def _nearest(wrong: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(wrong), list(allowed), 1, 0)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _check_schema(config: ConfigDict, schema: ConfigDict, where: str) -> None:
+    """Same keys and types as the schema; `stages` and `mixture` hold names of the user's own."""
+    prefix = f"{where}." if where else ""
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{where}: expected a group of settings, got {config!r}")
+    for key in config:
+        _require(key in schema, prefix + key, f"no such key{_nearest(key, list(schema))}")
+    for key, default in schema.items():
+        _require(key in config, prefix + key, "missing; start the config from elva_jax.config.base")
+        value = config[key]
+        if isinstance(default, ConfigDict):
+            if key not in ("stages", "mixture"):
+                _check_schema(value, default, prefix + key)
+            continue
+        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        _require(fits, prefix + key, f"expected {type(default).__name__}, got {type(value).__name__} {value!r}")
+
+
+def _check_choice(config: ConfigDict, key: str, prefix: str) -> None:
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    _require(value in CHOICES[key], prefix + key, f"'{value}' is not one of {', '.join(CHOICES[key])}{_nearest(value, CHOICES[key])}")
+
+
+def _check_curriculum(config: ConfigDict) -> None:
+    _require(len(config.curriculum) > 0, "curriculum", "names no stage")
+    _require(len(set(config.curriculum)) == len(config.curriculum), "curriculum", "names a stage twice")
+    for name in config.curriculum:
+        _require(name in config.stages, "curriculum", f"no stage named '{name}' in stages{_nearest(name, list(config.stages))}")
+
+
+def _check_model(model: ConfigDict) -> None:
+    for key in POSITIVE_MODEL:
+        _require(model[key] >= 1, f"model.{key}", f"must be at least 1, got {model[key]}")
+    for key in ("patch_embed", "dtype", "remat", "attention", "rope_scaling"):
+        _check_choice(ConfigDict({"model": model}), f"model.{key}", "")
+    _require(
+        model.num_heads % model.num_kv_heads == 0,
+        "model.num_kv_heads",
+        f"{model.num_kv_heads} does not divide num_heads = {model.num_heads}",
+    )
+    _require(model.head_dim % 2 == 0, "model.head_dim", f"RoPE needs an even width, got {model.head_dim}")
+    _require(
+        model.patch_width % model.patch_heads == 0,
+        "model.patch_heads",
+        f"{model.patch_heads} does not divide patch_width = {model.patch_width}",
+    )
+    layers = model.merge_layers
+    for key in ("merge_policies", "merge_thresholds", "merge_ratios"):
+        _require(len(model[key]) == len(layers), f"model.{key}", f"needs one entry for each of merge_layers = {layers}, has {len(model[key])}")
+    _require(list(layers) == sorted(set(layers)), "model.merge_layers", f"must increase, got {layers}")
+    for layer in layers:
+        _require(0 <= layer < model.num_layers, "model.merge_layers", f"{layer} is not a layer of 0 … {model.num_layers - 1}")
+    for policy in model.merge_policies:
+        _require(policy in POLICIES, "model.merge_policies", f"'{policy}' is not one of {', '.join(POLICIES)}{_nearest(policy, POLICIES)}")
+    for threshold in model.merge_thresholds:
+        _require(-1 <= threshold <= 1, "model.merge_thresholds", f"a cosine lies in [-1, 1], got {threshold}")
+    for ratio in model.merge_ratios:
+        _require(0 < ratio <= 1, "model.merge_ratios", f"a share lies in (0, 1], got {ratio}")
+
+
+def _check_stage(config: ConfigDict, name: str) -> None:
+    stage, at = config.stages[name], f"stages.{name}."
+    for key in ("kind", "loss.tube_reduction", "loss.tube_temporal", "optimizer.name"):
+        _check_choice(stage, key, at)
+    _require(stage.steps >= 0 and stage.epochs >= 0, at + "steps", "steps and epochs cannot be negative")
+    _require(stage.steps > 0 or stage.epochs > 0, at + "steps", "set steps, or epochs where steps is 0")
+    _require(stage.batch_size >= 1, at + "batch_size", f"must be at least 1, got {stage.batch_size}")
+    optimizer = stage.optimizer
+    _require(optimizer.accumulate >= 1, at + "optimizer.accumulate", f"must be at least 1, got {optimizer.accumulate}")
+    _require(
+        stage.batch_size % optimizer.accumulate == 0,
+        at + "optimizer.accumulate",
+        f"{optimizer.accumulate} does not divide batch_size = {stage.batch_size}",
+    )
+    _require(0 <= optimizer.warmup_ratio <= 1, at + "optimizer.warmup_ratio", f"lies in [0, 1], got {optimizer.warmup_ratio}")
+    data = stage.data
+    _require(len(data.mixture) > 0, at + "data.mixture", "names no data")
+    for label, source in data.mixture.items():
+        key = f"{at}data.mixture.{label}."
+        _require(source.weight > 0, key + "weight", f"must be positive, got {source.weight}")
+        for task in source.tasks:
+            _require(task in TASKS, key + "tasks", f"'{task}' is not one of {', '.join(TASKS)}{_nearest(task, TASKS)}")
+    for key in POSITIVE_DATA:
+        _require(data[key] >= 1, f"{at}data.{key}", f"must be at least 1, got {data[key]}")
+    _require(0 <= data.max_bad_fraction <= 1, at + "data.max_bad_fraction", f"lies in [0, 1], got {data.max_bad_fraction}")
+    if stage.kind == "teacher":
+        _require(config.teacher.text_layers > 0, "teacher.text_layers", f"stage {name} trains the teacher on captions, which needs a text tower")
+    else:
+        _check_sequence(config, stage, at)
+        _check_guidance(config, name, at)
+
+
+def _check_sequence(config: ConfigDict, stage: ConfigDict, at: str) -> None:
+    model, data = config.model, stage.data
+    _require(data.seq_len <= model.max_position, at + "data.seq_len", f"{data.seq_len} exceeds model.max_position = {model.max_position}")
+    _require(data.max_patches <= data.seq_len, at + "data.max_patches", f"{data.max_patches} exceeds seq_len = {data.seq_len}")
+    _require(
+        data.longest_edge >= model.patch_size,
+        at + "data.longest_edge",
+        f"{data.longest_edge} px is less than one patch of {model.patch_size} px",
+    )
+    _require(not stage.merging or len(model.merge_layers) > 0, at + "merging", "is on, but model.merge_layers names no layer")
+    buckets = stage.merge_buckets
+    _require(len(buckets) in (0, len(model.merge_layers)), at + "merge_buckets", f"needs one entry for each of model.merge_layers = {model.merge_layers}")
+    _require(not buckets or stage.merging, at + "merge_buckets", "is set, but merging is off")
+    sizes = [data.seq_len, *(bucket for bucket in buckets if bucket)]
+    _require(sizes == sorted(sizes, reverse=True), at + "merge_buckets", f"must not grow from layer to layer or past seq_len = {data.seq_len}, got {buckets}")
+
+
+def _check_guidance(config: ConfigDict, name: str, at: str) -> None:
+    loss = config.stages[name].loss
+    for key in ("generation", "tube", "contrastive"):
+        _require(loss[key] >= 0, f"{at}loss.{key}", f"a weight cannot be negative, got {loss[key]}")
+    _require(loss.generation + loss.tube + loss.contrastive > 0, at + "loss", "every term has weight 0")
+    if loss.tube == 0 and loss.contrastive == 0:
+        return
+    term = "tube" if loss.tube else "contrastive"
+    _require(not config.stages[name].merging, f"{at}loss.{term}", "guidance needs every patch; it cannot be combined with merging (stage 3 uses the generation loss alone)")
+    before = config.curriculum[: config.curriculum.index(name)]
+    taught = any(config.stages[other].kind == "teacher" for other in before)
+    _require(
+        taught or bool(config.teacher.init_from),
+        f"{at}loss.{term}",
+        "needs a teacher: put a stage of kind teacher before it, or set teacher.init_from",
+    )
