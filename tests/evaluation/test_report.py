@@ -1,0 +1,65 @@
+"""What a person and a program read from a result."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from elva_jax.evaluation import report
+
+
+def score(accuracy, stderr=0.01):
+    return {"accuracy": accuracy, "stderr": stderr}
+
+
+@pytest.fixture
+def result():
+    return {
+        "data": {"name": "moving_shapes/easy", "split": "test", "videos": 3, "questions": 7, "unreadable": ["k7: broken"]},
+        "settings": {"merging": True},
+        "families": {
+            "colour": {"count": 4, "open": score(0.75), "likelihood": score(1.0), "any_object": score(0.25)},
+            "order": {"count": 3, "open": score(float("nan"), float("nan")), "likelihood": score(1 / 3), "any_object": score(0.5)},
+        },
+        "macro": {"open": score(0.75), "likelihood": score(np.float64(2 / 3)), "any_object": score(0.375)},
+        "answers": {"total": 7, "empty": 1, "unfinished": 2, "outside_options": 3},
+    }
+
+
+def printed(renderable) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_table_states_scores_floors_and_unusable_answers(result):
+    text = printed(report.table(report.jsonable(result)))
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in text.splitlines() if line.count("│") > 3
+    }
+    assert rows["colour"] == ["4", "75.0 ±1.0", "100.0 ±1.0", "25.0 ±1.0"]
+    assert rows["order"] == ["3", "–", "33.3 ±1.0", "50.0 ±1.0"]
+    assert rows["macro"] == ["7", "75.0 ±1.0", "66.7 ±1.0", "37.5 ±1.0"]
+    words = " ".join(text.split())
+    assert "7 written answers: 1 empty, 2 cut off, 3 equal to none of the options" in words
+    assert "1 videos could not be read" in words
+    assert "moving_shapes/easy [test]: 3 videos, merging on" in words
+
+
+def test_json_is_strict_and_complete(result, tmp_path):
+    path = report.save(result, tmp_path / "deep" / "result.json")
+    loaded = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert loaded["families"]["order"]["open"] == {"accuracy": None, "stderr": None}
+    assert loaded["macro"]["likelihood"]["accuracy"] == 2 / 3
+    assert loaded == report.jsonable(result)
+
+
+def test_figure_is_a_picture_with_ink(result, tmp_path):
+    path = report.figure(result, tmp_path / "accuracy.png")
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[1] >= 1000
+    assert 0.01 < (pixels < 200).mean() < 0.9
