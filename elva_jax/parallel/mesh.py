@@ -1,0 +1,65 @@
+"""The device mesh, and getting batches onto it."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from elva_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # mesh axes that split the batch
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """Builds the mesh of `config.mesh` over all devices of all processes; one axis may be -1, which takes what is left.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices.
+    """
+    sizes = {axis: config[axis] for axis in AXES}
+    devices = jax.device_count()
+    wanted = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ConfigError(f"mesh: {wanted}: every axis is at least 1, and one of them may be -1 (all remaining devices)")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if rest and devices % known == 0:
+        sizes[rest[0]] = devices // known
+    elif known != devices:
+        raise ConfigError(f"mesh: {wanted} does not divide the {devices} device(s) there are; change mesh.* so that the product is {devices}")
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over `data` and `fsdp`, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int, key: str) -> None:
+    """Refuses a global batch whose micro-batches the mesh or the processes cannot split evenly.
+
+    Raises:
+      ConfigError: naming `key`.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * accumulate
+    if batch_size % parts or batch_size % jax.process_count():
+        raise ConfigError(
+            f"{key}: {batch_size} does not split over {parts // accumulate} batch-parallel device(s)"
+            f" x {accumulate} micro-batch(es) and {jax.process_count()} process(es)"
+        )
+
+
+def shard_batch(batch, mesh: Mesh):
+    """Turns each process's share of a batch (any pytree of NumPy arrays [b, ...]) into global arrays [b * processes, ...]."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)

@@ -1,0 +1,106 @@
+"""One table from logical axis names to mesh axes, for parameters and for activations."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from elva_jax.errors import ConfigError
+from elva_jax.parallel.mesh import BATCH_AXES
+
+# logical name -> (mesh axes of a parameter's dimension, mesh axes of an activation's dimension)
+RULES: dict[str, tuple[Any, Any]] = {
+    "batch": (None, BATCH_AXES),
+    "seq": (None, None),
+    "embed": ("fsdp", None),
+    "mlp": ("tensor", "tensor"),
+    "heads": ("tensor", "tensor"),
+    "kv_heads": ("tensor", "tensor"),
+    "head_dim": (None, None),
+    "vocab": ("tensor", "tensor"),
+    "layers": (None, None),
+    "patch": (None, None),
+    "patch_width": ("tensor", None),
+}
+
+is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+
+
+def logical_axes(abstract_variables):
+    """Logical names of every parameter, as a tree of PartitionSpec, from Linen's metadata on (abstract) boxed variables."""
+    return nn.get_partition_spec(abstract_variables)
+
+
+def check_collisions(names: tuple[str | None, ...], where: str, activation: bool = False) -> None:
+    """Refuses an array of which two dimensions would fall on one mesh axis, or a name that the table lacks.
+
+    Raises:
+      ConfigError: naming `where`, the logical names and the mesh axis.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        if name is None:
+            continue
+        if name not in RULES:
+            raise ConfigError(f"{where}: unknown logical axis '{name}'; the table in elva_jax/parallel/sharding.py has {', '.join(RULES)}")
+        axes = RULES[name][activation]
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            if axis in taken:
+                raise ConfigError(f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on mesh axis '{axis}'")
+            taken[axis] = name
+
+
+def _parts(axes, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def _mesh_axes(name: str | None, size: int, mesh: Mesh):
+    """Mesh axes of one parameter dimension; whole where the axes do not divide its size (two key-value heads over four devices)."""
+    axes = RULES[name][0] if name is not None else None
+    return axes if size % _parts(axes, mesh) == 0 else None
+
+
+def parameter_shardings(abstract_variables, mesh: Mesh):
+    """NamedSharding of every parameter, in the tree of the unboxed variables.
+
+    Args:
+      abstract_variables: boxed variables from `jax.eval_shape(model.init, ...)`; parameters without metadata are replicated.
+
+    Raises:
+      ConfigError: two dimensions of a parameter fall on one mesh axis.
+    """
+    shapes = nn.meta.unbox(abstract_variables)
+
+    def one(path, spec, leaf):
+        names = tuple(spec) + (None,) * (leaf.ndim - len(spec))
+        check_collisions(names, jax.tree_util.keystr(path, simple=True, separator="/"))
+        return NamedSharding(mesh, PartitionSpec(*(_mesh_axes(name, size, mesh) for name, size in zip(names, leaf.shape, strict=True))))
+
+    return jax.tree_util.tree_map_with_path(one, logical_axes(abstract_variables), shapes, is_leaf=is_spec)
+
+
+def activation_rules(abstract_variables, mesh: Mesh) -> tuple[tuple[str, Any], ...]:
+    """The table's activation column for Linen, without the names whose size the mesh does not divide anywhere in this model."""
+    sizes: dict[str, set[int]] = {}
+    specs, shapes = logical_axes(abstract_variables), nn.meta.unbox(abstract_variables)
+    for spec, leaf in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(shapes), strict=True):
+        for name, size in zip(spec, leaf.shape, strict=False):
+            sizes.setdefault(name, set()).add(size)
+    fits = lambda name, axes: all(size % _parts(axes, mesh) == 0 for size in sizes.get(name, ()))  # noqa: E731
+    return tuple((name, axes if fits(name, axes) else None) for name, (_, axes) in RULES.items())
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
+    """Within it, traced models see the mesh and the activation rules; a single device sees neither, at no cost."""
+    if mesh.size == 1:
+        yield
+        return
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        yield
