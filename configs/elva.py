@@ -4,8 +4,12 @@ from elva_jax.config import base
 from elva_jax.config.load import choose, parse_arg
 
 QWEN2 = {
-    "1_5b": dict(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2, vocab_size=151_936, tie_embeddings=True),
-    "7b": dict(hidden_size=3584, intermediate_size=18_944, num_layers=28, num_heads=28, num_kv_heads=4, vocab_size=152_064, tie_embeddings=False),
+    "1_5b": dict(
+        hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2, vocab_size=151_936, tie_embeddings=True
+    ),
+    "7b": dict(
+        hidden_size=3584, intermediate_size=18_944, num_layers=28, num_heads=28, num_kv_heads=4, vocab_size=152_064, tie_embeddings=False
+    ),
 }
 
 

@@ -29,16 +29,27 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"{path}: no such config file; see the files in configs/")
     try:
         plain = _parse(spec, [])
-        for word in overrides:
-            _check_key(plain, word)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # Whatever the user's own Python raises, they need its name and the file, not our frames.
+        raise ConfigError(f"{spec}: {type(error).__name__}: {_ends(error)}") from error
+    for word in overrides:
+        _check_key(plain, word)
+    try:
         config = _parse(spec, overrides)
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(f"unknown option --{error.flagname}; settings are changed with --config.KEY=VALUE") from None
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        lines = re.sub(r"^flag ", "", str(error)).strip().splitlines()
-        raise ConfigError(f"{spec}: " + " ".join(dict.fromkeys((lines[0], lines[-1].strip())))) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(f"{spec}: {_ends(error)}") from None
     validate(config)
     return config
+
+
+def _ends(error: Exception) -> str:
+    """First and last line of a message of several."""
+    lines = str(error).removeprefix("flag ").strip().splitlines() or [""]
+    return " ".join(dict.fromkeys((lines[0], lines[-1].strip())))
 
 
 def _parse(spec: str, overrides: Sequence[str]) -> ConfigDict:

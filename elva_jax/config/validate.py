@@ -106,7 +106,9 @@ def _check_model(model: ConfigDict) -> None:
     )
     layers = model.merge_layers
     for key in ("merge_policies", "merge_thresholds", "merge_ratios"):
-        _require(len(model[key]) == len(layers), f"model.{key}", f"needs one entry for each of merge_layers = {layers}, has {len(model[key])}")
+        _require(
+            len(model[key]) == len(layers), f"model.{key}", f"needs one entry for each of merge_layers = {layers}, has {len(model[key])}"
+        )
     _require(list(layers) == sorted(set(layers)), "model.merge_layers", f"must increase, got {layers}")
     for layer in layers:
         _require(0 <= layer < model.num_layers, "model.merge_layers", f"{layer} is not a layer of 0 … {model.num_layers - 1}")
@@ -144,7 +146,9 @@ def _check_stage(config: ConfigDict, name: str) -> None:
         _require(data[key] >= 1, f"{at}data.{key}", f"must be at least 1, got {data[key]}")
     _require(0 <= data.max_bad_fraction <= 1, at + "data.max_bad_fraction", f"lies in [0, 1], got {data.max_bad_fraction}")
     if stage.kind == "teacher":
-        _require(config.teacher.text_layers > 0, "teacher.text_layers", f"stage {name} trains the teacher on captions, which needs a text tower")
+        _require(
+            config.teacher.text_layers > 0, "teacher.text_layers", f"stage {name} trains the teacher on captions, which needs a text tower"
+        )
     else:
         _check_sequence(config, stage, at)
         _check_guidance(config, name, at)
@@ -161,10 +165,18 @@ def _check_sequence(config: ConfigDict, stage: ConfigDict, at: str) -> None:
     )
     _require(not stage.merging or len(model.merge_layers) > 0, at + "merging", "is on, but model.merge_layers names no layer")
     buckets = stage.merge_buckets
-    _require(len(buckets) in (0, len(model.merge_layers)), at + "merge_buckets", f"needs one entry for each of model.merge_layers = {model.merge_layers}")
+    _require(
+        len(buckets) in (0, len(model.merge_layers)),
+        at + "merge_buckets",
+        f"needs one entry for each of model.merge_layers = {model.merge_layers}",
+    )
     _require(not buckets or stage.merging, at + "merge_buckets", "is set, but merging is off")
     sizes = [data.seq_len, *(bucket for bucket in buckets if bucket)]
-    _require(sizes == sorted(sizes, reverse=True), at + "merge_buckets", f"must not grow from layer to layer or past seq_len = {data.seq_len}, got {buckets}")
+    _require(
+        sizes == sorted(sizes, reverse=True),
+        at + "merge_buckets",
+        f"must not grow from layer to layer or past seq_len = {data.seq_len}, got {buckets}",
+    )
 
 
 def _check_guidance(config: ConfigDict, name: str, at: str) -> None:
@@ -175,7 +187,11 @@ def _check_guidance(config: ConfigDict, name: str, at: str) -> None:
     if loss.tube == 0 and loss.contrastive == 0:
         return
     term = "tube" if loss.tube else "contrastive"
-    _require(not config.stages[name].merging, f"{at}loss.{term}", "guidance needs every patch; it cannot be combined with merging (stage 3 uses the generation loss alone)")
+    _require(
+        not config.stages[name].merging,
+        f"{at}loss.{term}",
+        "guidance needs every patch; it cannot be combined with merging (stage 3 uses the generation loss alone)",
+    )
     before = config.curriculum[: config.curriculum.index(name)]
     taught = any(config.stages[other].kind == "teacher" for other in before)
     _require(
