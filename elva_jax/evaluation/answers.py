@@ -14,8 +14,8 @@ _SEPARATOR = re.compile(r"(?!(?<!\S)-\d)(?:(?<!\d)[^\w\s]|[^\w\s](?!\d)|_)")
 def normalise(text: str) -> str:
     """Folds case, width, punctuation, spaces and articles: `" The red circle. "` -> `"red circle"`.
 
-    A mark between two digits and a minus sign stay (`1.5`, `10:30`, `-2`), an apostrophe inside a word vanishes. An article is dropped only in front of another word,
-    so the answer `A` stays `a`: a letter is never mistaken for an article.
+    A mark between two digits and a minus sign stay (`1.5`, `10:30`, `-2`), an apostrophe inside a word vanishes.
+    An article is dropped only in front of another word, so the answer `A` stays `a`: a letter is never mistaken for an article.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     words = _SEPARATOR.sub(" ", _APOSTROPHE.sub("", folded)).split()

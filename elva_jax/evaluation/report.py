@@ -63,7 +63,7 @@ def caption(result: Mapping[str, Any]) -> str:
     """What the columns mean and how many answers could not be used, in a few lines of plain text."""
     answers, data = result["answers"], result["data"]
     lines = [
-        "open: written answer, exact match · options: likeliest option text (chance 25 %) · letter: likeliest letter after the listed options",
+        "open: written answer, exact match · options: likeliest of the options' texts · letter: likeliest letter after listed options",
         f"{answers['total']} written answers: {answers['empty']} empty, {answers['unfinished']} cut off, "
         f"{answers['outside_options']} equal to none of the options; all of them count as asked",
     ]

@@ -21,7 +21,8 @@ def summarise(
 ) -> tuple[dict[str, Score], Score]:
     """Scores per family (alphabetical) and their macro mean: the mean of the families' accuracies, whatever their sizes.
 
-    Standard errors come from a bootstrap over videos, because the questions about one video are not independent; families are resampled together.
+    Standard errors come from a bootstrap over videos, because the questions about one video are not independent;
+    families are resampled together.
 
     Args:
       credit: [n] credit of each question: 1 right, 0 wrong or unanswered, in between for an expected accuracy.
