@@ -34,10 +34,11 @@ example:
   elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What colour is the circle?\""""
 
 DATA_HELP = """\
-Builds data sets.
+Builds data sets and looks into them.
 
-example:
-  elva data build moving_shapes/easy --data-dir .data"""
+examples:
+  elva data build moving_shapes/easy --data-dir .data
+  elva data show moving_shapes/easy --split test --index 3 --out /tmp/record"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_data_build, parser=build)
     build.add_argument("name", choices=["moving_shapes/easy", "moving_shapes/hard"], help="which one")
     build.add_argument("--data-dir", default=".data", metavar="DIR", help="where to (default: %(default)s)")
+    show = actions.add_parser("show", help="write one record to a folder: medium, frames, annotation", allow_abbrev=False)
+    show.set_defaults(run=_data_show, parser=show)
+    show.add_argument("name", help="data set, such as moving_shapes/easy")
+    show.add_argument("--split", default="test", help="split of it (default: %(default)s)")
+    show.add_argument("--index", type=int, default=0, metavar="I", help="which record (default: %(default)s)")
+    show.add_argument("--data-dir", default=".data", metavar="DIR", help="where data sets are built (default: %(default)s)")
+    show.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     return parser
 
 
@@ -165,6 +173,13 @@ def _data_build(args: argparse.Namespace, _) -> int:
     from elva_jax.data import moving_shapes
 
     moving_shapes.build(args.data_dir, args.name.partition("/")[2])
+    return 0
+
+
+def _data_show(args: argparse.Namespace, _) -> int:
+    from elva_jax.data.show import show
+
+    print(show(args.data_dir, args.name, args.split, args.index, args.out))
     return 0
 
 

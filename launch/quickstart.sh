@@ -11,7 +11,7 @@ elva=.venv/bin/elva
 "$elva" data build moving_shapes/easy --data-dir .data
 "$elva" train --config configs/tiny.py --workdir "$run" "$@"
 "$elva" evaluate --checkpoint "$run" --split test --json "$run/test.json" --figure "$run/test.png"
-.venv/bin/python -m elva_jax.data.moving_shapes.show --data-dir .data --name moving_shapes/easy --split test --index 0 --out "$run/example"
+"$elva" data show moving_shapes/easy --data-dir .data --split test --index 0 --out "$run/example" >/dev/null
 question=$(cat "$run/example/question.txt")
 echo
 echo "Q: $question"
