@@ -1,0 +1,136 @@
+"""Conversations as ChatML tokens around visual tokens, with the loss on answers only.
+
+The text tokens are those that the tokenizer's chat template gives for the same messages; a medium's tokens stand at its marker, or at
+the front of the first user turn. White space around a question, an answer or a marker is not part of the conversation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.data.example import Example, Turn
+from elva_jax.errors import DataError
+from elva_jax.video.layout import Clip, Text
+
+MARKER = re.compile(r"\s*<(?:image|video)>\s*")
+ANSWER = "<|im_end|>\n<|im_start|>assistant\n"  # between a question and its answer
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def choice_prompt(question: str, options: Sequence[str]) -> str:
+    """A multiple-choice question in the wording that training and evaluation share; the answer is a letter."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, *lines, "Answer with the letter."])
+
+
+def render(
+    example: Example, tokenizer: PreTrainedTokenizerBase, grids: Sequence[Sequence[tuple[int, int]]], system_prompt: str = ""
+) -> list[Text | Clip]:
+    """Renders a whole conversation for training: weight 1 on answers and the `<|im_end|>` behind them, 0 elsewhere.
+
+    Args:
+      example: the conversation.
+      tokenizer: a ChatML tokenizer; see `check_tokenizer`.
+      grids: per medium, the (rows, columns) of each of its frames.
+      system_prompt: text of the system turn; "" for none.
+
+    Raises:
+      DataError: no turns, an empty answer, or markers that do not match the media.
+    """
+    check(example)
+    clips = [Clip(tuple(frames)) for frames in grids]
+    pieces = _split_questions(example, len(clips))
+    parts: list[Text | Clip] = []
+    before = _system(system_prompt) + "<|im_start|>user\n"
+    for turn, (first, *rest) in zip(example.turns, pieces, strict=True):
+        for text in rest:
+            parts += [Text(token_ids(tokenizer, before + first)), clips.pop(0)]
+            before, first = "", text
+        parts.append(Text(token_ids(tokenizer, before + first + ANSWER)))
+        parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), 1.0))
+        before = "\n<|im_start|>user\n"
+    parts.append(Text(token_ids(tokenizer, "\n")))
+    return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
+
+
+def prompt_parts(question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase, system_prompt: str = "") -> list[Text | Clip]:
+    """Renders one question for inference; it ends with the assistant's header, so that generation continues with the answer.
+
+    Raises:
+      DataError: markers in the question that do not match the clips.
+    """
+    answered = Example("prompt", (), (Turn(question, "answer"),))
+    return render(answered, tokenizer, [clip.grids for clip in clips], system_prompt)[:-2]
+
+
+def check(example: Example) -> None:
+    """Raises DataError where there is nothing to learn: no turns, or an empty answer."""
+    if not example.turns:
+        raise DataError(f"{example.key}: the conversation is empty")
+    for turn in example.turns:
+        if not turn.answer.strip():
+            raise DataError(f"{example.key}: the question '{turn.question[:60]}' has no answer")
+
+
+def has_markers(example: Example) -> bool:
+    """Whether any question says where its medium stands."""
+    return any(MARKER.search(turn.question) for turn in example.turns)
+
+
+def truncate(example: Example, turns: int) -> Example:
+    """The first `turns` turns, with the media they speak of."""
+    kept = example.turns[:turns]
+    media = sum(len(MARKER.findall(turn.question)) for turn in kept) if has_markers(example) else len(example.media)
+    return dataclasses.replace(example, turns=kept, media=example.media[:media])
+
+
+def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Text tokens that a turn behind the first one adds to a conversation."""
+    pieces = MARKER.split(turn.question.strip())
+    pieces[0] = "\n<|im_start|>user\n" + pieces[0]
+    pieces[-1] += ANSWER
+    return sum(len(token_ids(tokenizer, text)) for text in (*pieces, turn.answer.strip() + "<|im_end|>"))
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises DataError unless the tokenizer's chat template is ChatML as `render` writes it."""
+    turns = (Turn("What is it?", "A red circle."), Turn("And now?", "Gone."))
+    messages = [{"role": "system", "content": "Be brief."}]
+    for turn in turns:
+        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except ValueError as error:
+        raise DataError(f"tokenizer {tokenizer.name_or_path}: {str(error).splitlines()[0]}") from None
+    expected = list(token_ids(tokenizer, text))
+    ours = [token for part in render(Example("check", (), turns), tokenizer, (), "Be brief.") for token in part.token_ids]
+    if ours != expected:
+        raise DataError(
+            f"tokenizer {tokenizer.name_or_path}: its chat template is not ChatML (<|im_start|>role ... <|im_end|>); use a Qwen2 tokenizer"
+        )
+
+
+@functools.lru_cache(maxsize=16_384)
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Tokens of `text`, remembered because questions and headers recur."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+
+
+def _system(prompt: str) -> str:
+    return f"<|im_start|>system\n{prompt}<|im_end|>\n" if prompt else ""
+
+
+def _split_questions(example: Example, media: int) -> list[list[str]]:
+    """Each question's text, cut where a medium stands."""
+    pieces = [MARKER.split(turn.question.strip()) for turn in example.turns]
+    markers = sum(len(texts) - 1 for texts in pieces)
+    if markers == 0:
+        pieces[0] = [""] * media + pieces[0]
+    elif markers != media:
+        raise DataError(f"{example.key}: {markers} <image> or <video> markers for {media} media")
+    return pieces

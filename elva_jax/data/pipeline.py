@@ -1,0 +1,310 @@
+"""Batches of packed examples with an exact, JSON-able position.
+
+Order: shuffle, shard, repeat, mix (`mixture`), decode in workers (`prepare`), and then, in the main process: drop and count bad records,
+pack first-fit, batch. Everything up to decoding is a function of a position in an endless stream. So the state of an iterator is the next
+position and the positions of the examples that still wait to be packed: nothing depends on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.data import mixture as mixing
+from elva_jax.data.conversation import check_tokenizer
+from elva_jax.data.mixture import Mixture, examples_per_epoch, stage_seed
+from elva_jax.data.packing import Rows, budgets, collate
+from elva_jax.data.prepare import CaptionDecoder, ConversationDecoder, Decoder, Rejected
+from elva_jax.errors import DataError
+from elva_jax.video.layout import Counts
+
+__all__ = ["BatchIterator", "examples_per_epoch", "examples_per_step", "make_batches", "make_teacher_batches"]
+
+WAITING = 16  # examples that may wait for the next batch because no row had room for them
+GRACE = 100  # records that the share of bad ones is at least taken of
+REASONS = 100  # different reasons counted apart
+BUFFER_BYTES = 2**28  # decoded examples held ahead of the batches
+
+
+class BatchIterator:
+    """Endless batches of one process.
+
+    Attributes:
+      stats: of the last batch: examples, token_fill, patch_fill (shares of the row budgets), as plain numbers.
+      seen: records read so far.
+      reasons: how many records were dropped for which reason.
+    """
+
+    def __init__(
+        self,
+        records: grain.MapDataset,
+        collate_rows: Callable[[list[list]], dict],
+        *,
+        rows: int,
+        capacity: Counts,
+        single: bool,
+        workers: int,
+        buffer: int,
+        max_bad_fraction: float,
+        settings: dict[str, Any],
+    ):
+        self._records = records
+        self._collate = collate_rows
+        self._rows = rows
+        self._capacity = capacity
+        self._single = single
+        self._workers = workers
+        self._buffer = buffer
+        self._max_bad_fraction = max_bad_fraction
+        self._settings = settings
+        self._upstream = None
+        self._position = 0
+        self._waiting: list[tuple[int, Any]] = []  # (position, sample)
+        self._first: dict[str, str] = {}
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+        self.stats: dict[str, float] = {}
+
+    @property
+    def dropped(self) -> int:
+        """Records dropped so far."""
+        return sum(self.reasons.values())
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> dict:
+        """The next batch.
+
+        Raises:
+          DataError: the share of bad records exceeds its limit.
+        """
+        rows = Rows(self._rows, self._capacity, self._single)
+        waiting = [entry for entry in self._waiting if not rows.place(entry[1], self._cost(entry[1]))]
+        while len(waiting) < WAITING and not rows.full:
+            entry = self._read()
+            if not rows.place(entry[1], self._cost(entry[1])):
+                waiting.append(entry)
+        self._waiting = waiting
+        self.stats = self._measure(rows.samples)
+        return self._collate(rows.samples)
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next batch begins, JSON-able."""
+        return {
+            "position": self._position,
+            "waiting": [position for position, _ in self._waiting],
+            "seen": self.seen,
+            "reasons": dict(self.reasons),
+            "first": dict(self._first),
+            "settings": self._settings,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `get_state` was called.
+
+        Raises:
+          DataError: the state belongs to other data, another process count or other settings of the stage, or a waiting example
+            can no longer be read.
+        """
+        for name, value in self._settings.items():
+            saved = state["settings"].get(name)
+            if saved != value:
+                raise DataError(
+                    f"data position: {name} was {saved} when it was saved and is {value} now; restore it, or start the stage anew"
+                )
+        self.close()
+        self._position = state["position"]
+        self.seen = state["seen"]
+        self.reasons = Counter(state["reasons"])
+        self._first = dict(state["first"])
+        self._waiting = [(position, self._records[position]) for position in state["waiting"]]
+        for _, sample in self._waiting:
+            if isinstance(sample, Rejected):
+                raise DataError(f"{sample.key}: was readable when the checkpoint was made, and is not now ({sample.reason})")
+
+    def close(self) -> None:
+        """Ends the workers; the next batch starts them again."""
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+
+    def _read(self) -> tuple[int, Any]:
+        """The next good sample and its position; bad records on the way are counted."""
+        if self._upstream is None:
+            self._upstream = self._start()
+        while True:
+            sample = next(self._upstream)
+            position = self._position
+            self._position += 1
+            self.seen += 1
+            if not isinstance(sample, Rejected):
+                return position, sample
+            self._reject(sample)
+
+    def _start(self) -> grain.DatasetIterator:
+        stream = self._records[self._position :]
+        if self._workers == 0:
+            return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._buffer)))
+        if not flags.FLAGS.is_parsed():  # grain reads its flags when it starts workers
+            flags.FLAGS.mark_as_parsed()
+        each = max(1, self._buffer // self._workers)
+        stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=each)))
+
+    def _reject(self, bad: Rejected) -> None:
+        reason = bad.reason if bad.reason in self.reasons or len(self.reasons) < REASONS else "other reasons"
+        self.reasons[reason] += 1
+        self._first.setdefault(reason, bad.key)
+        if self.dropped > self._max_bad_fraction * max(self.seen, GRACE):
+            listed = "; ".join(f"{n} x {reason} (first: {self._first[reason]})" for reason, n in self.reasons.most_common(5))
+            raise DataError(
+                f"{self.dropped} of {self.seen} records are bad, over the limit data.max_bad_fraction = {self._max_bad_fraction}: {listed}"
+            )
+
+    def _cost(self, sample: Any) -> Counts:
+        return Counts(1, 1, 1, 1) if self._single else sample.counts
+
+    def _measure(self, rows: list[list]) -> dict[str, float]:
+        samples = [sample for row in rows for sample in row]
+        stats = {"examples": float(len(samples))}
+        if hasattr(samples[0], "counts"):
+            stats["token_fill"] = sum(sample.counts.tokens for sample in samples) / (self._rows * self._capacity.tokens)
+            stats["patch_fill"] = sum(sample.counts.patches for sample in samples) / (self._rows * self._capacity.patches)
+        return stats
+
+
+def make_batches(
+    config: ConfigDict,
+    stage_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    teacher_size: int | None = None,
+) -> BatchIterator:
+    """Batches of an ELVA stage: this process's share, b = batch_size / process_count rows each.
+
+    Each is a dict of patches uint8 [b, N, P*P*3], layout TokenLayout [b, S], and with `teacher_size` = Ht also
+    teacher_frames uint8 [b, F, Ht, Ht, 3], indexed by `layout.frame`.
+
+    Raises:
+      DataError: data that is missing or does not divide among the processes, or a tokenizer without ChatML.
+    """
+    check_tokenizer(tokenizer)
+    mixture = Mixture(config, stage_name)
+    decoder = ConversationDecoder(mixture, config, stage_name, tokenizer, teacher_size)
+    capacity, width = budgets(config, stage_name), config.model.patch_size**2 * 3
+    bytes_each = capacity.patches * width + capacity.frames * (teacher_size or 0) ** 2 * 3
+
+    def collate_rows(rows: list[list]) -> dict:
+        return collate(rows, capacity, width, teacher_size)
+
+    settings = {
+        "merge_lines": config.model.merge_lines,
+        "patch_size": config.model.patch_size,
+        "floor": capacity.floor,
+        "teacher_size": teacher_size,
+    }
+    return _iterator(config, stage_name, decoder, collate_rows, capacity, bytes_each, process_index, process_count, settings)
+
+
+def make_teacher_batches(
+    config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
+) -> BatchIterator:
+    """Batches of a teacher stage: one clip and one caption a row, F = num_frames, Ht = teacher.image_size, L = teacher.text_length.
+
+    Each is a dict of pixels uint8 [b, F, Ht, Ht, 3], frame_mask bool [b, F], token_ids int32 [b, L] (ended by `<|endoftext|>`) and
+    mask bool [b, L].
+
+    Raises:
+      DataError: data that is missing or does not divide among the processes.
+    """
+    teacher, data = config.teacher, config.stages[stage_name].data
+    decoder = CaptionDecoder(Mixture(config, stage_name), config, stage_name, tokenizer)
+    padding = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+    def collate_rows(rows: list[list]) -> dict:
+        size, b = teacher.image_size, len(rows)
+        batch = {
+            "pixels": np.zeros((b, data.num_frames, size, size, 3), np.uint8),
+            "frame_mask": np.zeros((b, data.num_frames), bool),
+            "token_ids": np.full((b, teacher.text_length), padding, np.int32),
+            "mask": np.zeros((b, teacher.text_length), bool),
+        }
+        for r, (sample,) in enumerate(rows):
+            frames, tokens = len(sample.pixels), len(sample.token_ids)
+            batch["pixels"][r, :frames], batch["frame_mask"][r, :frames] = sample.pixels, True
+            batch["token_ids"][r, :tokens], batch["mask"][r, :tokens] = sample.token_ids, True
+        return batch
+
+    bytes_each = data.num_frames * teacher.image_size**2 * 3
+    settings = {"image_size": teacher.image_size, "text_length": teacher.text_length}
+    return _iterator(config, stage_name, decoder, collate_rows, Counts(1, 1, 1, 1), bytes_each, process_index, process_count, settings)
+
+
+def examples_per_step(config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Examples that one optimiser step takes over all processes: measured on the first rows where examples are packed.
+
+    The same on every process, so that all derive the same number of steps from a number of epochs.
+    """
+    stage = config.stages[stage_name]
+    if stage.kind == "teacher" or not stage.data.pack:
+        return float(stage.batch_size)
+    sample = config.copy_and_resolve_references()
+    sample.stages[stage_name].batch_size = min(stage.batch_size, 32)
+    sample.stages[stage_name].data.workers = 0
+    batches = make_batches(sample, stage_name, tokenizer)
+    next(batches)
+    next(batches)  # the first one only fills the waiting list
+    batches.close()
+    return batches.stats["examples"] / sample.stages[stage_name].batch_size * stage.batch_size
+
+
+def _iterator(
+    config: ConfigDict,
+    stage_name: str,
+    decoder: Decoder,
+    collate_rows: Callable[[list[list]], dict],
+    capacity: Counts,
+    bytes_each: int,
+    process_index: int,
+    process_count: int,
+    settings: dict[str, Any],
+) -> BatchIterator:
+    stage = config.stages[stage_name]
+    data = stage.data
+    if stage.batch_size % process_count:
+        raise DataError(f"stages.{stage_name}.batch_size = {stage.batch_size} does not divide among {process_count} processes")
+    single = stage.kind == "teacher" or not data.pack
+    lengths = [len(records) for records in decoder.mixture.records]
+    positions = mixing.stream(lengths, decoder.mixture.weights, stage_seed(config.seed, stage_name), process_index, process_count)
+    records = positions.random_map(decoder, seed=stage_seed(config.seed, stage_name, "turns", process_index))
+    names = ("num_frames", "fps", "longest_edge", "upscale", "seq_len", "max_patches", "max_frames", "pack", "max_turns", "system_prompt")
+    return BatchIterator(
+        records,
+        collate_rows,
+        rows=stage.batch_size // process_count,
+        capacity=capacity,
+        single=single,
+        workers=data.workers,
+        buffer=min(64, max(2, BUFFER_BYTES // bytes_each)),
+        max_bad_fraction=data.max_bad_fraction,
+        settings={
+            "stage": stage_name,
+            "seed": config.seed,
+            "mixture": decoder.mixture.fingerprint(),
+            "process_index": process_index,
+            "process_count": process_count,
+            "batch_size": stage.batch_size,
+            **{name: data[name] for name in names},
+            **settings,
+        },
+    )

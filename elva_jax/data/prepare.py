@@ -1,0 +1,189 @@
+"""One record to one packed-ready sample, in whichever process decodes; what goes wrong becomes a record of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.data import conversation
+from elva_jax.data.example import Example, Media
+from elva_jax.data.mixture import Mixture
+from elva_jax.data.packing import Sample, budgets, over
+from elva_jax.errors import DataError, ElvaError, VideoError
+from elva_jax.video.decode import read_frames
+from elva_jax.video.layout import Counts, build_layout, count
+from elva_jax.video.resize import patchify, resize_frame, target_size
+
+
+class Rejected(NamedTuple):
+    """A record that gives no sample."""
+
+    key: str
+    reason: str
+
+
+class Sizing(NamedTuple):
+    """How frames are chosen and scaled."""
+
+    num_frames: int
+    fps: float
+    longest_edge: int
+    patch_size: int
+    upscale: bool
+    teacher_size: int | None  # side of the teacher's square frames; None: no teacher
+
+
+class Views(NamedTuple):
+    """What is kept of a decoded frame."""
+
+    student: np.ndarray | None  # uint8 [h, w, 3]
+    teacher: np.ndarray | None  # uint8 [Ht, Ht, 3]
+
+
+class Decoder:
+    """Base of the random map: reads a record, prepares it, and turns every failure into `Rejected`, because a raising map ends a worker."""
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+
+    def __call__(self, position: tuple[int, int], rng: np.random.Generator) -> Sample | Rejected:
+        key = self.mixture.key(*position)
+        try:
+            example = self.mixture.example(*position)
+            key = example.key
+            return self.prepare(example, rng)
+        except VideoError as error:
+            return Rejected(key, error.reason)
+        except ElvaError as error:
+            return Rejected(key, str(error).removeprefix(f"{key}: "))
+        except Exception as error:  # a decoder's own failure must not end the run: it is counted, and the limit on bad records stops a bug
+            return Rejected(key, f"{type(error).__name__}: {error}"[:200])
+
+    def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
+        raise AssertionError("a subclass prepares")
+
+
+class ConversationDecoder(Decoder):
+    """Prepares conversations for an ELVA stage.
+
+    Args:
+      mixture: the opened sources.
+      config: the run's configuration.
+      stage_name: one of its stages.
+      tokenizer: a ChatML tokenizer.
+      teacher_size: side of the teacher's square frames; None: none are made.
+    """
+
+    def __init__(self, mixture: Mixture, config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase, teacher_size: int | None):
+        super().__init__(mixture)
+        data = config.stages[stage_name].data
+        self.tokenizer = tokenizer
+        self.capacity = budgets(config, stage_name)
+        self.merge_lines = config.model.merge_lines
+        self.max_turns = data.max_turns
+        self.system_prompt = data.system_prompt
+        self.sizing = Sizing(data.num_frames, data.fps, data.longest_edge, config.model.patch_size, data.upscale, teacher_size)
+
+    def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
+        example = choose_turns(example, self.max_turns, rng)
+        conversation.check(example)
+        grids, patches, teacher = [], [], []
+        for medium in example.media:
+            views = read_views(medium, self.sizing, example.key)
+            size = self.sizing.patch_size
+            grids.append([(view.student.shape[0] // size, view.student.shape[1] // size) for view in views])
+            patches += [patchify(view.student, size) for view in views]
+            teacher += [view.teacher for view in views]
+        layout, counts = self._lay_out(example, grids)
+        width = self.sizing.patch_size**2 * 3
+        rows = np.concatenate(patches) if patches else np.zeros((0, width), np.uint8)
+        seen = np.stack(teacher[: counts.frames]) if self.sizing.teacher_size and teacher else None
+        return Sample(layout, rows[: counts.patches], seen, counts)
+
+    def _lay_out(self, example: Example, grids: list) -> tuple:
+        """Lays the example out, without its last turns where it is too long; the media of dropped turns go with them."""
+        while True:
+            kept = grids[: len(example.media)]
+            layout = build_layout(conversation.render(example, self.tokenizer, kept, self.system_prompt))
+            counts = count(layout, self.merge_lines)
+            exceeded = over(counts, self.capacity)
+            if not exceeded:
+                return layout, counts
+            media_alone = {"patches", "frames"} & set(exceeded) and not conversation.has_markers(example)
+            if media_alone or len(example.turns) == 1:
+                raise DataError(f"one example exceeds the row's {' and '.join(exceeded)}")
+            example = conversation.truncate(example, self._turns_that_may_fit(example, counts))
+
+    def _turns_that_may_fit(self, example: Example, counts: Counts) -> int:
+        """Drops turns from the end until their text covers the excess; at least one goes, the first always stays."""
+        excess = max(counts.tokens - self.capacity.tokens, counts.floor - self.capacity.floor)
+        turns = len(example.turns)
+        while turns > 1:
+            turns -= 1
+            excess -= conversation.turn_tokens(example.turns[turns], self.tokenizer)
+            if excess <= 0:
+                break
+        return turns if not conversation.has_markers(example) else len(example.turns) - 1
+
+
+def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Example:
+    """At most `most` turns: random ones in random order, or the first ones where order or markers matter."""
+    if example.ordered or conversation.has_markers(example):
+        return conversation.truncate(example, most)
+    order = rng.permutation(len(example.turns))[:most]
+    return dataclasses.replace(example, turns=tuple(example.turns[k] for k in order))
+
+
+def read_views(medium: Media, sizing: Sizing, name: str) -> list[Views]:
+    """Decodes a medium's frames, each reduced as it comes to the student's and the teacher's size.
+
+    Raises:
+      VideoError: a medium that cannot be read.
+    """
+
+    def reduce(frame: np.ndarray) -> Views:
+        student = teacher = None
+        if sizing.longest_edge:
+            size = target_size(*frame.shape[:2], longest_edge=sizing.longest_edge, patch_size=sizing.patch_size, upscale=sizing.upscale)
+            student = resize_frame(frame, size)
+        if sizing.teacher_size:
+            teacher = resize_frame(frame, (sizing.teacher_size, sizing.teacher_size))
+        return Views(student, teacher)
+
+    still = medium.kind == "image"
+    return read_frames(
+        medium.source,
+        num_frames=1 if still else sizing.num_frames,
+        fps=None if still or not sizing.fps else sizing.fps,
+        transform=reduce,
+        name=name if isinstance(medium.source, bytes) else None,
+    ).pixels
+
+
+class CaptionSample(NamedTuple):
+    """One clip and one caption."""
+
+    pixels: np.ndarray  # uint8 [f, Ht, Ht, 3]
+    token_ids: np.ndarray  # int32 [length]
+
+
+class CaptionDecoder(Decoder):
+    """Prepares clip and caption pairs for a teacher stage: a random turn's answer is the caption."""
+
+    def __init__(self, mixture: Mixture, config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(mixture)
+        data, teacher = config.stages[stage_name].data, config.teacher
+        self.tokenizer = tokenizer
+        self.text_length = teacher.text_length
+        self.sizing = Sizing(data.num_frames, data.fps, 0, teacher.patch_size, data.upscale, teacher.image_size)
+
+    def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
+        example = choose_turns(example, 1, rng)
+        conversation.check(example)
+        ids = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())[: self.text_length - 1]
+        pixels = np.stack([view.teacher for view in read_views(example.media[0], self.sizing, example.key)])
+        return CaptionSample(pixels, np.asarray([*ids, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")], np.int32))

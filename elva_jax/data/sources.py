@@ -1,0 +1,94 @@
+"""Data sets by name, as random-access sequences of records, and the readers that turn a record into an Example.
+
+A new format is one reader in `READERS`; the rest of the pipeline sees only `open_source` and `to_example`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from elva_jax.data.conversation import choice_prompt
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.errors import DataError
+
+Record = Mapping[str, Any]
+
+
+def open_source(name: str, split: str, data_dir: str | Path) -> Sequence[Record]:
+    """Opens one split of a built data set for random access.
+
+    Args:
+      name: TFDS name, such as moving_shapes/easy.
+      split: split of it; TFDS slices such as `train[:100]` work.
+      data_dir: the folder under which data sets were built.
+
+    Raises:
+      DataError: the data set or the split is not there, or no reader knows the format.
+    """
+    reader(name)
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
+    except tfds.core.DatasetNotFoundError:
+        base = name.split("/")[0]
+        raise DataError(f"{Path(data_dir) / name}: no such data set; build it with `elva data build {base}`, or set data_dir") from None
+    known = ", ".join(builder.info.splits)
+    try:
+        records = builder.as_data_source(split=split)
+    except (ValueError, KeyError):
+        raise DataError(f"{builder.data_dir}: no split '{split}'; it has {known}") from None
+    if len(records) == 0:
+        raise DataError(f"{builder.data_dir}: split '{split}' is empty")
+    return records
+
+
+def to_example(record: Record, tasks: Sequence[str] = (), name: str = "moving_shapes") -> Example:
+    """Turns one record of the data set `name` into an example with the turns of `tasks`; () takes all.
+
+    Raises:
+      DataError: a record that is malformed.
+    """
+    return reader(name)(record, tuple(tasks))
+
+
+def reader(name: str) -> Callable[[Record, tuple[str, ...]], Example]:
+    """The reader of a data set's records, by the first part of its name."""
+    try:
+        return READERS[name.split("/")[0]]
+    except KeyError:
+        raise DataError(f"{name}: no reader for this data set; there are {', '.join(READERS)}") from None
+
+
+def annotation(record: Record) -> dict[str, Any]:
+    """The decoded annotation of a moving_shapes record."""
+    return json.loads(_text(record["annotation"]))
+
+
+def _text(value: Any) -> str:
+    """TFDS gives text as bytes, or as an object array around them."""
+    value = value.item() if hasattr(value, "item") else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
+    key = _text(record["id"])
+    try:
+        notes = annotation(record)
+        turns = [Turn(t["question"], t["answer"], task) for task in ("object", "caption") for t in notes["captions"].get(task, ())]
+        for q in notes["questions"]:
+            options = tuple(q.get("options") or ())
+            turns.append(Turn(q["question"], q["answer"], "open", q["family"], options))
+            if options:
+                turns.append(Turn(choice_prompt(q["question"], options), q["letter"], "choice", q["family"], options))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{key}: malformed annotation ({type(error).__name__}: {error})") from None
+    media = record["media"]
+    source = media.item() if hasattr(media, "item") else media
+    return Example(key, (Media(source, _text(record["kind"])),), tuple(turn for turn in turns if not tasks or turn.task in tasks))
+
+
+READERS: dict[str, Callable[[Record, tuple[str, ...]], Example]] = {"moving_shapes": _moving_shapes}
