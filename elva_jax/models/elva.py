@@ -1,0 +1,212 @@
+"""The whole model: patches and text to hidden states, with hierarchical merging between segments of the decoder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elva_jax.errors import ConfigError
+from elva_jax.models.config import ElvaConfig
+from elva_jax.models.patch_embed import PatchEmbed
+from elva_jax.models.qwen2 import Qwen2
+from elva_jax.ops import merging as merging_ops
+from elva_jax.video.layout import Kind, TokenLayout
+
+
+class ElvaOutput(NamedTuple):
+    """What a forward pass gives; C is the last bucket (S without one)."""
+
+    hidden: jax.Array  # [B, C, D] behind the final norm
+    layout: TokenLayout  # [B, C] of the surviving tokens
+    size: jax.Array  # [B, C] float32, how many original tokens each stands for
+    survivor: jax.Array  # [B, S] int32, where every original token is now; -1 for PAD
+    stats: dict[str, jax.Array]  # scalars
+
+
+class Segment(NamedTuple):
+    """A piece of the decoder between merging layers."""
+
+    start: int  # first layer
+    stop: int  # behind the last layer
+    merge: int | None  # which merging layer of the config stands before it
+
+
+class Cache(NamedTuple):
+    """Keys and values of one decoder segment."""
+
+    k: jax.Array  # [L, B, T, K, Dh]
+    v: jax.Array  # [L, B, T, K, Dh]
+    valid: jax.Array  # [B, T] bool, which slots hold a token
+    length: jax.Array  # int32 scalar, the slot that the next token takes in every row
+
+
+def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
+    """The decoder's pieces in order.
+
+    Raises:
+      ConfigError: merging layers that do not increase or lie outside the decoder.
+    """
+    layers, total = config.merge.layers if merging else (), config.decoder.num_layers
+    cuts = [rule.before_layer for rule in layers]
+    if cuts != sorted(set(cuts)) or any(not 0 <= cut < total for cut in cuts):
+        raise ConfigError(f"model.merge_layers: must increase within 0 … {total - 1}, got {tuple(cuts)}")
+    edges = (*cuts, total)
+    first = (Segment(0, edges[0], None),) if edges[0] > 0 else ()
+    return first + tuple(Segment(edges[k], edges[k + 1], k) for k in range(len(cuts)))
+
+
+def new_cache(keys_values: tuple[jax.Array, jax.Array], valid_BxC: jax.Array, room: int) -> Cache:
+    """The cache behind a prefill of C tokens, with `room` more slots; keys and values [L, B, C, K, Dh] come from `Elva.layers`."""
+    k, v = (jnp.pad(array, [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]) for array in keys_values)
+    return Cache(k, v, jnp.pad(valid_BxC, [(0, 0), (0, room)]), jnp.asarray(valid_BxC.shape[1], jnp.int32))
+
+
+class Elva(nn.Module):
+    """ELVA: patch embedding, Qwen2 decoder and merging layers. Methods are reached through `apply(..., method="name")`."""
+
+    config: ElvaConfig
+
+    def setup(self):
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        self.patch_embed = PatchEmbed(c.patch, c.decoder.hidden_size, dtype)
+        self.decoder = Qwen2(c.decoder, dtype, c.remat, c.attention)
+
+    def __call__(
+        self, patches_BxNxK: jax.Array, layout: TokenLayout, *, merging: bool = False, buckets: tuple[int, ...] = (), rope_length: int = 0
+    ) -> ElvaOutput:
+        """The whole forward pass up to the final norm.
+
+        Args:
+          patches_BxNxK: uint8 pixels of the patches, K = P * P * 3.
+          layout: fields [B, S].
+          merging: whether the config's merging layers act; static.
+          buckets: per merging layer, the static token count behind it, 0 for the length before it; empty: the config's own.
+          rope_length: the length that dynamic RoPE scaling counts with; 0: the decoder's `max_position`.
+
+        Raises:
+          ConfigError: not one bucket a merging layer.
+        """
+        rules = self.config.merge.layers if merging else ()
+        if buckets and len(buckets) != len(rules):
+            raise ConfigError(f"merge_buckets: {len(buckets)} for {len(rules)} merging layers; give one each, or none")
+        buckets = buckets or tuple(rule.bucket or 0 for rule in rules)
+        original = layout = TokenLayout(*(jnp.asarray(field) for field in layout))
+        batch, length = layout.kind.shape
+        x = self.embed(patches_BxNxK, layout)
+        size = jnp.ones((batch, length), jnp.float32)
+        survivor = jnp.where(layout.kind != Kind.PAD, jnp.arange(length, dtype=jnp.int32)[None], -1)
+        stats: dict[str, jax.Array] = {"padding": _padding(layout)}
+        visual = []
+        for piece in segments(self.config, merging):
+            if piece.merge is not None:
+                merged = self.merge(x, layout, size, piece.merge, buckets[piece.merge] or None)
+                survivor = jax.vmap(merging_ops.compose)(survivor, merged.survivor)
+                x, layout, size = merged.x, merged.layout, merged.size
+                stats |= _merge_stats(piece.merge, merged, original)
+            visual.append((piece.stop - piece.start) * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE)))
+            x, _ = self.decoder.layers(
+                x, layout.position, layout.segment, piece.start, piece.stop, rope_length=rope_length or 0, with_cache=False
+            )
+        if rules:
+            stats["merge/kept_mean"] = sum(visual) / self.config.decoder.num_layers
+        return ElvaOutput(self.decoder.finish(x), layout, size, survivor, stats)
+
+    def embed(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
+        """Input embeddings [B, S, D]: text from the table, visual tokens from the patch embedding, zeros at padding."""
+        is_text = layout.kind == Kind.TEXT
+        text = self.decoder.embed(jnp.where(is_text, layout.token_id, 0))
+        visual = self.patch_embed(patches_BxNxK, layout)
+        return nn.with_logical_constraint(jnp.where(is_text[..., None], text, visual), ("batch", "seq", None))
+
+    def layers(self, x_BxSxD: jax.Array, layout: TokenLayout, start: int, stop: int, *, rope_length: int = 0):
+        """Decoder layers start … stop − 1: x [B, S, D] and (keys, values), each [stop - start, B, S, K, Dh]."""
+        return self.decoder.layers(x_BxSxD, layout.position, layout.segment, start, stop, rope_length=rope_length)
+
+    def merge(self, x_BxSxD: jax.Array, layout: TokenLayout, size_BxS: jax.Array, index: int, bucket: int | None = None):
+        """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""
+        rule, merge_lines = self.config.merge.layers[index], self.config.merge.merge_lines
+
+        def one(x, layout, size):
+            return merging_ops.merge(x, layout, size, rule, merge_lines=merge_lines, bucket=bucket)
+
+        return jax.vmap(one)(x_BxSxD, layout, size_BxS)
+
+    def finish(self, x_BxSxD: jax.Array) -> jax.Array:
+        """The final norm: what `head` takes."""
+        return self.decoder.finish(x_BxSxD)
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
+        return self.decoder.head(hidden)
+
+    def text_step(
+        self,
+        token_ids_BxQ: jax.Array,
+        position_BxQ: jax.Array,
+        caches: tuple[Cache, ...],
+        valid_BxQ: jax.Array | None = None,
+        *,
+        rope_length: int = 0,
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
+        """Runs new text tokens through all segments against their caches and appends them.
+
+        Args:
+          token_ids_BxQ: the new tokens, in order; Q is 1 while generating.
+          position_BxQ: their RoPE positions (of the uncompacted sequence: one more than the prompt's last).
+          caches: one a decoder segment, in order; each needs Q free slots behind `length`.
+          valid_BxQ: which of the new tokens later steps may see; None: all. Rows may be padded on the right.
+          rope_length: as in `__call__`.
+
+        Returns:
+          float32 logits [B, Q, V], and the caches with the new tokens.
+
+        Raises:
+          ConfigError: the caches do not cover the decoder's layers.
+        """
+        covered = sum(cache.k.shape[0] for cache in caches)
+        if covered != self.config.decoder.num_layers:
+            raise ConfigError(f"the caches cover {covered} layers, the decoder has {self.config.decoder.num_layers}")
+        if valid_BxQ is None:
+            valid_BxQ = jnp.ones(token_ids_BxQ.shape, bool)
+        x, start, grown = self.decoder.embed(token_ids_BxQ), 0, []
+        for cache in caches:
+            stop = start + cache.k.shape[0]
+            x, k, v = self.decoder.cached_layers(x, position_BxQ, start, stop, cache.k, cache.v, cache.valid, rope_length=rope_length)
+            grown.append(_append(cache, k, v, valid_BxQ))
+            start = stop
+        return self.head(self.finish(x)), tuple(grown)
+
+
+def _append(cache: Cache, k: jax.Array, v: jax.Array, valid_BxQ: jax.Array) -> Cache:
+    def write(array, new, axis):
+        return jax.lax.dynamic_update_slice_in_dim(array, new.astype(array.dtype), cache.length, axis)
+
+    return Cache(write(cache.k, k, 2), write(cache.v, v, 2), write(cache.valid, valid_BxQ, 1), cache.length + valid_BxQ.shape[1])
+
+
+def _count(layout: TokenLayout, kinds: tuple[Kind, ...]) -> jax.Array:
+    return sum(jnp.sum(layout.kind == kind, dtype=jnp.float32) for kind in kinds)
+
+
+def _share(before: TokenLayout, after: TokenLayout, kinds: tuple[Kind, ...]) -> jax.Array:
+    """The part of the batch's tokens of these kinds that is still there; 1 where there never was one."""
+    total = _count(before, kinds)
+    return jnp.where(total > 0, _count(after, kinds) / jnp.maximum(total, 1.0), 1.0)
+
+
+def _padding(layout: TokenLayout) -> jax.Array:
+    return _count(layout, (Kind.PAD,)) / layout.kind.size
+
+
+def _merge_stats(index: int, merged: merging_ops.Merged, original: TokenLayout) -> dict[str, jax.Array]:
+    """Scalars over the batch behind the index-th merging layer."""
+    return {
+        f"merge/kept_{index}": _share(original, merged.layout, (Kind.PATCH,)),  # part of the original patches
+        f"merge/forced_{index}": jnp.sum(merged.stats.forced).astype(jnp.float32),  # merges that only the bucket asked for
+        f"merge/overflow_{index}": jnp.sum(merged.stats.overflow).astype(jnp.float32),  # tokens without room: must be 0
+        f"merge/padding_{index}": _padding(merged.layout),  # part of the bucket left empty
+    }

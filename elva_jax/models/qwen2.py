@@ -1,0 +1,191 @@
+"""The Qwen2 decoder: RMSNorm, grouped-query attention with RoPE, SwiGLU. All layers' parameters are stacked in one subtree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from elva_jax.errors import ConfigError
+from elva_jax.models.config import DecoderConfig
+from elva_jax.ops import attention as attention_ops
+from elva_jax.ops import rope
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attended"),
+}
+UNROLL_UP_TO = 8  # layers; a longer stack is a loop, so that compile time does not grow with it
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _normal(*axes: str | None):
+    return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+
+
+def _norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
+    scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=jnp.float32, scale_init=scale_init, name=name)
+
+
+class DecoderLayer(nn.Module):
+    """One layer; kernels are [in, out], heads flattened in the order (head, head_dim)."""
+
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxSxD: jax.Array, cos_BxSxF: jax.Array, sin_BxSxF: jax.Array, attend: Attend):
+        """Returns the next hidden states [B, S, D] and the turned keys and the values, each [B, S, K, Dh]."""
+        c = self.config
+
+        def dense(name, features, axes, use_bias=False):
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
+            return nn.Dense(features, use_bias, self.dtype, kernel_init=_normal(*axes), bias_init=bias_init, name=name)
+
+        def heads(name, count, axis):
+            flat = dense(name, count * c.head_dim, ("embed", axis), c.attention_bias)(h_BxSxD)
+            split = flat.reshape(*flat.shape[:2], count, c.head_dim)
+            return nn.with_logical_constraint(split, ("batch", "seq", axis, "head_dim"))
+
+        h_BxSxD = _norm(c, "input_layernorm")(x_BxSxD).astype(self.dtype)
+        q_BxSxHxDh = checkpoint_name(rope.rotate(heads("q_proj", c.num_heads, "heads"), cos_BxSxF, sin_BxSxF), "query")
+        k_BxSxKxDh = checkpoint_name(rope.rotate(heads("k_proj", c.num_kv_heads, "kv_heads"), cos_BxSxF, sin_BxSxF), "key")
+        v_BxSxKxDh = checkpoint_name(heads("v_proj", c.num_kv_heads, "kv_heads"), "value")
+        attended = checkpoint_name(attend(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh), "attended")
+        attended = attended.reshape(*attended.shape[:2], c.num_heads * c.head_dim)
+        x_BxSxD = x_BxSxD + dense("o_proj", c.hidden_size, ("heads", "embed"))(attended)
+
+        h_BxSxD = _norm(c, "post_attention_layernorm")(x_BxSxD).astype(self.dtype)
+        gate_BxSxM = dense("gate_proj", c.intermediate_size, ("embed", "mlp"))(h_BxSxD)
+        up_BxSxM = dense("up_proj", c.intermediate_size, ("embed", "mlp"))(h_BxSxD)
+        inner_BxSxM = nn.with_logical_constraint(nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "seq", "mlp"))
+        x_BxSxD = x_BxSxD + dense("down_proj", c.hidden_size, ("mlp", "embed"))(inner_BxSxM)
+        return nn.with_logical_constraint(x_BxSxD, ("batch", "seq", None)), (k_BxSxKxDh, v_BxSxKxDh)
+
+
+class Qwen2(nn.Module):
+    """Embedding table, a stack of layers that can be run in pieces, final norm and head.
+
+    The parameters of all layers are one subtree `layers` whose leaves are [num_layers, ...]; pieces slice it, so that where a run is cut
+    never shows in a checkpoint.
+    """
+
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    attention: str = "auto"
+
+    def setup(self):
+        c = self.config
+        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+            raise ConfigError(f"model.remat: {self.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}")
+        self.embed_tokens = self.param("embed_tokens", _normal("vocab", "embed"), (c.vocab_size, c.hidden_size), jnp.float32)
+        self.stack = self.param("layers", self._init_layers)
+        self.norm = _norm(c)
+        if not c.tie_embeddings:
+            self.lm_head = self.param("lm_head", _normal("embed", "vocab"), (c.hidden_size, c.vocab_size), jnp.float32)
+
+    def _layer(self) -> DecoderLayer:
+        return DecoderLayer(self.config, self.dtype, parent=None)
+
+    def _init_layers(self, key: jax.Array):
+        x = jnp.zeros((1, 1, self.config.hidden_size), self.dtype)
+        angle = jnp.zeros((1, 1, self.config.head_dim // 2), jnp.float32)
+
+        def init(key):
+            return self._layer().init(key, x, angle, angle, lambda q, k, v: q)["params"]
+
+        stacked = jax.vmap(init)(jax.random.split(key, self.config.num_layers))
+        return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
+
+    def embed(self, token_ids_BxS: jax.Array) -> jax.Array:
+        """[B, S, D] rows of the embedding table in the compute type."""
+        return self.embed_tokens[token_ids_BxS].astype(self.dtype)
+
+    def angles(self, position_BxS: jax.Array, rope_length: int = 0) -> tuple[jax.Array, jax.Array]:
+        """cos and sin of RoPE, [B, S, Dh / 2] float32.
+
+        `rope_length` is the sequence length that dynamic scaling counts with. By default it is `max_position`, whatever the length at hand:
+        a token's keys must not depend on how examples are packed or how far an answer has come.
+        """
+        c = self.config
+        frequency, factor = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling, rope_length or c.max_position)
+        return rope.cos_sin(position_BxS, frequency, factor)
+
+    def layers(self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, rope_length: int = 0, with_cache: bool = True):
+        """Runs layers start … stop − 1.
+
+        Returns:
+          x [B, S, D] and, with_cache, keys and values [stop - start, B, S, K, Dh] each; None otherwise.
+        """
+        cos, sin = self.angles(position_BxS, rope_length)
+        attend = partial(attention_ops.packed_attention, segment_BxS=segment_BxS, implementation=self.attention)
+        layer = self._layer()
+
+        def body(x, params):
+            x, keys_values = layer.apply({"params": params}, x, cos, sin, attend)
+            return x, keys_values if with_cache else None
+
+        unroll = self._unroll(stop - start)
+        if self.remat != "none":
+            # Outside a loop XLA would merge the recomputation with the original and undo it.
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=unroll > 1)
+        return jax.lax.scan(body, x_BxSxD, self._slice(start, stop), unroll=unroll)
+
+    def cached_layers(self, x_BxQxD, position_BxQ, start: int, stop: int, k_LxBxTxKxDh, v_LxBxTxKxDh, valid_BxT, *, rope_length: int = 0):
+        """Runs layers start … stop − 1 on Q new tokens that see the valid slots of a cache and, causally, one another.
+
+        Returns:
+          x [B, Q, D], keys and values of the new tokens [stop - start, B, Q, K, Dh] each.
+        """
+        cos, sin = self.angles(position_BxQ, rope_length)
+        layer = self._layer()
+
+        def body(x, inputs):
+            params, k_cache, v_cache = inputs
+            attend = partial(attention_ops.cached_attention, k_cache_BxTxKxDh=k_cache, v_cache_BxTxKxDh=v_cache, valid_BxT=valid_BxT)
+            return layer.apply({"params": params}, x, cos, sin, attend)
+
+        stack = (self._slice(start, stop), k_LxBxTxKxDh, v_LxBxTxKxDh)
+        x_BxQxD, (k_new, v_new) = jax.lax.scan(body, x_BxQxD, stack, unroll=self._unroll(stop - start))
+        return x_BxQxD, k_new, v_new
+
+    def _slice(self, start: int, stop: int):
+        if not 0 <= start <= stop <= self.config.num_layers:
+            raise ConfigError(f"layers {start} … {stop} are not within the decoder's {self.config.num_layers} layers")
+        if (start, stop) == (0, self.config.num_layers):
+            return self.stack
+        return jax.tree.map(lambda leaf: leaf[start:stop], self.stack)
+
+    @staticmethod
+    def _unroll(count: int) -> int:
+        return max(count, 1) if count <= UNROLL_UP_TO else 1
+
+    def finish(self, x_BxSxD: jax.Array) -> jax.Array:
+        """The final norm."""
+        return self.norm(x_BxSxD).astype(self.dtype)
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
+        hidden = hidden.astype(self.dtype)
+        if self.config.tie_embeddings:
+            logits = jnp.einsum("...d,vd->...v", hidden, self.embed_tokens.astype(self.dtype), preferred_element_type=jnp.float32)
+        else:
+            logits = jnp.einsum("...d,dv->...v", hidden, self.lm_head.astype(self.dtype), preferred_element_type=jnp.float32)
+        if logits.ndim == 3:
+            logits = nn.with_logical_constraint(logits, ("batch", "seq", "vocab"))
+        return logits
+
+    def __call__(self, token_ids_BxS, position_BxS, segment_BxS, *, rope_length: int = 0) -> jax.Array:
+        """float32 logits [B, S, V] of plain text."""
+        x = self.embed(token_ids_BxS)
+        x, _ = self.layers(x, position_BxS, segment_BxS, 0, self.config.num_layers, rope_length=rope_length, with_cache=False)
+        return self.head(self.finish(x))

@@ -1,0 +1,101 @@
+"""Grouped-query attention: causal over packed sequences, and of a few new tokens over a cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from elva_jax.errors import ConfigError
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, implementation: str = "auto") -> jax.Array:
+    """Causal self-attention in which a token sees the tokens of its own segment up to itself.
+
+    Padding (segment 0) is a segment of its own: it sees only padding, so that its rows stay finite, and nothing else sees it.
+
+    Args:
+      q_BxSxHxDh: queries; H is a multiple of K, query head h reads key head h // (H / K).
+      k_BxSxKxDh: keys.
+      v_BxSxKxDh: values.
+      segment_BxS: which packed example each token belongs to.
+      implementation: xla materialises the scores; cudnn is the fused kernel (GPU, half precision, head width up to 128);
+        auto takes cudnn where it can run.
+
+    Returns:
+      [B, S, H, Dh] in the type of v; the softmax is float32.
+
+    Raises:
+      ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(f"model.attention: {implementation!r} is unknown; use one of {', '.join(IMPLEMENTATIONS)}")
+    obstacle = _cudnn_obstacle(q_BxSxHxDh)
+    if implementation == "cudnn" and obstacle:
+        raise ConfigError(f"model.attention: cudnn {obstacle}; use auto or xla")
+    same_BxSxS = segment_BxS[:, :, None] == segment_BxS[:, None, :]
+    if implementation == "xla" or obstacle:
+        length = q_BxSxHxDh.shape[1]
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        return _attend(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, same_BxSxS & causal)
+    return jax.nn.dot_product_attention(
+        q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, mask=same_BxSxS[:, None], is_causal=True, implementation="cudnn"
+    )
+
+
+def _cudnn_obstacle(q_BxSxHxDh: jax.Array) -> str:
+    """Why cuDNN's fused attention cannot run; empty where it can."""
+    if jax.default_backend() != "gpu":
+        return f"needs a GPU, not {jax.default_backend()}"
+    if q_BxSxHxDh.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs model.dtype bfloat16, not {q_BxSxHxDh.dtype}"
+    if q_BxSxHxDh.shape[-1] > 128 or q_BxSxHxDh.shape[-1] % 8:
+        return f"needs model.head_dim to be a multiple of 8 up to 128, not {q_BxSxHxDh.shape[-1]}"
+    return ""
+
+
+def _scores(q_BxQxHxDh: jax.Array, k_BxTxKxDh: jax.Array) -> jax.Array:
+    """Scaled float32 scores [B, K, H/K, Q, T]."""
+    batch, queries, heads, width = q_BxQxHxDh.shape
+    kv_heads = k_BxTxKxDh.shape[2]
+    grouped = q_BxQxHxDh.reshape(batch, queries, kv_heads, heads // kv_heads, width)
+    return jnp.einsum("bqkgd,btkd->bkgqt", grouped, k_BxTxKxDh, preferred_element_type=jnp.float32) * width**-0.5
+
+
+def _weigh(weight_BxKxGxQxT: jax.Array, v_BxTxKxDh: jax.Array) -> jax.Array:
+    """Weighted sums of values [B, Q, H, Dh] in the type of v."""
+    out = jnp.einsum("bkgqt,btkd->bqkgd", weight_BxKxGxQxT.astype(v_BxTxKxDh.dtype), v_BxTxKxDh)
+    batch, queries, kv_heads, groups, width = out.shape
+    return out.reshape(batch, queries, kv_heads * groups, width)
+
+
+def _attend(q_BxQxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxQxT) -> jax.Array:
+    score = _scores(q_BxQxHxDh, k_BxTxKxDh)
+    score = jnp.where(mask_BxQxT[:, None, None], score, jnp.finfo(jnp.float32).min)
+    return _weigh(jax.nn.softmax(score, axis=-1), v_BxTxKxDh)
+
+
+def cached_attention(q_BxQxHxDh, k_BxQxKxDh, v_BxQxKxDh, k_cache_BxTxKxDh, v_cache_BxTxKxDh, valid_BxT) -> jax.Array:
+    """Attention of Q new tokens over the valid keys of a cache and, causally, over one another.
+
+    The cache is only read: its T slots may be filled in any order, since all of them come before the new tokens.
+
+    Args:
+      q_BxQxHxDh: queries of the new tokens.
+      k_BxQxKxDh: their keys.
+      v_BxQxKxDh: their values.
+      k_cache_BxTxKxDh: earlier keys.
+      v_cache_BxTxKxDh: earlier values.
+      valid_BxT: bool, which slots of the cache hold a token.
+
+    Returns:
+      [B, Q, H, Dh].
+    """
+    queries, slots = q_BxQxHxDh.shape[1], valid_BxT.shape[1]
+    low = jnp.finfo(jnp.float32).min
+    old = jnp.where(valid_BxT[:, None, None, None, :], _scores(q_BxQxHxDh, k_cache_BxTxKxDh), low)
+    causal = jnp.tril(jnp.ones((1, 1, 1, queries, queries), bool))
+    new = jnp.where(causal, _scores(q_BxQxHxDh, k_BxQxKxDh), low)
+    weight = jax.nn.softmax(jnp.concatenate([old, new], axis=-1), axis=-1)
+    return _weigh(weight[..., :slots], v_cache_BxTxKxDh) + _weigh(weight[..., slots:], v_BxQxKxDh)
