@@ -1,0 +1,285 @@
+"""One video file opened with PyAV: its duration, and the frames displayed at given times, without decoding more than needed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from elva_jax.errors import VideoError
+
+# Without a list FFmpeg would also "play" text files and follow play lists to other files.
+FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf"
+UNKNOWN_KEYFRAME_GAP = 10  # seconds between key frames, until two of them have been seen
+BACKGROUND = 255  # what shines through transparent pixels: white, as on a page
+
+
+class Shown(NamedTuple):
+    """A decoded frame and its time stamp in units of the stream's time base."""
+
+    pts: int
+    frame: av.VideoFrame
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns whatever a decoding library raises into a VideoError about `name`."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except Exception as error:  # Pillow and PyAV raise nearly every type on damaged files
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or str(error) or type(error).__name__
+        raise VideoError(name, f"cannot be read ({reason.strip()})") from error
+
+
+class VideoFile:
+    """A video, as times from its first displayed frame.
+
+    Decoding is strictly forward, except that a long way to the next wanted time is cut short by seeking to a key frame. One thread
+    decodes: small clips open faster so, and workers that decode side by side do not fight for cores.
+
+    Args:
+      source: a path, or the file's bytes.
+      name: what errors call it.
+
+    Raises:
+      VideoError: no video stream, or not one frame that can be decoded.
+    """
+
+    def __init__(self, source: Path | bytes, name: str):
+        self.name = name
+        self._source = source
+        self._container = None
+        with reading(name):
+            self._can_seek = True
+            self._cut_short = False
+            self._rewind()
+            self._start = self._held.pts
+            self.duration = self._measure_duration()
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, np.ndarray]]:
+        """Yields (time in seconds, uint8 [H, W, 3]) of the frames displayed at increasing `times`, each frame once.
+
+        The frame displayed at t is the last one whose time stamp is not after t.
+
+        Raises:
+          VideoError: a wanted frame is missing or cannot be decoded.
+        """
+        done = None
+        for time in times:
+            wanted = self._start + time // self._stream.time_base
+            with reading(self.name):
+                self._go_to(wanted)
+                if self._held.pts == done:
+                    continue
+                done = self._held.pts
+                pixels = to_rgb(self._held.frame)
+            yield (done - self._start) * self._stream.time_base, pixels
+
+    def _open(self) -> av.container.InputContainer:
+        file = io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
+        try:
+            return av.open(file, container_options={"format_whitelist": FORMATS}, metadata_errors="ignore")
+        except av.FFmpegError as error:
+            raise VideoError(self.name, f"not a video or image that can be read, or broken ({error.strerror})") from error
+
+    def _rewind(self) -> None:
+        """Opens the file (again) and stands on its first frame."""
+        self.close()
+        self._container = self._open()
+        stream = self._container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            kinds = sorted({s.type for s in self._container.streams} - {"video"})
+            raise VideoError(self.name, f"has no video stream (only {', '.join(kinds)})" if kinds else "has no video stream")
+        if stream.codec_context is None:
+            raise VideoError(self.name, "is encoded in a way that this FFmpeg has no decoder for")
+        stream.thread_count = 1
+        self._stream = stream
+        self._keyframe_gap = None
+        self._problem = ""
+        self._read_from = self._read_to = None
+        self._stand_on(self._decode(skip_errors=True))
+
+    def _stand_on(self, frames: Iterator[Shown], first: Shown | None = None) -> None:
+        self._frames = frames
+        self._held = first or next(frames, None)
+        if self._held is None:
+            raise VideoError(self.name, f"holds no frame that can be decoded{self._problem and f' ({self._problem})'}")
+        self._ahead = next(frames, None)
+
+    def _go_to(self, wanted: int) -> None:
+        """Stands on the frame displayed at time stamp `wanted`."""
+        if self._ahead is not None and self._can_seek and wanted - self._ahead.pts > self._gap():
+            self._seek(wanted)
+        while self._ahead is not None and self._ahead.pts <= wanted:
+            self._held, self._ahead = self._ahead, next(self._frames, None)
+        if self._ahead is None and not self._complete():
+            end = self._held.pts + self._interval()
+            if wanted > end:
+                seconds = float((end - self._start) * self._stream.time_base)
+                reason = self._problem or "the file ends"
+                raise VideoError(self.name, f"truncated or damaged after {seconds:.2f} of {float(self.duration):.2f} s ({reason})")
+
+    def _gap(self) -> int:
+        """Time stamps between key frames, as far as known: a longer way is worth a seek."""
+        return int(UNKNOWN_KEYFRAME_GAP / self._stream.time_base) if self._keyframe_gap is None else self._keyframe_gap
+
+    def _interval(self) -> int:
+        rate = self._stream.average_rate or self._stream.base_rate
+        return round(1 / (rate * self._stream.time_base)) if rate else 0
+
+    def _complete(self) -> bool:
+        """Whether reading stopped where the video ends, and not before."""
+        if self._problem or self._cut_short:
+            return False
+        if not self._stream.duration or self._read_from is None:
+            return True
+        return self._reaches(self._read_to - self._read_from, self._stream.duration)
+
+    def _reaches(self, length: int, declared: int) -> bool:
+        """Whether a length is about the declared one; muxers differ by a frame or so."""
+        return length >= 0.98 * declared - self._interval()
+
+    def _seek(self, wanted: int) -> None:
+        """Stands on a key frame at or before `wanted`; the first frame if there is no other way."""
+        before, back = self._held.pts, 0
+        while wanted - back > self._start:
+            try:
+                self._container.seek(wanted - back, stream=self._stream)
+            except av.FFmpegError:
+                self._can_seek = False
+                break
+            frames = self._decode()
+            # Frames displayed before the key frame may refer to frames that were not read.
+            first = next((shown for shown in frames if shown.frame.key_frame or shown.pts > wanted), None)
+            if first is not None and first.frame.key_frame and first.pts <= wanted:
+                self._stand_on(frames, first)
+                if first.pts <= before:
+                    self._keyframe_gap = max(self._gap(), wanted - first.pts)
+                return
+            back = max(2 * back, int(1 / self._stream.time_base))
+        self._rewind()
+
+    def _decode(self, skip_errors: bool = False) -> Iterator[Shown]:
+        """Yields frames in display order from where the container stands; notes in `_problem` why it had to stop early."""
+        unnumbered = self._container.format.name == "avi"  # AVI stores no display times: the k-th frame shown takes the k-th packet's
+        decode_times: collections.deque[int] = collections.deque()
+        last = key = None
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                if packet.is_corrupt:
+                    raise EOFError("an incomplete packet")
+                key = self._note(packet, key)
+                if packet.dts is not None:
+                    decode_times.append(packet.dts)
+                frames = packet.decode()
+            except (av.FFmpegError, EOFError) as error:
+                if skip_errors and last is None:
+                    continue
+                self._problem = getattr(error, "strerror", None) or str(error)
+                frames = self._flush()
+            for frame in frames:
+                pts = decode_times.popleft() if unnumbered and decode_times else frame.pts
+                if pts is None:
+                    self._can_seek = False
+                    pts = 0 if last is None else last + self._interval()
+                last = pts if last is None else max(pts, last)
+                yield Shown(last, frame)
+            if self._problem:
+                return
+
+    def _note(self, packet: av.Packet, key: int | None) -> int | None:
+        """Keeps the range of decode times read and the widest gap between key frames; returns the last key frame's decode time."""
+        if packet.dts is None:
+            return key
+        if self._read_from is None:
+            self._read_from = packet.dts
+        self._read_to = packet.dts + (packet.duration or 0)
+        if not packet.is_keyframe:
+            return key
+        if key is not None:
+            self._keyframe_gap = max(self._keyframe_gap or 0, packet.dts - key)
+        return packet.dts
+
+    def _flush(self) -> list[av.VideoFrame]:
+        try:
+            return self._stream.decode(None)
+        except av.FFmpegError:
+            return []
+
+    def _measure_duration(self) -> Fraction:
+        """Seconds from the first frame's time stamp to the end of the last frame; the declared length of a file that was cut short."""
+        stream, base = self._stream, self._stream.time_base
+        if stream.duration:
+            first = self._start if stream.start_time is None else stream.start_time
+            return max(first + stream.duration - self._start, 0) * base
+        end, end_of_all = self._find_end(near_end=True) or self._find_end(near_end=False) or (self._start, 0)
+        declared = (self._container.duration or 0) - max(self._container.start_time or 0, 0)
+        declared = int(Fraction(declared, av.time_base) / base)
+        self._cut_short = not self._reaches(end_of_all - self._start, declared)
+        return (declared if self._cut_short else max(end - self._start, 0)) * base
+
+    def _find_end(self, near_end: bool) -> tuple[int, int] | None:
+        """Where the video's packets end and where all streams' packets end, in the video's time base; None if none was seen."""
+        with self._open() as container:
+            video = container.streams[self._stream.index]
+            if near_end and container.duration:
+                try:
+                    container.seek((container.start_time or 0) + container.duration)
+                except av.FFmpegError:
+                    return None
+            last: list[tuple[int, int]] = []  # the two latest (time stamp, duration) of the video
+            end_of_all = Fraction(0)
+            for packet in container.demux():
+                if packet.pts is None:
+                    continue
+                end_of_all = max(end_of_all, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                if packet.stream.index == video.index:
+                    last = sorted({*last, (packet.pts, packet.duration or 0)})[-2:]
+        if not last:
+            return None
+        pts, duration = last[-1]
+        end = pts + (duration or pts - last[0][0])
+        return end, max(end, int(end_of_all / video.time_base))
+
+
+def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A frame as it is meant to be seen, uint8 [H, W, 3]: transparency on white, turned and mirrored by its display matrix."""
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        alpha = rgba[..., 3:]
+        pixels = ((rgba[..., :3] * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return pixels if matrix is None else np.ascontiguousarray(displayed(pixels, np.frombuffer(bytes(matrix), "<i4")))
+
+
+def displayed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turns and mirrors an [H, W, 3] image by FFmpeg's 3x3 display matrix (a point (x, y) goes to (a x + c y, b x + d y)).
+
+    Angles between right ones are rounded to the nearest.
+    """
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, right, down = pixels.transpose(1, 0, 2), c, b
+    else:
+        right, down = a, d
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
