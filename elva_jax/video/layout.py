@@ -7,6 +7,8 @@ Everything ragged about video ends here: the model only gathers, scatters and re
 from __future__ import annotations
 
 import enum
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,6 +68,33 @@ def frame_tokens(rows: int, columns: int) -> int:
     return rows * columns + rows + 1
 
 
+class _Frame(NamedTuple):
+    """What every frame of one grid shares; read-only, because it is cached."""
+
+    kind: np.ndarray  # [n] a Kind
+    patch: np.ndarray  # [h*w] where the patches stand in the frame
+    row: np.ndarray  # [n - 1] row of each token behind <FRAME>
+    tube: np.ndarray  # [n - 1] tube of each token behind <FRAME>, from 0
+    cell: np.ndarray  # [n, 4]
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame(rows: int, columns: int) -> _Frame:
+    if rows < 1 or columns < 1:
+        raise LayoutError(f"a frame of {rows} x {columns} patches has no tokens; both sides need at least one patch")
+    in_row = np.arange(rows * (columns + 1), dtype=np.int32)
+    row, column = in_row // (columns + 1), in_row % (columns + 1)
+    is_line = column == columns
+    cell = np.stack([row, column, np.full_like(row, rows), np.full_like(row, columns)], axis=-1)
+    return _Frame(
+        kind=np.append(Kind.FRAME, np.where(is_line, Kind.LINE, Kind.PATCH)).astype(np.int32),
+        patch=1 + np.flatnonzero(~is_line),
+        row=row,
+        tube=np.where(is_line, rows * columns + row, row * columns + column).astype(np.int32),
+        cell=np.concatenate([np.full((1, 4), -1, np.int32), np.where(is_line[:, None], -1, cell)]),
+    )
+
+
 def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     """Lays out one example; patches count from 0 in the order of the clips, frames and rows given.
 
@@ -75,61 +104,55 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
       LayoutError: a grid without patches, or an answer that directly follows a visual token or opens the example
         (the token before an answer must be text, because text is what survives every merge).
     """
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in TokenLayout._fields}
-    weights: list[np.ndarray] = []  # loss weight of predicting each token, shifted below
-    patches = frames = rows_seen = tubes = 0
-
-    def add(length: int, weight: float = 0.0, **values) -> None:
-        for name in TokenLayout._fields:
-            if name in ("position", "segment", "target", "loss_weight"):
-                continue
-            default = 0 if name == "token_id" else -1
-            shape = (length, 4) if name == "cell" else (length,)
-            columns[name].append(np.broadcast_to(np.asarray(values.get(name, default), np.int32), shape))
-        weights.append(np.full(length, weight, np.float32))
-
+    length = sum(len(part.token_ids) if isinstance(part, Text) else sum(len(_frame(*grid).kind) for grid in part.grids) for part in parts)
+    if length == 0:
+        raise LayoutError("an example needs at least one token")
+    arrays = {name: np.full((length, 4) if name == "cell" else length, -1, np.int32) for name in TokenLayout._fields[:7]}
+    arrays["token_id"][:] = 0
+    weight = np.zeros(length + 1, np.float32)  # of predicting each token; the last one has no successor
+    at = 0
+    seen = dict.fromkeys(("patches", "frames", "rows", "tubes"), 0)
     for part in parts:
-        if isinstance(part, Text):
-            ids = np.asarray(part.token_ids, np.int32)
-            add(len(ids), part.weight, kind=Kind.TEXT, token_id=ids)
+        if isinstance(part, Clip):
+            at = _lay_clip(arrays, at, part, seen)
             continue
-        tube_base: dict[tuple[int, int], int] = {}
-        for grid in part.grids:
-            r, c = grid
-            if r < 1 or c < 1:
-                raise LayoutError(f"a frame of {r} x {c} patches has no tokens; both sides need at least one patch")
-            if grid not in tube_base:
-                tube_base[grid] = tubes
-                tubes += r * c + r
-            add(1, kind=Kind.FRAME, frame=frames)
-            in_row = np.arange(r * (c + 1))
-            row, column = in_row // (c + 1), in_row % (c + 1)
-            is_line = column == c
-            index = row * c + column
-            cell = np.stack([row, column, np.full_like(row, r), np.full_like(row, c)], axis=-1)
-            add(
-                len(in_row),
-                kind=np.where(is_line, Kind.LINE, Kind.PATCH),
-                patch_index=np.where(is_line, -1, patches + index),
-                frame=frames,
-                row=rows_seen + row,
-                tube=tube_base[grid] + np.where(is_line, r * c + row, index),
-                cell=np.where(is_line[:, None], -1, cell),
-            )
-            patches, frames, rows_seen = patches + r * c, frames + 1, rows_seen + r
-    if not weights:
-        raise LayoutError("an example needs at least one part")
-    arrays = {name: np.concatenate(values).astype(np.int32) for name, values in columns.items() if values}
-    length = len(arrays["kind"])
-    weight = np.concatenate(weights)
-    learned = np.append(weight[1:] > 0, False)
+        span = slice(at, at + len(part.token_ids))
+        arrays["kind"][span], arrays["token_id"][span], weight[span] = Kind.TEXT, part.token_ids, part.weight
+        at = span.stop
+    learned = weight[1:] > 0
     if weight[0] > 0 or np.any(learned & (arrays["kind"] != Kind.TEXT)):
         raise LayoutError("an answer must follow a text token, not open the example or follow a visual token")
-    arrays["position"] = np.arange(length, dtype=np.int32)
-    arrays["segment"] = np.ones(length, np.int32)
-    arrays["target"] = np.where(learned, np.append(arrays["token_id"][1:], 0), 0).astype(np.int32)
-    arrays["loss_weight"] = np.append(weight[1:], 0).astype(np.float32)
-    return TokenLayout(**arrays)
+    target = np.zeros(length, np.int32)
+    target[:-1] = np.where(learned[:-1], arrays["token_id"][1:], 0)
+    return TokenLayout(
+        **arrays,
+        position=np.arange(length, dtype=np.int32),
+        segment=np.ones(length, np.int32),
+        target=target,
+        loss_weight=weight[1:],
+    )
+
+
+def _lay_clip(arrays: dict[str, np.ndarray], start: int, clip: Clip, seen: dict[str, int]) -> int:
+    """Writes a clip's tokens from `start` on, frames of one grid at a time; advances the numbers in `seen` and returns the end."""
+    tube_base: dict[tuple[int, int], int] = {}
+    for (r, c), group in itertools.groupby(clip.grids):
+        shared, n = _frame(r, c), len(list(group))
+        if (r, c) not in tube_base:
+            tube_base[r, c] = seen["tubes"]
+            seen["tubes"] += r * c + r
+        end = start + n * len(shared.kind)
+        view = {name: array[start:end].reshape(n, len(shared.kind), *array.shape[1:]) for name, array in arrays.items()}
+        nth = np.arange(n, dtype=np.int32)[:, None]
+        view["kind"][:] = shared.kind
+        view["patch_index"][:, shared.patch] = seen["patches"] + np.arange(n * r * c, dtype=np.int32).reshape(n, r * c)
+        view["frame"][:] = seen["frames"] + nth
+        view["row"][:, 1:] = seen["rows"] + nth * r + shared.row
+        view["tube"][:, 1:] = tube_base[r, c] + shared.tube
+        view["cell"][:] = shared.cell
+        seen["patches"], seen["frames"], seen["rows"] = seen["patches"] + n * r * c, seen["frames"] + n, seen["rows"] + n * r
+        start = end
+    return start
 
 
 class Counts(NamedTuple):
