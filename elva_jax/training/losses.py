@@ -1,4 +1,4 @@
-"""The loss terms (paper, section 3.3), written on global arrays: under jit the mesh decides what is gathered. All in float32, 0 on empty sets."""
+"""The loss terms (paper, section 3.3) on global arrays: under jit the mesh decides what is gathered. All in float32, 0 on empty sets."""
 
 from __future__ import annotations
 
