@@ -31,7 +31,9 @@ def make_mesh(config: ConfigDict) -> Mesh:
     if rest and devices % known == 0:
         sizes[rest[0]] = devices // known
     elif known != devices:
-        raise ConfigError(f"mesh: {wanted} does not divide the {devices} device(s) there are; change mesh.* so that the product is {devices}")
+        raise ConfigError(
+            f"mesh: {wanted} does not divide the {devices} device(s) there are; change mesh.* so that the product is {devices}"
+        )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -104,3 +104,19 @@ def on_mesh(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
         return
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
+
+
+def state_shardings(state, params_shardings, mesh: Mesh):
+    """Shardings of a whole TrainState: what has a parameter's path and shape (Adam's moments) lies as it does, the rest is whole."""
+    shapes = jax.tree_util.tree_leaves_with_path(state.params)
+    known = {tuple(path): (leaf.shape, where) for (path, leaf), where in zip(shapes, jax.tree.leaves(params_shardings), strict=True)}
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def one(path, leaf):
+        for start in range(len(path)):
+            shape, where = known.get(tuple(path[start:]), (None, None))
+            if shape == leaf.shape:
+                return where
+        return whole
+
+    return jax.tree_util.tree_map_with_path(one, state)

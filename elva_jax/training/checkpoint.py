@@ -1,0 +1,221 @@
+"""Saving and restoring: the only file that knows Orbax.
+
+One step of a stage holds four items, each of which can be read without the others:
+  params     the parameter tree, all that inference needs
+  optimizer  the rest of the TrainState as a flat {path: array}, so that no optax class name is written to disk
+  data       JSON, one entry a process: where the data iterator stands, and the open window of metrics
+  meta       JSON: the configuration, the stage, library versions, the number of processes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+import elva_jax
+from elva_jax.errors import CheckpointError
+from elva_jax.training.files import config_from_dict, config_to_dict
+from elva_jax.training.state import TrainState
+
+ITEMS = ("params", "optimizer", "data", "meta")
+SHOWN = 8  # most names listed in one error
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model as inference wants it."""
+
+    config: ConfigDict  # the whole run's configuration
+    stage: str
+    params: dict[str, Any]  # elva stages: {"elva": ..., "guidance": ...}; teacher stages: the teacher's tree
+    tokenizer_dir: Path
+    step: int
+
+
+class Checkpoints:
+    """The saved steps of one stage, `<workdir>/<stage>/checkpoints/<step>`; a context manager that waits for the last save."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self._folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data: Any, config: ConfigDict, stage: str) -> None:
+        """Starts saving in the background; the arrays are copied before this returns, so the state may be donated next.
+
+        Args:
+          step: batches seen.
+          state: the whole training state.
+          data: this process's JSON-able data position.
+          config: the run's configuration.
+          stage: name of the stage.
+        """
+        meta = {"config": config_to_dict(config), "stage": stage, "step": step, "processes": jax.process_count(), "versions": _versions()}
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(_flat(state.replace(params=None))),
+            data=ocp.args.JsonSave({"processes": _gather(data)}),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._manager.save(step, args=args, force=True)
+
+    def restore(self, target: TrainState) -> tuple[TrainState, Any]:
+        """Restores the newest step onto the shardings of `target` (a TrainState of ShapeDtypeStruct), with this process's data position.
+
+        Raises:
+          CheckpointError: nothing saved, other parameters, shapes or dtypes, another number of processes, or damaged files.
+        """
+        step = self.latest
+        if step is None:
+            raise CheckpointError(f"{self._folder}: no complete checkpoint")
+        rest = target.replace(params=None)
+        wanted = {"params": target.params, "optimizer": _flat(rest)}
+        where = self._folder / str(step)
+        saved = self._manager.item_metadata(step)
+        for item, tree in wanted.items():
+            _check(_named(saved[item].tree), _named(tree), f"{where}/{item}")
+        args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+        out = _restore(self._manager, step, where, data=ocp.args.JsonRestore(), **args)
+        positions = out["data"]["processes"]
+        if len(positions) != jax.process_count():
+            raise CheckpointError(
+                f"{where}: saved by {len(positions)} process(es), restarted with {jax.process_count()}; the data position cannot be split"
+                f" anew: restart with {len(positions)}, or start a new run from these weights with --config.init_from={where}"
+            )
+        leaves = [out["optimizer"][name] for name in _flat(rest)]
+        state = jax.tree.unflatten(jax.tree.structure(rest), leaves).replace(params=out["params"])
+        return state, positions[jax.process_index()]
+
+
+def load_run(path: str | Path, *, kind: str = "elva", shardings: dict[str, Any] | None = None) -> Run:
+    """Loads the weights of a run, without its optimiser.
+
+    Args:
+      path: a run's workdir (then the last stage of that kind that has been started), one stage's directory, or one saved step.
+      kind: elva | teacher, which stages of a workdir are meant.
+      shardings: {'/'-joined parameter path: sharding} for parameters that should not go to the first device whole.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    folder, step = _find(Path(path).absolute(), kind)
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, options=options, item_handlers=_handlers()) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise CheckpointError(f"{folder}: no complete checkpoint{'' if step is None else f' of step {step}'}")
+        where = folder / str(step)
+        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def target(path, leaf):
+            sharding = (shardings or {}).get(path_name(path), default)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        tree = manager.item_metadata(step)["params"]
+        if tree is None:
+            raise CheckpointError(f"{where}: holds no parameters")
+        params = jax.tree_util.tree_map_with_path(target, dict(tree.tree))
+        out = _restore(manager, step, where, params=ocp.args.StandardRestore(params), meta=ocp.args.JsonRestore())
+    config = config_from_dict(out["meta"]["config"])
+    return Run(config, out["meta"]["stage"], out["params"], folder.parents[1] / "tokenizer", step)
+
+
+def path_name(path) -> str:
+    """'/'-joined name of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a stage's directory holds at least one complete step (unfinished saves have other names)."""
+    steps = Path(folder) / "checkpoints"
+    return steps.is_dir() and any(entry.name.isdigit() for entry in steps.iterdir())
+
+
+def _find(path: Path, kind: str) -> tuple[Path, int | None]:
+    """The `checkpoints` folder meant by a path, and the step where the path names one."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; give a run's workdir, a stage's directory in it, or one saved step")
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        return path.parent, int(path.name)
+    if path.name == "checkpoints" or has_checkpoint(path):
+        return (path if path.name == "checkpoints" else path / "checkpoints"), None
+    settings = path / "config.json"
+    if not settings.is_file():
+        raise CheckpointError(f"{path}: no checkpoint here; give a run's workdir, a stage's directory in it, or one saved step")
+    config = json.loads(settings.read_text())
+    for name in reversed(config["curriculum"]):
+        if config["stages"][name]["kind"] == kind and has_checkpoint(path / name):
+            return path / name / "checkpoints", None
+    raise CheckpointError(f"{path}: no stage of kind {kind} has saved a checkpoint yet")
+
+
+def _handlers() -> dict[str, Any]:
+    arrays, plain = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+    return {"params": arrays(), "optimizer": arrays(), "data": plain(), "meta": plain()}
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, where: Path, **args):
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**args))
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{where}: damaged ({reason}); remove this step to go on from the one before") from error
+
+
+def _flat(tree) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+_named = _flat
+
+
+def _check(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    """Orbax casts and truncates silently, so names, shapes and dtypes are compared first."""
+    wrong = [f"{name} is missing" for name in wanted if name not in saved]
+    wrong += [f"{name} is not part of this run" for name in saved if name not in wanted]
+    for name, leaf in wanted.items():
+        if name in saved:
+            here, there = (tuple(leaf.shape), np.dtype(leaf.dtype).name), (tuple(saved[name].shape), np.dtype(saved[name].dtype).name)
+            if here != there:
+                wrong.append(f"{name} is {there[1]}{list(there[0])}, this run has {here[1]}{list(here[0])}")
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(f"{where} does not match the configuration: {'; '.join(wrong[:SHOWN])}{more}")
+
+
+def _gather(value: Any) -> list[Any]:
+    """Every process's JSON-able value, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32)).reshape(-1)
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded).reshape(jax.process_count(), -1)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def _versions() -> dict[str, str]:
+    modules = {"elva_jax": elva_jax, "jax": jax, "flax": flax, "optax": optax, "orbax": ocp}
+    return {name: module.__version__ for name, module in modules.items()}

@@ -1,0 +1,193 @@
+"""A whole run: its stages in turn, each from the weights of the one before, resumable anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.config.validate import validate
+from elva_jax.data import pipeline
+from elva_jax.data.tokenizer import load as load_tokenizer
+from elva_jax.errors import CheckpointError, ConfigError
+from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
+from elva_jax.training import curves, loop
+from elva_jax.training.checkpoint import has_checkpoint, load_run, path_name
+from elva_jax.training.files import config_to_dict, write_atomic
+from elva_jax.training.objective import guided, make_objective
+
+FREE = ("name", "data_dir", "mesh", "log", "checkpoint", "curriculum", "tokenizer")  # keys that a restart may change
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+def run(config: ConfigDict, workdir: str | Path) -> int:
+    """Trains every stage of `config.curriculum` that is not finished in `workdir`.
+
+    Writes workdir/config.json, workdir/tokenizer/, workdir/<stage>/{checkpoints/<step>, metrics.jsonl, tensorboard/, finished.json} and
+    workdir/curves.png.
+
+    Returns:
+      the exit status: 0 at the end, 130 where Ctrl-C or SIGTERM stopped it (everything is saved).
+
+    Raises:
+      ConfigError: a config that cannot work, or one that cannot go on with what is in `workdir`.
+      CheckpointError: weights to start from that are missing or do not fit.
+      DataError: data that is missing or bad.
+      TrainingError: training that does not work out.
+    """
+    validate(config)
+    workdir = Path(workdir)
+    mesh = make_mesh(config.mesh)
+    for name in config.curriculum:
+        stage = config.stages[name]
+        check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, f"stages.{name}.batch_size")
+    tokenizer = _open(config, workdir)
+    console = Console(soft_wrap=True)
+    for name in config.curriculum:
+        if _finished(workdir / name):
+            console.print(f"{name}: finished", markup=False, highlight=False)
+            continue
+        if not _run_stage(config, name, workdir, tokenizer, mesh, console):
+            return INTERRUPTED
+        curves.draw(workdir, config)
+    return 0
+
+
+def _run_stage(config: ConfigDict, name: str, workdir: Path, tokenizer: PreTrainedTokenizerBase, mesh, console: Console) -> bool:
+    stage, folder = config.stages[name], workdir / name
+    folder.mkdir(exist_ok=True)
+    batches, steps = _open_data(config, name, tokenizer)
+    objective = make_objective(config, name)
+    setting = loop.set_up(config, name, objective, mesh, steps)
+    weights = {} if has_checkpoint(folder) else _weights(config, name, workdir, setting, console)
+    frozen = {"teacher": _teacher(config, name, workdir, mesh)} if guided(stage) else {}
+    try:
+        done = loop.train(
+            config,
+            name,
+            folder,
+            objective,
+            setting,
+            steps=steps,
+            batches=batches,
+            frozen=frozen,
+            weights=weights,
+            console=console,
+        )
+    finally:
+        batches.close()
+    if done:
+        write_atomic(folder / "finished.json", json.dumps({"step": steps}) + "\n")
+    return done
+
+
+def _open_data(config: ConfigDict, name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[pipeline.BatchIterator, int]:
+    """A stage's batches and its number of steps."""
+    stage = config.stages[name]
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    if stage.kind == "teacher":
+        batches = pipeline.make_teacher_batches(config, name, tokenizer, **place)
+    else:
+        size = config.teacher.image_size if guided(stage) else None
+        batches = pipeline.make_batches(config, name, tokenizer, teacher_size=size, **place)
+    if stage.steps:
+        return batches, stage.steps
+    examples = stage.epochs * pipeline.examples_per_epoch(config, name)
+    return batches, math.ceil(examples / pipeline.examples_per_step(config, name, tokenizer))
+
+
+def _open(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
+    """Makes the run's directory its own: the configuration, checked against an earlier one, and the tokenizer."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    settings = workdir / "config.json"
+    if settings.exists():
+        _check_same(json.loads(settings.read_text()), config_to_dict(config), workdir)
+    elif any((workdir / name).exists() for name in config.curriculum):
+        raise ConfigError(f"{workdir}: holds stages but no config.json; choose another --workdir")
+    folder = workdir / "tokenizer"
+    tokenizer = load_tokenizer(folder if folder.is_dir() else config.tokenizer or Path(config.data_dir) / "tokenizer")
+    if len(tokenizer) > config.model.vocab_size:
+        raise ConfigError(f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens")
+    if jax.process_index() == 0:
+        if not folder.is_dir():
+            temporary = workdir / "tokenizer.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            tokenizer.save_pretrained(temporary)
+            temporary.rename(folder)
+        write_atomic(settings, json.dumps(config_to_dict(config), indent=2) + "\n")
+    return tokenizer
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
+    """Refuses a restart under a configuration that would not be the same run."""
+    started = [name for name in old["curriculum"] if (workdir / name).exists()]
+    if list(new["curriculum"][: len(started)]) != started:
+        raise ConfigError(f"curriculum: {workdir} has started {', '.join(started)} in this order; later stages may change, these may not")
+
+    def relevant(config: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in config.items() if key not in (*FREE, "stages")}
+        return _flatten({**kept, "stages": {name: config["stages"][name] for name in started}})
+
+    before, after = relevant(old), relevant(new)
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if changed and started:
+        listed = ", ".join(f"{key} (was {before.get(key)!r}, is {after.get(key)!r})" for key in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ConfigError(f"{workdir} was started with another configuration: {listed}{more}; set them back, or choose another --workdir")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "finished.json").exists()
+
+
+def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting, console: Console) -> dict[str, Any]:
+    """What a stage starts from: the stage of its kind before it, or `init_from`; parameters by path, where both have them.
+
+    Raises:
+      CheckpointError: a parameter of another shape or dtype.
+    """
+    stages, kind = list(config.curriculum), config.stages[name].kind
+    before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == kind]
+    source = workdir / before[-1] if before else config.init_from if kind == "elva" else config.teacher.init_from
+    if not source:
+        return {}
+    targets = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.params)}
+    run = load_run(source, kind=kind, shardings={path: leaf.sharding for path, leaf in targets.items()})
+    saved = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(run.params)}
+    for path in targets.keys() & saved.keys():
+        here, there = targets[path], saved[path]
+        if here.shape != there.shape or here.dtype != there.dtype:
+            raise CheckpointError(f"{source}: {path} is {there.dtype}{list(there.shape)}, stage {name} has {here.dtype}{list(here.shape)}")
+    common = {path: saved[path] for path in targets if path in saved}
+    if not common:
+        raise CheckpointError(f"{source}: shares no parameter with stage {name}")
+    note = f"{name}: starts from {source} (stage {run.stage}, step {run.step})"
+    for label, paths in (("fresh", targets.keys() - saved.keys()), ("left behind", saved.keys() - targets.keys())):
+        if paths:
+            note += f"; {label}: {', '.join(sorted(paths))}"
+    console.print(note, markup=False, highlight=False)
+    return common
+
+
+def _teacher(config: ConfigDict, name: str, workdir: Path, mesh) -> Any:
+    """The frozen vision tower for a guided stage: of `teacher.init_from`, or of the last teacher stage before this one."""
+    stages = list(config.curriculum)
+    before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == "teacher"]
+    source = config.teacher.init_from or workdir / before[-1]
+    run = load_run(source, kind="teacher")
+    return jax.device_put(run.params["vision"], replicated(mesh))

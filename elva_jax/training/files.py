@@ -1,0 +1,36 @@
+"""Small files that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a text file so that a killed process leaves the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def config_to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as JSON has it (tuples become lists)."""
+    return json.loads(config.to_json())
+
+
+def config_from_dict(values: dict[str, Any]) -> ConfigDict:
+    """The way back; lists become the tuples that the schema has."""
+    return ConfigDict(_tuples(values))
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value

@@ -1,0 +1,88 @@
+"""One training step: gradients over micro-batches, one update, and no update where something is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from elva_jax.parallel.sharding import on_mesh
+from elva_jax.training.metrics import SUMMED
+from elva_jax.training.objective import Objective
+from elva_jax.training.optimizer import Optimizer, stop_frozen
+from elva_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, Any, Any], tuple[jax.Array, Metrics]]  # (params, frozen trees, batch) -> (loss, metrics)
+
+
+def value_and_grad(loss_fn: LossFn, params, frozen, batch, accumulate: int) -> tuple[jax.Array, Metrics, Any]:
+    """Loss, metrics and gradient, averaged over `accumulate` micro-batches that a scan runs one after the other.
+
+    Micro-batch i takes rows i, i + A, i + 2A, ... so that rows stay on the device that holds them.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        (loss, metrics), grads = gradient(params, frozen, batch)
+        return loss, metrics, grads
+    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total, rows):
+        (loss, metrics), grads = gradient(params, frozen, rows)
+        return jax.tree.map(jnp.add, total, grads), (loss, metrics)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, (losses, metrics) = jax.lax.scan(add, zeros, micro)
+    metrics = {name: values.sum(0) if name.startswith(SUMMED) else values.mean(0) for name, values in metrics.items()}
+    return losses.mean(0), metrics, jax.tree.map(lambda g: g / accumulate, total)
+
+
+def make_train_step(objective: Objective, optimizer: Optimizer, mesh: Mesh, rules, shardings, accumulate: int = 1):
+    """Compiles `train_step(state, frozen, batch) -> (state, metrics)`; the state is donated.
+
+    A loss or gradient norm that is not finite leaves parameters and optimiser as they were, and is counted in the state.
+
+    Args:
+      objective: the stage's; its metrics are scalars.
+      optimizer: from `make_optimizer`.
+      mesh: the device mesh.
+      rules: activation rules of `parallel.sharding`.
+      shardings: TrainState of NamedSharding, which the state keeps from step to step.
+      accumulate: micro-batches a step.
+    """
+
+    def train_step(state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
+        def loss(params, frozen, rows):
+            return objective.loss(stop_frozen(params, optimizer.labels), frozen, rows)
+
+        if accumulate > 1:
+            batch = objective.prepare(batch)
+        value, metrics, grads = value_and_grad(loss, state.params, frozen, batch, accumulate)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        new = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (state.params, state.opt_state))
+        bad = 1 - good.astype(jnp.int32)
+        after = TrainState(
+            step=state.step + 1,
+            bad_steps=state.bad_steps + bad,
+            bad_run=(state.bad_run + 1) * bad,
+            params=params,
+            opt_state=opt_state,
+        )
+        rate = optimizer.schedule(state.step - state.bad_steps)  # skipped steps do not advance the schedule
+        counts = {"bad_steps": after.bad_steps, "bad_run": after.bad_run}
+        return after, {"loss": value, **metrics, "grad_norm": norm, "learning_rate": rate, **counts}
+
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def on_devices(state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
+        with on_mesh(mesh, rules):
+            return compiled(state, frozen, batch)
+
+    return on_devices
