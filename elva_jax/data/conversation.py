@@ -74,7 +74,7 @@ def check(example: Example) -> None:
         raise DataError(f"{example.key}: the conversation is empty")
     for turn in example.turns:
         if not turn.answer.strip():
-            raise DataError(f"{example.key}: the question '{turn.question[:60]}' has no answer")
+            raise DataError(f"{example.key}: a question has no answer")
 
 
 def has_markers(example: Example) -> bool:

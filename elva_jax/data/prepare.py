@@ -101,8 +101,12 @@ class ConversationDecoder(Decoder):
         layout, counts = self._lay_out(example, grids)
         width = self.sizing.patch_size**2 * 3
         rows = np.concatenate(patches) if patches else np.zeros((0, width), np.uint8)
-        seen = np.stack(teacher[: counts.frames]) if self.sizing.teacher_size and teacher else None
-        return Sample(layout, rows[: counts.patches], seen, counts)
+        return Sample(layout, rows[: counts.patches], self._stack(teacher[: counts.frames]), counts)
+
+    def _stack(self, teacher: list[np.ndarray]) -> np.ndarray | None:
+        """uint8 [f, Ht, Ht, 3]; None without a teacher."""
+        side = self.sizing.teacher_size
+        return np.asarray(teacher, np.uint8).reshape(-1, side, side, 3) if side else None
 
     def _lay_out(self, example: Example, grids: list) -> tuple:
         """Lays the example out, without its last turns where it is too long; the media of dropped turns go with them."""

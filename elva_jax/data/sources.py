@@ -36,7 +36,7 @@ def open_source(name: str, split: str, data_dir: str | Path) -> Sequence[Record]
     except tfds.core.DatasetNotFoundError:
         base = name.split("/")[0]
         raise DataError(f"{Path(data_dir) / name}: no such data set; build it with `elva data build {base}`, or set data_dir") from None
-    known = ", ".join(builder.info.splits)
+    known = ", ".join(sorted(builder.info.splits))
     try:
         records = builder.as_data_source(split=split)
     except (ValueError, KeyError):
@@ -85,7 +85,7 @@ def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
             if options:
                 turns.append(Turn(choice_prompt(q["question"], options), q["letter"], "choice", q["family"], options))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{key}: malformed annotation ({type(error).__name__}: {error})") from None
+        raise DataError(f"{key}: malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})") from None
     media = record["media"]
     source = media.item() if hasattr(media, "item") else media
     return Example(key, (Media(source, _text(record["kind"])),), tuple(turn for turn in turns if not tasks or turn.task in tasks))

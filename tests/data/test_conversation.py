@@ -1,0 +1,133 @@
+"""Rendered conversations against the tokenizer's own chat template."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from elva_jax.data import conversation
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.errors import DataError
+from elva_jax.video.layout import Clip, Text, build_layout
+
+VIDEO = Media(b"", "video")
+GRIDS = [(2, 3), (2, 3)]
+words = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), max_size=30)
+turns = st.lists(st.tuples(words, words.filter(str.strip)), min_size=1, max_size=4)
+fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def messages(pairs, system):
+    out = [{"role": "system", "content": system}] if system else []
+    for question, answer in pairs:
+        out += [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
+    return out
+
+
+def text_of(parts):
+    return [token for part in parts if isinstance(part, Text) for token in part.token_ids]
+
+
+def template(tokenizer, chat, **options):
+    return tokenizer.encode(tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False)
+
+
+@fast
+@given(pairs=turns, system=st.sampled_from(["", "Be brief."]), media=st.integers(0, 2))
+def test_text_is_the_chat_template_token_for_token(tokenizer, pairs, system, media):
+    example = Example("x", (VIDEO,) * media, tuple(Turn(q, a) for q, a in pairs))
+    parts = conversation.render(example, tokenizer, [GRIDS] * media, system)
+    assert text_of(parts) == template(tokenizer, messages(pairs, system))
+    assert [part for part in parts if isinstance(part, Clip)] == [Clip(tuple(GRIDS))] * media
+
+
+def test_media_stand_at_their_markers(tokenizer):
+    """A special token in the markers' place splits text as a medium does, so the template with it shows where media belong."""
+    pairs = [("Compare <image>with<video> please.", "Alike."), ("And <image>", "Not.")]
+    example = Example("x", (VIDEO,) * 3, tuple(Turn(q, a) for q, a in pairs))
+    grids = [[(1, 1)], [(1, 2)], [(1, 3)]]
+    parts = conversation.render(example, tokenizer, grids, "")
+    marked = [("Compare<|endoftext|>with<|endoftext|>please.", "Alike."), ("And<|endoftext|>", "Not.")]
+    stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ours, seen = [], []
+    for part in parts:
+        ours += [stop] if isinstance(part, Clip) else list(part.token_ids)
+        seen += [part.grids] if isinstance(part, Clip) else []
+    assert ours == template(tokenizer, messages(marked, ""))
+    assert seen == [((1, 1),), ((1, 2),), ((1, 3),)]
+
+
+def test_a_leading_marker_is_the_front(tokenizer):
+    with_marker, without = (
+        conversation.render(Example("x", (VIDEO,), (Turn(question, "A dog."),)), tokenizer, [GRIDS], "s")
+        for question in ("<video>\nWhat is it?", "What is it?")
+    )
+    assert with_marker == without
+
+
+def test_loss_covers_answers_and_their_end_alone(tokenizer):
+    pairs = [("What is it?", "A red circle."), ("Where?", " top left\n"), ("How many?", "3")]
+    example = Example("x", (VIDEO,), tuple(Turn(q, a) for q, a in pairs))
+    layout = build_layout(conversation.render(example, tokenizer, [GRIDS], "Be brief."))
+    learned = layout.loss_weight > 0
+    assert set(layout.loss_weight) == {0.0, 1.0}
+    assert tokenizer.decode(layout.target[learned]) == "A red circle.<|im_end|>top left<|im_end|>3<|im_end|>"
+    predicted_from = tokenizer.decode(layout.token_id[learned])
+    assert predicted_from == "\nA red circle.\ntop left\n3"  # each answer from the token before it, from the header's newline on
+
+
+@fast
+@given(question=words, system=st.sampled_from(["", "Be brief."]))
+def test_prompt_is_the_template_with_its_generation_header(tokenizer, question, system):
+    parts = conversation.prompt_parts(question, [Clip(tuple(GRIDS))], tokenizer, system)
+    chat = messages([(question, "-")], system)[:-1]
+    assert text_of(parts) == template(tokenizer, chat, add_generation_prompt=True)
+    full = conversation.render(Example("x", (VIDEO,), (Turn(question, "Yes."),)), tokenizer, [GRIDS], system)
+    assert full[: len(parts)] == parts
+    assert all(part.weight == 0 for part in parts if isinstance(part, Text))
+
+
+def test_choice_prompt():
+    assert conversation.choice_prompt("Which?", ["red", "blue"]) == "Which?\nA. red\nB. blue\nAnswer with the letter."
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ((), "clip7: the conversation is empty"),
+        ((Turn("What?", "  \n"),), "clip7: a question has no answer"),
+        ((Turn("<image> and <image>?", "no"),), "clip7: 2 <image> or <video> markers for 1 media"),
+    ],
+)
+def test_conversations_without_sense_are_refused(tokenizer, turns, message):
+    with pytest.raises(DataError, match=message):
+        conversation.render(Example("clip7", (VIDEO,), turns), tokenizer, [GRIDS])
+
+
+def test_truncating_takes_the_media_of_dropped_turns_along():
+    example = Example("x", (VIDEO,) * 3, (Turn("<image> a", "1"), Turn("<image> b <image>", "2")))
+    assert len(conversation.truncate(example, 1).media) == 1
+    unmarked = Example("x", (VIDEO,) * 3, (Turn("a", "1"), Turn("b", "2")))
+    assert len(conversation.truncate(unmarked, 1).media) == 3
+
+
+@pytest.mark.parametrize("question", ["Why?", "<video> Why? <image>"])
+def test_turn_tokens_is_what_the_turn_adds(tokenizer, question):
+    first, second = Turn("<image> Who?", "A cat."), Turn(question, "It fell.")
+    media = 1 + len(conversation.MARKER.findall(question))
+    one = conversation.render(Example("x", (VIDEO,), (first,)), tokenizer, [GRIDS])
+    two = conversation.render(Example("x", (VIDEO,) * media, (first, second)), tokenizer, [GRIDS] * media)
+    assert len(text_of(two)) - len(text_of(one)) == conversation.turn_tokens(second, tokenizer)
+
+
+def test_a_tokenizer_with_another_template_is_refused(tokenizer):
+    conversation.check_tokenizer(tokenizer)
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        with pytest.raises(DataError, match="not ChatML"):
+            conversation.check_tokenizer(tokenizer)
+        tokenizer.chat_template = None
+        with pytest.raises(DataError, match="chat template"):
+            conversation.check_tokenizer(tokenizer)
+    finally:
+        tokenizer.chat_template = before

@@ -1,0 +1,332 @@
+"""Batches: order, exact resumption, bad records, what the rows hold, and the teacher's views."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from elva_jax.config import base
+from elva_jax.data import mixture, pipeline
+from elva_jax.errors import DataError
+from elva_jax.video.layout import Kind
+
+
+@pytest.fixture
+def make(config, tokenizer):
+    """Makes iterators of the video stage and closes them in the end."""
+    made = []
+
+    def make(**options):
+        made.append(pipeline.make_batches(config, "video", tokenizer, **options))
+        return made[-1]
+
+    yield make
+    for batches in made:
+        batches.close()
+
+
+def take(batches, n):
+    return [next(batches) for _ in range(n)]
+
+
+def leaves(batch):
+    return [*batch["layout"], *(batch[key] for key in sorted(batch) if key != "layout")] if "layout" in batch else list(batch.values())
+
+
+def equal(left, right):
+    pairs = [pair for one, two in zip(left, right, strict=True) for pair in zip(leaves(one), leaves(two), strict=True)]
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
+
+
+def answers(batch, tokenizer):
+    """The learned text of every segment of every row, cut at <|im_end|>."""
+    layout, out = batch["layout"], []
+    for r in range(len(layout.kind)):
+        for k in range(1, layout.segment[r].max() + 1):
+            learned = (layout.segment[r] == k) & (layout.loss_weight[r] > 0)
+            out.append(tokenizer.decode(layout.target[r][learned]).split("<|im_end|>")[:-1])
+    return out
+
+
+def test_a_seed_fixes_every_byte(make, config):
+    first = take(make(), 5)
+    assert equal(first, take(make(), 5))
+    config.seed = 1
+    assert not equal(first, take(make(), 5))
+
+
+def test_resuming_gives_the_identical_rest(make):
+    whole = make()
+    states, batches, stats = [], [], []
+    for _ in range(8):
+        states.append(json.loads(json.dumps(whole.get_state())))
+        batches.append(next(whole))
+        stats.append(whole.stats)
+    assert any(state["waiting"] for state in states)
+    for k in (0, 1, 5):
+        again = make()
+        again.set_state(states[k])
+        for j in range(k, 8):
+            assert again.get_state() == states[j]
+            assert equal([next(again)], [batches[j]])
+            assert again.stats == stats[j]
+
+
+def test_an_iterator_in_use_can_go_back(make):
+    batches = make()
+    take(batches, 2)
+    state = batches.get_state()
+    first = take(batches, 3)
+    batches.set_state(state)
+    assert equal(first, take(batches, 3))
+
+
+def test_workers_change_nothing(make, config):
+    config.stages.video.data.mixture.a.split = "rotten"
+    config.stages.video.data.max_bad_fraction = 1.0
+    alone = make()
+    expected = take(alone, 6)
+    config.stages.video.data.workers = 2
+    helped = make()
+    assert equal(take(helped, 3), expected[:3])
+    state = helped.get_state()
+    config.stages.video.data.workers = 1
+    other = make()
+    other.set_state(state)
+    assert equal(take(other, 3), expected[3:])
+    assert other.get_state() == alone.get_state()
+
+
+def test_states_of_another_run_are_refused(make, config):
+    state = make().get_state()
+    with pytest.raises(DataError, match=r"process_count was 1 .* is 2 now"):
+        make(process_index=0, process_count=2).set_state(state)
+    config.stages.video.data.mixture.a.split = "other"
+    with pytest.raises(DataError, match=r"mixture was .*24.* is .*8"):
+        make().set_state(state)
+    with pytest.raises(DataError, match=r"batch_size = 4 does not divide among 3 processes"):
+        make(process_index=0, process_count=3)
+
+
+def test_processes_read_disjoint_records(make, config, tokenizer):
+    config.stages.video.data.mixture.a.tasks = ("object",)
+    seen = []
+    for index in range(2):
+        batches = make(process_index=index, process_count=2)
+        batch = next(batches)
+        assert batch["patches"].shape[0] == 2
+        seen.append([answer for (answer,) in answers(batch, tokenizer)][:8])
+    assert not set(seen[0]) & set(seen[1])
+
+
+def test_bad_records_are_counted_exactly(make, config):
+    config.stages.video.data.mixture.a.split = "rotten"
+    config.stages.video.data.max_bad_fraction = 1.0
+    batches = make()
+    take(batches, 12)
+    seen = batches.get_state()["position"]
+    order = mixture.stream([29], [1.0], mixture.stage_seed(config.seed, "video"))
+    bad = Counter(order[k][1] - 24 for k in range(seen) if order[k][1] >= 24)  # the last five records are bad, each in its own way
+    assert seen == batches.seen > 2 * 29
+    assert batches.dropped == sum(bad.values())
+    assert sorted(batches.reasons.values()) == sorted(bad.values())
+    for kind, words in enumerate(("not a", "0 bytes", "malformed annotation", "conversation is empty", "a question has no answer")):
+        assert [n for reason, n in batches.reasons.items() if words in reason] == [bad[kind]], words
+    resumed = make()
+    resumed.set_state(batches.get_state())
+    assert (resumed.dropped, resumed.reasons) == (batches.dropped, batches.reasons)
+
+
+@pytest.mark.parametrize(("limit", "dropped"), [(0.0, 1), (0.1, 11)])
+def test_too_many_bad_records_stop_the_run(make, config, limit, dropped):
+    config.stages.video.data.mixture.a.split = "rotten"
+    config.stages.video.data.max_bad_fraction = limit
+    batches = make()
+    with pytest.raises(
+        DataError, match=rf"^{dropped} of \d+ records are bad, over the limit data.max_bad_fraction = {limit}: .*first: bad\d"
+    ):
+        take(batches, 100)
+
+
+def test_rows_hold_the_frames_that_their_text_speaks_of(make, config, tokenizer):
+    """The answer names the record, whose frames' brightness is known: (5 k + 20 f) mod 250 for the frames f = 1, 3, 5 of six."""
+    config.stages.video.data.mixture.a.tasks = ("object",)
+    batches, records = make(teacher_size=24), set()
+    for batch in take(batches, 4):
+        layout = batch["layout"]
+        names = iter(answers(batch, tokenizer))
+        for r in range(4):
+            for segment in range(1, layout.segment[r].max() + 1):
+                k = int(next(names)[0].split("place ")[1])
+                records.add(k)
+                expected = [k * 5 % 250] if k % 4 == 3 else [(k * 5 + f * 20) % 250 for f in (1, 3, 5)]
+                frames = np.unique(layout.frame[r][(layout.segment[r] == segment) & (layout.frame[r] >= 0)])
+                for frame, brightness in zip(frames, expected, strict=True):
+                    index = layout.patch_index[r][(layout.frame[r] == frame) & (layout.kind[r] == Kind.PATCH)]
+                    assert len(index) == (6 if k % 2 else 4)  # 32 x 48, 48 x 32 or 32 x 32 pixels
+                    np.testing.assert_allclose(batch["patches"][r][index], brightness, atol=4)
+                    np.testing.assert_allclose(batch["teacher_frames"][r][frame], brightness, atol=4)
+    assert records == set(range(24))
+
+
+def test_shapes_and_fill(make, tokenizer):
+    batches = make()
+    first = next(batches)
+    batch = next(batches)
+    layout = batch["layout"]
+    assert first["patches"].shape == batch["patches"].shape == (4, 40, 16 * 16 * 3)
+    assert first["patches"].dtype == np.uint8
+    assert layout.kind.shape == (4, 256)
+    assert set(batch) == {"patches", "layout"}
+    assert batches.stats["token_fill"] == (layout.kind != Kind.PAD).mean()
+    assert batches.stats["patch_fill"] == (layout.kind == Kind.PATCH).sum() / (4 * 40)
+    assert batches.stats["examples"] == layout.segment.max(axis=1).sum() > 4
+    assert max(len(turns) for turns in answers(batch, tokenizer)) == 3
+    assert [len(np.unique(layout.segment[r])) for r in range(4)] == list(layout.segment.max(axis=1) + 1)
+
+
+def test_packing_loses_and_repeats_nothing(make, config, tokenizer):
+    config.stages.video.data.mixture.a.tasks = ("object",)
+    batches = make()
+    names = [answer for batch in take(batches, 12) for (answer,) in answers(batch, tokenizer)]
+    state = batches.get_state()
+    order = mixture.stream([24], [1.0], mixture.stage_seed(config.seed, "video"))
+    read = Counter(f"a circle, place {order[p][1]}" for p in range(state["position"]) if p not in state["waiting"])
+    assert Counter(names) == read
+
+
+def test_without_packing_a_row_is_an_example(make, config):
+    config.stages.video.data.pack = False
+    batches = make()
+    layout = take(batches, 3)[-1]["layout"]
+    assert layout.segment.max(axis=1).tolist() == [1] * 4
+    state = batches.get_state()
+    assert (state["position"], state["waiting"]) == (12, [])
+
+
+def test_turns_vary_from_epoch_to_epoch(make, config, tokenizer):
+    data = config.stages.video.data
+    data.mixture.a.split, data.max_turns, data.pack = "train[:4]", 2, False
+    epochs = [sorted(map(tuple, answers(batch, tokenizer))) for batch in take(make(), 4)]
+    assert len(set(map(tuple, epochs))) > 1
+    assert all(len(turns) == 2 for epoch in epochs for turns in epoch)
+
+
+def test_long_examples_lose_their_last_turns(make, config, tokenizer):
+    data = config.stages.video.data
+    data.max_turns, data.seq_len = 6, 400
+    full = [len(turns) for batch in take(make(), 3) for turns in answers(batch, tokenizer)]
+    data.seq_len = 150
+    batches = make()
+    cut = [len(turns) for batch in take(batches, 3) for turns in answers(batch, tokenizer)]
+    assert set(full) == {6}
+    assert 1 <= min(cut) < 6
+    assert batches.dropped == 0
+
+
+@pytest.mark.parametrize(("key", "value", "budget"), [("seq_len", 30, "tokens and floor"), ("max_patches", 3, "patches")])
+def test_examples_that_never_fit_are_dropped_with_the_budget_named(make, config, key, value, budget):
+    config.stages.video.data[key] = value
+    with pytest.raises(DataError, match=f"6 of 6 records are bad, .*: 6 x one example exceeds the row's {budget} "):
+        next(make())
+
+
+def test_only_what_does_not_fit_is_dropped(make, config):
+    """Stills have one frame, clips three."""
+    config.stages.video.data.max_frames, config.stages.video.data.max_bad_fraction = 2, 1.0
+    batches = make()
+    layout = next(batches)["layout"]
+    assert set(batches.reasons) == {"one example exceeds the row's frames"}
+    order = mixture.stream([24], [1.0], mixture.stage_seed(config.seed, "video"))
+    assert batches.dropped == sum(order[p][1] % 4 != 3 for p in range(batches.seen))
+    assert layout.frame.max() == 1
+
+
+def test_the_merge_bucket_bounds_a_rows_floor(make, config):
+    stage = config.stages.video
+    config.model.merge_layers = (1,)
+    stage.merging, stage.merge_buckets = True, (160,)
+    batches = make()
+    for batch in take(batches, 3):
+        layout = batch["layout"]
+        for r in range(4):
+            used = layout.kind[r] != Kind.PAD
+            patch = layout.kind[r] == Kind.PATCH
+            tubes = sum(len(np.unique(layout.tube[r][patch & (layout.segment[r] == k)])) for k in range(1, layout.segment[r].max() + 1))
+            assert (used & ~patch).sum() + tubes <= 160
+    assert batches.dropped == 0
+
+
+def test_mixtures_are_drawn_by_weight(make, config, tokenizer):
+    data = config.stages.video.data
+    data.mixture.a.tasks = ("object",)
+    data.mixture.b = base.source("moving_shapes/small", "other", 3.0, ("caption",))
+    data.pack = False
+    batches = make()
+    seen = [turns[0] for batch in take(batches, 10) for turns in answers(batch, tokenizer)]
+    assert sum(answer.startswith("a circle") for answer in seen) == 10
+    assert all(answer.endswith("moves.") for answer in seen if not answer.startswith("a circle"))
+
+
+def test_teacher_batches(config, tokenizer):
+    stage = config.stages.teacher
+    stage.data.mixture.a.tasks = ("object",)
+    batches = pipeline.make_teacher_batches(config, "teacher", tokenizer)
+    taken = take(batches, 3)
+    state = json.loads(json.dumps(batches.get_state()))
+    stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for batch in taken:
+        assert batch["pixels"].shape == (4, 3, 32, 32, 3)
+        assert batch["token_ids"].shape == batch["mask"].shape == (4, 24)
+        for r in range(4):
+            ids = batch["token_ids"][r][batch["mask"][r]]
+            assert ids[-1] == stop
+            assert np.all(batch["token_ids"][r][~batch["mask"][r]] == stop)
+            k = int(tokenizer.decode(ids[:-1]).split("place ")[1])
+            expected = [k * 5 % 250] if k % 4 == 3 else [(k * 5 + f * 20) % 250 for f in (1, 3, 5)]
+            assert batch["frame_mask"][r].sum() == len(expected)
+            np.testing.assert_allclose(batch["pixels"][r][batch["frame_mask"][r]].mean((1, 2, 3)), expected, atol=4)
+            assert not batch["pixels"][r][~batch["frame_mask"][r]].any()
+    rest = take(batches, 2)
+    batches.set_state(state)
+    assert equal(rest, take(batches, 2))
+    batches.close()
+
+
+def test_teacher_captions_end_within_the_text_length(config, tokenizer):
+    config.teacher.text_length = 5
+    batches = pipeline.make_teacher_batches(config, "teacher", tokenizer)
+    batch = next(batches)
+    assert batch["mask"].sum(axis=1).max() == 5
+    assert np.all(batch["token_ids"][np.arange(4), batch["mask"].sum(axis=1) - 1] == tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    batches.close()
+
+
+def test_examples_per_step_is_measured_on_packed_rows(config, tokenizer, make):
+    measured = pipeline.examples_per_step(config, "video", tokenizer)
+    batches = make()
+    take(batches, 2)
+    assert measured == batches.stats["examples"] > 4
+    config.stages.video.data.pack = False
+    assert pipeline.examples_per_step(config, "video", tokenizer) == 4
+
+
+def test_missing_data_says_what_to_build(make, config, tmp_path):
+    config.data_dir = str(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}/moving_shapes/small: no such data set; build it with `elva data build moving_shapes`"
+    ):
+        make()
+
+
+def test_missing_splits_are_named(make, config):
+    config.stages.video.data.mixture.a.split = "trian"
+    with pytest.raises(DataError, match=r"no split 'trian'; it has other, rotten, train"):
+        make()
+
+
+def test_unknown_formats_are_named(make, config):
+    config.stages.video.data.mixture.a.name = "webvid/small"
+    with pytest.raises(DataError, match=r"webvid/small: no reader for this data set; there are moving_shapes"):
+        make()

@@ -1,0 +1,102 @@
+"""Preparing one example: which turns are kept, how media are laid out, and what becomes of failures."""
+
+import numpy as np
+import pytest
+
+from elva_jax.data import conversation
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.mixture import Mixture
+from elva_jax.data.prepare import ConversationDecoder, Rejected, choose_turns
+from elva_jax.video.layout import Kind, build_layout
+
+TURNS = tuple(Turn(f"Question {'very ' * k}number {k}?", f"Answer {k}.") for k in range(5))
+
+
+@pytest.fixture
+def make(config, tokenizer):
+    def make(teacher_size=None, **data):
+        config.stages.video.data.update(data)
+        return ConversationDecoder(Mixture(config, "video"), config, "video", tokenizer, teacher_size)
+
+    return make
+
+
+@pytest.fixture
+def still(data_dir):
+    """A 48 x 32 picture: 3 x 2 patches."""
+    from elva_jax.data.sources import open_source, to_example
+
+    return to_example(open_source("moving_shapes/small", "train", data_dir)[3]).media[0]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("length", range(80, 220, 20))
+def test_as_many_turns_as_fit_are_kept(make, still, tokenizer, length, ordered):
+    decoder = make(seq_len=length, max_turns=5)
+    example = Example("x", (still,), TURNS, ordered=ordered)
+    layout = decoder.prepare(example, np.random.default_rng(0)).layout
+    chosen = choose_turns(example, 5, np.random.default_rng(0))
+    sizes = [
+        build_layout(conversation.render(conversation.truncate(chosen, k), tokenizer, [[(3, 2)]], "Be brief.")).length for k in range(1, 6)
+    ]
+    assert layout.length == max(size for size in sizes if size <= length)
+
+
+def test_turns_are_chosen_at_random_unless_order_matters(still):
+    free = Example("x", (still,), TURNS)
+    chosen = {choose_turns(free, 2, np.random.default_rng(seed)).turns for seed in range(30)}
+    assert len(chosen) > 10
+    assert all(len(set(turns)) == 2 for turns in chosen)
+    assert choose_turns(Example("x", (still,), TURNS, ordered=True), 2, np.random.default_rng(0)).turns == TURNS[:2]
+    marked = Example("x", (still,), (Turn("<image> Who?", "A."), *TURNS))
+    assert choose_turns(marked, 2, np.random.default_rng(0)).turns == (Turn("<image> Who?", "A."), TURNS[0])
+
+
+def test_several_media_keep_their_order(make, still, data_dir):
+    from elva_jax.data.sources import open_source, to_example
+
+    video = to_example(open_source("moving_shapes/small", "train", data_dir)[0]).media[0]  # 32 x 32, three frames of brightness 20, 60, 100
+    example = Example("x", (still, video), (Turn("Between <image> and <video>?", "Nothing."),))
+    made = make(teacher_size=20).prepare(example, np.random.default_rng(0))
+    assert made.counts.frames == 4
+    assert made.patches.shape == (6 + 3 * 4, 768)
+    np.testing.assert_allclose(made.patches.mean(1), [15] * 6 + [20] * 4 + [60] * 4 + [100] * 4, atol=4)
+    np.testing.assert_allclose(made.teacher_frames.mean((1, 2, 3)), [15, 20, 60, 100], atol=4)
+    where = [np.flatnonzero(made.layout.frame == f)[0] for f in range(4)]
+    between = made.layout.kind[where[0] : where[1]]
+    assert (between == Kind.TEXT).any()
+
+
+def test_media_of_dropped_turns_are_dropped(make, still):
+    example = Example("x", (still, still), (Turn("<image> Who?", "A dog."), Turn("<image> And " + "who " * 60 + "?", "A cat.")))
+    made = make(seq_len=100, teacher_size=20).prepare(example, np.random.default_rng(0))
+    assert made.counts.frames == len(made.teacher_frames) == 1
+    assert len(made.patches) == made.counts.patches == 6
+
+
+def test_a_conversation_without_media_is_prepared(make):
+    made = make(teacher_size=20).prepare(Example("x", (), TURNS[:1]), np.random.default_rng(0))
+    assert (made.counts.patches, made.patches.shape, made.teacher_frames.shape) == (0, (0, 768), (0, 20, 20, 3))
+
+
+def test_failures_of_any_sort_become_records(make, tmp_path):
+    decoder = make()
+
+    class Broken:
+        def __init__(self, error):
+            self.error = error
+
+        def key(self, *position):
+            return "a[3]"
+
+        def example(self, *position):
+            raise self.error
+
+    decoder.mixture = Broken(OSError("disk gone"))
+    assert decoder((0, 3), np.random.default_rng(0)) == Rejected("a[3]", "OSError: disk gone")
+    missing = Example("y", (Media(str(tmp_path / "no.mp4"), "video"),), TURNS)
+    decoder.mixture.example = lambda *position: missing
+    rejected = decoder((0, 3), np.random.default_rng(0))
+    assert rejected.key == "y"
+    assert "no such file" in rejected.reason
+    assert str(tmp_path) not in rejected.reason
