@@ -1,0 +1,194 @@
+"""The TFDS builder of moving_shapes (ArrayRecord files, no TensorFlow), and `build`, which prepares it on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import io
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from rich.progress import Progress
+
+from elva_jax.data.moving_shapes import records
+from elva_jax.errors import DataError
+
+SIZES = {  # records of each split
+    "easy": {"image": 8000, "train": 12000, "validation": 260, "test": 540, "long": 120},
+    "hard": {"image": 4000, "train": 8000, "validation": 260, "test": 540, "long": 120},
+}
+Report = Callable[[str, int, int], None]  # split, records done, records in all
+
+
+class MovingShapes(tfds.core.GeneratorBasedBuilder):
+    """Rendered clips of coloured shapes that move, appear, change, flash, with digits; and stills of the same.
+
+    Splits: image (PNG stills, the first 30 % with a single object), train, validation, test (MP4 clips of 8 frames or more),
+    long (32 to 64 frames with a needle).
+    A record is {"id", "media" (file bytes), "kind" (video | image), "annotation" (UTF-8 JSON of language.annotate)}.
+
+    Args:
+      seed: the data are a function of the config's name, this seed and the sizes.
+      sizes: records of each split; splits left out are not made. None: SIZES of the config.
+      map_fn: makes the records, in order: `map`, or the `imap` of a pool of processes. The data do not depend on it.
+      report: called now and then with (split, records done, records in all).
+      **kwargs: of tfds.core.DatasetBuilder: config ("easy" | "hard"), data_dir.
+    """
+
+    name = "moving_shapes"
+    code_path = epath.Path(__file__)  # TFDS would look for it with importlib_resources, which it does not install
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own interface)
+        tfds.core.BuilderConfig(name="easy", description="Six colours, four shapes, a lattice of places, plain words."),
+        tfds.core.BuilderConfig(name="hard", description="Eight colours, six shapes, two sizes, noise, varied canvases and words."),
+    ]
+
+    def __init__(
+        self, *, seed: int = 0, sizes: Mapping[str, int] | None = None, map_fn: Callable = map, report: Report | None = None, **kwargs
+    ) -> None:
+        self._seed = seed
+        self._sizes = sizes
+        self._map = map_fn
+        self._report = report or (lambda split, done, total: None)
+        super().__init__(**{"file_format": "array_record", **kwargs})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Records of each split to be made, in the order of making."""
+        sizes = SIZES[self.builder_config.name] if self._sizes is None else self._sizes
+        return {split: sizes[split] for split in records.SPLITS if sizes.get(split)}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Rendered clips of coloured shapes with captions and questions.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "media": tfds.features.Scalar(np.object_),
+                    "kind": tfds.features.Text(),
+                    "annotation": tfds.features.Scalar(np.object_),
+                }
+            ),
+            disable_shuffling=True,  # stills start with single objects; a slice of the split is a curriculum level
+            metadata=tfds.core.MetadataDict(seed=self._seed),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager
+        return {split: self._generate_examples(split, total) for split, total in self.sizes.items()}
+
+    def _generate_examples(self, split: str, total: int) -> Iterator[tuple[int, dict]]:
+        tasks = [(self.builder_config.name, self._seed, split, index, total) for index in range(total)]
+        for index, record in enumerate(self._map(records.record_of_task, tasks)):
+            yield index, record
+            if (index + 1) % 200 == 0 or index + 1 == total:
+                self._report(split, index + 1, total)
+
+
+def build(
+    data_dir: str | os.PathLike,
+    config_name: str = "easy",
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    workers: int | None = None,
+    console=None,
+) -> MovingShapes:
+    """Prepares one config under `data_dir` and returns its builder; at once where it is there already.
+
+    A killed run leaves an `incomplete` folder that the next run removes; two runs at a time wait for each other.
+
+    Args:
+      data_dir: the TFDS root; the files go to <data_dir>/moving_shapes/<config_name>/1.0.0.
+      config_name: easy | hard.
+      seed: see MovingShapes.
+      sizes: see MovingShapes.
+      workers: processes that draw and encode; 1: this one; None: one per core.
+      console: a rich Console for the progress; None: plain lines on standard output.
+
+    Raises:
+      DataError: an unknown config or split, or another seed or other sizes than those of the data already there.
+    """
+    if config_name not in SIZES:
+        raise DataError(f"moving_shapes/{config_name}: no such config; choose one of {', '.join(SIZES)}")
+    if unknown := set(sizes or ()) - set(records.SPLITS):
+        raise DataError(f"moving_shapes: no split {sorted(unknown)[0]!r}; choose among {', '.join(records.SPLITS)}")
+    root = Path(data_dir) / MovingShapes.name
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / f".{config_name}.lock"), _progress(console, config_name) as report, _mapper(workers) as map_fn:
+        builder = MovingShapes(config=config_name, data_dir=str(data_dir), seed=seed, sizes=sizes, map_fn=map_fn, report=report)
+        if builder.is_prepared():
+            _check_same(builder, seed)
+            return builder
+        for left in (root / config_name).glob("incomplete.*"):
+            shutil.rmtree(left)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # TFDS prints bars of its own
+            builder.download_and_prepare()
+    return builder
+
+
+def _check_same(builder: MovingShapes, seed: int) -> None:
+    found = {name: split.num_examples for name, split in builder.info.splits.items()}
+    found_seed = (builder.info.metadata or {}).get("seed")
+    if found != builder.sizes or found_seed != seed:
+        raise DataError(
+            f"{builder.data_dir}: holds seed {found_seed} and {found}, not seed {seed} and {builder.sizes}; "
+            "delete it or choose another data_dir"
+        )
+
+
+@contextlib.contextmanager
+def _mapper(workers: int | None) -> Iterator[Callable]:
+    """A `map` over processes, whose start waits for its first use."""
+    workers = workers or os.cpu_count() or 1
+    if workers == 1:
+        yield map
+        return
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def pool():
+            # spawn: threads of JAX or of TFDS in this process make fork unsafe.
+            return stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+
+        yield lambda function, tasks: pool().imap(function, tasks, chunksize=32)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _progress(console, config_name: str) -> Iterator[Report]:
+    if console is not None and console.is_terminal:
+        with Progress(console=console, transient=True) as bar:
+            tasks = {}
+
+            def show(split: str, done: int, total: int) -> None:
+                if split not in tasks:
+                    tasks[split] = bar.add_task(f"moving_shapes/{config_name} {split}", total=total)
+                bar.update(tasks[split], completed=done)
+
+            yield show
+        return
+    write = os.fdopen(os.dup(1), "w")  # standard output itself: sys.stdout is quiet while TFDS works
+    start = time.monotonic()
+
+    def line(split: str, done: int, total: int) -> None:
+        if done == total:
+            print(f"moving_shapes/{config_name} {split}: {total} records ({time.monotonic() - start:.0f} s)", file=write, flush=True)
+
+    with write:
+        yield line

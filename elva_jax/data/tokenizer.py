@@ -1,0 +1,100 @@
+"""A small byte-level BPE in Qwen2's manner, built from texts; and loading of any transformers tokenizer folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from elva_jax.data.moving_shapes import records
+from elva_jax.errors import DataError
+
+END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# Qwen2's pre-tokenisation (transformers, Qwen2Tokenizer): contractions, words with one leading mark, single digits, punctuation, spaces.
+_PIECES = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+# ChatML as in Qwen2, without its default system turn: a system turn is there when the messages hold one.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_CHAT_TEXTS = ("system", "user", "assistant", "\n", "You are a helpful assistant.")
+
+
+def build(texts: Iterable[str], folder: str | os.PathLike, vocab_size: int = 768, *, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE and saves it as a transformers folder with Qwen2's special tokens and chat template.
+
+    The result depends on the texts, the words and the size alone.
+
+    Args:
+      texts: what the merges are learned from.
+      folder: where tokenizer.json and tokenizer_config.json go.
+      vocab_size: entries at most, with the 256 bytes and the three special tokens.
+      words: each becomes a single token, with and without a leading space, where the size allows.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 3, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(_weighted(texts, words), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (END, TURN_START, TURN_END)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=TURN_END,
+        pad_token=END,
+        additional_special_tokens=[TURN_START],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    return fast
+
+
+def _weighted(texts: Iterable[str], words: Sequence[str]) -> Iterator[str]:
+    yield from texts
+    for word in (*_CHAT_TEXTS, *words):  # often enough to be merged before rare words of the texts
+        yield from (word, f" {word}") * 1000
+
+
+def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """A tokenizer from a transformers folder (or, where the network is allowed, a hub name).
+
+    Raises:
+      DataError: it cannot be loaded, or lacks the special tokens or the chat template that conversations need.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=Path(name).exists())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: no tokenizer there ({str(error).splitlines()[0]}); build one with `elva data build`") from error
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in (TURN_START, TURN_END) if token not in vocabulary]:
+        raise DataError(f"{name}: its vocabulary lacks {', '.join(missing)}; a tokenizer with Qwen's chat tokens is needed")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_for_moving_shapes(
+    folder: str | os.PathLike, configs: Sequence[str] = ("easy", "hard"), *, vocab_size: int = 768, scenes: int = 1500
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of the moving_shapes configs, from the words of scenes that are sampled but not drawn; a few seconds."""
+    texts, words = [], set()
+    for config in configs:
+        for split in ("image", "train"):
+            for index in range(scenes // 2):
+                annotation = records.annotation_of(config, 0, split, index, scenes)
+                turns = [*annotation["captions"]["object"], *annotation["captions"]["caption"], *annotation["questions"]]
+                texts += [text for turn in turns for text in (turn["question"], turn["answer"])]
+                words |= {word for turn in annotation["questions"] for option in turn["options"] for word in option.split()}
+    texts += ["Answer with the option's letter.", "Options:", *(f"{letter}. {word}" for letter in "ABCD" for word in sorted(words))]
+    return build(texts, folder, vocab_size, words=(*sorted(words), *"ABCD"))
