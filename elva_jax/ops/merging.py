@@ -141,7 +141,7 @@ def similarity(x_SxD: jax.Array, next_S: jax.Array) -> jax.Array:
     norm_S = jnp.sqrt(jnp.sum(jnp.square(x_SxD), axis=-1))
     dot_S = jnp.sum(x_SxD * x_SxD[next_S], axis=-1)
     scale_S = norm_S * norm_S[next_S]
-    return jnp.where(scale_S > 0, dot_S / jnp.where(scale_S > 0, scale_S, 1.0), 0.0)
+    return jnp.where(scale_S == 0, 0.0, dot_S / jnp.where(scale_S == 0, 1.0, scale_S))
 
 
 def _count(mask: jax.Array) -> jax.Array:

@@ -1,0 +1,341 @@
+"""Hierarchical merging against a plain NumPy reading of the rule, and the properties that keep it honest."""
+
+from decimal import ROUND_CEILING, Decimal
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elva_jax.errors import ConfigError
+from elva_jax.models.config import MergeLayer
+from elva_jax.ops.merging import compose, merge
+from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, count, pack
+
+S, D = 96, 4
+GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+run = jax.jit(merge, static_argnames=("rule", "merge_lines", "bucket"))
+
+
+def clip(grids):
+    return [Text([7, 8]), Clip(grids), Text([9]), Text([3], 1.0)]
+
+
+@st.composite
+def rows(draw):
+    """A packed row of one to three examples: mixed grids, several clips, images."""
+    layouts, left = [], S
+    for _ in range(draw(st.integers(1, 3))):
+        parts = [
+            part for _ in range(draw(st.integers(1, 2))) for part in clip(draw(st.lists(st.sampled_from(GRIDS), min_size=1, max_size=7)))
+        ]
+        layout = build_layout(parts)
+        if layout.length <= left:
+            layouts.append(layout)
+            left -= layout.length
+    return layouts or [build_layout(clip([(2, 2), (1, 2), (2, 2)]))]
+
+
+def features(seed, length=S):
+    """Small integers: dot products are exact, so equal similarities are exactly equal in NumPy and XLA, and there are many."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(-1, 3, (length, D)).astype(np.float32), rng.integers(1, 6, length).astype(np.float32)
+
+
+def cosine(a, b):
+    scale = np.sqrt(np.sum(a * a)) * np.sqrt(np.sum(b * b))
+    return np.sum(a * b) / scale if scale > 0 else np.float32(0)
+
+
+def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
+    """The rule read token by token: groups of old indices that become one token, in the order of their last members; and forced merges."""
+    mergeable = [k == Kind.PATCH or (merge_lines and k == Kind.LINE) for k in layout.kind]
+    follower = {}
+    for i in range(len(x)):
+        if mergeable[i]:
+            later = [j for j in range(i + 1, len(x)) if mergeable[j] and layout.tube[j] == layout.tube[i]]
+            if later:
+                follower[i] = later[0]
+    score = {i: cosine(x[i], x[j]) for i, j in follower.items()}
+    merged = set()
+    if rule.policy in ("threshold", "both"):
+        merged = {i for i in follower if score[i] > np.float32(rule.threshold)}
+    if rule.policy in ("ratio", "both"):
+        for segment in set(layout.segment[layout.segment > 0]):
+            mine = [i for i in range(len(x)) if mergeable[i] and layout.segment[i] == segment]
+            target = int((Decimal(str(rule.ratio)) * len(mine)).to_integral_value(ROUND_CEILING))
+            for i in sorted((i for i in mine if i in follower), key=lambda i: (-score[i], i)):
+                if len(mine) - len(merged & set(mine)) <= target:
+                    break
+                merged.add(i)
+    used = [i for i in range(len(x)) if layout.kind[i] != Kind.PAD]
+    forced = 0
+    for i in sorted((i for i in follower if i not in merged), key=lambda i: (-score[i], i)):
+        if bucket is None or len(used) - len(merged) <= bucket:
+            break
+        merged.add(i)
+        forced += 1
+    groups = {}
+    for i in used:
+        last = i
+        while last in merged:
+            last = follower[last]
+        groups.setdefault(last, []).append(i)
+    return dict(sorted(groups.items())), forced
+
+
+# Few combinations, used by all tests: each one is a program to compile.
+rules = st.sampled_from([MergeLayer(0, "threshold", 0.6), MergeLayer(0, "ratio", ratio=0.3), MergeLayer(0, "both", 0.6, 0.7)])
+BUCKET = 48
+
+
+@given(rows(), st.integers(0, 10**6), rules, st.booleans(), st.sampled_from([None, BUCKET]))
+def test_equals_the_plain_reading(layouts, seed, rule, merge_lines, bucket):
+    layout = pack(layouts, S)
+    x, size = features(seed)
+    got = run(x, layout, size, rule, merge_lines=merge_lines, bucket=bucket)
+    groups, forced = plain_merge(x, layout, size, rule, merge_lines, bucket)
+    assert got.stats.forced == forced
+    assert got.stats.tokens == (layout.kind != Kind.PAD).sum()
+    if bucket is not None and sum(count(one, merge_lines).floor for one in layouts) > bucket:
+        assert got.stats.overflow == len(groups) - bucket
+        assert np.isnan(got.x).all()
+        return
+    capacity, kept = S if bucket is None else bucket, list(groups)
+    assert got.stats.overflow == 0
+    assert got.stats.survivors == len(kept)
+    assert got.x.shape == (capacity, D)
+    means = [np.average(x[group].astype(np.float64), axis=0, weights=size[group]) for group in groups.values()]
+    np.testing.assert_allclose(got.x[: len(kept)], means, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(got.size[: len(kept)], [size[group].sum() for group in groups.values()])
+    for name, field in layout._asdict().items():
+        behind = -1 if name in ("patch_index", "frame", "row", "tube", "cell") else 0
+        new = np.asarray(getattr(got.layout, name))
+        assert new.dtype == field.dtype
+        np.testing.assert_array_equal(new[: len(kept)], field[kept], err_msg=name)
+        assert (new[len(kept) :] == behind).all()
+    assert not got.size[len(kept) :].any()
+    assert not got.x[len(kept) :].any()
+    survivor = np.full(S, -1)
+    for new, group in enumerate(groups.values()):
+        survivor[group] = new
+    np.testing.assert_array_equal(got.survivor, survivor)
+    mergeable = (layout.kind == Kind.PATCH) | (merge_lines & (layout.kind == Kind.LINE))
+    assert got.stats.entering == mergeable.sum()
+    assert got.stats.kept == mergeable[kept].sum()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_identity_bit_for_bit_when_nothing_is_similar(dtype):
+    layout = pack([build_layout(clip([(2, 2)] * 6))], S)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(S, D)) * 1e3
+    x = jnp.asarray(x * np.where(layout.frame % 2 == 0, 1, -1)[:, None] * np.sign(x), dtype)  # neighbours in time point opposite ways
+    size = rng.integers(1, 20, S).astype(np.float32)
+    got = run(x, layout, size, MergeLayer(0, "threshold", 0.0))
+    used = int((layout.kind != Kind.PAD).sum())
+    bits = np.uint32 if dtype == jnp.float32 else np.uint16
+    np.testing.assert_array_equal(np.asarray(got.x[:used]).view(bits), np.asarray(x[:used]).view(bits))
+    np.testing.assert_array_equal(got.survivor, np.where(layout.kind != Kind.PAD, np.arange(S), -1))
+    assert got.stats.kept == got.stats.entering == 24
+
+
+@pytest.mark.parametrize("merge_lines", [False, True])
+@pytest.mark.parametrize("policy", ["threshold", "both"])
+def test_static_video_leaves_one_token_a_tube(policy, merge_lines):
+    frames, grid = 9, (2, 2)
+    layout = pack([build_layout(clip([grid] * frames))], S)
+    tube_features = np.random.default_rng(0).normal(size=(layout.tube.max() + 2, D)).astype(np.float32)
+    x = tube_features[layout.tube]
+    got = run(x, layout, np.ones(S, np.float32), MergeLayer(0, policy, 0.6, 0.7), merge_lines=merge_lines)
+    patches = np.asarray(got.layout.kind) == Kind.PATCH
+    lines = np.asarray(got.layout.kind) == Kind.LINE
+    assert patches.sum() == 4
+    assert lines.sum() == (2 if merge_lines else 2 * frames)
+    assert (np.asarray(got.size)[patches] == frames).all()
+    assert (np.asarray(got.layout.frame)[patches] == frames - 1).all()  # each stands at the last member of its run
+    assert (np.asarray(got.layout.kind) == Kind.FRAME).sum() == frames
+    np.testing.assert_allclose(np.asarray(got.x)[patches], tube_features[np.asarray(got.layout.tube)[patches]], rtol=1e-6)
+
+
+@given(rows(), st.integers(0, 10**6), rules, rules)
+def test_sizes_sum_to_the_patches_through_two_layers(layouts, seed, first, second):
+    layout = pack(layouts, S)
+    x, _ = features(seed)
+    a = run(x, layout, np.ones(S, np.float32), first)
+    b = run(a.x, a.layout, a.size, second)
+    assert np.asarray(b.size)[np.asarray(b.layout.kind) == Kind.PATCH].sum() == (layout.kind == Kind.PATCH).sum()
+    survivor = np.asarray(compose(a.survivor, b.survivor))
+    used = layout.kind != Kind.PAD
+    assert (survivor[~used] == -1).all()
+    np.testing.assert_array_equal(np.bincount(survivor[used], minlength=S), b.size)
+    assert (np.asarray(b.layout.tube)[survivor[used]] == layout.tube[used]).all()
+
+
+@given(rows(), st.integers(0, 10**6), rules, st.randoms(use_true_random=False))
+def test_permuting_tubes_changes_nothing(layouts, seed, rule, random):
+    layout = pack(layouts, S)
+    names = list(range(int(layout.tube.max()) + 1))
+    random.shuffle(names)
+    renamed = layout._replace(tube=np.where(layout.tube >= 0, np.asarray(names)[layout.tube], -1).astype(np.int32))
+    x, size = features(seed)
+    a, b = run(x, layout, size, rule, bucket=BUCKET), run(x, renamed, size, rule, bucket=BUCKET)
+    for got, want in zip(jax.tree.leaves(b._replace(layout=None)), jax.tree.leaves(a._replace(layout=None)), strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(a.layout.position, b.layout.position)
+
+
+@given(rows(), st.integers(0, 10**6), rules, st.booleans())
+def test_packing_equals_each_example_alone(layouts, seed, rule, floats):
+    layout = pack(layouts, S)
+    x, size = features(seed)
+    if floats:
+        x = x + np.random.default_rng(seed).normal(size=x.shape).astype(np.float32)
+    packed = run(x, layout, size, rule)
+    start = 0
+    for k, alone in enumerate(layouts):
+        x_alone, size_alone = np.zeros_like(x), np.ones_like(size)
+        x_alone[: alone.length] = x[start : start + alone.length]
+        size_alone[: alone.length] = size[start : start + alone.length]
+        start += alone.length
+        one = run(x_alone, pack([alone], S), size_alone, rule)
+        mine, own = np.asarray(packed.layout.segment) == k + 1, np.asarray(one.layout.segment) == 1
+        np.testing.assert_array_equal(np.asarray(packed.x)[mine], np.asarray(one.x)[own])
+        np.testing.assert_array_equal(np.asarray(packed.size)[mine], np.asarray(one.size)[own])
+        np.testing.assert_array_equal(np.asarray(packed.layout.position)[mine], np.asarray(one.layout.position)[own])
+
+
+@given(rows(), st.integers(0, 10**6), rules)
+def test_a_bucket_that_holds_never_changes_the_result(layouts, seed, rule):
+    layout = pack(layouts, S)
+    x, size = features(seed)
+    free = run(x, layout, size, rule)
+    for bucket in (BUCKET, 128):
+        if free.stats.survivors > bucket:
+            continue
+        got = run(x, layout, size, rule, bucket=bucket)
+        n = int(free.stats.survivors)
+        for a, b in zip(jax.tree.leaves((got.x, got.layout, got.size)), jax.tree.leaves((free.x, free.layout, free.size)), strict=True):
+            assert a.shape[0] == bucket
+            np.testing.assert_array_equal(a[:n], b[:n])
+        np.testing.assert_array_equal(got.survivor, free.survivor)
+        assert got.stats == free.stats
+        assert got.stats.forced == 0
+
+
+def test_forced_merges_are_counted_and_the_floor_always_fits():
+    example = build_layout(clip([(2, 2)] * 8))
+    layout, x = pack([example], S), np.random.default_rng(0).normal(size=(S, D)).astype(np.float32)
+    never = MergeLayer(0, "threshold", 1.1)
+    floor = count(example).floor
+    for bucket in (example.length - 3, floor + 1, floor):
+        got = run(x, layout, np.ones(S, np.float32), never, bucket=bucket)
+        assert got.stats.forced == example.length - bucket
+        assert got.stats.survivors == bucket
+        assert got.stats.overflow == 0
+        assert np.isfinite(got.x).all()
+    below = run(x, layout, np.ones(S, np.float32), never, bucket=floor - 2)
+    assert below.stats.overflow == 2
+    assert below.stats.survivors == floor - 2
+    assert np.isnan(below.x).all()
+    assert (np.asarray(below.survivor)[: example.length] == -1).sum() == 2
+
+
+@jax.jit
+@jax.jacobian
+def jacobian(x, layout, size):
+    """[C, S, D]: what each survivor depends on."""
+    return jnp.sum(merge(x, layout, size, MergeLayer(0, "threshold", 0.6)).x, axis=-1)
+
+
+@given(rows(), st.integers(0, 10**6), st.integers(0, S - 1))
+def test_survivors_never_look_ahead(layouts, seed, cut):
+    """Threshold policy: what comes after `cut` may decide whether a token stays, never what a token that stays holds."""
+    layout = pack(layouts, S)
+    x, size = features(seed)
+    future = np.where(np.arange(S)[:, None] > cut, features(seed + 1)[0], x)
+    rule = MergeLayer(0, "threshold", 0.6)
+    a, b = run(x, layout, size, rule), run(future, layout, size, rule)
+    held = []
+    for merged in (a, b):
+        position, segment, n = merged.layout.position, merged.layout.segment, int(merged.stats.survivors)
+        held.append({(int(segment[i]), int(position[i])): np.asarray(merged.x[i]) for i in range(n)})
+    old = {(int(layout.segment[i]), int(layout.position[i])) for i in range(cut + 1)}
+    common = old & held[0].keys() & held[1].keys()
+    for key in common:
+        np.testing.assert_array_equal(held[0][key], held[1][key])
+    text = {(int(layout.segment[i]), int(layout.position[i])) for i in range(cut + 1) if layout.kind[i] in (Kind.TEXT, Kind.FRAME)}
+    assert text <= common
+
+    gradient = jacobian(x, layout, size)
+    reach = np.abs(np.asarray(gradient)).sum(-1) > 0
+    place = {(int(layout.segment[i]), int(layout.position[i])): i for i in range(S) if layout.kind[i] != Kind.PAD}
+    for new, key in enumerate(held[0]):
+        assert not reach[new, place[key] + 1 :].any()
+
+
+@pytest.mark.parametrize("policy", ["threshold", "ratio", "both"])
+def test_gradient_equals_finite_differences_and_the_weights(policy):
+    layout = pack([build_layout(clip([(2, 2)] * 5)), build_layout(clip([(1, 2)] * 3))], S)
+    rng = np.random.default_rng(1)
+    x, size = rng.normal(size=(S, D)).astype(np.float32), rng.integers(1, 4, S).astype(np.float32)
+    weight = rng.normal(size=(64, D)).astype(np.float32)
+    rule = MergeLayer(0, policy, 0.4, 0.4)
+
+    def objective(x):
+        return jnp.sum(run(x, layout, size, rule, bucket=64).x * weight)
+
+    merged = run(x, layout, size, rule, bucket=64)
+    assert merged.stats.kept < merged.stats.entering
+    gradient = np.asarray(jax.grad(objective)(x))
+    survivor = np.asarray(merged.survivor)
+    share = np.where(survivor >= 0, size / np.maximum(merged.size, 1)[survivor], 0)
+    np.testing.assert_allclose(gradient, share[:, None] * weight[survivor], rtol=1e-5, atol=1e-6)
+    for i, j in [(2, 0), (4, 1), (12, 3), (30, 2)]:
+        step = np.zeros_like(x)
+        step[i, j] = 1e-2  # small enough that no decision flips; the map is linear in between
+        difference = (objective(x + step) - objective(x - step)) / 2e-2
+        np.testing.assert_allclose(difference, gradient[i, j], atol=2e-3)
+
+
+@pytest.mark.parametrize(("ratio", "frames", "left"), [(0.1, 30, 3), (0.29, 25, 8), (1 / 3, 9, 3), (1.0, 5, 5), (0.0, 6, 1)])
+def test_ratio_is_an_exact_ceiling_above_the_floor(ratio, frames, left):
+    layout = pack([build_layout([Clip([(1, 1)] * frames)])], S)
+    got = run(features(0)[0], layout, np.ones(S, np.float32), MergeLayer(0, "ratio", 0.6, ratio))
+    assert got.stats.kept == left
+
+
+def test_vmap_under_jit_equals_one_by_one():
+    layouts = [pack([build_layout(clip([(2, 2)] * n))], S) for n in (3, 5, 8)]
+    batch = TokenLayout(*(np.stack(fields) for fields in zip(*layouts, strict=True)))
+    x_size = [features(k) for k in range(3)]
+    x, size = (np.stack(arrays) for arrays in zip(*x_size, strict=True))
+    rule = MergeLayer(0, "both", 0.6, 0.7)
+    together = jax.jit(jax.vmap(partial(merge, rule=rule, bucket=BUCKET)))(x, batch, size)
+    for k in range(3):
+        alone = run(x[k], layouts[k], size[k], rule, bucket=BUCKET)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_array_equal(a[k], b)
+
+
+def test_broken_features_merge_last_and_stay_visible():
+    """NaN and zero vectors compare as not similar; a NaN is never averaged away by the threshold."""
+    layout = pack([build_layout([Clip([(1, 1)] * 4)])], S)
+    x = np.ones((S, D), np.float32)
+    patches = np.flatnonzero(layout.kind == Kind.PATCH)
+    x[patches[1]], x[patches[3]] = np.nan, 0
+    got = run(x, layout, np.ones(S, np.float32), MergeLayer(0, "threshold", 0.6))
+    assert got.stats.kept == 4
+    ratio = run(x, layout, np.ones(S, np.float32), MergeLayer(0, "ratio", 0.6, 0.75))
+    assert ratio.survivor[patches[2]] == ratio.survivor[patches[3]]  # cosine 0 comes before NaN
+
+
+@pytest.mark.parametrize(("rule", "bucket"), [(MergeLayer(0, "mean"), None), (MergeLayer(0), 0)])
+def test_refuses_what_cannot_work(rule, bucket):
+    layout = build_layout([Clip([(1, 1)])])
+    with pytest.raises(ConfigError, match="merge"):
+        merge(np.ones((3, D), np.float32), layout, np.ones(3, np.float32), rule, bucket=bucket)
