@@ -170,9 +170,14 @@ def _generate(args: argparse.Namespace, _) -> int:
 
 
 def _data_build(args: argparse.Namespace, _) -> int:
-    from elva_jax.data import moving_shapes
+    from elva_jax.data import tokenizer
+    from elva_jax.data.moving_shapes import builder
 
-    moving_shapes.build(args.data_dir, args.name.partition("/")[2])
+    print(builder.build(args.data_dir, args.name.partition("/")[2]).data_dir)
+    folder = Path(args.data_dir) / "tokenizer"
+    if not folder.exists():
+        tokenizer.build_for_moving_shapes(folder)
+    print(folder)
     return 0
 
 
