@@ -62,7 +62,7 @@ def make_train_step(objective: Objective, optimizer: Optimizer, mesh: Mesh, rule
         if accumulate > 1:
             batch = objective.prepare(batch)
         value, metrics, grads = value_and_grad(loss, state.params, frozen, batch, accumulate)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state)

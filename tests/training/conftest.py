@@ -1,0 +1,45 @@
+"""A run of toy size for every test here."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from elva_jax.parallel.mesh import make_mesh
+from elva_jax.training import loop, step
+from elva_jax.training.objective import make_objective
+
+
+def _load():
+    spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_run():
+    """The module tiny_run.py."""
+    return _load()
+
+
+@pytest.fixture
+def config(tiny_run):
+    return tiny_run.get_config()
+
+
+@pytest.fixture
+def stage_of():
+    """start(config, stage) -> (train_step, state, setting): a stage's real step and fresh state."""
+
+    def start(config, name, steps=8):
+        mesh = make_mesh(config.mesh)
+        objective = make_objective(config, name)
+        setting = loop.set_up(config, name, objective, mesh, steps)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
+        accumulate = config.stages[name].optimizer.accumulate
+        train_step = step.make_train_step(objective, setting.optimizer, mesh, setting.rules, shardings, accumulate)
+        return train_step, loop.fresh_state(config, name, objective, setting, {}), setting
+
+    return start
