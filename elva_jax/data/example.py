@@ -23,6 +23,7 @@ class Turn:
     task: str = "open"  # object | caption | open | choice
     family: str = ""  # what is asked about, such as colour or order
     options: tuple[str, ...] = ()  # the candidate answers in words, where there are any
+    about: str = ""  # turns about the same thing would give each other's answer away, and never share a conversation; "": about its own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from elva_jax.video.layout import Counts, TokenLayout, pack
 
 
-class Sample(NamedTuple):
-    """One example, ready to be packed."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One example, ready to be packed (no tuple: Grain would send each of its arrays through a shared-memory file of its own)."""
 
     layout: TokenLayout
     patches: np.ndarray  # uint8 [n, P*P*3]

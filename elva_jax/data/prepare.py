@@ -138,8 +138,13 @@ def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Examp
     """At most `most` turns: random ones in random order, or the first ones where order or markers matter."""
     if example.ordered or conversation.has_markers(example):
         return conversation.truncate(example, most)
-    order = rng.permutation(len(example.turns))[:most]
-    return dataclasses.replace(example, turns=tuple(example.turns[k] for k in order))
+    chosen, seen = [], set()
+    for k in rng.permutation(len(example.turns)):
+        turn = example.turns[k]
+        if len(chosen) < most and (not turn.about or turn.about not in seen):
+            chosen.append(turn)
+            seen.add(turn.about)
+    return dataclasses.replace(example, turns=tuple(chosen))
 
 
 def read_views(medium: Media, sizing: Sizing, name: str) -> list[Views]:
@@ -168,7 +173,8 @@ def read_views(medium: Media, sizing: Sizing, name: str) -> list[Views]:
     ).pixels
 
 
-class CaptionSample(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class CaptionSample:
     """One clip and one caption."""
 
     pixels: np.ndarray  # uint8 [f, Ht, Ht, 3]

@@ -79,11 +79,11 @@ def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
     try:
         notes = annotation(record)
         turns = [Turn(t["question"], t["answer"], task) for task in ("object", "caption") for t in notes["captions"].get(task, ())]
-        for q in notes["questions"]:
-            options = tuple(q.get("options") or ())
-            turns.append(Turn(q["question"], q["answer"], "open", q["family"], options))
+        for k, q in enumerate(notes["questions"]):
+            options, about = tuple(q.get("options") or ()), f"question {k}"
+            turns.append(Turn(q["question"], q["answer"], "open", q["family"], options, about))
             if options:
-                turns.append(Turn(choice_prompt(q["question"], options), q["letter"], "choice", q["family"], options))
+                turns.append(Turn(choice_prompt(q["question"], options), q["letter"], "choice", q["family"], options, about))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{key}: malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})") from None
     media = record["media"]

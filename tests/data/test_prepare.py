@@ -52,6 +52,13 @@ def test_turns_are_chosen_at_random_unless_order_matters(still):
     assert choose_turns(marked, 2, np.random.default_rng(0)).turns == (Turn("<image> Who?", "A."), TURNS[0])
 
 
+def test_turns_about_the_same_thing_never_meet(still):
+    pairs = tuple(Turn(f"Q{k}", f"A{k} {task}", task, about=f"question {k // 2}") for k in range(6) for task in ("open", "choice"))
+    for seed in range(20):
+        turns = choose_turns(Example("x", (still,), (*pairs, *TURNS)), 20, np.random.default_rng(seed)).turns
+        assert sorted(turn.about for turn in turns) == [""] * 5 + ["question 0", "question 1", "question 2"]
+
+
 def test_several_media_keep_their_order(make, still, data_dir):
     from elva_jax.data.sources import open_source, to_example
 

@@ -1,0 +1,47 @@
+"""Records of the real moving_shapes builder as examples."""
+
+import pytest
+
+from elva_jax.data import sources
+from elva_jax.data.conversation import choice_prompt
+from elva_jax.data.moving_shapes.builder import build
+from elva_jax.errors import DataError
+from elva_jax.video.decode import read_frames
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real")
+    build(folder, "hard", sizes={"image": 2, "train": 4}, workers=1)
+    return folder
+
+
+def test_real_records_become_examples(root):
+    for split, kind in (("train", "video"), ("image", "image")):
+        for record in sources.open_source("moving_shapes/hard", split, root):
+            example = sources.to_example(record)
+            notes = sources.annotation(record)
+            (medium,) = example.media
+            assert medium.kind == kind
+            assert len(read_frames(medium.source, num_frames=4).pixels) == (4 if kind == "video" else 1)
+            by_task = {task: [turn for turn in example.turns if turn.task == task] for task in ("object", "caption", "open", "choice")}
+            for task in ("object", "caption"):
+                assert [(t.question, t.answer) for t in by_task[task]] == [(c["question"], c["answer"]) for c in notes["captions"][task]]
+            for question, opened, choice in zip(notes["questions"], by_task["open"], by_task["choice"], strict=True):
+                assert (opened.question, opened.answer, opened.family) == (question["question"], question["answer"], question["family"])
+                assert choice.question == choice_prompt(question["question"], question["options"])
+                assert choice.options["ABCD".index(choice.answer)] == opened.answer
+                assert opened.about == choice.about != ""
+
+
+@pytest.mark.parametrize("tasks", [("open",), ("object", "choice")])
+def test_tasks_select_turns(root, tasks):
+    record = sources.open_source("moving_shapes/hard", "train[:1]", root)[0]
+    every = sources.to_example(record).turns
+    assert sources.to_example(record, tasks).turns == tuple(turn for turn in every if turn.task in tasks) != ()
+
+
+def test_malformed_records_are_named():
+    record = {"id": b"clip9", "media": b"", "kind": b"video", "annotation": b'{"captions": {}}'}
+    with pytest.raises(DataError, match=r"clip9: malformed annotation \(KeyError: 'questions'\)"):
+        sources.to_example(record)
