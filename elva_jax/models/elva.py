@@ -109,7 +109,7 @@ class Elva(nn.Module):
                 stats |= _merge_stats(piece.merge, merged, original)
             visual.append((piece.stop - piece.start) * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE)))
             x, _ = self.decoder.layers(
-                x, layout.position, layout.segment, piece.start, piece.stop, rope_length=rope_length or 0, with_cache=False
+                x, layout.position, layout.segment, piece.start, piece.stop, rope_length=rope_length, with_cache=False
             )
         if rules:
             stats["merge/kept_mean"] = sum(visual) / self.config.decoder.num_layers

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from elva_jax.errors import ConfigError
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+LONG = 1024  # tokens above which blocks are larger, and recomputed in the backward pass instead of kept
+SMALL_BLOCK, LARGE_BLOCK = 64, 256  # queries a block
+LOW = float(jnp.finfo(jnp.float32).min)
 
 
 def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, implementation: str = "auto") -> jax.Array:
@@ -20,7 +25,7 @@ def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, impleme
       k_BxSxKxDh: keys.
       v_BxSxKxDh: values.
       segment_BxS: which packed example each token belongs to.
-      implementation: xla materialises the scores; cudnn is the fused kernel (GPU, half precision, head width up to 128);
+      implementation: xla works block by block on any device; cudnn is the fused kernel (GPU, half precision, head width up to 128);
         auto takes cudnn where it can run.
 
     Returns:
@@ -34,11 +39,9 @@ def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, impleme
     obstacle = _cudnn_obstacle(q_BxSxHxDh)
     if implementation == "cudnn" and obstacle:
         raise ConfigError(f"model.attention: cudnn {obstacle}; use auto or xla")
-    same_BxSxS = segment_BxS[:, :, None] == segment_BxS[:, None, :]
     if implementation == "xla" or obstacle:
-        length = q_BxSxHxDh.shape[1]
-        causal = jnp.tril(jnp.ones((1, length, length), bool))
-        return _attend(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, same_BxSxS & causal)
+        return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS)
+    same_BxSxS = segment_BxS[:, :, None] == segment_BxS[:, None, :]
     return jax.nn.dot_product_attention(
         q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, mask=same_BxSxS[:, None], is_causal=True, implementation="cudnn"
     )
@@ -55,6 +58,46 @@ def _cudnn_obstacle(q_BxSxHxDh: jax.Array) -> str:
     return ""
 
 
+def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS) -> jax.Array:
+    """Blocks of queries over the keys up to their last one: half the work of a full square, and no S x S array.
+
+    Query heads that share a key head are folded into the rows of one plain matrix product, several times faster on CPUs than broadcasting
+    keys. In long sequences each block is recomputed in the backward pass, so that training keeps no scores.
+    """
+    batch, length, heads, width = q_BxSxHxDh.shape
+    kv_heads = k_BxSxKxDh.shape[2]
+    q = (q_BxSxHxDh * width**-0.5).swapaxes(1, 2).reshape(batch, kv_heads, heads // kv_heads, length, width)
+    k, v = k_BxSxKxDh.swapaxes(1, 2), v_BxSxKxDh.swapaxes(1, 2)
+    size = SMALL_BLOCK if length <= LONG else LARGE_BLOCK
+    blocks = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        block = partial(_attend_block, start=start)
+        if length > LONG:
+            block = jax.checkpoint(block)
+        blocks.append(block(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], segment_BxS[:, start:stop], segment_BxS[:, :stop]))
+    out = jnp.concatenate(blocks, axis=3)
+    return out.reshape(batch, heads, length, width).swapaxes(1, 2)
+
+
+def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, query_segment_BxQ, key_segment_BxT, *, start: int) -> jax.Array:
+    """One block of queries [B, K, G, Q, Dh], the first of them being token `start`, over keys 0 … T − 1."""
+    batch, kv_heads, groups, queries, width = q_BxKxGxQxDh.shape
+    keys = k_BxKxTxDh.shape[2]
+    rows = q_BxKxGxQxDh.reshape(batch, kv_heads, groups * queries, width)
+    score = jnp.einsum("bkrd,bktd->bkrt", rows, k_BxKxTxDh, preferred_element_type=jnp.float32)
+    score = score.reshape(batch, kv_heads, groups, queries, keys)
+    causal_1xQxT = (start + jnp.arange(queries))[None, :, None] >= jnp.arange(keys)[None, None, :]
+    mask_BxQxT = (query_segment_BxQ[:, :, None] == key_segment_BxT[:, None, :]) & causal_1xQxT
+    score = jnp.where(mask_BxQxT[:, None, None], score, LOW)
+    # Dividing behind the product instead of before it saves a pass over the scores. A token sees itself, so the sum is never 0.
+    weight = jnp.exp(score - jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True)))
+    total_BxKxGxQx1 = jnp.sum(weight, axis=-1, keepdims=True)
+    weight = weight.astype(v_BxKxTxDh.dtype).reshape(batch, kv_heads, groups * queries, keys)
+    out = jnp.einsum("bkrt,bktd->bkrd", weight, v_BxKxTxDh, preferred_element_type=jnp.float32)
+    return (out.reshape(q_BxKxGxQxDh.shape) / total_BxKxGxQx1).astype(v_BxKxTxDh.dtype)
+
+
 def _scores(q_BxQxHxDh: jax.Array, k_BxTxKxDh: jax.Array) -> jax.Array:
     """Scaled float32 scores [B, K, H/K, Q, T]."""
     batch, queries, heads, width = q_BxQxHxDh.shape
@@ -68,12 +111,6 @@ def _weigh(weight_BxKxGxQxT: jax.Array, v_BxTxKxDh: jax.Array) -> jax.Array:
     out = jnp.einsum("bkgqt,btkd->bqkgd", weight_BxKxGxQxT.astype(v_BxTxKxDh.dtype), v_BxTxKxDh)
     batch, queries, kv_heads, groups, width = out.shape
     return out.reshape(batch, queries, kv_heads * groups, width)
-
-
-def _attend(q_BxQxHxDh, k_BxTxKxDh, v_BxTxKxDh, mask_BxQxT) -> jax.Array:
-    score = _scores(q_BxQxHxDh, k_BxTxKxDh)
-    score = jnp.where(mask_BxQxT[:, None, None], score, jnp.finfo(jnp.float32).min)
-    return _weigh(jax.nn.softmax(score, axis=-1), v_BxTxKxDh)
 
 
 def cached_attention(q_BxQxHxDh, k_BxQxKxDh, v_BxQxKxDh, k_cache_BxTxKxDh, v_cache_BxTxKxDh, valid_BxT) -> jax.Array:
@@ -93,9 +130,8 @@ def cached_attention(q_BxQxHxDh, k_BxQxKxDh, v_BxQxKxDh, k_cache_BxTxKxDh, v_cac
       [B, Q, H, Dh].
     """
     queries, slots = q_BxQxHxDh.shape[1], valid_BxT.shape[1]
-    low = jnp.finfo(jnp.float32).min
-    old = jnp.where(valid_BxT[:, None, None, None, :], _scores(q_BxQxHxDh, k_cache_BxTxKxDh), low)
+    old = jnp.where(valid_BxT[:, None, None, None, :], _scores(q_BxQxHxDh, k_cache_BxTxKxDh), LOW)
     causal = jnp.tril(jnp.ones((1, 1, 1, queries, queries), bool))
-    new = jnp.where(causal, _scores(q_BxQxHxDh, k_BxQxKxDh), low)
+    new = jnp.where(causal, _scores(q_BxQxHxDh, k_BxQxKxDh), LOW)
     weight = jax.nn.softmax(jnp.concatenate([old, new], axis=-1), axis=-1)
     return _weigh(weight[..., :slots], v_cache_BxTxKxDh) + _weigh(weight[..., slots:], v_BxQxKxDh)

@@ -11,10 +11,11 @@ import numpy as np
 from elva_jax.errors import ConfigError
 from elva_jax.models.config import RopeScaling
 
+PLAIN = RopeScaling()
 KINDS = ("default", "linear", "dynamic", "yarn")
 
 
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling = RopeScaling(), seq_len: int = 0) -> tuple[np.ndarray, float]:
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling = PLAIN, seq_len: int = 0) -> tuple[np.ndarray, float]:
     """Inverse frequencies float32 [head_dim / 2] and the factor on cos and sin, as transformers' ROPE_INIT_FUNCTIONS compute them.
 
     Args:
