@@ -1,0 +1,77 @@
+"""Videos and images as the model takes them: patches and the grids of their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from elva_jax.errors import VideoError
+from elva_jax.video.decode import Frames, read_frames
+from elva_jax.video.layout import Clip
+from elva_jax.video.resize import patchify, resize_frame, target_size
+
+Source = str | Path | bytes | Frames | Sequence[np.ndarray]
+
+
+class Visual(NamedTuple):
+    """One video or image."""
+
+    clip: Clip  # the (rows, columns) of every frame
+    patches: np.ndarray  # uint8 [N, P*P*3], frame by frame, row by row
+
+
+def load(
+    source: Source, *, num_frames: int, fps: float, longest_edge: int, patch_size: int, upscale: bool = False, name: str | None = None
+) -> Visual:
+    """Reads, samples, resizes and cuts up a video or image.
+
+    Args:
+      source: a path, a file's bytes, or frames at hand (uint8 [H, W, 3] each), which are all taken.
+      num_frames: most frames sampled from a file.
+      fps: frames a second instead, up to num_frames; 0: spread num_frames over the video.
+      longest_edge, patch_size, upscale: as in `video.resize.target_size`; pixels.
+      name: what errors call the source.
+
+    Raises:
+      VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
+    """
+
+    def resize(frame):
+        size = target_size(*frame.shape[:2], longest_edge=longest_edge, patch_size=patch_size, upscale=upscale)
+        return resize_frame(frame, size)
+
+    if isinstance(source, (str, Path, bytes)):
+        frames = read_frames(source, num_frames=num_frames, fps=fps, transform=resize, name=name).pixels
+    else:
+        given = list(source.pixels if isinstance(source, Frames) else source)
+        for frame in given:
+            if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3):
+                found = f"{frame.dtype}{list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+                raise VideoError(name or "<frames>", f"a frame must be a uint8 array [height, width, 3], got {found}")
+        frames = [resize(frame) for frame in given]
+    return from_frames(frames, patch_size, name or (str(source) if isinstance(source, (str, Path)) else "<frames>"))
+
+
+def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>") -> Visual:
+    """Cuts up frames whose edges are multiples of the patch already.
+
+    Raises:
+      VideoError: there is no frame.
+    """
+    if not frames:
+        raise VideoError(name, "has no frames")
+    grids = tuple((frame.shape[0] // patch_size, frame.shape[1] // patch_size) for frame in frames)
+    return Visual(Clip(grids), np.concatenate([patchify(frame, patch_size) for frame in frames]))
+
+
+def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
+    """Only some of the frames."""
+    ends = np.cumsum([rows * columns for rows, columns in visual.clip.grids])
+    starts = np.concatenate([[0], ends[:-1]])
+    return Visual(
+        Clip(tuple(visual.clip.grids[i] for i in indices)),
+        np.concatenate([visual.patches[starts[i] : ends[i]] for i in indices]),
+    )

@@ -1,0 +1,86 @@
+"""A tiny model with random weights, strong enough that every token matters, and its tokenizer."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elva_jax.config import base
+from elva_jax.data import tokenizer as tokenizers
+from elva_jax.inference.generate import Generator
+from elva_jax.models.build import config_from_dict
+from elva_jax.models.elva import Elva
+from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return tokenizers.build_for_moving_shapes(tmp_path_factory.mktemp("tokenizer"), ("easy",), vocab_size=512, scenes=60)
+
+
+@pytest.fixture(scope="session")
+def config():
+    c = base.base()
+    c.model.update(
+        vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
+        patch_size=8, patch_width=16, dtype="float32", max_position=256, tie_embeddings=False,
+        merge_layers=(1, 3), merge_policies=("threshold", "both"), merge_thresholds=(0.6, 0.9), merge_ratios=(1.0, 0.6),
+    )  # fmt: skip
+    c.stages.images, c.stages.teacher, c.stages.video = base.stage(), base.stage(), base.stage()
+    c.stages.teacher.kind = "teacher"
+    c.stages.video.data.update(num_frames=4, longest_edge=32, system_prompt="Be brief.")
+    c.curriculum = ("images", "video", "teacher")
+    return c
+
+
+@pytest.fixture(scope="session")
+def params(config):
+    layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
+    model = Elva(config_from_dict(config.model))
+    tree = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1, 192), np.uint8), layout))["params"]
+    return jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 2 or leaf.shape[0] > 32 else leaf, tree)
+
+
+@pytest.fixture(scope="session")
+def generator(config, params, tokenizer):
+    return Generator(config, {"elva": params}, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def videos():
+    """Noise, a still picture four times, a half-still video of another shape, one frame."""
+    rng = np.random.default_rng(0)
+
+    def noise(*shape):
+        return rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+    still, half = noise(32, 32), [noise(32, 24) for _ in range(4)]
+    for frame in half:
+        frame[:16] = half[0][:16]
+    return [[noise(32, 32) for _ in range(4)], [still] * 4, half, [noise(16, 32)]]
+
+
+@pytest.fixture(scope="session")
+def whole_forward(generator):
+    """Log-probabilities [A, V] of an answer's tokens by the model's plain forward pass over the whole conversation, as in training."""
+    model, length = Elva(generator.model), 192
+
+    @partial(jax.jit, static_argnums=3)
+    def forward(params, patches, layout, merging):
+        out = model.apply({"params": params}, patches, layout, merging=merging)
+        return jax.nn.log_softmax(model.apply({"params": params}, out.hidden, method="head")), out
+
+    def run(media, question, answer_ids, merging):
+        layout = build_layout([*generator.prompt_parts(question, media), Text(tuple(answer_ids))])
+        batched = TokenLayout(*(jnp.asarray(field)[None] for field in pack([layout], length)))
+        patches = np.zeros((1, 64, 192), np.uint8)
+        for item in media:
+            patches[0, : len(item.patches)] = item.patches
+        log_probs, out = forward(generator.params, patches, batched, merging)
+        before = layout.length - len(answer_ids) - 1
+        return np.asarray(log_probs, np.float64)[0, out.survivor[0, before : layout.length - 1]], out
+
+    return run
