@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from elva_jax.errors import VideoError
 
 # Without a list FFmpeg would also "play" text files and follow play lists to other files.
-FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf"
+FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
 UNKNOWN_KEYFRAME_GAP = 10  # seconds between key frames, until two of them have been seen
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # of the colour conversion; one by itself before PyAV 17
 BACKGROUND = 255  # what shines through transparent pixels: white, as on a page
 
 
@@ -43,6 +45,8 @@ def reading(name: str) -> Iterator[None]:
 class VideoFile:
     """A video, as times from its first displayed frame.
 
+    Its duration is the length that the stream's header declares, or else the end of its last packet.
+
     Decoding is strictly forward, except that a long way to the next wanted time is cut short by seeking to a key frame. One thread
     decodes: small clips open faster so, and workers that decode side by side do not fight for cores.
 
@@ -58,12 +62,19 @@ class VideoFile:
         self.name = name
         self._source = source
         self._container = None
+        self._reformatter = VideoReformatter()  # sets its scaler up once, not for every frame
+        self._keyframe_gap: int | None = None
+        self._can_seek = True  # until the file turns out to be unfit for it
+        self._cut_short = False
         with reading(name):
-            self._can_seek = True
-            self._cut_short = False
-            self._rewind()
+            self._open_stream()
+            if not self._declared:
+                self._measure()
+            self._stand_on(self._decode(skip_errors=True))
             self._start = self._held.pts
-            self.duration = self._measure_duration()
+            if self._declared:
+                self._end = self._stream.start_time + self._declared
+            self.duration = max(self._end - self._start, 0) * self._base
 
     def close(self) -> None:
         if self._container is not None:
@@ -80,14 +91,14 @@ class VideoFile:
         """
         done = None
         for time in times:
-            wanted = self._start + time // self._stream.time_base
+            wanted = self._start + time // self._base
             with reading(self.name):
                 self._go_to(wanted)
                 if self._held.pts == done:
                     continue
                 done = self._held.pts
-                pixels = to_rgb(self._held.frame)
-            yield (done - self._start) * self._stream.time_base, pixels
+                pixels = to_rgb(self._held.frame, self._reformatter)
+            yield (done - self._start) * self._base, pixels
 
     def _open(self) -> av.container.InputContainer:
         file = io.BytesIO(self._source) if isinstance(self._source, bytes) else f"file:{self._source}"
@@ -96,8 +107,8 @@ class VideoFile:
         except av.FFmpegError as error:
             raise VideoError(self.name, f"not a video or image that can be read, or broken ({error.strerror})") from error
 
-    def _rewind(self) -> None:
-        """Opens the file (again) and stands on its first frame."""
+    def _open_stream(self) -> None:
+        """Opens the file, again perhaps, and chooses its video stream."""
         self.close()
         self._container = self._open()
         stream = self._container.streams.best("video")
@@ -107,11 +118,14 @@ class VideoFile:
         if stream.codec_context is None:
             raise VideoError(self.name, "is encoded in a way that this FFmpeg has no decoder for")
         stream.thread_count = 1
+        # The length in the header; without a start it is only FFmpeg's guess. Of a cut AVI FFmpeg reports what is left, but all frames.
+        self._declared = stream.duration if stream.start_time is not None else None
+        if self._declared and self._container.format.name == "avi":
+            self._declared = max(self._declared, stream.frames)
         self._stream = stream
-        self._keyframe_gap = None
+        self._base = Fraction(stream.time_base.numerator, stream.time_base.denominator)
         self._problem = ""
         self._read_from = self._read_to = None
-        self._stand_on(self._decode(skip_errors=True))
 
     def _stand_on(self, frames: Iterator[Shown], first: Shown | None = None) -> None:
         self._frames = frames
@@ -126,28 +140,26 @@ class VideoFile:
             self._seek(wanted)
         while self._ahead is not None and self._ahead.pts <= wanted:
             self._held, self._ahead = self._ahead, next(self._frames, None)
-        if self._ahead is None and not self._complete():
-            end = self._held.pts + self._interval()
-            if wanted > end:
-                seconds = float((end - self._start) * self._stream.time_base)
-                reason = self._problem or "the file ends"
-                raise VideoError(self.name, f"truncated or damaged after {seconds:.2f} of {float(self.duration):.2f} s ({reason})")
+        if self._ahead is None and wanted > self._held.pts and not self._complete():
+            seconds = float((self._held.pts - self._start) * self._base)
+            reason = self._problem or "the file ends"
+            raise VideoError(self.name, f"truncated or damaged after {seconds:.2f} of {float(self.duration):.2f} s ({reason})")
 
     def _gap(self) -> int:
         """Time stamps between key frames, as far as known: a longer way is worth a seek."""
-        return int(UNKNOWN_KEYFRAME_GAP / self._stream.time_base) if self._keyframe_gap is None else self._keyframe_gap
+        return int(UNKNOWN_KEYFRAME_GAP / self._base) if self._keyframe_gap is None else self._keyframe_gap
 
     def _interval(self) -> int:
         rate = self._stream.average_rate or self._stream.base_rate
-        return round(1 / (rate * self._stream.time_base)) if rate else 0
+        return round(1 / (rate * self._base)) if rate else 0
 
     def _complete(self) -> bool:
         """Whether reading stopped where the video ends, and not before."""
         if self._problem or self._cut_short:
             return False
-        if not self._stream.duration or self._read_from is None:
+        if not self._declared or self._read_from is None:
             return True
-        return self._reaches(self._read_to - self._read_from, self._stream.duration)
+        return self._reaches(self._read_to - self._read_from, self._declared)
 
     def _reaches(self, length: int, declared: int) -> bool:
         """Whether a length is about the declared one; muxers differ by a frame or so."""
@@ -160,8 +172,8 @@ class VideoFile:
             try:
                 self._container.seek(wanted - back, stream=self._stream)
             except av.FFmpegError:
-                self._can_seek = False
                 break
+            self._problem = ""
             frames = self._decode()
             # Frames displayed before the key frame may refer to frames that were not read.
             first = next((shown for shown in frames if shown.frame.key_frame or shown.pts > wanted), None)
@@ -170,31 +182,32 @@ class VideoFile:
                 if first.pts <= before:
                     self._keyframe_gap = max(self._gap(), wanted - first.pts)
                 return
-            back = max(2 * back, int(1 / self._stream.time_base))
-        self._rewind()
+            back = max(2 * back, int(1 / self._base))
+        self._can_seek = False
+        self._open_stream()
+        self._stand_on(self._decode(skip_errors=True))
 
     def _decode(self, skip_errors: bool = False) -> Iterator[Shown]:
         """Yields frames in display order from where the container stands; notes in `_problem` why it had to stop early."""
-        unnumbered = self._container.format.name == "avi"  # AVI stores no display times: the k-th frame shown takes the k-th packet's
+        # AVI stores no display times: the k-th frame shown takes the k-th packet's, which holds only from the beginning of the file on.
+        unnumbered = self._container.format.name == "avi"
+        self._can_seek = self._can_seek and not unnumbered
         decode_times: collections.deque[int] = collections.deque()
         last = key = None
-        packets = self._container.demux(self._stream)
-        while True:
+        for packet in self._packets():
+            if packet.dts is None and not packet.size and not self._complete():
+                return  # the decoder's last frames would be shown in place of the missing ones
+            key = self._note(packet, key)
+            if packet.dts is not None and packet.size:
+                decode_times.append(packet.dts)
             try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                if packet.is_corrupt:
-                    raise EOFError("an incomplete packet")
-                key = self._note(packet, key)
-                if packet.dts is not None:
-                    decode_times.append(packet.dts)
                 frames = packet.decode()
-            except (av.FFmpegError, EOFError) as error:
-                if skip_errors and last is None:
-                    continue
-                self._problem = getattr(error, "strerror", None) or str(error)
-                frames = self._flush()
+            except av.FFmpegError as error:
+                if not skip_errors or last is not None:
+                    self._problem = error.strerror
+                    return
+                decode_times.clear()
+                continue
             for frame in frames:
                 pts = decode_times.popleft() if unnumbered and decode_times else frame.pts
                 if pts is None:
@@ -202,8 +215,17 @@ class VideoFile:
                     pts = 0 if last is None else last + self._interval()
                 last = pts if last is None else max(pts, last)
                 yield Shown(last, frame)
-            if self._problem:
-                return
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """The stream's packets up to the first incomplete one, then one without data that asks the decoder for its last frames."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.is_corrupt:
+                    self._problem = "an incomplete packet"
+                    return
+                yield packet
+        except av.FFmpegError as error:
+            self._problem = error.strerror
 
     def _note(self, packet: av.Packet, key: int | None) -> int | None:
         """Keeps the range of decode times read and the widest gap between key frames; returns the last key frame's decode time."""
@@ -218,26 +240,18 @@ class VideoFile:
             self._keyframe_gap = max(self._keyframe_gap or 0, packet.dts - key)
         return packet.dts
 
-    def _flush(self) -> list[av.VideoFrame]:
-        try:
-            return self._stream.decode(None)
-        except av.FFmpegError:
-            return []
+    def _measure(self) -> None:
+        """Finds the end of a video whose header does not tell it, and whether the file reaches the length that it declares as a whole."""
+        start, declared = self._container.start_time or 0, self._container.duration or 0
+        self._end, end_of_all = self._find_end(near_end=True) or self._find_end(near_end=False) or (0, 0)
+        length = int((end_of_all - Fraction(start, av.time_base)) / self._base)
+        declared = int(Fraction(declared - max(start, 0), av.time_base) / self._base)
+        self._cut_short = not self._reaches(length, declared)
+        if length < declared - self._interval():
+            self._end += declared - length
 
-    def _measure_duration(self) -> Fraction:
-        """Seconds from the first frame's time stamp to the end of the last frame; the declared length of a file that was cut short."""
-        stream, base = self._stream, self._stream.time_base
-        if stream.duration:
-            first = self._start if stream.start_time is None else stream.start_time
-            return max(first + stream.duration - self._start, 0) * base
-        end, end_of_all = self._find_end(near_end=True) or self._find_end(near_end=False) or (self._start, 0)
-        declared = (self._container.duration or 0) - max(self._container.start_time or 0, 0)
-        declared = int(Fraction(declared, av.time_base) / base)
-        self._cut_short = not self._reaches(end_of_all - self._start, declared)
-        return (declared if self._cut_short else max(end - self._start, 0)) * base
-
-    def _find_end(self, near_end: bool) -> tuple[int, int] | None:
-        """Where the video's packets end and where all streams' packets end, in the video's time base; None if none was seen."""
+    def _find_end(self, near_end: bool) -> tuple[int, Fraction] | None:
+        """The time stamp at which the video's packets end and the second at which all streams' end; None if no packet of it was seen."""
         with self._open() as container:
             video = container.streams[self._stream.index]
             if near_end and container.duration:
@@ -257,19 +271,29 @@ class VideoFile:
             return None
         pts, duration = last[-1]
         end = pts + (duration or pts - last[0][0])
-        return end, max(end, int(end_of_all / video.time_base))
+        return end, max(end * self._base, end_of_all)
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """A frame as it is meant to be seen, uint8 [H, W, 3]: transparency on white, turned and mirrored by its display matrix."""
     if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        rgba = reformatter.reformat(frame, format="rgba", **ONE_THREAD).to_ndarray().astype(np.uint16)
         alpha = rgba[..., 3:]
         pixels = ((rgba[..., :3] * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
     else:
-        pixels = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return pixels if matrix is None else np.ascontiguousarray(displayed(pixels, np.frombuffer(bytes(matrix), "<i4")))
+        pixels = reformatter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
+    return np.ascontiguousarray(displayed(pixels, display_matrix(frame)))
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray:
+    """FFmpeg's 3x3 display matrix of a frame, row by row; the unit matrix where it has none."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except (ValueError, IndexError):  # PyAV before 19 fails on side data newer than itself; the rotation alone is still to be had
+        angle = np.deg2rad(frame.rotation)
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.round([cos, -sin, 0, sin, cos, 0, 0, 0, 1]).astype(int)
+    return np.eye(3, dtype=int).ravel() if matrix is None else np.frombuffer(bytes(matrix), "<i4")
 
 
 def displayed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
