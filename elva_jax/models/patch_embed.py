@@ -50,8 +50,8 @@ class PatchEmbed(nn.Module):
 
     A linear map K -> E; learned <FRAME> and <LINE> vectors, each plus what its query finds among the patches of its own frame or row by
     cross-attention (one E x E matrix each for queries, keys and values, shared by both, no output matrix); a linear map E -> D.
-    The only bias is that of the first map: two linear maps in a row need no second one. Cost is linear in the number of tokens, whatever the
-    mixture of grids.
+    The only bias is that of the first map: two linear maps in a row need no second one.
+    The cost is linear in the number of tokens, whatever the mixture of grids.
     """
 
     config: PatchEmbedConfig

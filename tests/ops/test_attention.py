@@ -1,0 +1,79 @@
+"""Attention against PyTorch's, with the mask written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from elva_jax.errors import ConfigError
+from elva_jax.ops import attention
+
+
+def random_inputs(batch, length, heads, kv_heads, width, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, length, heads, width), (batch, length, kv_heads, width), (batch, length, kv_heads, width)]
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def reference(q, k, v, mask):
+    """PyTorch's attention on [B, S, heads, width], with float64 inside."""
+    q, k, v = (torch.tensor(x, dtype=torch.float64).transpose(1, 2) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=torch.tensor(mask)[:, None], enable_gqa=True)
+    return out.transpose(1, 2).numpy()
+
+
+SEGMENTS = {
+    "one": lambda s: np.ones(s, int),
+    "three and padding": lambda s: np.repeat([1, 2, 3, 0], [s // 2, s // 8, s // 4, s - s // 2 - s // 8 - s // 4]),
+    "padding alone": lambda s: np.zeros(s, int),
+}
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(9, 4, 2), (64, 3, 3), (150, 6, 1), (1100, 2, 1)])
+@pytest.mark.parametrize("kind", list(SEGMENTS))
+def test_packed_attention_equals_pytorch(kind, length, heads, kv_heads):
+    q, k, v = random_inputs(2, length, heads, kv_heads, 8)
+    segment = np.stack([SEGMENTS[kind](length), SEGMENTS["one"](length)])
+    mask = (segment[:, :, None] == segment[:, None]) & np.tril(np.ones((length, length), bool))
+    out = jax.jit(attention.packed_attention)(q, k, v, segment)
+    np.testing.assert_allclose(out, reference(q, k, v, mask), atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [70, 1030])
+def test_gradients_equal_pytorch(length):
+    q, k, v = random_inputs(1, length, 2, 1, 4)
+    segment = SEGMENTS["three and padding"](length)[None]
+    mask = (segment[:, :, None] == segment[:, None]) & np.tril(np.ones((length, length), bool))
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (q, k, v)]
+    tq, tk, tv = (x.transpose(1, 2) for x in tensors)
+    torch.nn.functional.scaled_dot_product_attention(tq, tk, tv, torch.tensor(mask)[:, None], enable_gqa=True).pow(2).sum().backward()
+    got = jax.jit(jax.grad(lambda *x: jnp.sum(attention.packed_attention(*x, segment) ** 2), argnums=(0, 1, 2)))(q, k, v)
+    for x, y in zip(got, tensors, strict=True):
+        np.testing.assert_allclose(x, y.grad.numpy(), atol=2e-5)
+
+
+def test_large_scores_stay_finite():
+    q, k, v = random_inputs(1, 12, 2, 2, 4)
+    out, grad = jax.value_and_grad(lambda q: jnp.sum(attention.packed_attention(q, 1e4 * k, v, np.zeros((1, 12), int))))(1e4 * q)
+    assert np.isfinite(out)
+    assert np.isfinite(grad).all()
+
+
+def test_cached_attention_equals_pytorch():
+    slots, new = 11, 3
+    q, k, v = random_inputs(2, slots + new, 4, 2, 8)
+    valid = np.arange(slots)[None] < np.array([[5], [9]])
+    seen = np.concatenate(
+        [np.broadcast_to(valid[:, None], (2, new, slots)), np.broadcast_to(np.tril(np.ones((new, new), bool)), (2, new, new))], -1
+    )
+    out = attention.cached_attention(q[:, slots:], k[:, slots:], v[:, slots:], k[:, :slots], v[:, :slots], valid)
+    np.testing.assert_allclose(out, reference(q[:, slots:], k, v, seen), atol=2e-6)
+
+
+def test_cudnn_is_refused_where_it_cannot_run():
+    q, k, v = random_inputs(1, 4, 2, 2, 8)
+    with pytest.raises(ConfigError, match=r"model\.attention: cudnn needs .*use auto or xla"):
+        attention.packed_attention(q, k, v, np.ones((1, 4), int), implementation="cudnn")
+    with pytest.raises(ConfigError, match="'flash' is unknown"):
+        attention.packed_attention(q, k, v, np.ones((1, 4), int), implementation="flash")

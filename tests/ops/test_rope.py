@@ -1,0 +1,61 @@
+"""RoPE against transformers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+from elva_jax.errors import ConfigError
+from elva_jax.models.config import RopeScaling
+from elva_jax.ops import rope
+
+
+@pytest.mark.parametrize("seq_len", [16, 300])
+@pytest.mark.parametrize("head_dim", [8, 64])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        RopeScaling("linear", 3.0, 128),
+        RopeScaling("dynamic", 2.0, 128),
+        RopeScaling("yarn", 4.0, 128),
+        RopeScaling("yarn", 4.0, 128, beta_fast=8.0, beta_slow=2.0, attention_factor=0.9),
+        RopeScaling("yarn", 1.0, 4096),
+    ],
+)
+def test_frequencies_equal_transformers(scaling, head_dim, seq_len):
+    parameters = {"rope_type": scaling.kind, "rope_theta": 10_000.0, "factor": scaling.factor}
+    if scaling.kind == "yarn":
+        parameters |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "attention_factor": scaling.attention_factor}
+        parameters["original_max_position_embeddings"] = scaling.original_max_position
+    config = Qwen2Config(
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        head_dim=head_dim,
+        max_position_embeddings=scaling.original_max_position,
+        rope_parameters=parameters,
+    )
+    expected, factor = ROPE_INIT_FUNCTIONS[scaling.kind](config, "cpu", seq_len=seq_len)
+    got, got_factor = rope.frequencies(head_dim, 10_000.0, scaling, seq_len)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=2e-6)
+    assert got_factor == pytest.approx(factor)
+
+
+def test_rotation_equals_transformers():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 2, 5, 3, 8)).astype(np.float32)
+    position = np.array([[0, 1, 2, 3, 4], [7, 2, 900, 4, 5]])
+    frequency, _ = rope.frequencies(8, 10_000.0)
+    cos, sin = rope.cos_sin(jnp.asarray(position), frequency)
+    angle = torch.tensor(position)[..., None] * torch.tensor(frequency)
+    angle = torch.cat([angle, angle], -1)
+    expected = apply_rotary_pos_emb(torch.tensor(q), torch.tensor(k), angle.cos(), angle.sin(), unsqueeze_dim=2)
+    for x, y in zip((q, k), expected, strict=True):
+        np.testing.assert_allclose(rope.rotate(jnp.asarray(x), cos, sin), y.numpy(), atol=1e-4)
+
+
+def test_unknown_scaling_is_refused():
+    with pytest.raises(ConfigError, match=r"rope_scaling.*'ntk'.*yarn"):
+        rope.frequencies(8, 1e4, RopeScaling("ntk"))
