@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import io
 import multiprocessing
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from rich.console import Console
 from rich.progress import Progress
 
 from elva_jax.data.moving_shapes import records
@@ -82,6 +82,12 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(seed=self._seed),
         )
 
+    def _log_download_bytes(self) -> None:
+        """Silences TFDS's line about a download: nothing is downloaded."""
+
+    def _log_download_done(self) -> None:
+        """Silences TFDS's line about a download: nothing was downloaded."""
+
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
         return {split: self._generate_examples(split, total) for split, total in self.sizes.items()}
@@ -101,7 +107,7 @@ def build(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     workers: int | None = None,
-    console=None,
+    console: Console | None = None,
 ) -> MovingShapes:
     """Prepares one config under `data_dir` and returns its builder; at once where it is there already.
 
@@ -113,7 +119,7 @@ def build(
       seed: see MovingShapes.
       sizes: see MovingShapes.
       workers: processes that draw and encode; 1: this one; None: one per core.
-      console: a rich Console for the progress; None: plain lines on standard output.
+      console: where the progress goes; None: standard output.
 
     Raises:
       DataError: an unknown config or split, or another seed or other sizes than those of the data already there.
@@ -124,15 +130,18 @@ def build(
         raise DataError(f"moving_shapes: no split {sorted(unknown)[0]!r}; choose among {', '.join(records.SPLITS)}")
     root = Path(data_dir) / MovingShapes.name
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{config_name}.lock"), _progress(console, config_name) as report, _mapper(workers) as map_fn:
+    with _locked(root / f".{config_name}.lock"), _progress(console or Console(), config_name) as report, _mapper(workers) as map_fn:
         builder = MovingShapes(config=config_name, data_dir=str(data_dir), seed=seed, sizes=sizes, map_fn=map_fn, report=report)
-        if builder.is_prepared():
+        if (Path(builder.data_dir) / "dataset_info.json").exists():
             _check_same(builder, seed)
             return builder
         for left in (root / config_name).glob("incomplete.*"):
             shutil.rmtree(left)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # TFDS prints bars of its own
+        tfds.display_progress_bar(False)
+        try:
             builder.download_and_prepare()
+        finally:
+            tfds.display_progress_bar(True)
     return builder
 
 
@@ -171,24 +180,25 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(console, config_name: str) -> Iterator[Report]:
-    if console is not None and console.is_terminal:
-        with Progress(console=console, transient=True) as bar:
-            tasks = {}
-
-            def show(split: str, done: int, total: int) -> None:
-                if split not in tasks:
-                    tasks[split] = bar.add_task(f"moving_shapes/{config_name} {split}", total=total)
-                bar.update(tasks[split], completed=done)
-
-            yield show
-        return
-    write = os.fdopen(os.dup(1), "w")  # standard output itself: sys.stdout is quiet while TFDS works
+def _progress(console: Console, config_name: str) -> Iterator[Report]:
+    """Bars on a terminal, elsewhere a line for each finished split."""
     start = time.monotonic()
 
     def line(split: str, done: int, total: int) -> None:
         if done == total:
-            print(f"moving_shapes/{config_name} {split}: {total} records ({time.monotonic() - start:.0f} s)", file=write, flush=True)
+            seconds = time.monotonic() - start
+            console.print(f"moving_shapes/{config_name} {split}: {total} records ({seconds:.0f} s)", highlight=False, soft_wrap=True)
 
-    with write:
+    if not console.is_terminal:
         yield line
+        return
+    with Progress(console=console, transient=True) as bars:
+        tasks = {}
+
+        def show(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = bars.add_task(f"moving_shapes/{config_name} {split}", total=total)
+            bars.update(tasks[split], completed=done)
+            line(split, done, total)
+
+        yield show

@@ -30,6 +30,10 @@ WORDINGS = {
     "needle": ("Which object flashes?", "Which object lights up briefly?", "What flashes for a moment?"),
     "digit": ("Which digit is shown?", "What digit can be seen?", "Read the digit."),
 }
+CAPTION_WORDINGS = {
+    "object": ("Describe {it}.", "What can you say about {it}?", "Tell me about {it}."),
+    "place": ("What is {at}?", "Which object is {at}?", "Name the object {at}."),
+}
 CAPTION_PROMPTS = (
     "Describe the {media}.",
     "What can be seen in the {media}?",
@@ -125,12 +129,10 @@ class _Speaker:
         out = []
         for thing in self.scene.things:
             if name := self.refer(thing):
-                out.append(
-                    {"question": self.pick(("Describe {it}.", "What can you say about {it}?"), it=name), "answer": self.describe(thing)}
-                )
+                out.append({"question": self.pick(CAPTION_WORDINGS["object"], it=name), "answer": self.describe(thing)})
             if thing.cell >= 0 and not self.scene.order and not thing.turns_to:
                 where = _at(POSITIONS[thing.cell])
-                out.append({"question": self.pick(("What is {at}?", "Which object is {at}?"), at=where), "answer": self.noun(thing)})
+                out.append({"question": self.pick(CAPTION_WORDINGS["place"], at=where), "answer": self.noun(thing)})
         return out
 
     def noun(self, thing: Thing) -> str:
@@ -207,9 +209,9 @@ class _Speaker:
     def questions(self, key: str, index: int) -> list[dict]:
         """The record's questions: {family, question, answer, options of four, letter}, families balanced over consecutive indices."""
         out = []
-        for family in self._families(index):
+        for family, number in self._families(index):
             for variant, (question, answer, options) in enumerate(_ASK[family](self)):
-                place = letter_index(f"{key}/{family}/{variant}/{index % 10}", index // 10)
+                place = letter_index(f"{key}/{family}/{variant}/{index % 10}", number)
                 options = [o for o in dict.fromkeys(options) if o != answer][:3]
                 self.rng.shuffle(options)
                 options.insert(place, answer)
@@ -217,15 +219,18 @@ class _Speaker:
         self.rng.shuffle(out)
         return out
 
-    def _families(self, index: int) -> list[str]:
-        scene = self.scene
-        turn = (index % 10 + index // 10) % 5  # each look family in two of five, moving on through the themes
-        families = [f for f, turns in (("colour", (0, 1)), ("shape", (2, 3)), ("position", (4, 0))) if turn in turns]
+    def _families(self, index: int) -> list[tuple[str, int]]:
+        """The families asked for, each with a number that counts its questions among the records of this theme."""
+        scene, (block, place) = self.scene, divmod(index, 10)
+        turn = (place + block) % 5  # each look family in two of five, moving on through the themes
+        turns = {"colour": (0, 1), "shape": (2, 3), "position": (4, 0)}
         if scene.frames == 1:
-            families = ["colour", "shape", "position"] if scene.things else []
+            families = [(family, block) for family in turns if scene.things]
+        else:
+            families = [(family, block // 5 * 2 + two.index(turn)) for family, two in turns.items() if turn in two]
         if scene.countable and scene.things:
-            families.append("count")
-        return families + list(scene.theme)
+            families.append(("count", block))
+        return families + [(family, block) for family in scene.theme]
 
     def others(self, values: Sequence[str], near: Sequence[str]) -> list[str]:
         """Wrong options: shuffled, first those that occur in the scene, then the rest; without repetition."""

@@ -239,10 +239,10 @@ def _video(style: Style, rng: random.Random, index: int, long: bool) -> Scene:
 
 
 def _moving(rng: random.Random, canvas: dict, thing: Thing, frames: int) -> Thing:
-    """Gives a thing a direction, a speed of 9 to 17 pixels (scaled) a sampled frame, and a uniform place on its closed path."""
+    """Gives a thing a direction, a speed of 12 to 17 pixels (scaled) a sampled frame, and a uniform place on its closed path."""
     motion = rng.choice(DIRECTIONS)
     scale = max(canvas["width"], canvas["height"]) / 64
-    speed = rng.uniform(9, 17) * scale * SAMPLES / frames
+    speed = rng.uniform(12, 17) * scale * SAMPLES / frames
     along, across = (canvas["width"], canvas["height"]) if motion in ("left", "right") else (canvas["height"], canvas["width"])
     a = rng.uniform(-thing.radius, along + thing.radius)
     b = rng.uniform(thing.radius / 2, across - thing.radius / 2)
