@@ -1,0 +1,86 @@
+"""The console command as a user meets it: help, misuse, and one message a mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+from elva_jax.cli import main
+
+
+def run(capsys, *words):
+    try:
+        status = main(list(words))
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["generate"], ["data"], ["data", "build"], ["data", "show"]])
+def test_help_tells_every_option(capsys, words):
+    status, out, err = run(capsys, *words, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: elva")
+    if words and words != ["data"]:
+        assert "example" in out or words[0] == "data"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "COMMAND"),
+        (["trian"], 2, "invalid choice: 'trian'"),
+        (["evaluate", "--chekpoint", "x"], 2, "--checkpoint"),
+        (["evaluate", "--checkpoint", "x", "--speed"], 2, "unrecognised option: --speed"),
+        (["evaluate", "--checkpoint", "x", "--limit", "0"], 2, "must be at least 1"),
+        (["generate", "--checkpoint", "x", "--video", "y"], 2, "--prompt"),
+        (["train", "--config", "nowhere.py", "--workdir", "w"], 2, "nowhere.py: no such config file"),
+        (["data", "build", "moving_shapes/eazy"], 2, "invalid choice"),
+    ],
+)
+def test_misuse_is_explained_in_a_line(capsys, words, status, message):
+    got, out, err = run(capsys, *words)
+    assert got == status
+    assert message in err
+    assert "Traceback" not in err + out
+
+
+def test_a_config_mistake_names_the_key(capsys, config_dir, tmp_path):
+    status, _, err = run(capsys, "train", "--config", f"{config_dir}/tiny.py", "--workdir", str(tmp_path), "--config.sed=1")
+    assert status == 2
+    assert err == "elva train: sed: no such key 'sed'; did you mean seed?\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_checkpoint_and_video_are_one_line(capsys, config_dir, tmp_path):
+    words = [
+        "train",
+        "--config",
+        f"{config_dir}/tiny.py:smoke",
+        "--workdir",
+        str(tmp_path / "run"),
+        f"--config.data_dir={tmp_path / 'none'}",
+    ]
+    for words, part in (
+        (words, "elva data build"),
+        (["evaluate", "--checkpoint", str(tmp_path / "none")], str(tmp_path / "none")),
+        (["generate", "--checkpoint", str(tmp_path / "none"), "--video", "x.mp4", "--prompt", "?"], str(tmp_path / "none")),
+        (["data", "show", "moving_shapes/easy", "--data-dir", str(tmp_path), "--out", str(tmp_path / "o")], "elva data build"),
+    ):
+        status, _, err = run(capsys, *words)
+        assert status == 1, err
+        assert part in err
+        assert err.count("\n") == 1
+
+
+def test_print_config_shows_overrides_without_a_workdir(capsys, config_dir):
+    status, out, _ = run(capsys, "train", "--config", f"{config_dir}/tiny.py", "--print-config", "--config.seed=41")
+    assert status == 0
+    assert "seed: 41" in out
+
+
+def test_help_is_quick_to_import():
+    """The parser pulls in no framework: help answers at once."""
+    code = "import sys, elva_jax.cli; sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'transformers', 'grain')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
