@@ -54,7 +54,7 @@ def test_a_config_mistake_names_the_key(capsys, config_dir, tmp_path):
 
 
 def test_missing_data_checkpoint_and_video_are_one_line(capsys, config_dir, tmp_path):
-    words = [
+    train = [
         "train",
         "--config",
         f"{config_dir}/tiny.py:smoke",
@@ -63,7 +63,7 @@ def test_missing_data_checkpoint_and_video_are_one_line(capsys, config_dir, tmp_
         f"--config.data_dir={tmp_path / 'none'}",
     ]
     for words, part in (
-        (words, "elva data build"),
+        (train, "elva data build"),
         (["evaluate", "--checkpoint", str(tmp_path / "none")], str(tmp_path / "none")),
         (["generate", "--checkpoint", str(tmp_path / "none"), "--video", "x.mp4", "--prompt", "?"], str(tmp_path / "none")),
         (["data", "show", "moving_shapes/easy", "--data-dir", str(tmp_path), "--out", str(tmp_path / "o")], "elva data build"),
