@@ -104,7 +104,8 @@ def tube_loss(
     if temporal not in ("mean", "none"):
         raise ConfigError(f"loss.tube_temporal: {temporal!r} is unknown; use mean or none")
     valid_BxS = layout.kind == Kind.PATCH
-    student_BxSxC = student_BxSxC.astype(jnp.float32)
+    # Masked here too, so that whatever other tokens hold stays out of the gradient.
+    student_BxSxC = jnp.where(valid_BxS[:, :, None], student_BxSxC.astype(jnp.float32), 0.0)
     teacher_BxSxC = jax.lax.stop_gradient(teacher_BxSxC).astype(jnp.float32)
     if temporal == "mean":
         student_BxSxC, _ = _tube_means(student_BxSxC, layout.tube, valid_BxS)
