@@ -112,7 +112,8 @@ class Pictures:
 def _open(source: Path | bytes, name: str, folder_fps: float) -> VideoFile | Pictures:
     if isinstance(source, Path) and source.is_dir():
         return _folder(source, name, Fraction(folder_fps))
-    if _head(source, name)[4:8] == b"ftyp" and _head(source, name)[8:12] in HEIF_BRANDS:
+    head = _head(source, name)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:  # FFmpeg would show one of its tiles as a video
         raise VideoError(name, "HEIF images are not supported; convert it to JPEG or PNG")
     with reading(name):
         try:
