@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elva_jax.evaluation.answers import normalise
-from elva_jax.video.decode import Frames
+from elva_jax.inference.visual import Visual, keep_frames
 
 
 def any_object(answer: str, options: Sequence[str], named_objects: Sequence[str]) -> float:
@@ -21,7 +21,6 @@ def any_object(answer: str, options: Sequence[str], named_objects: Sequence[str]
     return sum(normalise(option) == normalise(answer) for option in candidates) / len(candidates)
 
 
-def middle_frame(frames: Frames) -> Frames:
+def middle_frame(visual: Visual) -> Visual:
     """The middle one of the frames that the model would have seen (the later one of an even number)."""
-    middle = len(frames.pixels) // 2
-    return frames._replace(pixels=[frames.pixels[middle]], times=frames.times[middle : middle + 1])
+    return keep_frames(visual, [len(visual.clip.grids) // 2])

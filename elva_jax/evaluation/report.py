@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,12 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     return [key for key in COLUMNS if key in result["macro"]]
 
 
-def table(result: Mapping[str, Any]) -> Table:
+def table(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints `build_table` on the terminal."""
+    (console or Console()).print(build_table(result))
+
+
+def build_table(result: Mapping[str, Any]) -> Table:
     """Accuracy per family and macro mean, in per cent with one standard error; baselines to the right."""
     data = result["data"]
     out = Table(
@@ -67,6 +73,8 @@ def caption(result: Mapping[str, Any]) -> str:
         f"{answers['total']} written answers: {answers['empty']} empty, {answers['unfinished']} cut off, "
         f"{answers['outside_options']} equal to none of the options; all of them count as asked",
     ]
+    if (kept := result["tokens"]["visual_kept"]) is not None:
+        lines.append(f"{100 * kept:.0f} % of the visual tokens remain, averaged over layers")
     if data["unreadable"]:
         lines.append(f"{len(data['unreadable'])} videos could not be read: their questions count as wrong")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from elva_jax.data import conversation
 from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.inference import extend, visual
 from elva_jax.inference.prefill import Prefix, prefill
-from elva_jax.inference.rows import build_rows, grid_length, split_prompt
+from elva_jax.inference.rows import Lengths, build_rows, split_prompt
 from elva_jax.inference.visual import Source, Visual
 from elva_jax.models.build import config_from_dict
 from elva_jax.video.layout import Clip, Text
@@ -146,13 +146,21 @@ class Generator:
         prefilled = self.prefill([media], merging=merging, prompts=[question])
         return self.score_options(prefilled, [[Choice(question, tuple(options))]])[0][0]
 
-    def prefill(self, media: Sequence[Sequence[Visual]], *, merging: bool = True, prompts: Sequence[str] | None = None) -> Prefilled:
+    def prefill(
+        self,
+        media: Sequence[Sequence[Visual]],
+        *,
+        merging: bool = True,
+        prompts: Sequence[str] | None = None,
+        lengths: Lengths | None = None,
+    ) -> Prefilled:
         """Runs the videos of a batch of rows through the decoder, once for all questions about them.
 
         Args:
           media: the videos and images of each row, in order; () for none.
           merging: whether the model's merging layers act.
           prompts: per row, a question that says by `<video>` or `<image>` where its media stand; None: in front of every question.
+          lengths: chooses padded lengths here and in the other methods; None: the grid's smallest.
 
         Raises:
           LayoutError: no rows, an empty prompt, or more tokens than the model's longest sequence.
@@ -164,13 +172,15 @@ class Generator:
         prompts = prompts or ["?"] * len(media)
         fronts = [split_prompt(self.prompt_parts(question, row)).front for question, row in zip(prompts, media, strict=True)]
         patches = [np.concatenate([item.patches for item in row]) if row else np.zeros((0, self._patch_width), np.uint8) for row in media]
-        rows = build_rows(fronts, patches, self._patch_width)
+        rows = build_rows(fronts, patches, self._patch_width, lengths)
         for length in rows.length:
             self._check_length(int(length) + 1)
-        prefix = prefill(self.model, self.params, rows, merging)
+        prefix = prefill(self.model, self.params, rows, merging, lengths)
         return Prefilled(media, tuple(fronts), tuple(int(n) for n in rows.length[: len(media)]), prefix)
 
-    def generate(self, prefilled: Prefilled, questions: Sequence[Sequence[str]], max_new_tokens: int = 64) -> list[list[Answer]]:
+    def generate(
+        self, prefilled: Prefilled, questions: Sequence[Sequence[str]], max_new_tokens: int = 64, lengths: Lengths | None = None
+    ) -> list[list[Answer]]:
         """Greedy answers to the questions of each row, all decoded together.
 
         An answer ends at `<|im_end|>`, after `max_new_tokens`, or at the model's longest sequence.
@@ -185,19 +195,22 @@ class Generator:
             return [[] for _ in asked]
         longest = 1 + max(prefilled.front_tokens[b] + len(ids) for b, row in enumerate(asked) for ids in row)
         limit = min(max_new_tokens, self.model.decoder.max_position - longest + 1)
-        shape = (prefilled.prefix.length.shape[0], grid_length(max(map(len, asked)), 1))
-        token = np.zeros((*shape, grid_length(max(len(ids) for row in asked for ids in row))), np.int32)
+        lengths = lengths or Lengths()
+        shape = (prefilled.prefix.length.shape[0], lengths("questions", max(map(len, asked)), 1))
+        token = np.zeros((*shape, lengths("question", max(len(ids) for row in asked for ids in row))), np.int32)
         length = np.zeros(shape, np.int32)
         for b, row in enumerate(asked):
             for g, ids in enumerate(row):
                 token[b, g, : len(ids)], length[b, g] = ids, len(ids)
-        room, vocabulary = grid_length(limit, 8), min(len(self.tokenizer), self.model.decoder.vocab_size)
+        room, vocabulary = lengths("answer", limit, 8), min(len(self.tokenizer), self.model.decoder.vocab_size)
         out, finished = jax.device_get(
             extend.greedy(self.model, self.params, prefilled.prefix, token, length, room, vocabulary, self.end_ids, limit)
         )
         return [[self._answer(out[b, g], finished[b, g]) for g in range(len(row))] for b, row in enumerate(asked)]
 
-    def score_options(self, prefilled: Prefilled, choices: Sequence[Sequence[Choice]]) -> list[list[list[Likelihood]]]:
+    def score_options(
+        self, prefilled: Prefilled, choices: Sequence[Sequence[Choice]], lengths: Lengths | None = None
+    ) -> list[list[list[Likelihood]]]:
         """The likelihood of every option of every question of each row as the assistant's whole answer.
 
         Raises:
@@ -207,10 +220,10 @@ class Generator:
         if not any(trees):
             return [[] for _ in trees]
         flat = [tree for row in trees for tree in row]
-        shape = (prefilled.prefix.length.shape[0], grid_length(max(map(len, trees)), 1))
-        queries, asked = (
-            grid_length(max(len(values) for values in pair)) for pair in zip(*((t.token, t.source) for t in flat), strict=True)
-        )
+        lengths = lengths or Lengths()
+        shape = (prefilled.prefix.length.shape[0], lengths("choices", max(map(len, trees)), 1))
+        queries = lengths("tree", max(len(tree.token) for tree in flat))
+        asked = lengths("option tokens", max(len(tree.source) for tree in flat))
         token, position = np.zeros((*shape, queries), np.int32), np.zeros((*shape, queries), np.int32)
         branch = np.full((*shape, queries), -1, np.int32)
         source, target = np.zeros((*shape, asked), np.int32), np.zeros((*shape, asked), np.int32)

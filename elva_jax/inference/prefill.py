@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.inference.rows import Rows, grid_length
+from elva_jax.inference.rows import Lengths, Rows
 from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Elva, segments
 from elva_jax.video.layout import Kind, TokenLayout
@@ -35,7 +35,7 @@ class Prefix(NamedTuple):
     tokens: np.ndarray  # int32 [segments, B], tokens that each segment worked on
 
 
-def prefill(config: ElvaConfig, params: Any, rows: Rows, merging: bool) -> Prefix:
+def prefill(config: ElvaConfig, params: Any, rows: Rows, merging: bool, lengths: Lengths | None = None) -> Prefix:
     """Runs prompt fronts through the decoder and keeps the keys and values.
 
     Args:
@@ -43,7 +43,9 @@ def prefill(config: ElvaConfig, params: Any, rows: Rows, merging: bool) -> Prefi
       params: the parameters of `Elva`.
       rows: a padded batch.
       merging: whether the merging layers act.
+      lengths: chooses the length behind each merging layer; None: the grid's smallest.
     """
+    lengths = lengths or Lengths()
     layout = TokenLayout(*(jnp.asarray(field) for field in rows.layout))
     x = _embed(config, params, rows.patches, layout)
     size = jnp.ones(layout.kind.shape, jnp.float32)
@@ -53,7 +55,7 @@ def prefill(config: ElvaConfig, params: Any, rows: Rows, merging: bool) -> Prefi
         if piece.merge is not None:
             merged = _merge(config, params, x, layout, size, piece.merge)
             survivors = np.asarray(merged.stats.survivors)
-            length = min(grid_length(int(survivors.max())), layout.kind.shape[1])
+            length = min(lengths(f"merge {piece.merge}", int(survivors.max())), layout.kind.shape[1])
             x, layout, size = _cut((merged.x, merged.layout, merged.size), length)
         x, keys_values = _layers(config, params, x, layout, piece.start, piece.stop)
         kept.append(keys_values)

@@ -28,6 +28,25 @@ def grid_batch(rows: int) -> int:
     return 1 << max(rows - 1, 0).bit_length()
 
 
+class Lengths:
+    """Chooses padded lengths from the grid.
+
+    Args:
+      steady: never less than before under the same name, so that a long stream of batches soon settles on one set of programs.
+    """
+
+    def __init__(self, steady: bool = False):
+        self._steady = steady
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, name: str, tokens: int, smallest: int = 16) -> int:
+        """The length for `tokens`, and under `name` if steady."""
+        length = grid_length(tokens, smallest)
+        if self._steady:
+            length = self._seen[name] = max(length, self._seen.get(name, 0))
+        return length
+
+
 class Prompt(NamedTuple):
     """A prompt cut behind its last visual token: questions about the same videos share the front."""
 
@@ -61,13 +80,16 @@ class Rows(NamedTuple):
     length: np.ndarray  # [B] tokens of each row, which is the position where its text goes on
 
 
-def build_rows(fronts: Sequence[Sequence[Text | Clip]], patches: Sequence[np.ndarray], patch_width: int) -> Rows:
+def build_rows(
+    fronts: Sequence[Sequence[Text | Clip]], patches: Sequence[np.ndarray], patch_width: int, lengths: Lengths | None = None
+) -> Rows:
     """Lays out and pads prompt fronts; the batch is filled up with copies of its last row.
 
     Args:
       fronts: [b] chat header and clips of each row.
       patches: [b] the row's patches in the order of its clips and frames, uint8 [n, P*P*3].
       patch_width: P*P*3.
+      lengths: chooses S; None: the grid's length.
 
     Returns:
       Rows of B = grid_batch(b), S = grid_length(longest) and N = S (1 without any patch), so that shapes do not multiply.
@@ -78,7 +100,7 @@ def build_rows(fronts: Sequence[Sequence[Text | Clip]], patches: Sequence[np.nda
         if rows.shape != (expected, patch_width):
             raise LayoutError(f"the layout asks for patches of shape ({expected}, {patch_width}), the frames give {rows.shape}")
     batch = grid_batch(len(built))
-    length = grid_length(max(layout.length for layout in built))
+    length = (lengths or Lengths())("front", max(layout.length for layout in built))
     most = max(len(rows) for rows in patches)
     out = np.zeros((batch, length if most else 1, patch_width), np.uint8)
     for row, values in zip(out, patches, strict=False):

@@ -25,18 +25,19 @@ def result():
             "order": {"count": 3, "open": score(float("nan"), float("nan")), "likelihood": score(1 / 3), "any_object": score(0.5)},
         },
         "macro": {"open": score(0.75), "likelihood": score(np.float64(2 / 3)), "any_object": score(0.375)},
+        "tokens": {"visual_kept": 0.514},
         "answers": {"total": 7, "empty": 1, "unfinished": 2, "outside_options": 3},
     }
 
 
-def printed(renderable) -> str:
+def printed(result) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(renderable)
+    report.table(result, console)
     return console.export_text()
 
 
 def test_table_states_scores_floors_and_unusable_answers(result):
-    text = printed(report.table(report.jsonable(result)))
+    text = printed(report.jsonable(result))
     rows = {
         line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in text.splitlines() if line.count("│") > 3
     }
@@ -45,6 +46,7 @@ def test_table_states_scores_floors_and_unusable_answers(result):
     assert rows["macro"] == ["7", "75.0 ±1.0", "66.7 ±1.0", "37.5 ±1.0"]
     words = " ".join(text.split())
     assert "7 written answers: 1 empty, 2 cut off, 3 equal to none of the options" in words
+    assert "51 % of the visual tokens remain" in words
     assert "1 videos could not be read" in words
     assert "moving_shapes/easy [test]: 3 videos, merging on" in words
 

@@ -1,0 +1,66 @@
+"""Real records of moving_shapes, one of them with a broken video, and a tiny model with random weights."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from elva_jax.config import base
+from elva_jax.data import tokenizer as tokenizers
+from elva_jax.data.moving_shapes import records
+from elva_jax.inference.generate import Generator
+from elva_jax.models.build import config_from_dict
+from elva_jax.models.elva import Elva
+from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
+
+RECORDS = 7
+BROKEN = 5
+
+
+class MovingShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Records as the real builder writes them; the media of one are junk."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small", version=VERSION, description="one is broken")]  # noqa: RUF012
+    name = "moving_shapes"
+    url_infos = {}  # nothing to download  # noqa: RUF012
+
+    def _info(self):
+        text, scalar = tfds.features.Text(), tfds.features.Scalar(np.object_)
+        features = tfds.features.FeaturesDict({"id": text, "media": scalar, "kind": text, "annotation": scalar})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        test = [records.record_of("easy", 0, "test", k, RECORDS) for k in range(RECORDS)]
+        test[BROKEN]["media"] = b"junk"
+        return {"test": enumerate(test)}
+
+    def _generate_examples(self):
+        raise AssertionError("splits are given as iterables")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    MovingShapes(config="small", data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator(data_dir, tmp_path_factory):
+    tokenizer = tokenizers.build_for_moving_shapes(tmp_path_factory.mktemp("tokenizer"), ("easy",), vocab_size=512, scenes=60)
+    c = base.base()
+    c.data_dir = str(data_dir)
+    c.model.update(
+        vocab_size=512, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, rope_theta=100.0,
+        patch_size=16, patch_width=16, dtype="float32", max_position=512,
+        merge_layers=(1,), merge_policies=("threshold",), merge_thresholds=(0.8,), merge_ratios=(1.0,),
+    )  # fmt: skip
+    c.stages.video = base.stage()
+    c.stages.video.data.update(num_frames=3, longest_edge=48, system_prompt="")
+    c.curriculum = ("video",)
+    model = Elva(config_from_dict(c.model))
+    layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), np.zeros((1, 1, 768), np.uint8), layout))["params"]
+    return Generator(c, jax.tree.map(lambda leaf: leaf * 6.0 if leaf.ndim > 2 else leaf, params), tokenizer)

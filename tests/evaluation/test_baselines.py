@@ -1,0 +1,43 @@
+"""The any-object floor by hand, and on the real data set's annotations."""
+
+import numpy as np
+import pytest
+
+from elva_jax.data.moving_shapes import records
+from elva_jax.evaluation.baselines import any_object, middle_frame
+from elva_jax.inference.visual import from_frames
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "named", "expected"),
+    [
+        ("red circle", ["red circle", "blue square", "green cross", "red cross"], ["Red circle", "the blue square"], 1 / 2),
+        ("red circle", ["red circle", "blue square", "green cross", "red cross"], ["red circle"], 1.0),
+        ("red cross", ["red circle", "blue square", "green cross", "red cross"], ["red circle", "blue square"], 0.0),
+        ("red", ["red", "blue", "green", "cyan"], ["red circle"], 1 / 4),
+        ("two", ["one", "two"], [], 1 / 2),
+    ],
+)
+def test_any_object_by_hand(answer, options, named, expected):
+    assert any_object(answer, options, named) == pytest.approx(expected)
+
+
+def test_any_object_on_the_data_set():
+    """A quarter where options name no object; more on order and needle, whose answer is always an object of the video."""
+    credit = {}
+    for index in range(300):
+        annotation = records.annotation_of("easy", 0, "test", index, 300)
+        for q in annotation["questions"]:
+            credit.setdefault(q["family"], []).append(any_object(q["answer"], q["options"], annotation["named_objects"]))
+    for family in ("colour", "shape", "count", "digit", "motion"):
+        assert np.mean(credit[family]) == pytest.approx(0.25), family
+    assert 0.25 < np.mean(credit["order"]) < 0.75
+    assert 0.25 < np.mean(credit["needle"]) < 0.75
+
+
+@pytest.mark.parametrize(("count", "middle"), [(1, 0), (2, 1), (4, 2), (5, 2)])
+def test_middle_frame(count, middle):
+    frames = [np.full((8, 16 if i % 2 else 8, 3), i, np.uint8) for i in range(count)]
+    picked = middle_frame(from_frames(frames, 8))
+    assert (picked.patches == middle).all()
+    assert len(picked.patches) == (2 if middle % 2 else 1)

@@ -1,0 +1,130 @@
+"""The whole evaluation on real records: its columns against single calls, its counts, its floors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elva_jax.data import sources
+from elva_jax.errors import ElvaError
+from elva_jax.evaluation import report
+from elva_jax.evaluation.answers import exact_match
+from elva_jax.evaluation.run import evaluate, likeliest
+from elva_jax.inference.generate import Likelihood
+from elva_jax.video.decode import read_frames
+
+NAME = "moving_shapes/small"
+BROKEN = 5
+
+
+@pytest.fixture(scope="module")
+def result(generator, data_dir):
+    seen = []
+    out = evaluate(
+        generator, data_dir=data_dir, name=NAME, batch_size=4, details=True, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(4, 7), (7, 7)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def annotations(data_dir):
+    return [(record, sources.annotation(record)) for record in sources.open_source(NAME, "test", data_dir)]
+
+
+def test_every_question_counts(result, annotations):
+    asked = [q for _, notes in annotations for q in notes["questions"]]
+    assert result["data"]["questions"] == len(asked) == len(result["items"])
+    assert result["data"]["videos"] == len(annotations)
+    for family, row in result["families"].items():
+        assert row["count"] == sum(q["family"] == family for q in asked)
+    (complaint,) = result["data"]["unreadable"]
+    assert complaint.startswith("easy-test-000005:")
+    broken = [item for item in result["items"] if item["video"].endswith(f"{BROKEN:06d}")]
+    assert len(broken) == len(annotations[BROKEN][1]["questions"])
+    assert all(item["written"] is None and item["picks"]["likelihood"] is None for item in broken)
+    assert result["answers"]["total"] == len(asked) - len(broken)
+    assert result["answers"]["without_likelihood"] == len(broken)
+
+
+def test_accuracies_follow_from_the_predictions(result):
+    columns = {"open": [], "likelihood": [], "letter": [], "blind": [], "single_frame": []}
+    by_family = {}
+    for item in result["items"]:
+        right = item["options"].index(item["answer"])
+        credit = {name: item["picks"][name] == right for name in columns if name != "open"}
+        credit["open"] = item["written"] is not None and exact_match(item["written"], item["answer"])
+        for name, value in credit.items():
+            by_family.setdefault(item["family"], {}).setdefault(name, []).append(value)
+        if item["log_likelihoods"]:
+            assert item["picks"]["likelihood"] == int(np.argmax(item["log_likelihoods"]))
+    for name in columns:
+        means = {family: np.mean(values[name]) for family, values in by_family.items()}
+        assert {family: row[name]["accuracy"] for family, row in result["families"].items()} == pytest.approx(means)
+        assert result["macro"][name]["accuracy"] == pytest.approx(np.mean(list(means.values())))
+
+
+@pytest.mark.parametrize("index", [0, 6])
+def test_columns_equal_single_calls(generator, result, annotations, index):
+    """Batches, padding and shared prefixes change nothing: one question of one video, asked alone."""
+    record, notes = annotations[index]
+    q = notes["questions"][-1]
+    (item,) = [i for i in result["items"] if i["video"] == f"easy-test-{index:06d}" and i["question"] == q["question"]][-1:]
+    media = record["media"] if isinstance(record["media"], bytes) else record["media"].item()
+
+    def pick(source, question, options):
+        return likeliest(generator.score(source, question, options))
+
+    scores = [score.total for score in generator.score(media, q["question"], q["options"])]
+    np.testing.assert_allclose(item["log_likelihoods"], scores, rtol=1e-5)
+    assert item["written"] == generator.answer(media, q["question"], 16)
+    assert item["picks"]["blind"] == pick(None, q["question"], q["options"])
+    middle = read_frames(media, num_frames=3).pixels[1]
+    assert item["picks"]["single_frame"] == pick([middle], q["question"], q["options"])
+    listed = "\n".join([q["question"], *(f"{x}. {y}" for x, y in zip("ABCD", q["options"], strict=True)), "Answer with the letter."])
+    assert item["picks"]["letter"] == pick(media, listed, list("ABCD"))
+
+
+def test_result_is_json_and_prints(result, tmp_path, capsys):
+    loaded = json.loads(report.save(result, tmp_path / "r.json").read_text())
+    assert loaded["config"]["model"]["hidden_size"] == 32
+    assert loaded["settings"]["num_frames"] == 3
+    assert 0 < loaded["tokens"]["visual_kept"] <= 1
+    report.table(loaded)
+    assert "macro" in capsys.readouterr().out
+    assert report.figure(loaded, tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_fewer_columns_and_merging_off(generator, data_dir):
+    out = evaluate(generator, data_dir=data_dir, name=NAME, limit=2, merging=False, baselines=False, written=False, letters=False)
+    assert set(out["macro"]) == {"likelihood", "likelihood_mean"}
+    assert out["data"]["videos"] == 2
+    assert out["tokens"]["visual_kept"] == 1.0
+    assert len(out["tokens"]["segments"]) == 1
+    assert "items" not in out
+
+
+def test_likeliest():
+    scores = [Likelihood(-3.0, 1), Likelihood(-4.0, 4), Likelihood(-3.5, 1)]
+    assert likeliest(scores) == 0
+    assert likeliest(scores, mean=True) == 1
+    assert likeliest([*scores, Likelihood(float("nan"), 1)]) is None
+    assert likeliest(None) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "moving_shapes/easy"}, "no such data set"),
+        ({"split": "nowhere"}, "nowhere"),
+        ({"limit": 0}, "limit=0"),
+    ],
+)
+def test_errors(generator, data_dir, changes, message):
+    with pytest.raises(ElvaError, match=message):
+        evaluate(generator, **{"data_dir": data_dir, "name": NAME} | changes)
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(ElvaError, match="no checkpoint"):
+        evaluate(tmp_path)
