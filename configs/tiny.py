@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> base.ConfigDict:
 
 
 def _model(m):
-    m.vocab_size = 1024
+    m.vocab_size = 640
     m.hidden_size = 96
     m.intermediate_size = 256
     m.num_layers = 4
@@ -67,6 +67,7 @@ def _common(stage, steps):
     stage.batch_size = 16
     stage.data.longest_edge = 64
     stage.data.system_prompt = ""
+    stage.data.max_turns = 10
     stage.optimizer.name = "muon"
     stage.optimizer.learning_rate = 2e-3
     stage.optimizer.muon_learning_rate = 0.02

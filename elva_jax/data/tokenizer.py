@@ -96,5 +96,5 @@ def build_for_moving_shapes(
                 turns = [*annotation["captions"]["object"], *annotation["captions"]["caption"], *annotation["questions"]]
                 texts += [text for turn in turns for text in (turn["question"], turn["answer"])]
                 words |= {word for turn in annotation["questions"] for option in turn["options"] for word in option.split()}
-    texts += ["Answer with the option's letter.", "Options:", *(f"{letter}. {word}" for letter in "ABCD" for word in sorted(words))]
+    texts += ["Answer with the letter.", *(f"{letter}. {word}" for letter in "ABCD" for word in sorted(words))]
     return build(texts, folder, vocab_size, words=(*sorted(words), *"ABCD"))
