@@ -6,6 +6,9 @@ from elva_jax.config import base
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 
 
+STAGES = ("teacher", "image", "video", "sft")
+
+
 def get_config(arg: str = ""):
     """`arg` is a comma-separated curriculum; empty: all of its stages."""
     c = base.base()
@@ -31,9 +34,9 @@ def get_config(arg: str = ""):
     c.teacher.update(image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, text_layers=1, text_length=16)
     c.checkpoint.every = 4
     c.log.every = 1
-    for name in ("teacher", "image", "video", "sft"):
+    for name in STAGES:
         c.stages[name] = _stage(name)
-    c.curriculum = tuple(arg.split(",")) if arg else tuple(c.stages)
+    c.curriculum = tuple(arg.split(",")) if arg else STAGES
     return c
 
 
