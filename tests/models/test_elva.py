@@ -1,0 +1,280 @@
+"""The whole model: embedding, segments with merging between them, survivor maps, statistics and decoding with caches."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elva_jax.config import base
+from elva_jax.errors import ConfigError
+from elva_jax.models.build import config_from_dict
+from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, MergeLayer, PatchEmbedConfig, RopeScaling
+from elva_jax.models.elva import Elva, Segment, new_cache, segments
+from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
+
+LENGTH, PATCHES, VOCAB = 56, 24, 61
+CONFIG = ElvaConfig(
+    DecoderConfig(VOCAB, 16, 24, 3, 4, 2, 4, rope_theta=10_000.0, max_position=128, tie_embeddings=True),
+    PatchEmbedConfig(2, 8),
+    MergeConfig((MergeLayer(0, "threshold", 0.9), MergeLayer(2, "ratio", ratio=0.5))),
+)
+
+
+def batch(*layouts: TokenLayout) -> TokenLayout:
+    return TokenLayout(*map(np.stack, zip(*layouts, strict=True)))
+
+
+def video(grids, prompt=3, answer=4, seed=0):
+    rng = np.random.default_rng(seed)
+    parts = [Text(rng.integers(0, VOCAB, 2)), Clip(grids), Text(rng.integers(0, VOCAB, prompt)), Text(rng.integers(0, VOCAB, answer), 1.0)]
+    return build_layout(parts)
+
+
+def inputs():
+    """Two rows: one static video of three frames; a video and a text packed together."""
+    rng = np.random.default_rng(0)
+    first, second = video([(2, 2)] * 3), video([(2, 3), (2, 3)], seed=1)
+    text = build_layout([Text(rng.integers(0, VOCAB, 5))])
+    patches = rng.integers(0, 256, (2, PATCHES, 12), dtype=np.uint8)
+    patches[0, :12] = np.tile(patches[0, :4], (3, 1))
+    return patches, batch(pack([first], LENGTH), pack([second, text], LENGTH))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Elva(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    patches, layout = inputs()
+    start = nn.unbox(jax.jit(model.init)(jax.random.key(0), patches, layout))
+    leaves, tree = jax.tree.flatten(start)
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def forward(model):
+    return jax.jit(model.apply, static_argnames=("merging", "buckets"))
+
+
+def test_segments_cut_the_decoder_at_the_merging_layers():
+    assert segments(CONFIG, merging=True) == (Segment(0, 2, 0), Segment(2, 3, 1))
+    assert segments(CONFIG, merging=False) == (Segment(0, 3, None),)
+    late = dataclasses.replace(CONFIG, merge=MergeConfig((MergeLayer(1),)))
+    assert segments(late, merging=True) == (Segment(0, 1, None), Segment(1, 3, 0))
+    for cuts in ((2, 1), (1, 1), (3,)):
+        wrong = dataclasses.replace(CONFIG, merge=MergeConfig(tuple(MergeLayer(cut) for cut in cuts)))
+        with pytest.raises(ConfigError, match=r"model\.merge_layers: must increase within 0 … 2"):
+            segments(wrong, merging=True)
+
+
+def test_without_merging_every_token_stays_where_it_is(forward, params):
+    patches, layout = inputs()
+    out = forward(params, patches, layout)
+    assert out.hidden.shape == (2, LENGTH, 16)
+    np.testing.assert_array_equal(out.survivor, np.where(layout.kind == Kind.PAD, -1, np.arange(LENGTH)))
+    assert set(out.stats) == {"padding"}
+    assert float(out.stats["padding"]) == pytest.approx(np.mean(layout.kind == Kind.PAD))
+
+
+def test_text_is_embedded_by_the_table_and_padding_is_zero(model, params):
+    patches, layout = inputs()
+    x = jax.jit(lambda p: model.apply(p, patches, layout, method="embed"))(params)
+    text = layout.kind == Kind.TEXT
+    np.testing.assert_array_equal(np.asarray(x)[text], np.asarray(params["params"]["decoder"]["embed_tokens"])[layout.token_id[text]])
+    np.testing.assert_array_equal(np.asarray(x)[layout.kind == Kind.PAD], 0)
+
+
+def test_survivors_and_statistics_of_two_merging_layers(forward, params):
+    patches, layout = inputs()
+    out = forward(params, patches, layout, merging=True)
+    kept = out.layout
+    for row in range(2):
+        survivor, used = np.asarray(out.survivor[row]), layout.kind[row] != Kind.PAD
+        assert ((survivor >= 0) == used).all()
+        unmerged = used & (layout.kind[row] != Kind.PATCH)
+        for name in ("kind", "token_id", "position", "target", "segment"):
+            np.testing.assert_array_equal(np.asarray(getattr(kept, name)[row])[survivor[unmerged]], getattr(layout, name)[row][unmerged])
+        np.testing.assert_array_equal(np.asarray(kept.tube[row])[survivor[used]], layout.tube[row][used])
+        np.testing.assert_array_equal(out.size[row], np.bincount(survivor[used], minlength=LENGTH))
+    # Row 0 is a static video: one token a tube is left. Row 1 keeps half or less of its 12 patches, at least one a tube.
+    assert int((kept.kind[0] == Kind.PATCH).sum()) == 4
+    assert int((kept.kind[1] == Kind.PATCH).sum()) == 6
+    assert float(out.stats["merge/kept_1"]) == pytest.approx(10 / 24)
+    assert float(out.stats["merge/forced_0"]) == float(out.stats["merge/overflow_1"]) == 0
+    visual = np.isin(layout.kind, (Kind.FRAME, Kind.PATCH, Kind.LINE)).sum()
+    after = [float(out.stats[f"merge/kept_{k}"]) * 24 + visual - 24 for k in (0, 1)]
+    assert float(out.stats["merge/kept_mean"]) == pytest.approx((2 * after[0] + after[1]) / (3 * visual))
+    assert float(out.stats["merge/padding_1"]) == pytest.approx(float((kept.kind == Kind.PAD).mean()))
+
+
+def test_buckets_shorten_the_sequence_and_change_no_result(forward, params):
+    patches, layout = inputs()
+    plain = forward(params, patches, layout, merging=True)
+    out = forward(params, patches, layout, merging=True, buckets=(48, 32))
+    assert out.hidden.shape == (2, 32, 16)
+    np.testing.assert_array_equal(out.survivor, plain.survivor)
+    used = np.asarray(out.layout.kind != Kind.PAD)
+    np.testing.assert_allclose(np.asarray(out.hidden)[used], np.asarray(plain.hidden)[:, :32][used], atol=1e-5)
+    with pytest.raises(ConfigError, match="merge_buckets: 1 for 2 merging layers"):
+        forward(params, patches, layout, merging=True, buckets=(48,))
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_packing_changes_no_hidden_state(forward, params, merging):
+    patches, packed = inputs()
+    rng = np.random.default_rng(0)
+    second = video([(2, 3), (2, 3)], seed=1)
+    text = build_layout([Text(rng.integers(0, VOCAB, 5))])
+    separate = batch(pack([second], LENGTH), pack([text], LENGTH))
+    whole = forward(params, patches, packed, merging=merging)
+    apart = forward(params, patches[[1, 1]], separate, merging=merging)
+    for row, segment, name in ((0, 1, "second"), (1, 2, "text")):
+        got = np.asarray(whole.hidden[1])[np.asarray(whole.layout.segment[1]) == segment]
+        np.testing.assert_allclose(got, np.asarray(apart.hidden[row])[np.asarray(apart.layout.segment[row]) == 1], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_later_frames_never_change_earlier_text(params, merging):
+    """By the threshold rule, that is: a ratio counts over the whole example, so that a later frame may change which pairs merge."""
+    rules = (MergeLayer(0, "threshold", 0.5), MergeLayer(2, "threshold", 0.5))
+    model = Elva(dataclasses.replace(CONFIG, merge=MergeConfig(rules)))
+    rng = np.random.default_rng(5)
+    parts = [Clip([(2, 2), (2, 2)]), Text(rng.integers(0, VOCAB, 4)), Clip([(2, 2), (2, 2)]), Text([1])]
+    layout = batch(pack([build_layout(parts)], LENGTH))
+    patches = rng.integers(0, 256, (1, PATCHES, 12), dtype=np.uint8)
+    changed = patches.copy()
+    patches[:, 12:16] = patches[:, 8:12]
+    apply = jax.jit(lambda patches: model.apply(params, patches, layout, merging=merging))
+    before, after = apply(patches), apply(changed)
+    text = np.flatnonzero(layout.kind[0] == Kind.TEXT)
+    early, late = (np.asarray(out.hidden[0])[np.asarray(out.survivor[0])[text]] for out in (before, after))
+    np.testing.assert_allclose(early[:4], late[:4], atol=1e-5)
+    assert np.abs(early[4] - late[4]).max() > 1e-4
+    if merging:
+        assert int((before.layout.kind == Kind.PATCH).sum()) < int((after.layout.kind == Kind.PATCH).sum())
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_gradients_are_finite_and_reach_every_parameter(model, params, merging):
+    patches, layout = inputs()
+
+    def loss(p):
+        out = model.apply(p, patches, layout, merging=merging, buckets=(48, 36) if merging else ())
+        logits = model.apply(p, out.hidden, method="head")
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), out.layout.target[..., None], axis=-1)[..., 0]
+        return -jnp.sum(picked * out.layout.loss_weight)
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+        if "k_proj" not in jax.tree_util.keystr(path) or "kernel" in jax.tree_util.keystr(
+            path
+        ):  # a key bias cancels in the softmax, but for RoPE
+            assert np.abs(leaf).max() > 0, path
+
+
+def prefill(model, params, patches, layout, merging, buckets, room):
+    """Hidden states and caches, piece by piece."""
+    x, size, caches = model.apply(params, patches, layout, method="embed"), jnp.ones(layout.kind.shape, jnp.float32), []
+    for piece in segments(model.config, merging):
+        if piece.merge is not None:
+            merged = model.apply(params, x, layout, size, piece.merge, buckets[piece.merge], method="merge")
+            x, layout, size = merged.x, merged.layout, merged.size
+        x, keys_values = model.apply(params, x, layout, piece.start, piece.stop, method="layers")
+        caches.append(new_cache(keys_values, layout.segment > 0, room))
+    return tuple(caches)
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_decoding_step_by_step_equals_the_full_forward(model, params, forward, merging):
+    """Rows of different lengths, padded on the right."""
+    patches, _ = inputs()
+    prompts = (video([(2, 2)] * 3, prompt=4, answer=0), video([(2, 3)], prompt=9, answer=0, seed=3))
+    steps = 4
+    answers = np.random.default_rng(9).integers(0, VOCAB, (2, steps))
+    full = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text = build_layout([Text(answer)])
+        joined = {name: np.concatenate([getattr(prompt, name), getattr(text, name)]) for name in TokenLayout._fields}
+        joined["position"] = np.arange(prompt.length + steps, dtype=np.int32)
+        full.append(pack([TokenLayout(**joined)], LENGTH))
+    out = forward(params, patches, batch(*full), merging=merging)
+    logits = model.apply(params, out.hidden, method="head")
+    lengths = np.array([prompt.length for prompt in prompts])
+
+    @jax.jit
+    def start(params):
+        return prefill(model, params, patches, batch(*(pack([prompt], 40) for prompt in prompts)), merging, (36, 30), steps + 1)
+
+    step = jax.jit(lambda p, token, position, caches: model.apply(p, token, position, caches, method="text_step"))
+    caches = start(params)
+    for i in range(steps):
+        got, caches = step(params, answers[:, i : i + 1], (lengths + i)[:, None], caches)
+        places = np.asarray(out.survivor)[np.arange(2), lengths + i]
+        np.testing.assert_allclose(got[:, 0], np.asarray(logits)[np.arange(2), places], atol=1e-5)
+    assert [int(cache.length) for cache in caches] == ([36 + steps, 30 + steps] if merging else [40 + steps])
+    last = np.asarray((out.layout.kind != Kind.PAD).sum(-1))
+    np.testing.assert_array_equal(caches[-1].valid.sum(-1), last)
+
+
+def test_several_tokens_at_once_equal_one_at_a_time(model, params):
+    patches, _ = inputs()
+    layout = batch(pack([video([(2, 2)], answer=0)], 24), pack([video([(1, 2)], answer=0)], 24))
+    caches = jax.jit(lambda p: prefill(model, p, patches, layout, False, (), 6))(params)
+    step = jax.jit(lambda p, *args: model.apply(p, *args, method="text_step"))
+    tokens = np.random.default_rng(2).integers(0, VOCAB, (2, 4))
+    position = (layout.kind != Kind.PAD).sum(-1)[:, None] + np.arange(4)[None]
+    single, one = [], caches
+    for i in range(4):
+        logits, one = step(params, tokens[:, i : i + 1], position[:, i : i + 1], one)
+        single.append(logits[:, 0])
+    at_once, several = step(params, tokens, position, caches)
+    np.testing.assert_allclose(at_once, np.stack(single, 1), atol=1e-5)
+    np.testing.assert_allclose(several[0].k, one[0].k, atol=1e-5)
+    # What is marked as padding among the new tokens is not seen by what follows.
+    valid = np.array([[True, True, False, False]] * 2)
+    _, short = step(params, tokens, position, caches, valid)
+    after_short, _ = step(params, tokens[:, 2:3], position[:, 2:3], short)
+    np.testing.assert_allclose(after_short[:, 0], single[2], atol=1e-5)
+    with pytest.raises(ConfigError, match="caches cover 6 layers, the decoder has 3"):
+        step(params, tokens, position, (*caches, *caches))
+
+
+def test_merge_layers_never_change_the_parameters(params):
+    patches, layout = inputs()
+    for merge in (MergeConfig(), MergeConfig((MergeLayer(1), MergeLayer(2)))):
+        model = Elva(dataclasses.replace(CONFIG, merge=merge))
+        shapes = jax.eval_shape(lambda model=model: nn.unbox(model.init(jax.random.key(0), patches, layout, merging=True)))
+        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+
+
+def test_no_tracer_leaks(model, params):
+    patches, layout = inputs()
+    with jax.checking_leaks():
+        jax.jit(lambda p: model.apply(p, patches, layout, merging=True, buckets=(48, 36)).hidden).lower(params)
+
+
+def test_config_from_dict_reads_every_key():
+    c = base.model()
+    c.update(vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
+    c.update(rope_theta=10_000.0, max_position=128, patch_size=2, patch_width=8, dtype="float32")
+    c.merge_layers, c.merge_policies, c.merge_thresholds, c.merge_ratios = (0, 2), ("threshold", "ratio"), (0.9, 0.6), (0.5, 0.5)
+    assert config_from_dict(c) == CONFIG
+    c.update(
+        rope_scaling="yarn", rope_factor=4, rope_original_max_position=64, attention_bias=False, tie_embeddings=False, rms_norm_eps=1e-5
+    )
+    c.update(patch_embed="naive", patch_heads=2, remat="dots", attention="xla", merge_lines=True)
+    changed = config_from_dict(c)
+    assert changed.decoder.rope_scaling == RopeScaling("yarn", 4.0, 64)
+    assert (changed.decoder.attention_bias, changed.decoder.tie_embeddings, changed.decoder.rms_norm_eps) == (False, False, 1e-5)
+    assert changed.patch == PatchEmbedConfig(2, 8, "naive", 2)
+    assert (changed.remat, changed.attention, changed.merge.merge_lines) == ("dots", "xla", True)
+    c.merge_ratios = (0.5,)
+    with pytest.raises(ConfigError, match=r"model\.merge_ratios: needs one entry"):
+        config_from_dict(c)
