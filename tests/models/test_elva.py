@@ -142,7 +142,7 @@ def test_packing_changes_no_hidden_state(forward, params, merging):
 @pytest.mark.parametrize("merging", [False, True])
 def test_later_frames_never_change_earlier_text(params, merging):
     """By the threshold rule, that is: a ratio counts over the whole example, so that a later frame may change which pairs merge."""
-    rules = (MergeLayer(0, "threshold", 0.5), MergeLayer(2, "threshold", 0.5))
+    rules = (MergeLayer(0, "threshold", 0.99), MergeLayer(2, "threshold", 0.99))
     model = Elva(dataclasses.replace(CONFIG, merge=MergeConfig(rules)))
     rng = np.random.default_rng(5)
     parts = [Clip([(2, 2), (2, 2)]), Text(rng.integers(0, VOCAB, 4)), Clip([(2, 2), (2, 2)]), Text([1])]
@@ -160,12 +160,11 @@ def test_later_frames_never_change_earlier_text(params, merging):
         assert int((before.layout.kind == Kind.PATCH).sum()) < int((after.layout.kind == Kind.PATCH).sum())
 
 
-@pytest.mark.parametrize("merging", [False, True])
-def test_gradients_are_finite_and_reach_every_parameter(model, params, merging):
+def test_gradients_are_finite_and_reach_every_parameter(model, params):
     patches, layout = inputs()
 
     def loss(p):
-        out = model.apply(p, patches, layout, merging=merging, buckets=(48, 36) if merging else ())
+        out = model.apply(p, patches, layout, merging=True, buckets=(48, 36))
         logits = model.apply(p, out.hidden, method="head")
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), out.layout.target[..., None], axis=-1)[..., 0]
         return -jnp.sum(picked * out.layout.loss_weight)
@@ -173,10 +172,7 @@ def test_gradients_are_finite_and_reach_every_parameter(model, params, merging):
     gradient = jax.jit(jax.grad(loss))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path
-        if "k_proj" not in jax.tree_util.keystr(path) or "kernel" in jax.tree_util.keystr(
-            path
-        ):  # a key bias cancels in the softmax, but for RoPE
-            assert np.abs(leaf).max() > 0, path
+        assert np.abs(leaf).max() > 0, path
 
 
 def prefill(model, params, patches, layout, merging, buckets, room):
@@ -234,7 +230,7 @@ def test_several_tokens_at_once_equal_one_at_a_time(model, params):
     for i in range(4):
         logits, one = step(params, tokens[:, i : i + 1], position[:, i : i + 1], one)
         single.append(logits[:, 0])
-    at_once, several = step(params, tokens, position, caches)
+    at_once, several = step(params, tokens, position, caches, np.ones((2, 4), bool))
     np.testing.assert_allclose(at_once, np.stack(single, 1), atol=1e-5)
     np.testing.assert_allclose(several[0].k, one[0].k, atol=1e-5)
     # What is marked as padding among the new tokens is not seen by what follows.
