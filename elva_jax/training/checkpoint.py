@@ -9,8 +9,10 @@ One step of a stage holds four items, each of which can be read without the othe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ from elva_jax.errors import CheckpointError
 from elva_jax.training.files import config_from_dict, config_to_dict
 from elva_jax.training.state import TrainState
 
-ITEMS = ("params", "optimizer", "data", "meta")
 SHOWN = 8  # most names listed in one error
 
 
@@ -92,11 +93,13 @@ class Checkpoints:
         rest = target.replace(params=None)
         wanted = {"params": target.params, "optimizer": _flat(rest)}
         where = self._folder / str(step)
-        saved = self._manager.item_metadata(step)
+        with _damage(where):
+            saved = {item: _flat(metadata.tree) for item, metadata in self._manager.item_metadata(step).items() if item in wanted}
         for item, tree in wanted.items():
-            _check(_named(saved[item].tree), _named(tree), f"{where}/{item}")
+            _check(saved[item], _flat(tree), f"{where}/{item}")
         args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
-        out = _restore(self._manager, step, where, data=ocp.args.JsonRestore(), **args)
+        with _damage(where):
+            out = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), **args))
         positions = out["data"]["processes"]
         if len(positions) != jax.process_count():
             raise CheckpointError(
@@ -119,26 +122,19 @@ def load_run(path: str | Path, *, kind: str = "elva", shardings: dict[str, Any] 
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    folder, step = _find(Path(path).absolute(), kind)
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, options=options, item_handlers=_handlers()) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            raise CheckpointError(f"{folder}: no complete checkpoint{'' if step is None else f' of step {step}'}")
-        where = folder / str(step)
-        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = _find(Path(path).absolute(), kind)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-        def target(path, leaf):
-            sharding = (shardings or {}).get(path_name(path), default)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def target(path, leaf):
+        sharding = (shardings or {}).get(path_name(path), default)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        tree = manager.item_metadata(step)["params"]
-        if tree is None:
-            raise CheckpointError(f"{where}: holds no parameters")
-        params = jax.tree_util.tree_map_with_path(target, dict(tree.tree))
-        out = _restore(manager, step, where, params=ocp.args.StandardRestore(params), meta=ocp.args.JsonRestore())
-    config = config_from_dict(out["meta"]["config"])
-    return Run(config, out["meta"]["stage"], out["params"], folder.parents[1] / "tokenizer", step)
+    with _damage(where), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+        tree = reader.metadata(where).item_metadata["params"].tree
+        params = ocp.args.StandardRestore(jax.tree_util.tree_map_with_path(target, dict(tree)))
+        out = reader.restore(where, args=ocp.args.Composite(params=params, meta=ocp.args.JsonRestore()))
+    meta = out["meta"]
+    return Run(config_from_dict(meta["config"]), meta["stage"], out["params"], where.parents[2] / "tokenizer", int(where.name))
 
 
 def path_name(path) -> str:
@@ -146,28 +142,37 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a stage's directory holds at least one complete step (unfinished saves have other names)."""
+def saved_steps(folder: str | Path) -> list[int]:
+    """The complete steps of a stage's directory, in order (a save gets its number as its name when it is complete)."""
     steps = Path(folder) / "checkpoints"
-    return steps.is_dir() and any(entry.name.isdigit() for entry in steps.iterdir())
+    return sorted(int(entry.name) for entry in steps.iterdir() if entry.name.isdigit()) if steps.is_dir() else []
 
 
-def _find(path: Path, kind: str) -> tuple[Path, int | None]:
-    """The `checkpoints` folder meant by a path, and the step where the path names one."""
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether a stage's directory holds a complete step."""
+    return bool(saved_steps(folder))
+
+
+def _find(path: Path, kind: str) -> Path:
+    """The directory of the saved step that a path means."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; give a run's workdir, a stage's directory in it, or one saved step")
     if path.name.isdigit() and path.parent.name == "checkpoints":
-        return path.parent, int(path.name)
-    if path.name == "checkpoints" or has_checkpoint(path):
-        return (path if path.name == "checkpoints" else path / "checkpoints"), None
-    settings = path / "config.json"
-    if not settings.is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        stage = path
+    elif (path / "config.json").is_file():
+        config = json.loads((path / "config.json").read_text())
+        stages = [name for name in config["curriculum"] if config["stages"][name]["kind"] == kind and has_checkpoint(path / name)]
+        if not stages:
+            raise CheckpointError(f"{path}: no stage of kind {kind} has saved a checkpoint yet")
+        stage = path / stages[-1]
+    else:
         raise CheckpointError(f"{path}: no checkpoint here; give a run's workdir, a stage's directory in it, or one saved step")
-    config = json.loads(settings.read_text())
-    for name in reversed(config["curriculum"]):
-        if config["stages"][name]["kind"] == kind and has_checkpoint(path / name):
-            return path / name / "checkpoints", None
-    raise CheckpointError(f"{path}: no stage of kind {kind} has saved a checkpoint yet")
+    steps = saved_steps(stage)
+    if not steps:
+        raise CheckpointError(f"{stage}: has no complete checkpoint yet")
+    return stage / "checkpoints" / str(steps[-1])
 
 
 def _handlers() -> dict[str, Any]:
@@ -175,19 +180,18 @@ def _handlers() -> dict[str, Any]:
     return {"params": arrays(), "optimizer": arrays(), "data": plain(), "meta": plain()}
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, where: Path, **args):
+@contextlib.contextmanager
+def _damage(where: Path) -> Iterator[None]:
+    """Turns what Orbax raises on missing or broken files into one line."""
     try:
-        return manager.restore(step, args=ocp.args.Composite(**args))
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{where}: damaged ({reason}); remove this step to go on from the one before") from error
+        yield
+    except (ValueError, KeyError, OSError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise CheckpointError(f"{where}: cannot be read ({reason}); if it is damaged, remove it to go on from the one before") from error
 
 
 def _flat(tree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-_named = _flat
 
 
 def _check(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

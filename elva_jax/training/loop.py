@@ -107,7 +107,7 @@ def train(
             window, start = Window(position["window"]), int(state.step)
         clock = StepClock()
         writer = MetricsFile(folder, start, config.log.tensorboard)
-        with writer, Progress(console, stage_name, start, steps) as progress:
+        with writer, Progress(console, stage_name, steps) as progress:
             if start:
                 progress.note(f"{stage_name}: goes on from step {start}")
             for step in range(start + 1, steps + 1):

@@ -116,9 +116,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 class Progress:
     """Says how a stage goes: one live line on a terminal, a plain line a report elsewhere."""
 
-    def __init__(self, console: Console, stage: str, start: int, steps: int):
-        self._console, self._stage, self._start, self._steps = console, stage, start, steps
-        self._began = time.monotonic()
+    def __init__(self, console: Console, stage: str, steps: int):
+        self._console, self._stage, self._start, self._steps = console, stage, 0, steps
+        self._shown: dict[str, float] = {}
+        self._began: float | None = None  # when the first step was done, so that compilation does not count
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -135,11 +136,12 @@ class Progress:
         self._console.print(text, markup=False, highlight=False)
 
     def update(self, step: int, values: Mapping[str, float], report: bool) -> None:
-        """Shows `values` at `step`; on a terminal at every call, elsewhere only a report (a window's means)."""
-        line = self._line(step, values)
+        """Shows `values` at `step`: on a terminal at every call, elsewhere only reports (the means of a window)."""
+        self._shown |= values  # speed comes with reports only, and stays on the live line until the next
+        line = self._line(step, self._shown)
         if self._live:
             self._live.update(Text(line))
-        if report:
+        if step == self._steps or (report and not self._live):
             self.note(line)
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
@@ -152,9 +154,12 @@ class Progress:
             terms.append(f"skipped {values['bad_steps']:.0f}")
         if "tokens_per_second" in values:
             terms.append(f"{values['tokens_per_second']:,.0f} tokens/s")
-        done = max(step - self._start, 1)
-        left = (time.monotonic() - self._began) / done * (self._steps - step)
-        return f"{self._stage} {step}/{self._steps}  {'  '.join(terms)}  ETA {_clock(left)}"
+        if self._began is None:
+            self._began, self._start = time.monotonic(), step
+        elif step > self._start:
+            left = (time.monotonic() - self._began) / (step - self._start) * (self._steps - step)
+            terms.append(f"ETA {_clock(left)}")
+        return "  ".join([f"{self._stage} {step}/{self._steps}", *terms])
 
 
 def _clock(seconds: float) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from elva_jax.data.moving_shapes import builder
+from elva_jax.data.tokenizer import build_for_moving_shapes
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.training import loop, step
 from elva_jax.training.objective import make_objective
@@ -24,8 +26,31 @@ def tiny_run():
     return _load()
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """moving_shapes/easy with two dozen records a split, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("data")
+    builder.build(folder, "easy", sizes={"image": 24, "train": 24}, workers=1)
+    build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Programs that several tests (and the processes they start) compile are compiled once; returns the environment that says so."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    values = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.3}
+    old = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in values.items()}
+    for name, value in old.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture
 def config(tiny_run):
+    """The toy run; tests that read data set `data_dir`."""
     return tiny_run.get_config()
 
 
@@ -33,7 +58,7 @@ def config(tiny_run):
 def stage_of():
     """start(config, stage) -> (train_step, state, setting): a stage's real step and fresh state."""
 
-    def start(config, name, steps=8):
+    def start(config, name, steps=40):
         mesh = make_mesh(config.mesh)
         objective = make_objective(config, name)
         setting = loop.set_up(config, name, objective, mesh, steps)

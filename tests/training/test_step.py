@@ -1,13 +1,16 @@
 """The training step on the real toy model."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.training import loop, objective, step
+from elva_jax.training import objective, step
 from elva_jax.training.optimizer import path_name
+
+STEPS = 40  # of every schedule here, so that equal steps compile once
 
 
 def by_path(tree):
@@ -20,22 +23,22 @@ def unguided(config, name="video"):
 
 
 def test_a_batch_is_learned_by_heart(config, tiny_run, stage_of):
-    train_step, state, _ = stage_of(unguided(config), "video", steps=40)
+    train_step, state, _ = stage_of(unguided(config), "video")
     batch = shard_batch(tiny_run.random_batch(config, "video"), make_mesh(config.mesh))
     first = None
-    for _ in range(40):
+    for _ in range(STEPS):
         state, metrics = train_step(state, {}, batch)
         first = first or float(metrics["generation"])
     assert float(metrics["generation"]) < 0.5 * first
     assert float(metrics["accuracy"]) > 0.5
-    assert int(state.step) == 40
+    assert int(state.step) == STEPS
     assert int(state.bad_steps) == 0
 
 
 def test_micro_batches_equal_one_big_batch(config, tiny_run):
     """Rows carry different numbers of answer tokens, so that a plain mean over micro-batches would differ."""
     goal = objective.make_objective(unguided(config), "video")
-    params = jax.tree.map(lambda x: x.value if hasattr(x, "value") else x, goal.init(jax.random.key(0)), is_leaf=lambda x: hasattr(x, "value"))
+    params = jax.jit(lambda key: nn.meta.unbox(goal.init(key)))(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(config, "video"))
     whole, whole_metrics, whole_grads = jax.jit(lambda p: step.value_and_grad(goal.loss, p, {}, batch, 1))(params)
     parts, part_metrics, part_grads = jax.jit(lambda p: step.value_and_grad(goal.loss, p, {}, goal.prepare(batch), 2))(params)
@@ -90,7 +93,7 @@ def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny
     train_step, state, setting = stage_of(config, "video")
     tower = objective.SiglipVision(objective.teacher_config(config))
     side = config.teacher.image_size
-    teacher = loop.nn.meta.unbox(tower.init(jax.random.key(1), jnp.zeros((1, side, side, 3))))["params"]
+    teacher = nn.meta.unbox(jax.jit(tower.init)(jax.random.key(1), jnp.zeros((1, side, side, 3))))["params"]
     before, frozen = by_path(state.params), by_path(teacher)
     batch = shard_batch(tiny_run.random_batch(config, "video"), setting.mesh)
     state, metrics = train_step(state, {"teacher": teacher}, batch)
@@ -107,11 +110,11 @@ def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny
 def test_terms_of_weight_zero_are_not_computed(config, tiny_run, stage_of):
     config.stages.video.loss.update(generation=0.0, tube=1.0, contrastive=0.0)
     goal = objective.make_objective(config, "video")
-    params = jax.eval_shape(lambda key: loop.nn.meta.unbox(goal.init(key)), jax.random.key(0))
+    params = jax.eval_shape(lambda key: nn.meta.unbox(goal.init(key)), jax.random.key(0))
     tower = objective.SiglipVision(objective.teacher_config(config))
     side = config.teacher.image_size
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    teacher = jax.eval_shape(lambda x: loop.nn.meta.unbox(tower.init(jax.random.key(0), x)["params"]), pixels)
+    teacher = jax.eval_shape(lambda x: nn.meta.unbox(tower.init(jax.random.key(0), x)["params"]), pixels)
     _, metrics = jax.eval_shape(goal.loss, params, {"teacher": teacher}, tiny_run.random_batch(config, "video"))
     assert "tube" in metrics
     assert not {"generation", "contrastive", "accuracy"} & metrics.keys()

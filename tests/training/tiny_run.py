@@ -5,7 +5,6 @@ import numpy as np
 from elva_jax.config import base
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 
-
 STAGES = ("teacher", "image", "video", "sft")
 
 
@@ -31,7 +30,9 @@ def get_config(arg: str = ""):
         merge_thresholds=(0.6,),
         merge_ratios=(0.5,),
     )
-    c.teacher.update(image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, text_layers=1, text_length=16)
+    c.teacher.update(
+        image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, text_layers=1, text_length=16
+    )
     c.checkpoint.every = 4
     c.log.every = 1
     for name in STAGES:

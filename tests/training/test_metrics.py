@@ -1,0 +1,84 @@
+"""Reports: windows, the metrics file after a cut, progress lines."""
+
+import io
+import json
+import time
+
+import jax.numpy as jnp
+from rich.console import Console
+from tensorboardX.proto import event_pb2
+
+from elva_jax.training.metrics import MetricsFile, Progress, Window, read_metrics
+
+
+def test_a_window_averages_what_is_finite_and_sums_tokens():
+    window = Window()
+    for loss, bad in ((1.0, 0), (float("nan"), 1), (4.0, 1)):
+        window.add({"loss": jnp.float32(loss), "tokens": jnp.float32(10), "bad_steps": jnp.int32(bad)})
+    assert window.report() == {"loss": 2.5, "tokens": 30.0, "bad_steps": 1.0}
+    window.add({"loss": jnp.float32(7)})
+    assert window.report() == {"loss": 7.0}
+
+
+def test_a_saved_window_goes_on_where_it_was():
+    values = [0.1, 0.2, 0.7, 1.3]
+    whole, cut = Window(), Window()
+    for value in values:
+        whole.add({"loss": jnp.float32(value)})
+    for value in values[:2]:
+        cut.add({"loss": jnp.float32(value)})
+    cut = Window(json.loads(json.dumps(cut.fetch())))
+    for value in values[2:]:
+        cut.add({"loss": jnp.float32(value)})
+    assert cut.report() == whole.report()
+
+
+def test_lines_of_a_run_that_was_cut_off_are_removed(tmp_path):
+    with MetricsFile(tmp_path, 0, tensorboard=False) as file:
+        for step in (2, 4, 6):
+            file.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    with MetricsFile(tmp_path, 4, tensorboard=False) as file:
+        file.write(6, {"loss": float("nan")})
+    assert read_metrics(tmp_path) == [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 4.0}, {"step": 6, "loss": None}]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    with MetricsFile(tmp_path, 0, tensorboard=True) as file:
+        file.write(2, {"loss": 0.5})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    data, found = events.read_bytes(), []
+    while data:  # length, checksum, event, checksum
+        size = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + size :]
+    assert found == [(2, "loss", 0.5)]
+
+
+VALUES = {"loss": 1.5, "generation": 1.25, "accuracy": 0.5, "tokens_per_second": 12345.6}
+
+
+def shown(terminal):
+    out = io.StringIO()
+    with Progress(Console(file=out, force_terminal=terminal, width=200), "video", 40) as progress:
+        progress.update(1, {}, report=False)
+        progress.update(10, VALUES, report=True)
+        progress.update(11, {"loss": 1.25}, report=False)
+        time.sleep(0.6)  # a terminal is redrawn four times a second
+        progress.update(40, VALUES, report=True)
+    return out.getvalue()
+
+
+def test_a_log_file_gets_a_line_a_report():
+    first, last = shown(terminal=False).splitlines()
+    for line, step in ((first, 10), (last, 40)):
+        for word in (f"video {step}/40", "loss 1.5000", "generation 1.2500", "accuracy 50.0%", "12,346 tokens/s", "ETA 0:0"):
+            assert word in line
+
+
+def test_a_terminal_gets_a_live_line_that_keeps_the_speed():
+    text = shown(terminal=True)
+    assert "video 11/40  loss 1.2500  generation 1.2500  accuracy 50.0%  12,346 tokens/s" in text
+    assert "video 40/40  loss 1.5000" in text
