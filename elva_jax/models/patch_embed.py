@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from elva_jax.errors import ConfigError
 from elva_jax.models.config import PatchEmbedConfig
+from elva_jax.ops import linear
 from elva_jax.ops.segment import segment_softmax
 from elva_jax.video.layout import Kind, TokenLayout
 
@@ -71,6 +72,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Dense(
             width,
             dtype=self.dtype,
+            dot_general=linear.dot_general,
             kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), ("patch", "patch_width")),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("patch_width",)),
         )
@@ -78,6 +80,7 @@ class PatchEmbed(nn.Module):
             self.features,
             use_bias=False,
             dtype=self.dtype,
+            dot_general=linear.dot_general,
             kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), ("patch_width", "embed")),
         )
         self.frame = kernel("frame", (width,), ("patch_width",))
@@ -116,7 +119,7 @@ class PatchEmbed(nn.Module):
         key_ExHxF = self.k_kernel.reshape(width, heads, width // heads)
         folded_Ex2xH = jnp.einsum("chf,ehf->ech", query_2xHxF, key_ExHxF) * (width // heads) ** -0.5
         score = jnp.einsum("bne,ech->bnch", patch_BxNxE, folded_Ex2xH.astype(self.dtype), preferred_element_type=jnp.float32)
-        return score, patch_BxNxE @ self.v_kernel.astype(self.dtype)
+        return score, linear.project(patch_BxNxE, self.v_kernel.astype(self.dtype))
 
 
 def _place(patch_NxE: jax.Array, own_N: jax.Array, length: int) -> jax.Array:

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from elva_jax.errors import ConfigError
 from elva_jax.models.config import DecoderConfig
 from elva_jax.ops import attention as attention_ops
-from elva_jax.ops import rope
+from elva_jax.ops import linear, rope
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -48,7 +48,9 @@ class DecoderLayer(nn.Module):
 
         def dense(name, features, axes, use_bias=False):
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
-            return nn.Dense(features, use_bias, self.dtype, kernel_init=_normal(*axes), bias_init=bias_init, name=name)
+            return nn.Dense(
+                features, use_bias, self.dtype, kernel_init=_normal(*axes), bias_init=bias_init, dot_general=linear.dot_general, name=name
+            )
 
         def heads(name, count, axis):
             flat = dense(name, count * c.head_dim, ("embed", axis), c.attention_bias)(h_BxSxD)
@@ -176,10 +178,8 @@ class Qwen2(nn.Module):
     def head(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
         hidden = hidden.astype(self.dtype)
-        if self.config.tie_embeddings:
-            logits = jnp.einsum("...d,vd->...v", hidden, self.embed_tokens.astype(self.dtype), preferred_element_type=jnp.float32)
-        else:
-            logits = jnp.einsum("...d,dv->...v", hidden, self.lm_head.astype(self.dtype), preferred_element_type=jnp.float32)
+        table, axis = (self.embed_tokens, 1) if self.config.tie_embeddings else (self.lm_head, 0)
+        logits = linear.project(hidden, table.astype(self.dtype), axis, preferred_element_type=jnp.float32)
         if logits.ndim == 3:
             logits = nn.with_logical_constraint(logits, ("batch", "seq", "vocab"))
         return logits

@@ -69,13 +69,16 @@ def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS) -> jax.A
     q = (q_BxSxHxDh * width**-0.5).swapaxes(1, 2).reshape(batch, kv_heads, heads // kv_heads, length, width)
     k, v = k_BxSxKxDh.swapaxes(1, 2), v_BxSxKxDh.swapaxes(1, 2)
     size = SMALL_BLOCK if length <= LONG else LARGE_BLOCK
+    starts = list(range(0, length, size))
+    queries = jnp.split(q, starts[1:], axis=3)
+    segments = jnp.split(segment_BxS, starts[1:], axis=1)
     blocks = []
-    for start in range(0, length, size):
-        stop = min(start + size, length)
+    for start, q_block, segment_block in zip(starts, queries, segments, strict=True):
+        stop = start + segment_block.shape[1]
         block = partial(_attend_block, start=start)
         if length > LONG:
             block = jax.checkpoint(block)
-        blocks.append(block(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], segment_BxS[:, start:stop], segment_BxS[:, :stop]))
+        blocks.append(block(q_block, k[:, :, :stop], v[:, :, :stop], segment_block, segment_BxS[:, :stop]))
     out = jnp.concatenate(blocks, axis=3)
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
