@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,17 +19,17 @@ COLUMNS = {
     "letter": "letter",
     "blind": "blind",
     "any_object": "any object",
-    "single_frame": "single frame",
+    "single_frame": "one frame",
 }
 BASELINES = ("blind", "any_object", "single_frame")
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:
-    """`83.1 ±1.6` in per cent; a dash where nothing was measured."""
+    """`83.1±1.6` in per cent; a dash where nothing was measured."""
     if score is None or score["accuracy"] is None:
         return "–"
     stderr = score["stderr"]
-    return f"{100 * score['accuracy']:.1f}" + ("" if stderr is None else f" ±{100 * stderr:.1f}")
+    return f"{100 * score['accuracy']:.1f}" + ("" if stderr is None else f"±{100 * stderr:.1f}")
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -52,12 +53,14 @@ def build_table(result: Mapping[str, Any]) -> Table:
         title=Text(_title(result)),
         caption=Text(caption(result)),
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
     )
-    out.add_column("family")
+    out.add_column("family", no_wrap=True)
     out.add_column("n", justify="right")
     keys = _measured(result)
     for key in keys:
-        out.add_column(COLUMNS[key], justify="right", style="dim" if key in BASELINES else None)
+        out.add_column(COLUMNS[key], justify="right", no_wrap=True, style="dim" if key in BASELINES else None)
     for family, row in result["families"].items():
         out.add_row(family, str(row["count"]), *(_cell(row.get(key)) for key in keys))
     out.add_section()

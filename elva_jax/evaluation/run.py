@@ -127,7 +127,8 @@ def evaluate(
     generator, checkpoint = _generator(run)
     data_dir = Path(data_dir or generator.config.data_dir)
     videos = _read_split(name, split, data_dir, limit)
-    columns = Columns(generator, merging, max_new_tokens, written, letters, baselines)
+    most_questions = max(len(video.items) for video in videos)
+    columns = Columns(generator, merging, most_questions, max_new_tokens, written, letters, baselines)
     tally = Tally()
     done = 0
     for batch, visuals in _batches(generator, videos, batch_size, num_frames):
@@ -170,9 +171,19 @@ def evaluate(
 class Columns:
     """Everything that is measured about a batch of videos."""
 
-    def __init__(self, generator: Generator, merging: bool, max_new_tokens: int, written: bool, letters: bool, baselines: bool):
+    def __init__(
+        self,
+        generator: Generator,
+        merging: bool,
+        most_questions: int,
+        max_new_tokens: int,
+        written: bool,
+        letters: bool,
+        baselines: bool,
+    ):
         self.generator = generator
         self.merging = merging
+        self.most_questions = most_questions
         self.max_new_tokens = max_new_tokens
         self.written, self.letters, self.baselines = written, letters, baselines
         self._lengths: dict[str, Lengths] = {}
@@ -208,16 +219,18 @@ class Columns:
                 self._add(tally, item, options[b][g], listed and listed[b][g], answers and answers[b][g], beside)
 
     def _floors(self, media: Sequence[tuple[Visual]], choices: Sequence[Sequence[Choice]]) -> dict[str, list]:
-        """Option likelihoods without the video and with its middle frame only."""
-        out = {}
-        for column, shown in (("blind", [()] * len(media)), ("single_frame", [(middle_frame(seen),) for (seen,) in media])):
-            lengths = self._length(column)
-            prefilled = self.generator.prefill(shown, merging=self.merging, lengths=lengths)
+        """Option likelihoods with the middle frame only and without the video; nothing can merge in either."""
+        out, lengths = {}, self._length("floors")
+        for column, shown in (("single_frame", [(middle_frame(seen),) for (seen,) in media]), ("blind", [()] * len(media))):
+            prefilled = self.generator.prefill(shown, merging=False, lengths=lengths)
             out[column] = self.generator.score_options(prefilled, choices, lengths)
         return out
 
     def _length(self, kind: str) -> Lengths:
-        return self._lengths.setdefault(kind, Lengths(steady=True))
+        if kind not in self._lengths:
+            self._lengths[kind] = Lengths(steady=True)
+            self._lengths[kind]("questions", self.most_questions, 1)
+        return self._lengths[kind]
 
     def _add(self, tally: Tally, item: Item, options, listed, answer: Answer | None, beside: dict[str, Any]) -> None:
         """One question's credits; None stands for what could not be measured and counts as wrong."""

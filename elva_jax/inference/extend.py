@@ -130,9 +130,9 @@ def branch_scores(config: ElvaConfig, params: Any, prefix: Prefix, token_BxGxQ, 
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6, 7))
+@partial(jax.jit, static_argnums=(0, 5, 6))
 def greedy(
-    config: ElvaConfig, params: Any, prefix: Prefix, token_BxGxQ, length_BxG, room: int, vocabulary: int, end_ids: tuple[int, ...], limit
+    config: ElvaConfig, params: Any, prefix: Prefix, token_BxGxQ, length_BxG, room: int, vocabulary: int, end_ids_E, limit
 ) -> tuple[jax.Array, jax.Array]:
     """The likeliest token after each continuation, again and again, in one program.
 
@@ -141,7 +141,7 @@ def greedy(
       length_BxG: their lengths; 0 for a place that is not used.
       room: static number of tokens that fit behind them.
       vocabulary: only ids below it are chosen.
-      end_ids: tokens that end an answer.
+      end_ids_E: int32, the tokens that end an answer.
       limit: at most so many new tokens, up to `room`.
 
     Returns:
@@ -151,7 +151,6 @@ def greedy(
     model, variables = Elva(config), {"params": params}
     slots, in_order = jnp.arange(queries + room)[None, None], jnp.arange(queries)[None, None]
     asked_BxGxT = slots < length_BxG[..., None]
-    ends = jnp.asarray(end_ids, jnp.int32)
 
     def choose(hidden_BxGxD):
         logits = model.apply(variables, hidden_BxGxD, method="head")
@@ -164,7 +163,7 @@ def greedy(
     hidden, tail = model.apply(variables, prefix, tail, 0, token_BxGxQ, position, sees, method=extend)
     last = jnp.maximum(length_BxG - 1, 0)[..., None, None]
     token = choose(jnp.take_along_axis(hidden, last, axis=2)[:, :, 0])
-    finished = jnp.isin(token, ends)
+    finished = jnp.isin(token, end_ids_E)
     out = jnp.full((batch, groups, room), -1, jnp.int32)
 
     def going(state):
@@ -178,7 +177,7 @@ def greedy(
         position = (first_position + length_BxG + step)[..., None]
         hidden, tail = model.apply(variables, prefix, tail, queries + step, token[..., None], position, sees, method=extend)
         token = choose(hidden[:, :, 0])
-        ended = jnp.isin(token, ends) & (step + 1 < limit)
+        ended = jnp.isin(token, end_ids_E) & (step + 1 < limit)
         return step + 1, token, done | ended, finished | (ended & ~done), out, tail
 
     done = finished | (length_BxG == 0)

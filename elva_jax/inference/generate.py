@@ -203,8 +203,9 @@ class Generator:
             for g, ids in enumerate(row):
                 token[b, g, : len(ids)], length[b, g] = ids, len(ids)
         room, vocabulary = lengths("answer", limit, 8), min(len(self.tokenizer), self.model.decoder.vocab_size)
+        ends = np.asarray(self.end_ids, np.int32)
         out, finished = jax.device_get(
-            extend.greedy(self.model, self.params, prefilled.prefix, token, length, room, vocabulary, self.end_ids, limit)
+            extend.greedy(self.model, self.params, prefilled.prefix, token, length, room, vocabulary, ends, limit)
         )
         return [[self._answer(out[b, g], finished[b, g]) for g in range(len(row))] for b, row in enumerate(asked)]
 
@@ -221,7 +222,7 @@ class Generator:
             return [[] for _ in trees]
         flat = [tree for row in trees for tree in row]
         lengths = lengths or Lengths()
-        shape = (prefilled.prefix.length.shape[0], lengths("choices", max(map(len, trees)), 1))
+        shape = (prefilled.prefix.length.shape[0], lengths("questions", max(map(len, trees)), 1))
         queries = lengths("tree", max(len(tree.token) for tree in flat))
         asked = lengths("option tokens", max(len(tree.source) for tree in flat))
         token, position = np.zeros((*shape, queries), np.int32), np.zeros((*shape, queries), np.int32)

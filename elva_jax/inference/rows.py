@@ -15,6 +15,8 @@ from elva_jax.errors import LayoutError
 from elva_jax.video import layout as layouts
 from elva_jax.video.layout import Clip, Text, TokenLayout
 
+HEADROOM = 8  # a steady length leaves room for an eighth more
+
 
 def grid_length(tokens: int, smallest: int = 16) -> int:
     """The smallest length of the grid that holds `tokens`: four steps an octave (…, 64, 80, 96, 112, 128 …), at most a quarter more."""
@@ -32,7 +34,8 @@ class Lengths:
     """Chooses padded lengths from the grid.
 
     Args:
-      steady: never less than before under the same name, so that a long stream of batches soon settles on one set of programs.
+      steady: never less than before under the same name, and with some headroom, so that a stream of batches soon settles on one set of
+        programs.
     """
 
     def __init__(self, steady: bool = False):
@@ -41,10 +44,11 @@ class Lengths:
 
     def __call__(self, name: str, tokens: int, smallest: int = 16) -> int:
         """The length for `tokens`, and under `name` if steady."""
-        length = grid_length(tokens, smallest)
-        if self._steady:
-            length = self._seen[name] = max(length, self._seen.get(name, 0))
-        return length
+        if not self._steady:
+            return grid_length(tokens, smallest)
+        if tokens > self._seen.get(name, 0):
+            self._seen[name] = grid_length(tokens + tokens // HEADROOM, smallest)
+        return self._seen[name]
 
 
 class Prompt(NamedTuple):
@@ -92,7 +96,7 @@ def build_rows(
       lengths: chooses S; None: the grid's length.
 
     Returns:
-      Rows of B = grid_batch(b), S = grid_length(longest) and N = S (1 without any patch), so that shapes do not multiply.
+      Rows of B = grid_batch(b), S = grid_length(longest) and N = S, so that shapes do not multiply.
     """
     built = [layouts.build_layout(front) for front in fronts]
     for layout, rows in zip(built, patches, strict=True):
@@ -101,8 +105,7 @@ def build_rows(
             raise LayoutError(f"the layout asks for patches of shape ({expected}, {patch_width}), the frames give {rows.shape}")
     batch = grid_batch(len(built))
     length = (lengths or Lengths())("front", max(layout.length for layout in built))
-    most = max(len(rows) for rows in patches)
-    out = np.zeros((batch, length if most else 1, patch_width), np.uint8)
+    out = np.zeros((batch, length, patch_width), np.uint8)
     for row, values in zip(out, patches, strict=False):
         row[: len(values)] = values
     out[len(built) :] = out[len(built) - 1]

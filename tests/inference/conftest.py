@@ -25,9 +25,9 @@ def tokenizer(tmp_path_factory):
 def config():
     c = base.base()
     c.model.update(
-        vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
-        patch_size=8, patch_width=16, dtype="float32", max_position=256, tie_embeddings=False,
-        merge_layers=(1, 3), merge_policies=("threshold", "both"), merge_thresholds=(0.6, 0.9), merge_ratios=(1.0, 0.6),
+        vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
+        patch_size=8, patch_width=16, dtype="float32", max_position=118, tie_embeddings=False,
+        merge_layers=(1, 2), merge_policies=("threshold", "both"), merge_thresholds=(0.6, 0.9), merge_ratios=(1.0, 0.6),
     )  # fmt: skip
     c.stages.images, c.stages.teacher, c.stages.video = base.stage(), base.stage(), base.stage()
     c.stages.teacher.kind = "teacher"
@@ -61,6 +61,18 @@ def videos():
     for frame in half:
         frame[:16] = half[0][:16]
     return [[noise(32, 32) for _ in range(4)], [still] * 4, half, [noise(16, 32)]]
+
+
+@pytest.fixture(scope="session")
+def shown(generator, videos):
+    """The four videos as rows of media."""
+    return [(generator.load(frames),) for frames in videos]
+
+
+@pytest.fixture(scope="session")
+def batch(generator, shown):
+    """The four videos prefilled together, with merging and without."""
+    return {merging: generator.prefill(shown, merging=merging) for merging in (False, True)}
 
 
 @pytest.fixture(scope="session")

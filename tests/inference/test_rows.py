@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elva_jax.errors import LayoutError
-from elva_jax.inference.rows import build_rows, grid_batch, grid_length, split_prompt
+from elva_jax.inference.rows import Lengths, build_rows, grid_batch, grid_length, split_prompt
 from elva_jax.video.layout import Clip, Text, build_layout
 
 
@@ -22,6 +22,16 @@ def test_grid_length_holds_wastes_little_and_is_monotone(tokens):
 def test_grid_is_small():
     assert len({grid_length(tokens) for tokens in range(1, 32_769)}) <= 48
     assert [grid_batch(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
+
+
+def test_steady_lengths_settle():
+    lengths, asked = Lengths(steady=True), [60, 61, 55, 66, 30, 90, 91, 60]
+    chosen = [lengths("front", tokens) for tokens in asked]
+    assert chosen == sorted(chosen)
+    assert len(set(chosen)) == 2
+    assert all(length >= tokens for length, tokens in zip(chosen, asked, strict=True))
+    assert lengths("other", 20) == 24
+    assert Lengths()("front", 60) == 64
 
 
 def test_split_behind_the_last_clip():
