@@ -33,6 +33,8 @@ def render(
 ) -> list[Text | Clip]:
     """Renders a whole conversation for training: weight 1 on answers and the `<|im_end|>` behind them, 0 elsewhere.
 
+    Independent turns share the media and see nothing of one another: each is a conversation of one turn.
+
     Args:
       example: the conversation.
       tokenizer: a ChatML tokenizer; see `check_tokenizer`.
@@ -44,6 +46,8 @@ def render(
     """
     check(example)
     clips = [Clip(tuple(frames)) for frames in grids]
+    if example.independent and not has_markers(example):
+        return _render_branches(example, tokenizer, clips, system_prompt)
     pieces = _split_questions(example, len(clips))
     parts: list[Text | Clip] = []
     before = _system(system_prompt) + "<|im_start|>user\n"
@@ -56,6 +60,15 @@ def render(
         before = "\n<|im_start|>user\n"
     parts.append(Text(token_ids(tokenizer, "\n")))
     return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
+
+
+def _render_branches(example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str) -> list[Text | Clip]:
+    """Every turn as it would be alone, behind the media that all share."""
+    parts: list[Text | Clip] = [Text(token_ids(tokenizer, _system(system_prompt) + "<|im_start|>user\n")), *clips]
+    for number, turn in enumerate(example.turns, start=1):
+        parts.append(Text(token_ids(tokenizer, turn.question.strip() + ANSWER), turn=number))
+        parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), 1.0, number))
+    return parts
 
 
 def prompt_parts(question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase, system_prompt: str = "") -> list[Text | Clip]:

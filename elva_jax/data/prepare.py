@@ -18,8 +18,6 @@ from elva_jax.video.decode import read_frames
 from elva_jax.video.layout import Counts, build_layout, count
 from elva_jax.video.resize import patchify, resize_frame, target_size
 
-CAPTIONS = ("object", "caption")  # tasks whose answers tell much about a medium
-
 
 class Rejected(NamedTuple):
     """A record that gives no sample."""
@@ -137,10 +135,7 @@ class ConversationDecoder(Decoder):
 
 
 def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Example:
-    """At most `most` turns: random ones in random order, or the first ones where order or markers matter.
-
-    Random ones are asked before captions are: a caption would give away what is asked behind it.
-    """
+    """At most `most` turns: random ones in random order, or the first ones where order or markers matter."""
     if example.ordered or conversation.has_markers(example):
         return conversation.truncate(example, most)
     chosen, seen = [], set()
@@ -149,7 +144,6 @@ def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Examp
         if len(chosen) < most and (not turn.about or turn.about not in seen):
             chosen.append(turn)
             seen.add(turn.about)
-    chosen.sort(key=lambda turn: turn.task in CAPTIONS)
     return dataclasses.replace(example, turns=tuple(chosen))
 
 

@@ -88,7 +88,9 @@ def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
         raise DataError(f"{key}: malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})") from None
     media = record["media"]
     source = media.item() if hasattr(media, "item") else media
-    return Example(key, (Media(source, _text(record["kind"])),), tuple(turn for turn in turns if not tasks or turn.task in tasks))
+    return Example(
+        key, (Media(source, _text(record["kind"])),), tuple(turn for turn in turns if not tasks or turn.task in tasks), independent=True
+    )
 
 
 READERS: dict[str, Callable[[Record, tuple[str, ...]], Example]] = {"moving_shapes": _moving_shapes}

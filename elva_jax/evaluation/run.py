@@ -124,48 +124,52 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: must be at least 1")
     start = time.monotonic()
-    generator, checkpoint = _generator(run)
+    generator, origin = _generator(run)
     data_dir = Path(data_dir or generator.config.data_dir)
     videos = _read_split(name, split, data_dir, limit)
     most_questions = max(len(video.items) for video in videos)
     columns = Columns(generator, merging, most_questions, max_new_tokens, written, letters, baselines)
-    tally = Tally()
-    done = 0
+    tally, done = Tally(), 0
     for batch, visuals in _batches(generator, videos, batch_size, num_frames):
         columns.measure(batch, visuals, min(batch_size, len(videos)), tally)
         done += len(batch)
         if progress:
             progress(done, len(videos))
+    data = {"name": name, "split": split, "videos": len(videos), "questions": len(tally.items), "unreadable": tally.unreadable}
+    settings = {
+        "merging": merging,
+        "num_frames": num_frames or generator.data.num_frames,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "limit": limit,
+        "bootstrap_seed": BOOTSTRAP_SEED,
+    }
+    result = _result(generator, tally) | {"data": data | {"data_dir": str(data_dir)}, "settings": settings | _sizing(generator)}
+    result["model"] |= origin
+    result["seconds"] = time.monotonic() - start
+    return result | ({"items": tally.predictions} if details else {})
+
+
+def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
+    """What the report says of the model and its answers."""
     families, macro = tally.summaries()
-    result = {
-        "data": {
-            "name": name,
-            "split": split,
-            "videos": len(videos),
-            "questions": len(tally.items),
-            "unreadable": tally.unreadable,
-            "data_dir": str(data_dir),
-        },
-        "model": checkpoint | {"stage": generator.stage, "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.params))},
-        "settings": {
-            "merging": merging,
-            "num_frames": num_frames or generator.data.num_frames,
-            "longest_edge": generator.data.longest_edge,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "limit": limit,
-            "bootstrap_seed": BOOTSTRAP_SEED,
-            "training_seed": generator.config.seed,
-        },
+    return {
+        "model": {"stage": generator.stage, "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.params))},
         "families": families,
         "macro": macro,
         "answers": _count_answers(tally),
         "tokens": _count_tokens(tally),
-        "seconds": time.monotonic() - start,
-        "versions": {"elva_jax": elva_jax.__version__, "jax": jax.__version__, "device": str(jax.devices()[0])},
+        "versions": {"elva_jax": elva_jax.__version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind},
         "config": generator.config.to_dict(),
     }
-    return result | ({"items": tally.predictions} if details else {})
+
+
+def _sizing(generator: Generator) -> dict[str, Any]:
+    return {
+        "longest_edge": generator.data.longest_edge,
+        "patch_size": generator.config.model.patch_size,
+        "training_seed": generator.config.seed,
+    }
 
 
 class Columns:

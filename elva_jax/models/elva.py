@@ -108,9 +108,7 @@ class Elva(nn.Module):
                 x, layout, size = merged.x, merged.layout, merged.size
                 stats |= _merge_stats(piece.merge, merged, original)
             visual.append((piece.stop - piece.start) * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE)))
-            x, _ = self.decoder.layers(
-                x, layout.position, layout.segment, piece.start, piece.stop, rope_length=rope_length, with_cache=False
-            )
+            x, _ = self._layers(x, layout, piece.start, piece.stop, rope_length=rope_length, with_cache=False)
         if rules:
             stats["merge/kept_mean"] = sum(visual) / self.config.decoder.num_layers
         return ElvaOutput(self.decoder.finish(x), layout, size, survivor, stats)
@@ -124,7 +122,10 @@ class Elva(nn.Module):
 
     def layers(self, x_BxSxD: jax.Array, layout: TokenLayout, start: int, stop: int, *, rope_length: int = 0):
         """Decoder layers start … stop − 1: x [B, S, D] and (keys, values), each [stop - start, B, S, K, Dh]."""
-        return self.decoder.layers(x_BxSxD, layout.position, layout.segment, start, stop, rope_length=rope_length)
+        return self._layers(x_BxSxD, layout, start, stop, rope_length=rope_length)
+
+    def _layers(self, x_BxSxD: jax.Array, layout: TokenLayout, start: int, stop: int, **options):
+        return self.decoder.layers(x_BxSxD, layout.position, layout.segment, start, stop, turn_BxS=layout.turn, **options)
 
     def merge(self, x_BxSxD: jax.Array, layout: TokenLayout, size_BxS: jax.Array, index: int, bucket: int | None = None):
         """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""

@@ -122,14 +122,16 @@ class Qwen2(nn.Module):
         frequency, factor = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling, rope_length or c.max_position)
         return rope.cos_sin(position_BxS, frequency, factor)
 
-    def layers(self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, rope_length: int = 0, with_cache: bool = True):
+    def layers(
+        self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, turn_BxS=None, rope_length: int = 0, with_cache: bool = True
+    ):
         """Runs layers start … stop − 1.
 
         Returns:
           x [B, S, D] and, with_cache, keys and values [stop - start, B, S, K, Dh] each; None otherwise.
         """
         cos, sin = self.angles(position_BxS, rope_length)
-        attend = partial(attention_ops.packed_attention, segment_BxS=segment_BxS, implementation=self.attention)
+        attend = partial(attention_ops.packed_attention, segment_BxS=segment_BxS, turn_BxS=turn_BxS, implementation=self.attention)
         layer = self._layer()
 
         def body(x, params):

@@ -15,7 +15,7 @@ SMALL_BLOCK, LARGE_BLOCK = 64, 256  # queries a block
 LOW = float(jnp.finfo(jnp.float32).min)
 
 
-def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, implementation: str = "auto") -> jax.Array:
+def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS=None, *, implementation: str = "auto") -> jax.Array:
     """Causal self-attention in which a token sees the tokens of its own segment up to itself.
 
     Padding (segment 0) is a segment of its own: it sees only padding, so that its rows stay finite, and nothing else sees it.
@@ -25,6 +25,7 @@ def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, impleme
       k_BxSxKxDh: keys.
       v_BxSxKxDh: values.
       segment_BxS: which packed example each token belongs to.
+      turn_BxS: which of its example's independent turns; every turn sees turn 0 and itself. None: all are turn 0.
       implementation: xla works block by block on any device; cudnn is the fused kernel (GPU, half precision, head width up to 128);
         auto takes cudnn where it can run.
 
@@ -40,11 +41,21 @@ def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, *, impleme
     if implementation == "cudnn" and obstacle:
         raise ConfigError(f"model.attention: cudnn {obstacle}; use auto or xla")
     if implementation == "xla" or obstacle:
-        return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS)
-    same_BxSxS = segment_BxS[:, :, None] == segment_BxS[:, None, :]
+        return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS)
+    turns = None if turn_BxS is None else (turn_BxS, turn_BxS)
+    mask_BxSxS = _same_example(segment_BxS, segment_BxS, turns)
     return jax.nn.dot_product_attention(
-        q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, mask=same_BxSxS[:, None], is_causal=True, implementation="cudnn"
+        q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, mask=mask_BxSxS[:, None], is_causal=True, implementation="cudnn"
     )
+
+
+def _same_example(query_BxQ, key_BxT, turns: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """bool [B, Q, T]: whether a query may see a key, apart from causality; `turns` are those of queries and keys."""
+    same = query_BxQ[:, :, None] == key_BxT[:, None, :]
+    if turns is None:
+        return same
+    query_turn, key_turn = turns[0][:, :, None], turns[1][:, None, :]
+    return same & ((key_turn == 0) | (key_turn == query_turn))
 
 
 def _cudnn_obstacle(q_BxSxHxDh: jax.Array) -> str:
@@ -58,7 +69,7 @@ def _cudnn_obstacle(q_BxSxHxDh: jax.Array) -> str:
     return ""
 
 
-def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS) -> jax.Array:
+def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS) -> jax.Array:
     """Blocks of queries over the keys up to their last one: half the work of a full square, and no S x S array.
 
     Query heads that share a key head are folded into the rows of one plain matrix product, several times faster on CPUs than broadcasting
@@ -71,19 +82,20 @@ def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS) -> jax.A
     size = SMALL_BLOCK if length <= LONG else LARGE_BLOCK
     starts = list(range(0, length, size))
     queries = jnp.split(q, starts[1:], axis=3)
-    segments = jnp.split(segment_BxS, starts[1:], axis=1)
     blocks = []
-    for start, q_block, segment_block in zip(starts, queries, segments, strict=True):
-        stop = start + segment_block.shape[1]
+    for start, q_block in zip(starts, queries, strict=True):
+        stop = min(start + size, length)
+        turns = None if turn_BxS is None else (turn_BxS[:, start:stop], turn_BxS[:, :stop])
+        same_BxQxT = _same_example(segment_BxS[:, start:stop], segment_BxS[:, :stop], turns)
         block = partial(_attend_block, start=start)
         if length > LONG:
             block = jax.checkpoint(block)
-        blocks.append(block(q_block, k[:, :, :stop], v[:, :, :stop], segment_block, segment_BxS[:, :stop]))
+        blocks.append(block(q_block, k[:, :, :stop], v[:, :, :stop], same_BxQxT))
     out = jnp.concatenate(blocks, axis=3)
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
-def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, query_segment_BxQ, key_segment_BxT, *, start: int) -> jax.Array:
+def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, same_BxQxT, *, start: int) -> jax.Array:
     """One block of queries [B, K, G, Q, Dh], the first of them being token `start`, over keys 0 … T − 1."""
     batch, kv_heads, groups, queries, width = q_BxKxGxQxDh.shape
     keys = k_BxKxTxDh.shape[2]
@@ -91,8 +103,7 @@ def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, query_segment_BxQ, key_s
     score = jnp.einsum("bkrd,bktd->bkrt", rows, k_BxKxTxDh, preferred_element_type=jnp.float32)
     score = score.reshape(batch, kv_heads, groups, queries, keys)
     causal_1xQxT = (start + jnp.arange(queries))[None, :, None] >= jnp.arange(keys)[None, None, :]
-    mask_BxQxT = (query_segment_BxQ[:, :, None] == key_segment_BxT[:, None, :]) & causal_1xQxT
-    score = jnp.where(mask_BxQxT[:, None, None], score, LOW)
+    score = jnp.where((same_BxQxT & causal_1xQxT)[:, None, None], score, LOW)
     # Dividing behind the product instead of before it saves a pass over the scores. A token sees itself, so the sum is never 0.
     weight = jnp.exp(score - jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True)))
     total_BxKxGxQx1 = jnp.sum(weight, axis=-1, keepdims=True)

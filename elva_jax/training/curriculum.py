@@ -20,7 +20,7 @@ from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
 from elva_jax.training import curves, loop
-from elva_jax.training.checkpoint import has_checkpoint, load_run, path_name
+from elva_jax.training.checkpoint import has_checkpoint, load_run, path_name, saved_steps
 from elva_jax.training.files import config_to_dict, write_atomic
 from elva_jax.training.objective import guided, make_objective
 
@@ -84,7 +84,7 @@ def _run_stage(config: ConfigDict, name: str, workdir: Path, tokenizer: PreTrain
         )
     finally:
         batches.close()
-    if done:
+    if saved_steps(folder)[-1] == steps:
         write_atomic(folder / "finished.json", json.dumps({"step": steps}) + "\n")
     return done
 

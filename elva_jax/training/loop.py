@@ -117,7 +117,7 @@ def train(
                 window.add(metrics)
                 _check(window.latest, step - 1, config, folder)
                 clock.step_done()
-                last = step == steps or stop.requested
+                stopping = stop.requested  # asked once a step: a signal may come at any moment
                 if step % config.log.every == 0 or step == steps:
                     values = window.report()
                     _check(values, step, config, folder)
@@ -126,15 +126,13 @@ def train(
                     progress.update(step, values, report=True)
                 else:
                     progress.update(step, window.latest, report=False)
-                if last or step % config.checkpoint.every == 0:
+                if stopping or step == steps or step % config.checkpoint.every == 0:
                     position = {"batches": batches.get_state(), "window": window.fetch()}
                     checkpoints.save(step, state, position, config, stage_name)
-                if stop.requested and step < steps:
-                    progress.note(
-                        f"{stage_name}: stopped at step {step} of {steps}, saved in {folder}; the same command goes on from there"
-                    )
-                    return False
-    return True
+                if stopping and step < steps:
+                    progress.note(f"{stage_name}: stopped at step {step} of {steps}, saved in {folder}; the same command goes on")
+                    break
+    return not stop.requested
 
 
 def _check(values: Mapping[str, float], step: int, config: ConfigDict, folder: Path) -> None:

@@ -40,7 +40,10 @@ class TokenLayout(NamedTuple):
     row: np.ndarray  # [S] row of a PATCH or LINE token, counted over all frames
     tube: np.ndarray  # [S] same grid position of frames of one grid in one video, for PATCH and LINE; -1 never merges
     cell: np.ndarray  # [S, 4] grid row, grid column, grid rows, grid columns of a PATCH; -1 elsewhere
-    position: np.ndarray  # [S] RoPE position, counted from 0 in every example; survivors of a merge keep theirs
+    position: (
+        np.ndarray
+    )  # [S] RoPE position: how many tokens of its example precede it, without other turns; survivors of a merge keep theirs
+    turn: np.ndarray  # [S] which of several independent questions a token belongs to, from 1; 0 is what all of them see
     segment: np.ndarray  # [S] which packed example, from 1; 0 is padding
     target: np.ndarray  # [S] vocabulary id of the next token where it is to be learned, 0 elsewhere
     loss_weight: np.ndarray  # [S] float32 weight of that prediction; 0 where nothing is to be learned
@@ -51,10 +54,14 @@ class TokenLayout(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A run of text tokens; `weight` is the loss weight of predicting each of them (0: context only)."""
+    """A run of text tokens.
+
+    Runs of one `turn` above 0 are a branch: they see turn 0 and one another, not other turns, as if each turn were alone behind turn 0.
+    """
 
     token_ids: Sequence[int]
-    weight: float = 0.0
+    weight: float = 0.0  # loss weight of predicting each of them; 0: context only
+    turn: int = 0
 
 
 class Clip(NamedTuple):
@@ -101,8 +108,8 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     Frames of one clip that share a grid share tubes, whatever stands between them; clips never share tubes.
 
     Raises:
-      LayoutError: a grid without patches, or an answer that directly follows a visual token or opens the example
-        (the token before an answer must be text, because text is what survives every merge).
+      LayoutError: a grid without patches; an answer that directly follows a visual token or opens the example (the token before an answer
+        must be text, because text is what survives every merge) or its turn; something of an earlier turn behind a later one.
     """
     length = sum(len(part.token_ids) if isinstance(part, Text) else sum(len(_frame(*grid).kind) for grid in part.grids) for part in parts)
     if length == 0:
@@ -110,27 +117,39 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     arrays = {name: np.full((length, 4) if name == "cell" else length, -1, np.int32) for name in TokenLayout._fields[:7]}
     arrays["token_id"][:] = 0
     weight = np.zeros(length + 1, np.float32)  # of predicting each token; the last one has no successor
-    at = 0
+    turn, at = np.zeros(length, np.int32), 0
     seen = dict.fromkeys(("patches", "frames", "rows", "tubes"), 0)
     for part in parts:
         if isinstance(part, Clip):
             at = _lay_clip(arrays, at, part, seen)
             continue
         span = slice(at, at + len(part.token_ids))
-        arrays["kind"][span], arrays["token_id"][span], weight[span] = Kind.TEXT, part.token_ids, part.weight
+        arrays["kind"][span], arrays["token_id"][span], weight[span], turn[span] = Kind.TEXT, part.token_ids, part.weight, part.turn
         at = span.stop
+    if np.any(np.diff(turn) < 0):
+        raise LayoutError("turns must come in order behind what they share")
+    starts = np.flatnonzero(np.diff(turn, prepend=0))
     learned = weight[1:] > 0
-    if weight[0] > 0 or np.any(learned & (arrays["kind"] != Kind.TEXT)):
-        raise LayoutError("an answer must follow a text token, not open the example or follow a visual token")
+    if weight[0] > 0 or np.any(learned & (arrays["kind"] != Kind.TEXT)) or np.any(weight[starts] > 0):
+        raise LayoutError("an answer must follow a text token, not open the example or a turn, or follow a visual token")
     target = np.zeros(length, np.int32)
     target[:-1] = np.where(learned[:-1], arrays["token_id"][1:], 0)
     return TokenLayout(
         **arrays,
-        position=np.arange(length, dtype=np.int32),
+        position=_positions(length, starts),
+        turn=turn,
         segment=np.ones(length, np.int32),
         target=target,
         loss_weight=weight[1:],
     )
+
+
+def _positions(length: int, starts: np.ndarray) -> np.ndarray:
+    """int32 [S]: counted from 0; every turn, beginning at `starts`, counts on from what all turns share."""
+    position = np.arange(length, dtype=np.int32)
+    for start in starts[1:]:
+        position[start:] = starts[0] + np.arange(length - start)
+    return position
 
 
 def _lay_clip(arrays: dict[str, np.ndarray], start: int, clip: Clip, seen: dict[str, int]) -> int:

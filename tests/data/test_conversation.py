@@ -131,3 +131,17 @@ def test_a_tokenizer_with_another_template_is_refused(tokenizer):
             conversation.check_tokenizer(tokenizer)
     finally:
         tokenizer.chat_template = before
+
+
+@fast
+@given(pairs=turns, system=st.sampled_from(["", "Be brief."]))
+def test_independent_turns_are_each_the_template_of_one_turn(tokenizer, pairs, system):
+    example = Example("x", (VIDEO,), tuple(Turn(q, a) for q, a in pairs), independent=True)
+    parts = conversation.render(example, tokenizer, [GRIDS], system)
+    shared = [part for part in parts if isinstance(part, Clip) or part.turn == 0]
+    assert [part for part in shared if isinstance(part, Clip)] == [Clip(tuple(GRIDS))]
+    for number, pair in enumerate(pairs, start=1):
+        own = [part for part in parts if isinstance(part, Text) and part.turn == number]
+        newline = template(tokenizer, messages([pair], system))[-1:]  # the template closes a turn with it; nothing follows here
+        assert text_of([*shared, *own]) + newline == template(tokenizer, messages([pair], system))
+        assert tokenizer.decode(text_of([part for part in own if part.weight])) == pair[1].strip() + "<|im_end|>"

@@ -274,3 +274,20 @@ def test_config_from_dict_reads_every_key():
     c.merge_ratios = (0.5,)
     with pytest.raises(ConfigError, match=r"model\.merge_ratios: needs one entry"):
         config_from_dict(c)
+
+
+def test_independent_turns_equal_each_turn_alone(forward, params):
+    """Two questions behind one video, merging on: as if each had the video to itself, in hidden states and in targets."""
+    patches, _ = inputs()
+    rng = np.random.default_rng(3)
+    shared = [Text(rng.integers(0, VOCAB, 2)), Clip([(2, 2)] * 3)]
+    turns = [(Text(rng.integers(0, VOCAB, n)), Text(rng.integers(0, VOCAB, 2), 1.0)) for n in (3, 5)]
+    branches = [part._replace(turn=k) for k, turn in enumerate(turns, start=1) for part in turn]
+    together = pack([build_layout([*shared, *branches])], LENGTH)
+    alone = [pack([build_layout([*shared, *turn])], LENGTH) for turn in turns]
+    out = forward(params, np.stack([patches[0]] * 3), batch(together, *alone), merging=True)
+    for k in (1, 2):
+        mine, theirs = out.layout.turn[0] == k, out.layout.position[k] >= 2 + 3 * 7
+        np.testing.assert_array_equal(out.layout.position[0][mine], out.layout.position[k][theirs])
+        np.testing.assert_array_equal(out.layout.target[0][mine], out.layout.target[k][theirs])
+        np.testing.assert_allclose(out.hidden[0][mine], out.hidden[k][theirs], atol=1e-5)

@@ -74,7 +74,7 @@ def random_batch(config, stage_name: str, seed: int = 0):
             parts += [Text(rng.integers(3, 400, 4)), Text(rng.integers(3, 400, 3), 1.0)]
         return build_layout(parts)
 
-    layouts = [pack([example(1 + row + k) for k in range(1 + row % 2)], data.seq_len) for row in range(rows)]
+    layouts = [pack([example(1 + row % 4 + k) for k in range(1 + row % 2)], data.seq_len) for row in range(rows)]
     side = config.teacher.image_size
     return {
         "patches": rng.integers(0, 256, (rows, data.max_patches, config.model.patch_size**2 * 3), np.uint8),

@@ -13,8 +13,8 @@ from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, c
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 4))
 CLIP = st.builds(Clip, st.lists(GRID, min_size=1, max_size=4))
 IDS = st.lists(st.integers(1, 900), min_size=1, max_size=5)
-QUESTION = st.builds(Text, IDS, st.just(0.0))
-ANSWER = st.builds(Text, IDS, st.sampled_from([1.0, 0.5]))
+QUESTION = st.builds(Text, IDS, st.just(0.0), st.just(0))
+ANSWER = st.builds(Text, IDS, st.sampled_from([1.0, 0.5]), st.just(0))
 
 
 @st.composite
@@ -189,3 +189,14 @@ def test_what_does_not_fit():
     with pytest.raises(LayoutError, match="6 tokens do not fit a sequence of 5"):
         pack([build_layout([Text([1, 2, 3])])] * 2, 5)
     assert pack([], 3).kind.tolist() == [0, 0, 0]
+
+
+def test_turns_count_on_from_what_they_share():
+    parts = [Text([1, 2]), Clip([(1, 2)]), Text([3, 4], turn=1), Text([5], 1.0, 1), Text([6], turn=2), Text([7, 8], 1.0, 2)]
+    layout = build_layout(parts)
+    assert layout.turn.tolist() == [0] * 6 + [1] * 3 + [2] * 3
+    assert layout.position.tolist() == [*range(6), 6, 7, 8, 6, 7, 8]
+    assert layout.target.tolist() == [0] * 7 + [5, 0, 7, 8, 0]
+    for wrong in ([Text([1], turn=1), Text([2])], [Text([1], turn=2), Text([2], turn=1)], [Text([1]), Text([2], 1.0, 1)]):
+        with pytest.raises(LayoutError):
+            build_layout(wrong)

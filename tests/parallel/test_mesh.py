@@ -1,0 +1,39 @@
+"""Meshes on the devices there are, and batches on them."""
+
+import jax
+import numpy as np
+import pytest
+
+from elva_jax.config import base
+from elva_jax.errors import ConfigError
+from elva_jax.parallel.mesh import check_batch, make_mesh, shard_batch
+
+
+def mesh_config(**sizes):
+    config = base.mesh()
+    config.update(sizes)
+    return config
+
+
+def test_one_device_by_default():
+    assert dict(make_mesh(base.mesh()).shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 7}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": 64}])
+def test_what_does_not_fit_is_refused(sizes):
+    with pytest.raises(ConfigError, match=r"^mesh: data="):
+        make_mesh(mesh_config(**sizes))
+
+
+def test_a_batch_must_split():
+    mesh = make_mesh(base.mesh())
+    check_batch(mesh, 6 * jax.device_count(), 2, "stages.video.batch_size")
+    with pytest.raises(ConfigError, match=r"stages.video.batch_size: 7 does not split over \d+ .* x 2 micro-batch"):
+        check_batch(mesh, 7, 2, "stages.video.batch_size")
+
+
+def test_a_batch_keeps_its_values():
+    batch = {"a": np.arange(6 * jax.device_count()).reshape(-1, 3), "b": np.zeros(2 * jax.device_count(), np.uint8)}
+    placed = shard_batch(batch, make_mesh(base.mesh()))
+    assert placed["b"].dtype == np.uint8
+    np.testing.assert_array_equal(placed["a"], batch["a"])
