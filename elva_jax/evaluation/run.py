@@ -165,11 +165,8 @@ def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
 
 
 def _sizing(generator: Generator) -> dict[str, Any]:
-    return {
-        "longest_edge": generator.data.longest_edge,
-        "patch_size": generator.config.model.patch_size,
-        "training_seed": generator.config.seed,
-    }
+    config = generator.config
+    return {"longest_edge": generator.data.longest_edge, "patch_size": config.model.patch_size, "training_seed": config.seed}
 
 
 class Columns:

@@ -38,10 +38,14 @@ def config():
 
 @pytest.fixture(scope="session")
 def params(config):
+    """Random weights, wide enough that attention is far from uniform."""
     layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
-    model = Elva(config_from_dict(config.model))
-    tree = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1, 192), np.uint8), layout))["params"]
-    return jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 2 or leaf.shape[0] > 32 else leaf, tree)
+    model, rng = Elva(config_from_dict(config.model)), np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 192), np.uint8), layout)["params"]
+    draw = {True: lambda shape: np.ones(shape, np.float32), False: lambda shape: rng.normal(0, 0.16, shape).astype(np.float32)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(draw["scale" in jax.tree_util.keystr(path)](leaf.shape)), nn.meta.unbox(shapes)
+    )
 
 
 @pytest.fixture(scope="session")
