@@ -68,11 +68,16 @@ class Generator:
       params: parameters of the ELVA model, or the tree of an ELVA stage that holds them under "elva".
       tokenizer: a ChatML tokenizer.
       stage: whose data settings (frames, longest edge, system prompt) apply; by default the last ELVA stage of the curriculum.
+
+    Raises:
+      ConfigError: there is no such stage, or it is not an ELVA stage.
     """
 
     def __init__(self, config: ConfigDict, params: Any, tokenizer: PreTrainedTokenizerBase, stage: str | None = None):
         self.config = config
         self.stage = stage or last_elva_stage(config)
+        if config.stages[self.stage].kind != "elva":
+            raise ConfigError(f"stage '{self.stage}' trains a {config.stages[self.stage].kind}, which answers nothing; give an ELVA stage")
         self.data = config.stages[self.stage].data
         self.model = dataclasses.replace(config_from_dict(config.model), remat="none")
         self.params = params.get("elva", params)

@@ -192,6 +192,8 @@ def test_a_run_without_elva_stage_is_refused(config, params, tokenizer):
     other.curriculum = ("teacher",)
     with pytest.raises(ElvaError, match="no stage of kind 'elva'"):
         Generator(other, params, tokenizer)
+    with pytest.raises(ElvaError, match="stage 'teacher' trains a teacher"):
+        Generator(config, params, tokenizer, "teacher")
     assert Generator(config, params, tokenizer).stage == "video"
 
 
