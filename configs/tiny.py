@@ -4,26 +4,28 @@ from elva_jax.config import base
 from elva_jax.config.load import choose
 
 DATA = "moving_shapes/easy"
+SINGLE, SEVERAL = "image[:30%]", "image[30%:]"  # the easy start: images of one object, then of up to four
+STEPS = {
+    "quick": dict(teacher=250, objects=200, image=1000, video=550, sft=200),
+    "long": dict(teacher=400, objects=300, image=1800, video=4000, sft=2000),
+    "smoke": dict(teacher=4, objects=4, image=4, video=4, sft=4),
+}
 
 
 def get_config(arg: str = "") -> base.ConfigDict:
-    variant = choose("configs/tiny.py variant", arg or "quick", ("quick", "long", "smoke"))
+    variant = choose("configs/tiny.py variant", arg or "quick", tuple(STEPS))
+    steps = STEPS[variant]
+    frames = 8 if variant == "long" else 4
     c = base.base()
     c.name = f"tiny-{variant}"
-    _model(c.model)
-    _teacher(c.teacher)
-    c.checkpoint.every = 400
-    c.curriculum = ("teacher", "image", "video", "sft")
-    steps = {
-        "quick": dict(teacher=300, image=700, video=900, sft=450),
-        "long": dict(teacher=600, image=2000, video=5000, sft=3000),
-        "smoke": dict(teacher=4, image=4, video=4, sft=4),
-    }[variant]
-    frames = 8 if variant == "long" else 4
+    model(c.model)
+    teacher(c.teacher)
+    c.curriculum = ("teacher", "objects", "image", "video", "sft")
     c.stages.teacher = teacher_stage(steps["teacher"])
-    c.stages.image = _image_stage(steps["image"])
-    c.stages.video = _video_stage(steps["video"], frames)
-    c.stages.sft = _sft_stage(steps["sft"], frames)
+    c.stages.objects = image_stage(steps["objects"], SINGLE)
+    c.stages.image = image_stage(steps["image"], SEVERAL)
+    c.stages.video = video_stage(steps["video"], frames)
+    c.stages.sft = sft_stage(steps["sft"], frames)
     if variant == "smoke":
         c.log.every = 1
         c.checkpoint.every = 2
@@ -32,7 +34,8 @@ def get_config(arg: str = "") -> base.ConfigDict:
     return c
 
 
-def _model(m):
+def model(m) -> None:
+    """0.6M parameters; 64 x 64 pixels are 21 tokens a frame."""
     m.vocab_size = 640
     m.hidden_size = 96
     m.intermediate_size = 256
@@ -51,7 +54,8 @@ def _model(m):
     m.merge_ratios = (1.0, 0.5)
 
 
-def _teacher(t):
+def teacher(t) -> None:
+    """A SigLIP of 64 px with an 8 x 8 grid, and the text tower that it is trained with."""
     t.image_size = 64
     t.patch_size = 8
     t.hidden_size = 64
@@ -62,58 +66,61 @@ def _teacher(t):
     t.text_length = 32
 
 
-def _common(stage, steps):
-    stage.steps = steps
-    stage.batch_size = 16
-    stage.data.longest_edge = 64
-    stage.data.system_prompt = ""
-    stage.data.max_turns = 10
-    stage.optimizer.name = "muon"
-    stage.optimizer.learning_rate = 2e-3
-    stage.optimizer.muon_learning_rate = 0.02
-    stage.optimizer.warmup_ratio = 0.03
-    return stage
-
-
-def teacher_stage(steps):
-    s = _common(base.stage(), steps)
+def teacher_stage(steps: int) -> base.ConfigDict:
+    """The teacher learns the images' captions by the sigmoid loss."""
+    s = _common(steps)
     s.kind = "teacher"
-    s.batch_size = 64
+    s.batch_size = 32
     s.data.mixture.images = base.source(DATA, "image", tasks=("object", "caption"))
-    s.optimizer.name = "adamw"
-    s.optimizer.learning_rate = 1e-3
     return s
 
 
-def _image_stage(steps):
-    s = _common(base.stage(), steps)
-    s.data.mixture.images = base.source(DATA, "image", tasks=("object", "caption", "open"))
+def image_stage(steps: int, split: str) -> base.ConfigDict:
+    """Stage 1 of the paper: one frame, guided."""
+    s = _common(steps)
+    s.data.mixture.images = base.source(DATA, split, tasks=("object", "open"))
     s.data.seq_len = 192
     s.data.max_patches = 32
     s.data.max_frames = 2
-    s.loss.tube = 1.0
-    s.loss.contrastive = 0.1
+    _guide(s)
     return s
 
 
-def _video_stage(steps, frames):
-    s = _common(base.stage(), steps)
+def video_stage(steps: int, frames: int) -> base.ConfigDict:
+    """Stage 2 of the paper: videos, guided."""
+    s = _common(steps)
     s.data.mixture.videos = base.source(DATA, "train", tasks=("object", "caption", "open"))
     s.data.num_frames = frames
-    s.data.seq_len = 192 + 21 * frames
+    s.data.seq_len = 160 + 21 * frames
     s.data.max_patches = 16 * frames
     s.data.max_frames = frames
+    _guide(s)
+    return s
+
+
+def sft_stage(steps: int, frames: int) -> base.ConfigDict:
+    """Stage 3 of the paper: questions, with merging and without guidance."""
+    s = video_stage(steps, frames)
+    s.loss = base.loss()
+    s.merging = True
+    s.data.mixture.videos.tasks = ("object", "open")
+    return s
+
+
+def _common(steps: int) -> base.ConfigDict:
+    s = base.stage()
+    s.steps = steps
+    s.batch_size = 16
+    s.data.longest_edge = 64
+    s.data.system_prompt = ""
+    s.data.max_turns = 10
+    s.optimizer.name = "muon"
+    s.optimizer.learning_rate = 2e-3
+    s.optimizer.muon_learning_rate = 0.02
+    s.optimizer.warmup_ratio = 0.03
+    return s
+
+
+def _guide(s) -> None:
     s.loss.tube = 1.0
     s.loss.contrastive = 0.1
-    return s
-
-
-def _sft_stage(steps, frames):
-    s = _video_stage(steps, frames)
-    s.loss.tube = 0.0
-    s.loss.contrastive = 0.0
-    s.merging = True
-    s.data.mixture.videos.tasks = ("open", "choice", "object")
-    s.optimizer.learning_rate = 1e-3
-    s.optimizer.muon_learning_rate = 0.01
-    return s
