@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +29,9 @@ RULES: dict[str, tuple[Any, Any]] = {
     "patch_width": ("tensor", None),
 }
 
-is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+
+def _is_spec(leaf) -> bool:
+    return isinstance(leaf, PartitionSpec)
 
 
 def logical_axes(abstract_variables):
@@ -37,8 +39,8 @@ def logical_axes(abstract_variables):
     return nn.get_partition_spec(abstract_variables)
 
 
-def check_collisions(names: tuple[str | None, ...], where: str, activation: bool = False) -> None:
-    """Refuses an array of which two dimensions would fall on one mesh axis, or a name that the table lacks.
+def check_collisions(names: tuple[str | None, ...], where: str) -> None:
+    """Refuses a parameter of which two dimensions would fall on one mesh axis, or a name that the table lacks.
 
     Raises:
       ConfigError: naming `where`, the logical names and the mesh axis.
@@ -49,7 +51,7 @@ def check_collisions(names: tuple[str | None, ...], where: str, activation: bool
             continue
         if name not in RULES:
             raise ConfigError(f"{where}: unknown logical axis '{name}'; the table in elva_jax/parallel/sharding.py has {', '.join(RULES)}")
-        axes = RULES[name][activation]
+        axes = RULES[name][0]
         for axis in (axes,) if isinstance(axes, str) else axes or ():
             if axis in taken:
                 raise ConfigError(f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on mesh axis '{axis}'")
@@ -60,40 +62,44 @@ def _parts(axes, mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
-def _mesh_axes(name: str | None, size: int, mesh: Mesh):
-    """Mesh axes of one parameter dimension; whole where the axes do not divide its size (two key-value heads over four devices)."""
-    axes = RULES[name][0] if name is not None else None
-    return axes if size % _parts(axes, mesh) == 0 else None
+def _fitting(abstract_variables, mesh: Mesh, counts: Mapping[str, int]) -> dict[str, tuple[Any, Any]]:
+    """The table without what the mesh does not divide: a name is split everywhere in a model or nowhere."""
+    sizes = {name: {count} for name, count in counts.items()}
+    specs, shapes = logical_axes(abstract_variables), nn.meta.unbox(abstract_variables)
+    for spec, leaf in zip(jax.tree.leaves(specs, is_leaf=_is_spec), jax.tree.leaves(shapes), strict=True):
+        for name, size in zip(spec, leaf.shape, strict=False):
+            sizes.setdefault(name, set()).add(size)
+
+    def kept(name: str, axes):
+        return axes if all(size % _parts(axes, mesh) == 0 for size in sizes.get(name, ())) else None
+
+    return {name: tuple(kept(name, axes) for axes in columns) for name, columns in RULES.items()}
 
 
-def parameter_shardings(abstract_variables, mesh: Mesh):
+def parameter_shardings(abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None):
     """NamedSharding of every parameter, in the tree of the unboxed variables.
 
     Args:
       abstract_variables: boxed variables from `jax.eval_shape(model.init, ...)`; parameters without metadata are replicated.
+      mesh: the device mesh.
+      counts: sizes that no parameter shows, such as the number of key-value heads behind a flat kernel; what the mesh does not divide
+        (two key-value heads over four devices) stays whole.
 
     Raises:
       ConfigError: two dimensions of a parameter fall on one mesh axis.
     """
-    shapes = nn.meta.unbox(abstract_variables)
+    rules = _fitting(abstract_variables, mesh, counts or {})
 
-    def one(path, spec, leaf):
-        names = tuple(spec) + (None,) * (leaf.ndim - len(spec))
-        check_collisions(names, jax.tree_util.keystr(path, simple=True, separator="/"))
-        return NamedSharding(mesh, PartitionSpec(*(_mesh_axes(name, size, mesh) for name, size in zip(names, leaf.shape, strict=True))))
+    def one(path, spec):
+        check_collisions(tuple(spec), jax.tree_util.keystr(path, simple=True, separator="/"))
+        return NamedSharding(mesh, PartitionSpec(*(rules[name][0] if name else None for name in spec)))
 
-    return jax.tree_util.tree_map_with_path(one, logical_axes(abstract_variables), shapes, is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(one, logical_axes(abstract_variables), is_leaf=_is_spec)
 
 
-def activation_rules(abstract_variables, mesh: Mesh) -> tuple[tuple[str, Any], ...]:
-    """The table's activation column for Linen, without the names whose size the mesh does not divide anywhere in this model."""
-    sizes: dict[str, set[int]] = {}
-    specs, shapes = logical_axes(abstract_variables), nn.meta.unbox(abstract_variables)
-    for spec, leaf in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(shapes), strict=True):
-        for name, size in zip(spec, leaf.shape, strict=False):
-            sizes.setdefault(name, set()).add(size)
-    fits = lambda name, axes: all(size % _parts(axes, mesh) == 0 for size in sizes.get(name, ()))  # noqa: E731
-    return tuple((name, axes if fits(name, axes) else None) for name, (_, axes) in RULES.items())
+def activation_rules(abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None) -> tuple[tuple[str, Any], ...]:
+    """The table's activation column as Linen wants it; arguments as for `parameter_shardings`."""
+    return tuple((name, axes) for name, (_, axes) in _fitting(abstract_variables, mesh, counts or {}).items())
 
 
 @contextlib.contextmanager

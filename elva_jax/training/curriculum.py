@@ -50,14 +50,15 @@ def run(config: ConfigDict, workdir: str | Path) -> int:
         stage = config.stages[name]
         check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, f"stages.{name}.batch_size")
     tokenizer = _open(config, workdir)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=jax.process_index() > 0)
     for name in config.curriculum:
         if _finished(workdir / name):
             console.print(f"{name}: finished", markup=False, highlight=False)
             continue
         if not _run_stage(config, name, workdir, tokenizer, mesh, console):
             return INTERRUPTED
-        curves.draw(workdir, config)
+        if jax.process_index() == 0:
+            curves.draw(workdir, config)
     return 0
 
 
@@ -84,7 +85,7 @@ def _run_stage(config: ConfigDict, name: str, workdir: Path, tokenizer: PreTrain
         )
     finally:
         batches.close()
-    if saved_steps(folder)[-1] == steps:
+    if saved_steps(folder)[-1] == steps and jax.process_index() == 0:
         write_atomic(folder / "finished.json", json.dumps({"step": steps}) + "\n")
     return done
 

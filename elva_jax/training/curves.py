@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,8 +24,11 @@ def draw(workdir: Path, config: ConfigDict) -> Path | None:
         column[0].set_title(name)
         column[1].set_xlabel("step")
         column[1].set_ylim(0, 1)
-        for axis, names in zip(column, (TERMS, ACCURACIES), strict=True):
-            _lines(axis, lines, names)
+        terms = [name for name in TERMS[1:] if name in lines[0]]
+        _lines(column[0], lines, ("loss", *terms) if len(terms) > 1 else terms)  # a single term is the loss
+        _lines(column[1], lines, ACCURACIES)
+        if all(value > 0 for line in column[0].get_lines() for value in line.get_ydata()):
+            column[0].set_yscale("log")
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("accuracy")
     figure.suptitle(config.name)
@@ -33,14 +37,10 @@ def draw(workdir: Path, config: ConfigDict) -> Path | None:
     return path
 
 
-def _lines(axis, reports: list[dict], names: tuple[str, ...]) -> None:
-    drawn = False
+def _lines(axis, reports: list[dict], names: Sequence[str]) -> None:
     for name in names:
         points = [(report["step"], report[name]) for report in reports if report.get(name) is not None]
         if points:
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
-            drawn = True
-    if drawn:
+    if axis.get_lines():
         axis.legend(fontsize="small")
-    if drawn and names is TERMS and all(value > 0 for line in axis.get_lines() for value in line.get_ydata()):
-        axis.set_yscale("log")

@@ -45,9 +45,9 @@ def set_up(config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh
     shapes = nn.meta.unbox(boxed)
     optimizer = make_optimizer(stage.optimizer, steps, shapes, logical_axes(boxed))
     shapes = jax.eval_shape(lambda params: states.create(params, optimizer.transform), shapes)
-    placed = state_shardings(shapes, parameter_shardings(boxed, mesh), mesh)
+    placed = state_shardings(shapes, parameter_shardings(boxed, mesh, objective.counts), mesh)
     shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, placed)
-    return Setting(mesh, activation_rules(boxed, mesh), optimizer, shapes)
+    return Setting(mesh, activation_rules(boxed, mesh, objective.counts), optimizer, shapes)
 
 
 def fresh_state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,18 +53,18 @@ class Window:
         out: dict[str, float] = {}
         for name in steps[-1]:
             values = [step[name] for step in steps if name in step]
-            finite = [value for value in values if value - value == 0]
+            finite = [value for value in values if math.isfinite(value)]
             if name in LAST:
                 out[name] = values[-1]
             elif name.startswith(SUMMED):
                 out[name] = sum(values)
             else:
-                out[name] = sum(finite) / len(finite) if finite else float("nan")
+                out[name] = sum(finite) / len(finite) if finite else math.nan
         return out
 
 
 class MetricsFile:
-    """`metrics.jsonl`, one line a report, and TensorBoard beside it if wanted.
+    """`metrics.jsonl`, one line a report, and TensorBoard beside it if wanted; of several processes the first alone writes.
 
     Args:
       folder: the stage's directory.
@@ -72,17 +73,21 @@ class MetricsFile:
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool):
-        self._path = folder / "metrics.jsonl"
-        lines = [line for line in _lines(self._path) if line["step"] <= step]
-        write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._file = self._path.open("a", buffering=1)
+        self._file = self._events = None
+        if jax.process_index() > 0:
+            return
+        path = folder / "metrics.jsonl"
+        lines = [line for line in _lines(path) if line["step"] <= step]
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file = path.open("a", buffering=1)
         purge = step + 1 if step else None
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; numbers that are not finite are written as null."""
-        plain = {name: value if value - value == 0 else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        if self._file:
+            self._file.write(json.dumps({"step": step, **plain}) + "\n")
         if self._events:
             for name, value in plain.items():
                 if value is not None:
@@ -92,9 +97,9 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        if self._events:
-            self._events.close()
+        for sink in (self._file, self._events):
+            if sink:
+                sink.close()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

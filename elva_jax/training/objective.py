@@ -27,6 +27,7 @@ class Objective(NamedTuple):
     init: Callable[[jax.Array], Any]  # key -> boxed parameters, fresh
     loss: Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]  # (params, frozen, batch) -> (loss, metrics)
     prepare: Callable[[Any], Any]  # what must be known of the whole batch before it is cut into micro-batches
+    counts: dict[str, int]  # sizes of logical axes that parameters do not show, for sharding
 
 
 def make_objective(config: ConfigDict, stage_name: str) -> Objective:
@@ -87,7 +88,7 @@ def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
             total, metrics = total + value, {**metrics, **extra}
         return total, metrics
 
-    return Objective(init, loss, _with_row_weight)
+    return Objective(init, loss, _with_row_weight, {"heads": config.model.num_heads, "kv_heads": config.model.num_kv_heads})
 
 
 def _with_row_weight(batch):
@@ -160,4 +161,4 @@ def teacher_objective(config: ConfigDict) -> Objective:
         value, extra = losses.sigmoid_loss(clip_BxC, text_BxC, log_scale, bias)
         return value, {"tokens": jnp.sum(batch["mask"], dtype=jnp.float32), "sigmoid": value, **extra}
 
-    return Objective(init, loss, lambda batch: batch)
+    return Objective(init, loss, lambda batch: batch, {"heads": t.num_heads})

@@ -36,9 +36,9 @@ def main(stage: str, meshes: list[dict]) -> dict:
     for sizes in meshes:
         config.mesh.update(sizes)
         mesh = make_mesh(config.mesh)
-        placed = jax.device_put(params, parameter_shardings(boxed, mesh))
+        placed = jax.device_put(params, parameter_shardings(boxed, mesh, objective.counts))
         program = jax.jit(lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, 1))
-        with on_mesh(mesh, activation_rules(boxed, mesh)):
+        with on_mesh(mesh, activation_rules(boxed, mesh, objective.counts)):
             value, _, ours = program(placed, frozen, shard_batch(batch, mesh))
         worst = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), ours, grads)
         split = {
@@ -46,7 +46,9 @@ def main(stage: str, meshes: list[dict]) -> dict:
             for path, leaf in jax.tree_util.tree_leaves_with_path(placed)
         }
         setting = loop.set_up(config, stage, objective, mesh, 8)
-        moments = {path_name(path): str(leaf.sharding.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.opt_state)}
+        moments = {
+            path_name(path): list(leaf.sharding.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.opt_state)
+        }
         report["meshes"].append({"loss": float(value), "worst": max(jax.tree.leaves(worst)), "split": split, "moments": moments})
     return report
 
