@@ -27,9 +27,9 @@ def get_config(arg: str = "") -> base.ConfigDict:
     # The paper's ablations train with L_gen + L_MSE unless the row says otherwise.
     tube, contrastive = TABLE2.get(variant, (1.0, 0.0))
     for stage in c.stages.values():
-        if stage.kind == "elva" and not stage.merging:
-            stage.loss.tube = tube
-            stage.loss.contrastive = contrastive
+        if stage.loss.tube or stage.loss.contrastive:
+            stage.loss.tube *= tube
+            stage.loss.contrastive *= contrastive
     c.model.patch_embed = TABLE3.get(variant, "video")
     if variant in FIGURE3:
         _keep(c.model, FIGURE3[variant])
