@@ -34,15 +34,6 @@ class Segment(NamedTuple):
     merge: int | None  # which merging layer of the config stands before it
 
 
-class Cache(NamedTuple):
-    """Keys and values of one decoder segment."""
-
-    k: jax.Array  # [L, B, T, K, Dh]
-    v: jax.Array  # [L, B, T, K, Dh]
-    valid: jax.Array  # [B, T] bool, which slots hold a token
-    length: jax.Array  # int32 scalar, the slot that the next token takes in every row
-
-
 def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
     """The decoder's pieces in order.
 
@@ -56,12 +47,6 @@ def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
     edges = (*cuts, total)
     first = (Segment(0, edges[0], None),) if edges[0] > 0 else ()
     return first + tuple(Segment(edges[k], edges[k + 1], k) for k in range(len(cuts)))
-
-
-def new_cache(keys_values: tuple[jax.Array, jax.Array], valid_BxC: jax.Array, room: int) -> Cache:
-    """The cache behind a prefill of C tokens, with `room` more slots; keys and values [L, B, C, K, Dh] come from `Elva.layers`."""
-    k, v = (jnp.pad(array, [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]) for array in keys_values)
-    return Cache(k, v, jnp.pad(valid_BxC, [(0, 0), (0, room)]), jnp.asarray(valid_BxC.shape[1], jnp.int32))
 
 
 class Elva(nn.Module):
@@ -143,50 +128,6 @@ class Elva(nn.Module):
     def head(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
         return self.decoder.head(hidden)
-
-    def text_step(
-        self,
-        token_ids_BxQ: jax.Array,
-        position_BxQ: jax.Array,
-        caches: tuple[Cache, ...],
-        valid_BxQ: jax.Array | None = None,
-        *,
-        rope_length: int = 0,
-    ) -> tuple[jax.Array, tuple[Cache, ...]]:
-        """Runs new text tokens through all segments against their caches and appends them.
-
-        Args:
-          token_ids_BxQ: the new tokens, in order; Q is 1 while generating.
-          position_BxQ: their RoPE positions (of the uncompacted sequence: one more than the prompt's last).
-          caches: one a decoder segment, in order; each needs Q free slots behind `length`.
-          valid_BxQ: which of the new tokens later steps may see; None: all. Rows may be padded on the right.
-          rope_length: as in `__call__`.
-
-        Returns:
-          float32 logits [B, Q, V], and the caches with the new tokens.
-
-        Raises:
-          ConfigError: the caches do not cover the decoder's layers.
-        """
-        covered = sum(cache.k.shape[0] for cache in caches)
-        if covered != self.config.decoder.num_layers:
-            raise ConfigError(f"the caches cover {covered} layers, the decoder has {self.config.decoder.num_layers}")
-        if valid_BxQ is None:
-            valid_BxQ = jnp.ones(token_ids_BxQ.shape, bool)
-        x, start, grown = self.decoder.embed(token_ids_BxQ), 0, []
-        for cache in caches:
-            stop = start + cache.k.shape[0]
-            x, k, v = self.decoder.cached_layers(x, position_BxQ, start, stop, cache.k, cache.v, cache.valid, rope_length=rope_length)
-            grown.append(_append(cache, k, v, valid_BxQ))
-            start = stop
-        return self.head(self.finish(x)), tuple(grown)
-
-
-def _append(cache: Cache, k: jax.Array, v: jax.Array, valid_BxQ: jax.Array) -> Cache:
-    def write(array, new, axis):
-        return jax.lax.dynamic_update_slice_in_dim(array, new.astype(array.dtype), cache.length, axis)
-
-    return Cache(write(cache.k, k, 2), write(cache.v, v, 2), write(cache.valid, valid_BxQ, 1), cache.length + valid_BxQ.shape[1])
 
 
 def _count(layout: TokenLayout, kinds: tuple[Kind, ...]) -> jax.Array:

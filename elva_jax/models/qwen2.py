@@ -144,24 +144,6 @@ class Qwen2(nn.Module):
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=unroll > 1)
         return jax.lax.scan(body, x_BxSxD, self._slice(start, stop), unroll=unroll)
 
-    def cached_layers(self, x_BxQxD, position_BxQ, start: int, stop: int, k_LxBxTxKxDh, v_LxBxTxKxDh, valid_BxT, *, rope_length: int = 0):
-        """Runs layers start … stop − 1 on Q new tokens that see the valid slots of a cache and, causally, one another.
-
-        Returns:
-          x [B, Q, D], keys and values of the new tokens [stop - start, B, Q, K, Dh] each.
-        """
-        cos, sin = self.angles(position_BxQ, rope_length)
-        layer = self._layer()
-
-        def body(x, inputs):
-            params, k_cache, v_cache = inputs
-            attend = partial(attention_ops.cached_attention, k_cache_BxTxKxDh=k_cache, v_cache_BxTxKxDh=v_cache, valid_BxT=valid_BxT)
-            return layer.apply({"params": params}, x, cos, sin, attend)
-
-        stack = (self._slice(start, stop), k_LxBxTxKxDh, v_LxBxTxKxDh)
-        x_BxQxD, (k_new, v_new) = jax.lax.scan(body, x_BxQxD, stack, unroll=self._unroll(stop - start))
-        return x_BxQxD, k_new, v_new
-
     def _slice(self, start: int, stop: int):
         if not 0 <= start <= stop <= self.config.num_layers:
             raise ConfigError(f"layers {start} … {stop} are not within the decoder's {self.config.num_layers} layers")

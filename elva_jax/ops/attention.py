@@ -1,4 +1,4 @@
-"""Grouped-query attention: causal over packed sequences, and of a few new tokens over a cache."""
+"""Grouped-query attention, causal over packed sequences and their turns."""
 
 from __future__ import annotations
 
@@ -110,42 +110,3 @@ def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, same_BxQxT, *, start: in
     weight = weight.astype(v_BxKxTxDh.dtype).reshape(batch, kv_heads, groups * queries, keys)
     out = jnp.einsum("bkrt,bktd->bkrd", weight, v_BxKxTxDh, preferred_element_type=jnp.float32)
     return (out.reshape(q_BxKxGxQxDh.shape) / total_BxKxGxQx1).astype(v_BxKxTxDh.dtype)
-
-
-def _scores(q_BxQxHxDh: jax.Array, k_BxTxKxDh: jax.Array) -> jax.Array:
-    """Scaled float32 scores [B, K, H/K, Q, T]."""
-    batch, queries, heads, width = q_BxQxHxDh.shape
-    kv_heads = k_BxTxKxDh.shape[2]
-    grouped = q_BxQxHxDh.reshape(batch, queries, kv_heads, heads // kv_heads, width)
-    return jnp.einsum("bqkgd,btkd->bkgqt", grouped, k_BxTxKxDh, preferred_element_type=jnp.float32) * width**-0.5
-
-
-def _weigh(weight_BxKxGxQxT: jax.Array, v_BxTxKxDh: jax.Array) -> jax.Array:
-    """Weighted sums of values [B, Q, H, Dh] in the type of v."""
-    out = jnp.einsum("bkgqt,btkd->bqkgd", weight_BxKxGxQxT.astype(v_BxTxKxDh.dtype), v_BxTxKxDh)
-    batch, queries, kv_heads, groups, width = out.shape
-    return out.reshape(batch, queries, kv_heads * groups, width)
-
-
-def cached_attention(q_BxQxHxDh, k_BxQxKxDh, v_BxQxKxDh, k_cache_BxTxKxDh, v_cache_BxTxKxDh, valid_BxT) -> jax.Array:
-    """Attention of Q new tokens over the valid keys of a cache and, causally, over one another.
-
-    The cache is only read: its T slots may be filled in any order, since all of them come before the new tokens.
-
-    Args:
-      q_BxQxHxDh: queries of the new tokens.
-      k_BxQxKxDh: their keys.
-      v_BxQxKxDh: their values.
-      k_cache_BxTxKxDh: earlier keys.
-      v_cache_BxTxKxDh: earlier values.
-      valid_BxT: bool, which slots of the cache hold a token.
-
-    Returns:
-      [B, Q, H, Dh].
-    """
-    queries, slots = q_BxQxHxDh.shape[1], valid_BxT.shape[1]
-    old = jnp.where(valid_BxT[:, None, None, None, :], _scores(q_BxQxHxDh, k_cache_BxTxKxDh), LOW)
-    causal = jnp.tril(jnp.ones((1, 1, 1, queries, queries), bool))
-    new = jnp.where(causal, _scores(q_BxQxHxDh, k_BxQxKxDh), LOW)
-    weight = jax.nn.softmax(jnp.concatenate([old, new], axis=-1), axis=-1)
-    return _weigh(weight[..., :slots], v_cache_BxTxKxDh) + _weigh(weight[..., slots:], v_BxQxKxDh)

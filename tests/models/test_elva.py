@@ -12,7 +12,7 @@ from elva_jax.config import base
 from elva_jax.errors import ConfigError
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, MergeLayer, PatchEmbedConfig, RopeScaling
-from elva_jax.models.elva import Elva, Segment, new_cache, segments
+from elva_jax.models.elva import Elva, Segment, segments
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
 LENGTH, PATCHES, VOCAB = 56, 24, 61
@@ -173,73 +173,6 @@ def test_gradients_are_finite_and_reach_every_parameter(model, params):
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
-
-
-def prefill(model, params, patches, layout, merging, buckets, room):
-    """Hidden states and caches, piece by piece."""
-    x, size, caches = model.apply(params, patches, layout, method="embed"), jnp.ones(layout.kind.shape, jnp.float32), []
-    for piece in segments(model.config, merging):
-        if piece.merge is not None:
-            merged = model.apply(params, x, layout, size, piece.merge, buckets[piece.merge], method="merge")
-            x, layout, size = merged.x, merged.layout, merged.size
-        x, keys_values = model.apply(params, x, layout, piece.start, piece.stop, method="layers")
-        caches.append(new_cache(keys_values, layout.segment > 0, room))
-    return tuple(caches)
-
-
-@pytest.mark.parametrize("merging", [False, True])
-def test_decoding_step_by_step_equals_the_full_forward(model, params, forward, merging):
-    """Rows of different lengths, padded on the right."""
-    patches, _ = inputs()
-    prompts = (video([(2, 2)] * 3, prompt=4, answer=0), video([(2, 3)], prompt=9, answer=0, seed=3))
-    steps = 4
-    answers = np.random.default_rng(9).integers(0, VOCAB, (2, steps))
-    full = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        text = build_layout([Text(answer)])
-        joined = {name: np.concatenate([getattr(prompt, name), getattr(text, name)]) for name in TokenLayout._fields}
-        joined["position"] = np.arange(prompt.length + steps, dtype=np.int32)
-        full.append(pack([TokenLayout(**joined)], LENGTH))
-    out = forward(params, patches, batch(*full), merging=merging)
-    logits = model.apply(params, out.hidden, method="head")
-    lengths = np.array([prompt.length for prompt in prompts])
-
-    @jax.jit
-    def start(params):
-        return prefill(model, params, patches, batch(*(pack([prompt], 40) for prompt in prompts)), merging, (36, 30), steps + 1)
-
-    step = jax.jit(lambda p, token, position, caches: model.apply(p, token, position, caches, method="text_step"))
-    caches = start(params)
-    for i in range(steps):
-        got, caches = step(params, answers[:, i : i + 1], (lengths + i)[:, None], caches)
-        places = np.asarray(out.survivor)[np.arange(2), lengths + i]
-        np.testing.assert_allclose(got[:, 0], np.asarray(logits)[np.arange(2), places], atol=1e-5)
-    assert [int(cache.length) for cache in caches] == ([36 + steps, 30 + steps] if merging else [40 + steps])
-    last = np.asarray((out.layout.kind != Kind.PAD).sum(-1))
-    np.testing.assert_array_equal(caches[-1].valid.sum(-1), last)
-
-
-def test_several_tokens_at_once_equal_one_at_a_time(model, params):
-    patches, _ = inputs()
-    layout = batch(pack([video([(2, 2)], answer=0)], 24), pack([video([(1, 2)], answer=0)], 24))
-    caches = jax.jit(lambda p: prefill(model, p, patches, layout, False, (), 6))(params)
-    step = jax.jit(lambda p, *args: model.apply(p, *args, method="text_step"))
-    tokens = np.random.default_rng(2).integers(0, VOCAB, (2, 4))
-    position = (layout.kind != Kind.PAD).sum(-1)[:, None] + np.arange(4)[None]
-    single, one = [], caches
-    for i in range(4):
-        logits, one = step(params, tokens[:, i : i + 1], position[:, i : i + 1], one)
-        single.append(logits[:, 0])
-    at_once, several = step(params, tokens, position, caches, np.ones((2, 4), bool))
-    np.testing.assert_allclose(at_once, np.stack(single, 1), atol=1e-5)
-    np.testing.assert_allclose(several[0].k, one[0].k, atol=1e-5)
-    # What is marked as padding among the new tokens is not seen by what follows.
-    valid = np.array([[True, True, False, False]] * 2)
-    _, short = step(params, tokens, position, caches, valid)
-    after_short, _ = step(params, tokens[:, 2:3], position[:, 2:3], short)
-    np.testing.assert_allclose(after_short[:, 0], single[2], atol=1e-5)
-    with pytest.raises(ConfigError, match="caches cover 6 layers, the decoder has 3"):
-        step(params, tokens, position, (*caches, *caches))
 
 
 def test_merge_layers_never_change_the_parameters(params):

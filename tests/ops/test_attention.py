@@ -60,17 +60,6 @@ def test_large_scores_stay_finite():
     assert np.isfinite(grad).all()
 
 
-def test_cached_attention_equals_pytorch():
-    slots, new = 11, 3
-    q, k, v = random_inputs(2, slots + new, 4, 2, 8)
-    valid = np.arange(slots)[None] < np.array([[5], [9]])
-    seen = np.concatenate(
-        [np.broadcast_to(valid[:, None], (2, new, slots)), np.broadcast_to(np.tril(np.ones((new, new), bool)), (2, new, new))], -1
-    )
-    out = attention.cached_attention(q[:, slots:], k[:, slots:], v[:, slots:], k[:, :slots], v[:, :slots], valid)
-    np.testing.assert_allclose(out, reference(q[:, slots:], k, v, seen), atol=2e-6)
-
-
 def test_cudnn_is_refused_where_it_cannot_run():
     q, k, v = random_inputs(1, 4, 2, 2, 8)
     with pytest.raises(ConfigError, match=r"model\.attention: cudnn needs .*use auto or xla"):
