@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,9 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one sub-command and returns the exit status: 0 done, 1 failed with a message, 2 misused, 130 interrupted."""
+    # Notices of libraries that are no news to a user: no PyTorch here, a checkpoint opened for reading only.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("absl").setLevel(logging.ERROR)
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and args.run is not _train:

@@ -12,6 +12,9 @@ from elva_jax.errors import DataError
 from elva_jax.video.decode import read_frames
 
 
+SHEET_FRAMES = 16  # most frames on the sheet
+
+
 def show(data_dir: str | Path, name: str, split: str, index: int, out: str | Path) -> Path:
     """Writes the medium, a sheet of its frames, its annotation, and one of its questions with the answer.
 
@@ -38,7 +41,7 @@ def show(data_dir: str | Path, name: str, split: str, index: int, out: str | Pat
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("video.mp4" if medium.kind == "video" else "image.png")
     path.write_bytes(medium.source)
-    frames = read_frames(medium.source, name=example.key).pixels
+    frames = read_frames(medium.source, num_frames=SHEET_FRAMES, name=example.key).pixels
     sheet(frames).save(folder / "frames.png")
     (folder / "annotation.json").write_text(json.dumps(sources.annotation(record), indent=2) + "\n")
     (folder / "question.txt").write_text(example.turns[0].question + "\n")
