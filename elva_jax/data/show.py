@@ -11,7 +11,6 @@ from elva_jax.data import sources
 from elva_jax.errors import DataError
 from elva_jax.video.decode import read_frames
 
-
 SHEET_FRAMES = 16  # most frames on the sheet
 
 
