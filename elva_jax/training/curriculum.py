@@ -170,11 +170,11 @@ def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting
     targets = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.params)}
     run = load_run(source, kind=kind, shardings={path: leaf.sharding for path, leaf in targets.items()})
     saved = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(run.params)}
-    for path in targets.keys() & saved.keys():
-        here, there = targets[path], saved[path]
+    common = {path: leaf for path, leaf in saved.items() if path in targets}
+    for path, there in common.items():
+        here = targets[path]
         if here.shape != there.shape or here.dtype != there.dtype:
             raise CheckpointError(f"{source}: {path} is {there.dtype}{list(there.shape)}, stage {name} has {here.dtype}{list(here.shape)}")
-    common = {path: saved[path] for path in targets if path in saved}
     if not common:
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
     note = f"{name}: starts from {source} (stage {run.stage}, step {run.step})"

@@ -53,11 +53,18 @@ def set_up(config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh
 def fresh_state(
     config: ConfigDict, stage_name: str, objective: Objective, setting: Setting, weights: Mapping[str, Any]
 ) -> states.TrainState:
-    """The state at step 0: random parameters, except those that `weights` has by '/'-joined path."""
+    """The state at step 0: the parameters that `weights` has by '/'-joined path, and random ones for the rest."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
+    flat, tree = jax.tree_util.tree_flatten_with_path(shardings.params)
+    missing = {path_name(path): where for path, where in flat if path_name(path) not in weights}
+
+    def init(key):  # what is not asked for is neither computed nor compiled
+        leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(objective.init(key)))
+        return {path_name(path): leaf for path, leaf in leaves if path_name(path) in missing}
+
     key = jax.random.key(stage_seed(config.seed, stage_name, "init"))
-    params = jax.jit(lambda key: nn.meta.unbox(objective.init(key)), out_shardings=shardings.params)(key)
-    params = jax.tree_util.tree_map_with_path(lambda path, leaf: weights.get(path_name(path), leaf), params)
+    random = jax.jit(init, out_shardings=missing)(key) if missing else {}
+    params = jax.tree.unflatten(tree, [random[name] if name in random else weights[name] for name in (path_name(path) for path, _ in flat)])
     create = jax.jit(lambda params: states.create(params, setting.optimizer.transform), out_shardings=shardings, donate_argnums=0)
     return create(params)
 
