@@ -6,8 +6,8 @@ from elva_jax.config.load import choose
 DATA = "moving_shapes/easy"
 SINGLE, SEVERAL = "image[:30%]", "image[30%:]"  # the easy start: images of one object, then of up to four
 STEPS = {
-    "quick": dict(teacher=250, objects=200, image=1000, video=550, sft=200),
-    "long": dict(teacher=400, objects=300, image=1800, video=4000, sft=2000),
+    "quick": dict(teacher=200, objects=200, image=500, video=800, sft=200),
+    "long": dict(teacher=400, objects=300, image=1500, video=5000, sft=1000),
     "smoke": dict(teacher=4, objects=4, image=4, video=4, sft=4),
 }
 
@@ -86,21 +86,24 @@ def image_stage(steps: int, split: str) -> base.ConfigDict:
 
 
 def video_stage(steps: int, frames: int) -> base.ConfigDict:
-    """Stage 2 of the paper: videos."""
+    """Stage 2 of the paper: videos, and images among them, without which the model forgets how to look at one frame."""
     s = _common(steps)
-    s.data.mixture.videos = base.source(DATA, "train", tasks=("object", "caption", "open"))
+    s.batch_size = 8
+    s.data.mixture.images = base.source(DATA, SEVERAL, weight=1.0, tasks=("object", "open"))
+    s.data.mixture.videos = base.source(DATA, "train", weight=2.0, tasks=("object", "open"))
     s.data.num_frames = frames
-    s.data.seq_len = 160 + 21 * frames
-    s.data.max_patches = 16 * frames
-    s.data.max_frames = frames
+    s.data.seq_len = 272 + 21 * frames
+    s.data.max_patches = 32 + 16 * frames
+    s.data.max_frames = 2 + frames
     return s
 
 
 def sft_stage(steps: int, frames: int) -> base.ConfigDict:
-    """Stage 3 of the paper: questions, with merging and without guidance."""
+    """Stage 3 of the paper: questions, with merging and without guidance, at a lower rate."""
     s = video_stage(steps, frames)
     s.merging = True
-    s.data.mixture.videos.tasks = ("object", "open")
+    s.optimizer.learning_rate = 5e-4
+    s.optimizer.muon_learning_rate = 5e-3
     return s
 
 
