@@ -1,4 +1,4 @@
-"""A tiny ELVA that learns moving shapes on a laptop: `configs/tiny.py`, `:long` (an hour on two cores) or `:smoke` (a few seconds)."""
+"""A tiny ELVA that learns moving shapes on a laptop: `configs/tiny.py`, `:long` (meant for an hour on two cores; not measured yet) or `:smoke` (four steps a stage)."""
 
 from elva_jax.config import base
 from elva_jax.config.load import choose
