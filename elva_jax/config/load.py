@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from elva_jax.config.validate import validate
+from elva_jax.config.validate import nearest, validate
 from elva_jax.errors import ConfigError
 
 
@@ -69,8 +68,7 @@ def _check_key(config: ConfigDict, word: str) -> None:
         if not isinstance(group, ConfigDict):
             raise ConfigError(f"{path.group(1)}: a single value has no key '{part}'")
         if part not in group:
-            near = difflib.get_close_matches(part, list(group), 1, 0)
-            raise ConfigError(f"{path.group(1)}: no such key '{part}'" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ConfigError(f"{path.group(1)}: no such key '{part}'{nearest(part, list(group))}")
         group = group[part]
 
 
@@ -78,8 +76,7 @@ def choose(what: str, value: str, allowed: Sequence[str]) -> str:
     """Returns `value` if allowed, otherwise raises ConfigError with the nearest allowed one."""
     if value in allowed:
         return value
-    near = difflib.get_close_matches(value, allowed, 1, 0)
-    raise ConfigError(f"{what}: '{value}' is not one of {', '.join(allowed)}" + (f"; did you mean {near[0]}?" if near else ""))
+    raise ConfigError(f"{what}: '{value}' is not one of {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def parse_arg(arg: str, **defaults: str) -> dict[str, str]:

@@ -51,7 +51,8 @@ def _require(condition: bool, key: str, problem: str) -> None:
         raise ConfigError(f"{key}: {problem}")
 
 
-def _nearest(wrong: str, allowed: Sequence[str]) -> str:
+def nearest(wrong: str, allowed: Sequence[str]) -> str:
+    """The end of a message about a wrong name: the most similar allowed one, or nothing where none is allowed."""
     near = difflib.get_close_matches(str(wrong), list(allowed), 1, 0)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -62,7 +63,7 @@ def _check_schema(config: ConfigDict, schema: ConfigDict, where: str) -> None:
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{where}: expected a group of settings, got {config!r}")
     for key in config:
-        _require(key in schema, prefix + key, f"no such key{_nearest(key, list(schema))}")
+        _require(key in schema, prefix + key, f"no such key{nearest(key, list(schema))}")
     for key, default in schema.items():
         _require(key in config, prefix + key, "missing; start the config from elva_jax.config.base")
         value = config[key]
@@ -78,14 +79,14 @@ def _check_choice(config: ConfigDict, key: str, prefix: str) -> None:
     value = config
     for part in key.split("."):
         value = value[part]
-    _require(value in CHOICES[key], prefix + key, f"'{value}' is not one of {', '.join(CHOICES[key])}{_nearest(value, CHOICES[key])}")
+    _require(value in CHOICES[key], prefix + key, f"'{value}' is not one of {', '.join(CHOICES[key])}{nearest(value, CHOICES[key])}")
 
 
 def _check_curriculum(config: ConfigDict) -> None:
     _require(len(config.curriculum) > 0, "curriculum", "names no stage")
     _require(len(set(config.curriculum)) == len(config.curriculum), "curriculum", "names a stage twice")
     for name in config.curriculum:
-        _require(name in config.stages, "curriculum", f"no stage named '{name}' in stages{_nearest(name, list(config.stages))}")
+        _require(name in config.stages, "curriculum", f"no stage named '{name}' in stages{nearest(name, list(config.stages))}")
 
 
 def _check_model(model: ConfigDict) -> None:
@@ -113,7 +114,7 @@ def _check_model(model: ConfigDict) -> None:
     for layer in layers:
         _require(0 <= layer < model.num_layers, "model.merge_layers", f"{layer} is not a layer of 0 … {model.num_layers - 1}")
     for policy in model.merge_policies:
-        _require(policy in POLICIES, "model.merge_policies", f"'{policy}' is not one of {', '.join(POLICIES)}{_nearest(policy, POLICIES)}")
+        _require(policy in POLICIES, "model.merge_policies", f"'{policy}' is not one of {', '.join(POLICIES)}{nearest(policy, POLICIES)}")
     for threshold in model.merge_thresholds:
         _require(-1 <= threshold <= 1, "model.merge_thresholds", f"a cosine lies in [-1, 1], got {threshold}")
     for ratio in model.merge_ratios:
@@ -141,7 +142,7 @@ def _check_stage(config: ConfigDict, name: str) -> None:
         key = f"{at}data.mixture.{label}."
         _require(source.weight > 0, key + "weight", f"must be positive, got {source.weight}")
         for task in source.tasks:
-            _require(task in TASKS, key + "tasks", f"'{task}' is not one of {', '.join(TASKS)}{_nearest(task, TASKS)}")
+            _require(task in TASKS, key + "tasks", f"'{task}' is not one of {', '.join(TASKS)}{nearest(task, TASKS)}")
     for key in POSITIVE_DATA:
         _require(data[key] >= 1, f"{at}data.{key}", f"must be at least 1, got {data[key]}")
     _require(0 <= data.max_bad_fraction <= 1, at + "data.max_bad_fraction", f"lies in [0, 1], got {data.max_bad_fraction}")
