@@ -1,4 +1,7 @@
-"""A tiny ELVA that learns moving shapes on a laptop: `configs/tiny.py`, `:long` (meant for an hour on two cores; not measured yet) or `:smoke` (four steps a stage)."""
+"""A tiny ELVA that learns moving shapes on a laptop.
+
+`configs/tiny.py` is the quickstart's, `:long` is meant for an hour on two cores (not measured yet), `:smoke` takes four steps a stage.
+"""
 
 from elva_jax.config import base
 from elva_jax.config.load import choose
