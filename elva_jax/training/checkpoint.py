@@ -43,6 +43,35 @@ class Run:
     step: int
 
 
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A saved step whose parameters are read one by one, for what should not hold them all."""
+
+    config: ConfigDict  # the whole run's configuration
+    stage: str
+    tokenizer_dir: Path
+    step: int
+    shapes: dict[str, jax.ShapeDtypeStruct]  # by '/'-joined path
+    where: Path  # directory of the step
+
+    def read(self, name: str) -> np.ndarray:
+        """One parameter, in host memory.
+
+        Raises:
+          CheckpointError: it is damaged.
+        """
+
+        def nested(leaf):
+            for key in reversed(name.split("/")):
+                leaf = {key: leaf}
+            return leaf
+
+        args = ocp.args.PyTreeRestore(item=nested(0), restore_args=nested(ocp.RestoreArgs(restore_type=np.ndarray)), partial_restore=True)
+        with _damage(self.where), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            (leaf,) = jax.tree.leaves(reader.restore(self.where / "params", args=args))
+        return leaf
+
+
 class Checkpoints:
     """The saved steps of one stage, `<workdir>/<stage>/checkpoints/<step>`; a context manager that waits for the last save."""
 
@@ -135,6 +164,20 @@ def load_run(path: str | Path, *, kind: str = "elva", shardings: dict[str, Any] 
         out = reader.restore(where, args=ocp.args.Composite(params=params, meta=ocp.args.JsonRestore()))
     meta = out["meta"]
     return Run(config_from_dict(meta["config"]), meta["stage"], out["params"], where.parents[2] / "tokenizer", int(where.name))
+
+
+def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:
+    """What `load_run` loads, without reading any parameter yet.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    where = _find(Path(path).absolute(), kind)
+    with _damage(where), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+        tree = reader.metadata(where).item_metadata["params"].tree
+        meta = reader.restore(where, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flat(dict(tree)).items()}
+    return SavedRun(config_from_dict(meta["config"]), meta["stage"], where.parents[2] / "tokenizer", int(where.name), shapes, where)
 
 
 def path_name(path) -> str:
