@@ -1,0 +1,134 @@
+"""ELVA's own Hugging Face folder: its config.json and the names of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from elva_jax.config import base
+from elva_jax.errors import ConvertError
+
+MODEL_TYPE = "elva"
+FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
+
+# Ours in config.model -> theirs in config.json, where the values are the same.
+_SAME = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "max_position": "max_position_embeddings",
+    "attention_bias": "attention_bias",
+    "patch_size": "patch_size",
+    "patch_width": "patch_width",
+    "patch_embed": "patch_embed",
+    "patch_heads": "patch_heads",
+    "merge_layers": "merge_layers",
+    "merge_policies": "merge_policies",
+    "merge_thresholds": "merge_thresholds",
+    "merge_ratios": "merge_ratios",
+    "merge_lines": "merge_lines",
+}
+_AUTO_MAP = {
+    "AutoConfig": "configuration_elva.ElvaConfig",
+    "AutoModel": "modeling_elva.ElvaModel",
+    "AutoModelForCausalLM": "modeling_elva.ElvaForCausalLM",
+}
+
+
+def to_hf_config(model: ConfigDict, dtype: str, visual_ids: tuple[int, int, int], **special_ids: Any) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Args:
+      model: a run's `config.model`.
+      dtype: of the exported weights.
+      visual_ids: what stands for `<FRAME>`, patches and `<LINE>` in input_ids.
+      **special_ids: pad_token_id, eos_token_id and the like.
+    """
+    rope = {"rope_type": model.rope_scaling, "rope_theta": float(model.rope_theta)}
+    if model.rope_scaling != "default":
+        rope |= {"factor": float(model.rope_factor), "original_max_position_embeddings": model.rope_original_max_position}
+    values = {theirs: model[ours] for ours, theirs in _SAME.items()}
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["ElvaForCausalLM"],
+        "auto_map": _AUTO_MAP,
+        "dtype": dtype,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
+        "rope_parameters": rope,
+        "merging": bool(model.merge_layers),
+        **dict(zip(("frame_token_id", "patch_token_id", "line_token_id"), visual_ids, strict=True)),
+        **special_ids,
+    }
+
+
+def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
+    """A run's `config.model` from the folder's config.json; keys of ours that it does not know keep their defaults.
+
+    Raises:
+      ConvertError: it is not of an ELVA, or lacks a key.
+    """
+    if config.get("model_type") != MODEL_TYPE:
+        raise ConvertError(f"config.json: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+    rope = config.get("rope_parameters") or {}
+    if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in config]:
+        raise ConvertError(f"config.json: lacks {', '.join(missing)}")
+    model = base.model()
+    for ours, theirs in _SAME.items():
+        value = config[theirs]
+        model[ours] = tuple(value) if isinstance(value, list) else value
+    model.rope_theta = float(rope["rope_theta"])
+    model.rope_scaling = rope.get("rope_type", "default")
+    model.rope_factor = float(rope.get("factor") or 1.0)
+    model.rope_original_max_position = int(rope.get("original_max_position_embeddings") or model.max_position)
+    model.dtype = "float32" if config.get("dtype", "float32") == "float32" else "bfloat16"
+    return model
+
+
+class Rule(NamedTuple):
+    """Names of one parameter of ours ({} in theirs: the layer, where ours are stacked), and whether the matrix is transposed."""
+
+    ours: str
+    theirs: str
+    transposed: bool = False
+
+
+def _layer_rules() -> Iterator[Rule]:
+    for block, names in (("self_attn", "qkvo"), ("mlp", ("gate", "up", "down"))):
+        for name in names:
+            yield Rule(f"decoder/layers/{name}_proj/kernel", f"model.layers.{{}}.{block}.{name}_proj.weight", True)
+            yield Rule(f"decoder/layers/{name}_proj/bias", f"model.layers.{{}}.{block}.{name}_proj.bias")
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield Rule(f"decoder/layers/{name}/scale", f"model.layers.{{}}.{name}.weight")
+
+
+RULES = (
+    Rule("decoder/embed_tokens", "model.embed_tokens.weight"),
+    *_layer_rules(),
+    Rule("decoder/norm/scale", "model.norm.weight"),
+    Rule("decoder/lm_head", "lm_head.weight", True),
+    Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", True),
+    Rule("patch_embed/proj/bias", "model.patch_embed.proj.bias"),
+    Rule("patch_embed/frame", "model.patch_embed.frame_token"),
+    Rule("patch_embed/line", "model.patch_embed.line_token"),
+    *(Rule(f"patch_embed/{name}_kernel", f"model.patch_embed.{name}_proj.weight", True) for name in "qkv"),
+    Rule("patch_embed/out_proj/kernel", "model.patch_embed.out_proj.weight", True),
+)
+
+
+def to_torch(path: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and value of the tensors that one parameter of `Elva` becomes."""
+    rule = next((rule for rule in RULES if rule.ours == path), None)
+    if rule is None:
+        raise ConvertError(f"{path}: a parameter that the table of names (elva_jax/convert/elva.py) does not know")
+    layers = [(rule.theirs.format(i), value[i]) for i in range(len(value))] if "{}" in rule.theirs else [(rule.theirs, value)]
+    for name, layer in layers:
+        yield name, layer.T if rule.transposed else layer
