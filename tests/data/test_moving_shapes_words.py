@@ -132,7 +132,8 @@ def test_families_and_letters_are_balanced_in_the_splits_for_evaluation(name, sp
     for family in language.FAMILIES:
         letters = collections.Counter(q["letter"] for q in asked if q["family"] == family)
         share = families[family] / 4
-        assert all(abs(letters[letter] - share) <= 0.1 * share + 2 for letter in "ABCD"), (family, letters)
+        # Letters take turns, but a question that a scene cannot be asked (a place, where everything moves) leaves its turn empty.
+        assert all(abs(letters[letter] - share) <= 0.1 * share + 3 for letter in "ABCD"), (family, letters)
 
 
 def test_most_options_about_objects_are_objects_of_the_video(annotations):

@@ -96,8 +96,8 @@ class Scene:
 
     @property
     def scale(self) -> float:
-        """Pixels here for one pixel of a canvas with a longest edge of 64."""
-        return max(self.width, self.height) / 64
+        """Pixels here for one pixel of a canvas with a longest edge of 64; smaller canvases are not scaled down."""
+        return max(self.width, self.height, 64) / 64
 
     @property
     def content(self) -> str:
@@ -167,7 +167,7 @@ def _canvas(style: Style, rng: random.Random) -> dict:
 
 
 def _point(style: Style, rng: random.Random, canvas: dict, cell: int) -> tuple[float, float]:
-    jitter = style.jitter * max(canvas["width"], canvas["height"]) / 64
+    jitter = style.jitter * max(canvas["width"], canvas["height"], 64) / 64
     x = (cell % 3 + 0.5) * canvas["width"] / 3 + rng.uniform(-jitter, jitter)
     y = (cell // 3 + 0.5) * canvas["height"] / 3 + rng.uniform(-jitter, jitter)
     return x, y
@@ -187,7 +187,7 @@ def _image(style: Style, rng: random.Random, index: int, single: bool) -> Scene:
 
 
 def _static(style: Style, rng: random.Random, canvas: dict, looks: list[Look], cells: list[int]) -> tuple[Thing, ...]:
-    scale = max(canvas["width"], canvas["height"]) / 64
+    scale = max(canvas["width"], canvas["height"], 64) / 64
     return tuple(
         Thing(look, style.sizes[look.size] * scale, *_point(style, rng, canvas, cell), cell)
         for look, cell in zip(looks, cells, strict=False)
@@ -219,8 +219,9 @@ def _video(style: Style, rng: random.Random, index: int, long: bool) -> Scene:
         things = _ordered(rng, things, frames, order)
     if "needle" in theme:
         things[-1] = dataclasses.replace(things[-1], flash=_flash(rng, frames, long))
-        if _hidden(things, canvas):
-            return _video(style, rng, index, long)
+    event = range(*things[-1].flash) if "needle" in theme else range(frames) if "change" in theme else range(0)
+    if _hidden(things, canvas, event):
+        return _video(style, rng, index, long)
     digit = None
     if "digit" in theme:
         digit = Digit(rng.randrange(10), *_point(style, rng, canvas, cells[4]), cells[4], *_digit_time(rng, frames, long))
@@ -241,7 +242,7 @@ def _video(style: Style, rng: random.Random, index: int, long: bool) -> Scene:
 def _moving(rng: random.Random, canvas: dict, thing: Thing, frames: int) -> Thing:
     """Gives a thing a direction, a speed of 12 to 17 pixels (scaled) a sampled frame, and a uniform place on its closed path."""
     motion = rng.choice(DIRECTIONS)
-    scale = max(canvas["width"], canvas["height"]) / 64
+    scale = max(canvas["width"], canvas["height"], 64) / 64
     speed = rng.uniform(12, 17) * scale * SAMPLES / frames
     along, across = (canvas["width"], canvas["height"]) if motion in ("left", "right") else (canvas["height"], canvas["width"])
     a = rng.uniform(-thing.radius, along + thing.radius)
@@ -265,12 +266,12 @@ def _centre(thing: Thing, width: int, height: int, frame: int) -> tuple[float, f
     return thing.x, (thing.y + step + r) % (height + 2 * r) - r
 
 
-def _hidden(things: list[Thing], canvas: dict) -> bool:
-    """Whether a moving object comes so near to the flashing one that its flash could be missed."""
+def _hidden(things: list[Thing], canvas: dict, event: range) -> bool:
+    """Whether a moving object comes so near to the last one, in the frames of its event, that what happens there could be missed."""
     target = things[-1]
     for thing in things:
         if thing.motion:
-            for frame in range(*target.flash):
+            for frame in event:
                 x, y = _centre(thing, canvas["width"], canvas["height"], frame)
                 if max(abs(x - target.x), abs(y - target.y)) < thing.radius + target.radius:
                     return True

@@ -25,7 +25,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What a builder config draws. Lengths are pixels of a canvas whose longest edge is 64; larger canvases scale them."""
+    """What a builder config draws. Lengths are pixels of a canvas whose longest edge is at most 64; larger canvases scale them."""
 
     name: str
     colours: tuple[str, ...]  # names in COLOURS
@@ -46,9 +46,9 @@ EASY = Style(
     name="easy",
     colours=("red", "green", "blue", "yellow", "purple", "cyan"),
     shapes=SHAPES[:4],
-    canvases=((64, 64), (64, 48), (48, 64)),
-    greys=((16, 16), (240, 240)),
-    sizes=types.MappingProxyType({"medium": 8.0}),
+    canvases=((48, 48),),
+    greys=((16, 16),),
+    sizes=types.MappingProxyType({"medium": 7.0}),
     frames=(8, 16),
     fps=(8,),
     jitter=0.0,
