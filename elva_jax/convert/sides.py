@@ -26,7 +26,7 @@ class Answered(NamedTuple):
     ids: tuple[int, ...]  # text tokens of the prompt
     index: np.ndarray  # [C] the surviving tokens
     logits: np.ndarray  # [C, V] float32
-    tokens: tuple[int, ...]  # greedy answer, without the token that ends it
+    tokens: tuple[int, ...]  # greedy answer; no token ends it
     length: int  # S
 
 
@@ -92,6 +92,7 @@ class JaxSide:
         from elva_jax.video.layout import Kind, Text, build_layout
 
         generator = Generator.from_run(self._load())
+        generator.end_ids = (-1,)
         visual = generator.load(video)
         prefilled = generator.prefill([[visual]], merging=merging, prompts=[prompt])
         answer = generator.generate(prefilled, [[prompt]], new_tokens)[0][0]
@@ -167,15 +168,15 @@ class TorchSide:
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
+        room = self.config["max_position_embeddings"] - inputs["input_ids"].shape[1]  # where ours stops too
         with torch.no_grad():
             out = model(**inputs, merging=merging, use_cache=False)
-            tokens = model.generate(**inputs, merging=merging, max_new_tokens=new_tokens, do_sample=False)
-        ids, answer = inputs["input_ids"][0].tolist(), tokens[0, inputs["input_ids"].shape[1] :].tolist()
-        ends = model.generation_config.eos_token_id
-        end = next((i for i, token in enumerate(answer) if token in (ends if isinstance(ends, list) else [ends])), len(answer))
+            model.generation_config.eos_token_id = None
+            tokens = model.generate(**inputs, merging=merging, max_new_tokens=min(new_tokens, room), do_sample=False)
+        ids = inputs["input_ids"][0].tolist()
         visual = {self.config[f"{name}_token_id"] for name in ("frame", "patch", "line")}
         text = tuple(token for token in ids if token not in visual)
-        return Answered(text, out.token_index[0].numpy(), out.logits[0].numpy(), tuple(answer[:end]), len(ids))
+        return Answered(text, out.token_index[0].numpy(), out.logits[0].numpy(), tuple(tokens[0, len(ids) :].tolist()), len(ids))
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[Text]:

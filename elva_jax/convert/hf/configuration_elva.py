@@ -69,12 +69,13 @@ class ElvaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_rope(self):
-        """Refuses what the model would silently compute otherwise; `dynamic` knows `original_max_position_embeddings` here."""
+        """Instead of transformers' own check, which does not know `original_max_position_embeddings` with `dynamic`."""
         kind = self.rope_parameters.get("rope_type", "default")
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope_parameters: rope_type {kind!r} is unknown to ELVA; use one of {', '.join(ROPE_TYPES)}")
 
     def _check(self):
+        self.validate_rope()
         cuts = list(self.merge_layers)
         if cuts != sorted(set(cuts)) or any(not 0 <= cut < self.num_hidden_layers for cut in cuts):
             raise ValueError(f"merge_layers must increase within 0 … {self.num_hidden_layers - 1}, got {cuts}")
