@@ -9,7 +9,7 @@ from elva_jax.config.load import choose
 DATA = "moving_shapes/easy"
 SINGLE, SEVERAL = "image[:30%]", "image[30%:]"  # the easy start: images of one object, then of up to four
 STEPS = {
-    "quick": dict(teacher=200, objects=120, image=600, video=1600, sft=250),
+    "quick": dict(teacher=200, objects=120, image=900, video=2000, sft=250),
     "long": dict(teacher=400, objects=120, image=1200, video=9000, sft=1500),
     "smoke": dict(teacher=4, objects=4, image=4, video=4, sft=4),
 }
