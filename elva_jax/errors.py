@@ -40,3 +40,7 @@ class CheckpointError(ElvaError):
 
 class TrainingError(ElvaError):
     """Training that cannot go on, such as a run of non-finite losses."""
+
+
+class ConvertError(ElvaError):
+    """Weights that cannot be read, written, or brought from one layout into another."""

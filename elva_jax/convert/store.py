@@ -125,7 +125,7 @@ class Store:
 def open_store(path: str | Path, *, allow_pickle: bool = False) -> Store:
     """Opens a folder in Hugging Face's layout, or fetches one from the hub: one safetensors file, or several with an index.
 
-    Files are compared with checksums.json where the folder has one, and with the name that the hub's cache gave them, which is their sha256.
+    Files are compared with checksums.json where the folder has one, and with the names that the hub's cache gives them, which are sha256.
 
     Args:
       path: a folder, or a hub name such as Qwen/Qwen2-1.5B.
