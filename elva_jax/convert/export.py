@@ -72,7 +72,8 @@ def _tensors(run: SavedRun, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
         if not path.startswith("elva/"):
             continue
         for name, value in elva.to_torch(path.removeprefix("elva/"), run.read(path)):
-            value = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
+            with np.errstate(over="ignore"):  # found below, by name
+                value = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
             if not np.isfinite(value).all():
                 raise ConvertError(f"{run.where}: {path} holds values that are not finite in {dtype}; export as float32 to look at them")
             yield name, value
