@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from elva_jax.config import base
+from elva_jax.convert.keys import Rule, Table
 from elva_jax.errors import ConvertError
 
 MODEL_TYPE = "elva"
@@ -93,42 +93,30 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
     return model
 
 
-class Rule(NamedTuple):
-    """Names of one parameter of ours ({} in theirs: the layer, where ours are stacked), and whether the matrix is transposed."""
-
-    ours: str
-    theirs: str
-    transposed: bool = False
+TRANSPOSED = "o i -> i o"  # PyTorch's linear maps are [out, in]
 
 
 def _layer_rules() -> Iterator[Rule]:
     for block, names in (("self_attn", "qkvo"), ("mlp", ("gate", "up", "down"))):
         for name in names:
-            yield Rule(f"decoder/layers/{name}_proj/kernel", f"model.layers.{{}}.{block}.{name}_proj.weight", True)
+            yield Rule(f"decoder/layers/{name}_proj/kernel", f"model.layers.{{}}.{block}.{name}_proj.weight", TRANSPOSED)
             yield Rule(f"decoder/layers/{name}_proj/bias", f"model.layers.{{}}.{block}.{name}_proj.bias")
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield Rule(f"decoder/layers/{name}/scale", f"model.layers.{{}}.{name}.weight")
 
 
-RULES = (
-    Rule("decoder/embed_tokens", "model.embed_tokens.weight"),
-    *_layer_rules(),
-    Rule("decoder/norm/scale", "model.norm.weight"),
-    Rule("decoder/lm_head", "lm_head.weight", True),
-    Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", True),
-    Rule("patch_embed/proj/bias", "model.patch_embed.proj.bias"),
-    Rule("patch_embed/frame", "model.patch_embed.frame_token"),
-    Rule("patch_embed/line", "model.patch_embed.line_token"),
-    *(Rule(f"patch_embed/{name}_kernel", f"model.patch_embed.{name}_proj.weight", True) for name in "qkv"),
-    Rule("patch_embed/out_proj/kernel", "model.patch_embed.out_proj.weight", True),
+# Parameters of `models.elva.Elva`; the decoder's tensors are named as in Qwen2.
+TABLE = Table(
+    (
+        Rule("decoder/embed_tokens", "model.embed_tokens.weight"),
+        *_layer_rules(),
+        Rule("decoder/norm/scale", "model.norm.weight"),
+        Rule("decoder/lm_head", "lm_head.weight", TRANSPOSED),
+        Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", TRANSPOSED),
+        Rule("patch_embed/proj/bias", "model.patch_embed.proj.bias"),
+        Rule("patch_embed/frame", "model.patch_embed.frame_token"),
+        Rule("patch_embed/line", "model.patch_embed.line_token"),
+        *(Rule(f"patch_embed/{name}_kernel", f"model.patch_embed.{name}_proj.weight", TRANSPOSED) for name in "qkv"),
+        Rule("patch_embed/out_proj/kernel", "model.patch_embed.out_proj.weight", TRANSPOSED),
+    )
 )
-
-
-def to_torch(path: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value of the tensors that one parameter of `Elva` becomes."""
-    rule = next((rule for rule in RULES if rule.ours == path), None)
-    if rule is None:
-        raise ConvertError(f"{path}: a parameter that the table of names (elva_jax/convert/elva.py) does not know")
-    layers = [(rule.theirs.format(i), value[i]) for i in range(len(value))] if "{}" in rule.theirs else [(rule.theirs, value)]
-    for name, layer in layers:
-        yield name, layer.T if rule.transposed else layer

@@ -71,7 +71,7 @@ def _tensors(run: SavedRun, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     for path in sorted(run.shapes):
         if not path.startswith("elva/"):
             continue
-        for name, value in elva.to_torch(path.removeprefix("elva/"), run.read(path)):
+        for name, value in elva.TABLE.to_theirs(path.removeprefix("elva/"), run.read(path)):
             with np.errstate(over="ignore"):  # found below, by name
                 value = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
             if not np.isfinite(value).all():

@@ -129,12 +129,12 @@ def scaled(run, factor):
 
 SLOW_EXPORT = """
 import sys, time
-from elva_jax.convert import elva, export
-whole = elva.to_torch
-def slowly(path, value):
+from elva_jax.convert import export, keys
+whole = keys.Table.to_theirs
+def slowly(self, path, value):
     time.sleep(0.05)
-    yield from whole(path, value)
-elva.to_torch = slowly
+    yield from whole(self, path, value)
+keys.Table.to_theirs = slowly
 export.export(sys.argv[1], sys.argv[2])
 """
 
