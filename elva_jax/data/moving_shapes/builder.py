@@ -22,7 +22,7 @@ from elva_jax.data.moving_shapes import records
 from elva_jax.errors import DataError
 
 SIZES = {  # records of each split
-    "easy": {"image": 8000, "train": 12000, "validation": 260, "test": 540, "long": 120},
+    "easy": {"image": 8000, "train": 14000, "validation": 260, "test": 540, "long": 120},
     "hard": {"image": 4000, "train": 8000, "validation": 260, "test": 540, "long": 120},
 }
 Report = Callable[[str, int, int], None]  # split, records done, records in all
@@ -31,8 +31,8 @@ Report = Callable[[str, int, int], None]  # split, records done, records in all
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
     """Rendered clips of coloured shapes that move, appear, change, flash, with digits; and stills of the same.
 
-    Splits: image (PNG stills, the first 30 % with a single object), train, validation, test (MP4 clips of 8 frames or more),
-    long (32 to 64 frames with a needle).
+    Splits: image (PNG stills, the first 30 % with a single object), train (MP4 clips of 8 frames or more, the first 20 % with a single
+    object), validation and test (such clips of several objects), long (32 to 64 frames with a needle).
     A record is {"id", "media" (file bytes), "kind" (video | image), "annotation" (UTF-8 JSON of language.annotate)}.
 
     Args:
@@ -47,7 +47,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     code_path = epath.Path(__file__)  # TFDS would look for it with importlib_resources, which it does not install
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own interface)
-        tfds.core.BuilderConfig(name="easy", description="Six colours, four shapes, a lattice of places, plain words."),
+        tfds.core.BuilderConfig(name="easy", description="Six colours, four shapes, one canvas of nine places, plain words."),
         tfds.core.BuilderConfig(name="hard", description="Eight colours, six shapes, two sizes, noise, varied canvases and words."),
     ]
 
@@ -78,7 +78,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
                     "annotation": tfds.features.Scalar(np.object_),
                 }
             ),
-            disable_shuffling=True,  # stills start with single objects; a slice of the split is a curriculum level
+            disable_shuffling=True,  # stills and training clips start with single objects; a slice of a split is a curriculum level
             metadata=tfds.core.MetadataDict(seed=self._seed),
         )
 

@@ -9,12 +9,12 @@ from elva_jax.data.moving_shapes.scene import Scene, sample
 from elva_jax.data.moving_shapes.style import STYLES
 
 SPLITS = ("image", "train", "validation", "test", "long")
-SINGLE_SHARE = 0.3  # of the stills, from the first on, show one object or digit alone
+SINGLE_SHARE = {"image": 0.3, "train": 0.2}  # of these splits, from the first record on, shows one object (or digit) alone
 
 
 def scene_of(style: str, seed: int, split: str, index: int, total: int) -> Scene:
     """The scene of record `index` of the `total` in a split."""
-    single = split == "image" and index < SINGLE_SHARE * total
+    single = index < SINGLE_SHARE.get(split, 0) * total
     return sample(STYLES[style], seed, split, index, single=single)
 
 

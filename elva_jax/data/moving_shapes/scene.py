@@ -30,6 +30,7 @@ THEMES = (
     ("motion",),
     (),
 )  # what happens in a video, in turn; each of motion, needle and digit in 4 of 10, order and change in 2 of 10 with two questions each
+SINGLE_THEMES = (("motion",), ("motion", "digit"), ("motion",), ("change",), ("motion",))  # what happens to an object alone, in turn
 _SHARE = {"test": (0, 1), "validation": (1, 2), "long": (2, 3), "train": (3, 12), "image": (12, 16)}  # of the 16 classes of scene contents
 
 
@@ -135,12 +136,12 @@ def sample(style: Style, seed: int, split: str, index: int, *, single: bool = Fa
       seed: the data set's seed.
       split: image | train | validation | test | long.
       index: number of the record in its split.
-      single: one object (or one digit) alone, for the first stills.
+      single: one object (or, in a still, one digit) alone: the easy start.
     """
     low, high = _SHARE[split]
     rng = random.Random(f"{style.name}/{seed}/{split}/{index}")
     while True:
-        scene = _image(style, rng, index, single) if split == "image" else _video(style, rng, index, long=split == "long")
+        scene = _image(style, rng, index, single) if split == "image" else _video(style, rng, index, single, long=split == "long")
         kind = int.from_bytes(hashlib.blake2b(scene.content.encode(), digest_size=2).digest()) % 16
         if low <= kind < high:
             return scene
@@ -194,20 +195,21 @@ def _static(style: Style, rng: random.Random, canvas: dict, looks: list[Look], c
     )
 
 
-def _video(style: Style, rng: random.Random, index: int, long: bool) -> Scene:
+def _video(style: Style, rng: random.Random, index: int, single: bool, long: bool) -> Scene:
     canvas = _canvas(style, rng)
-    frames = rng.randint(32, 64) if long else rng.randint(*style.frames)
+    frames = rng.randint(32, 64) if long else rng.choice(style.frames)
     fps = rng.choice(style.fps)
-    theme = (("needle",), ("needle", "digit"))[index % 2] if long else THEMES[index % len(THEMES)]
+    themes = (("needle",), ("needle", "digit")) if long else SINGLE_THEMES if single else THEMES
+    theme = themes[index % len(themes)]
     looks, cells = _looks(style, rng), rng.sample(range(9), 5)
-    countable = not {"order", "needle"} & set(theme)
-    count = rng.randint(1, 4) if countable else rng.randint(3, 4)
+    countable = not single and not {"order", "needle"} & set(theme)
+    count = 1 if single else rng.randint(1, 4) if countable else rng.randint(3, 4)
     things = list(_static(style, rng, canvas, looks[:count], cells))
     order = ""
     if "motion" in theme:
         movers = rng.randint(1, min(style.movers, max(1, count - 2)))
         for i in range(movers):  # things are exchangeable, so the first may be the movers
-            things[i] = _moving(rng, canvas, things[i], frames)
+            things[i] = _moving(style, rng, canvas, things[i], frames)
     if "change" in theme:
         target = count - 1
         colours = [c for c in style.colours if c not in {look.colour for look in looks[:count]}]
@@ -221,7 +223,7 @@ def _video(style: Style, rng: random.Random, index: int, long: bool) -> Scene:
         things[-1] = dataclasses.replace(things[-1], flash=_flash(rng, frames, long))
     event = range(*things[-1].flash) if "needle" in theme else range(frames) if "change" in theme else range(0)
     if _hidden(things, canvas, event):
-        return _video(style, rng, index, long)
+        return _video(style, rng, index, single, long)
     digit = None
     if "digit" in theme:
         digit = Digit(rng.randrange(10), *_point(style, rng, canvas, cells[4]), cells[4], *_digit_time(rng, frames, long))
@@ -239,14 +241,19 @@ def _video(style: Style, rng: random.Random, index: int, long: bool) -> Scene:
     )
 
 
-def _moving(rng: random.Random, canvas: dict, thing: Thing, frames: int) -> Thing:
-    """Gives a thing a direction, a speed of 12 to 17 pixels (scaled) a sampled frame, and a uniform place on its closed path."""
+def _moving(style: Style, rng: random.Random, canvas: dict, thing: Thing, frames: int) -> Thing:
+    """Gives a thing a direction, a speed, and a uniform place on its closed path."""
     motion = rng.choice(DIRECTIONS)
     scale = max(canvas["width"], canvas["height"], 64) / 64
-    speed = rng.uniform(12, 17) * scale * SAMPLES / frames
+    speed = rng.uniform(*style.speed) * scale * SAMPLES / frames
     along, across = (canvas["width"], canvas["height"]) if motion in ("left", "right") else (canvas["height"], canvas["width"])
-    a = rng.uniform(-thing.radius, along + thing.radius)
-    b = rng.uniform(thing.radius / 2, across - thing.radius / 2)
+    if style.lanes:
+        sign = 1 if motion in ("right", "down") else -1
+        a = (rng.randrange(4) + 0.5) * along / 3 - sign * speed * sampled_frames(frames)[0]  # the fourth place is off the canvas
+        b = (rng.randrange(3) + 0.5) * across / 3
+    else:
+        a = rng.uniform(-thing.radius, along + thing.radius)
+        b = rng.uniform(thing.radius / 2, across - thing.radius / 2)
     x, y = (a, b) if motion in ("left", "right") else (b, a)
     return dataclasses.replace(thing, x=x, y=y, cell=-1, motion=motion, speed=speed)
 

@@ -33,12 +33,14 @@ class Style:
     canvases: tuple[tuple[int, int], ...]  # (width, height)
     greys: tuple[tuple[int, int], ...]  # ranges of background grey levels
     sizes: Mapping[str, float]  # name -> radius; a single entry is never spoken of
-    frames: tuple[int, int]  # fewest and most frames of a video
+    frames: range  # numbers of frames of a video
     fps: tuple[int, ...]
     jitter: float  # how far a centre may lie from its lattice point, on either axis
     noise: tuple[int, int]  # range of the background noise's standard deviation, in grey levels
     distinct: bool  # whether the objects of a scene differ in colour and in shape; otherwise in the pair alone
     movers: int  # most moving objects
+    speed: tuple[float, float]  # range of the pixels that they move from one of four sampled frames to the next
+    lanes: bool  # whether they move along rows and columns of places, and stand at a place in every sampled frame where the speed fits
     varied: bool  # whether wordings beyond the plain ones are used
 
 
@@ -48,13 +50,15 @@ EASY = Style(
     shapes=SHAPES[:4],
     canvases=((48, 48),),
     greys=((16, 16),),
-    sizes=types.MappingProxyType({"medium": 7.0}),
-    frames=(8, 16),
+    sizes=types.MappingProxyType({"medium": 8.0}),
+    frames=range(8, 17, 4),
     fps=(8,),
     jitter=0.0,
     noise=(0, 0),
     distinct=True,
     movers=1,
+    speed=(16.0, 16.0),
+    lanes=True,
     varied=False,
 )
 HARD = Style(
@@ -64,12 +68,14 @@ HARD = Style(
     canvases=((64, 64), (96, 72), (80, 64), (56, 64), (72, 96), (90, 60), (64, 48)),
     greys=((0, 60), (190, 250)),
     sizes=types.MappingProxyType({"small": 6.5, "large": 9.5}),
-    frames=(8, 24),
+    frames=range(8, 25),
     fps=(8, 10, 12),
     jitter=2.0,
     noise=(0, 6),
     distinct=False,
     movers=2,
+    speed=(12.0, 17.0),
+    lanes=False,
     varied=True,
 )
 STYLES = types.MappingProxyType({"easy": EASY, "hard": HARD})
