@@ -84,15 +84,23 @@ def test_every_theme_occurs_and_digits_and_directions_are_even():
 
 @pytest.fixture(scope="module")
 def movers():
-    """Centres of moving objects in the four sampled frames, [n, 4, 2] in canvas widths and heights, and their directions [n]."""
+    """Centres of moving objects in the four sampled frames, [n, 4, 2] in canvas widths and heights, and their directions [n].
+
+    Where nothing of an object can be seen, its centre is (-0.2, -0.2), whichever side it left on.
+    """
     places, directions = [], []
     for index in range(12_000):
         scene = sample(EASY, 1, "train", 10 * index + 8)
         for thing in (t for t in scene.things if t.motion):
-            places.append([centre(thing, scene, f) for f in sampled_frames(scene.frames)])
-            places[-1] = [(x / scene.width, y / scene.height) for x, y in places[-1]]
+            places.append([_seen(thing, scene, f) for f in sampled_frames(scene.frames)])
             directions.append(thing.motion)
     return np.array(places), np.array(directions)
+
+
+def _seen(thing, scene, frame):
+    x, y = centre(thing, scene, frame)
+    hidden = min(x, y, scene.width - x, scene.height - y) < 0.01 - thing.radius
+    return (-0.2, -0.2) if hidden else (x / scene.width, y / scene.height)
 
 
 def best_from_one_frame(places, directions, frame, bins=7):
