@@ -15,7 +15,7 @@ def base() -> ConfigDict:
     c.seed = 0  # seeds initialisation, data order and every random choice
     c.data_dir = ".data"  # where built data sets live
     c.tokenizer = ""  # folder of a transformers tokenizer; "": the one built with the data set, <data_dir>/tokenizer
-    c.init_from = ""  # checkpoint or run directory whose weights the first stage starts from; "": random
+    c.init_from = ""  # run, converted checkpoint, Hugging Face folder or hub name that the first stage starts from; "": random
     c.curriculum = ()  # names of the stages to run, in order
     c.model = model()
     c.teacher = teacher()
@@ -62,8 +62,8 @@ def model() -> ConfigDict:
 def teacher() -> ConfigDict:
     """The frozen vision tower of the guidance losses (paper, section 3.3)."""
     c = ConfigDict()
-    c.kind = "siglip"  # siglip (EVA-CLIP joins with the weight converter)
-    c.init_from = ""  # checkpoint or run directory with its weights; "": this run's stage named "teacher"
+    c.kind = "siglip"  # siglip | eva_clip (EVA01-CLIP, such as EVA-CLIP-g) | eva02_clip (EVA02-CLIP)
+    c.init_from = ""  # run, converted checkpoint, Hugging Face folder or hub name with its weights; "": this run's stage named "teacher"
     c.image_size = 384  # pixels of its square input
     c.patch_size = 14  # pixels of its patches
     c.hidden_size = 1152  # width of its features

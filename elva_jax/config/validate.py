@@ -16,7 +16,7 @@ CHOICES = {
     "model.remat": ("none", "full", "dots", "dots_no_batch", "names"),
     "model.attention": ("auto", "xla", "cudnn"),
     "model.rope_scaling": ("default", "linear", "dynamic", "yarn"),
-    "teacher.kind": ("siglip",),
+    "teacher.kind": ("siglip", "eva_clip", "eva02_clip"),
     "kind": ("elva", "teacher"),
     "loss.tube_reduction": ("sum", "mean"),
     "loss.tube_temporal": ("mean", "none"),
@@ -147,6 +147,7 @@ def _check_stage(config: ConfigDict, name: str) -> None:
         _require(data[key] >= 1, f"{at}data.{key}", f"must be at least 1, got {data[key]}")
     _require(0 <= data.max_bad_fraction <= 1, at + "data.max_bad_fraction", f"lies in [0, 1], got {data.max_bad_fraction}")
     if stage.kind == "teacher":
+        _require(config.teacher.kind == "siglip", "teacher.kind", f"stage {name} trains a SigLIP; an EVA-CLIP comes from teacher.init_from")
         _require(
             config.teacher.text_layers > 0, "teacher.text_layers", f"stage {name} trains the teacher on captions, which needs a text tower"
         )

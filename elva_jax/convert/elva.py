@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from elva_jax.config import base
+from elva_jax.convert import qwen2
 from elva_jax.convert.keys import Rule, Table
+from elva_jax.convert.qwen2 import TRANSPOSED
+from elva_jax.convert.store import Store
 from elva_jax.errors import ConvertError
 
 MODEL_TYPE = "elva"
+RUN_FILE = "elva_jax.json"  # in an exported folder: the configuration of the run that it comes from
 FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
 
 # Ours in config.model -> theirs in config.json, where the values are the same.
@@ -93,25 +98,27 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
     return model
 
 
-TRANSPOSED = "o i -> i o"  # PyTorch's linear maps are [out, in]
+# What shapes do not show, so that a difference would pass unseen; RoPE's context and the merging layers are the run's to choose.
+STRICT = (*qwen2.STRICT, "patch_size", "patch_heads", "patch_embed", "tie_embeddings")
 
 
-def _layer_rules() -> Iterator[Rule]:
-    for block, names in (("self_attn", "qkvo"), ("mlp", ("gate", "up", "down"))):
-        for name in names:
-            yield Rule(f"decoder/layers/{name}_proj/kernel", f"model.layers.{{}}.{block}.{name}_proj.weight", TRANSPOSED)
-            yield Rule(f"decoder/layers/{name}_proj/bias", f"model.layers.{{}}.{block}.{name}_proj.bias")
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        yield Rule(f"decoder/layers/{name}/scale", f"model.layers.{{}}.{name}.weight")
+def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
+    """Where ELVA's parameters lie in a folder, for a run's `config.model`.
+
+    Raises:
+      ConvertError: numbers of config.json that differ from the run's.
+    """
+    theirs = from_hf_config(config)
+    differ = [f"{key} is {theirs[key]}, the run has model.{key} = {model[key]}" for key in STRICT if theirs[key] != model[key]]
+    if differ:
+        raise ConvertError(f"{store.path}: {'; '.join(differ)}")
+    return dataclasses.replace(TABLE, growing="v")
 
 
 # Parameters of `models.elva.Elva`; the decoder's tensors are named as in Qwen2.
 TABLE = Table(
     (
-        Rule("decoder/embed_tokens", "model.embed_tokens.weight"),
-        *_layer_rules(),
-        Rule("decoder/norm/scale", "model.norm.weight"),
-        Rule("decoder/lm_head", "lm_head.weight", TRANSPOSED),
+        *qwen2.RULES,
         Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", TRANSPOSED),
         Rule("patch_embed/proj/bias", "model.patch_embed.proj.bias"),
         Rule("patch_embed/frame", "model.patch_embed.frame_token"),

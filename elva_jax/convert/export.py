@@ -24,7 +24,6 @@ from elva_jax.training.files import config_to_dict
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 HF_FILES = Path(__file__).parent / "hf"  # what is shipped in the folder
-RUN_FILE = "elva_jax.json"  # the run's configuration, for the way back
 NEW_TOKENS = 64  # longest answer where a call of `generate` does not say
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' %}{{ SYSTEM }}{%- endif %}
@@ -96,7 +95,7 @@ def _files(run: SavedRun, folder: Path, dtype: str, name: str) -> dict[str, byte
         "config.json": elva.to_hf_config(model, dtype, visual_ids, **special_ids),
         "generation_config.json": generation,
         "processor_config.json": _processor_config(model, data),
-        RUN_FILE: {"config": config_to_dict(run.config), "stage": run.stage, "step": run.step, "version": elva_jax.__version__},
+        elva.RUN_FILE: {"config": config_to_dict(run.config), "stage": run.stage, "step": run.step, "version": elva_jax.__version__},
     }
     return {
         **{file.name: file for file in folder.iterdir()},

@@ -37,8 +37,8 @@ class Table:
     """The rules of one layout."""
 
     rules: tuple[Rule, ...]
-    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of axes that only appear inside brackets
-    prefix: str = ""  # regular expression that may stand before every name on disk
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of axes that only appear inside brackets with others
+    prefix: str = ""  # the beginning of `theirs` that names on disk may lack
     ignored: tuple[str, ...] = ()  # regular expressions of names on disk that are not wanted
     growing: str = ""  # axes of which the disk may hold fewer than we have: rows of a vocabulary
 
@@ -147,7 +147,9 @@ def _fits(table: Table, rule: Rule, expected: Shape, actual: Shape) -> bool:
 
 @functools.cache
 def _pattern(prefix: str, theirs: str) -> re.Pattern[str]:
-    return re.compile(f"(?:{prefix})?" + re.escape(theirs).replace(re.escape("{}"), r"(?P<layer>\d+)"))
+    optional = prefix if theirs.startswith(prefix) else ""
+    rest = re.escape(theirs.removeprefix(optional)).replace(re.escape("{}"), r"(?P<layer>\d+)")
+    return re.compile(f"(?:{re.escape(optional)})?{rest}")
 
 
 @functools.cache

@@ -288,9 +288,9 @@ def _generator(run: Any) -> tuple[Generator, dict[str, Any]]:
         return run, {"checkpoint": None, "step": None}
     path = None
     if isinstance(run, (str, Path)):
-        from elva_jax.training.checkpoint import load_run
+        from elva_jax.convert.load import open_run_or_folder
 
-        path, run = str(run), load_run(run)
+        path, run = str(run), open_run_or_folder(run)
     return Generator.from_run(run), {"checkpoint": path, "step": int(run.step)}
 
 

@@ -87,14 +87,15 @@ class Generator:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Generator:
-        """Loads a run's workdir, one stage of it, or one saved step.
+        """Loads a run's workdir, one stage of it, one saved step, or an ELVA's Hugging Face folder.
 
         Raises:
           CheckpointError: nothing to load there.
+          ConvertError: a folder of another kind, or a damaged one.
         """
-        from elva_jax.training.checkpoint import load_run
+        from elva_jax.convert.load import open_run_or_folder
 
-        return cls.from_run(load_run(path))
+        return cls.from_run(open_run_or_folder(path))
 
     @classmethod
     def from_run(cls, run: Any) -> Generator:

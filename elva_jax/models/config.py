@@ -99,3 +99,23 @@ class SiglipConfig:
 
 
 SO400M = SiglipConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaClipConfig:
+    """An EVA-CLIP vision tower: EVA01 (EVA-CLIP-g by default), or EVA02 with RoPE, SwiGLU and norms inside its sub-layers."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_size: int = 1408
+    intermediate_size: int = 6144
+    num_layers: int = 40
+    num_heads: int = 16
+    layer_norm_eps: float = 1e-6
+    second: bool = False  # EVA02
+    rope_grid: int = 16  # EVA02: patches along the side that positions are scaled to
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the square input."""
+        return self.image_size // self.patch_size

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from elva_jax.errors import ConfigError
 from elva_jax.models.config import SiglipConfig
+from elva_jax.models.vit import add_bias, head_dim_of, layer_norm, linear, norm_params, param, patchify, position_embedding, project
 
 Params = Mapping[str, jax.Array]
 
@@ -63,16 +64,16 @@ class SiglipVision(nn.Module):
         c, size, grid = self.config, self.config.image_size, self.config.grid
         if pixels_nxHxWx3.shape[1:] != (size, size, 3):
             raise ConfigError(f"SigLIP was given images of shape {pixels_nxHxWx3.shape[1:]}; teacher.image_size wants {(size, size, 3)}")
-        patches = _patchify(pixels_nxHxWx3.astype(self.dtype), c.patch_size, grid)
+        patches = patchify(pixels_nxHxWx3.astype(self.dtype), c.patch_size, grid)
         embed_p = {
-            "kernel": _param(self, "patch_kernel", (c.patch_size**2 * 3, c.hidden_size), ("patch", "embed")),
-            "bias": _param(self, "patch_bias", (c.hidden_size,), ("embed",), nn.initializers.zeros_init()),
+            "kernel": param(self, "patch_kernel", (c.patch_size**2 * 3, c.hidden_size), ("patch", "embed")),
+            "bias": param(self, "patch_bias", (c.hidden_size,), ("embed",), nn.initializers.zeros_init()),
         }
-        position = _position(self, grid * grid, c.hidden_size)
-        x = _linear(patches, embed_p["kernel"], embed_p["bias"]) + position.astype(self.dtype)[None]
+        position = position_embedding(self, grid * grid, c.hidden_size)
+        x = linear(patches, embed_p["kernel"], embed_p["bias"]) + position.astype(self.dtype)[None]
         x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
         penultimate, x = SiglipLayers(c, c.num_layers, name="layers")(x)
-        last = _layer_norm(x, *_norm_params(self, "post_norm", c.hidden_size), c.layer_norm_eps)
+        last = layer_norm(x, *norm_params(self, "post_norm", c.hidden_size), c.layer_norm_eps)
         return SiglipOutput(penultimate, last, SiglipHead(c, name="head")(last))
 
 
@@ -92,13 +93,13 @@ class SiglipText(nn.Module):
         c, length = self.config, token_ids_nxT.shape[1]
         if length > c.text_length:
             raise ConfigError(f"SigLIP was given {length} text tokens; teacher.text_length allows {c.text_length}")
-        table = _param(self, "token_embedding", (c.vocab_size, c.hidden_size), ("vocab", "embed"), nn.initializers.normal(0.02))
-        position = _position(self, c.text_length, c.hidden_size)[:length]
+        table = param(self, "token_embedding", (c.vocab_size, c.hidden_size), ("vocab", "embed"), nn.initializers.normal(0.02))
+        position = position_embedding(self, c.text_length, c.hidden_size)[:length]
         x = (table[token_ids_nxT] + position[None]).astype(self.dtype)
         _, x = SiglipLayers(c, c.text_layers, name="layers")(x)
-        x = _layer_norm(x, *_norm_params(self, "final_norm", c.hidden_size), c.layer_norm_eps)[:, -1]
-        kernel = _param(self, "head_kernel", (c.hidden_size, c.hidden_size), ("embed", None))
-        return _linear(x, kernel, _param(self, "head_bias", (c.hidden_size,), (None,), nn.initializers.zeros_init()))
+        x = layer_norm(x, *norm_params(self, "final_norm", c.hidden_size), c.layer_norm_eps)[:, -1]
+        kernel = param(self, "head_kernel", (c.hidden_size, c.hidden_size), ("embed", None))
+        return linear(x, kernel, param(self, "head_bias", (c.hidden_size,), (None,), nn.initializers.zeros_init()))
 
 
 class SiglipLayers(nn.Module):
@@ -111,12 +112,12 @@ class SiglipLayers(nn.Module):
     def __call__(self, x_nxTxC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The last block's input and output."""
         c, heads, width = self.config, self.config.num_heads, self.config.hidden_size
-        head_dim = _head_dim(c)
+        head_dim = head_dim_of(c)
         params = {}
 
         def add(name, shape, axes, init=None):
             init = init or nn.initializers.zeros_init()
-            params[name] = _param(self, name, (self.num_layers, *shape), ("layers", *axes), init)
+            params[name] = param(self, name, (self.num_layers, *shape), ("layers", *axes), init)
 
         matrix = nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
         for norm in ("norm1", "norm2"):
@@ -152,79 +153,31 @@ class SiglipHead(nn.Module):
         """[n, T, C] -> [n, C]."""
         c, heads, width = self.config, self.config.num_heads, self.config.hidden_size
         zeros = nn.initializers.zeros_init()
-        probe = _param(self, "probe", (1, width), (None, "embed"), nn.initializers.xavier_uniform())
+        probe = param(self, "probe", (1, width), (None, "embed"), nn.initializers.xavier_uniform())
         projected = {}
         for name, source in (("query", probe.astype(x_nxTxC.dtype)[None]), ("key", x_nxTxC), ("value", x_nxTxC)):
             init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
-            kernel = _param(self, f"{name}_kernel", (width, heads, _head_dim(c)), ("embed", "heads", "head_dim"), init)
-            bias = _param(self, f"{name}_bias", (heads, _head_dim(c)), ("heads", "head_dim"), zeros)
-            projected[name] = _project(source, kernel, bias)
+            kernel = param(self, f"{name}_kernel", (width, heads, head_dim_of(c)), ("embed", "heads", "head_dim"), init)
+            bias = param(self, f"{name}_bias", (heads, head_dim_of(c)), ("heads", "head_dim"), zeros)
+            projected[name] = project(source, kernel, bias)
         query = jnp.broadcast_to(projected["query"], (x_nxTxC.shape[0], *projected["query"].shape[1:]))
         x = jax.nn.dot_product_attention(query, projected["key"], projected["value"])[:, 0]
         init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
-        kernel = _param(self, "out_kernel", (heads, _head_dim(c), width), ("heads", "head_dim", "embed"), init)
-        x = _bias(jnp.einsum("nhd,hdc->nc", x, kernel.astype(x.dtype)), _param(self, "out_bias", (width,), ("embed",), zeros))
-        y = _layer_norm(x, *_norm_params(self, "norm", width), c.layer_norm_eps)
-        fc1 = _param(self, "fc1_kernel", (width, c.intermediate_size), ("embed", "mlp"))
-        y = nn.gelu(_linear(y, fc1, _param(self, "fc1_bias", (c.intermediate_size,), ("mlp",), zeros)), approximate=True)
-        fc2 = _param(self, "fc2_kernel", (c.intermediate_size, width), ("mlp", "embed"))
-        return x + _linear(y, fc2, _param(self, "fc2_bias", (width,), ("embed",), zeros))
+        kernel = param(self, "out_kernel", (heads, head_dim_of(c), width), ("heads", "head_dim", "embed"), init)
+        x = add_bias(jnp.einsum("nhd,hdc->nc", x, kernel.astype(x.dtype)), param(self, "out_bias", (width,), ("embed",), zeros))
+        y = layer_norm(x, *norm_params(self, "norm", width), c.layer_norm_eps)
+        fc1 = param(self, "fc1_kernel", (width, c.intermediate_size), ("embed", "mlp"))
+        y = nn.gelu(linear(y, fc1, param(self, "fc1_bias", (c.intermediate_size,), ("mlp",), zeros)), approximate=True)
+        fc2 = param(self, "fc2_kernel", (c.intermediate_size, width), ("mlp", "embed"))
+        return x + linear(y, fc2, param(self, "fc2_bias", (width,), ("embed",), zeros))
 
 
 def block(x_nxTxC: jax.Array, p: Params, eps: float) -> jax.Array:
     """One pre-norm transformer block with the parameters of one layer: unmasked attention, then a tanh-GELU MLP."""
-    y = _layer_norm(x_nxTxC, p["norm1_scale"], p["norm1_bias"], eps)
-    query, key, value = (_project(y, p[f"{name}_kernel"], p[f"{name}_bias"]) for name in ("query", "key", "value"))
+    y = layer_norm(x_nxTxC, p["norm1_scale"], p["norm1_bias"], eps)
+    query, key, value = (project(y, p[f"{name}_kernel"], p[f"{name}_bias"]) for name in ("query", "key", "value"))
     y = jax.nn.dot_product_attention(query, key, value)
-    x = x_nxTxC + _bias(jnp.einsum("nthd,hdc->ntc", y, p["out_kernel"].astype(y.dtype)), p["out_bias"])
-    y = _layer_norm(x, p["norm2_scale"], p["norm2_bias"], eps)
-    y = nn.gelu(_linear(y, p["fc1_kernel"], p["fc1_bias"]), approximate=True)
-    return x + _linear(y, p["fc2_kernel"], p["fc2_bias"])
-
-
-def _patchify(pixels_nxHxWx3: jax.Array, patch: int, grid: int) -> jax.Array:
-    """[n, H, W, 3] -> [n, grid*grid, patch*patch*3]: row-major patches; inside a patch rows, columns, channels."""
-    n = pixels_nxHxWx3.shape[0]
-    x = pixels_nxHxWx3[:, : grid * patch, : grid * patch].reshape(n, grid, patch, grid, patch, 3)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid * grid, patch * patch * 3)
-
-
-def _head_dim(config: SiglipConfig) -> int:
-    if config.hidden_size % config.num_heads:
-        raise ConfigError(f"teacher.hidden_size {config.hidden_size} does not divide into teacher.num_heads {config.num_heads}")
-    return config.hidden_size // config.num_heads
-
-
-def _param(module: nn.Module, name: str, shape, axes, init=None) -> jax.Array:
-    init = init or nn.initializers.lecun_normal()
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-
-
-def _position(module: nn.Module, count: int, width: int) -> jax.Array:
-    return _param(module, "position_embedding", (count, width), (None, "embed"), nn.initializers.normal(1 / math.sqrt(width)))
-
-
-def _norm_params(module: nn.Module, name: str, width: int) -> tuple[jax.Array, jax.Array]:
-    scale = _param(module, f"{name}_scale", (width,), ("embed",), nn.initializers.ones_init())
-    return scale, _param(module, f"{name}_bias", (width,), ("embed",), nn.initializers.zeros_init())
-
-
-def _bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
-
-
-def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return _bias(x @ kernel.astype(x.dtype), bias)
-
-
-def _project(x_nxTxC: jax.Array, kernel_CxHxD: jax.Array, bias_HxD: jax.Array) -> jax.Array:
-    return _bias(jnp.einsum("ntc,chd->nthd", x_nxTxC, kernel_CxHxD.astype(x_nxTxC.dtype)), bias_HxD)
-
-
-def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer norm in float32, whatever the compute type."""
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    shape = (1,) * (x.ndim - 1) + scale.shape
-    return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+    x = x_nxTxC + add_bias(jnp.einsum("nthd,hdc->ntc", y, p["out_kernel"].astype(y.dtype)), p["out_bias"])
+    y = layer_norm(x, p["norm2_scale"], p["norm2_bias"], eps)
+    y = nn.gelu(linear(y, p["fc1_kernel"], p["fc1_bias"]), approximate=True)
+    return x + linear(y, p["fc2_kernel"], p["fc2_bias"])

@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -140,13 +141,16 @@ class Checkpoints:
         return state, positions[jax.process_index()]
 
 
-def load_run(path: str | Path, *, kind: str = "elva", shardings: dict[str, Any] | None = None) -> Run:
+def load_run(
+    path: str | Path, *, kind: str = "elva", shardings: Mapping[str, Any] | None = None, dtypes: Mapping[str, Any] | None = None
+) -> Run:
     """Loads the weights of a run, without its optimiser.
 
     Args:
       path: a run's workdir (then the last stage of that kind that has been started), one stage's directory, or one saved step.
       kind: elva | teacher, which stages of a workdir are meant.
       shardings: {'/'-joined parameter path: sharding} for parameters that should not go to the first device whole.
+      dtypes: {'/'-joined parameter path: floating dtype} for parameters to be cast; by default they stay as saved.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
@@ -155,8 +159,9 @@ def load_run(path: str | Path, *, kind: str = "elva", shardings: dict[str, Any] 
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(path, leaf):
-        sharding = (shardings or {}).get(path_name(path), default)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        name = path_name(path)
+        dtype = (dtypes or {}).get(name, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=(shardings or {}).get(name, default))
 
     with _damage(where), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
         tree = reader.metadata(where).item_metadata["params"].tree

@@ -9,20 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.validate import validate
+from elva_jax.convert.load import load_params
 from elva_jax.data import pipeline
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
 from elva_jax.training import curves, loop
-from elva_jax.training.checkpoint import has_checkpoint, load_run, path_name, saved_steps
+from elva_jax.training.checkpoint import has_checkpoint, path_name, saved_steps
 from elva_jax.training.files import config_to_dict, write_atomic
-from elva_jax.training.objective import guided, make_objective
+from elva_jax.training.objective import guided, make_objective, vision_tower
 
 FREE = ("name", "data_dir", "mesh", "log", "checkpoint", "curriculum", "tokenizer")  # keys that a restart may change
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -160,7 +163,8 @@ def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting
     """What a stage starts from: the stage of its kind before it, or `init_from`; parameters by path, where both have them.
 
     Raises:
-      CheckpointError: a parameter of another shape or dtype.
+      CheckpointError: a parameter of another shape.
+      ConvertError: a Hugging Face folder that is damaged or does not fit.
     """
     stages, kind = list(config.curriculum), config.stages[name].kind
     before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == kind]
@@ -168,21 +172,19 @@ def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting
     if not source:
         return {}
     targets = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.params)}
-    run = load_run(source, kind=kind, shardings={path: leaf.sharding for path, leaf in targets.items()})
-    saved = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(run.params)}
-    common = {path: leaf for path, leaf in saved.items() if path in targets}
-    for path, there in common.items():
+    loaded = load_params(source, targets, config, kind=kind)
+    for path, there in loaded.params.items():
         here = targets[path]
-        if here.shape != there.shape or here.dtype != there.dtype:
+        if here.shape != there.shape:
             raise CheckpointError(f"{source}: {path} is {there.dtype}{list(there.shape)}, stage {name} has {here.dtype}{list(here.shape)}")
-    if not common:
+    if not loaded.params:
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
-    note = f"{name}: starts from {source} (stage {run.stage}, step {run.step})"
-    for label, paths in (("fresh", targets.keys() - saved.keys()), ("left behind", saved.keys() - targets.keys())):
+    note = f"{name}: starts from {source} ({loaded.origin})"
+    for label, paths in (("fresh", targets.keys() - loaded.params.keys()), ("left behind", loaded.left)):
         if paths:
             note += f"; {label}: {', '.join(sorted(paths))}"
     console.print(note, markup=False, highlight=False)
-    return common
+    return loaded.params
 
 
 def _teacher(config: ConfigDict, name: str, workdir: Path, mesh) -> Any:
@@ -190,5 +192,14 @@ def _teacher(config: ConfigDict, name: str, workdir: Path, mesh) -> Any:
     stages = list(config.curriculum)
     before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == "teacher"]
     source = config.teacher.init_from or workdir / before[-1]
-    run = load_run(source, kind="teacher")
-    return jax.device_put(run.params["vision"], replicated(mesh))
+    tower, side = vision_tower(config), config.teacher.image_size
+    shapes = nn.meta.unbox(jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, side, side, 3))))["params"]
+    everywhere = replicated(mesh)
+    leaves, tree = jax.tree_util.tree_flatten_with_path({"vision": shapes})
+    targets = {path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere) for path, leaf in leaves}
+    loaded = load_params(source, targets, config, kind="teacher").params
+    for path, here in targets.items():
+        if path not in loaded or loaded[path].shape != here.shape:
+            there = list(loaded[path].shape) if path in loaded else "missing"
+            raise CheckpointError(f"{source}: {path} is {there}, the teacher of this run has {list(here.shape)}")
+    return jax.tree.unflatten(tree, [loaded[path] for path in targets])["vision"]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import SiglipConfig
+from elva_jax.models.config import EvaClipConfig, SiglipConfig
 from elva_jax.models.elva import Elva
+from elva_jax.models.eva_clip import EvaClipVision
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.siglip import Siglip, SiglipVision
 from elva_jax.ops.pooling import adaptive_average_pool
@@ -41,27 +42,30 @@ def guided(stage: ConfigDict) -> bool:
     return stage.kind == "elva" and bool(stage.loss.tube or stage.loss.contrastive)
 
 
-def teacher_config(config: ConfigDict) -> SiglipConfig:
-    """SiglipConfig of the group `teacher`; its text tower reads the run's tokenizer."""
+def teacher_config(config: ConfigDict) -> SiglipConfig | EvaClipConfig:
+    """Configuration of the group `teacher`; SigLIP's text tower reads the run's tokenizer."""
     t = config.teacher
+    shared = {key: t[key] for key in ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")}
+    if t.kind != "siglip":
+        return EvaClipConfig(**shared, second=t.kind == "eva02_clip")
     return SiglipConfig(
-        image_size=t.image_size,
-        patch_size=t.patch_size,
-        hidden_size=t.hidden_size,
-        intermediate_size=t.intermediate_size,
-        num_layers=t.num_layers,
-        num_heads=t.num_heads,
+        **shared,
         vocab_size=config.model.vocab_size if t.text_layers else 0,
         text_layers=t.text_layers,
         text_length=t.text_length,
     )
 
 
+def vision_tower(config: ConfigDict) -> SiglipVision | EvaClipVision:
+    """The teacher's vision tower: pixels in [-1, 1] to `penultimate`, `last` and `pooled` features."""
+    return (SiglipVision if config.teacher.kind == "siglip" else EvaClipVision)(teacher_config(config))
+
+
 def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
     """Params {"elva": ..., "guidance": ...} (the latter with a guidance loss only); frozen {"teacher": the vision tower}."""
     stage = config.stages[stage_name]
     model = Elva(config_from_dict(config.model))
-    teacher = SiglipVision(teacher_config(config)) if guided(stage) else None
+    teacher = vision_tower(config) if guided(stage) else None
     heads = GuidanceHeads(config.teacher.hidden_size, stage.loss.temperature, config.model.dtype) if guided(stage) else None
 
     def init(key: jax.Array):
@@ -138,7 +142,7 @@ def teacher_features(teacher, params, frames_BxFxHxWx3: jax.Array) -> jax.Array:
 
 
 def to_pixels(frames: jax.Array) -> jax.Array:
-    """uint8 to float32 in [-1, 1], SigLIP's normalisation."""
+    """uint8 to float32 in [-1, 1], what every vision tower takes."""
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
