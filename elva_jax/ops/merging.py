@@ -17,6 +17,7 @@ from elva_jax.models.config import MergeLayer
 from elva_jax.video.layout import Kind, TokenLayout
 
 POLICIES = ("threshold", "ratio", "both")
+EQUAL = 2.0**-18  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
 
 
 class MergeStats(NamedTuple):
@@ -56,9 +57,9 @@ def merge(
       ratio: in every packed example the most similar pairs merge until at most ceil(rule.ratio * n) of its n entering mergeable tokens
         are left (or one a tube, where that is more).
       both: the threshold first, then more of the most similar pairs until the ratio is met.
-    Equal similarities merge in order of position. All budgets count per packed example, so packing never changes a result. Only a bucket
-    that does not hold the survivors does: then the most similar of the remaining pairs of the whole row merge too, counted in
-    `stats.forced`.
+    Similarities that are equal to five decimals merge in order of position. All budgets count per packed example, so packing never changes
+    a result. Only a bucket that does not hold the survivors does: then the most similar of the remaining pairs of the whole row merge too,
+    counted in `stats.forced`.
 
     Tokens are never dropped while the bucket holds the floor (text, specials and one token a tube: `video.layout.Counts.floor`). Where
     even that does not fit, `stats.overflow` counts the tokens without room, their `survivor` is -1, and all of `x` is NaN so that the
@@ -180,7 +181,7 @@ def _rank(similarity_S: jax.Array, group_S: jax.Array) -> jax.Array:
     length = similarity_S.shape[0]
     index_S = jnp.arange(length, dtype=jnp.int32)
     # NaN compares false everywhere: such a pair merges last, after every real one.
-    key_S = jnp.where(jnp.isnan(similarity_S), jnp.inf, -similarity_S)
+    key_S = jnp.where(jnp.isnan(similarity_S), jnp.inf, -jnp.round(similarity_S / EQUAL))
     sorted_S, _, order_S = jax.lax.sort((group_S.astype(jnp.int32), key_S, index_S), num_keys=2, is_stable=True)
     first_S = sorted_S != jnp.roll(sorted_S, 1)
     start_S = jax.lax.cummax(jnp.where(first_S | (index_S == 0), index_S, 0))
@@ -204,6 +205,7 @@ def _choose(similarity_S: jax.Array, candidate_S: jax.Array, mergeable_S: jax.Ar
     quota_G = entering_G - target_G
     if rule.policy == "both":
         quota_G = jnp.maximum(quota_G, per_segment(above_S))
+        similarity_S = similarity_S + 4.0 * above_S  # cosines span 2: what is above the threshold comes first
     group_S = jnp.where(candidate_S, segment_S, length + 1)
     return candidate_S & (_rank(similarity_S, group_S) < quota_G[segment_S])
 

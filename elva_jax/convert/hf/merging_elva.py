@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+EQUAL = 2.0**-18  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
 NO_TUBE = torch.iinfo(torch.int64).max
 
 
@@ -110,8 +111,9 @@ def _choose(similarity, has_next, mergeable, policy: str, threshold: float, rati
     quota = entering + torch.div(-entering * exact.numerator, exact.denominator, rounding_mode="floor")
     if policy == "both":
         quota = torch.maximum(quota, above.sum(1, keepdim=True))
+        similarity = similarity + 4.0 * above  # cosines span 2: what is above the threshold comes first
     # Most similar first, equals in the order of the sequence; what has no number to compare merges last.
-    key = torch.where(has_next, -similarity.nan_to_num(nan=-2.0), torch.inf)
+    key = torch.where(has_next, -(similarity.nan_to_num(nan=-2.0) / EQUAL).round(), torch.inf)
     order = key.argsort(dim=1, stable=True)
     rank = torch.zeros_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     return has_next & (rank < quota)

@@ -91,6 +91,14 @@ def test_rope_frequencies(model, scaling):
     assert rotary.factor == factor
 
 
+def test_a_still_picture_merges_alike(write_run, tmp_path, videos):
+    """Cosines of copies are 1 but for rounding errors, which must not say which of them merge."""
+    run = write_run(tmp_path / "run", **one_rule("ratio", 0.0, 0.5, 0), num_layers=2)
+    export(run, tmp_path / "hf")
+    report = check(run, tmp_path / "hf", video=videos[1], prompt=QUESTION, new_tokens=2)
+    assert report.same, report.lines
+
+
 def test_a_batch_of_different_videos(processor, model, generator, videos):
     """Each row answers as alone and as in JAX, wherever its padding stands; merging differs from row to row."""
     together = inputs_of(processor, videos)
