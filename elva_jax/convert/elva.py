@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,12 +13,14 @@ from elva_jax.config import base
 from elva_jax.convert import qwen2
 from elva_jax.convert.keys import Rule, Table
 from elva_jax.convert.qwen2 import TRANSPOSED
-from elva_jax.convert.store import Store
+from elva_jax.convert.store import Store, read_json
 from elva_jax.errors import ConvertError
+from elva_jax.inference.generate import VISUAL
 
 MODEL_TYPE = "elva"
 RUN_FILE = "elva_jax.json"  # in an exported folder: the configuration of the run that it comes from
-FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
+FRAME, PATCH, LINE = VISUAL
+MEDIA = ("longest_edge", "upscale", "num_frames", "fps")  # in a stage's `data` and in processor_config.json
 
 # Ours in config.model -> theirs in config.json, where the values are the same.
 _SAME = {
@@ -49,14 +52,14 @@ _AUTO_MAP = {
 }
 
 
-def to_hf_config(model: ConfigDict, dtype: str, visual_ids: tuple[int, int, int], **special_ids: Any) -> dict[str, Any]:
+def to_hf_config(model: ConfigDict, dtype: str, visual_ids: tuple[int, int, int], **others: Any) -> dict[str, Any]:
     """The folder's config.json.
 
     Args:
       model: a run's `config.model`.
       dtype: of the exported weights.
       visual_ids: what stands for `<FRAME>`, patches and `<LINE>` in input_ids.
-      **special_ids: pad_token_id, eos_token_id and the like.
+      **others: pad_token_id, eos_token_id, system_prompt.
     """
     rope = {"rope_type": model.rope_scaling, "rope_theta": float(model.rope_theta)}
     if model.rope_scaling != "default":
@@ -71,7 +74,7 @@ def to_hf_config(model: ConfigDict, dtype: str, visual_ids: tuple[int, int, int]
         "rope_parameters": rope,
         "merging": bool(model.merge_layers),
         **dict(zip(("frame_token_id", "patch_token_id", "line_token_id"), visual_ids, strict=True)),
-        **special_ids,
+        **others,
     }
 
 
@@ -93,9 +96,18 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
     model.rope_theta = float(rope["rope_theta"])
     model.rope_scaling = rope.get("rope_type", "default")
     model.rope_factor = float(rope.get("factor") or 1.0)
-    model.rope_original_max_position = int(rope.get("original_max_position_embeddings") or model.max_position)
+    if model.rope_scaling != "default":
+        model.rope_original_max_position = int(rope.get("original_max_position_embeddings") or model.max_position)
     model.dtype = "float32" if config.get("dtype", "float32") == "float32" else "bfloat16"
     return model
+
+
+def data_settings(folder: Path) -> dict[str, Any]:
+    """How a folder's processor reads media and conversations, as values of a stage's `data`."""
+    config, processor = (read_json(folder / name) if (folder / name).is_file() else {} for name in ("config.json", "processor_config.json"))
+    media = processor.get("image_processor") or {}
+    found = {name: media[name] for name in MEDIA if name in media}
+    return {**found, "fps": float(found.get("fps", 0.0)), "system_prompt": config.get("system_prompt", "")}
 
 
 # What shapes do not show, so that a difference would pass unseen; RoPE's context and the merging layers are the run's to choose.

@@ -92,7 +92,7 @@ def _files(run: SavedRun, folder: Path, dtype: str, name: str) -> dict[str, byte
     generation = {**special_ids, "max_new_tokens": NEW_TOKENS, "do_sample": False, **({"suppress_tokens": unused} if unused else {})}
     _save_tokenizer(tokenizer, folder, data.system_prompt)
     written = {
-        "config.json": elva.to_hf_config(model, dtype, visual_ids, **special_ids),
+        "config.json": elva.to_hf_config(model, dtype, visual_ids, system_prompt=data.system_prompt, **special_ids),
         "generation_config.json": generation,
         "processor_config.json": _processor_config(model, data),
         elva.RUN_FILE: {"config": config_to_dict(run.config), "stage": run.stage, "step": run.step, "version": elva_jax.__version__},
@@ -123,7 +123,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_pro
 
 
 def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
-    frames = {name: data[name] for name in ("longest_edge", "upscale", "num_frames", "fps")}
+    frames = {name: data[name] for name in elva.MEDIA}
     return {
         "processor_class": "ElvaProcessor",
         "auto_map": {"AutoProcessor": "processing_elva.ElvaProcessor"},

@@ -21,6 +21,7 @@ from elva_jax.training.checkpoint import Run, load_run, open_run, path_name
 from elva_jax.training.files import config_from_dict
 
 STAGE = "converted"  # the stage that holds weights from elsewhere
+BAND = 64  # rows of a matrix that are transposed at once
 Index = tuple[slice, ...]
 
 
@@ -70,7 +71,11 @@ def load_params(
         saved = _flat(run.params)
         common = {path: leaf for path, leaf in saved.items() if path in targets}
         return Loaded(common, tuple(sorted(saved.keys() - targets.keys())), f"stage {run.stage}, step {run.step}")
-    store = open_store(source, allow_pickle=allow_pickle)
+    return load_store(open_store(source, allow_pickle=allow_pickle), targets, config, kind=kind)
+
+
+def load_store(store: Store, targets: Mapping[str, jax.ShapeDtypeStruct], config: ConfigDict, *, kind: str = "elva") -> Loaded:
+    """`load_params` of a folder that is open already."""
     table, prefix = _table(store, config, kind)
     wanted = {path.removeprefix(prefix): leaf for path, leaf in targets.items() if path.startswith(prefix)}
     shapes = {name: store.shape(name) for name in store.names()}
@@ -137,8 +142,7 @@ def load_folder(path: str | Path) -> Run:
     shapes = {f"elva/{name}": leaf for name, leaf in _flat(nn.meta.unbox(shapes)).items()}
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in shapes.items()}
-    loaded = load_params(store.path, targets, config)
-    return Run(config, stage, nested(loaded.params), store.path, step)
+    return Run(config, stage, nested(load_store(store, targets, config).params), store.path, step)
 
 
 def folder_config(store: Store) -> tuple[ConfigDict, str, int]:
@@ -150,6 +154,7 @@ def folder_config(store: Store) -> tuple[ConfigDict, str, int]:
     config.model.update(elva.from_hf_config(store.config))
     config.stages[STAGE] = base.stage()
     config.stages[STAGE].merging = bool(store.config.get("merging"))
+    config.stages[STAGE].data.update(elva.data_settings(store.path))
     config.curriculum = (STAGE,)
     return config, STAGE, 0
 
@@ -200,6 +205,15 @@ def _read(store: Store, table: Table, source: Source, target: jax.ShapeDtypeStru
     return jax.make_array_from_callback(target.shape, target.sharding, piece)
 
 
+def _copy(out: np.ndarray, value: np.ndarray) -> None:
+    """Assigns; a transposed matrix in bands of its rows on disk, which is many times as fast as NumPy's order."""
+    if value.ndim == 2 and value.strides[0] < value.strides[1]:
+        for i in range(0, value.shape[1], BAND):
+            out[:, i : i + BAND] = value[:, i : i + BAND]
+    else:
+        out[...] = value
+
+
 def _fill(out: np.ndarray, store: Store, table: Table, source: Source, name: str | None, at: Index, shape: tuple[int, ...]) -> None:
     """Writes a slice of a tensor of `shape` (ours, of one layer) to `out`, in its dtype."""
     if name is None:
@@ -208,7 +222,7 @@ def _fill(out: np.ndarray, store: Store, table: Table, source: Source, name: str
     value = table.to_ours(source.rule, store.read(name))
     have = tuple(slice(part.start, min(part.stop, size)) for part, size in zip(at, value.shape, strict=True))
     inside = tuple(slice(0, max(part.stop - part.start, 0)) for part in have)
-    out[inside] = value[have]
+    _copy(out[inside], value[have])
     for axis, (theirs, ours) in enumerate(zip(value.shape, shape, strict=True)):
         if theirs < ours:
             # Rows of tokens that the checkpoint has never seen: the mean of the others makes them neither likely nor far away.

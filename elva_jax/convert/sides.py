@@ -81,7 +81,7 @@ class JaxSide:
         self.vocabulary = run.config.model.vocab_size
 
     def _load(self):
-        run = load_run(self.run.where)
+        run = load_run(self.run.where, dtypes=dict.fromkeys(self.run.shapes, np.dtype(np.float32)))
         run.config.model.dtype = "float32"
         return run
 
@@ -133,13 +133,12 @@ class JaxSide:
 
     def features(self, video: Any) -> dict[str, np.ndarray]:
         """A teacher's features of frames."""
-        from elva_jax.training.objective import teacher_config
+        from elva_jax.training.objective import vision_tower
 
         run = self._load()
-        config = teacher_config(run.config)
-        from elva_jax.models.siglip import SiglipVision
-
-        out = jax.jit(SiglipVision(config).apply)({"params": run.params["vision"]}, square_pixels(video, config.image_size))
+        tower = vision_tower(run.config)
+        pixels = square_pixels(video, run.config.teacher.image_size)
+        out = jax.jit(tower.apply)({"params": run.params["vision"]}, pixels)
         return {"penultimate": np.asarray(out.penultimate), "last": np.asarray(out.last)}
 
 
@@ -184,7 +183,7 @@ class TorchSide:
         import torch
         from transformers import AutoTokenizer
 
-        tokenizer, model = AutoTokenizer.from_pretrained(self.path), self._model()
+        tokenizer, model = AutoTokenizer.from_pretrained(self.path, trust_remote_code=True), self._model()
 
         def logits(ids: Sequence[int]) -> np.ndarray:
             with torch.no_grad():

@@ -181,6 +181,11 @@ def all_finite(values: np.ndarray) -> bool:
     """Whether no value is NaN or infinite, in little memory; whatever is not a float is finite."""
     if values.dtype.kind not in "fV":  # NumPy sees bfloat16 as V
         return True
+    if values.dtype == ml_dtypes.bfloat16 and values.flags.c_contiguous:
+        # Finite is what has a zero among its exponent's bits; on integers this is several times as fast.
+        bits = values.reshape(-1).view(np.uint16)
+        pieces = (bits[i : i + BLOCK // 2] for i in range(0, bits.size, BLOCK // 2))
+        return all(int((piece & np.uint16(0x7FFF)).max()) < 0x7F80 for piece in pieces)
     if values.nbytes <= BLOCK or values.ndim == 0:
         return bool(np.isfinite(values).all())
     rows = max(BLOCK * len(values) // values.nbytes, 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from elva_jax.data.moving_shapes import records
 from elva_jax.errors import DataError
@@ -72,8 +72,10 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     Raises:
       DataError: it cannot be loaded, or lacks the special tokens or the chat template that conversations need.
     """
+    # An exported ELVA's config.json names code of the model's, which transformers would ask to run; its tokenizer needs none.
+    plain = {"config": PreTrainedConfig()} if (Path(name) / "configuration_elva.py").exists() else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=Path(name).exists())
+        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=Path(name).exists(), **plain)
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: no tokenizer there ({str(error).splitlines()[0]}); build one with `elva data build`") from error
     vocabulary = tokenizer.get_vocab()

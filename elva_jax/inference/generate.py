@@ -22,6 +22,7 @@ from elva_jax.models.build import config_from_dict
 from elva_jax.video.layout import Clip, Text
 
 END = "<|im_end|>"
+VISUAL = ("<FRAME>", "<PATCH>", "<LINE>")  # as transformers' side of an exported model knows them
 
 
 class Answer(NamedTuple):
@@ -83,6 +84,9 @@ class Generator:
         self.params = params.get("elva", params)
         self.tokenizer = tokenizer
         self.end_ids = tuple(sorted({tokenizer.convert_tokens_to_ids(END), *([tokenizer.eos_token_id] if tokenizer.eos_token_id else [])}))
+        # Where the tokenizer has tokens that stand for visual ones, they are its last, and never an answer.
+        words = tokenizer.get_vocab()
+        self._words = min((words[token] for token in VISUAL if token in words), default=len(tokenizer))
         self._patch_width = self.model.patch.patch_size**2 * 3
 
     @classmethod
@@ -208,7 +212,7 @@ class Generator:
         for b, row in enumerate(asked):
             for g, ids in enumerate(row):
                 token[b, g, : len(ids)], length[b, g] = ids, len(ids)
-        room, vocabulary = lengths("answer", limit, 8), min(len(self.tokenizer), self.model.decoder.vocab_size)
+        room, vocabulary = lengths("answer", limit, 8), min(self._words, self.model.decoder.vocab_size)
         ends = np.asarray(self.end_ids, np.int32)
         out, finished = jax.device_get(
             extend.greedy(self.model, self.params, prefilled.prefix, token, length, room, vocabulary, ends, limit)

@@ -23,6 +23,7 @@ class ElvaConfig(PreTrainedConfig):
       merge_ratios: share of the entering patches that stays, for 'ratio' and 'both'.
       merge_lines: whether `<LINE>` tokens merge too, along their row index.
       merging: whether merging is on where a call does not say.
+      system_prompt: the system turn that the chat template writes where messages have none; only a note here.
       frame_token_id, patch_token_id, line_token_id: what stands for visual tokens in `input_ids`; they have no row in the embedding table.
     """
 
@@ -55,6 +56,7 @@ class ElvaConfig(PreTrainedConfig):
     merge_ratios: list[float] | tuple[float, ...] = ()
     merge_lines: bool = False
     merging: bool = True
+    system_prompt: str = ""
     frame_token_id: int = 151646
     patch_token_id: int = 151647
     line_token_id: int = 151648
