@@ -9,9 +9,10 @@ from elva_jax.config.load import choose
 DATA = "moving_shapes/easy"
 SINGLE, SEVERAL = "image[:30%]", "image[30%:]"  # the easy start: images of one object, then of up to four
 CLIPS, VIDEOS = "train[:20%]", "train[20%:]"  # and videos of one object that moves or changes, then of up to four
+FRAMES = 4
 STEPS = {
-    "quick": dict(teacher=200, objects=120, image=900, clips=200, video=1750, sft=250),
-    "long": dict(teacher=400, objects=120, image=1200, clips=1000, video=8500, sft=1500),
+    "quick": dict(teacher=200, objects=120, image=1400, clips=150, video=1700, sft=250),
+    "long": dict(teacher=400, objects=120, image=2000, clips=500, video=9000, sft=1500),
     "smoke": dict(teacher=4, objects=4, image=4, clips=4, video=4, sft=4),
 }
 
@@ -19,7 +20,6 @@ STEPS = {
 def get_config(arg: str = "") -> base.ConfigDict:
     variant = choose("configs/tiny.py variant", arg or "quick", tuple(STEPS))
     steps = STEPS[variant]
-    frames = 8 if variant == "long" else 4
     c = base.base()
     c.name = f"tiny-{variant}"
     model(c.model)
@@ -28,9 +28,9 @@ def get_config(arg: str = "") -> base.ConfigDict:
     c.stages.teacher = teacher_stage(steps["teacher"])
     c.stages.objects = image_stage(steps["objects"], SINGLE)
     c.stages.image = guided(image_stage(steps["image"], SEVERAL))
-    c.stages.clips = video_stage(steps["clips"], frames, CLIPS)
-    c.stages.video = guided(video_stage(steps["video"], frames))
-    c.stages.sft = sft_stage(steps["sft"], frames)
+    c.stages.clips = video_stage(steps["clips"], CLIPS)
+    c.stages.video = guided(video_stage(steps["video"]))
+    c.stages.sft = sft_stage(steps["sft"])
     if variant == "smoke":
         c.log.every = 1
         c.checkpoint.every = 2
@@ -90,7 +90,7 @@ def image_stage(steps: int, split: str) -> base.ConfigDict:
     return s
 
 
-def video_stage(steps: int, frames: int, split: str = VIDEOS) -> base.ConfigDict:
+def video_stage(steps: int, split: str = VIDEOS) -> base.ConfigDict:
     """Stage 2 of the paper: videos, and images among them, without which the model forgets how to look at one frame."""
     s = _common(steps)
     s.optimizer.learning_rate = 1e-3  # twice this rate, good for images, made colours unlearnable here
@@ -98,16 +98,16 @@ def video_stage(steps: int, frames: int, split: str = VIDEOS) -> base.ConfigDict
     s.batch_size = 10
     s.data.mixture.images = base.source(DATA, SEVERAL, weight=1.0, tasks=("object", "open"))
     s.data.mixture.videos = base.source(DATA, split, weight=2.0, tasks=("object", "open"))
-    s.data.num_frames = frames
-    s.data.seq_len = 156 + 13 * frames
-    s.data.max_patches = 18 + 9 * frames
-    s.data.max_frames = 2 + frames
+    s.data.num_frames = FRAMES
+    s.data.seq_len = 156 + 13 * FRAMES
+    s.data.max_patches = 18 + 9 * FRAMES
+    s.data.max_frames = 2 + FRAMES
     return s
 
 
-def sft_stage(steps: int, frames: int) -> base.ConfigDict:
+def sft_stage(steps: int) -> base.ConfigDict:
     """Stage 3 of the paper: questions, with merging and without guidance, at a lower rate."""
-    s = video_stage(steps, frames)
+    s = video_stage(steps)
     s.merging = True
     s.optimizer.learning_rate = 5e-4
     s.optimizer.muon_learning_rate = 5e-3
