@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from elva_jax import __version__
+from elva_jax.convert import command as convert
 from elva_jax.errors import ConfigError, ElvaError
 
 TRAIN_HELP = """\
@@ -101,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--frames", type=_positive, metavar="N", help="frames sampled from the video (default: the last stage's)")
     generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="longest answer (default: %(default)s)")
     generate.add_argument("--no-merging", dest="merging", action="store_false", help="leave token merging off")
+
+    convert.register(command)
 
     data = command("data", "build data sets", DATA_HELP, None)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")

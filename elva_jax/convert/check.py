@@ -11,6 +11,7 @@ import numpy as np
 from elva_jax.convert import sides
 from elva_jax.convert.sides import Answered
 from elva_jax.errors import ConvertError
+from elva_jax.video.decode import read_frames
 
 PROMPT = "What happens in this video, and in which order?"
 
@@ -49,10 +50,14 @@ def check(
 
     Raises:
       ConvertError: sides that cannot be compared, or cannot be loaded.
+      VideoError: a video that cannot be read.
     """
     specs = [sides.describe(path, trust_remote_code) for path in (a, b)]
     kinds = {spec.kind for spec in specs}
-    video = made_up_frames() if video is None else video
+    if video is None:
+        video = made_up_frames()
+    elif isinstance(video, (str, Path)):
+        read_frames(video, num_frames=1)  # a file that cannot be read is told in our words, before a model is loaded
     if kinds == {"vision"}:
         return _compare_features([spec.features(video) for spec in specs], tolerance)
     if "vision" in kinds:

@@ -98,3 +98,19 @@ def test_survivors_and_answers_count(tmp_path):
         a._replace(logits=logits + np.nan),
     ):
         assert not compare(a, other, 1e-4).same
+
+
+def test_the_commands(run_dir, exported, tmp_path, capsys):
+    from elva_jax.cli import main
+
+    assert main(["convert", "export", str(run_dir), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert main(["convert", "export", str(run_dir), str(tmp_path / "out")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    quick = ["--max-new-tokens", "2", "--prompt", QUESTION]
+    assert main(["convert", "check", str(exported), str(exported), *quick]) == 0
+    assert "the first 2 of 2 agree\nthe same" in capsys.readouterr().out
+    assert main(["convert", "check", str(exported), str(tmp_path / "out"), *quick]) == 1  # bfloat16 is not within 1e-4
+    assert "NOT the same" in capsys.readouterr().out
+    assert main(["convert", "check", str(exported), str(tmp_path / "out"), *quick, "--no-merging", "--tolerance", "0.5"]) == 0
+    assert main(["convert", "check", str(exported), str(exported), "--video", str(tmp_path / "none.mp4")]) == 1
+    assert "none.mp4" in capsys.readouterr().err
