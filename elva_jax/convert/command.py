@@ -6,11 +6,17 @@ import argparse
 from collections.abc import Callable
 
 HELP = """\
-Takes weights out to transformers, and compares two models.
+Takes weights in from Hugging Face and out to transformers, and compares two models.
 
 examples:
+  elva convert import Qwen/Qwen2-1.5B-Instruct checkpoints/qwen2-1.5b --config configs/elva.py:size=1_5b
   elva convert export runs/tiny exported/tiny
   elva convert check runs/tiny exported/tiny --video clip.mp4 --prompt "What colour is the circle?\""""
+
+IMPORT_HELP = """\
+Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA, SigLIP, EVA-CLIP) and writes a checkpoint with its
+tokenizer for --config.init_from, --config.teacher.init_from, elva generate and elva convert check.
+Names, shapes and bytes are checked before anything is written."""
 
 EXPORT_HELP = """\
 Writes the ELVA of a run as a Hugging Face folder that loads with
@@ -34,6 +40,15 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
+    take = action("import", "write a Hugging Face folder as a checkpoint of ours", IMPORT_HELP, _import)
+    take.add_argument("source", metavar="SRC", help="a folder with config.json and safetensors files, or a hub name")
+    take.add_argument("out", metavar="DST", help="a folder that does not exist yet, or is empty")
+    take.add_argument("--config", metavar="FILE.py[:ARG]", help="the run that it is for, which it must fit (default: as config.json says)")
+    take.add_argument(
+        "--dtype", choices=["keep", "float32", "bfloat16", "float16"], default="keep", help="of the weights on disk (default: %(default)s)"
+    )
+    take.add_argument("--allow-pickle", action="store_true", help="read .bin and .pt files, with torch.load(weights_only=True)")
+
     export = action("export", "write a run as a folder for transformers", EXPORT_HELP, _export)
     export.add_argument("run_dir", metavar="RUN", help="a run's --workdir, one stage in it, or one saved step")
     export.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
@@ -52,6 +67,19 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     check.add_argument(
         "--trust-remote-code", action="store_true", help="let a folder run Python files that this version of elva_jax did not write"
     )
+
+
+def _import(args: argparse.Namespace, _) -> int:
+    from elva_jax.config.load import load
+    from elva_jax.convert.importing import import_weights, peak_memory
+
+    config = load(args.config) if args.config else None
+    done = import_weights(args.source, args.out, config, dtype=args.dtype, allow_pickle=args.allow_pickle)
+    absent = f"; not in it, to be initialised by training: {', '.join(done.absent)}" if done.absent else ""
+    print(f"{args.out}: {done.parameters:,} parameters in {done.dtype} from {args.source} ({done.origin}){absent}")
+    peak = peak_memory()
+    print(f"peak resident memory {peak / 1e9:.2f} GB, {peak / done.nbytes:.2f} times the {done.nbytes / 1e9:.2f} GB of the source")
+    return 0
 
 
 def _export(args: argparse.Namespace, _) -> int:

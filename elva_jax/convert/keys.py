@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from elva_jax.convert.store import shorten
 from elva_jax.errors import ConvertError
 
 Shape = tuple[int, ...]
@@ -129,8 +128,24 @@ def plan(
                 wrong.append(f"{name} is {dtypes[name]}, not a float; give the checkpoint before it was quantised")
         sources[rule.ours] = Source(rule, names)
     if problems := [*missing, *unexpected, *dict.fromkeys(wrong)]:
-        raise ConvertError(f"{where} does not fit the configuration: {shorten(problems)}")
+        raise ConvertError(f"{where} does not fit the configuration: {'; '.join(_by_layer(problems))}")
     return sources
+
+
+def _by_layer(problems: Sequence[str]) -> list[str]:
+    """The problems, with those that only differ in the layer as one, so that all of them can be listed."""
+    layers: dict[str, list[int]] = {}
+    for problem in problems:
+        number = re.search(r"\.(\d+)\.", problem)
+        layers.setdefault(re.sub(r"\.\d+\.", ".{}.", problem, count=1), []).extend([int(number[1])] if number else [])
+    out = []
+    for problem, found in layers.items():
+        if len(found) < 2:
+            out.append(problem.replace("{}", str(found[0])) if found else problem)
+            continue
+        together = sorted(found) == list(range(min(found), max(found) + 1))
+        out.append(f"{problem} for {{}} = {f'{min(found)} … {max(found)}' if together else ', '.join(map(str, sorted(found)))}")
+    return out
 
 
 def _holds(rule: Rule, layer: int | None, wanted: Mapping[str, Shape]) -> bool:

@@ -17,8 +17,12 @@ from elva_jax.convert import elva, eva_clip, keys, qwen2, siglip
 from elva_jax.convert.keys import Source, Table
 from elva_jax.convert.store import CONFIGS, Store, is_hub_name, open_store, read_json
 from elva_jax.errors import ConvertError
+from elva_jax.models.build import config_from_dict as model_config
+from elva_jax.models.elva import Elva
 from elva_jax.training.checkpoint import Run, load_run, open_run, path_name
 from elva_jax.training.files import config_from_dict
+from elva_jax.training.objective import vision_tower
+from elva_jax.video.layout import TokenLayout
 
 STAGE = "converted"  # the stage that holds weights from elsewhere
 BAND = 64  # rows of a matrix that are transposed at once
@@ -128,21 +132,27 @@ def load_folder(path: str | Path) -> Run:
     Raises:
       ConvertError: a folder of another kind, or a damaged one.
     """
-    from elva_jax.models.build import config_from_dict as model_config
-    from elva_jax.models.elva import Elva
-    from elva_jax.video.layout import TokenLayout
-
     store = open_store(path)
     if store.config.get("model_type") != elva.MODEL_TYPE:
         raise ConvertError(f"{path}: is of {describe(store.config)}, not an ELVA; only an ELVA answers questions about videos")
     config, stage, step = folder_config(store)
-    layout = TokenLayout(*(jnp.zeros((1, 2, 4) if name == "cell" else (1, 2), jnp.int32) for name in TokenLayout._fields))
-    patches = jnp.zeros((1, 1, config.model.patch_size**2 * 3), jnp.uint8)
-    shapes = jax.eval_shape(Elva(model_config(config.model)).init, jax.random.key(0), patches, layout)["params"]
-    shapes = {f"elva/{name}": leaf for name, leaf in _flat(nn.meta.unbox(shapes)).items()}
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    targets = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in shapes.items()}
+    shapes = parameter_shapes(config, "elva")
+    targets = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=device) for name, shape in shapes.items()}
     return Run(config, stage, nested(load_store(store, targets, config).params), store.path, step)
+
+
+def parameter_shapes(config: ConfigDict, kind: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters of the ELVA (kind elva) or the vision tower (kind teacher) of a run, by '/'-joined path."""
+    key = jax.random.key(0)
+    if kind == "teacher":
+        side = config.teacher.image_size
+        tree = {"vision": jax.eval_shape(vision_tower(config).init, key, jnp.zeros((1, side, side, 3)))["params"]}
+    else:
+        layout = TokenLayout(*(jnp.zeros((1, 2, 4) if name == "cell" else (1, 2), jnp.int32) for name in TokenLayout._fields))
+        patches = jnp.zeros((1, 1, config.model.patch_size**2 * 3), jnp.uint8)
+        tree = {"elva": jax.eval_shape(Elva(model_config(config.model)).init, key, patches, layout)["params"]}
+    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(tree))}
 
 
 def folder_config(store: Store) -> tuple[ConfigDict, str, int]:

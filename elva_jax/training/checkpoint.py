@@ -102,12 +102,11 @@ class Checkpoints:
           config: the run's configuration.
           stage: name of the stage.
         """
-        meta = {"config": config_to_dict(config), "stage": stage, "step": step, "processes": jax.process_count(), "versions": _versions()}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(_flat(state.replace(params=None))),
             data=ocp.args.JsonSave({"processes": _gather(data)}),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(_meta(config, stage, step)),
         )
         self._manager.save(step, args=args, force=True)
 
@@ -139,6 +138,25 @@ class Checkpoints:
         leaves = [out["optimizer"][name] for name in _flat(rest)]
         state = jax.tree.unflatten(jax.tree.structure(rest), leaves).replace(params=out["params"])
         return state, positions[jax.process_index()]
+
+
+def save_weights(folder: str | Path, params: Any, config: ConfigDict, stage: str) -> None:
+    """Saves weights alone as step 0, for inference and `init_from`; in little memory beyond the parameters.
+
+    Args:
+      folder: a stage's directory.
+      params: the stage's tree, or the parts of it that there are.
+      config: the configuration that the weights are of.
+      stage: name of the stage.
+    """
+    # Orbax needs room for the largest array; what is more only lets it hold several copies at once.
+    concurrent = max(-(-max(leaf.nbytes for leaf in jax.tree.leaves(params)) // 10**9), 1)
+    # Compression takes half as much memory again, and saves a fifth of the disk.
+    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=concurrent, use_compression=False)
+    handlers = {"params": arrays, "meta": ocp.JsonCheckpointHandler()}
+    args = ocp.args.Composite(params=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(_meta(config, stage, 0)))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+        writer.save(Path(folder).absolute() / "checkpoints" / "0", args=args)
 
 
 def load_run(
@@ -266,6 +284,10 @@ def _gather(value: Any) -> list[Any]:
     padded[: len(text)] = text
     rows = multihost_utils.process_allgather(padded).reshape(jax.process_count(), -1)
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def _meta(config: ConfigDict, stage: str, step: int) -> dict[str, Any]:
+    return {"config": config_to_dict(config), "stage": stage, "step": step, "processes": jax.process_count(), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

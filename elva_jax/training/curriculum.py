@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -17,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.validate import validate
-from elva_jax.convert.load import load_params
+from elva_jax.convert.load import load_params, nested, parameter_shapes
 from elva_jax.data import pipeline
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConfigError
@@ -25,7 +24,7 @@ from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
 from elva_jax.training import curves, loop
 from elva_jax.training.checkpoint import has_checkpoint, path_name, saved_steps
 from elva_jax.training.files import config_to_dict, write_atomic
-from elva_jax.training.objective import guided, make_objective, vision_tower
+from elva_jax.training.objective import guided, make_objective
 
 FREE = ("name", "data_dir", "mesh", "log", "checkpoint", "curriculum", "tokenizer")  # keys that a restart may change
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -192,14 +191,12 @@ def _teacher(config: ConfigDict, name: str, workdir: Path, mesh) -> Any:
     stages = list(config.curriculum)
     before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == "teacher"]
     source = config.teacher.init_from or workdir / before[-1]
-    tower, side = vision_tower(config), config.teacher.image_size
-    shapes = nn.meta.unbox(jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, side, side, 3))))["params"]
     everywhere = replicated(mesh)
-    leaves, tree = jax.tree_util.tree_flatten_with_path({"vision": shapes})
-    targets = {path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere) for path, leaf in leaves}
+    shapes = parameter_shapes(config, "teacher")
+    targets = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere) for path, shape in shapes.items()}
     loaded = load_params(source, targets, config, kind="teacher").params
     for path, here in targets.items():
         if path not in loaded or loaded[path].shape != here.shape:
             there = list(loaded[path].shape) if path in loaded else "missing"
             raise CheckpointError(f"{source}: {path} is {there}, the teacher of this run has {list(here.shape)}")
-    return jax.tree.unflatten(tree, [loaded[path] for path in targets])["vision"]
+    return nested(loaded)["vision"]
