@@ -9,9 +9,9 @@ from elva_jax.config.load import choose
 DATA = "moving_shapes/easy"
 SINGLE, SEVERAL = "image[:30%]", "image[30%:]"  # the easy start: images of one object, then of up to four
 CLIPS, VIDEOS = "train[:20%]", "train[20%:]"  # and videos of one object that moves or changes, then of up to four
-FRAMES = 4
+FRAMES = 4  # sampled from a video: movers go one place further from each to the next
 STEPS = {
-    "quick": dict(teacher=200, objects=120, image=1400, clips=150, video=1700, sft=250),
+    "quick": dict(teacher=200, objects=120, image=1000, clips=150, video=1800, sft=250),
     "long": dict(teacher=400, objects=120, image=2000, clips=500, video=9000, sft=1500),
     "smoke": dict(teacher=4, objects=4, image=4, clips=4, video=4, sft=4),
 }

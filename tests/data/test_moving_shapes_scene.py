@@ -66,8 +66,8 @@ def test_objects_lie_inside_and_moving_ones_come_and_go(scene):
         for frame in range(scene.frames):
             x, y = centre(thing, scene, frame)
             if thing.motion:
-                assert -thing.radius <= x <= scene.width + thing.radius
-                assert -thing.radius <= y <= scene.height + thing.radius
+                assert -thing.reach <= x <= scene.width + thing.reach
+                assert -thing.reach <= y <= scene.height + thing.reach
             else:
                 assert 0 < x < scene.width
                 assert 0 < y < scene.height

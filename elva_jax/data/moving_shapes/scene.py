@@ -58,6 +58,7 @@ class Thing:
     cell: int  # index in POSITIONS; -1 for a moving object
     motion: str = ""  # one of DIRECTIONS; "": static
     speed: float = 0.0  # pixels a frame
+    reach: float = 0.0  # how far beyond an edge its centre goes before it comes in again at the opposite side
     enters: int = 0  # first frame that shows it
     leaves: int = 1 << 30  # first frame that no longer does
     turns_to: str = ""  # its colour from frame `turns_at` on
@@ -251,11 +252,13 @@ def _moving(style: Style, rng: random.Random, canvas: dict, thing: Thing, frames
         sign = 1 if motion in ("right", "down") else -1
         a = (rng.randrange(4) + 0.5) * along / 3 - sign * speed * sampled_frames(frames)[0]  # the fourth place is off the canvas
         b = (rng.randrange(3) + 0.5) * across / 3
+        reach = along / 6  # half a place: a way of four places in all
     else:
         a = rng.uniform(-thing.radius, along + thing.radius)
         b = rng.uniform(thing.radius / 2, across - thing.radius / 2)
+        reach = thing.radius
     x, y = (a, b) if motion in ("left", "right") else (b, a)
-    return dataclasses.replace(thing, x=x, y=y, cell=-1, motion=motion, speed=speed)
+    return dataclasses.replace(thing, x=x, y=y, cell=-1, motion=motion, speed=speed, reach=reach)
 
 
 def centre(thing: Thing, scene: Scene, frame: int) -> tuple[float, float]:
@@ -267,7 +270,7 @@ def _centre(thing: Thing, width: int, height: int, frame: int) -> tuple[float, f
     if not thing.motion:
         return thing.x, thing.y
     step = thing.speed * frame * (1 if thing.motion in ("right", "down") else -1)
-    r = thing.radius
+    r = thing.reach
     if thing.motion in ("left", "right"):
         return (thing.x + step + r) % (width + 2 * r) - r, thing.y
     return thing.x, (thing.y + step + r) % (height + 2 * r) - r
