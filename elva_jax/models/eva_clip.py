@@ -50,7 +50,8 @@ class EvaClipVision(nn.Module):
                 f"EVA-CLIP was given images of shape {pixels_nxHxWx3.shape[1:]}; teacher.image_size wants {(size, size, 3)},"
                 f" in patches of {c.patch_size}"
             )
-        pixels = ((pixels_nxHxWx3.astype(jnp.float32) + 1) / 2 - jnp.array(MEAN)) / jnp.array(STD)
+        mean, std = (jnp.array(values).reshape(1, 1, 1, 3) for values in (MEAN, STD))
+        pixels = ((pixels_nxHxWx3.astype(jnp.float32) + 1) / 2 - mean) / std
         kernel = param(self, "patch_kernel", (c.patch_size**2 * 3, c.hidden_size), ("patch", "embed"))
         bias = param(self, "patch_bias", (c.hidden_size,), ("embed",), nn.initializers.zeros_init())
         patches = linear(patchify(pixels.astype(self.dtype), c.patch_size, grid), kernel, bias)
