@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from elva_jax.config import base
 from elva_jax.convert import elva, load
@@ -124,8 +124,10 @@ def _tokenizer(store: Store) -> PreTrainedTokenizerBase | None:
     """The folder's tokenizer with the tokens that conversations and visual tokens need, behind all others; None where it has none."""
     if not any((store.path / name).is_file() for name in TOKENIZER_FILES):
         return None
+    # An exported ELVA's config.json names code of the model's, which transformers would ask to run; its tokenizer needs none.
+    plain = {"config": PreTrainedConfig()} if store.config.get("model_type") == elva.MODEL_TYPE else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(store.path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(store.path), local_files_only=True, **plain)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ConvertError(f"{store.path}: its tokenizer cannot be read ({reason}); fetch it again") from error

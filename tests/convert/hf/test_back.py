@@ -63,3 +63,15 @@ def test_a_configuration_that_disagrees_is_refused(exported, tmp_path):
     config.write_text(config.read_text().replace('"model_type": "elva"', '"model_type": "qwen2"'))
     with pytest.raises(ConvertError, match="not an ELVA"):
         load_folder(folder)
+
+
+def test_import_as_a_checkpoint(exported, run_dir, tmp_path, capsys):
+    """Without being asked whether code may run; the same weights bit for bit, and the same answers."""
+    from elva_jax.cli import main
+    from elva_jax.convert.check import check
+
+    assert main(["convert", "import", str(exported), str(tmp_path / "back")]) == 0
+    assert "custom code" not in capsys.readouterr().out
+    assert_equal(flat(load_run(tmp_path / "back").params["elva"]), flat(load_run(run_dir).params["elva"]))
+    report = check(tmp_path / "back", exported, prompt=QUESTION, new_tokens=3)
+    assert report.same, report.lines
