@@ -273,8 +273,10 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 
 KILLED = """
-import sys, time, numpy as np
+import signal, sys, time, numpy as np
 from elva_jax.convert.store import write_store
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell passes it on ignored
+
 def tensors():
     yield "a", np.ones(1000, np.float32)
     print("half", flush=True)
