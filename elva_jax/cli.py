@@ -122,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _checkpoint_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's --workdir, one stage in it, or one saved step")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a run's --workdir, one stage in it, one saved step, or an exported folder"
+    )
 
 
 def _positive(text: str) -> int:

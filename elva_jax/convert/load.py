@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,10 @@ def load_store(store: Store, targets: Mapping[str, jax.ShapeDtypeStruct], config
     shapes = {name: store.shape(name) for name in store.names()}
     dtypes = {name: store.dtype(name) for name in store.names()}
     sources = keys.plan(table, shapes, dtypes, {path: leaf.shape for path, leaf in wanted.items()}, str(store.path))
-    params = {prefix + path: _read(store, table, source, wanted[path]) for path, source in sources.items()}
+    # Each is in memory twice while it goes to its device: the largest while there is least beside it.
+    largest_first = sorted(sources, key=lambda path: math.prod(wanted[path].shape), reverse=True)
+    # Waiting for each keeps the copies on the host from piling up.
+    params = {prefix + path: jax.block_until_ready(_read(store, table, sources[path], wanted[path])) for path in largest_first}
     return Loaded(params, (), describe(store.config))
 
 
