@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import resource
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from elva_jax.config import base
 from elva_jax.convert import elva, load
 from elva_jax.convert.export import add_visual_tokens
-from elva_jax.convert.store import Store, open_store, refuse_occupied
+from elva_jax.convert.store import Store, open_store, refuse_occupied, whole_folder
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
 from elva_jax.errors import ConvertError
 from elva_jax.training.checkpoint import save_weights
@@ -72,7 +70,7 @@ def import_weights(
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {name: jax.ShapeDtypeStruct(shape, kept, sharding=device) for name, shape in load.parameter_shapes(config, kind).items()}
     loaded = load.load_store(store, targets, config, kind=kind)
-    with _folder(target) as temporary:
+    with whole_folder(target) as temporary:
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / "tokenizer")
         (temporary / "config.json").write_text(json.dumps(config_to_dict(config), indent=2) + "\n")
@@ -142,18 +140,3 @@ def _common_dtype(store: Store) -> np.dtype:
     """The narrowest dtype that holds every floating tensor of a store."""
     dtypes = {store.dtype(name) for name in store.names()}
     return jnp.result_type(*(dtype for dtype in dtypes if dtype.kind in "fV"))
-
-
-@contextlib.contextmanager
-def _folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target that gets its name when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

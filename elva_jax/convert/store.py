@@ -6,13 +6,14 @@ The safetensors format (https://github.com/huggingface/safetensors): eight bytes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -339,8 +340,6 @@ def write_store(
 ) -> None:
     """Writes a folder in Hugging Face's layout, one tensor in memory at a time, with checksums.json beside the weights.
 
-    Everything goes to a folder beside the target, `.<name>.tmp`, that gets the target's name when it is complete.
-
     Args:
       path: a folder that does not exist yet, or is empty.
       tensors: names and values, in the order in which they are to lie on disk.
@@ -351,19 +350,30 @@ def write_store(
     Raises:
       ConvertError: there is something at the target; a name twice; a dtype that safetensors has not.
     """
-    target = Path(path).absolute()
+    with whole_folder(Path(path)) as folder:
+        sums = _write_weights(folder, tensors, shard_bytes, dict(metadata or {"format": "pt"}))
+        for name, content in {**(files or {}), CHECKSUMS: json.dumps(sums, indent=2).encode() + b"\n"}.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, folder / name)
+            else:
+                (folder / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to, `.<name>.tmp` beside the target, that gets the target's name at the end and goes where something fails.
+
+    Raises:
+      ConvertError: there is something at the target.
+    """
+    target = target.absolute()
     refuse_occupied(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        sums = _write_weights(temporary, tensors, shard_bytes, dict(metadata or {"format": "pt"}))
-        for name, content in {**(files or {}), CHECKSUMS: json.dumps(sums, indent=2).encode() + b"\n"}.items():
-            if isinstance(content, Path):
-                shutil.copyfile(content, temporary / name)
-            else:
-                (temporary / name).write_bytes(content)
+        yield temporary
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
