@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"elva_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, text: str, run) -> argparse.ArgumentParser:
+    def command(name: str, summary: str, text: str, run, under=commands) -> argparse.ArgumentParser:
         raw = argparse.RawDescriptionHelpFormatter
-        sub = commands.add_parser(name, help=summary, description=text, formatter_class=raw, allow_abbrev=False)
+        sub = under.add_parser(name, help=summary, description=text, formatter_class=raw, allow_abbrev=False)
         sub.set_defaults(run=run, parser=sub)
         return sub
 

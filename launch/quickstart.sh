@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained tiny ELVA that answers questions about videos: about ten minutes on two cores after installation.
+# From nothing to a trained tiny ELVA that answers questions about videos: about twelve minutes on two cores after installation.
 # Usage: launch/quickstart.sh [WORKDIR] [--config.KEY=VALUE …]
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 install_requirements requirements.txt

@@ -29,18 +29,12 @@ The exit status is 1 where anything is beyond the tolerance."""
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `convert` with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
+    """Adds `convert` with `command(name, summary, text, run, under)`, which makes a sub-command of `elva`, or of another one."""
     actions = command("convert", "weights from and to Hugging Face", HELP, None).add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
 
-    def action(name: str, summary: str, text: str, run) -> argparse.ArgumentParser:
-        raw = argparse.RawDescriptionHelpFormatter
-        sub = actions.add_parser(name, help=summary, description=text, formatter_class=raw, allow_abbrev=False)
-        sub.set_defaults(run=run, parser=sub)
-        return sub
-
-    take = action("import", "write a Hugging Face folder as a checkpoint of ours", IMPORT_HELP, _import)
+    take = command("import", "write a Hugging Face folder as a checkpoint of ours", IMPORT_HELP, _import, actions)
     take.add_argument("source", metavar="SRC", help="a folder with config.json and safetensors files, or a hub name")
     take.add_argument("out", metavar="DST", help="a folder that does not exist yet, or is empty")
     take.add_argument("--config", metavar="FILE.py[:ARG]", help="the run that it is for, which it must fit (default: as config.json says)")
@@ -49,14 +43,14 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     take.add_argument("--allow-pickle", action="store_true", help="read .bin and .pt files, with torch.load(weights_only=True)")
 
-    export = action("export", "write a run as a folder for transformers", EXPORT_HELP, _export)
+    export = command("export", "write a run as a folder for transformers", EXPORT_HELP, _export, actions)
     export.add_argument("run_dir", metavar="RUN", help="a run's --workdir, one stage in it, or one saved step")
     export.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
     export.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights (default: %(default)s)"
     )
 
-    check = action("check", "compare two models on the same text and video", CHECK_HELP, _check)
+    check = command("check", "compare two models on the same text and video", CHECK_HELP, _check, actions)
     check.add_argument("a", metavar="A", help="a run, a converted checkpoint, or a Hugging Face folder")
     check.add_argument("b", metavar="B", help="another one")
     check.add_argument("--video", metavar="FILE", help="a video, an image, or a folder of frames (default: a few frames made up)")

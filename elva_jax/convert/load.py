@@ -20,9 +20,10 @@ from elva_jax.convert.store import CONFIGS, Store, is_hub_name, open_store, read
 from elva_jax.errors import ConvertError
 from elva_jax.models.build import config_from_dict as model_config
 from elva_jax.models.elva import Elva
-from elva_jax.training.checkpoint import Run, load_run, open_run, path_name
+from elva_jax.training.checkpoint import Run, load_run, open_run
 from elva_jax.training.files import config_from_dict
 from elva_jax.training.objective import vision_tower
+from elva_jax.training.state import flat
 from elva_jax.video.layout import TokenLayout
 
 STAGE = "converted"  # the stage that holds weights from elsewhere
@@ -73,7 +74,7 @@ def load_params(
     if not is_hf_source(source):
         placed = {path: leaf.sharding for path, leaf in targets.items()}
         run = load_run(source, kind=kind, shardings=placed, dtypes={path: leaf.dtype for path, leaf in targets.items()})
-        saved = _flat(run.params)
+        saved = flat(run.params)
         common = {path: leaf for path, leaf in saved.items() if path in targets}
         return Loaded(common, tuple(sorted(saved.keys() - targets.keys())), f"stage {run.stage}, step {run.step}")
     return load_store(open_store(source, allow_pickle=allow_pickle), targets, config, kind=kind)
@@ -126,8 +127,7 @@ def open_run_or_folder(path: str | Path) -> Run:
     """
     if is_hf_source(path):
         return load_folder(path)
-    run = open_run(path)
-    return load_run(run.where, dtypes=dict.fromkeys(run.shapes, np.dtype(np.float32)))
+    return open_run(path).load_float32()
 
 
 def load_folder(path: str | Path) -> Run:
@@ -156,7 +156,7 @@ def parameter_shapes(config: ConfigDict, kind: str) -> dict[str, tuple[int, ...]
         layout = TokenLayout(*(jnp.zeros((1, 2, 4) if name == "cell" else (1, 2), jnp.int32) for name in TokenLayout._fields))
         patches = jnp.zeros((1, 1, config.model.patch_size**2 * 3), jnp.uint8)
         tree = {"elva": jax.eval_shape(Elva(model_config(config.model)).init, key, patches, layout)["params"]}
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(tree))}
+    return {path: leaf.shape for path, leaf in flat(nn.meta.unbox(tree)).items()}
 
 
 def folder_config(store: Store) -> tuple[ConfigDict, str, int]:
@@ -183,10 +183,6 @@ def nested(params: Mapping[str, Any]) -> dict[str, Any]:
             at = at.setdefault(group, {})
         at[name] = leaf
     return tree
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _table(store: Store, config: ConfigDict, kind: str) -> tuple[Table, str]:

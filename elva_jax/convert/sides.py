@@ -14,7 +14,7 @@ from PIL import Image
 
 from elva_jax.convert.export import HF_FILES
 from elva_jax.errors import CheckpointError, ConvertError
-from elva_jax.training.checkpoint import SavedRun, load_run, open_run
+from elva_jax.training.checkpoint import SavedRun, open_run
 
 HF_KINDS = {"elva": "elva", "qwen2": "text", "llama": "text", "siglip": "vision", "siglip_vision_model": "vision"}
 BLOCK = 64  # bare text is padded to multiples of it, so that few lengths are compiled
@@ -81,7 +81,7 @@ class JaxSide:
         self.vocabulary = run.config.model.vocab_size
 
     def _load(self):
-        run = load_run(self.run.where, dtypes=dict.fromkeys(self.run.shapes, np.dtype(np.float32)))
+        run = self.run.load_float32()
         run.config.model.dtype = "float32"
         return run
 

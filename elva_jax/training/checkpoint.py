@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 import elva_jax
 from elva_jax.errors import CheckpointError
 from elva_jax.training.files import config_from_dict, config_to_dict
-from elva_jax.training.state import TrainState
+from elva_jax.training.state import TrainState, flat, path_name
 
 SHOWN = 8  # most names listed in one error
 
@@ -72,6 +72,10 @@ class SavedRun:
             (leaf,) = jax.tree.leaves(reader.restore(self.where / "params", args=args))
         return leaf
 
+    def load_float32(self) -> Run:
+        """The whole of it as `load_run` gives it, in float32 whatever it was saved in."""
+        return load_run(self.where, dtypes=dict.fromkeys(self.shapes, np.dtype(np.float32)))
+
 
 class Checkpoints:
     """The saved steps of one stage, `<workdir>/<stage>/checkpoints/<step>`; a context manager that waits for the last save."""
@@ -104,7 +108,7 @@ class Checkpoints:
         """
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(_flat(state.replace(params=None))),
+            optimizer=ocp.args.StandardSave(flat(state.replace(params=None))),
             data=ocp.args.JsonSave({"processes": _gather(data)}),
             meta=ocp.args.JsonSave(_meta(config, stage, step)),
         )
@@ -120,12 +124,12 @@ class Checkpoints:
         if step is None:
             raise CheckpointError(f"{self._folder}: no complete checkpoint")
         rest = target.replace(params=None)
-        wanted = {"params": target.params, "optimizer": _flat(rest)}
+        wanted = {"params": target.params, "optimizer": flat(rest)}
         where = self._folder / str(step)
         with _damage(where):
-            saved = {item: _flat(metadata.tree) for item, metadata in self._manager.item_metadata(step).items() if item in wanted}
+            saved = {item: flat(metadata.tree) for item, metadata in self._manager.item_metadata(step).items() if item in wanted}
         for item, tree in wanted.items():
-            _check(saved[item], _flat(tree), f"{where}/{item}")
+            _check(saved[item], flat(tree), f"{where}/{item}")
         args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
         with _damage(where):
             out = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), **args))
@@ -135,7 +139,7 @@ class Checkpoints:
                 f"{where}: saved by {len(positions)} process(es), restarted with {jax.process_count()}; the data position cannot be split"
                 f" anew: restart with {len(positions)}, or start a new run from these weights with --config.init_from={where}"
             )
-        leaves = [out["optimizer"][name] for name in _flat(rest)]
+        leaves = [out["optimizer"][name] for name in flat(rest)]
         state = jax.tree.unflatten(jax.tree.structure(rest), leaves).replace(params=out["params"])
         return state, positions[jax.process_index()]
 
@@ -199,13 +203,8 @@ def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:
     with _damage(where), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
         tree = reader.metadata(where).item_metadata["params"].tree
         meta = reader.restore(where, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flat(dict(tree)).items()}
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat(dict(tree)).items()}
     return SavedRun(config_from_dict(meta["config"]), meta["stage"], where.parents[2] / "tokenizer", int(where.name), shapes, where)
-
-
-def path_name(path) -> str:
-    """'/'-joined name of a leaf."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def saved_steps(folder: str | Path) -> list[int]:
@@ -254,10 +253,6 @@ def _damage(where: Path) -> Iterator[None]:
     except (ValueError, KeyError, OSError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise CheckpointError(f"{where}: cannot be read ({reason}); if it is damaged, remove it to go on from the one before") from error
-
-
-def _flat(tree) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _check(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

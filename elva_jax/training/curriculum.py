@@ -22,9 +22,10 @@ from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
 from elva_jax.training import curves, loop
-from elva_jax.training.checkpoint import has_checkpoint, path_name, saved_steps
+from elva_jax.training.checkpoint import has_checkpoint, saved_steps
 from elva_jax.training.files import config_to_dict, write_atomic
 from elva_jax.training.objective import guided, make_objective
+from elva_jax.training.state import flat
 
 FREE = ("name", "data_dir", "mesh", "log", "checkpoint", "curriculum", "tokenizer")  # keys that a restart may change
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -170,7 +171,7 @@ def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting
     source = workdir / before[-1] if before else config.init_from if kind == "elva" else config.teacher.init_from
     if not source:
         return {}
-    targets = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.params)}
+    targets = flat(setting.shapes.params)
     loaded = load_params(source, targets, config, kind=kind)
     for path, there in loaded.params.items():
         here = targets[path]

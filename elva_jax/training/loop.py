@@ -25,7 +25,7 @@ from elva_jax.training import state as states
 from elva_jax.training.checkpoint import Checkpoints
 from elva_jax.training.metrics import MetricsFile, Progress, Window
 from elva_jax.training.objective import Objective
-from elva_jax.training.optimizer import Optimizer, make_optimizer, path_name
+from elva_jax.training.optimizer import Optimizer, make_optimizer
 from elva_jax.training.step import make_train_step
 
 
@@ -55,16 +55,17 @@ def fresh_state(
 ) -> states.TrainState:
     """The state at step 0: the parameters that `weights` has by '/'-joined path, and random ones for the rest."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
-    flat, tree = jax.tree_util.tree_flatten_with_path(shardings.params)
-    missing = {path_name(path): where for path, where in flat if path_name(path) not in weights}
+    wanted = states.flat(shardings.params)
+    missing = {name: where for name, where in wanted.items() if name not in weights}
 
     def init(key):  # what is not asked for is neither computed nor compiled
-        leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(objective.init(key)))
-        return {path_name(path): leaf for path, leaf in leaves if path_name(path) in missing}
+        leaves = states.flat(nn.meta.unbox(objective.init(key)))
+        return {name: leaves[name] for name in missing}
 
     key = jax.random.key(stage_seed(config.seed, stage_name, "init"))
     random = jax.jit(init, out_shardings=missing)(key) if missing else {}
-    params = jax.tree.unflatten(tree, [random[name] if name in random else weights[name] for name in (path_name(path) for path, _ in flat)])
+    leaves = [random[name] if name in random else weights[name] for name in wanted]
+    params = jax.tree.unflatten(jax.tree.structure(shardings.params), leaves)
     create = jax.jit(lambda params: states.create(params, setting.optimizer.transform), out_shardings=shardings, donate_argnums=0)
     return create(params)
 

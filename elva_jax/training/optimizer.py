@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from elva_jax.errors import ConfigError
+from elva_jax.training.state import flat, path_name
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -45,11 +46,6 @@ def make_schedule(peak: float, steps: int, warmup_ratio: float, final_ratio: flo
         return peak * jnp.where(count < warmup, (count + 1) / max(warmup, 1), cosine)
 
     return schedule
-
-
-def path_name(path) -> str:
-    """'/'-joined name of a parameter, as freezing's regular expressions and error messages see it."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def muon_dimensions(name: str, names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
@@ -112,14 +108,14 @@ def make_optimizer(config: ConfigDict, steps: int, params, axes=None) -> Optimiz
 
 
 def _dimension_numbers(params, axes) -> dict[str, MuonDimensionNumbers | None]:
-    flat = jax.tree_util.tree_leaves_with_path(params)
-    specs = [PartitionSpec()] * len(flat) if axes is None else jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
-    padded = (tuple(spec) + (None,) * (leaf.ndim - len(spec)) for spec, (_, leaf) in zip(specs, flat, strict=True))
-    return {path_name(path): muon_dimensions(path_name(path), names) for (path, _), names in zip(flat, padded, strict=True)}
+    leaves = flat(params)
+    specs = [PartitionSpec()] * len(leaves) if axes is None else jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    padded = (tuple(spec) + (None,) * (leaf.ndim - len(spec)) for spec, leaf in zip(specs, leaves.values(), strict=True))
+    return {name: muon_dimensions(name, names) for name, names in zip(leaves, padded, strict=True)}
 
 
 def _frozen(patterns: tuple[str, ...], params) -> set[str]:
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = list(flat(params))
     frozen: set[str] = set()
     for pattern in patterns:
         try:

@@ -20,6 +20,16 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
 
 
+def path_name(path) -> str:
+    """'/'-joined name of a leaf, as freezing's regular expressions, tables of names and error messages see it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flat(tree) -> dict[str, Any]:
+    """The leaves of a tree by '/'-joined path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def create(params, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state at step 0."""
 

@@ -54,20 +54,6 @@ def generator(config, params, tokenizer):
 
 
 @pytest.fixture(scope="session")
-def videos():
-    """Noise, a still picture four times, a half-still video of another shape, one frame."""
-    rng = np.random.default_rng(0)
-
-    def noise(*shape):
-        return rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-    still, half = noise(32, 32), [noise(32, 24) for _ in range(4)]
-    for frame in half:
-        frame[:16] = half[0][:16]
-    return [[noise(32, 32) for _ in range(4)], [still] * 4, half, [noise(16, 32)]]
-
-
-@pytest.fixture(scope="session")
 def shown(generator, videos):
     """The four videos as rows of media."""
     return [(generator.load(frames),) for frames in videos]

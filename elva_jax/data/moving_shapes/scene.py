@@ -99,7 +99,7 @@ class Scene:
     @property
     def scale(self) -> float:
         """Pixels here for one pixel of a canvas with a longest edge of 64; smaller canvases are not scaled down."""
-        return max(self.width, self.height, 64) / 64
+        return _scale(self.width, self.height)
 
     @property
     def content(self) -> str:
@@ -168,8 +168,12 @@ def _canvas(style: Style, rng: random.Random) -> dict:
     }
 
 
+def _scale(width: int, height: int) -> float:
+    return max(width, height, 64) / 64
+
+
 def _point(style: Style, rng: random.Random, canvas: dict, cell: int) -> tuple[float, float]:
-    jitter = style.jitter * max(canvas["width"], canvas["height"], 64) / 64
+    jitter = style.jitter * _scale(canvas["width"], canvas["height"])
     x = (cell % 3 + 0.5) * canvas["width"] / 3 + rng.uniform(-jitter, jitter)
     y = (cell // 3 + 0.5) * canvas["height"] / 3 + rng.uniform(-jitter, jitter)
     return x, y
@@ -189,7 +193,7 @@ def _image(style: Style, rng: random.Random, index: int, single: bool) -> Scene:
 
 
 def _static(style: Style, rng: random.Random, canvas: dict, looks: list[Look], cells: list[int]) -> tuple[Thing, ...]:
-    scale = max(canvas["width"], canvas["height"], 64) / 64
+    scale = _scale(canvas["width"], canvas["height"])
     return tuple(
         Thing(look, style.sizes[look.size] * scale, *_point(style, rng, canvas, cell), cell)
         for look, cell in zip(looks, cells, strict=False)
@@ -245,7 +249,7 @@ def _video(style: Style, rng: random.Random, index: int, single: bool, long: boo
 def _moving(style: Style, rng: random.Random, canvas: dict, thing: Thing, frames: int) -> Thing:
     """Gives a thing a direction, a speed, and a uniform place on its closed path."""
     motion = rng.choice(DIRECTIONS)
-    scale = max(canvas["width"], canvas["height"], 64) / 64
+    scale = _scale(canvas["width"], canvas["height"])
     speed = rng.uniform(*style.speed) * scale * SAMPLES / frames
     along, across = (canvas["width"], canvas["height"]) if motion in ("left", "right") else (canvas["height"], canvas["width"])
     if style.lanes:
