@@ -91,7 +91,8 @@ class JaxSide:
         from elva_jax.models.elva import Elva
         from elva_jax.video.layout import Kind, Text, build_layout
 
-        generator = Generator.from_run(self._load())
+        run = self._load()
+        generator = Generator.from_run(run)
         generator.end_ids = (-1,)
         visual = generator.load(video)
         prefilled = generator.prefill([[visual]], merging=merging, prompts=[prompt])
@@ -104,7 +105,7 @@ class JaxSide:
             out = Elva(generator.model).apply({"params": params}, patches, layout, merging=merging)
             return Elva(generator.model).apply({"params": params}, out.hidden, method="head"), out.layout
 
-        logits, left = forward(generator.params, visual.patches[None], jax.tree.map(lambda field: field[None], layout))
+        logits, left = forward(run.params["elva"], visual.patches[None], jax.tree.map(lambda field: field[None], layout))
         used = np.asarray(left.kind[0] != Kind.PAD)
         ids = tuple(int(token) for part in parts if isinstance(part, Text) for token in part.token_ids)
         # In a single example, the position of a token is its place.

@@ -51,15 +51,21 @@ def render(
     pieces = _split_questions(example, len(clips))
     parts: list[Text | Clip] = []
     before = _system(system_prompt) + "<|im_start|>user\n"
-    for turn, (first, *rest) in zip(example.turns, pieces, strict=True):
-        for text in rest:
-            parts += [Text(token_ids(tokenizer, before + first)), clips.pop(0)]
-            before, first = "", text
-        parts.append(Text(token_ids(tokenizer, before + first + ANSWER)))
+    for turn, texts in zip(example.turns, pieces, strict=True):
+        parts += _question(before, texts, clips, tokenizer)
         parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), 1.0))
         before = "\n<|im_start|>user\n"
     parts.append(Text(token_ids(tokenizer, "\n")))
     return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
+
+
+def _question(before: str, texts: Sequence[str], clips: list[Clip], tokenizer: PreTrainedTokenizerBase) -> list[Text | Clip]:
+    """A user's turn up to where its answer begins: a clip, taken from the front of `clips`, between any two of the texts."""
+    parts: list[Text | Clip] = []
+    for text in texts[:-1]:
+        parts += [Text(token_ids(tokenizer, before + text)), clips.pop(0)]
+        before = ""
+    return [*parts, Text(token_ids(tokenizer, before + texts[-1] + ANSWER))]
 
 
 def _render_branches(example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str) -> list[Text | Clip]:
@@ -79,6 +85,18 @@ def prompt_parts(question: str, clips: Sequence[Clip], tokenizer: PreTrainedToke
     """
     answered = Example("prompt", (), (Turn(question, "answer"),))
     return render(answered, tokenizer, [clip.grids for clip in clips], system_prompt)[:-2]
+
+
+def follow_up(question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase) -> list[Text | Clip]:
+    """Renders a later question of a conversation, from the end of the answer before it to where its own answer begins.
+
+    Raises:
+      DataError: markers in the question that do not match the clips.
+    """
+    example = Example("prompt", (), (Turn(question, "answer"),))
+    (texts,) = _split_questions(example, len(clips))
+    parts = _question("<|im_end|>\n<|im_start|>user\n", texts, list(clips), tokenizer)
+    return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
 
 
 def check(example: Example) -> None:

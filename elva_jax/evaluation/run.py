@@ -18,7 +18,8 @@ from elva_jax.errors import ConfigError, DataError, VideoError
 from elva_jax.evaluation.answers import exact_match, option_index
 from elva_jax.evaluation.baselines import any_object, middle_frame
 from elva_jax.evaluation.scores import Score, summarise
-from elva_jax.inference.generate import Answer, Choice, Generator, Likelihood
+from elva_jax.inference.choices import Choice, Likelihood
+from elva_jax.inference.generate import Answer, Generator
 from elva_jax.inference.rows import Lengths
 from elva_jax.inference.visual import Visual
 
@@ -154,7 +155,7 @@ def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
     """What the report says of the model and its answers."""
     families, macro = tally.summaries()
     return {
-        "model": {"stage": generator.stage, "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.params))},
+        "model": {"stage": generator.stage, "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.weights))},
         "families": families,
         "macro": macro,
         "answers": _count_answers(tally),
@@ -262,7 +263,7 @@ class Columns:
 
     def _tally_tokens(self, prefilled, count: int, tally: Tally) -> None:
         """Adds how many tokens of each of the first `count` videos every segment worked on."""
-        layers = np.asarray([segment.k.shape[0] for segment in prefilled.prefix.segments])
+        layers = np.asarray([piece.stop - piece.start for piece in prefilled.prefix.segments])
         for b in range(count):
             before, after = prefilled.front_tokens[b], prefilled.prefix.tokens[:, b]
             visual = sum(rows * columns + rows + 1 for seen in prefilled.media[b] for rows, columns in seen.clip.grids)

@@ -49,6 +49,23 @@ def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
     return first + tuple(Segment(edges[k], edges[k + 1], k) for k in range(len(cuts)))
 
 
+def merge_batch(
+    config: ElvaConfig, x_BxSxD: jax.Array, layout: TokenLayout, size_BxS: jax.Array, index: int, bucket: int | None = None
+) -> merging_ops.Merged:
+    """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""
+    rule, merge_lines = config.merge.layers[index], config.merge.merge_lines
+
+    def one(x, layout, size):
+        return merging_ops.merge(x, layout, size, rule, merge_lines=merge_lines, bucket=bucket)
+
+    return jax.vmap(one)(x_BxSxD, layout, size_BxS)
+
+
+def visual_embed(config: ElvaConfig) -> nn.Module:
+    """The module that turns patches and a layout into visual tokens [B, S, D]."""
+    return PatchEmbed(config.patch, config.decoder.hidden_size, jnp.dtype(config.dtype))
+
+
 class Elva(nn.Module):
     """ELVA: patch embedding, Qwen2 decoder and merging layers. Methods are reached through `apply(..., method="name")`."""
 
@@ -56,9 +73,8 @@ class Elva(nn.Module):
 
     def setup(self):
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        self.patch_embed = PatchEmbed(c.patch, c.decoder.hidden_size, dtype)
-        self.decoder = Qwen2(c.decoder, dtype, c.remat, c.attention)
+        self.patch_embed = visual_embed(c)
+        self.decoder = Qwen2(c.decoder, jnp.dtype(c.dtype), c.remat, c.attention)
 
     def __call__(
         self, patches_BxNxK: jax.Array, layout: TokenLayout, *, merging: bool = False, buckets: tuple[int, ...] = (), rope_length: int = 0
@@ -88,12 +104,14 @@ class Elva(nn.Module):
         visual = []
         for piece in segments(self.config, merging):
             if piece.merge is not None:
-                merged = self.merge(x, layout, size, piece.merge, buckets[piece.merge] or None)
+                merged = merge_batch(self.config, x, layout, size, piece.merge, buckets[piece.merge] or None)
                 survivor = jax.vmap(merging_ops.compose)(survivor, merged.survivor)
                 x, layout, size = merged.x, merged.layout, merged.size
                 stats |= _merge_stats(piece.merge, merged, original)
             visual.append((piece.stop - piece.start) * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE)))
-            x, _ = self._layers(x, layout, piece.start, piece.stop, rope_length=rope_length, with_cache=False)
+            x = self.decoder.layers(
+                x, layout.position, layout.segment, piece.start, piece.stop, turn_BxS=layout.turn, rope_length=rope_length
+            )
         if rules:
             stats["merge/kept_mean"] = sum(visual) / self.config.decoder.num_layers
         return ElvaOutput(self.decoder.finish(x), layout, size, survivor, stats)
@@ -104,22 +122,6 @@ class Elva(nn.Module):
         text = self.decoder.embed(jnp.where(is_text, layout.token_id, 0))
         visual = self.patch_embed(patches_BxNxK, layout)
         return nn.with_logical_constraint(jnp.where(is_text[..., None], text, visual), ("batch", "seq", None))
-
-    def layers(self, x_BxSxD: jax.Array, layout: TokenLayout, start: int, stop: int, *, rope_length: int = 0):
-        """Decoder layers start … stop − 1: x [B, S, D] and (keys, values), each [stop - start, B, S, K, Dh]."""
-        return self._layers(x_BxSxD, layout, start, stop, rope_length=rope_length)
-
-    def _layers(self, x_BxSxD: jax.Array, layout: TokenLayout, start: int, stop: int, **options):
-        return self.decoder.layers(x_BxSxD, layout.position, layout.segment, start, stop, turn_BxS=layout.turn, **options)
-
-    def merge(self, x_BxSxD: jax.Array, layout: TokenLayout, size_BxS: jax.Array, index: int, bucket: int | None = None):
-        """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""
-        rule, merge_lines = self.config.merge.layers[index], self.config.merge.merge_lines
-
-        def one(x, layout, size):
-            return merging_ops.merge(x, layout, size, rule, merge_lines=merge_lines, bucket=bucket)
-
-        return jax.vmap(one)(x_BxSxD, layout, size_BxS)
 
     def finish(self, x_BxSxD: jax.Array) -> jax.Array:
         """The final norm: what `head` takes."""

@@ -35,6 +35,16 @@ def _norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=jnp.float32, scale_init=scale_init, name=name)
 
 
+def angles(config: DecoderConfig, position_BxS: jax.Array, rope_length: int = 0) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of RoPE, [B, S, Dh / 2] float32.
+
+    `rope_length` is the sequence length that dynamic scaling counts with. By default it is `max_position`, whatever the length at hand:
+    a token's keys must not depend on how examples are packed or how far an answer has come.
+    """
+    frequency, factor = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, rope_length or config.max_position)
+    return rope.cos_sin(position_BxS, frequency, factor)
+
+
 class DecoderLayer(nn.Module):
     """One layer; kernels are [in, out], heads flattened in the order (head, head_dim)."""
 
@@ -112,37 +122,21 @@ class Qwen2(nn.Module):
         """[B, S, D] rows of the embedding table in the compute type."""
         return self.embed_tokens[token_ids_BxS].astype(self.dtype)
 
-    def angles(self, position_BxS: jax.Array, rope_length: int = 0) -> tuple[jax.Array, jax.Array]:
-        """cos and sin of RoPE, [B, S, Dh / 2] float32.
-
-        `rope_length` is the sequence length that dynamic scaling counts with. By default it is `max_position`, whatever the length at hand:
-        a token's keys must not depend on how examples are packed or how far an answer has come.
-        """
-        c = self.config
-        frequency, factor = rope.frequencies(c.head_dim, c.rope_theta, c.rope_scaling, rope_length or c.max_position)
-        return rope.cos_sin(position_BxS, frequency, factor)
-
-    def layers(
-        self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, turn_BxS=None, rope_length: int = 0, with_cache: bool = True
-    ):
-        """Runs layers start … stop − 1.
-
-        Returns:
-          x [B, S, D] and, with_cache, keys and values [stop - start, B, S, K, Dh] each; None otherwise.
-        """
-        cos, sin = self.angles(position_BxS, rope_length)
+    def layers(self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, turn_BxS=None, rope_length: int = 0) -> jax.Array:
+        """Hidden states [B, S, D] behind layers start … stop − 1."""
+        cos, sin = angles(self.config, position_BxS, rope_length)
         attend = partial(attention_ops.packed_attention, segment_BxS=segment_BxS, turn_BxS=turn_BxS, implementation=self.attention)
         layer = self._layer()
 
         def body(x, params):
-            x, keys_values = layer.apply({"params": params}, x, cos, sin, attend)
-            return x, keys_values if with_cache else None
+            x, _ = layer.apply({"params": params}, x, cos, sin, attend)
+            return x, None
 
         unroll = self._unroll(stop - start)
         if self.remat != "none":
             # Outside a loop XLA would merge the recomputation with the original and undo it.
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=unroll > 1)
-        return jax.lax.scan(body, x_BxSxD, self._slice(start, stop), unroll=unroll)
+        return jax.lax.scan(body, x_BxSxD, self._slice(start, stop), unroll=unroll)[0]
 
     def _slice(self, start: int, stop: int):
         if not 0 <= start <= stop <= self.config.num_layers:
@@ -171,5 +165,5 @@ class Qwen2(nn.Module):
     def __call__(self, token_ids_BxS, position_BxS, segment_BxS, *, rope_length: int = 0) -> jax.Array:
         """float32 logits [B, S, V] of plain text."""
         x = self.embed(token_ids_BxS)
-        x, _ = self.layers(x, position_BxS, segment_BxS, 0, self.config.num_layers, rope_length=rope_length, with_cache=False)
+        x = self.layers(x, position_BxS, segment_BxS, 0, self.config.num_layers, rope_length=rope_length)
         return self.head(self.finish(x))

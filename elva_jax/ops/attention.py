@@ -15,7 +15,9 @@ SMALL_BLOCK, LARGE_BLOCK = 64, 256  # queries a block
 LOW = float(jnp.finfo(jnp.float32).min)
 
 
-def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS=None, *, implementation: str = "auto") -> jax.Array:
+def packed_attention(
+    q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS=None, *, single: bool = False, implementation: str = "auto"
+) -> jax.Array:
     """Causal self-attention in which a token sees the tokens of its own segment up to itself.
 
     Padding (segment 0) is a segment of its own: it sees only padding, so that its rows stay finite, and nothing else sees it.
@@ -26,6 +28,8 @@ def packed_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS=N
       v_BxSxKxDh: values.
       segment_BxS: which packed example each token belongs to.
       turn_BxS: which of its example's independent turns; every turn sees turn 0 and itself. None: all are turn 0.
+      single: promises that every row is one example without turns and its padding behind it, so that nothing but causality need be masked;
+        padding then sees the example, and what comes out for it means nothing.
       implementation: xla works block by block on any device; cudnn is the fused kernel (GPU, half precision, head width up to 128);
         auto takes cudnn where it can run.
 

@@ -10,7 +10,7 @@ from elva_jax.errors import ElvaError
 from elva_jax.evaluation import report
 from elva_jax.evaluation.answers import exact_match
 from elva_jax.evaluation.run import evaluate, likeliest
-from elva_jax.inference.generate import Choice, Likelihood
+from elva_jax.inference.choices import Choice, Likelihood
 from elva_jax.inference.rows import Lengths
 from elva_jax.video.decode import read_frames
 

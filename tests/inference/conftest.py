@@ -66,7 +66,7 @@ def batch(generator, shown):
 
 
 @pytest.fixture(scope="session")
-def whole_forward(generator):
+def whole_forward(generator, params):
     """Log-probabilities [A, V] of an answer's tokens by the model's plain forward pass over the whole conversation, as in training."""
     model, length = Elva(generator.model), 192
 
@@ -81,7 +81,7 @@ def whole_forward(generator):
         patches = np.zeros((1, 64, 192), np.uint8)
         for item in media:
             patches[0, : len(item.patches)] = item.patches
-        log_probs, out = forward(generator.params, patches, batched, merging)
+        log_probs, out = forward(params, patches, batched, merging)
         before = layout.length - len(answer_ids) - 1
         return np.asarray(log_probs, np.float64)[0, out.survivor[0, before : layout.length - 1]], out
 

@@ -1,5 +1,6 @@
 """Cached, batched, bucketed inference equals the plain forward pass over the whole conversation."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,11 +11,13 @@ from PIL import Image
 from elva_jax.errors import ElvaError
 from elva_jax.inference import extend
 from elva_jax.inference import prefill as prefill_module
-from elva_jax.inference.generate import Choice, Generator
+from elva_jax.inference.choices import Choice
+from elva_jax.inference.generate import Generator
 from elva_jax.inference.rows import grid_length
+from elva_jax.inference.sampling import Sampling
 from elva_jax.inference.visual import keep_frames
 from elva_jax.video.decode import Frames
-from elva_jax.video.layout import Kind
+from elva_jax.video.layout import Kind, Text
 
 QUESTION = "What colour is the circle?"
 OPTIONS = ("red", "a green square at the top left", "4")
@@ -76,12 +79,12 @@ def alone(generator, shown):
 
 
 def test_redundant_video_takes_smaller_programs(alone, batch):
-    lengths, together = ([segment.k.shape[2] for segment in p.prefix.segments] for p in (alone, batch[True]))
+    lengths, together = ([layer.k.shape[2] for layer in p.prefix.layers] for p in (alone, batch[True]))
     assert lengths == [grid_length(int(tokens)) for tokens in alone.prefix.tokens[:, 0]]
     assert lengths[1] < 0.8 * lengths[0]
     assert lengths[1] < together[1]
-    assert [segment.k.shape[0] for segment in alone.prefix.segments] == [1, 1, 1]
-    assert [segment.k.shape[0] for segment in batch[False].prefix.segments] == [3]
+    assert [piece[:2] for piece in alone.prefix.segments] == [(0, 1), (1, 2), (2, 3)]
+    assert [piece[:2] for piece in batch[False].prefix.segments] == [(0, 3)]
 
 
 def test_batch_equals_single(generator, alone, batch):
@@ -155,12 +158,12 @@ def test_keep_frames_is_the_video_of_those_frames(generator, videos):
 
 def test_few_programs_for_many_lengths(generator, shown, alone):
     """Questions of four lengths take at most two steps of the grid; a second prefill compiles nothing."""
-    before = extend.branch_scores._cache_size(), prefill_module._layers._cache_size()
+    before = extend.branch_scores._cache_size(), prefill_module._layer._cache_size()
     for n in range(2, 6):
         totals(generator, alone, "what " * n + "?", ("red",))
     assert extend.branch_scores._cache_size() - before[0] <= 2
     generator.prefill([shown[STILL]])
-    assert prefill_module._layers._cache_size() == before[1]
+    assert prefill_module._layer._cache_size() == before[1]
 
 
 @pytest.mark.parametrize(
@@ -172,8 +175,9 @@ def test_few_programs_for_many_lengths(generator, shown, alone):
         (lambda g, v: g.answer(v, "  "), "prompt is empty"),
         (lambda g, v: g.answer(v, "<video> "), "prompt is empty"),
         (lambda g, v: g.answer(v, "<video> and <video>?"), "2 <image> or <video> markers for 1 media"),
-        (lambda g, v: g.answer(v, "colour " * 300), "118"),
-        (lambda g, v: g.answer(v * 5, QUESTION), "118.*fewer frames"),
+        (lambda g, v: g.answer(v, "colour " * 999), "118, 944 with RoPE stretched"),
+        (lambda g, v: g.answer(v * 14, QUESTION), "118.*fewer or smaller frames"),
+        (lambda g, v: g.generate(g.prefill([(g.load(v),)]), [["colour " * 99]]), "118.*more room"),
         (lambda g, v: g.answer(v, QUESTION, max_new_tokens=0), "max_new_tokens=0"),
         (lambda g, v: g.score(v, QUESTION, []), "needs options"),
         (lambda g, v: g.score(v, QUESTION, ["red", " "]), "none of them empty"),
@@ -212,3 +216,61 @@ def test_bfloat16_scores_are_close_to_float32(config, params, tokenizer, shown, 
     expected = log_probs[np.arange(len(ids)), ids].sum()
     assert score == pytest.approx(expected, rel=0.05)
     assert score != pytest.approx(expected, rel=1e-6)
+
+
+def test_streamed_pieces_are_the_answer(generator, alone):
+    ((whole,),) = generator.generate(alone, [[QUESTION]], 12)
+    pieces = list(generator.stream(alone, QUESTION, 12))
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 1
+
+
+def test_a_stop_string_ends_the_answer(generator, alone):
+    ((free,),) = generator.generate(alone, [[QUESTION]], 12)
+    stop = free.text[len(free.text) // 2 :][:3]
+    ((stopped,),) = generator.generate(alone, [[QUESTION]], 12, sampling=Sampling(stop=(stop,)))
+    assert stopped.finished
+    assert stopped.text == free.text[: free.text.index(stop)].rstrip()
+    assert stopped.tokens == free.tokens[: len(stopped.tokens)]
+    assert "".join(generator.stream(alone, QUESTION, 12, sampling=Sampling(stop=(stop,)))) == stopped.text
+
+
+def test_a_seed_gives_the_same_answer_in_any_batch(generator, alone, batch):
+    hot = Sampling(temperature=1.5, top_p=0.95, repetition_penalty=1.2, seed=3)
+    rows = generator.generate(batch[True], [["Where?"], QUESTIONS, [], ["Which?"]], 8, sampling=hot)
+    ((single,),) = generator.generate(alone, [[QUESTIONS[1]]], 8, sampling=hot)
+    assert rows[STILL][1] == single
+    others = {
+        generator.generate(alone, [[QUESTIONS[1]]], 8, sampling=dataclasses.replace(hot, seed=seed))[0][0].tokens for seed in range(4)
+    }
+    assert len(others) == 4
+
+
+def test_the_repetition_penalty_counts_the_whole_conversation(generator, alone, shown):
+    ((answer,),) = generator.generate(alone, [[QUESTION]], 1, sampling=Sampling(repetition_penalty=50.0))
+    prompt = {token for part in generator.prompt_parts(QUESTION, shown[STILL]) if isinstance(part, Text) for token in part.token_ids}
+    ((longer,),) = generator.generate(alone, [[QUESTION]], 8, sampling=Sampling(repetition_penalty=50.0))
+    assert answer.tokens == longer.tokens[:1]
+    assert len({*longer.tokens, *prompt}) == len(longer.tokens) + len(prompt), "with so high a penalty nothing comes twice"
+
+
+class Exactly:
+    """Lengths that are not of the grid."""
+
+    def __init__(self, extra):
+        self.extra = extra
+
+    def __call__(self, name, tokens, smallest=16):
+        return max(tokens, smallest if name == "answer" else 1) + self.extra
+
+
+def test_logits_do_not_depend_on_buckets(generator, shown):
+    """Option scores with other lengths everywhere, behind every merging layer too, agree to 1e-5."""
+    scores = [totals_with(generator, shown[2], Exactly(extra)) for extra in (0, 5, 31)]
+    for other in scores[1:]:
+        np.testing.assert_allclose(other, scores[0], atol=1e-5)
+
+
+def totals_with(generator, media, lengths):
+    prefilled = generator.prefill([media], lengths=lengths)
+    return [score.total for score in generator.score_options(prefilled, [[Choice(QUESTION, OPTIONS)]], lengths)[0][0]]

@@ -92,3 +92,11 @@ def generator(run_dir):
     from elva_jax.inference.generate import Generator
 
     return Generator.from_checkpoint(run_dir)
+
+
+@pytest.fixture(scope="session")
+def params(run_dir):
+    """The run's parameters as training holds them."""
+    from elva_jax.convert.load import open_run_or_folder
+
+    return open_run_or_folder(run_dir).params["elva"]

@@ -45,8 +45,8 @@ def test_after_pytorch_saved_it_again(exported, generator, processor, videos, tm
     assert not (tmp_path / "again" / "elva_jax.json").exists()
     back = Generator.from_checkpoint(tmp_path / "again")
     assert (back.model, back.data.to_dict()) == (generator.model, {**back.data.to_dict(), **generator.data.to_dict()})
-    head = np.asarray(generator.params["decoder"]["lm_head"])
-    np.testing.assert_array_equal(back.params["decoder"]["lm_head"], head if exact else -head)
+    head = np.asarray(generator.weights.lm_head)
+    np.testing.assert_array_equal(back.weights.lm_head, head if exact else -head)
     if exact:
         assert back.answer(videos[2], QUESTION, 16) == generator.answer(videos[2], QUESTION, 16)
 

@@ -126,7 +126,7 @@ def test_a_batch_of_different_videos(processor, model, generator, videos):
     assert len(set(survivors)) == len(videos)
 
 
-def test_hybrid_resolution_in_both(processor, model, generator):
+def test_hybrid_resolution_in_both(processor, model, generator, params):
     """Frames of two grids: high ones chain with high ones, low with low."""
     from elva_jax.models.elva import Elva
     from elva_jax.video.resolution import hybrid
@@ -143,7 +143,7 @@ def test_hybrid_resolution_in_both(processor, model, generator):
     )
     layout = TokenLayout(*(field[None] for field in build_layout(generator.prompt_parts(QUESTION, [seen]))))
     elva = Elva(generator.model)
-    wanted = jax.jit(lambda *args: elva.apply({"params": generator.params}, *args, merging=True))(seen.patches[None], layout)
+    wanted = jax.jit(lambda *args: elva.apply({"params": params}, *args, merging=True))(seen.patches[None], layout)
     count = int((np.asarray(wanted.layout.kind) > 0).sum())
     with torch.no_grad():
         out = model.model(**inputs_of(processor, [frames], num_frames=2, num_low_frames=4, low_longest_edge=16))
@@ -203,7 +203,7 @@ def test_text_alone(processor, model, generator):
     torch.testing.assert_close(from_embeddings, model(**inputs).logits)
 
 
-def test_loss_and_gradients_through_merging(processor, exported, generator, videos):
+def test_loss_and_gradients_through_merging(processor, exported, generator, params, videos):
     """The loss is that of JAX's training on the answer, for left and right padding; every parameter gets a gradient, with and without
     gradient checkpointing."""
     from transformers import AutoModelForCausalLM
@@ -219,8 +219,8 @@ def test_loss_and_gradients_through_merging(processor, exported, generator, vide
     parts = [*generator.prompt_parts(QUESTION, [seen]), Text(answer, 1.0)]
     layout = TokenLayout(*(field[None] for field in build_layout(parts)))
     elva = Elva(generator.model)
-    out = elva.apply({"params": generator.params}, seen.patches[None], layout, merging=True)
-    log_p = jax.nn.log_softmax(elva.apply({"params": generator.params}, out.hidden, method="head"))
+    out = elva.apply({"params": params}, seen.patches[None], layout, merging=True)
+    log_p = jax.nn.log_softmax(elva.apply({"params": params}, out.hidden, method="head"))
     chosen = np.take_along_axis(np.asarray(log_p), np.asarray(out.layout.target)[..., None], axis=-1)[..., 0]
     wanted = -(chosen * out.layout.loss_weight).sum() / len(answer)
 

@@ -1,0 +1,96 @@
+"""A conversation with a cache says what the plain forward pass over the whole conversation says."""
+
+import numpy as np
+import pytest
+
+from elva_jax.errors import DataError, LayoutError
+from elva_jax.inference.chat import Chat
+from elva_jax.inference.generate import Generator
+from elva_jax.inference.sampling import Sampling
+from elva_jax.models.elva import Elva
+from elva_jax.video.layout import Text, TokenLayout, build_layout
+
+QUESTIONS = ("What colour?", "Where is it?", "And now?")
+
+
+@pytest.fixture(scope="module")
+def roomy(config, params, tokenizer):
+    """The model with room for a conversation."""
+    longer = config.copy_and_resolve_references()
+    longer.model.max_position = 512
+    return Generator(longer, params, tokenizer)
+
+
+def likeliest(generator, params, parts, media, answer):
+    """The argmax before every token of the answer, by one forward pass over the conversation."""
+    layout = build_layout([*parts, Text(tuple(answer))])
+    patches = np.concatenate([item.patches for item in media])
+    model = Elva(generator.model)
+    out = model.apply({"params": params}, patches[None], TokenLayout(*(field[None] for field in layout)), merging=True)
+    scores = np.asarray(model.apply({"params": params}, out.hidden, method="head"))[0, :, : len(generator.tokenizer)]
+    before = layout.length - len(answer) - 1
+    return scores[out.survivor[0, before : layout.length - 1]].argmax(-1).tolist()
+
+
+def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, params, videos):
+    """Three turns: the second goes on behind the first, the third brings another video, so the conversation is read anew."""
+    media = [roomy.load(videos[0]), roomy.load(videos[1][:2])]
+    chat, parts, seen = Chat(roomy, max_new_tokens=6), [], []
+    for question, new in zip(QUESTIONS, ([media[0]], [], [media[1]]), strict=True):
+        answer = chat.ask(question, new)
+        if parts:
+            ids = [token for text in ("<|im_end|>", "\n<|im_start|>user\n") for token in roomy.tokenizer.encode(text)]
+            tail = question + "<|im_end|>\n<|im_start|>assistant\n"
+            parts.append(Text(tuple(ids)))
+            parts += [item.clip for item in new]
+            parts.append(Text(tuple(roomy.tokenizer.encode(tail))))
+        else:
+            parts = list(roomy.prompt_parts(question, new))
+        seen += new
+        assert list(answer.tokens) == likeliest(roomy, params, parts, seen, answer.tokens)
+        assert answer.tokens
+        parts.append(Text(answer.tokens))
+
+
+def test_a_stop_string_takes_back_what_was_fed_behind_it(roomy, videos):
+    """The next turn sees the shortened answer: it says what a conversation replayed from the text says."""
+    media = [roomy.load(videos[0])]
+    free = Chat(roomy, max_new_tokens=6).ask(QUESTIONS[0], media)
+    stop = roomy.tokenizer.decode(free.tokens[2:3])
+    chat = Chat(roomy, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
+    first = chat.ask(QUESTIONS[0], media)
+    assert first.finished
+    assert len(first.tokens) <= 3
+    cached = chat.ask(QUESTIONS[1])
+    replayed = Chat(roomy, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
+    replayed.ask(QUESTIONS[0], media)
+    replayed._state = None
+    assert replayed.ask(QUESTIONS[1]) == cached
+
+
+def test_a_turn_that_is_broken_off_never_happened(roomy, videos):
+    media = [roomy.load(videos[0])]
+    chat, other = (Chat(roomy, max_new_tokens=6) for _ in range(2))
+    for each in (chat, other):
+        each.ask(QUESTIONS[0], media)
+    stream = chat.stream("Why?")
+    next(stream)
+    stream.close()
+    assert chat.ask(QUESTIONS[1]) == other.ask(QUESTIONS[1])
+
+
+def test_long_conversations_grow_and_stretch(generator, videos, caplog):
+    """The tail grows past its first room, and past the longest sequence RoPE is stretched, in a line."""
+    chat = Chat(generator, max_new_tokens=6)
+    chat.ask(QUESTIONS[0], [generator.load(videos[0])])
+    for _ in range(2):
+        chat.ask("What is it then, what else?")
+    assert "longest sequence of 118: RoPE is stretched by 2 (yarn)" in caplog.text
+
+
+def test_errors(generator, videos):
+    chat = Chat(generator)
+    with pytest.raises(LayoutError, match="prompt is empty"):
+        chat.ask(" ")
+    with pytest.raises(DataError, match="1 <image> or <video> markers for 0 media"):
+        chat.ask("Look: <video> what?")
