@@ -26,8 +26,8 @@ def stretched(config: ElvaConfig, tokens: int) -> ElvaConfig:
     factor = 1 << (-(-tokens // longest) - 1).bit_length()
     if factor > MOST:
         raise LayoutError(
-            f"the prompt and its answer take {tokens} tokens, the model's longest sequence is {longest}, {MOST * longest} with RoPE stretched"
-            " as far as it goes; use fewer or smaller frames"
+            f"the prompt and its answer take {tokens} tokens, the model's longest sequence is {longest}, {MOST * longest} with RoPE"
+            " stretched as far as it goes; use fewer or smaller frames"
         )
     scaling = config.decoder.rope_scaling
     if scaling.kind == "default":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,18 +40,40 @@ def packed_attention(
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
     """
+    if chosen(q_BxSxHxDh, implementation).name == "xla":
+        return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, single)
+    fused = partial(jax.nn.dot_product_attention, q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, is_causal=True, implementation="cudnn")
+    if single:
+        length_B = jnp.sum(segment_BxS > 0, axis=1, dtype=jnp.int32)
+        return fused(query_seq_lengths=length_B, key_value_seq_lengths=length_B)
+    turns = None if turn_BxS is None else (turn_BxS, turn_BxS)
+    return fused(mask=_same_example(segment_BxS, segment_BxS, turns)[:, None])
+
+
+class Chosen(NamedTuple):
+    """The implementation that runs, and why."""
+
+    name: str  # xla | cudnn
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def chosen(q_BxSxHxDh: jax.ShapeDtypeStruct, implementation: str = "auto") -> Chosen:
+    """Which implementation `packed_attention` takes for such queries on this machine.
+
+    Raises:
+      ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"model.attention: {implementation!r} is unknown; use one of {', '.join(IMPLEMENTATIONS)}")
     obstacle = _cudnn_obstacle(q_BxSxHxDh)
     if implementation == "cudnn" and obstacle:
         raise ConfigError(f"model.attention: cudnn {obstacle}; use auto or xla")
-    if implementation == "xla" or obstacle:
-        return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS)
-    turns = None if turn_BxS is None else (turn_BxS, turn_BxS)
-    mask_BxSxS = _same_example(segment_BxS, segment_BxS, turns)
-    return jax.nn.dot_product_attention(
-        q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, mask=mask_BxSxS[:, None], is_causal=True, implementation="cudnn"
-    )
+    if implementation == "xla":
+        return Chosen("xla", "as model.attention says")
+    return Chosen("xla", f"cudnn {obstacle}") if obstacle else Chosen("cudnn", "a GPU in half precision")
 
 
 def _same_example(query_BxQ, key_BxT, turns: tuple[jax.Array, jax.Array] | None) -> jax.Array:
@@ -73,7 +96,7 @@ def _cudnn_obstacle(q_BxSxHxDh: jax.Array) -> str:
     return ""
 
 
-def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS) -> jax.Array:
+def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, single: bool) -> jax.Array:
     """Blocks of queries over the keys up to their last one: half the work of a full square, and no S x S array.
 
     Query heads that share a key head are folded into the rows of one plain matrix product, several times faster on CPUs than broadcasting
