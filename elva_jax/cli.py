@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from elva_jax import __version__
+from elva_jax.bench import command as bench
 from elva_jax.convert import command as convert
 from elva_jax.errors import ConfigError, ElvaError
 
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--no-merging", dest="merging", action="store_false", help="leave token merging off")
 
     convert.register(command)
+    bench.register(command)
 
     data = command("data", "build data sets", DATA_HELP, None)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
