@@ -111,8 +111,8 @@ def check_decode(config: ElvaConfig, lengths: Sequence[int]) -> Check:
 
 
 def _decode_layer(decoder: DecoderConfig, length: int) -> float:
-    front = _shape(1, length, decoder.num_kv_heads, decoder.head_dim)
-    tail = _shape(1, 1, SLOTS, decoder.num_kv_heads, decoder.head_dim)
+    front = _shape(1, decoder.num_kv_heads, length, decoder.head_dim)
+    tail = _shape(1, decoder.num_kv_heads, 1, SLOTS, decoder.head_dim)
 
     def run(params, x, angle, front, tail, sees, slot):
         written = []

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from elva_jax.bench import flops, params, tokens
+from elva_jax.bench import attention, flops, merge, params, pytorch, tokens, ttft
 from elva_jax.errors import ConfigError
 
 HELP = """\
@@ -19,7 +19,9 @@ examples:
   elva bench tokens --json tokens.json
   elva bench flops --frames 32,64,128,256
   elva bench flops --config configs/elva.py:size=1_5b
-  elva bench flops --check"""
+  elva bench flops --check
+  elva bench ttft --frames 8,32,128 --figure ttft.png
+  elva bench pytorch"""
 
 # Name, one line about it, and the module: its HELP, add_arguments(parser), run(args) -> JSON-able report, show(report) -> text.
 # A report whose `ok` is False makes the exit status 1.
@@ -27,12 +29,16 @@ BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
     ("params", "parameters of the patch embedding (Table 3)", params),
     ("tokens", "tokens of hybrid-resolution videos (Table 6)", tokens),
     ("flops", "FLOPs of a video and its answer (Table 5), and their check against XLA", flops),
+    ("ttft", "time to the first token, peak memory and decoding speed by frames (Table 5)", ttft),
+    ("attention", "attention beside PyTorch's, time and memory", attention),
+    ("merge", "cost of a merging layer as a share of a decoder layer", merge),
+    ("pytorch", "prefill and decoding beside transformers' Qwen2 in PyTorch", pytorch),
 )
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds `bench` with `command(name, summary, text, run, under)`, which makes a sub-command of `elva`, or of another one."""
-    benches = command("bench", "parameters, tokens and FLOPs beside the paper's", HELP, None).add_subparsers(
+    benches = command("bench", "parameters, tokens, FLOPs, time and memory, beside the paper's and PyTorch's", HELP, None).add_subparsers(
         dest="bench", required=True, metavar="BENCH"
     )
     for name, summary, module in BENCHES:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from elva_jax.bench.arguments import counts
+
 HELP = """\
 FLOPs of a video of square 336 px frames, a question and an answer of 120 tokens, for four models: encoder-based (CLIP-ViT-L/14-336, MLP,
 decoder), encoder-free, with merging, and with merging and hybrid resolution (half of the frames at 112 px), at the paper's retention:
@@ -28,21 +30,11 @@ GAP = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
-    parser.add_argument("--frames", type=_counts, metavar="N,N,…", help=f"frame counts (default: {','.join(map(str, FRAMES))})")
+    parser.add_argument("--frames", type=counts, metavar="N,N,…", help=f"frame counts (default: {','.join(map(str, FRAMES))})")
     parser.add_argument(
         "--config", metavar="FILE.py[:ARG]", help="a run's config, for its model (default: the paper's 7B; 1.5B for --check)"
     )
     parser.add_argument("--check", action="store_true", help="set our count beside XLA's instead, in less than a minute")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"wants whole numbers with commas between them, such as 32,64, got '{text}'") from None
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {min(counts)}")
-    return tuple(dict.fromkeys(counts))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

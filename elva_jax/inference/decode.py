@@ -55,7 +55,7 @@ def new_state(config: ElvaConfig, length_B: np.ndarray, groups: int, slots: int,
     )
 
 
-@partial(jax.jit, static_argnums=1, donate_argnums=0)
+@partial(jax.jit, static_argnums=1)
 def grow(state: State, slots: int) -> State:
     """The same continuations with room for `slots` tokens."""
     more = slots - state.seen.shape[-1]
