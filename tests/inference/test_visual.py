@@ -3,7 +3,6 @@
 import io
 
 import av
-import jax
 import numpy as np
 import pytest
 
@@ -11,8 +10,6 @@ from elva_jax.cli import main
 from elva_jax.errors import ElvaError, VideoError
 from elva_jax.inference import visual
 from elva_jax.inference.generate import Generator
-from elva_jax.models.config import MergeLayer
-from elva_jax.ops.merging import merge
 from elva_jax.video.decode import read_frames
 from elva_jax.video.layout import Kind, build_layout
 from elva_jax.video.resize import patchify, resize_frame, target_size
@@ -97,22 +94,6 @@ def test_low_frames_alone_are_a_video_at_that_edge():
 def test_one_pixel_is_a_frame():
     frames = [np.full((1, 1, 3), t, np.uint8) for t in range(4)]
     assert visual.load(frames, **STAGE, hybrid=Hybrid(2, 2, 32, 16, "scene")).clip.grids == ((1, 1),) * 4
-
-
-def test_each_resolution_merges_apart():
-    """A threshold layer leaves a still video one token for every cell of either grid: the last one of its own frames."""
-    still = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)] * 7
-    seen = visual.load(still, **STAGE, hybrid=Hybrid(3, 4, 32, 16))
-    assert [rows for rows, _ in seen.clip.grids] == [2, 4, 2, 4, 2, 4, 2]
-    layout = build_layout([seen.clip])
-    # The pixels themselves as features; what is no patch never merges, whatever its features.
-    x = np.where(layout.kind[:, None] == Kind.PATCH, seen.patches[layout.patch_index].astype(np.float32), 1.0)
-    rule = MergeLayer(0, "threshold", threshold=0.99)
-    merged = jax.jit(merge, static_argnames="rule")(x, layout, np.ones(layout.length, np.float32), rule)
-    assert int(merged.stats.kept) == 4 * 4 + 2 * 2
-    patch = np.asarray(merged.layout.kind) == Kind.PATCH
-    where = list(zip(merged.layout.frame[patch].tolist(), merged.size[patch].tolist(), strict=True))
-    assert where == [(5, 3.0)] * 16 + [(6, 4.0)] * 4
 
 
 class Prefilled(Exception):

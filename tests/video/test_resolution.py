@@ -31,7 +31,7 @@ CHANGES = st.lists(st.integers(0, 5), min_size=1, max_size=60)  # few values, so
 
 
 def scene(num_high, changes):
-    """The rule read frame by frame: again and again the greatest change that is left, the earliest of equals; the first frame's is infinite."""
+    """The rule read frame by frame: again and again the greatest change left, the earliest of equals; the first frame's is infinite."""
     left = {t: float("inf") if t == 0 else change for t, change in enumerate(changes)}
     chosen = set()
     while len(chosen) < num_high:
