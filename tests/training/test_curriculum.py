@@ -135,6 +135,18 @@ def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_
         curriculum.run(config, tmp_path)
 
 
+def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
+    """The same rows of the same seed give the same losses, other than those of a run without."""
+    losses = {}
+    for name, low in (("first", 2), ("again", 2), ("without", 0)):
+        config = toy(tiny_run, data_dir, "sft")
+        config.stages.sft.data.update(num_low_frames=low, low_longest_edge=16)
+        assert curriculum.run(config, tmp_path / name) == 0
+        losses[name] = [line["loss"] for line in read_metrics(tmp_path / name / "sft")]
+    assert np.isfinite(losses["first"]).all()
+    assert losses["first"] == losses["again"] != losses["without"]
+
+
 def test_epochs_become_steps(tiny_run, data_dir, tmp_path):
     config = toy(tiny_run, data_dir, "teacher", steps=0)
     config.stages.teacher.epochs = 0.32  # of 24 clips, 4 a step
