@@ -7,6 +7,8 @@ import pytest
 
 from elva_jax.cli import main
 
+ASK = ["--checkpoint", "x", "--video", "y", "--prompt", "?"]
+
 
 def run(capsys, *words):
     try:
@@ -35,6 +37,10 @@ def test_help_tells_every_option(capsys, words):
         (["evaluate", "--checkpoint", "x", "--speed"], 2, "unrecognised option: --speed"),
         (["evaluate", "--checkpoint", "x", "--limit", "0"], 2, "must be at least 1"),
         (["generate", "--checkpoint", "x", "--video", "y"], 2, "--prompt"),
+        (["generate", *ASK, "--frames", "4", "--low-edge", "112"], 2, "--frames does not go together with hybrid resolution"),
+        (["generate", *ASK, "--high-frames", "-1"], 2, "cannot be negative, got -1"),
+        (["generate", *ASK, "--high-policy", "middle"], 2, "invalid choice: 'middle' (choose from"),
+        (["evaluate", "--checkpoint", "x", "--frames", "4", "--high-frames", "2"], 2, "--frames does not go together"),
         (["train", "--config", "nowhere.py", "--workdir", "w"], 2, "nowhere.py: no such config file"),
         (["data", "build", "moving_shapes/eazy"], 2, "invalid choice"),
     ],

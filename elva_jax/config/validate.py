@@ -18,6 +18,7 @@ CHOICES = {
     "model.rope_scaling": ("default", "linear", "dynamic", "yarn"),
     "teacher.kind": ("siglip", "eva_clip", "eva02_clip"),
     "kind": ("elva", "teacher"),
+    "data.hybrid_policy": ("interleave", "ends", "scene"),
     "loss.tube_reduction": ("sum", "mean"),
     "loss.tube_temporal": ("mean", "none"),
     "optimizer.name": ("adamw", "muon"),
@@ -123,7 +124,7 @@ def _check_model(model: ConfigDict) -> None:
 
 def _check_stage(config: ConfigDict, name: str) -> None:
     stage, at = config.stages[name], f"stages.{name}."
-    for key in ("kind", "loss.tube_reduction", "loss.tube_temporal", "optimizer.name"):
+    for key in ("kind", "data.hybrid_policy", "loss.tube_reduction", "loss.tube_temporal", "optimizer.name"):
         _check_choice(stage, key, at)
     _require(stage.steps >= 0 and stage.epochs >= 0, at + "steps", "steps and epochs cannot be negative")
     _require(stage.steps > 0 or stage.epochs > 0, at + "steps", "set steps, or epochs where steps is 0")
@@ -146,6 +147,7 @@ def _check_stage(config: ConfigDict, name: str) -> None:
     for key in POSITIVE_DATA:
         _require(data[key] >= 1, f"{at}data.{key}", f"must be at least 1, got {data[key]}")
     _require(0 <= data.max_bad_fraction <= 1, at + "data.max_bad_fraction", f"lies in [0, 1], got {data.max_bad_fraction}")
+    _check_hybrid(stage, config.model.patch_size, at + "data.")
     if stage.kind == "teacher":
         _require(config.teacher.kind == "siglip", "teacher.kind", f"stage {name} trains a SigLIP; an EVA-CLIP comes from teacher.init_from")
         _require(
@@ -154,6 +156,27 @@ def _check_stage(config: ConfigDict, name: str) -> None:
     else:
         _check_sequence(config, stage, at)
         _check_guidance(config, name, at)
+
+
+def _check_hybrid(stage: ConfigDict, patch_size: int, at: str) -> None:
+    data, share = stage.data, stage.data.hybrid_probability
+    _require(data.num_low_frames >= 0, at + "num_low_frames", f"cannot be negative, got {data.num_low_frames}; 0 is off")
+    _require(0 <= share <= 1, at + "hybrid_probability", f"lies in [0, 1], got {share}; did you mean {min(max(share, 0.0), 1.0)}?")
+    if not data.num_low_frames:
+        return
+    _require(stage.kind == "elva", at + "num_low_frames", "a teacher sees frames of one size; set it to 0")
+    half = max(data.longest_edge // 2 // patch_size, 1) * patch_size
+    _require(
+        patch_size <= data.low_longest_edge <= data.longest_edge,
+        at + "low_longest_edge",
+        f"{data.low_longest_edge} px must lie between one patch of {patch_size} px and longest_edge = {data.longest_edge}; half is {half}",
+    )
+    frames = data.num_frames + data.num_low_frames
+    _require(
+        frames <= data.max_frames,
+        at + "num_low_frames",
+        f"{data.num_frames} + {data.num_low_frames} frames of a video exceed max_frames = {data.max_frames}; set that to {frames} or more",
+    )
 
 
 def _check_sequence(config: ConfigDict, stage: ConfigDict, at: str) -> None:

@@ -21,6 +21,7 @@ from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.training.checkpoint import SavedRun, open_run
 from elva_jax.training.files import config_to_dict
+from elva_jax.video.resolution import low_edge_beside
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 HF_FILES = Path(__file__).parent / "hf"  # what is shipped in the folder
@@ -124,6 +125,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_pro
 
 def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
     frames = {name: data[name] for name in elva.MEDIA}
+    trained_so = data.num_low_frames > 0
     return {
         "processor_class": "ElvaProcessor",
         "auto_map": {"AutoProcessor": "processing_elva.ElvaProcessor"},
@@ -133,8 +135,8 @@ def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
             "patch_size": model.patch_size,
             **frames,
             "num_low_frames": 0,
-            "low_longest_edge": max(data.longest_edge // 2 // model.patch_size, 1) * model.patch_size,
-            "hybrid_policy": "interleave",
+            "low_longest_edge": data.low_longest_edge if trained_so else low_edge_beside(data.longest_edge, model.patch_size),
+            "hybrid_policy": data.hybrid_policy,
         },
     }
 

@@ -31,6 +31,7 @@ WAITING = 16  # examples that may wait for the next batch because no row had roo
 GRACE = 100  # records that the share of bad ones is at least taken of
 REASONS = 100  # different reasons counted apart
 BUFFER_BYTES = 2**28  # decoded examples held ahead of the batches
+HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")  # keys of a stage's data
 
 
 class BatchIterator:
@@ -305,6 +306,7 @@ def _iterator(
             "process_count": process_count,
             "batch_size": stage.batch_size,
             **{name: data[name] for name in names},
+            "hybrid": [data[name] for name in HYBRID] if data.num_low_frames else None,
             **settings,
         },
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,7 +18,8 @@ from elva_jax.data.packing import Sample, budgets, over
 from elva_jax.errors import DataError, ElvaError, VideoError
 from elva_jax.video.decode import read_frames
 from elva_jax.video.layout import Counts, build_layout, count
-from elva_jax.video.resize import patchify, resize_frame, target_size
+from elva_jax.video.resize import patchify, resize_frame
+from elva_jax.video.resolution import Hybrid, Reduced, reduce_frame, settle
 
 
 class Rejected(NamedTuple):
@@ -26,21 +29,10 @@ class Rejected(NamedTuple):
     reason: str
 
 
-class Sizing(NamedTuple):
-    """How frames are chosen and scaled."""
-
-    num_frames: int
-    fps: float
-    longest_edge: int
-    patch_size: int
-    upscale: bool
-    teacher_size: int | None  # side of the teacher's square frames; None: no teacher
-
-
 class Views(NamedTuple):
     """What is kept of a decoded frame."""
 
-    student: np.ndarray | None  # uint8 [h, w, 3]
+    student: Reduced
     teacher: np.ndarray | None  # uint8 [Ht, Ht, 3]
 
 
@@ -86,26 +78,43 @@ class ConversationDecoder(Decoder):
         self.merge_lines = config.model.merge_lines
         self.max_turns = data.max_turns
         self.system_prompt = data.system_prompt
-        self.sizing = Sizing(data.num_frames, data.fps, data.longest_edge, config.model.patch_size, data.upscale, teacher_size)
+        self.fps, self.upscale, self.patch_size, self.teacher_size = data.fps, data.upscale, config.model.patch_size, teacher_size
+        self.plain = Hybrid(data.num_frames, 0, data.longest_edge)
+        self.hybrid = Hybrid(data.num_frames, data.num_low_frames, data.longest_edge, data.low_longest_edge, data.hybrid_policy)
+        self.hybrid_probability = data.hybrid_probability if data.num_low_frames else 0.0
 
     def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
         example = choose_turns(example, self.max_turns, rng)
         conversation.check(example)
         grids, patches, teacher = [], [], []
         for medium in example.media:
-            views = read_views(medium, self.sizing, example.key)
-            size = self.sizing.patch_size
-            grids.append([(view.student.shape[0] // size, view.student.shape[1] // size) for view in views])
-            patches += [patchify(view.student, size) for view in views]
-            teacher += [view.teacher for view in views]
+            frames, squares = self._read(medium, self._draw(medium, rng), example.key)
+            grids.append([(frame.shape[0] // self.patch_size, frame.shape[1] // self.patch_size) for frame in frames])
+            patches += [patchify(frame, self.patch_size) for frame in frames]
+            teacher += squares
         layout, counts = self._lay_out(example, grids)
-        width = self.sizing.patch_size**2 * 3
-        rows = np.concatenate(patches) if patches else np.zeros((0, width), np.uint8)
+        rows = np.concatenate(patches) if patches else np.zeros((0, self.patch_size**2 * 3), np.uint8)
         return Sample(layout, rows[: counts.patches], self._stack(teacher[: counts.frames]), counts)
+
+    def _draw(self, medium: Media, rng: np.random.Generator) -> Hybrid:
+        """How a medium is read: some of the videos at two resolutions, where the stage says so."""
+        if medium.kind == "video" and self.hybrid_probability and rng.random() < self.hybrid_probability:
+            return self.hybrid
+        return self.plain
+
+    def _read(self, medium: Media, hybrid: Hybrid, name: str) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        """A medium's frames as the student sees them, uint8 [h, w, 3], and the same ones as the teacher does, uint8 [Ht, Ht, 3]."""
+
+        def views(frame: np.ndarray) -> Views:
+            student = reduce_frame(frame, hybrid, patch_size=self.patch_size, upscale=self.upscale)
+            return Views(student, square(frame, self.teacher_size) if self.teacher_size else None)
+
+        seen = read_medium(medium, hybrid.frames, self.fps, views, name)
+        return settle([view.student for view in seen], hybrid), [view.teacher for view in seen]
 
     def _stack(self, teacher: list[np.ndarray]) -> np.ndarray | None:
         """uint8 [f, Ht, Ht, 3]; None without a teacher."""
-        side = self.sizing.teacher_size
+        side = self.teacher_size
         return np.asarray(teacher, np.uint8).reshape(-1, side, side, 3) if side else None
 
     def _lay_out(self, example: Example, grids: list) -> tuple:
@@ -147,28 +156,23 @@ def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Examp
     return dataclasses.replace(example, turns=tuple(chosen))
 
 
-def read_views(medium: Media, sizing: Sizing, name: str) -> list[Views]:
-    """Decodes a medium's frames, each reduced as it comes to the student's and the teacher's size.
+def square(frame: np.ndarray, side: int) -> np.ndarray:
+    """A frame as the teacher sees it: uint8 [side, side, 3], squashed."""
+    return resize_frame(frame, (side, side))
+
+
+def read_medium(medium: Media, num_frames: int, fps: float, transform: Callable[[np.ndarray], Any], name: str) -> list[Any]:
+    """A medium's frames (one of an image), each transformed as soon as it is decoded.
 
     Raises:
       VideoError: a medium that cannot be read.
     """
-
-    def reduce(frame: np.ndarray) -> Views:
-        student = teacher = None
-        if sizing.longest_edge:
-            size = target_size(*frame.shape[:2], longest_edge=sizing.longest_edge, patch_size=sizing.patch_size, upscale=sizing.upscale)
-            student = resize_frame(frame, size)
-        if sizing.teacher_size:
-            teacher = resize_frame(frame, (sizing.teacher_size, sizing.teacher_size))
-        return Views(student, teacher)
-
     still = medium.kind == "image"
     return read_frames(
         medium.source,
-        num_frames=1 if still else sizing.num_frames,
-        fps=None if still or not sizing.fps else sizing.fps,
-        transform=reduce,
+        num_frames=1 if still else num_frames,
+        fps=None if still or not fps else fps,
+        transform=transform,
         name=name if isinstance(medium.source, bytes) else None,
     ).pixels
 
@@ -189,11 +193,11 @@ class CaptionDecoder(Decoder):
         data, teacher = config.stages[stage_name].data, config.teacher
         self.tokenizer = tokenizer
         self.text_length = teacher.text_length
-        self.sizing = Sizing(data.num_frames, data.fps, 0, teacher.patch_size, data.upscale, teacher.image_size)
+        self.num_frames, self.fps, self.side = data.num_frames, data.fps, teacher.image_size
 
     def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
         example = choose_turns(example, 1, rng)
         conversation.check(example)
         ids = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())[: self.text_length - 1]
-        pixels = np.stack([view.teacher for view in read_views(example.media[0], self.sizing, example.key)])
-        return CaptionSample(pixels, np.asarray([*ids, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")], np.int32))
+        pixels = read_medium(example.media[0], self.num_frames, self.fps, partial(square, side=self.side), example.key)
+        return CaptionSample(np.stack(pixels), np.asarray([*ids, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")], np.int32))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from elva_jax.inference.choices import Choice, Likelihood
 from elva_jax.inference.generate import Answer, Generator
 from elva_jax.inference.rows import Lengths
 from elva_jax.inference.visual import Visual
+from elva_jax.video.resolution import Hybrid, complete
 
 BOOTSTRAP_SEED = 0
 DECODERS = 2  # threads that read videos ahead of the model
@@ -87,6 +89,7 @@ def evaluate(
     limit: int | None = None,
     baselines: bool = True,
     num_frames: int | None = None,
+    hybrid: Mapping[str, int | str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 16,
     written: bool = True,
@@ -107,6 +110,7 @@ def evaluate(
       limit: only the first so many videos.
       baselines: whether blind, any-object and single-frame accuracies are measured too (by likelihood).
       num_frames: frames sampled from a video; None: as the run's last stage says.
+      hybrid: fields of `video.resolution.Hybrid`, for frames of two resolutions instead; the others by `video.resolution.complete`.
       batch_size: videos at a time.
       max_new_tokens: longest written answer.
       written: whether answers are decoded and compared by exact match.
@@ -131,7 +135,8 @@ def evaluate(
     most_questions = max(len(video.items) for video in videos)
     columns = Columns(generator, merging, most_questions, max_new_tokens, written, letters, baselines)
     tally, done = Tally(), 0
-    for batch, visuals in _batches(generator, videos, batch_size, num_frames):
+    plan = complete(generator.data.longest_edge, generator.model.patch.patch_size, **(hybrid or {}))
+    for batch, visuals in _batches(generator, videos, batch_size, num_frames, plan):
         columns.measure(batch, visuals, min(batch_size, len(videos)), tally)
         done += len(batch)
         if progress:
@@ -139,7 +144,8 @@ def evaluate(
     data = {"name": name, "split": split, "videos": len(videos), "questions": len(tally.items), "unreadable": tally.unreadable}
     settings = {
         "merging": merging,
-        "num_frames": num_frames or generator.data.num_frames,
+        "num_frames": plan.frames if plan else num_frames or generator.data.num_frames,
+        "hybrid": plan and dataclasses.asdict(plan),
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "limit": limit,
@@ -319,13 +325,13 @@ def _read_split(name: str, split: str, data_dir: Path, limit: int | None) -> lis
 
 
 def _batches(
-    generator: Generator, videos: Sequence[Video], size: int, num_frames: int | None
+    generator: Generator, videos: Sequence[Video], size: int, num_frames: int | None, hybrid: Hybrid | None
 ) -> Iterator[tuple[Sequence[Video], list[Visual | VideoError]]]:
     """Batches of videos with their frames, one batch read ahead."""
 
     def read(video: Video) -> Visual | VideoError:
         try:
-            return generator.load(video.source, num_frames=num_frames, name=video.key)
+            return generator.load(video.source, num_frames=num_frames, hybrid=hybrid, name=video.key)
         except VideoError as error:
             return error
 

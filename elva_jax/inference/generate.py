@@ -24,6 +24,7 @@ from elva_jax.inference.visual import Source, Visual
 from elva_jax.inference.weights import take_apart
 from elva_jax.models.build import config_from_dict
 from elva_jax.video.layout import Clip, Text
+from elva_jax.video.resolution import Hybrid
 
 Asked = Sequence[Sequence[Sequence[int]]]  # token ids of the questions of each row
 GREEDY = Sampling()
@@ -96,8 +97,8 @@ class Generator:
 
         return cls(run.config, run.params, load(run.tokenizer_dir), run.stage)
 
-    def load(self, source: Source, *, num_frames: int | None = None, name: str | None = None) -> Visual:
-        """Reads a video, image or frames at hand with the stage's settings; `num_frames` replaces the stage's sampling.
+    def load(self, source: Source, *, num_frames: int | None = None, hybrid: Hybrid | None = None, name: str | None = None) -> Visual:
+        """Reads a video, image or frames at hand with the stage's settings; `num_frames` or `hybrid` replaces the stage's sampling.
 
         Raises:
           VideoError: the source cannot be read or has no frames.
@@ -105,11 +106,12 @@ class Generator:
         return visual.load(
             source,
             num_frames=num_frames or self.data.num_frames,
-            fps=0.0 if num_frames else self.data.fps,
+            fps=0.0 if num_frames or hybrid else self.data.fps,
             longest_edge=self.data.longest_edge,
             patch_size=self.model.patch.patch_size,
             upscale=self.data.upscale,
             name=name,
+            hybrid=hybrid,
         )
 
     def answer(
@@ -119,6 +121,7 @@ class Generator:
         max_new_tokens: int = 64,
         merging: bool = True,
         num_frames: int | None = None,
+        hybrid: Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> str:
         """Answers one question about one video (None: about nothing).
@@ -129,20 +132,27 @@ class Generator:
           max_new_tokens: longest answer.
           merging: whether the model's merging layers act.
           num_frames: frames sampled from the video; by default as the stage says.
+          hybrid: frames of two resolutions instead.
           sampling: how tokens are chosen; greedy by default.
 
         Raises:
           VideoError, LayoutError: see `load`, `prefill` and `generate`.
         """
-        media = () if source is None else (self.load(source, num_frames=num_frames),)
+        media = () if source is None else (self.load(source, num_frames=num_frames, hybrid=hybrid),)
         prefilled = self.prefill([media], merging=merging, prompts=[prompt], room=max_new_tokens)
         return self.generate(prefilled, [[prompt]], max_new_tokens, sampling=sampling)[0][0].text
 
     def score(
-        self, source: Source | None, question: str, options: Sequence[str], merging: bool = True, num_frames: int | None = None
+        self,
+        source: Source | None,
+        question: str,
+        options: Sequence[str],
+        merging: bool = True,
+        num_frames: int | None = None,
+        hybrid: Hybrid | None = None,
     ) -> list[Likelihood]:
         """The likelihood of each option as the assistant's whole answer to one question about one video."""
-        media = () if source is None else (self.load(source, num_frames=num_frames),)
+        media = () if source is None else (self.load(source, num_frames=num_frames, hybrid=hybrid),)
         prefilled = self.prefill([media], merging=merging, prompts=[question])
         return self.score_options(prefilled, [[Choice(question, tuple(options))]])[0][0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import numpy as np
 from elva_jax.errors import VideoError
 from elva_jax.video.decode import Frames, read_frames
 from elva_jax.video.layout import Clip
-from elva_jax.video.resize import patchify, resize_frame, target_size
+from elva_jax.video.resize import patchify
+from elva_jax.video.resolution import Hybrid, reduce_frame, settle
 
 Source = str | Path | bytes | Frames | Sequence[np.ndarray]
 
@@ -24,7 +26,15 @@ class Visual(NamedTuple):
 
 
 def load(
-    source: Source, *, num_frames: int, fps: float, longest_edge: int, patch_size: int, upscale: bool = False, name: str | None = None
+    source: Source,
+    *,
+    num_frames: int,
+    fps: float,
+    longest_edge: int,
+    patch_size: int,
+    upscale: bool = False,
+    name: str | None = None,
+    hybrid: Hybrid | None = None,
 ) -> Visual:
     """Reads, samples, resizes and cuts up a video or image.
 
@@ -34,25 +44,23 @@ def load(
       fps: frames a second instead, up to num_frames; 0: spread num_frames over the video.
       longest_edge, patch_size, upscale: as in `video.resize.target_size`; pixels.
       name: what errors call the source.
+      hybrid: frames of two resolutions, instead of `num_frames` and `longest_edge`.
 
     Raises:
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
     """
-
-    def resize(frame):
-        size = target_size(*frame.shape[:2], longest_edge=longest_edge, patch_size=patch_size, upscale=upscale)
-        return resize_frame(frame, size)
-
+    hybrid = hybrid or Hybrid(num_frames, 0, longest_edge)
+    reduce = partial(reduce_frame, hybrid=hybrid, patch_size=patch_size, upscale=upscale)
     if isinstance(source, (str, Path, bytes)):
-        frames = read_frames(source, num_frames=num_frames, fps=fps, transform=resize, name=name).pixels
+        frames = read_frames(source, num_frames=hybrid.frames, fps=fps, transform=reduce, name=name).pixels
     else:
         given = list(source.pixels if isinstance(source, Frames) else source)
         for frame in given:
             if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3):
                 found = f"{frame.dtype}{list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
                 raise VideoError(name or "<frames>", f"a frame must be a uint8 array [height, width, 3], got {found}")
-        frames = [resize(frame) for frame in given]
-    return from_frames(frames, patch_size, name or (str(source) if isinstance(source, (str, Path)) else "<frames>"))
+        frames = [reduce(frame) for frame in given]
+    return from_frames(settle(frames, hybrid), patch_size, name or (str(source) if isinstance(source, (str, Path)) else "<frames>"))
 
 
 def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>") -> Visual:

@@ -23,7 +23,7 @@ from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
 from elva_jax.training import curves, loop
 from elva_jax.training.checkpoint import has_checkpoint, saved_steps
-from elva_jax.training.files import config_to_dict, write_atomic
+from elva_jax.training.files import config_from_dict, config_to_dict, write_atomic
 from elva_jax.training.objective import guided, make_objective
 from elva_jax.training.state import flat
 
@@ -113,7 +113,7 @@ def _open(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
     workdir.mkdir(parents=True, exist_ok=True)
     settings = workdir / "config.json"
     if settings.exists():
-        _check_same(json.loads(settings.read_text()), config_to_dict(config), workdir)
+        _check_same(config_to_dict(config_from_dict(json.loads(settings.read_text()))), config_to_dict(config), workdir)
     elif any((workdir / name).exists() for name in config.curriculum):
         raise ConfigError(f"{workdir}: holds stages but no config.json; choose another --workdir")
     folder = workdir / "tokenizer"

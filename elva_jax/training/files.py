@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from elva_jax.config import base
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Writes a text file so that a killed process leaves the old one or the new one, never half of it."""
@@ -26,8 +28,20 @@ def config_to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def config_from_dict(values: dict[str, Any]) -> ConfigDict:
-    """The way back; lists become the tuples that the schema has."""
-    return ConfigDict(_tuples(values))
+    """The way back; lists become the tuples that the schema has, and keys that are newer than what was saved take their defaults."""
+    config = ConfigDict(_tuples(values))
+    _add_new_keys(config, base.base())
+    for stage in config.stages.values():
+        _add_new_keys(stage, base.stage())
+    return config
+
+
+def _add_new_keys(config: ConfigDict, schema: ConfigDict) -> None:
+    for key, default in schema.items():
+        if key not in config:
+            config[key] = default
+        elif isinstance(default, ConfigDict) and key not in ("stages", "mixture"):
+            _add_new_keys(config[key], default)
 
 
 def _tuples(value):

@@ -47,12 +47,28 @@ def test_overrides_change_values_of_the_right_type(config_dir):
         ("--config.stages.video.optimizer.accumulate=3", r"stages\.video\.optimizer\.accumulate: 3 does not divide"),
         ("--config.stages.video.data.longest_edge=8", r"stages\.video\.data\.longest_edge: 8 px is less than one patch"),
         ("--config.teacher.text_layers=0", r"teacher\.text_layers: stage teacher"),
+        ("--config.stages.sft.data.hybrid_policy=scenes", r"stages\.sft\.data\.hybrid_policy: .*did you mean scene\?"),
+        ("--config.stages.sft.data.hybrid_probability=1.5", r"data\.hybrid_probability: lies in \[0, 1\].*did you mean 1\.0\?"),
+        ("--config.stages.sft.data.num_low_frames=-1", r"data\.num_low_frames: cannot be negative, got -1"),
+        (
+            "--config.stages.sft.data.num_low_frames=2",
+            r"data\.low_longest_edge: 336 px .* one patch of 16 px and longest_edge = 48; half is 16",
+        ),
+        ("--config.stages.teacher.data.num_low_frames=2", r"stages\.teacher\.data\.num_low_frames: a teacher sees frames of one size"),
     ],
 )
 def test_mistakes_are_refused_by_name(config_dir, override, message):
     with pytest.raises(ConfigError, match=message) as error:
         load(f"{config_dir}/tiny.py", [override])
     assert "\n" not in str(error.value)
+
+
+def test_hybrid_frames_must_fit_a_row(config_dir):
+    """The tiny sft stage has four frames and room for six."""
+    words = ["--config.stages.sft.data.low_longest_edge=16", "--config.stages.sft.data.num_low_frames="]
+    assert load(f"{config_dir}/tiny.py", [words[0], words[1] + "2"]).stages.sft.data.num_low_frames == 2
+    with pytest.raises(ConfigError, match=r"stages\.sft\.data\.num_low_frames: 4 \+ 3 frames .* max_frames = 6; set that to 7 or more"):
+        load(f"{config_dir}/tiny.py", [words[0], words[1] + "3"])
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_an_iterator_in_use_can_go_back(make):
 
 
 def test_workers_change_nothing(make, config):
+    config.stages.video.data.update(num_low_frames=2, low_longest_edge=16)
     config.stages.video.data.mixture.a.split = "rotten"
     config.stages.video.data.max_bad_fraction = 1.0
     alone = make()
@@ -96,6 +97,56 @@ def test_workers_change_nothing(make, config):
     other.set_state(state)
     assert equal(take(other, 3), expected[3:])
     assert other.get_state() == alone.get_state()
+
+
+def frames_of_examples(batch):
+    """(record's kind, grids) of every packed example."""
+    layout, out = batch["layout"], []
+    for r in range(len(layout.kind)):
+        for k in range(1, layout.segment[r].max() + 1):
+            patch = (layout.segment[r] == k) & (layout.kind[r] == Kind.PATCH)
+            first = np.unique(layout.frame[r][patch], return_index=True)[1]
+            out.append([tuple(cell) for cell in layout.cell[r][patch][first][:, 2:].tolist()])
+    return out
+
+
+def test_some_videos_are_read_at_two_resolutions(make, config):
+    """Clips of 32 x 32 or 32 x 48 pixels have three frames, or beside them two of one patch; stills have one frame."""
+    data = config.stages.video.data
+    plain = take(make(), 2)
+    data.low_longest_edge = 16
+    assert equal(take(make(), 2), plain)
+    data.num_low_frames = 2
+    mixed = [grids for batch in take(make(), 5) for grids in frames_of_examples(batch)]
+    hybrid = [grids for grids in mixed if (1, 1) in grids]
+    videos = [grids for grids in mixed if len(grids) > 1]
+    assert {tuple(grids) for grids in mixed if grids not in hybrid} == {((2, 2),) * 3, ((2, 3),) * 3, ((3, 2),)}
+    assert {tuple(grids) for grids in hybrid} == {((2, n), (1, 1), (2, n), (1, 1), (2, n)) for n in (2, 3)}
+    assert 0.3 < len(hybrid) / len(videos) < 0.7
+    for probability, share in ((0.0, 0), (1.0, 1)):
+        data.hybrid_probability = probability
+        seen = [grids for batch in take(make(), 1) for grids in frames_of_examples(batch) if len(grids) > 1]
+        assert np.mean([(1, 1) in grids for grids in seen]) == share
+
+
+def test_which_videos_are_read_so_hangs_on_the_seed_alone(make, config):
+    config.stages.video.data.update(num_low_frames=2, low_longest_edge=16, pack=False)
+    first = [frames_of_examples(batch) for batch in take(make(), 4)]
+    state = make().get_state()
+    config.stages.video.batch_size = 8
+    assert [frames_of_examples(batch) for batch in take(make(), 2)] == [a + b for a, b in zip(first[::2], first[1::2], strict=True)]
+    config.stages.video.batch_size, config.seed = 4, 1
+    assert [frames_of_examples(batch) for batch in take(make(), 4)] != first
+    config.seed, config.stages.video.data.hybrid_probability = 0, 0.25
+    with pytest.raises(DataError, match=r"hybrid was \[2, 16, 'interleave', 0\.5\] .* is \[2, 16, 'interleave', 0\.25\]"):
+        make().set_state(state)
+
+
+def test_videos_at_two_resolutions_that_do_not_fit_are_dropped_in_words(make, config):
+    config.stages.video.data.update(num_low_frames=2, low_longest_edge=16, hybrid_probability=1.0, max_frames=4, max_bad_fraction=1.0)
+    batches = make()
+    next(batches)
+    assert set(batches.reasons) == {"one example exceeds the row's frames"}
 
 
 def test_states_of_another_run_are_refused(make, config):

@@ -7,7 +7,9 @@ from elva_jax.data import conversation
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.prepare import ConversationDecoder, Rejected, choose_turns
+from elva_jax.inference import visual
 from elva_jax.video.layout import Kind, build_layout
+from elva_jax.video.resolution import Hybrid
 
 TURNS = tuple(Turn(f"Question {'very ' * k}number {k}?", f"Answer {k}.") for k in range(5))
 
@@ -72,6 +74,29 @@ def test_several_media_keep_their_order(make, still, data_dir):
     where = [np.flatnonzero(made.layout.frame == f)[0] for f in range(4)]
     between = made.layout.kind[where[0] : where[1]]
     assert (between == Kind.TEXT).any()
+
+
+@pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
+def test_two_resolutions_are_those_of_inference_and_the_teacher_sees_the_same_frames(make, data_dir, policy):
+    """A clip of six frames of 48 x 32 pixels, brightness 5 to 105: five are sampled, the third is not."""
+    from elva_jax.data.sources import open_source, to_example
+
+    video = to_example(open_source("moving_shapes/small", "train", data_dir)[1]).media[0]
+    hybrid = dict(num_low_frames=2, low_longest_edge=16, hybrid_policy=policy, hybrid_probability=1.0)
+    made = make(teacher_size=20, **hybrid).prepare(Example("x", (video,), TURNS[:1]), np.random.default_rng(0))
+    seen = visual.load(video.source, num_frames=1, fps=0.0, longest_edge=48, patch_size=16, hybrid=Hybrid(3, 2, 48, 16, policy))
+    np.testing.assert_array_equal(made.patches, seen.patches)
+    assert sorted(seen.clip.grids) == [(1, 1)] * 2 + [(2, 3)] * 3
+    cells = made.layout.cell[made.layout.kind == Kind.PATCH]
+    assert [tuple(cell) for cell in cells[:, 2:]] == [grid for grid in seen.clip.grids for _ in range(grid[0] * grid[1])]
+    brightness = [5, 25, 65, 85, 105]
+    np.testing.assert_allclose(made.teacher_frames.mean((1, 2, 3)), brightness, atol=4)
+    np.testing.assert_allclose(made.patches.mean(1), np.repeat(brightness, [r * c for r, c in seen.clip.grids]), atol=4)
+
+
+def test_images_are_never_read_at_low_resolution(make, still):
+    decoder = make(num_low_frames=2, low_longest_edge=16, hybrid_probability=1.0)
+    assert len(decoder.prepare(Example("x", (still,), TURNS[:1]), np.random.default_rng(0)).patches) == 6
 
 
 def test_media_of_dropped_turns_are_dropped(make, still):

@@ -14,6 +14,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.models.config import MergeLayer
 from elva_jax.ops.merging import compose, merge
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, count, pack
+from elva_jax.video.resolution import choose_high
 
 S, D = 96, 4
 GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -170,6 +171,20 @@ def test_static_video_leaves_one_token_a_tube(policy, merge_lines):
     assert (got.layout.frame[patches] == frames - 1).all()  # each stands at the last member of its run
     assert (got.layout.kind == Kind.FRAME).sum() == frames
     np.testing.assert_allclose(got.x[patches], tube_features[got.layout.tube[patches]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["interleave", "ends"])
+def test_a_static_video_at_two_resolutions_merges_each_apart(policy):
+    """Hybrid resolution: high frames join high ones and low ones low ones, whatever stands between them."""
+    is_high = choose_high(4, 3, policy)
+    layout = pack([build_layout(clip([(2, 2) if high else (1, 2) for high in is_high]))], S)
+    x = np.random.default_rng(0).normal(size=(layout.tube.max() + 2, D)).astype(np.float32)[layout.tube]
+    got = run(x, layout, np.ones(S, np.float32), MergeLayer(0, "threshold", 0.6), merge_lines=False)
+    patches = got.layout.kind == Kind.PATCH
+    ends = [(int(np.flatnonzero(is_high == high)[-1]), count) for high, count in ((True, 4.0), (False, 3.0))]
+    tokens = list(zip(got.layout.frame[patches].tolist(), got.size[patches].tolist(), strict=True))
+    assert tokens == sorted([ends[0]] * 4 + [ends[1]] * 2)
+    assert (got.layout.kind == Kind.FRAME).sum() == 7
 
 
 @given(rows(), st.integers(0, 10**6), rules, rules)

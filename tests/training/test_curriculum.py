@@ -1,5 +1,6 @@
 """Whole runs on real clips: stages hand their weights on, restarts find their place, other configurations are refused."""
 
+import json
 import shutil
 
 import jax
@@ -97,6 +98,20 @@ def test_another_configuration_is_refused(finished, key, value):
     assert str(error.value).count("(was") == 1
 
 
+def test_a_run_of_before_a_key_was_there_goes_on(finished, tmp_path):
+    """Its value then is the default; another one is refused."""
+    workdir, config = shutil.copytree(finished[0], tmp_path / "run"), finished[1].copy_and_resolve_references()
+    saved = json.loads((workdir / "config.json").read_text())
+    for stage in saved["stages"].values():
+        del stage["data"]["num_low_frames"]
+    (workdir / "config.json").write_text(json.dumps(saved))
+    assert curriculum.run(config, workdir) == 0
+    (workdir / "config.json").write_text(json.dumps(saved))
+    config.stages.sft.data.update(num_low_frames=2, low_longest_edge=16)
+    with pytest.raises(ConfigError, match=r"sft\.data\.num_low_frames \(was 0, is 2\)"):
+        curriculum.run(config, workdir)
+
+
 def test_started_stages_keep_their_place(finished):
     workdir, config = finished
     config = config.copy_and_resolve_references()
@@ -133,6 +148,18 @@ def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_
     config.model.intermediate_size = 40
     with pytest.raises(CheckpointError, match=r"down_proj/kernel is float32\[2, 48, 32\], stage sft has float32\[2, 40, 32\]"):
         curriculum.run(config, tmp_path)
+
+
+def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
+    """It trains, and on something else than a stage without."""
+    losses = {}
+    for name, low in (("with", 2), ("without", 0)):
+        config = toy(tiny_run, data_dir, "sft")
+        config.stages.sft.data.update(num_low_frames=low, low_longest_edge=16)
+        assert curriculum.run(config, tmp_path / name) == 0
+        losses[name] = [line["loss"] for line in read_metrics(tmp_path / name / "sft")]
+    assert np.isfinite(losses["with"]).all()
+    assert losses["with"] != losses["without"]
 
 
 def test_epochs_become_steps(tiny_run, data_dir, tmp_path):

@@ -11,6 +11,8 @@ from transformers.processing_utils import ImagesKwargs
 
 from .decoding_elva import read_image, read_video
 
+GREY_SIDE = 32  # pixels of the grey pictures by which frames are compared
+
 
 class ElvaImagesKwargs(ImagesKwargs, total=False):
     """See `ElvaImageProcessor`."""
@@ -43,7 +45,8 @@ class ElvaImageProcessor(BaseImageProcessor):
       fps: frames a second instead, at most `num_frames`; 0: spread `num_frames` over the video.
       num_low_frames: hybrid resolution: so many more frames, at `low_longest_edge`; 0: none.
       low_longest_edge: pixels that no edge of these exceeds.
-      hybrid_policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both ends.
+      hybrid_policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both ends; 'scene' takes those
+        that differ most from the frame before them.
     """
 
     model_input_names = ("pixel_values", "tube_ids")
@@ -85,7 +88,7 @@ class ElvaImageProcessor(BaseImageProcessor):
         if low:
             # A video with fewer frames than asked for keeps the proportion.
             count = min(len(frames), max(1, round(len(frames) * high / (high + low)))) if high else 0
-            is_high = hybrid(count, len(frames) - count, options["hybrid_policy"])
+            is_high = hybrid(frames, count, options["hybrid_policy"])
             edges = [edge if chosen else options["low_longest_edge"] for edge, chosen in zip(edges, is_high, strict=True)]
         return self._cut([self._resize(frame, edge, options) for frame, edge in zip(frames, edges, strict=True)], options)
 
@@ -123,18 +126,27 @@ def patchify(frame: np.ndarray, size: int) -> np.ndarray:
     return frame.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, -1)
 
 
-def hybrid(num_high: int, num_low: int, policy: str) -> np.ndarray:
-    """bool [T]: which of T frames in temporal order are high-resolution ones."""
-    total = num_high + num_low
+def hybrid(frames: Sequence[np.ndarray], num_high: int, policy: str) -> np.ndarray:
+    """bool [T]: which of T frames, uint8 [H, W, 3] in temporal order, are high-resolution ones."""
+    total = len(frames)
     high = np.zeros(total, bool)
     if policy == "interleave":
         high[(2 * np.arange(num_high) + 1) * total // (2 * max(num_high, 1))] = True
     elif policy == "ends":
         high[: (num_high + 1) // 2] = True
         high[total - num_high // 2 :] = True
+    elif policy == "scene":
+        high[np.argsort(-frame_change(frames), kind="stable")[:num_high]] = True
     else:
-        raise ValueError(f"hybrid_policy: {policy!r} is unknown; use interleave or ends")
+        raise ValueError(f"hybrid_policy: {policy!r} is unknown; use interleave, ends or scene")
     return high
+
+
+def frame_change(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [T]: how much each frame differs from the one before it in small grey pictures; infinite for the first."""
+    size, box = (GREY_SIDE, GREY_SIDE), Image.Resampling.BOX
+    grey = [np.asarray(Image.fromarray(frame).convert("L").resize(size, box), np.int64) for frame in frames]
+    return np.concatenate([[np.inf], np.abs(np.diff(grey, axis=0)).sum(axis=(1, 2))])
 
 
 __all__ = ["ElvaImageProcessor"]

@@ -31,7 +31,7 @@ def tokenizer_dir(tmp_path_factory):
 def write_run(tokenizer_dir):
     """Writes a run of random weights, wide enough that attention is far from uniform."""
 
-    def write(folder, system_prompt="Be brief.", **changes):
+    def write(folder, system_prompt="Be brief.", data=None, **changes):
         c = base.base()
         c.model.update(
             vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
@@ -41,6 +41,7 @@ def write_run(tokenizer_dir):
         c.model.update(changes)
         c.stages.video = base.stage()
         c.stages.video.data.update(num_frames=4, longest_edge=32, system_prompt=system_prompt)
+        c.stages.video.data.update(data or {})
         c.curriculum = ("video",)
         layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
         model, rng = Elva(config_from_dict(c.model)), np.random.default_rng(0)

@@ -89,6 +89,16 @@ def test_what_else_is_in_the_folder(exported):
     assert {file.suffix for file in exported.iterdir()} == {".py", ".json", ".md", ".jinja", ".safetensors"}
 
 
+def test_frames_are_those_of_the_stage(exported, write_run, tmp_path):
+    """Hybrid resolution waits to be asked for; its low edge and policy are what the stage was trained with, if it was."""
+    run = write_run(tmp_path / "run", data=dict(num_low_frames=3, low_longest_edge=24, hybrid_policy="scene"))
+    export(run, tmp_path / "out")
+    for folder, wanted in ((exported, (4, 32, 0, 16, "interleave")), (tmp_path / "out", (4, 32, 0, 24, "scene"))):
+        media = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+        names = ("num_frames", "longest_edge", "num_low_frames", "low_longest_edge", "hybrid_policy")
+        assert tuple(media[name] for name in names) == wanted
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_other_dtypes_round(exported, run_dir, tmp_path, dtype):
     export(run_dir, tmp_path / "half", dtype=dtype)

@@ -9,7 +9,6 @@ import torch
 
 from elva_jax.convert.check import check
 from elva_jax.convert.export import export
-from elva_jax.inference import visual
 from elva_jax.video.layout import Text, TokenLayout, build_layout
 
 QUESTION = "What colour is the circle?"
@@ -129,18 +128,11 @@ def test_a_batch_of_different_videos(processor, model, generator, videos):
 def test_hybrid_resolution_in_both(processor, model, generator, params):
     """Frames of two grids: high ones chain with high ones, low with low."""
     from elva_jax.models.elva import Elva
-    from elva_jax.video.resolution import hybrid
+    from elva_jax.video.resolution import Hybrid
 
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    frames, high = [np.roll(picture, t, axis=1) for t in range(6)], hybrid(2, 4)
-    parts = [
-        visual.load([frame], num_frames=1, fps=0.0, longest_edge=32 if is_high else 16, patch_size=8)
-        for frame, is_high in zip(frames, high, strict=True)
-    ]
-    seen = visual.Visual(
-        parts[0].clip._replace(grids=tuple(grid for part in parts for grid in part.clip.grids)),
-        np.concatenate([part.patches for part in parts]),
-    )
+    frames = [np.roll(picture, t, axis=1) for t in range(6)]
+    seen = generator.load(frames, hybrid=Hybrid(2, 4, 32, 16))
     layout = TokenLayout(*(field[None] for field in build_layout(generator.prompt_parts(QUESTION, [seen]))))
     elva = Elva(generator.model)
     wanted = jax.jit(lambda *args: elva.apply({"params": params}, *args, merging=True))(seen.patches[None], layout)

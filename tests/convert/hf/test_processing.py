@@ -13,7 +13,7 @@ from elva_jax.inference import visual
 from elva_jax.video.decode import read_frames
 from elva_jax.video.layout import Clip, Kind, build_layout
 from elva_jax.video.resize import patchify, resize_frame, target_size
-from elva_jax.video.resolution import hybrid
+from elva_jax.video.resolution import Hybrid, choose_high
 
 SETTINGS = dict(num_frames=4, fps=0.0, longest_edge=32, patch_size=8)
 
@@ -96,7 +96,7 @@ def test_hybrid_resolution(processor, generator, policy, high, low):
     frames = [np.random.default_rng(t).integers(0, 256, (48, 64, 3), np.uint8) for t in range(high + low)]
     options = dict(num_frames=high, num_low_frames=low, longest_edge=32, low_longest_edge=16, hybrid_policy=policy)
     inputs = ask(processor, ([("video", frames), ("text", "Why?")], None), **options)
-    edges = np.where(hybrid(high, low, policy), 32, 16)
+    edges = np.where(choose_high(high, low, policy), 32, 16)
     resized = [resize_frame(f, target_size(48, 64, longest_edge=int(e), patch_size=8)) for f, e in zip(frames, edges, strict=True)]
     clip = Clip(tuple((f.shape[0] // 8, f.shape[1] // 8) for f in resized))
     parts = conversation.prompt_parts("Why?", [clip], generator.tokenizer, "Be brief.")
@@ -104,13 +104,15 @@ def test_hybrid_resolution(processor, generator, policy, high, low):
     np.testing.assert_array_equal(inputs["pixel_values"][0], np.concatenate([patchify(f, 8) for f in resized]))
 
 
-def write_video(path, codec, frames=21, rate=7):
+def write_video(path, codec, frames=21, rate=7, cut=None):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         for t in range(frames):
             picture = np.full((32, 48, 3), 5 * t, np.uint8)
             picture[:, : 2 * t] = (255, 0, 5 * t)
+            if cut is not None and t >= cut:
+                picture = 255 - picture
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
         container.mux(stream.encode())
 
@@ -137,6 +139,23 @@ def test_files_give_the_frames_that_training_reads(processor, tmp_path):
     still = processor(text="<image>", images=str(tmp_path / "f.png"), return_tensors="pt")["pixel_values"][0]
     np.testing.assert_array_equal(still, visual.load(tmp_path / "f.png", **SETTINGS).patches)
     assert len(read_frames(tmp_path / "a.mp4", num_frames=50).pixels) == 21
+
+
+@pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
+def test_hybrid_files_are_read_as_by_elva_generate(processor, tmp_path, policy):
+    """An mp4 with a cut, with enough frames and with too few; and its frames at hand, more of them than asked for."""
+    path = tmp_path / "cut.mp4"
+    write_video(path, "libx264", cut=13)
+    at_hand = read_frames(path, num_frames=21).pixels
+    for source, high, low in ((path, 2, 5), (path, 20, 40), (at_hand, 2, 5), (at_hand[:1], 1, 9), (path, 0, 3)):
+        ours = visual.load(source, **SETTINGS, hybrid=Hybrid(high, low, 32, 16, policy))
+        options = dict(num_frames=high, num_low_frames=low, low_longest_edge=16, hybrid_policy=policy)
+        video = str(source) if source is path else source
+        theirs = processor(text="<video>", videos=[video], return_tensors="pt", **options)
+        np.testing.assert_array_equal(theirs["pixel_values"][0], ours.patches, err_msg=f"{high} + {low}")
+        assert_same(theirs, build_layout([ours.clip]), processor)
+    if policy == "scene":
+        assert visual.load(path, **SETTINGS, hybrid=Hybrid(2, 5, 32, 16, policy)).clip.grids.index((3, 4), 1) == 4
 
 
 @pytest.mark.parametrize(
