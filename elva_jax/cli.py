@@ -8,10 +8,11 @@ import os
 import sys
 from pathlib import Path
 
-from elva_jax import __version__
+from elva_jax import __version__, options
 from elva_jax.bench import command as bench
 from elva_jax.convert import command as convert
 from elva_jax.errors import ConfigError, ElvaError
+from elva_jax.inference import command as inference
 
 TRAIN_HELP = """\
 Runs the curriculum of a config, stage by stage; started again with the same --workdir it goes on where it stopped.
@@ -29,15 +30,6 @@ family by family, beside the blind, any-object and single-frame baselines.
 
 example:
   elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json"""
-
-GENERATE_HELP = """\
-Answers a question about a video, an image or a folder of frames.
-
-examples:
-  elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What colour is the circle?"
-  elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" --high-frames 32 --low-frames 32 --low-edge 336
-
-Any of the --high-… and --low-… options turns hybrid resolution on: frames of two sizes, sampled uniformly in time."""
 
 DATA_HELP = """\
 Builds data sets and looks into them.
@@ -88,25 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="change a value of the config, as often as needed")
 
     evaluate = command("evaluate", "measure a checkpoint on held-out videos", EVALUATE_HELP, _evaluate)
-    _checkpoint_option(evaluate)
+    options.add_checkpoint(evaluate)
     evaluate.add_argument("--data", default="moving_shapes/easy", metavar="NAME", help="data set (default: %(default)s)")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where data sets are built (default: the run's)")
     evaluate.add_argument("--split", default="test", help="split of the data set (default: %(default)s)")
-    evaluate.add_argument("--limit", type=_positive, metavar="N", help="use the first N videos only")
-    _frames_options(evaluate)
+    evaluate.add_argument("--limit", type=options.positive, metavar="N", help="use the first N videos only")
+    options.add_frames(evaluate)
     evaluate.add_argument("--no-merging", dest="merging", action="store_false", help="leave token merging off")
     evaluate.add_argument("--no-baselines", dest="baselines", action="store_false", help="skip the three baselines")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     evaluate.add_argument("--figure", type=Path, metavar="FILE.png", help="draw accuracy per family here")
 
-    generate = command("generate", "answer a question about a video", GENERATE_HELP, _generate)
-    _checkpoint_option(generate)
-    generate.add_argument("--video", required=True, metavar="FILE", help="a video, an image, or a folder of frames")
-    generate.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
-    _frames_options(generate)
-    generate.add_argument("--max-new-tokens", type=_positive, default=64, metavar="N", help="longest answer (default: %(default)s)")
-    generate.add_argument("--no-merging", dest="merging", action="store_false", help="leave token merging off")
-
+    inference.register(command)
     convert.register(command)
     bench.register(command)
 
@@ -126,46 +111,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _checkpoint_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run's --workdir, one stage in it, one saved step, or an exported folder"
-    )
-
-
-def _frames_options(parser: argparse.ArgumentParser) -> None:
-    """How a video is sampled; those of hybrid resolution are named as the fields of `video.resolution.Hybrid`."""
-    parser.add_argument("--frames", type=_positive, metavar="N", help="frames sampled from a video (default: the last stage's)")
-    parser.add_argument("--high-frames", type=_count, metavar="N", help="hybrid resolution: frames at high resolution (default: 32)")
-    parser.add_argument("--low-frames", type=_count, metavar="N", help="frames at low resolution beside them (default: 32)")
-    parser.add_argument("--high-edge", type=_positive, metavar="PX", help="longest edge of the high ones (default: the last stage's)")
-    parser.add_argument("--low-edge", type=_positive, metavar="PX", help="of the low ones (default: 336, at most half of the high one)")
-    text = "which frames are high: evenly spread (the default), those at both ends, or those that change most"
-    parser.add_argument("--high-policy", dest="policy", choices=("interleave", "ends", "scene"), help=text)
-
-
-def _hybrid(args: argparse.Namespace) -> dict[str, int | str]:
-    """The settings of hybrid resolution that were given."""
-    names = ("high_frames", "low_frames", "high_edge", "low_edge", "policy")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if given and args.frames:
-        args.parser.error("--frames does not go together with hybrid resolution: give --high-frames and --low-frames instead")
-    return given
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"cannot be negative, got {value}")
-    return value
-
-
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from elva_jax.config.load import load
 
@@ -182,8 +127,10 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _evaluate(args: argparse.Namespace, _) -> int:
     from elva_jax.evaluation import report, run
+    from elva_jax.inference.programs import keep_programs
 
-    hybrid = _hybrid(args)
+    hybrid = options.hybrid_settings(args)
+    keep_programs()
     result = run.evaluate(
         args.checkpoint,
         data_dir=args.data_dir,
@@ -200,18 +147,6 @@ def _evaluate(args: argparse.Namespace, _) -> int:
         report.save(result, args.json)
     if args.figure:
         report.figure(result, args.figure)
-    return 0
-
-
-def _generate(args: argparse.Namespace, _) -> int:
-    from elva_jax.inference.generate import Generator
-    from elva_jax.video.resolution import complete
-
-    given = _hybrid(args)
-    generator = Generator.from_checkpoint(args.checkpoint)
-    hybrid = complete(generator.data.longest_edge, generator.model.patch.patch_size, **given)
-    options = {"max_new_tokens": args.max_new_tokens, "merging": args.merging, "num_frames": args.frames, "hybrid": hybrid}
-    print(generator.answer(args.video, args.prompt, **options))
     return 0
 
 
