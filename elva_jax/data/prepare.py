@@ -15,8 +15,8 @@ from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import Sample, budgets, over
 from elva_jax.errors import DataError, ElvaError, VideoError
 from elva_jax.video.decode import read_frames
-from elva_jax.video.layout import Counts, build_layout, count
-from elva_jax.video.resize import patchify, resize_frame, target_size
+from elva_jax.video.layout import Clip, Counts, build_layout, count
+from elva_jax.video.resize import patchify, resize_frame, square_frame, target_size
 
 
 class Rejected(NamedTuple):
@@ -35,6 +35,7 @@ class Sizing(NamedTuple):
     patch_size: int
     upscale: bool
     teacher_size: int | None  # side of the teacher's square frames; None: no teacher
+    square: int = 0  # side that the student's frames are squashed to, for an encoder-based model, which reads them bare; 0: native
 
 
 class Views(NamedTuple):
@@ -86,19 +87,21 @@ class ConversationDecoder(Decoder):
         self.merge_lines = config.model.merge_lines
         self.max_turns = data.max_turns
         self.system_prompt = data.system_prompt
-        self.sizing = Sizing(data.num_frames, data.fps, data.longest_edge, config.model.patch_size, data.upscale, teacher_size)
+        square = config.teacher.image_size if config.model.patch_embed == "encoder" else 0
+        self.sizing = Sizing(data.num_frames, data.fps, data.longest_edge, config.model.patch_size, data.upscale, teacher_size, square)
 
     def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
         example = choose_turns(example, self.max_turns, rng)
         conversation.check(example)
-        grids, patches, teacher = [], [], []
+        clips, patches, teacher = [], [], []
         for medium in example.media:
             views = read_views(medium, self.sizing, example.key)
             size = self.sizing.patch_size
-            grids.append([(view.student.shape[0] // size, view.student.shape[1] // size) for view in views])
+            grids = tuple((view.student.shape[0] // size, view.student.shape[1] // size) for view in views)
+            clips.append(Clip(grids, bare=self.sizing.square > 0))
             patches += [patchify(view.student, size) for view in views]
             teacher += [view.teacher for view in views]
-        layout, counts = self._lay_out(example, grids)
+        layout, counts = self._lay_out(example, clips)
         width = self.sizing.patch_size**2 * 3
         rows = np.concatenate(patches) if patches else np.zeros((0, width), np.uint8)
         return Sample(layout, rows[: counts.patches], self._stack(teacher[: counts.frames]), counts)
@@ -108,10 +111,10 @@ class ConversationDecoder(Decoder):
         side = self.sizing.teacher_size
         return np.asarray(teacher, np.uint8).reshape(-1, side, side, 3) if side else None
 
-    def _lay_out(self, example: Example, grids: list) -> tuple:
+    def _lay_out(self, example: Example, clips: list[Clip]) -> tuple:
         """Lays the example out, without its last turns where it is too long; the media of dropped turns go with them."""
         while True:
-            kept = grids[: len(example.media)]
+            kept = clips[: len(example.media)]
             layout = build_layout(conversation.render(example, self.tokenizer, kept, self.system_prompt))
             counts = count(layout, self.merge_lines)
             exceeded = over(counts, self.capacity)
@@ -156,7 +159,9 @@ def read_views(medium: Media, sizing: Sizing, name: str) -> list[Views]:
 
     def reduce(frame: np.ndarray) -> Views:
         student = teacher = None
-        if sizing.longest_edge:
+        if sizing.square:
+            student = square_frame(frame, sizing.square, sizing.patch_size)
+        elif sizing.longest_edge:
             size = target_size(*frame.shape[:2], longest_edge=sizing.longest_edge, patch_size=sizing.patch_size, upscale=sizing.upscale)
             student = resize_frame(frame, size)
         if sizing.teacher_size:

@@ -21,6 +21,7 @@ from elva_jax.evaluation.scores import Score, summarise
 from elva_jax.inference.generate import Answer, Choice, Generator, Likelihood
 from elva_jax.inference.rows import Lengths
 from elva_jax.inference.visual import Visual
+from elva_jax.video.layout import clip_tokens
 
 BOOTSTRAP_SEED = 0
 DECODERS = 2  # threads that read videos ahead of the model
@@ -265,7 +266,7 @@ class Columns:
         layers = np.asarray([segment.k.shape[0] for segment in prefilled.prefix.segments])
         for b in range(count):
             before, after = prefilled.front_tokens[b], prefilled.prefix.tokens[:, b]
-            visual = sum(rows * columns + rows + 1 for seen in prefilled.media[b] for rows, columns in seen.clip.grids)
+            visual = sum(clip_tokens(seen.clip) for seen in prefilled.media[b])
             tally.kept.append(float((layers * (after - (before - visual))).sum() / (layers.sum() * visual)))
             tally.tokens.append(np.asarray([before, *after]))
 

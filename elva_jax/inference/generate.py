@@ -80,7 +80,7 @@ class Generator:
         if config.stages[self.stage].kind != "elva":
             raise ConfigError(f"stage '{self.stage}' trains a {config.stages[self.stage].kind}, which answers nothing; give an ELVA stage")
         self.data = config.stages[self.stage].data
-        self.model = dataclasses.replace(config_from_dict(config.model), remat="none")
+        self.model = dataclasses.replace(config_from_dict(config.model, config.teacher), remat="none")
         self.params = params.get("elva", params)
         self.tokenizer = tokenizer
         self.end_ids = tuple(sorted({tokenizer.convert_tokens_to_ids(END), *([tokenizer.eos_token_id] if tokenizer.eos_token_id else [])}))
@@ -121,6 +121,7 @@ class Generator:
             longest_edge=self.data.longest_edge,
             patch_size=self.model.patch.patch_size,
             upscale=self.data.upscale,
+            square=self.model.tower.image_size if self.model.tower else 0,
             name=name,
         )
 
@@ -182,7 +183,7 @@ class Generator:
         prompts = prompts or ["?"] * len(media)
         fronts = [split_prompt(self.prompt_parts(question, row)).front for question, row in zip(prompts, media, strict=True)]
         patches = [np.concatenate([item.patches for item in row]) if row else np.zeros((0, self._patch_width), np.uint8) for row in media]
-        rows = build_rows(fronts, patches, self._patch_width, lengths)
+        rows = build_rows(fronts, patches, self._patch_width, lengths, self.model.frame_patches)
         for length in rows.length:
             self._check_length(int(length) + 1)
         prefix = prefill(self.model, self.params, rows, merging, lengths)

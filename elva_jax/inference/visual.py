@@ -11,7 +11,7 @@ import numpy as np
 from elva_jax.errors import VideoError
 from elva_jax.video.decode import Frames, read_frames
 from elva_jax.video.layout import Clip
-from elva_jax.video.resize import patchify, resize_frame, target_size
+from elva_jax.video.resize import patchify, resize_frame, square_frame, target_size
 
 Source = str | Path | bytes | Frames | Sequence[np.ndarray]
 
@@ -24,7 +24,15 @@ class Visual(NamedTuple):
 
 
 def load(
-    source: Source, *, num_frames: int, fps: float, longest_edge: int, patch_size: int, upscale: bool = False, name: str | None = None
+    source: Source,
+    *,
+    num_frames: int,
+    fps: float,
+    longest_edge: int,
+    patch_size: int,
+    upscale: bool = False,
+    square: int = 0,
+    name: str | None = None,
 ) -> Visual:
     """Reads, samples, resizes and cuts up a video or image.
 
@@ -33,6 +41,7 @@ def load(
       num_frames: most frames sampled from a file.
       fps: frames a second instead, up to num_frames; 0: spread num_frames over the video.
       longest_edge, patch_size, upscale: as in `video.resize.target_size`; pixels.
+      square: side that frames are squashed to instead, for an encoder-based model, which reads them bare; 0: native resolution.
       name: what errors call the source.
 
     Raises:
@@ -40,6 +49,8 @@ def load(
     """
 
     def resize(frame):
+        if square:
+            return square_frame(frame, square, patch_size)
         size = target_size(*frame.shape[:2], longest_edge=longest_edge, patch_size=patch_size, upscale=upscale)
         return resize_frame(frame, size)
 
@@ -52,11 +63,11 @@ def load(
                 found = f"{frame.dtype}{list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
                 raise VideoError(name or "<frames>", f"a frame must be a uint8 array [height, width, 3], got {found}")
         frames = [resize(frame) for frame in given]
-    return from_frames(frames, patch_size, name or (str(source) if isinstance(source, (str, Path)) else "<frames>"))
+    return from_frames(frames, patch_size, name or (str(source) if isinstance(source, (str, Path)) else "<frames>"), bare=square > 0)
 
 
-def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>") -> Visual:
-    """Cuts up frames whose edges are multiples of the patch already.
+def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>", bare: bool = False) -> Visual:
+    """Cuts up frames whose edges are multiples of the patch already; `bare` as in `video.layout.Clip`.
 
     Raises:
       VideoError: there is no frame.
@@ -64,7 +75,7 @@ def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<fra
     if not frames:
         raise VideoError(name, "has no frames")
     grids = tuple((frame.shape[0] // patch_size, frame.shape[1] // patch_size) for frame in frames)
-    return Visual(Clip(grids), np.concatenate([patchify(frame, patch_size) for frame in frames]))
+    return Visual(Clip(grids, bare), np.concatenate([patchify(frame, patch_size) for frame in frames]))
 
 
 def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
@@ -72,6 +83,6 @@ def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
     ends = np.cumsum([rows * columns for rows, columns in visual.clip.grids])
     starts = np.concatenate([[0], ends[:-1]])
     return Visual(
-        Clip(tuple(visual.clip.grids[i] for i in indices)),
+        visual.clip._replace(grids=tuple(visual.clip.grids[i] for i in indices)),
         np.concatenate([visual.patches[starts[i] : ends[i]] for i in indices]),
     )
