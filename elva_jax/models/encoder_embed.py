@@ -36,7 +36,7 @@ class EncoderEmbed(nn.Module):
                 bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
             )
 
-        self.tower = SiglipVision(self.config, self.dtype.name)
+        self.tower = SiglipVision(self.config, jnp.dtype(self.dtype).name)
         self.fc1 = dense("embed", "mlp")
         self.fc2 = dense("mlp", "embed")
 

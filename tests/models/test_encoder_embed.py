@@ -136,7 +136,7 @@ def test_unpatchify_is_the_way_back():
 def test_pieces_of_frames_are_refused(params):
     patches, layout = rows_of([examples()[0]])
     with pytest.raises(LayoutError, match="35 patches are not whole frames of 9"):
-        Elva(CONFIG).apply({"params": params}, patches[:, :35], layout)
+        jax.eval_shape(lambda *inputs: Elva(CONFIG).apply({"params": params}, *inputs), patches[:, :35], layout)
 
 
 def test_config_from_dict_reads_the_teacher():
