@@ -2,7 +2,10 @@
 
 Table 2: table2_gen, table2_gen_mse, table2_gen_con, table2_all. Table 3: table3_naive, table3_video.
 Table 4: table4_siglip, table4_siglip_video (the teacher trained on video clips after images; for the paper's sizes another checkpoint).
-Figure 3: figure3_merge_R, where R is the share of tokens that each deep merging layer keeps: 75, 50, 25, 12.
+Figure 3: figure3_merge_R, where R is the share of tokens that each deep merging layer keeps: 75, 50, 25, 12; figure3_pool_R, where plain
+temporal pooling right behind the patch embedding keeps that share of each grid position's tokens instead (or one, where that is more).
+Table 5: baseline_encoder, a Video-LLM with a frozen vision tower and an MLP projector, on the same data with L_gen alone. Its tower is
+the tiny run's teacher, or has the shape of CLIP-ViT-L/14-336.
 """
 
 import importlib.util
@@ -14,8 +17,10 @@ from elva_jax.config.load import choose, parse_arg
 TABLE2 = {"table2_gen": (0.0, 0.0), "table2_gen_mse": (1.0, 0.0), "table2_gen_con": (0.0, 1.0), "table2_all": (1.0, 1.0)}
 TABLE3 = {"table3_naive": "naive", "table3_video": "video"}
 TABLE4 = ("table4_siglip", "table4_siglip_video")
-FIGURE3 = {f"figure3_merge_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
-VARIANTS = (*TABLE2, *TABLE3, *TABLE4, *FIGURE3)
+MERGE = {f"figure3_merge_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
+POOL = {f"figure3_pool_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
+VARIANTS = (*TABLE2, *TABLE3, *TABLE4, *MERGE, *POOL, "baseline_encoder")
+CLIP_L = dict(image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16)
 
 
 def get_config(arg: str = "") -> base.ConfigDict:
@@ -31,8 +36,12 @@ def get_config(arg: str = "") -> base.ConfigDict:
             stage.loss.tube *= tube
             stage.loss.contrastive *= contrastive
     c.model.patch_embed = TABLE3.get(variant, "video")
-    if variant in FIGURE3:
-        _keep(c.model, FIGURE3[variant])
+    if variant in MERGE:
+        _keep(c.model, MERGE[variant])
+    if variant in POOL:
+        _merging(c.model, (0,), ("pool",), (1.0,), (POOL[variant],))
+    if variant == "baseline_encoder":
+        _encoder(c, size)
     if variant == "table4_siglip_video":
         _video_teacher(c, size)
     return c
@@ -49,6 +58,29 @@ def _sibling(name: str):
 def _keep(m, ratio: float) -> None:
     """Sets every deep merging layer's ratio; the shallow ones stay on their threshold."""
     m.merge_ratios = tuple(ratio if policy != "threshold" else 1.0 for policy in m.merge_policies)
+
+
+def _merging(m, layers, policies, thresholds, ratios) -> None:
+    m.merge_layers, m.merge_policies, m.merge_thresholds, m.merge_ratios = layers, policies, thresholds, ratios
+
+
+def _encoder(c, size: str) -> None:
+    """Puts the teacher into the model, and as many of its frames into a sequence as there were of ELVA's."""
+    m, t, patch = c.model, c.teacher, c.model.patch_size
+    if size != "tiny":
+        t.update(CLIP_L)
+        t.init_from = "checkpoints/siglip-large-patch14-336"
+    m.patch_embed, m.patch_size = "encoder", t.patch_size
+    _merging(m, (), (), (), ())
+    bare = (t.image_size // t.patch_size) ** 2
+    for stage in (stage for stage in c.stages.values() if stage.kind == "elva"):
+        data, side = stage.data, stage.data.longest_edge // patch
+        data.max_frames = data.max_patches // side**2
+        data.max_patches = data.max_frames * bare
+        data.seq_len += data.max_frames * (bare - (side**2 + side + 1))
+        stage.merging = False
+        stage.loss.update(tube=0.0, contrastive=0.0)
+        stage.optimizer.freeze = ("^elva/patch_embed/tower/",)
 
 
 def _video_teacher(c, size: str) -> None:

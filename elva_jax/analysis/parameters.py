@@ -6,18 +6,14 @@ import math
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from elva_jax.models.config import ElvaConfig
-from elva_jax.models.elva import Elva
-from elva_jax.video.layout import Clip, Text, build_layout
+from elva_jax.models.elva import Elva, smallest_inputs
 
 
 def abstract_parameters(config: ElvaConfig):
     """The model's parameter tree as `jax.ShapeDtypeStruct`s, without partitioning boxes."""
-    layout = jax.tree.map(lambda field: field[None], build_layout([Clip([(1, 1)]), Text([0])]))
-    patches = np.zeros((1, 1, config.patch.patch_size**2 * 3), np.uint8)
-    return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), patches, layout))["params"]
+    return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), *smallest_inputs(config)))["params"]
 
 
 def count_parameters(config: ElvaConfig) -> dict[str, int]:

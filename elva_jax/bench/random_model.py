@@ -11,8 +11,7 @@ import numpy as np
 
 from elva_jax.inference.weights import Weights, take_apart
 from elva_jax.models.config import ElvaConfig
-from elva_jax.models.elva import Elva
-from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
+from elva_jax.models.elva import Elva, smallest_inputs
 
 # Part of the patches that are new in every frame; the rest stays as it was in the frame before.
 CONTENT = {"static": 0.0, "slow": 0.25, "typical": 0.5, "fast": 0.75, "noise": 1.0}
@@ -20,13 +19,11 @@ CONTENT = {"static": 0.0, "slow": 0.25, "typical": 0.5, "fast": 0.75, "noise": 1
 
 def random_weights(config: ElvaConfig, seed: int = 0) -> Weights:
     """Weights of the model's shapes on the device, in the types that inference keeps them in; nothing is held twice."""
-    layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
-    patches = jax.ShapeDtypeStruct((1, 1, config.patch.patch_size**2 * 3), np.uint8)
 
-    def init(key, patches):
-        return take_apart(config, nn.unbox(Elva(config).init(key, patches, layout))["params"])
+    def init(key):
+        return take_apart(config, nn.unbox(Elva(config).init(key, *smallest_inputs(config)))["params"])
 
-    shapes = jax.eval_shape(init, jax.random.key(seed), patches)
+    shapes = jax.eval_shape(init, jax.random.key(seed))
     keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(shapes))))
 
     def draw(path, leaf):

@@ -20,7 +20,7 @@ from elva_jax.inference.rows import build_rows, grid_length
 from elva_jax.inference.sampling import Mode, Sampling
 from elva_jax.inference.weights import Weights
 from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, MergeLayer, PatchEmbedConfig, SiglipConfig
-from elva_jax.video.layout import Clip, Text
+from elva_jax.video.layout import Clip, Text, clip_tokens
 from elva_jax.video.resolution import choose_high
 
 HEADER = 14  # text tokens before the video, as in a chat's system turn
@@ -45,9 +45,7 @@ class VideoLLM(NamedTuple):
 
     def tokens(self, frames: int) -> int:
         """Tokens of a prompt."""
-        clip = self.clip(frames)
-        marks = 0 if clip.bare else sum(rows + 1 for rows, _ in clip.grids)
-        return HEADER + marks + sum(rows * columns for rows, columns in clip.grids) + QUESTION
+        return HEADER + clip_tokens(self.clip(frames)) + QUESTION
 
     def measure(self, frames: int, content: str, new_tokens: int, repeats: int) -> dict[str, Any]:
         """Seconds to the first token, tokens a second behind it, peak memory with the weights, and the share of visual tokens that is

@@ -44,17 +44,17 @@ def model() -> ConfigDict:
     c.tie_embeddings = True  # whether the head is the embedding table
     c.max_position = 32_768  # longest sequence
     c.attention_bias = True  # biases on q, k and v
-    c.patch_size = 28  # pixels of a patch's side
+    c.patch_size = 28  # pixels of a patch's side; with patch_embed = encoder, teacher.patch_size
     c.patch_width = 1024  # E, width of the patch embedding
-    c.patch_embed = "video"  # video | naive (Table 3)
+    c.patch_embed = "video"  # video | naive (Table 3) | encoder (baseline: teacher's tower and an MLP; frames squashed to its square)
     c.patch_heads = 1  # heads of the patch embedding's cross-attention
     c.dtype = "bfloat16"  # compute type: float32 | bfloat16; parameters stay float32
     c.remat = "none"  # none | full | dots | dots_no_batch | names: what the backward pass recomputes
     c.attention = "auto"  # auto | xla | cudnn
     c.merge_layers = ()  # decoder layers before which tokens merge, increasing
-    c.merge_policies = ()  # per merging layer: threshold | ratio | both
+    c.merge_policies = ()  # per merging layer: threshold | ratio | both | pool (runs cut by count, whatever the content)
     c.merge_thresholds = ()  # per merging layer: cosine above which neighbours merge
-    c.merge_ratios = ()  # per merging layer: share of the entering mergeable tokens that stays
+    c.merge_ratios = ()  # per merging layer: share of the entering mergeable tokens that stays; unused by threshold
     c.merge_lines = False  # whether <LINE> tokens merge along their row index
     return c
 

@@ -11,7 +11,7 @@ from elva_jax.config import base
 from elva_jax.errors import ConfigError
 
 CHOICES = {
-    "model.patch_embed": ("video", "naive"),
+    "model.patch_embed": ("video", "naive", "encoder"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots", "dots_no_batch", "names"),
     "model.attention": ("auto", "xla", "cudnn"),
@@ -23,7 +23,7 @@ CHOICES = {
     "loss.tube_temporal": ("mean", "none"),
     "optimizer.name": ("adamw", "muon"),
 }
-POLICIES = ("threshold", "ratio", "both")
+POLICIES = ("threshold", "ratio", "both", "pool")
 TASKS = ("object", "caption", "open", "choice")
 POSITIVE_MODEL = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_position")
 POSITIVE_DATA = ("num_frames", "longest_edge", "seq_len", "max_patches", "max_frames", "max_turns")
@@ -43,6 +43,8 @@ def validate(config: ConfigDict) -> None:
     _check_curriculum(config)
     _check_model(config.model)
     _check_choice(config, "teacher.kind", "")
+    if config.model.patch_embed == "encoder":
+        _check_encoder(config)
     for name in config.curriculum:
         _check_stage(config, name)
 
@@ -120,6 +122,45 @@ def _check_model(model: ConfigDict) -> None:
         _require(-1 <= threshold <= 1, "model.merge_thresholds", f"a cosine lies in [-1, 1], got {threshold}")
     for ratio in model.merge_ratios:
         _require(0 < ratio <= 1, "model.merge_ratios", f"a share lies in (0, 1], got {ratio}")
+
+
+def _check_encoder(config: ConfigDict) -> None:
+    """The encoder-based baseline: its tower is the one that the group `teacher` describes."""
+    model, teacher = config.model, config.teacher
+    _require(teacher.kind == "siglip", "teacher.kind", f"model.patch_embed = encoder sees through a siglip, got {teacher.kind}")
+    _require(
+        model.patch_size == teacher.patch_size,
+        "model.patch_size",
+        f"with patch_embed = encoder it must be teacher.patch_size = {teacher.patch_size}, got {model.patch_size}",
+    )
+    size = teacher.image_size
+    _require(1 <= teacher.patch_size <= size, "teacher.patch_size", f"lies in 1 … image_size = {size}, got {teacher.patch_size}")
+    grid = size // teacher.patch_size
+    elva = [name for name in config.curriculum if config.stages[name].kind == "elva"]
+    for name in elva:
+        stage, at = config.stages[name], f"stages.{name}."
+        _require(
+            stage.data.max_patches % grid**2 == 0,
+            at + "data.max_patches",
+            f"{stage.data.max_patches} is no multiple of the {grid**2} patches of a frame of model.patch_embed = encoder",
+        )
+        for term in ("tube", "contrastive"):
+            _require(
+                stage.loss[term] == 0,
+                f"{at}loss.{term}",
+                "must be 0: with model.patch_embed = encoder there is no <FRAME>, and the teacher is in the model",
+            )
+    _require(
+        not elva or bool(config.init_from) or _has_teacher(config, elva[0]),
+        "model.patch_embed",
+        "encoder takes its vision tower from a teacher: put a stage of kind teacher first, or set teacher.init_from",
+    )
+
+
+def _has_teacher(config: ConfigDict, name: str) -> bool:
+    """Whether a stage finds the weights of a vision tower."""
+    before = config.curriculum[: config.curriculum.index(name)]
+    return bool(config.teacher.init_from) or any(config.stages[other].kind == "teacher" for other in before)
 
 
 def _check_stage(config: ConfigDict, name: str) -> None:
@@ -217,10 +258,8 @@ def _check_guidance(config: ConfigDict, name: str, at: str) -> None:
         f"{at}loss.{term}",
         "guidance needs every patch; it cannot be combined with merging (stage 3 uses the generation loss alone)",
     )
-    before = config.curriculum[: config.curriculum.index(name)]
-    taught = any(config.stages[other].kind == "teacher" for other in before)
     _require(
-        taught or bool(config.teacher.init_from),
+        _has_teacher(config, name),
         f"{at}loss.{term}",
         "needs a teacher: put a stage of kind teacher before it, or set teacher.init_from",
     )

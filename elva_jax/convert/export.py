@@ -61,6 +61,8 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
     run = open_run(run_path)
     if run.config.stages[run.stage].kind != "elva":
         raise ConvertError(f"{run.where}: stage {run.stage} trains a {run.config.stages[run.stage].kind}; give an ELVA stage")
+    if run.config.model.patch_embed == "encoder":
+        raise ConvertError(f"{run.where}: has model.patch_embed = encoder; the PyTorch side knows ELVA, not the encoder-based baseline")
     with tempfile.TemporaryDirectory() as folder:
         files = _files(run, Path(folder), dtype, Path(out).name)
         store.write_store(Path(out), _tensors(run, dtype), files=files, metadata={"format": "pt"})

@@ -19,12 +19,11 @@ from elva_jax.convert.keys import Source, Table
 from elva_jax.convert.store import CONFIGS, Store, is_hub_name, open_store, read_json
 from elva_jax.errors import ConvertError
 from elva_jax.models.build import config_from_dict as model_config
-from elva_jax.models.elva import Elva
+from elva_jax.models.elva import Elva, smallest_inputs
 from elva_jax.training.checkpoint import Run, load_run, open_run
 from elva_jax.training.files import config_from_dict
 from elva_jax.training.objective import vision_tower
 from elva_jax.training.state import flat
-from elva_jax.video.layout import TokenLayout
 
 STAGE = "converted"  # the stage that holds weights from elsewhere
 BAND = 64  # rows of a matrix that are transposed at once
@@ -153,9 +152,8 @@ def parameter_shapes(config: ConfigDict, kind: str) -> dict[str, tuple[int, ...]
         side = config.teacher.image_size
         tree = {"vision": jax.eval_shape(vision_tower(config).init, key, jnp.zeros((1, side, side, 3)))["params"]}
     else:
-        layout = TokenLayout(*(jnp.zeros((1, 2, 4) if name == "cell" else (1, 2), jnp.int32) for name in TokenLayout._fields))
-        patches = jnp.zeros((1, 1, config.model.patch_size**2 * 3), jnp.uint8)
-        tree = {"elva": jax.eval_shape(Elva(model_config(config.model)).init, key, patches, layout)["params"]}
+        model = model_config(config.model, config.teacher)
+        tree = {"elva": jax.eval_shape(Elva(model).init, key, *smallest_inputs(model))["params"]}
     return {path: leaf.shape for path, leaf in flat(nn.meta.unbox(tree)).items()}
 
 

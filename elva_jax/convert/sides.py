@@ -120,7 +120,7 @@ class JaxSide:
 
         run = self._load()
         tokenizer = load(run.tokenizer_dir)
-        decoder = Qwen2(config_from_dict(run.config.model).decoder)
+        decoder = Qwen2(config_from_dict(run.config.model, run.config.teacher).decoder)
         apply = jax.jit(lambda params, *inputs: decoder.apply({"params": params}, *inputs))
         params = run.params["elva"]["decoder"]
 

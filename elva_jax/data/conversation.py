@@ -28,9 +28,7 @@ def choice_prompt(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *lines, "Answer with the letter."])
 
 
-def render(
-    example: Example, tokenizer: PreTrainedTokenizerBase, grids: Sequence[Sequence[tuple[int, int]]], system_prompt: str = ""
-) -> list[Text | Clip]:
+def render(example: Example, tokenizer: PreTrainedTokenizerBase, clips: Sequence[Clip], system_prompt: str = "") -> list[Text | Clip]:
     """Renders a whole conversation for training: weight 1 on answers and the `<|im_end|>` behind them, 0 elsewhere.
 
     Independent turns share the media and see nothing of one another: each is a conversation of one turn.
@@ -38,14 +36,14 @@ def render(
     Args:
       example: the conversation.
       tokenizer: a ChatML tokenizer; see `check_tokenizer`.
-      grids: per medium, the (rows, columns) of each of its frames.
+      clips: of each medium.
       system_prompt: text of the system turn; "" for none.
 
     Raises:
       DataError: no turns, an empty answer, or markers that do not match the media.
     """
     check(example)
-    clips = [Clip(tuple(frames)) for frames in grids]
+    clips = list(clips)
     if example.independent and not has_markers(example):
         return _render_branches(example, tokenizer, clips, system_prompt)
     pieces = _split_questions(example, len(clips))
@@ -84,7 +82,7 @@ def prompt_parts(question: str, clips: Sequence[Clip], tokenizer: PreTrainedToke
       DataError: markers in the question that do not match the clips.
     """
     answered = Example("prompt", (), (Turn(question, "answer"),))
-    return render(answered, tokenizer, [clip.grids for clip in clips], system_prompt)[:-2]
+    return render(answered, tokenizer, clips, system_prompt)[:-2]
 
 
 def follow_up(question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase) -> list[Text | Clip]:

@@ -17,7 +17,7 @@ from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import Sample, budgets, over
 from elva_jax.errors import DataError, ElvaError, VideoError
 from elva_jax.video.decode import read_frames
-from elva_jax.video.layout import Counts, build_layout, count
+from elva_jax.video.layout import Clip, Counts, build_layout, count
 from elva_jax.video.resize import patchify, resize_frame
 from elva_jax.video.resolution import Hybrid, Reduced, reduce_frame, settle
 
@@ -79,6 +79,7 @@ class ConversationDecoder(Decoder):
         self.max_turns = data.max_turns
         self.system_prompt = data.system_prompt
         self.fps, self.upscale, self.patch_size, self.teacher_size = data.fps, data.upscale, config.model.patch_size, teacher_size
+        self.square = config.teacher.image_size if config.model.patch_embed == "encoder" else 0
         self.plain = Hybrid(data.num_frames, 0, data.longest_edge)
         self.hybrid = Hybrid(data.num_frames, data.num_low_frames, data.longest_edge, data.low_longest_edge, data.hybrid_policy)
         self.hybrid_probability = data.hybrid_probability if data.num_low_frames else 0.0
@@ -86,13 +87,14 @@ class ConversationDecoder(Decoder):
     def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
         example = choose_turns(example, self.max_turns, rng)
         conversation.check(example)
-        grids, patches, teacher = [], [], []
+        clips, patches, teacher = [], [], []
         for medium in example.media:
             frames, squares = self._read(medium, self._draw(medium, rng), example.key)
-            grids.append([(frame.shape[0] // self.patch_size, frame.shape[1] // self.patch_size) for frame in frames])
+            grids = tuple((frame.shape[0] // self.patch_size, frame.shape[1] // self.patch_size) for frame in frames)
+            clips.append(Clip(grids, bare=self.square > 0))
             patches += [patchify(frame, self.patch_size) for frame in frames]
             teacher += squares
-        layout, counts = self._lay_out(example, grids)
+        layout, counts = self._lay_out(example, clips)
         rows = np.concatenate(patches) if patches else np.zeros((0, self.patch_size**2 * 3), np.uint8)
         return Sample(layout, rows[: counts.patches], self._stack(teacher[: counts.frames]), counts)
 
@@ -106,7 +108,7 @@ class ConversationDecoder(Decoder):
         """A medium's frames as the student sees them, uint8 [h, w, 3], and the same ones as the teacher does, uint8 [Ht, Ht, 3]."""
 
         def views(frame: np.ndarray) -> Views:
-            student = reduce_frame(frame, hybrid, patch_size=self.patch_size, upscale=self.upscale)
+            student = reduce_frame(frame, hybrid, patch_size=self.patch_size, upscale=self.upscale, square=self.square)
             return Views(student, square(frame, self.teacher_size) if self.teacher_size else None)
 
         seen = read_medium(medium, hybrid.frames, self.fps, views, name)
@@ -117,10 +119,10 @@ class ConversationDecoder(Decoder):
         side = self.teacher_size
         return np.asarray(teacher, np.uint8).reshape(-1, side, side, 3) if side else None
 
-    def _lay_out(self, example: Example, grids: list) -> tuple:
+    def _lay_out(self, example: Example, clips: list[Clip]) -> tuple:
         """Lays the example out, without its last turns where it is too long; the media of dropped turns go with them."""
         while True:
-            kept = grids[: len(example.media)]
+            kept = clips[: len(example.media)]
             layout = build_layout(conversation.render(example, self.tokenizer, kept, self.system_prompt))
             counts = count(layout, self.merge_lines)
             exceeded = over(counts, self.capacity)

@@ -23,6 +23,7 @@ from elva_jax.inference.choices import Choice, Likelihood
 from elva_jax.inference.generate import Answer, Generator
 from elva_jax.inference.rows import Lengths
 from elva_jax.inference.visual import Visual
+from elva_jax.video.layout import clip_tokens
 from elva_jax.video.resolution import Hybrid, complete
 
 BOOTSTRAP_SEED = 0
@@ -272,7 +273,7 @@ class Columns:
         layers = np.asarray([piece.stop - piece.start for piece in prefilled.prefix.segments])
         for b in range(count):
             before, after = prefilled.front_tokens[b], prefilled.prefix.tokens[:, b]
-            visual = sum(rows * columns + rows + 1 for seen in prefilled.media[b] for rows, columns in seen.clip.grids)
+            visual = sum(clip_tokens(seen.clip) for seen in prefilled.media[b])
             tally.kept.append(float((layers * (after - (before - visual))).sum() / (layers.sum() * visual)))
             tally.tokens.append(np.asarray([before, *after]))
 

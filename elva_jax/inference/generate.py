@@ -69,7 +69,7 @@ class Generator:
         if config.stages[self.stage].kind != "elva":
             raise ConfigError(f"stage '{self.stage}' trains a {config.stages[self.stage].kind}, which answers nothing; give an ELVA stage")
         self.data = config.stages[self.stage].data
-        self.model = dataclasses.replace(config_from_dict(config.model), remat="none")
+        self.model = dataclasses.replace(config_from_dict(config.model, config.teacher), remat="none")
         self.weights = take_apart(self.model, params.get("elva", params))
         self.tokenizer = tokenizer
         self.end_ids = tuple(sorted({tokenizer.convert_tokens_to_ids(END), *([tokenizer.eos_token_id] if tokenizer.eos_token_id else [])}))
@@ -110,6 +110,7 @@ class Generator:
             longest_edge=self.data.longest_edge,
             patch_size=self.model.patch.patch_size,
             upscale=self.data.upscale,
+            square=self.model.tower.image_size if self.model.tower else 0,
             name=name,
             hybrid=hybrid,
         )
@@ -198,12 +199,11 @@ class Generator:
         prompts = [split_prompt(row) for row in parts]
         patches = [np.concatenate([item.patches for item in row]) if row else np.zeros((0, self._patch_width), np.uint8) for row in media]
         fronts = [prompt.front for prompt in prompts]
-        rows = build_rows(fronts, patches, self._patch_width, lengths)
+        rows = build_rows(fronts, patches, self._patch_width, lengths, self.model.frame_patches)
         longest = max(int(n) + len(prompt.question) for n, prompt in zip(rows.length, prompts, strict=False))
         model = stretched(self.model, longest + room)
-        return Prefilled(
-            tuple(media), tuple(fronts), tuple(map(int, rows.length[: len(media)])), prefill(model, self.weights, rows, merging, lengths)
-        )
+        prefix = prefill(model, self.weights, rows, merging, lengths)
+        return Prefilled(tuple(media), tuple(fronts), tuple(map(int, rows.length[: len(media)])), prefix)
 
     def generate(
         self,

@@ -85,7 +85,11 @@ class Rows(NamedTuple):
 
 
 def build_rows(
-    fronts: Sequence[Sequence[Text | Clip]], patches: Sequence[np.ndarray], patch_width: int, lengths: Lengths | None = None
+    fronts: Sequence[Sequence[Text | Clip]],
+    patches: Sequence[np.ndarray],
+    patch_width: int,
+    lengths: Lengths | None = None,
+    frame_patches: int = 1,
 ) -> Rows:
     """Lays out and pads prompt fronts; the batch is filled up with copies of its last row.
 
@@ -94,6 +98,7 @@ def build_rows(
       patches: [b] the row's patches in the order of its clips and frames, uint8 [n, P*P*3].
       patch_width: P*P*3.
       lengths: chooses S; None: the grid's length.
+      frame_patches: `ElvaConfig.frame_patches`: above 1, N is a whole number of such frames, because a tower pays for every one of them.
 
     Returns:
       Rows of B = grid_batch(b), S = grid_length(longest) and N = S, so that shapes do not multiply.
@@ -105,7 +110,8 @@ def build_rows(
             raise LayoutError(f"the layout asks for patches of shape ({expected}, {patch_width}), the frames give {rows.shape}")
     batch = grid_batch(len(built))
     length = (lengths or Lengths())("front", max(layout.length for layout in built))
-    out = np.zeros((batch, length, patch_width), np.uint8)
+    count = length if frame_patches == 1 else frame_patches * grid_length(-(-max(map(len, patches)) // frame_patches), 1)
+    out = np.zeros((batch, count, patch_width), np.uint8)
     for row, values in zip(out, patches, strict=False):
         row[: len(values)] = values
     out[len(built) :] = out[len(built) - 1]

@@ -33,6 +33,7 @@ def load(
     longest_edge: int,
     patch_size: int,
     upscale: bool = False,
+    square: int = 0,
     name: str | None = None,
     hybrid: Hybrid | None = None,
 ) -> Visual:
@@ -43,6 +44,7 @@ def load(
       num_frames: most frames sampled from a file.
       fps: frames a second instead, up to num_frames; 0: spread num_frames over the video.
       longest_edge, patch_size, upscale: as in `video.resize.target_size`; pixels.
+      square: side that frames are squashed to instead, for an encoder-based model, which reads them bare; 0: native resolution.
       name: what errors call the source.
       hybrid: frames of two resolutions, instead of `num_frames` and `longest_edge`.
 
@@ -50,7 +52,7 @@ def load(
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
     """
     hybrid = hybrid or Hybrid(num_frames, 0, longest_edge)
-    reduce = partial(reduce_frame, hybrid=hybrid, patch_size=patch_size, upscale=upscale)
+    reduce = partial(reduce_frame, hybrid=hybrid, patch_size=patch_size, upscale=upscale, square=square)
     if isinstance(source, (str, Path, bytes)):
         frames = read_frames(source, num_frames=hybrid.frames, fps=fps, transform=reduce, name=name).pixels
     else:
@@ -60,11 +62,12 @@ def load(
                 found = f"{frame.dtype}{list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
                 raise VideoError(name or "<frames>", f"a frame must be a uint8 array [height, width, 3], got {found}")
         frames = [reduce(frame) for frame in given]
-    return from_frames(settle(frames, hybrid), patch_size, name or (str(source) if isinstance(source, (str, Path)) else "<frames>"))
+    called = name or (str(source) if isinstance(source, (str, Path)) else "<frames>")
+    return from_frames(settle(frames, hybrid), patch_size, called, bare=square > 0)
 
 
-def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>") -> Visual:
-    """Cuts up frames whose edges are multiples of the patch already.
+def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>", bare: bool = False) -> Visual:
+    """Cuts up frames whose edges are multiples of the patch already; `bare` as in `video.layout.Clip`.
 
     Raises:
       VideoError: there is no frame.
@@ -72,7 +75,7 @@ def from_frames(frames: Sequence[np.ndarray], patch_size: int, name: str = "<fra
     if not frames:
         raise VideoError(name, "has no frames")
     grids = tuple((frame.shape[0] // patch_size, frame.shape[1] // patch_size) for frame in frames)
-    return Visual(Clip(grids), np.concatenate([patchify(frame, patch_size) for frame in frames]))
+    return Visual(Clip(grids, bare), np.concatenate([patchify(frame, patch_size) for frame in frames]))
 
 
 def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
@@ -80,6 +83,6 @@ def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
     ends = np.cumsum([rows * columns for rows, columns in visual.clip.grids])
     starts = np.concatenate([[0], ends[:-1]])
     return Visual(
-        Clip(tuple(visual.clip.grids[i] for i in indices)),
+        visual.clip._replace(grids=tuple(visual.clip.grids[i] for i in indices)),
         np.concatenate([visual.patches[starts[i] : ends[i]] for i in indices]),
     )

@@ -5,15 +5,29 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, MergeLayer, PatchEmbedConfig, RopeScaling
+from elva_jax.models.config import (
+    DecoderConfig,
+    ElvaConfig,
+    EvaClipConfig,
+    MergeConfig,
+    MergeLayer,
+    PatchEmbedConfig,
+    RopeScaling,
+    SiglipConfig,
+)
+
+TOWER = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
 
 
-def config_from_dict(model: ConfigDict) -> ElvaConfig:
-    """ElvaConfig of the group `model` of a run configuration (elva_jax.config.base.model).
+def config_from_dict(model: ConfigDict, teacher: ConfigDict | None = None) -> ElvaConfig:
+    """ElvaConfig of a run configuration's group `model` (elva_jax.config.base.model); an encoder-based one needs its group `teacher` too.
 
     Raises:
-      ConfigError: the merge_* tuples have different lengths.
+      ConfigError: the merge_* tuples have different lengths, or there is no tower for patch_embed = encoder.
     """
+    encoder = model.patch_embed == "encoder"
+    if encoder and teacher is None:
+        raise ConfigError("model.patch_embed: encoder needs the vision tower that the group teacher describes")
     merge = {key: tuple(model[key]) for key in ("merge_layers", "merge_policies", "merge_thresholds", "merge_ratios")}
     for key, values in merge.items():
         if len(values) != len(merge["merge_layers"]):
@@ -40,4 +54,15 @@ def config_from_dict(model: ConfigDict) -> ElvaConfig:
         dtype=model.dtype,
         remat=model.remat,
         attention=model.attention,
+        tower=tower_config(teacher) if encoder else None,
     )
+
+
+def tower_config(teacher: ConfigDict, vocab_size: int = 0) -> SiglipConfig | EvaClipConfig:
+    """Vision tower of a run configuration's group `teacher`; with a vocabulary also SigLIP's text tower, where the group has one."""
+    shared = {key: teacher[key] for key in TOWER}
+    if teacher.kind != "siglip":
+        return EvaClipConfig(**shared, second=teacher.kind == "eva02_clip")
+    if not (vocab_size and teacher.text_layers):
+        return SiglipConfig(**shared)
+    return SiglipConfig(**shared, vocab_size=vocab_size, text_layers=teacher.text_layers, text_length=teacher.text_length)

@@ -42,7 +42,7 @@ class PatchEmbedConfig:
 
     patch_size: int = 28  # pixels of a patch's side
     width: int = 1024  # E
-    kind: str = "video"  # video: cross-attention into <FRAME> and <LINE>; naive: plain learned vectors (Table 3)
+    kind: str = "video"  # video: cross-attention into <FRAME> and <LINE>; naive: plain learned vectors (Table 3); encoder: see ElvaConfig
     num_heads: int = 1  # heads of the cross-attention
 
 
@@ -51,9 +51,9 @@ class MergeLayer:
     """One merging layer: it stands before decoder layer `before_layer`."""
 
     before_layer: int
-    policy: str = "threshold"  # threshold | ratio | both (threshold first, then down to the ratio)
+    policy: str = "threshold"  # threshold | ratio | both (threshold first, then down to the ratio) | pool (runs cut by count)
     threshold: float = 0.6  # cosine above which neighbours merge
-    ratio: float = 0.5  # share of the entering mergeable tokens of each example that stays
+    ratio: float = 0.5  # share of the entering mergeable tokens that stays: of each example, under pool of each tube
     bucket: int | None = None  # static token count behind this layer in training; None: no compaction
 
 
@@ -75,6 +75,12 @@ class ElvaConfig:
     dtype: str = "float32"  # compute type of activations and matrix products; parameters stay float32
     remat: str = "none"  # none | full | dots | dots_no_batch | names: what the backward pass recomputes
     attention: str = "auto"  # auto | xla | cudnn
+    tower: SiglipConfig | None = None  # of an encoder-based model, instead of `patch`; None: encoder-free
+
+    @property
+    def frame_patches(self) -> int:
+        """Patches that go together: those of a whole frame where a tower sees it, otherwise 1. It divides every patch array's N."""
+        return 1 if self.tower is None else self.tower.grid**2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elva_jax.errors import ConfigError
 from elva_jax.models.config import ElvaConfig
+from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.ops import merging as merging_ops
@@ -63,11 +65,23 @@ def merge_batch(
 
 def visual_embed(config: ElvaConfig) -> nn.Module:
     """The module that turns patches and a layout into visual tokens [B, S, D]."""
-    return PatchEmbed(config.patch, config.decoder.hidden_size, jnp.dtype(config.dtype))
+    features, dtype = config.decoder.hidden_size, jnp.dtype(config.dtype)
+    if config.tower is not None:
+        return EncoderEmbed(config.tower, features, dtype)
+    return PatchEmbed(config.patch, features, dtype)
+
+
+def smallest_inputs(config: ElvaConfig) -> tuple[np.ndarray, TokenLayout]:
+    """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
+    layout = TokenLayout(*(np.zeros((1, 2, 4) if name == "cell" else (1, 2), np.int32) for name in TokenLayout._fields))
+    return np.zeros((1, config.frame_patches, config.patch.patch_size**2 * 3), np.uint8), layout
 
 
 class Elva(nn.Module):
-    """ELVA: patch embedding, Qwen2 decoder and merging layers. Methods are reached through `apply(..., method="name")`."""
+    """ELVA: patch embedding, Qwen2 decoder and merging layers. Methods are reached through `apply(..., method="name")`.
+
+    With `config.tower` it is the encoder-based baseline: vision tower and projector take the patch embedding's place, clips are bare.
+    """
 
     config: ElvaConfig
 

@@ -19,6 +19,14 @@ def patchify(pixels_nxHxWx3: jax.Array, patch: int, grid: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid * grid, patch * patch * 3)
 
 
+def unpatchify(patches_nxGGxK: jax.Array, patch: int, size: int) -> jax.Array:
+    """Back from `patchify` to images [n, size, size, 3], with zeros beyond the last whole patch."""
+    n, grid = patches_nxGGxK.shape[0], size // patch
+    x = patches_nxGGxK.reshape(n, grid, grid, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, grid * patch, grid * patch, 3)
+    beyond = (0, size - grid * patch)
+    return jnp.pad(x, ((0, 0), beyond, beyond, (0, 0)))
+
+
 def head_dim_of(config: Any) -> int:
     """Width of a head of a tower's configuration (hidden_size, num_heads).
 

@@ -16,7 +16,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.models.config import MergeLayer
 from elva_jax.video.layout import Kind, TokenLayout
 
-POLICIES = ("threshold", "ratio", "both")
+POLICIES = ("threshold", "ratio", "both", "pool")
 EQUAL = 2.0**-18  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
 
 
@@ -57,6 +57,8 @@ def merge(
       ratio: in every packed example the most similar pairs merge until at most ceil(rule.ratio * n) of its n entering mergeable tokens
         are left (or one a tube, where that is more).
       both: the threshold first, then more of the most similar pairs until the ratio is met.
+      pool: runs are cut by count, whatever the content: token i (from 0) of a tube ends one iff floor((i + 1) r) > floor(i r), r being
+        rule.ratio, and the tube's last token always does. Before layer 0 this is temporal average pooling (paper, Figure 3).
     Similarities that are equal to five decimals merge in order of position. All budgets count per packed example, so packing never changes
     a result. Only a bucket that does not hold the survivors does: then the most similar of the remaining pairs of the whole row merge too,
     counted in `stats.forced`.
@@ -94,7 +96,10 @@ def merge(
     candidate_S = next_S < length
     similarity_S = similarity(x_SxD, jnp.minimum(next_S, length - 1))
 
-    merged_S = _choose(similarity_S, candidate_S, mergeable_S, layout.segment, rule)
+    if rule.policy == "pool":
+        merged_S = candidate_S & ~_ends_by_count(tube_order, rule.ratio)
+    else:
+        merged_S = _choose(similarity_S, candidate_S, mergeable_S, layout.segment, rule)
     forced = jnp.zeros((), jnp.int32)
     if capacity < length:
         free_S = candidate_S & ~merged_S
@@ -183,9 +188,27 @@ def _rank(similarity_S: jax.Array, group_S: jax.Array) -> jax.Array:
     # NaN compares false everywhere: such a pair merges last, after every real one.
     key_S = jnp.where(jnp.isnan(similarity_S), jnp.inf, -jnp.round(similarity_S / EQUAL))
     sorted_S, _, order_S = jax.lax.sort((group_S.astype(jnp.int32), key_S, index_S), num_keys=2, is_stable=True)
-    first_S = sorted_S != jnp.roll(sorted_S, 1)
-    start_S = jax.lax.cummax(jnp.where(first_S | (index_S == 0), index_S, 0))
-    return jnp.zeros(length, jnp.int32).at[order_S].set(index_S - start_S, unique_indices=True)
+    return jnp.zeros(length, jnp.int32).at[order_S].set(_place_in_group(sorted_S), unique_indices=True)
+
+
+def _place_in_group(sorted_S: jax.Array) -> jax.Array:
+    """int32 [S]: how many equal entries stand before each one of a sorted array."""
+    index_S = jnp.arange(sorted_S.shape[0], dtype=jnp.int32)
+    first_S = (sorted_S != jnp.roll(sorted_S, 1)) | (index_S == 0)
+    return index_S - jax.lax.cummax(jnp.where(first_S, index_S, 0))
+
+
+def _ends_by_count(by_tube: _TubeOrder, ratio: float) -> jax.Array:
+    """bool [S]: the tokens that end a run of the pool policy by their place in their tube alone."""
+    exact = _exact(ratio)
+    place_S = _place_in_group(by_tube.tube_S)
+    ends_S = (place_S + 1) * exact.numerator // exact.denominator > place_S * exact.numerator // exact.denominator
+    return jnp.zeros_like(ends_S).at[by_tube.order_S].set(ends_S, unique_indices=True)
+
+
+def _exact(ratio: float) -> Fraction:
+    """A ratio as it was written, in decimals: then 0.1 of 30 tokens is 3, and its ceiling not 4."""
+    return Fraction(ratio).limit_denominator(10_000)
 
 
 def _choose(similarity_S: jax.Array, candidate_S: jax.Array, mergeable_S: jax.Array, segment_S: jax.Array, rule: MergeLayer) -> jax.Array:
@@ -194,8 +217,7 @@ def _choose(similarity_S: jax.Array, candidate_S: jax.Array, mergeable_S: jax.Ar
     if rule.policy == "threshold":
         return above_S
     length = similarity_S.shape[0]
-    # Ratios are written in decimals: a small fraction makes the ceiling exact (0.1 of 30 tokens is 3, not 4).
-    ratio = Fraction(rule.ratio).limit_denominator(10_000)
+    ratio = _exact(rule.ratio)
 
     def per_segment(mask_S):
         return jax.ops.segment_sum(mask_S.astype(jnp.int32), segment_S, num_segments=length + 1)

@@ -28,6 +28,7 @@ from elva_jax.training.objective import guided, make_objective
 from elva_jax.training.state import flat
 
 FREE = ("name", "data_dir", "mesh", "log", "checkpoint", "curriculum", "tokenizer")  # keys that a restart may change
+TOWER = "elva/patch_embed/tower/"  # paths of an encoder-based model's vision tower
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -162,6 +163,8 @@ def _finished(folder: Path) -> bool:
 def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting, console: Console) -> dict[str, Any]:
     """What a stage starts from: the stage of its kind before it, or `init_from`; parameters by path, where both have them.
 
+    A vision tower of the model that is not among them is the teacher's.
+
     Raises:
       CheckpointError: a parameter of another shape.
       ConvertError: a Hugging Face folder that is damaged or does not fit.
@@ -169,9 +172,9 @@ def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting
     stages, kind = list(config.curriculum), config.stages[name].kind
     before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == kind]
     source = workdir / before[-1] if before else config.init_from if kind == "elva" else config.teacher.init_from
-    if not source:
-        return {}
     targets = flat(setting.shapes.params)
+    if not source:
+        return _tower(config, name, workdir, targets, console)
     loaded = load_params(source, targets, config, kind=kind)
     for path, there in loaded.params.items():
         here = targets[path]
@@ -179,25 +182,44 @@ def _weights(config: ConfigDict, name: str, workdir: Path, setting: loop.Setting
             raise CheckpointError(f"{source}: {path} is {there.dtype}{list(there.shape)}, stage {name} has {here.dtype}{list(here.shape)}")
     if not loaded.params:
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
+    missing = {path: leaf for path, leaf in targets.items() if path not in loaded.params}
+    params = loaded.params | _tower(config, name, workdir, missing, console)
     note = f"{name}: starts from {source} ({loaded.origin})"
-    for label, paths in (("fresh", targets.keys() - loaded.params.keys()), ("left behind", loaded.left)):
+    for label, paths in (("fresh", targets.keys() - params.keys()), ("left behind", loaded.left)):
         if paths:
             note += f"; {label}: {', '.join(sorted(paths))}"
     console.print(note, markup=False, highlight=False)
-    return loaded.params
+    return params
+
+
+def _tower(config: ConfigDict, name: str, workdir: Path, missing: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """The vision tower of an encoder-based model by path, as far as it is among the `missing` parameters."""
+    targets = {path.replace(TOWER, "vision/"): leaf for path, leaf in missing.items() if path.startswith(TOWER)}
+    if not targets:
+        return {}
+    params, source = _load_teacher(config, name, workdir, targets)
+    console.print(f"{name}: takes its vision tower from {source}", markup=False, highlight=False)
+    return {path.replace("vision/", TOWER, 1): leaf for path, leaf in params.items()}
 
 
 def _teacher(config: ConfigDict, name: str, workdir: Path, mesh) -> Any:
-    """The frozen vision tower for a guided stage: of `teacher.init_from`, or of the last teacher stage before this one."""
-    stages = list(config.curriculum)
-    before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == "teacher"]
-    source = config.teacher.init_from or workdir / before[-1]
+    """The frozen vision tower for a guided stage."""
     everywhere = replicated(mesh)
     shapes = parameter_shapes(config, "teacher")
     targets = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere) for path, shape in shapes.items()}
+    return nested(_load_teacher(config, name, workdir, targets)[0])["vision"]
+
+
+def _load_teacher(config: ConfigDict, name: str, workdir: Path, targets: Mapping[str, Any]) -> tuple[dict[str, Any], str | Path]:
+    """Parameters of a vision tower by path, all of `targets`, and their source: `teacher.init_from`, or the last teacher stage before."""
+    stages = list(config.curriculum)
+    before = [other for other in stages[: stages.index(name)] if config.stages[other].kind == "teacher"]
+    if not (config.teacher.init_from or before):
+        raise ConfigError(f"teacher.init_from: stage {name} needs a vision tower, which {config.init_from} does not have; set it")
+    source = config.teacher.init_from or workdir / before[-1]
     loaded = load_params(source, targets, config, kind="teacher").params
     for path, here in targets.items():
         if path not in loaded or loaded[path].shape != here.shape:
             there = list(loaded[path].shape) if path in loaded else "missing"
             raise CheckpointError(f"{source}: {path} is {there}, the teacher of this run has {list(here.shape)}")
-    return nested(loaded)["vision"]
+    return loaded, source

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from elva_jax.models.build import config_from_dict
+from elva_jax.models.build import config_from_dict, tower_config
 from elva_jax.models.config import EvaClipConfig, SiglipConfig
-from elva_jax.models.elva import Elva
+from elva_jax.models.elva import Elva, smallest_inputs
 from elva_jax.models.eva_clip import EvaClipVision
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.siglip import Siglip, SiglipVision
 from elva_jax.ops.pooling import adaptive_average_pool
 from elva_jax.training import losses
-from elva_jax.video.layout import Kind, TokenLayout
+from elva_jax.video.layout import Kind
 
 CHUNK_LOGITS = 2**25  # float32 logits of one row that may exist at once; longer rows are cut
 
@@ -44,16 +44,7 @@ def guided(stage: ConfigDict) -> bool:
 
 def teacher_config(config: ConfigDict) -> SiglipConfig | EvaClipConfig:
     """Configuration of the group `teacher`; SigLIP's text tower reads the run's tokenizer."""
-    t = config.teacher
-    shared = {key: t[key] for key in ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")}
-    if t.kind != "siglip":
-        return EvaClipConfig(**shared, second=t.kind == "eva02_clip")
-    return SiglipConfig(
-        **shared,
-        vocab_size=config.model.vocab_size if t.text_layers else 0,
-        text_layers=t.text_layers,
-        text_length=t.text_length,
-    )
+    return tower_config(config.teacher, config.model.vocab_size)
 
 
 def vision_tower(config: ConfigDict) -> SiglipVision | EvaClipVision:
@@ -64,15 +55,13 @@ def vision_tower(config: ConfigDict) -> SiglipVision | EvaClipVision:
 def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
     """Params {"elva": ..., "guidance": ...} (the latter with a guidance loss only); frozen {"teacher": the vision tower}."""
     stage = config.stages[stage_name]
-    model = Elva(config_from_dict(config.model))
+    model = Elva(config_from_dict(config.model, config.teacher))
     teacher = vision_tower(config) if guided(stage) else None
     heads = GuidanceHeads(config.teacher.hidden_size, stage.loss.temperature, config.model.dtype) if guided(stage) else None
 
     def init(key: jax.Array):
-        layout = TokenLayout(*(jnp.zeros((1, 2, 4) if name == "cell" else (1, 2), jnp.int32) for name in TokenLayout._fields))
-        patches = jnp.zeros((1, 1, config.model.patch_size**2 * 3), jnp.uint8)
         keys = jax.random.split(key)
-        params = {"elva": model.init(keys[0], patches, layout)["params"]}
+        params = {"elva": model.init(keys[0], *smallest_inputs(model.config))["params"]}
         if heads is not None:
             hidden = jnp.zeros((1, 2, config.model.hidden_size))
             params["guidance"] = heads.init(keys[1], hidden, hidden)["params"]

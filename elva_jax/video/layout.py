@@ -1,6 +1,7 @@
 """TokenLayout: what every token of a sequence is, settled on the host in NumPy.
 
 A frame of h x w patches is `<FRAME>`, then h rows of w patches closed by `<LINE>`: h*w + h + 1 tokens (paper, section 3.1).
+A bare frame, as an encoder-based model reads it, is its h*w patches alone.
 Everything ragged about video ends here: the model only gathers, scatters and reduces by these arrays.
 """
 
@@ -68,37 +69,46 @@ class Clip(NamedTuple):
     """A video (or an image: one frame) as the (rows, columns) of each frame's patch grid, in temporal order."""
 
     grids: Sequence[tuple[int, int]]
+    bare: bool = False  # whether frames are patches alone, without <FRAME> and <LINE>
 
 
-def frame_tokens(rows: int, columns: int) -> int:
+def frame_tokens(rows: int, columns: int, bare: bool = False) -> int:
     """Tokens of one frame of rows x columns patches."""
-    return rows * columns + rows + 1
+    return rows * columns + (0 if bare else rows + 1)
+
+
+def clip_tokens(clip: Clip) -> int:
+    """Tokens of all frames of a clip."""
+    return sum(frame_tokens(*grid, clip.bare) for grid in clip.grids)
 
 
 class _Frame(NamedTuple):
     """What every frame of one grid shares; read-only, because it is cached."""
 
     kind: np.ndarray  # [n] a Kind
+    head: int  # tokens in front of the rows: <FRAME>, or none
     patch: np.ndarray  # [h*w] where the patches stand in the frame
-    row: np.ndarray  # [n - 1] row of each token behind <FRAME>
-    tube: np.ndarray  # [n - 1] tube of each token behind <FRAME>, from 0
+    row: np.ndarray  # [n - head] row of each token behind the head
+    tube: np.ndarray  # [n - head] tube of each token behind the head, from 0
     cell: np.ndarray  # [n, 4]
 
 
 @functools.lru_cache(maxsize=1024)
-def _frame(rows: int, columns: int) -> _Frame:
+def _frame(rows: int, columns: int, bare: bool) -> _Frame:
     if rows < 1 or columns < 1:
         raise LayoutError(f"a frame of {rows} x {columns} patches has no tokens; both sides need at least one patch")
-    in_row = np.arange(rows * (columns + 1), dtype=np.int32)
-    row, column = in_row // (columns + 1), in_row % (columns + 1)
+    head, width = (0, columns) if bare else (1, columns + 1)
+    in_row = np.arange(rows * width, dtype=np.int32)
+    row, column = in_row // width, in_row % width
     is_line = column == columns
     cell = np.stack([row, column, np.full_like(row, rows), np.full_like(row, columns)], axis=-1)
     return _Frame(
-        kind=np.append(Kind.FRAME, np.where(is_line, Kind.LINE, Kind.PATCH)).astype(np.int32),
-        patch=1 + np.flatnonzero(~is_line),
+        kind=np.append([Kind.FRAME] * head, np.where(is_line, Kind.LINE, Kind.PATCH)).astype(np.int32),
+        head=head,
+        patch=head + np.flatnonzero(~is_line),
         row=row,
         tube=np.where(is_line, rows * columns + row, row * columns + column).astype(np.int32),
-        cell=np.concatenate([np.full((1, 4), -1, np.int32), np.where(is_line[:, None], -1, cell)]),
+        cell=np.concatenate([np.full((head, 4), -1, np.int32), np.where(is_line[:, None], -1, cell)]),
     )
 
 
@@ -111,7 +121,9 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
       LayoutError: a grid without patches; an answer that directly follows a visual token or opens the example (the token before an answer
         must be text, because text is what survives every merge) or its turn; something of an earlier turn behind a later one.
     """
-    length = sum(len(part.token_ids) if isinstance(part, Text) else sum(len(_frame(*grid).kind) for grid in part.grids) for part in parts)
+    length = sum(
+        len(part.token_ids) if isinstance(part, Text) else sum(len(_frame(*grid, part.bare).kind) for grid in part.grids) for part in parts
+    )
     if length == 0:
         raise LayoutError("an example needs at least one token")
     arrays = {name: np.full((length, 4) if name == "cell" else length, -1, np.int32) for name in TokenLayout._fields[:7]}
@@ -156,7 +168,7 @@ def _lay_clip(arrays: dict[str, np.ndarray], start: int, clip: Clip, seen: dict[
     """Writes a clip's tokens from `start` on, frames of one grid at a time; advances the numbers in `seen` and returns the end."""
     tube_base: dict[tuple[int, int], int] = {}
     for (r, c), group in itertools.groupby(clip.grids):
-        shared, n = _frame(r, c), len(list(group))
+        shared, n = _frame(r, c, clip.bare), len(list(group))
         if (r, c) not in tube_base:
             tube_base[r, c] = seen["tubes"]
             seen["tubes"] += r * c + r
@@ -166,8 +178,8 @@ def _lay_clip(arrays: dict[str, np.ndarray], start: int, clip: Clip, seen: dict[
         view["kind"][:] = shared.kind
         view["patch_index"][:, shared.patch] = seen["patches"] + np.arange(n * r * c, dtype=np.int32).reshape(n, r * c)
         view["frame"][:] = seen["frames"] + nth
-        view["row"][:, 1:] = seen["rows"] + nth * r + shared.row
-        view["tube"][:, 1:] = tube_base[r, c] + shared.tube
+        view["row"][:, shared.head :] = seen["rows"] + nth * r + shared.row
+        view["tube"][:, shared.head :] = tube_base[r, c] + shared.tube
         view["cell"][:] = shared.cell
         seen["patches"], seen["frames"], seen["rows"] = seen["patches"] + n * r * c, seen["frames"] + n, seen["rows"] + n * r
         start = end
@@ -194,7 +206,7 @@ def count(layout: TokenLayout, merge_lines: bool = False) -> Counts:
     return Counts(
         tokens=int(used.sum()),
         patches=int((kind == Kind.PATCH).sum()),
-        frames=int((kind == Kind.FRAME).sum()),
+        frames=int(layout.frame.max(initial=-1)) + 1,
         floor=int((used & ~mergeable).sum()) + tubes,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from elva_jax.errors import ConfigError
-from elva_jax.video.resize import resize_frame, target_size
+from elva_jax.video.resize import resize_frame, square_frame, target_size
 
 POLICIES = ("interleave", "ends", "scene")
 GREY_SIDE = 32  # pixels of the grey pictures whose differences 'scene' measures
@@ -103,8 +103,19 @@ class Reduced(NamedTuple):
     grey: np.ndarray | None  # uint8 [GREY_SIDE, GREY_SIDE], for 'scene'
 
 
-def reduce_frame(frame: np.ndarray, hybrid: Hybrid, *, patch_size: int, upscale: bool = False) -> Reduced:
-    """Resizes a decoded frame, uint8 [H, W, 3], to either size that it may have in the end; see `video.resize.target_size`."""
+def reduce_frame(frame: np.ndarray, hybrid: Hybrid, *, patch_size: int, upscale: bool = False, square: int = 0) -> Reduced:
+    """Resizes a decoded frame, uint8 [H, W, 3], to either size that it may have in the end; see `video.resize.target_size`.
+
+    With `square`, frames are squashed to that side instead, as a vision tower reads them.
+
+    Raises:
+      ConfigError: a square is asked for together with frames of two sizes.
+    """
+    if square and hybrid.high_frames and hybrid.low_frames:
+        raise ConfigError(f"hybrid resolution: an encoder-based model reads squares of {square} pixels alone; leave it off")
+    if square:
+        squashed = square_frame(frame, square, patch_size)
+        return Reduced(squashed, squashed, None)
 
     def resized(edge: int) -> np.ndarray:
         return resize_frame(frame, target_size(*frame.shape[:2], longest_edge=edge, patch_size=patch_size, upscale=upscale))

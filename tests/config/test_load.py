@@ -156,15 +156,49 @@ def test_a_whole_example_of_each_stage_fits_its_sequence(config_dir):
 
 def test_every_ablation_and_size_loads(config_dir):
     text = (config_dir / "ablations.py").read_text()
-    variants = re.findall(r"\b(table\d_\w+)\b", text.split('"""')[1]) + [f"figure3_merge_{p}" for p in (75, 50, 25, 12)]
-    assert len(set(variants)) == 12
+    variants = re.findall(r"\b(table\d_\w+)\b", text.split('"""')[1])
+    variants += [f"figure3_{kind}_{percent}" for kind in ("merge", "pool") for percent in (75, 50, 25, 12)]
+    variants.append("baseline_encoder")
+    assert len(set(variants)) == 17
     seen = set()
     for variant in sorted(set(variants)):
         for size in ("tiny", "1_5b"):
             c = load(f"{config_dir}/ablations.py:variant={variant},size={size}")
             seen.add(c.to_json_best_effort() if size == "tiny" else c.name)
     # Rows that describe the same training (the paper's default) still differ by name.
-    assert len(seen) == 24
+    assert len(seen) == 34
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.model.patch_size=16", r"model\.patch_size: with patch_embed = encoder it must be teacher\.patch_size = 8, got 16"),
+        ("--config.teacher.patch_size=65", r"model\.patch_size: .*= 65, got 8"),
+        ("--config.teacher.image_size=7", r"teacher\.patch_size: lies in 1 … image_size = 7, got 8"),
+        ("--config.teacher.kind=eva_clip", r"teacher\.kind: .*sees through a siglip"),
+        (
+            "--config.stages.video.data.max_patches=100",
+            r"stages\.video\.data\.max_patches: 100 is no multiple of the 64 patches",
+        ),
+        ("--config.stages.video.loss.contrastive=0.1", r"stages\.video\.loss\.contrastive: must be 0: .*no <FRAME>"),
+        ("--config.curriculum=('video',)", r"model\.patch_embed: encoder takes its vision tower from a teacher"),
+    ],
+)
+def test_an_encoder_based_baseline_that_cannot_work_is_refused(config_dir, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(f"{config_dir}/ablations.py:variant=baseline_encoder", [override])
+
+
+def test_the_encoder_based_baseline_has_the_papers_tower_and_room_for_its_frames(config_dir):
+    c = load(f"{config_dir}/ablations.py:variant=baseline_encoder,size=7b")
+    t = c.teacher
+    shape = (t.image_size, t.patch_size, t.hidden_size, t.intermediate_size, t.num_layers, t.num_heads)
+    assert shape == (336, 14, 1024, 4096, 24, 16)
+    for name in c.curriculum:
+        data = c.stages[name].data
+        assert data.num_frames * 576 + 512 <= data.seq_len, name
+        assert data.num_frames * 576 <= data.max_patches, name
+        assert c.stages[name].optimizer.freeze
 
 
 def test_every_field_of_the_schema_has_a_comment():

@@ -10,7 +10,7 @@ from elva_jax.errors import DataError
 from elva_jax.video.layout import Clip, Text, build_layout
 
 VIDEO = Media(b"", "video")
-GRIDS = [(2, 3), (2, 3)]
+CLIP = Clip(((2, 3), (2, 3)))
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), max_size=30)
 turns = st.lists(st.tuples(words, words.filter(str.strip)), min_size=1, max_size=4)
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -35,30 +35,30 @@ def template(tokenizer, chat, **options):
 @given(pairs=turns, system=st.sampled_from(["", "Be brief."]), media=st.integers(0, 2))
 def test_text_is_the_chat_template_token_for_token(tokenizer, pairs, system, media):
     example = Example("x", (VIDEO,) * media, tuple(Turn(q, a) for q, a in pairs))
-    parts = conversation.render(example, tokenizer, [GRIDS] * media, system)
+    parts = conversation.render(example, tokenizer, [CLIP] * media, system)
     assert text_of(parts) == template(tokenizer, messages(pairs, system))
-    assert [part for part in parts if isinstance(part, Clip)] == [Clip(tuple(GRIDS))] * media
+    assert [part for part in parts if isinstance(part, Clip)] == [CLIP] * media
 
 
 def test_media_stand_at_their_markers(tokenizer):
     """A special token in the markers' place splits text as a medium does, so the template with it shows where media belong."""
     pairs = [("Compare <image>with<video> please.", "Alike."), ("And <image>", "Not.")]
     example = Example("x", (VIDEO,) * 3, tuple(Turn(q, a) for q, a in pairs))
-    grids = [[(1, 1)], [(1, 2)], [(1, 3)]]
-    parts = conversation.render(example, tokenizer, grids, "")
+    clips = [Clip(((1, 1),)), Clip(((1, 2),)), Clip(((1, 3),), bare=True)]
+    parts = conversation.render(example, tokenizer, clips, "")
     marked = [("Compare<|endoftext|>with<|endoftext|>please.", "Alike."), ("And<|endoftext|>", "Not.")]
     stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     ours, seen = [], []
     for part in parts:
         ours += [stop] if isinstance(part, Clip) else list(part.token_ids)
-        seen += [part.grids] if isinstance(part, Clip) else []
+        seen += [part] if isinstance(part, Clip) else []
     assert ours == template(tokenizer, messages(marked, ""))
-    assert seen == [((1, 1),), ((1, 2),), ((1, 3),)]
+    assert seen == clips
 
 
 def test_a_leading_marker_is_the_front(tokenizer):
     with_marker, without = (
-        conversation.render(Example("x", (VIDEO,), (Turn(question, "A dog."),)), tokenizer, [GRIDS], "s")
+        conversation.render(Example("x", (VIDEO,), (Turn(question, "A dog."),)), tokenizer, [CLIP], "s")
         for question in ("<video>\nWhat is it?", "What is it?")
     )
     assert with_marker == without
@@ -67,7 +67,7 @@ def test_a_leading_marker_is_the_front(tokenizer):
 def test_loss_covers_answers_and_their_end_alone(tokenizer):
     pairs = [("What is it?", "A red circle."), ("Where?", " top left\n"), ("How many?", "3")]
     example = Example("x", (VIDEO,), tuple(Turn(q, a) for q, a in pairs))
-    layout = build_layout(conversation.render(example, tokenizer, [GRIDS], "Be brief."))
+    layout = build_layout(conversation.render(example, tokenizer, [CLIP], "Be brief."))
     learned = layout.loss_weight > 0
     assert set(layout.loss_weight) == {0.0, 1.0}
     assert tokenizer.decode(layout.target[learned]) == "A red circle.<|im_end|>top left<|im_end|>3<|im_end|>"
@@ -78,10 +78,10 @@ def test_loss_covers_answers_and_their_end_alone(tokenizer):
 @fast
 @given(question=words, system=st.sampled_from(["", "Be brief."]))
 def test_prompt_is_the_template_with_its_generation_header(tokenizer, question, system):
-    parts = conversation.prompt_parts(question, [Clip(tuple(GRIDS))], tokenizer, system)
+    parts = conversation.prompt_parts(question, [CLIP], tokenizer, system)
     chat = messages([(question, "-")], system)[:-1]
     assert text_of(parts) == template(tokenizer, chat, add_generation_prompt=True)
-    full = conversation.render(Example("x", (VIDEO,), (Turn(question, "Yes."),)), tokenizer, [GRIDS], system)
+    full = conversation.render(Example("x", (VIDEO,), (Turn(question, "Yes."),)), tokenizer, [CLIP], system)
     assert full[: len(parts)] == parts
     assert all(part.weight == 0 for part in parts if isinstance(part, Text))
 
@@ -100,7 +100,7 @@ def test_choice_prompt():
 )
 def test_conversations_without_sense_are_refused(tokenizer, turns, message):
     with pytest.raises(DataError, match=message):
-        conversation.render(Example("clip7", (VIDEO,), turns), tokenizer, [GRIDS])
+        conversation.render(Example("clip7", (VIDEO,), turns), tokenizer, [CLIP])
 
 
 def test_truncating_takes_the_media_of_dropped_turns_along():
@@ -114,8 +114,8 @@ def test_truncating_takes_the_media_of_dropped_turns_along():
 def test_turn_tokens_is_what_the_turn_adds(tokenizer, question):
     first, second = Turn("<image> Who?", "A cat."), Turn(question, "It fell.")
     media = 1 + len(conversation.MARKER.findall(question))
-    one = conversation.render(Example("x", (VIDEO,), (first,)), tokenizer, [GRIDS])
-    two = conversation.render(Example("x", (VIDEO,) * media, (first, second)), tokenizer, [GRIDS] * media)
+    one = conversation.render(Example("x", (VIDEO,), (first,)), tokenizer, [CLIP])
+    two = conversation.render(Example("x", (VIDEO,) * media, (first, second)), tokenizer, [CLIP] * media)
     assert len(text_of(two)) - len(text_of(one)) == conversation.turn_tokens(second, tokenizer)
 
 
@@ -137,9 +137,9 @@ def test_a_tokenizer_with_another_template_is_refused(tokenizer):
 @given(pairs=turns, system=st.sampled_from(["", "Be brief."]))
 def test_independent_turns_are_each_the_template_of_one_turn(tokenizer, pairs, system):
     example = Example("x", (VIDEO,), tuple(Turn(q, a) for q, a in pairs), independent=True)
-    parts = conversation.render(example, tokenizer, [GRIDS], system)
+    parts = conversation.render(example, tokenizer, [CLIP], system)
     shared = [part for part in parts if isinstance(part, Clip) or part.turn == 0]
-    assert [part for part in shared if isinstance(part, Clip)] == [Clip(tuple(GRIDS))]
+    assert [part for part in shared if isinstance(part, Clip)] == [CLIP]
     for number, pair in enumerate(pairs, start=1):
         own = [part for part in parts if isinstance(part, Text) and part.turn == number]
         newline = template(tokenizer, messages([pair], system))[-1:]  # the template closes a turn with it; nothing follows here

@@ -8,7 +8,7 @@ from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.prepare import ConversationDecoder, Rejected, choose_turns
 from elva_jax.inference import visual
-from elva_jax.video.layout import Kind, build_layout
+from elva_jax.video.layout import Clip, Kind, build_layout
 from elva_jax.video.resolution import Hybrid
 
 TURNS = tuple(Turn(f"Question {'very ' * k}number {k}?", f"Answer {k}.") for k in range(5))
@@ -38,9 +38,8 @@ def test_as_many_turns_as_fit_are_kept(make, still, tokenizer, length, ordered):
     example = Example("x", (still,), TURNS, ordered=ordered)
     layout = decoder.prepare(example, np.random.default_rng(0)).layout
     chosen = choose_turns(example, 5, np.random.default_rng(0))
-    sizes = [
-        build_layout(conversation.render(conversation.truncate(chosen, k), tokenizer, [[(3, 2)]], "Be brief.")).length for k in range(1, 6)
-    ]
+    clips = [Clip(((3, 2),))]
+    sizes = [build_layout(conversation.render(conversation.truncate(chosen, k), tokenizer, clips, "Be brief.")).length for k in range(1, 6)]
     assert layout.length == max(size for size in sizes if size <= length)
 
 
@@ -104,6 +103,20 @@ def test_media_of_dropped_turns_are_dropped(make, still):
     made = make(seq_len=100, teacher_size=20).prepare(example, np.random.default_rng(0))
     assert made.counts.frames == len(made.teacher_frames) == 1
     assert len(made.patches) == made.counts.patches == 6
+
+
+def test_an_encoder_reads_what_the_teacher_sees(make, config, still):
+    """Frames squashed to the tower's square, without what is beyond its last whole patch, in bare clips."""
+    config.model.patch_embed = "encoder"
+    config.teacher.update(image_size=36, patch_size=16)
+    made = make(teacher_size=36).prepare(
+        Example("x", (still, still), (Turn("Between <image> and <video>?", "Nothing."),)), np.random.default_rng(0)
+    )
+    assert made.layout.kind.tolist().count(Kind.PATCH) == made.counts.patches == 2 * 4
+    assert not {Kind.FRAME, Kind.LINE} & set(made.layout.kind.tolist())
+    assert made.counts.frames == 2
+    seen = made.patches.reshape(2, 2, 2, 16, 16, 3).swapaxes(2, 3).reshape(2, 32, 32, 3)
+    np.testing.assert_array_equal(seen, made.teacher_frames[:, :32, :32])
 
 
 def test_a_conversation_without_media_is_prepared(make):

@@ -69,6 +69,18 @@ def test_rows_are_the_layouts_with_padding_behind():
     assert (rows.patches[0, 7:] == 0).all()
 
 
+def test_whole_frames_are_padded_to_whole_frames():
+    """A tower pays for every frame, so that N is not S: the longest row's frames, and one where there is none."""
+    clips = [Clip(((2, 2),) * frames, bare=True) for frames in (5, 2)]
+    fronts, patches = [[Text((7,)), clip] for clip in clips], [np.ones((4 * len(clip.grids), 12), np.uint8) for clip in clips]
+    rows = build_rows(fronts, patches, 12, frame_patches=4)
+    assert rows.layout.kind.shape == (2, 24)
+    assert rows.patches.shape == (2, 20, 12)
+    assert rows.patches.reshape(2, -1).any(1).tolist() == [True, True]
+    assert rows.patches[1].sum() == 8 * 12
+    assert build_rows([[Text((7,))]], [np.zeros((0, 12), np.uint8)], 12, frame_patches=4).patches.shape == (1, 4, 12)
+
+
 def test_rows_refuse_patches_that_are_not_the_layouts():
     with pytest.raises(LayoutError, match=r"\(4, 12\).*\(5, 12\)"):
         build_rows([[Clip(((2, 2),))]], [np.zeros((5, 12), np.uint8)], 12)

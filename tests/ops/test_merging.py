@@ -78,6 +78,11 @@ def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
                 if len(mine) - len(merged & set(mine)) <= target:
                     break
                 merged.add(i)
+    if rule.policy == "pool":
+        for tube in {int(layout.tube[i]) for i in range(len(x)) if mergeable[i]}:
+            members = [i for i in range(len(x)) if mergeable[i] and layout.tube[i] == tube]
+            share = [int(Decimal(str(rule.ratio)) * k) for k in range(len(members) + 1)]
+            merged |= {i for k, i in enumerate(members[:-1]) if share[k + 1] == share[k]}
     used = [i for i in range(len(x)) if layout.kind[i] != Kind.PAD]
     forced = 0
     for i in sorted((i for i in follower if i not in merged), key=lambda i: (-score[i], i)):
@@ -95,7 +100,13 @@ def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
 
 
 # Few combinations, used by all tests: each one is a program to compile.
-rules = st.sampled_from([MergeLayer(0, "threshold", 0.6), MergeLayer(0, "ratio", ratio=0.3), MergeLayer(0, "both", 0.6, 0.7)])
+RULES = (
+    MergeLayer(0, "threshold", 0.6),
+    MergeLayer(0, "ratio", ratio=0.3),
+    MergeLayer(0, "both", 0.6, 0.7),
+    MergeLayer(0, "pool", ratio=0.4),
+)
+rules = st.sampled_from(RULES)
 BUCKET = 48
 
 
@@ -334,6 +345,29 @@ def test_ratio_is_an_exact_ceiling_above_the_floor(ratio, frames, left):
     layout = pack([build_layout([Clip([(1, 1)] * frames)])], S)
     got = run(features(0)[0], layout, np.ones(S, np.float32), MergeLayer(0, "ratio", 0.6, ratio))
     assert got.stats.kept == left
+
+
+@pytest.mark.parametrize(
+    ("ratio", "windows"),
+    [
+        (0.75, [2, 1, 1, 2, 1, 1]),
+        (0.5, [2, 2, 2, 2]),
+        (1 / 3, [3, 3, 2]),
+        (0.12, [8]),
+    ],
+)
+def test_pool_is_a_plain_average_over_time(ratio, windows):
+    frames = 8
+    layout = pack([build_layout([Clip([(2, 2)] * frames)])], S)
+    x = np.random.default_rng(0).normal(size=(S, D)).astype(np.float32)
+    got = run(x, layout, np.ones(S, np.float32), MergeLayer(0, "pool", ratio=ratio), bucket=80)
+    patches, ends = got.layout.kind == Kind.PATCH, np.cumsum(windows)
+    np.testing.assert_array_equal(got.layout.frame[patches], np.repeat(ends - 1, 4))
+    np.testing.assert_array_equal(got.size[patches], np.repeat(windows, 4))
+    by_frame = x[layout.kind == Kind.PATCH].reshape(frames, 4, D).astype(np.float64)
+    expected = [by_frame[end - n : end].mean(0) for n, end in zip(windows, ends, strict=True)]
+    np.testing.assert_allclose(got.x[patches].reshape(-1, 4, D), expected, rtol=1e-5, atol=1e-6)
+    assert got.stats.forced == 0
 
 
 def test_vmap_under_jit_equals_one_by_one():

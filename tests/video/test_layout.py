@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elva_jax.errors import LayoutError
-from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, count, frame_tokens, pack
+from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, clip_tokens, count, frame_tokens, pack
 
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 4))
-CLIP = st.builds(Clip, st.lists(GRID, min_size=1, max_size=4))
+CLIP = st.builds(Clip, st.lists(GRID, min_size=1, max_size=4), st.booleans())
 IDS = st.lists(st.integers(1, 900), min_size=1, max_size=5)
 QUESTION = st.builds(Text, IDS, st.just(0.0), st.just(0))
 ANSWER = st.builds(Text, IDS, st.sampled_from([1.0, 0.5]), st.just(0))
@@ -37,15 +37,17 @@ def plain(parts):
             continue
         names = {}  # (grid, what, where) -> tube
         for height, width in part.grids:
-            tokens.append(dict(kind=Kind.FRAME, frame=frames))
+            if not part.bare:
+                tokens.append(dict(kind=Kind.FRAME, frame=frames))
             for r in range(height):
                 for c in range(width):
                     tube = names.setdefault((height, width, "patch", r, c), len(names) + tubes)
                     cell = (r, c, height, width)
                     tokens.append(dict(kind=Kind.PATCH, frame=frames, row=rows + r, patch_index=patches, cell=cell, tube=tube))
                     patches += 1
-                tube = names.setdefault((height, width, "line", r), len(names) + tubes)
-                tokens.append(dict(kind=Kind.LINE, frame=frames, row=rows + r, tube=tube))
+                if not part.bare:
+                    tube = names.setdefault((height, width, "line", r), len(names) + tubes)
+                    tokens.append(dict(kind=Kind.LINE, frame=frames, row=rows + r, tube=tube))
             frames, rows = frames + 1, rows + height
         tubes += len(names)
     for position, token in enumerate(tokens):
@@ -81,6 +83,8 @@ def test_tokens_of_a_frame(rows, columns):
     layout = build_layout([Clip([(rows, columns)])])
     assert layout.length == frame_tokens(rows, columns)
     assert [int((layout.kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE)] == [1, rows * columns, rows]
+    clip = Clip([(rows, columns)] * 2, bare=True)
+    assert build_layout([clip]).length == clip_tokens(clip) == 2 * rows * columns
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_counts(parts, merge_lines):
     counts = count(layout, merge_lines)
     assert counts.tokens == len(expected)
     assert counts.patches == sum(token["kind"] == Kind.PATCH for token in expected)
-    assert counts.frames == sum(token["kind"] == Kind.FRAME for token in expected)
+    assert counts.frames == sum(len(part.grids) for part in parts if isinstance(part, Clip))
     assert counts.floor == still + len(tubes)
 
 

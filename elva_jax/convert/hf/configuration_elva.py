@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
-MERGE_POLICIES = ("threshold", "ratio", "both")
+MERGE_POLICIES = ("threshold", "ratio", "both", "pool")
 
 
 class ElvaConfig(PreTrainedConfig):
@@ -18,9 +18,9 @@ class ElvaConfig(PreTrainedConfig):
       patch_embed: 'video': `<FRAME>` and `<LINE>` attend to their patches; 'naive': they are plain learned vectors.
       patch_heads: heads of that attention.
       merge_layers: decoder layers before which visual tokens merge, increasing; empty: never.
-      merge_policies: for each of them 'threshold', 'ratio' or 'both'.
+      merge_policies: for each of them 'threshold', 'ratio', 'both' or 'pool'.
       merge_thresholds: cosine above which a token merges into the next one of its grid position.
-      merge_ratios: share of the entering patches that stays, for 'ratio' and 'both'.
+      merge_ratios: share of the entering patches that stays, for 'ratio' and 'both'; of every grid position's, for 'pool'.
       merge_lines: whether `<LINE>` tokens merge too, along their row index.
       merging: whether merging is on where a call does not say.
       system_prompt: the system turn that the chat template writes where messages have none; only a note here.

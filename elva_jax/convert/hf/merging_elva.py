@@ -32,7 +32,8 @@ def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) ->
     Args:
       tokens: what comes out of the layer before.
       policy: 'threshold' merges every pair whose cosine is above `threshold`; 'ratio' merges the most similar pairs until at most
-        ceil(ratio * n) of n mergeable tokens are left (or one a tube); 'both' does the first, then the second.
+        ceil(ratio * n) of n mergeable tokens are left (or one a tube); 'both' does the first, then the second; 'pool' cuts runs by count:
+        token i (from 0) of a tube ends one where floor((i + 1) * ratio) > floor(i * ratio), and the tube's last token always does.
       threshold: of the cosine.
       ratio: share that stays.
 
@@ -43,7 +44,10 @@ def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) ->
     x, valid, _, tube, size, _ = tokens
     batch, length = valid.shape
     order, has_next, next_ = _successors(tube)
-    merged = _choose(similarity(x, next_), has_next, tube >= 0, policy, threshold, ratio)
+    if policy == "pool":
+        merged = has_next & ~_ends_by_count(tube, order, ratio)
+    else:
+        merged = _choose(similarity(x, next_), has_next, tube >= 0, policy, threshold, ratio)
     kept = valid & ~merged
     survivors = kept.sum(1, keepdim=True)
     count = int(survivors.max())
@@ -105,8 +109,7 @@ def _choose(similarity, has_next, mergeable, policy: str, threshold: float, rati
     above = has_next & (similarity > threshold)
     if policy == "threshold":
         return above
-    # Ratios are written in decimals: a small fraction makes the ceiling exact (0.1 of 30 tokens is 3, not 4).
-    exact = Fraction(ratio).limit_denominator(10_000)
+    exact = _exact(ratio)
     entering = mergeable.sum(1, keepdim=True)
     quota = entering + torch.div(-entering * exact.numerator, exact.denominator, rounding_mode="floor")
     if policy == "both":
@@ -117,6 +120,23 @@ def _choose(similarity, has_next, mergeable, policy: str, threshold: float, rati
     order = key.argsort(dim=1, stable=True)
     rank = torch.zeros_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     return has_next & (rank < quota)
+
+
+def _ends_by_count(tube: torch.Tensor, order: torch.Tensor, ratio: float) -> torch.Tensor:
+    """bool [B, S]: the tokens that end a run of the pool policy by their place in their tube alone."""
+    exact = _exact(ratio)
+    index = torch.arange(tube.shape[1], device=tube.device).expand_as(tube)
+    by_tube = tube.gather(1, order)
+    first = torch.ones_like(by_tube, dtype=torch.bool)
+    first[:, 1:] = by_tube[:, 1:] != by_tube[:, :-1]
+    place = index - torch.where(first, index, 0).cummax(dim=1).values
+    ends = (place + 1) * exact.numerator // exact.denominator > place * exact.numerator // exact.denominator
+    return torch.zeros_like(first).scatter(1, order, ends)
+
+
+def _exact(ratio: float) -> Fraction:
+    """A ratio as it was written, in decimals: then 0.1 of 30 tokens is 3, and its ceiling not 4."""
+    return Fraction(ratio).limit_denominator(10_000)
 
 
 def _last_of_run(order: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,8 @@ RULES = [
     MergeLayer(0, "ratio", 0.0, 0.5),
     MergeLayer(0, "ratio", 0.0, 0.1),
     MergeLayer(0, "both", 0.9, 0.7),
+    MergeLayer(0, "pool", 0.0, 0.5),
+    MergeLayer(0, "pool", 0.0, 0.7),
 ]
 compiled = jax.jit(merge, static_argnames=("rule", "merge_lines"))
 

@@ -77,7 +77,7 @@ def test_media_stand_where_they_are_mentioned(processor, generator, videos):
     """Two turns, a video between words, an image, and a system prompt of one's own."""
     a, b = visual.load(videos[0], **SETTINGS), visual.load(videos[3], **SETTINGS)
     turns = (Turn("Look at <video> first.", "Yes."), Turn("<image> And this?", "No."))
-    parts = conversation.render(Example("x", (), turns), generator.tokenizer, [a.clip.grids, b.clip.grids], "Be brief.")
+    parts = conversation.render(Example("x", (), turns), generator.tokenizer, [a.clip, b.clip], "Be brief.")
     inputs = ask(
         processor,
         ([("text", "Look at"), ("video", videos[0]), ("text", "first.")], "Yes."),
