@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         from elva_jax.config.load import load
         from elva_jax.models.build import config_from_dict
 
-        config = model_of(load(args.config))
+        loaded = load(args.config)
+        config = config_from_dict(loaded.model, loaded.teacher)
     report = {"bench": "flops", "table": 5, "config": args.config}
     if args.check:
         from elva_jax.analysis import paper, xla

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from elva_jax.video.layout import Clip, TokenLayout, frame_tokens
 
     dtype = dtype_of(args)
-    model = model_of(load(args.config))
+    loaded = load(args.config)
+    model = config_from_dict(loaded.model, loaded.teacher)
     decoder = dataclasses.replace(model.decoder, num_layers=1, vocab_size=1024)
     rule = next((rule for rule in model.merge.layers if rule.policy == "both"), None) or model.merge.layers[0]
     merge = dataclasses.replace(model.merge, layers=(dataclasses.replace(rule, before_layer=0),))
