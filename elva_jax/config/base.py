@@ -124,7 +124,7 @@ def data() -> ConfigDict:
     c.fps = 0.0  # frames a second instead, up to num_frames; 0: spread num_frames over the video
     c.longest_edge = 448  # pixels; longer edges are scaled down to it
     c.upscale = False  # whether smaller frames are scaled up to longest_edge
-    c.num_low_frames = 0  # hybrid resolution as an augmentation: so many more frames, smaller than the num_frames; 0: off
+    c.num_low_frames = 0  # hybrid resolution as an augmentation: so many more frames, smaller ones, beside num_frames; 0: off
     c.low_longest_edge = 336  # pixels; longer edges of these are scaled down to it
     c.hybrid_policy = "interleave"  # interleave | ends | scene (those that change most): which frames are the large ones
     c.hybrid_probability = 0.5  # share of the videos that are read so; the others and images are read as if it were off

@@ -66,8 +66,8 @@ def complete(longest_edge: int, patch_size: int, **given: int | str | None) -> H
 
 
 def low_edge_beside(high_edge: int, patch_size: int) -> int:
-    """The low edge where none is given: the paper's 336 pixels, but at most half of the high one, in whole patches."""
-    return min(Hybrid.low_edge, max(high_edge // 2 // patch_size, 1) * patch_size)
+    """The low edge where none is given: the paper's 336 pixels, but at most half of the high one, in whole patches (one at least)."""
+    return min(Hybrid.low_edge, high_edge, max(high_edge // 2 // patch_size, 1) * patch_size)
 
 
 def choose_high(num_high: int, num_low: int, policy: str = "interleave", change: np.ndarray | None = None) -> np.ndarray:

@@ -97,8 +97,15 @@ def test_result_is_json_and_prints(result, tmp_path, capsys):
     assert report.figure(loaded, tmp_path / "r.png").stat().st_size > 1000
 
 
-def test_fewer_columns_and_merging_off(generator, data_dir):
-    out = evaluate(generator, data_dir=data_dir, name=NAME, limit=2, merging=False, baselines=False, written=False, letters=False)
+def test_fewer_columns_merging_off_and_two_resolutions(generator, data_dir, result):
+    hybrid = {"high_frames": 1, "low_frames": 2, "policy": "ends"}
+    columns = {"baselines": False, "written": False, "letters": False}
+    out = evaluate(generator, data_dir=data_dir, name=NAME, limit=2, merging=False, hybrid=hybrid, **columns)
+    assert out["settings"]["hybrid"] == {**hybrid, "high_edge": 48, "low_edge": 16}
+    assert result["settings"]["hybrid"] is None
+    assert out["settings"]["num_frames"] == 3
+    # Two of three frames have 1 patch, <LINE> and <FRAME> instead of 3 x 3, three and one.
+    assert result["tokens"]["prompt"] - out["tokens"]["prompt"] == 2 * (13 - 3)
     assert set(out["macro"]) == {"likelihood", "likelihood_mean"}
     assert out["data"]["videos"] == 2
     assert out["tokens"]["visual_kept"] == 1.0

@@ -158,7 +158,7 @@ def test_what_is_left_out_comes_from_the_paper_and_the_stage():
     assert complete(448, 28, policy="scene") == Hybrid(32, 32, 448, 224, "scene")
     assert complete(1344, 28, low_frames=0) == Hybrid(32, 0, 1344, 336)
     assert complete(448, 28, high_edge=672, low_edge=112) == Hybrid(32, 32, 672, 112)
-    assert [low_edge_beside(edge, 16) for edge in (16, 48, 64, 70, 5000)] == [16, 16, 32, 32, 336]
+    assert [low_edge_beside(edge, 16) for edge in (9, 16, 48, 64, 70, 5000)] == [9, 16, 16, 32, 32, 336]
 
 
 @pytest.mark.parametrize(
