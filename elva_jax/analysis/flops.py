@@ -71,10 +71,12 @@ def patch_embedding(config: ElvaConfig, patches: int, tokens: int) -> float:
 
 
 def attended_pairs(length: int) -> int:
-    """Pairs of query and key that blocked causal attention works on: a block of queries meets all keys up to its own last one."""
-    size = attention.SMALL_BLOCK if length <= attention.LONG else attention.LARGE_BLOCK
-    stops = [min(start + size, length) for start in range(0, length, size)]
-    return sum((stop - start) * stop for start, stop in zip(range(0, length, size), stops, strict=True))
+    """Pairs of query and key that prefill's attention works on: a block of queries meets all keys up to its own last one."""
+    if length > attention.LONG:
+        tiles = -(-length // attention.TILE)
+        return attention.TILE**2 * tiles * (tiles + 1) // 2
+    stops = [min(start + attention.SINGLE_BLOCK, length) for start in range(0, length, attention.SINGLE_BLOCK)]
+    return sum((stop - start) * stop for start, stop in zip((0, *stops), stops, strict=False))
 
 
 def layer_attention(decoder: DecoderConfig, pairs: float) -> float:

@@ -1,5 +1,7 @@
 """Attention against PyTorch's, with the mask written out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,19 @@ def test_packed_attention_equals_pytorch(kind, length, heads, kv_heads):
     mask = (segment[:, :, None] == segment[:, None]) & np.tril(np.ones((length, length), bool))
     out = jax.jit(attention.packed_attention)(q, k, v, segment)
     np.testing.assert_allclose(out, reference(q, k, v, mask), atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [9, 128, 300, 1025, 1536])
+def test_a_single_example_with_padding_equals_pytorch(length):
+    """What comes out for padding means nothing, but it is finite."""
+    q, k, v = random_inputs(2, length, 6, 2, 8)
+    segment = np.ones((2, length), int)
+    segment[1, length // 2 :] = 0
+    mask = np.tril(np.ones((2, length, length), bool))
+    out = np.asarray(jax.jit(partial(attention.packed_attention, single=True))(q, k, v, segment))
+    expected = reference(q, k, v, mask)
+    np.testing.assert_allclose(out[segment > 0], expected[segment > 0], atol=2e-6)
+    assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("length", [70, 1030])
