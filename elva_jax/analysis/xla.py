@@ -45,9 +45,8 @@ class Check(NamedTuple):
 def check(config: ElvaConfig, tower: SiglipConfig, length: int = 1024) -> list[Check]:
     """Every part of a model and of the encoder-based baseline, in float32 on fronts of `length` tokens.
 
-    Longer ones than 1024 go through loops over tiles, whose bodies XLA counts once, so that they cannot be compared.
-
-    The decoder is taken without merging, and with two merging layers that each leave half of the tokens.
+    The decoder is taken without merging, and with two merging layers that each leave half of the tokens. More than 1024 tokens go through
+    loops over tiles, whose bodies XLA counts once: those cannot be compared.
     """
     layers = config.decoder.num_layers
     merging = MergeConfig((MergeLayer(layers // 3), MergeLayer(2 * layers // 3)))

@@ -91,7 +91,7 @@ def show(report: dict[str, Any]) -> str:
     def cells(row: dict[str, Any]) -> list[str]:
         paper = TABLE5.get(row["frames"], {})
         theirs = ["-", "-"]
-        if row["variant"] in paper and row["variant"] != "encoder_based":
+        if row["variant"] in paper and "ttft_reduction" in row:
             base, cell = paper["encoder_based"], paper[row["variant"]]
             theirs = [f"{100 * (1 - cell.ttft_s / base.ttft_s):.1f}", f"{100 * (1 - cell.memory_gb / base.memory_gb):.1f}"]
         less = [f"{row[key]:.1f}" if key in row else "-" for key in ("ttft_reduction", "memory_reduction")]
