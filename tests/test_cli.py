@@ -19,7 +19,7 @@ def run(capsys, *words):
     return status, out, err
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["generate"], ["data"], ["data", "build"], ["data", "show"]])
+@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["generate"], ["chat"], ["data"], ["data", "build"], ["data", "show"]])
 def test_help_tells_every_option(capsys, words):
     status, out, err = run(capsys, *words, "--help")
     assert (status, err) == (0, "")
@@ -39,6 +39,9 @@ def test_help_tells_every_option(capsys, words):
         (["generate", "--checkpoint", "x", "--video", "y"], 2, "--prompt"),
         (["generate", *ASK, "--frames", "4", "--low-edge", "112"], 2, "--frames does not go together with hybrid resolution"),
         (["generate", *ASK, "--high-frames", "-1"], 2, "cannot be negative, got -1"),
+        (["generate", *ASK, "--top-p", "0"], 2, "top_p=0.0: must be above 0"),
+        (["generate", *ASK, "--temperature", "-1"], 2, "temperature=-1.0"),
+        (["chat", "--video", "x"], 2, "--checkpoint"),
         (["generate", *ASK, "--high-policy", "middle"], 2, "invalid choice: 'middle' (choose from"),
         (["evaluate", "--checkpoint", "x", "--frames", "4", "--high-frames", "2"], 2, "--frames does not go together"),
         (["train", "--config", "nowhere.py", "--workdir", "w"], 2, "nowhere.py: no such config file"),

@@ -100,18 +100,19 @@ class VideoLLM(NamedTuple):
 def paper_models(size: str, dtype: str) -> dict[str, VideoLLM]:
     """The paper's setting: 336 px frames, the low ones 112 px, CLIP-ViT-L/14-336 for the encoder-based model."""
     decoder = {"1_5b": QWEN2_1_5B, "7b": QWEN2_7B}[size]
-    return _models(decoder, PatchEmbedConfig(), CLIP_L_336, EDGE, LOW_EDGE, dtype)
+    return build(decoder, PatchEmbedConfig(), CLIP_L_336, EDGE, LOW_EDGE, dtype)
 
 
 def small_models(dtype: str) -> dict[str, VideoLLM]:
     """For a CPU, in the paper's proportions: 112 px frames of 21 tokens, the low ones 56 px, a tower that makes 64 tokens of a frame."""
     decoder = DecoderConfig(8192, 256, 1024, 14, 4, 2, 64, tie_embeddings=True)
-    return _models(decoder, PatchEmbedConfig(width=256), SiglipConfig(112, 14, 192, 768, 6, 3), 112, 56, dtype)
+    return build(decoder, PatchEmbedConfig(width=256), SiglipConfig(112, 14, 192, 768, 6, 3), 112, 56, dtype)
 
 
-def _models(
+def build(
     decoder: DecoderConfig, patch: PatchEmbedConfig, tower: SiglipConfig, edge: int, low_edge: int, dtype: str
 ) -> dict[str, VideoLLM]:
+    """The four models on one decoder: `edge` and `low_edge` are pixels of their square frames."""
     decoder = dataclasses.replace(decoder, max_position=max(decoder.max_position, 1 << 18))
     rules = (MergeLayer(CUTS[0] * decoder.num_layers // 28), *(MergeLayer(cut * decoder.num_layers // 28, "both") for cut in CUTS[1:]))
     free = ElvaConfig(decoder, patch, MergeConfig(rules), dtype=dtype)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.inference.generate import Choice, Generator
+from elva_jax.inference.choices import Choice
+from elva_jax.inference.generate import Generator
 from elva_jax.inference.visual import keep_frames
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva, smallest_inputs
@@ -17,7 +18,12 @@ QUESTION, OPTION = "What colour is the circle?", "red"
 
 
 @pytest.fixture(scope="module")
-def encoder(config, params, tokenizer):
+def encoder(encoder_and_params):
+    return encoder_and_params[0]
+
+
+@pytest.fixture(scope="module")
+def encoder_and_params(config, params, tokenizer):
     """The model of the other tests with a vision tower of 2 x 2 patches in front of its decoder."""
     config = config.copy_and_resolve_references()
     config.model.update(patch_embed="encoder", merge_layers=(), merge_policies=(), merge_thresholds=(), merge_ratios=())
@@ -25,11 +31,13 @@ def encoder(config, params, tokenizer):
     model, rng = config_from_dict(config.model, config.teacher), np.random.default_rng(0)
     shapes = nn.meta.unbox(jax.eval_shape(Elva(model).init, jax.random.key(0), *smallest_inputs(model)))["params"]["patch_embed"]
     embed = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
-    return Generator(config, {**params, "patch_embed": embed}, tokenizer)
+    params = {**params, "patch_embed": embed}
+    return Generator(config, params, tokenizer), params
 
 
-def test_a_batch_equals_the_whole_forward_of_each(encoder, videos):
+def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
     """Four frames, one frame and none: rows without frames, and with fewer than their neighbours."""
+    encoder, params = encoder_and_params
     media = [(encoder.load(videos[0]),), (encoder.load(videos[3]),), ()]
     ids = encoder.tokenizer.encode(f"{OPTION}<|im_end|>", add_special_tokens=False)
     prefilled = encoder.prefill(media)
@@ -38,8 +46,8 @@ def test_a_batch_equals_the_whole_forward_of_each(encoder, videos):
 
     @jax.jit
     def forward(patches, layout):
-        hidden = model.apply({"params": encoder.params}, patches, layout).hidden
-        return jax.nn.log_softmax(model.apply({"params": encoder.params}, hidden, method="head"))
+        hidden = model.apply({"params": params}, patches, layout).hidden
+        return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="head"))
 
     totals = []
     for shown, ((score,),) in zip(media, rows, strict=True):
