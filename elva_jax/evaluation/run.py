@@ -23,6 +23,7 @@ from elva_jax.inference.choices import Choice, Likelihood
 from elva_jax.inference.generate import Answer, Generator
 from elva_jax.inference.rows import Lengths
 from elva_jax.inference.visual import Visual
+from elva_jax.ops.attention import Chosen, chosen_for
 from elva_jax.video.layout import clip_tokens
 from elva_jax.video.resolution import Hybrid, complete
 
@@ -121,7 +122,7 @@ def evaluate(
 
     Returns:
       {"data", "model", "settings", "families": {family: {"count", column: {"accuracy", "stderr"}}}, "macro", "answers", "tokens",
-      "seconds", "versions", "config"}. Columns: open (exact match), likelihood (likeliest option text; likelihood_mean: per token), letter,
+      "seconds", "versions", "attention", "config"}. Columns: open (exact match), likelihood (likeliest option text; likelihood_mean: per token), letter,
       and the baselines blind, any_object, single_frame.
 
     Raises:
@@ -168,8 +169,14 @@ def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
         "answers": _count_answers(tally),
         "tokens": _count_tokens(tally),
         "versions": {"elva_jax": elva_jax.__version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind},
+        "attention": str(_attention(generator)),
         "config": generator.config.to_dict(),
     }
+
+
+def _attention(generator: Generator) -> Chosen:
+    decoder = generator.model.decoder
+    return chosen_for(decoder.num_heads, decoder.head_dim, generator.model.dtype, generator.model.attention)
 
 
 def _sizing(generator: Generator) -> dict[str, Any]:

@@ -80,6 +80,11 @@ def chosen(q_BxSxHxDh: jax.ShapeDtypeStruct, implementation: str = "auto") -> Ch
     return Chosen("xla", f"cudnn {obstacle}") if obstacle else Chosen("cudnn", "a GPU in half precision")
 
 
+def chosen_for(num_heads: int, head_dim: int, dtype: str, implementation: str) -> Chosen:
+    """`chosen` for a model's numbers."""
+    return chosen(jax.ShapeDtypeStruct((1, 1, num_heads, head_dim), jnp.dtype(dtype)), implementation)
+
+
 def _same_example(query_BxQ, key_BxT, turns: tuple[jax.Array, jax.Array] | None) -> jax.Array:
     """bool [B, Q, T]: whether a query may see a key, apart from causality; `turns` are those of queries and keys."""
     same = query_BxQ[:, :, None] == key_BxT[:, None, :]

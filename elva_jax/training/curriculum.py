@@ -20,6 +20,7 @@ from elva_jax.convert.load import load_params, nested, parameter_shapes
 from elva_jax.data import pipeline
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConfigError
+from elva_jax.ops.attention import chosen_for
 from elva_jax.parallel.mesh import check_batch, make_mesh, replicated
 from elva_jax.training import curves, loop
 from elva_jax.training.checkpoint import has_checkpoint, saved_steps
@@ -55,6 +56,9 @@ def run(config: ConfigDict, workdir: str | Path) -> int:
         check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, f"stages.{name}.batch_size")
     tokenizer = _open(config, workdir)
     console = Console(soft_wrap=True, quiet=jax.process_index() > 0)
+    model = config.model
+    attention = chosen_for(model.num_heads, model.head_dim, model.dtype, model.attention)
+    console.print(f"attention: {attention}", markup=False, highlight=False)
     for name in config.curriculum:
         if _finished(workdir / name):
             console.print(f"{name}: finished", markup=False, highlight=False)

@@ -81,3 +81,8 @@ def test_cudnn_is_refused_where_it_cannot_run():
         attention.packed_attention(q, k, v, np.ones((1, 4), int), implementation="cudnn")
     with pytest.raises(ConfigError, match="'flash' is unknown"):
         attention.packed_attention(q, k, v, np.ones((1, 4), int), implementation="flash")
+
+
+def test_the_choice_says_why():
+    assert str(attention.chosen_for(4, 24, "float32", "auto")) == "xla (cudnn needs a GPU, not cpu)"
+    assert str(attention.chosen_for(4, 24, "float32", "xla")) == "xla (as model.attention says)"
