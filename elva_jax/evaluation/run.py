@@ -122,8 +122,8 @@ def evaluate(
 
     Returns:
       {"data", "model", "settings", "families": {family: {"count", column: {"accuracy", "stderr"}}}, "macro", "answers", "tokens",
-      "seconds", "versions", "attention", "config"}. Columns: open (exact match), likelihood (likeliest option text; likelihood_mean: per token), letter,
-      and the baselines blind, any_object, single_frame.
+      "seconds", "versions", "attention", "config"}. Columns: open (exact match), likelihood (likeliest option text; likelihood_mean: per
+      token), letter, and the baselines blind, any_object, single_frame.
 
     Raises:
       ElvaError: no such checkpoint, data set or split; no questions with options in it.
