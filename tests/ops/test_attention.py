@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,3 +87,25 @@ def test_cudnn_is_refused_where_it_cannot_run():
 def test_the_choice_says_why():
     assert str(attention.chosen_for(4, 24, "float32", "auto")) == "xla (cudnn needs a GPU, not cpu)"
     assert str(attention.chosen_for(4, 24, "float32", "xla")) == "xla (as model.attention says)"
+
+
+@pytest.mark.parametrize(("single", "call"), [(True, "__cudnn$fmhaSoftmax"), (False, "__cudnn$fmhaScaleBiasSoftmax")])
+def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
+    """Without a GPU: the program for one, which holds cuDNN's fused kernels; a single example needs no mask, packed ones have theirs.
+
+    JAX asks for the version of an installed cuDNN before it lowers, and we for a GPU; those two questions alone are answered here.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(attention, "_cudnn_obstacle", lambda q: "")
+    q, kv = (jax.ShapeDtypeStruct((2, 256, heads, 128), jnp.bfloat16) for heads in (12, 2))
+    segment = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+
+    def loss(q, k, v, segment):
+        return jnp.sum(attention.packed_attention(q, k, v, segment, single=single).astype(jnp.float32))
+
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in (call, f"{call}Backward")]
+    text = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=allowed)(q, kv, kv, segment).mlir_module()
+    assert f"@{call}(" in text
+    assert f"@{call}Backward(" in text
