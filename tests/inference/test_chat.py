@@ -1,5 +1,6 @@
 """A conversation with a cache says what the plain forward pass over the whole conversation says."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from elva_jax.inference.chat import Chat
 from elva_jax.inference.generate import Generator
 from elva_jax.inference.sampling import Sampling
 from elva_jax.models.elva import Elva
-from elva_jax.video.layout import Text, TokenLayout, build_layout
+from elva_jax.video.layout import Text, TokenLayout, build_layout, pack
 
 QUESTIONS = ("What colour?", "Where is it?", "And now?")
 
@@ -21,18 +22,29 @@ def roomy(config, params, tokenizer):
     return Generator(longer, params, tokenizer)
 
 
-def likeliest(generator, params, parts, media, answer):
-    """The argmax before every token of the answer, by one forward pass over the conversation."""
-    layout = build_layout([*parts, Text(tuple(answer))])
-    patches = np.concatenate([item.patches for item in media])
-    model = Elva(generator.model)
-    out = model.apply({"params": params}, patches[None], TokenLayout(*(field[None] for field in layout)), merging=True)
-    scores = np.asarray(model.apply({"params": params}, out.hidden, method="head"))[0, :, : len(generator.tokenizer)]
-    before = layout.length - len(answer) - 1
-    return scores[out.survivor[0, before : layout.length - 1]].argmax(-1).tolist()
+@pytest.fixture(scope="module")
+def likeliest(roomy, params):
+    """The argmax before every token of an answer, by one forward pass over the conversation, padded so that one program serves all."""
+    model, length = Elva(roomy.model), 256
+
+    @jax.jit
+    def forward(params, patches, layout):
+        out = model.apply({"params": params}, patches, layout, merging=True)
+        return model.apply({"params": params}, out.hidden, method="head"), out.survivor
+
+    def tokens(parts, media, answer):
+        layout = build_layout([*parts, Text(tuple(answer))])
+        patches = np.zeros((1, 128, 192), np.uint8)
+        shown = np.concatenate([item.patches for item in media])
+        patches[0, : len(shown)] = shown
+        scores, survivor = forward(params, patches, TokenLayout(*(field[None] for field in pack([layout], length))))
+        before = layout.length - len(answer) - 1
+        return np.asarray(scores)[0, survivor[0, before : layout.length - 1], : len(roomy.tokenizer)].argmax(-1).tolist()
+
+    return tokens
 
 
-def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, params, videos):
+def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, likeliest, videos):
     """Three turns: the second goes on behind the first, the third brings another video, so the conversation is read anew."""
     media = [roomy.load(videos[0]), roomy.load(videos[1][:2])]
     chat, parts, seen = Chat(roomy, max_new_tokens=6), [], []
@@ -47,7 +59,7 @@ def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, params, vi
         else:
             parts = list(roomy.prompt_parts(question, new))
         seen += new
-        assert list(answer.tokens) == likeliest(roomy, params, parts, seen, answer.tokens)
+        assert list(answer.tokens) == likeliest(parts, seen, answer.tokens)
         assert answer.tokens
         parts.append(Text(answer.tokens))
 

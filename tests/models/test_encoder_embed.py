@@ -94,7 +94,7 @@ def composed(params):
     @jax.jit
     def decode(params, x_1xSxD, segment):
         decoder, place = Qwen2(CONFIG.decoder), jnp.arange(LENGTH, dtype=jnp.int32)[None]
-        x, _ = decoder.apply({"params": params}, x_1xSxD, place, segment, 0, LAYERS, method="layers")
+        x = decoder.apply({"params": params}, x_1xSxD, place, segment, 0, LAYERS, method="layers")
         return decoder.apply({"params": params}, decoder.apply({"params": params}, x, method="finish"), method="head")[0]
 
     for (parts, _), seen in ((video, visual[:18]), (image, visual[18:]), (text, None)):
