@@ -109,7 +109,7 @@ def _print_estimate(args: argparse.Namespace, planned: Plan, done: set[str]) -> 
     guess = " and ".join(f"{tokens} for {'an' if kind == 'image' else 'a'} {kind}" for kind, tokens in CAPTION_TOKENS.items())
     print(f"about {found.prompt_tokens:,} tokens to read and {found.new_tokens:,} to write (a guess of {guess})")
     hours = duration(found.gpu_seconds / args.gpus)
-    print(f"about {hours} on {args.gpus} A100 at the paper's rate (--gpus), {found.gpu_seconds / 3600:,.1f} GPU hours")
+    print(f"about {hours} on {args.gpus} A100 at the paper's rate (--gpus), {found.gpu_seconds / 3600:,.1f} GPU hours", flush=True)
 
 
 def _engine(args: argparse.Namespace) -> Engine:

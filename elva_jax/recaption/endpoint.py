@@ -168,6 +168,7 @@ def _reply(answer: bytes) -> Reply:
         text, usage = choice["message"].get("content"), value.get("usage") or {}
         refusal = choice["message"].get("refusal")  # a field of its own where the server tells it apart
         finish = "content_filter" if refusal else str(choice.get("finish_reason") or "stop")
-        return Reply(str(text or refusal or ""), finish, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        text = str(text or refusal or "").encode(errors="replace").decode()  # JSON can write half a surrogate pair, UTF-8 cannot
+        return Reply(text, finish, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _Again(f"not a chat completion: {answer[:80]!r}") from None

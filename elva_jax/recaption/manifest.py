@@ -39,8 +39,11 @@ def read(path: Path, media_dir: Path) -> Iterator[Item]:
                 if not line.strip():
                     continue
                 try:
-                    item = _item(json.loads(line), media_dir)
-                except ValueError as error:  # of JSON, UTF-8 or a field
+                    line.decode()
+                    value = json.loads(line)
+                    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair, which JSON can write and a file name cannot
+                    item = _item(value, media_dir)
+                except (ValueError, RecursionError) as error:  # of JSON, UTF-8 or a field
                     raise DataError(f"{path}:{number}: {error}; a line is {{'id': ..., 'image' or 'video': ...}}") from None
                 if item.id in seen:
                     raise DataError(f"{path}:{number}: id '{item.id}' is there twice; ids must differ")

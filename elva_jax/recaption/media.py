@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from elva_jax.errors import VideoError
 from elva_jax.recaption.engine import Kind
 from elva_jax.recaption.manifest import Item
-from elva_jax.video.decode import read_frames, sample_times
+from elva_jax.video.decode import Frames, read_frames, sample_times
 from elva_jax.video.resize import resize_frame
 
 MAX_PIXELS: dict[Kind, int] = {"image": 1280 * 28 * 28, "video": 360 * 420}  # of a frame
@@ -37,7 +37,7 @@ def load(item: Item, max_frames: int) -> list[np.ndarray]:
     Raises:
       VideoError: the medium cannot be read, leads out of the folder of media, or is too long and thin for the model.
     """
-    return read_frames(_path(item), **_sampling(item, max_frames), transform=lambda frame: _fit(frame, item)).pixels
+    return _read(item, **_sampling(item, max_frames)).pixels
 
 
 def measure(item: Item, max_frames: int) -> Size:
@@ -46,15 +46,18 @@ def measure(item: Item, max_frames: int) -> Size:
     Raises:
       VideoError: as `load`.
     """
-    found = read_frames(_path(item), num_frames=1, transform=lambda frame: _fit(frame, item))
+    found = _read(item, num_frames=1)
     count = 1 if item.kind == "image" else len(sample_times(Fraction(found.duration), **_sampling(item, max_frames)))
     return Size(count, *found.pixels[0].shape[:2])
 
 
-def _path(item: Item):
+def _read(item: Item, **sampling) -> Frames:
     if item.path is None:
         raise VideoError(item.medium, "leads out of the folder of media; name it relative to --media-dir")
-    return item.path
+    try:
+        return read_frames(item.path, **sampling, transform=lambda frame: _fit(frame, item))
+    except OSError as error:  # such as a name that is too long, or a folder that may not be listed
+        raise VideoError(item.medium, f"cannot be opened ({error.strerror})") from None
 
 
 def _sampling(item: Item, max_frames: int) -> dict:

@@ -55,6 +55,7 @@ FAULTS = {
     "no choices": with_body('{"choices": []}'),
     "another object": with_body("[1, 2]"),
     "nothing": with_body(""),
+    "a bomb": with_body("[" * 10**5),
 }
 
 
@@ -166,6 +167,11 @@ def test_a_video_can_go_out_in_one_piece(server):
     engine(server, frames_as="video").describe("video", FRAMES, "?")
     media, _ = server.requests[0]["messages"][0]["content"]
     np.testing.assert_allclose(pixels(media["video_url"]["url"], "data:video/jpeg;base64,"), FRAMES, atol=3)
+
+
+def test_text_that_no_file_can_hold_is_made_good(server):
+    server.answer = with_body('{"choices": [{"message": {"content": "a \\ud83d cat"}, "finish_reason": "stop"}]}')
+    assert engine(server).describe("image", FRAMES[:1], "?").text == "a ? cat"
 
 
 def test_a_refusal_in_a_field_of_its_own_is_seen(server):

@@ -62,7 +62,7 @@ def test_long_videos_are_spread_over_the_frames_that_may_be_sent(tmp_path):
     assert measure(item, 3).frames == 3
 
 
-@pytest.mark.parametrize("path", [None, "missing.png", "text.png", "empty.mp4", "thin.png"])
+@pytest.mark.parametrize("path", [None, "missing.png", "text.png", "empty.mp4", "thin.png", "x" * 300])
 def test_what_cannot_be_read_is_named(tmp_path, path):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.mp4").touch()

@@ -229,6 +229,8 @@ def test_two_processes_cannot_write_one_file(server, manifest, capsys):
         ('{"id": "1", "image": "a", "objects": "cat"}', "'objects' is not a list of strings"),
         ('{"id": "0", "image": "a"}', "id '0' is there twice"),
         ("\udcff", "manifest.jsonl:2: "),
+        ('{"id": "1", "image": "\\ud800"}', "manifest.jsonl:2: "),
+        ("[" * 10**5, "manifest.jsonl:2: "),
     ],
 )
 def test_a_wrong_line_of_the_manifest_is_named_before_anything_is_asked(server, tmp_path, capsys, line, message):
