@@ -13,6 +13,7 @@ from elva_jax.bench import command as bench
 from elva_jax.convert import command as convert
 from elva_jax.errors import ConfigError, ElvaError
 from elva_jax.inference import command as inference
+from elva_jax.recaption import command as recaption
 
 TRAIN_HELP = """\
 Runs the curriculum of a config, stage by stage; started again with the same --workdir it goes on where it stopped.
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     inference.register(command)
     convert.register(command)
     bench.register(command)
+    recaption.register(command)
 
     data = command("data", "build data sets", DATA_HELP, None)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -19,7 +19,9 @@ def run(capsys, *words):
     return status, out, err
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["generate"], ["chat"], ["data"], ["data", "build"], ["data", "show"]])
+@pytest.mark.parametrize(
+    "words", [[], ["train"], ["evaluate"], ["generate"], ["chat"], ["data"], ["data", "build"], ["data", "show"], ["recaption"]]
+)
 def test_help_tells_every_option(capsys, words):
     status, out, err = run(capsys, *words, "--help")
     assert (status, err) == (0, "")
