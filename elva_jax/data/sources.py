@@ -93,7 +93,8 @@ def reader(name: str) -> Callable[[Record, tuple[str, ...]], Example]:
     try:
         return READERS[name.split("/")[0]]
     except KeyError:
-        raise DataError(f"{name}: no reader for this data set; there are {', '.join(READERS)}") from None
+        known = ", ".join((*READERS, *FILE_READERS))
+        raise DataError(f"{name}: no reader for this data set; there are {known}") from None
 
 
 def annotation(record: Record) -> dict[str, Any]:

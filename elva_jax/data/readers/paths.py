@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from elva_jax.errors import DataError, RecordError
@@ -29,8 +30,19 @@ def inside(root: Path, name: object, key: str) -> str:
         raise RecordError(key, "a media path is empty or no text")
     try:
         path = (root / name).resolve()
-    except (ValueError, OSError, RuntimeError):  # NUL bytes, lone surrogates, a name too long, links in a circle
-        raise RecordError(key, "a media path is no valid path") from None
-    if not path.is_relative_to(root) or path == root:
+        stays = _all_inside(root, path)
+    except (ValueError, OSError, RuntimeError):  # NUL bytes, lone surrogates, a name too long, links in a circle, no permission
+        raise RecordError(key, "a media path is no path that can be followed") from None
+    if not stays:
         raise RecordError(key, "a media path leaves the root folder")
     return str(path)
+
+
+def _all_inside(root: Path, path: Path) -> bool:
+    """Whether a resolved path, and where it is a folder of frames each link in it, stays under the root."""
+    if not path.is_relative_to(root):
+        return False
+    if not path.is_dir():
+        return True
+    with os.scandir(path) as entries:
+        return all(Path(entry.path).resolve().is_relative_to(root) for entry in entries if entry.is_symlink())

@@ -124,11 +124,13 @@ def _spans(shard: Path) -> Iterator[tuple[int, int]]:
                         yield start, member.offset
                     last, start = parts[1], member.offset
                 at, offset = member.offset, tar.offset
+                if member.size < 0:  # would lead backwards, for ever
+                    raise tarfile.ReadError("a member of negative size")
             file.seek(offset)
             rest = file.read(BLOCK)  # tarfile takes a broken header for the end
     except OSError as error:
-        raise DataError(f"{shard}: cannot be opened ({error.strerror})") from None
-    except tarfile.TarError as error:
+        raise DataError(f"{shard}: cannot be read at byte {at} ({error.strerror})") from None
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile lets a header's absurd numbers through
         raise DataError(f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})") from None
     if rest.strip(b"\0") or 0 < len(rest) < BLOCK:
         raise DataError(f"{shard}: cut off or broken, at byte {offset} (no header of a member)")

@@ -112,7 +112,8 @@ def test_what_llava_says_before_the_first_question_is_left_out(read):
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}, "a question has no answer"),
         ({"messages": [{"role": role, "content": "x"} for role in ("user", "assistant", "assistant")]}, "do not alternate"),
         (llava({"video": [["a.mp4"]]}, "What?", "That."), "empty or no text"),
-        (llava({"video": "a\0.mp4"}, "What?", "That."), "no valid path"),
+        (llava({"video": "a\0.mp4"}, "What?", "That."), "no path that can be followed"),
+        (llava({"video": "a" * 300 + ".mp4"}, "What?", "That."), "no path that can be followed"),
         (llava({}, "\ud800", "That."), "not valid Unicode"),
     ],
 )
@@ -135,10 +136,22 @@ def test_paths_that_leave_the_root_are_refused(tmp_path, picture):
         (folder / "a.png").write_bytes(picture)
     (root / "link.png").symlink_to(outside / "a.png")
     (root / "folder").symlink_to(outside)
-    (root / "loop").symlink_to(root / "loop")
+    (root / "frames").mkdir()
+    (root / "frames" / "0.png").symlink_to(root / "in" / "a.png")
+    (root / "mixed").mkdir()
+    (root / "mixed" / "0.png").symlink_to(outside / "a.png")
     (root / "fine.png").symlink_to(root / "in" / "a.png")
-    good = ["in/a.png", "./in/../in/a.png", "fine.png", str(root / "in" / "a.png")]
-    bad = ["../root_beside/a.png", "in/../../root_beside/a.png", str(outside / "a.png"), "/etc/passwd", "link.png", "folder/a.png", ".."]
+    good = ["in/a.png", "./in/../in/a.png", "fine.png", "frames", str(root / "in" / "a.png")]
+    bad = [
+        "../root_beside/a.png",
+        "in/../../root_beside/a.png",
+        str(outside / "a.png"),
+        "/etc/passwd",
+        "link.png",
+        "folder/a.png",
+        "mixed",
+        "..",
+    ]
     path = tmp_path / "notes.jsonl"
     path.write_text("\n".join(json.dumps(llava({"image": name}, "What?", "That.")) for name in (*good, *bad)))
     examples = JsonFile(path, str(root))

@@ -121,6 +121,21 @@ def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
         WebDataset(path)
 
 
+@pytest.mark.parametrize("size", [b"\xff" * 12, b"\xff" * 10 + b"\xfc\x00", b"\x80" + b"\x7f" * 11])
+@pytest.mark.timeout(20)
+def test_absurd_sizes_are_refused(tmp_path, size):
+    """Negative ones, of which some would lead backwards for ever, and one that no file has."""
+    path = write(tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    header = data[1024:1536]
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[1024:1536] = header
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tar: cut off or no uncompressed tar, at byte \d+ "):
+        WebDataset(path)
+
+
 def test_what_is_no_tar_is_refused(tmp_path):
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("x.txt"))
