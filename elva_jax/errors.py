@@ -9,11 +9,11 @@ class ConfigError(ElvaError):
     """A configuration key, value or combination that cannot work."""
 
 
-class VideoError(ElvaError):
-    """A media file that cannot be read.
+class _NamedError(ElvaError):
+    """What is wrong with one thing among many, so that the same reason can be counted.
 
     Args:
-      name: the file's path, or a caller's name for bytes.
+      name: the thing: a file's path, or a caller's name for it.
       reason: what is wrong with it, in a few words.
     """
 
@@ -26,12 +26,20 @@ class VideoError(ElvaError):
         return type(self), (self.name, self.reason)
 
 
+class VideoError(_NamedError):
+    """A media file that cannot be read."""
+
+
 class LayoutError(ElvaError):
     """A sequence that cannot be laid out, or does not fit its static length."""
 
 
 class DataError(ElvaError):
     """A data set that is missing, malformed, or has too many bad records."""
+
+
+class RecordError(_NamedError, DataError):
+    """One record of a data set that is malformed, by its place in the file or its key."""
 
 
 class CheckpointError(ElvaError):

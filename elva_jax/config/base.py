@@ -139,13 +139,14 @@ def data() -> ConfigDict:
     return c
 
 
-def source(name: str, split: str, weight: float = 1.0, tasks: tuple[str, ...] = ()) -> ConfigDict:
+def source(name: str, split: str = "", weight: float = 1.0, tasks: tuple[str, ...] = (), root: str = "") -> ConfigDict:
     """One entry of a mixture."""
     c = ConfigDict()
-    c.name = name  # a TFDS name such as moving_shapes/easy
-    c.split = split  # split of it
+    c.name = name  # a TFDS name such as moving_shapes/easy, or a file: .json, .jsonl (LLaVA), .csv (WebVid), .tar (WebDataset)
+    c.split = split  # split of a TFDS data set; files have none
     c.weight = weight  # share of the examples drawn from it
-    c.tasks = tasks  # kinds of turns wanted: object | caption | open | choice; (): all
+    c.tasks = tasks  # kinds of turns wanted of a TFDS data set: object | caption | open | choice; (): all
+    c.root = root  # folder that the media paths of a .json, .jsonl or .csv are relative to; "": the file's own
     return c
 
 

@@ -24,6 +24,7 @@ CHOICES = {
     "optimizer.name": ("adamw", "muon"),
 }
 POLICIES = ("threshold", "ratio", "both", "pool")
+FILES = (".json", ".jsonl", ".csv", ".tar")  # a source whose name ends so is a file, any other a TFDS data set
 TASKS = ("object", "caption", "open", "choice")
 POSITIVE_MODEL = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_position")
 POSITIVE_DATA = ("num_frames", "longest_edge", "seq_len", "max_patches", "max_frames", "max_turns")
@@ -185,6 +186,7 @@ def _check_stage(config: ConfigDict, name: str) -> None:
         _require(source.weight > 0, key + "weight", f"must be positive, got {source.weight}")
         for task in source.tasks:
             _require(task in TASKS, key + "tasks", f"'{task}' is not one of {', '.join(TASKS)}{nearest(task, TASKS)}")
+        _check_source(source, key)
     for key in POSITIVE_DATA:
         _require(data[key] >= 1, f"{at}data.{key}", f"must be at least 1, got {data[key]}")
     _require(0 <= data.max_bad_fraction <= 1, at + "data.max_bad_fraction", f"lies in [0, 1], got {data.max_bad_fraction}")
@@ -197,6 +199,17 @@ def _check_stage(config: ConfigDict, name: str) -> None:
     else:
         _check_sequence(config, stage, at)
         _check_guidance(config, name, at)
+
+
+def _check_source(source: ConfigDict, at: str) -> None:
+    """What a TFDS data set needs and a file has not, and the other way round."""
+    if source.name.lower().endswith(FILES):
+        _require(not source.split, at + "split", f"'{source.split}' is a split of a TFDS data set; {source.name} is a file: leave it empty")
+        _require(not source.root or not source.name.lower().endswith(".tar"), at + "root", "a .tar has its media within: leave it empty")
+        _require(not source.tasks, at + "tasks", f"chooses turns of a built data set; {source.name} is a file, read whole: leave it empty")
+    else:
+        _require(bool(source.split), at + "split", f"names no split of {source.name}; files end in {', '.join(FILES)}")
+        _require(not source.root, at + "root", f"is for files ({', '.join(FILES[:-1])}); {source.name} is a TFDS data set: leave it empty")
 
 
 def _check_hybrid(stage: ConfigDict, patch_size: int, at: str) -> None:

@@ -25,14 +25,14 @@ class Mixture:
         self.names = [entries[label].name for label in self.labels]
         self.tasks = [tuple(entries[label].tasks) for label in self.labels]
         self.weights = [float(entries[label].weight) for label in self.labels]
-        self.records = [sources.open_source(entries[label].name, entries[label].split, config.data_dir) for label in self.labels]
+        self.records = [sources.open_examples(entries[label], config.data_dir) for label in self.labels]
 
     def __len__(self) -> int:
         return sum(len(records) for records in self.records)
 
     def example(self, source: int, index: int) -> Example:
         """Reads one record of one source."""
-        return sources.to_example(self.records[source][index], self.tasks[source], self.names[source])
+        return self.records[source][index]
 
     def key(self, source: int, index: int) -> str:
         """Names a record that could not even be read."""

@@ -15,7 +15,7 @@ from elva_jax.data import conversation
 from elva_jax.data.example import Example, Media
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import Sample, budgets, over
-from elva_jax.errors import DataError, ElvaError, VideoError
+from elva_jax.errors import DataError, ElvaError, RecordError, VideoError
 from elva_jax.video.decode import read_frames
 from elva_jax.video.layout import Clip, Counts, build_layout, count
 from elva_jax.video.resize import patchify, resize_frame
@@ -50,6 +50,8 @@ class Decoder:
             return self.prepare(example, rng)
         except VideoError as error:
             return Rejected(key, error.reason)
+        except RecordError as error:
+            return Rejected(error.name, error.reason)
         except ElvaError as error:
             return Rejected(key, str(error).removeprefix(f"{key}: "))
         except Exception as error:  # a decoder's own failure must not end the run: it is counted, and the limit on bad records stops a bug
@@ -123,7 +125,7 @@ class ConversationDecoder(Decoder):
         """Lays the example out, without its last turns where it is too long; the media of dropped turns go with them."""
         while True:
             kept = clips[: len(example.media)]
-            layout = build_layout(conversation.render(example, self.tokenizer, kept, self.system_prompt))
+            layout = build_layout(conversation.render(example, self.tokenizer, kept, example.system or self.system_prompt))
             counts = count(layout, self.merge_lines)
             exceeded = over(counts, self.capacity)
             if not exceeded:
@@ -200,6 +202,8 @@ class CaptionDecoder(Decoder):
     def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
         example = choose_turns(example, 1, rng)
         conversation.check(example)
+        if not example.media:
+            raise RecordError(example.key, "has no video or image for the caption")
         ids = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())[: self.text_length - 1]
         pixels = read_medium(example.media[0], self.num_frames, self.fps, partial(square, side=self.side), example.key)
         return CaptionSample(np.stack(pixels), np.asarray([*ids, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")], np.int32))

@@ -1,6 +1,6 @@
-"""Data sets by name, as random-access sequences of records, and the readers that turn a record into an Example.
+"""Data sets by name, as random-access sequences of examples: the rest of the pipeline sees only `open_examples`.
 
-A new format is one reader in `READERS`; the rest of the pipeline sees only `open_source` and `to_example`.
+A file's suffix chooses its reader in `FILE_READERS`; any other name is one of TFDS, and a new format of those is one reader in `READERS`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,45 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from elva_jax.data.conversation import choice_prompt
 from elva_jax.data.example import Example, Media, Turn
-from elva_jax.errors import DataError
+from elva_jax.data.readers.json_file import JsonFile
+from elva_jax.data.readers.webdataset import WebDataset
+from elva_jax.data.readers.webvid import WebVidFile
+from elva_jax.errors import DataError, RecordError
 
 Record = Mapping[str, Any]
+
+
+def open_examples(source: ConfigDict, data_dir: str | Path) -> Sequence[Example]:
+    """Opens one entry of a mixture, `config.base.source()`, for random access to its examples.
+
+    Raises:
+      DataError: there is no such data set, file or folder, or the file is not what it claims to be. Reading an example raises
+        RecordError where that record alone is malformed.
+    """
+    opener = FILE_READERS.get(Path(source.name).suffix.lower())
+    if opener is None:
+        return _Built(source.name, source.split, data_dir, tuple(source.tasks))
+    examples = opener(Path(source.name).expanduser(), source.root)
+    if len(examples) == 0:
+        raise DataError(f"{source.name}: has no records")
+    return examples
+
+
+class _Built(Sequence[Example]):
+    """The examples of a built TFDS data set."""
+
+    def __init__(self, name: str, split: str, data_dir: str | Path, tasks: tuple[str, ...]):
+        self.records, self.read, self.tasks = open_source(name, split, data_dir), reader(name), tasks
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.read(self.records[index], self.tasks)
 
 
 def open_source(name: str, split: str, data_dir: str | Path) -> Sequence[Record]:
@@ -60,7 +93,8 @@ def reader(name: str) -> Callable[[Record, tuple[str, ...]], Example]:
     try:
         return READERS[name.split("/")[0]]
     except KeyError:
-        raise DataError(f"{name}: no reader for this data set; there are {', '.join(READERS)}") from None
+        known = ", ".join((*READERS, *FILE_READERS))
+        raise DataError(f"{name}: no reader for this data set; there are {known}") from None
 
 
 def annotation(record: Record) -> dict[str, Any]:
@@ -85,7 +119,7 @@ def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
             if options:
                 turns.append(Turn(choice_prompt(q["question"], options), q["letter"], "choice", q["family"], options, about))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{key}: malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})") from None
+        raise RecordError(key, f"malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})") from None
     media = record["media"]
     source = media.item() if hasattr(media, "item") else media
     return Example(
@@ -94,3 +128,9 @@ def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
 
 
 READERS: dict[str, Callable[[Record, tuple[str, ...]], Example]] = {"moving_shapes": _moving_shapes}
+FILE_READERS: dict[str, Callable[[Path, str], Sequence[Example]]] = {
+    ".json": JsonFile,
+    ".jsonl": JsonFile,
+    ".csv": WebVidFile,
+    ".tar": lambda pattern, root: WebDataset(pattern),
+}

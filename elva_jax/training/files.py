@@ -33,6 +33,8 @@ def config_from_dict(values: dict[str, Any]) -> ConfigDict:
     _add_new_keys(config, base.base())
     for stage in config.stages.values():
         _add_new_keys(stage, base.stage())
+        for source in stage.data.mixture.values():
+            _add_new_keys(source, base.source(""))
     return config
 
 

@@ -8,6 +8,8 @@ from elva_jax.config import base
 from elva_jax.config.load import load, parse_arg
 from elva_jax.errors import ConfigError
 
+SOURCE = "c.stages.a.data.mixture.x = base.source({})"
+
 
 def test_overrides_change_values_of_the_right_type(config_dir):
     c = load(
@@ -80,6 +82,11 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
         ("del c.mesh", r"mesh: missing"),
         ("c.stages.a.optimizer.lr = 1.0", r"stages\.a\.optimizer\.lr: no such key"),
         ("c.stages.a.data.mixture.x = base.source('n', 's', tasks=('opn',))", r"mixture\.x\.tasks: .*did you mean open\?"),
+        (SOURCE.format("'shapes/easy'"), r"mixture\.x\.split: names no split of shapes/easy; files end in \.json"),
+        (SOURCE.format("'shapes/easy', 'train', root='clips'"), r"mixture\.x\.root: .*TFDS data set"),
+        (SOURCE.format("'mine.json', 'train'"), r"mixture\.x\.split: 'train' .*mine\.json is a file"),
+        (SOURCE.format("'mine.jsonl', tasks=('open',)"), r"mixture\.x\.tasks: .*mine\.jsonl is a file"),
+        (SOURCE.format("'{0..9}.tar', root='clips'"), r"mixture\.x\.root: a \.tar has its media within"),
         ("1 / 0", r"ZeroDivisionError|division by zero"),
     ],
 )

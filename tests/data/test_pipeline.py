@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elva_jax.config import base
-from elva_jax.data import mixture, pipeline
+from elva_jax.data import mixture, pipeline, sources
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Kind
 
@@ -187,6 +187,45 @@ def test_bad_records_are_counted_exactly(make, config):
     resumed = make()
     resumed.set_state(batches.get_state())
     assert (resumed.dropped, resumed.reasons) == (batches.dropped, batches.reasons)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_records_of_a_file_are_counted_by_reason(make, config, data_dir, tmp_path, workers):
+    """Twelve readable records of a LLaVA file, and one for every reason there can be."""
+
+    def line(video="good.mp4", question="<video>What colour?", answer="red"):
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        return json.dumps({"video": video, "conversations": turns}).encode()
+
+    (tmp_path / "root").mkdir()
+    good = sources.to_example(sources.open_source("moving_shapes/small", "train", data_dir)[0]).media[0].source
+    for path in ("root/good.mp4", "secret.mp4"):
+        (tmp_path / path).write_bytes(good)
+    (tmp_path / "root" / "empty.mp4").touch()
+    (tmp_path / "root" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    bad = {
+        "no such file or folder": [line("none.mp4")],
+        "is empty (0 bytes)": [line("empty.mp4")],
+        "a media path leaves the root folder": [line("../secret.mp4"), line(str(tmp_path / "secret.mp4")), line("link.mp4")],
+        "a question has no answer": [line(answer="")],
+        "the conversation is empty": [b'{"video": "good.mp4", "conversations": []}'],
+        "is not UTF-8 text": [line(answer="caf\xe9").replace(b"\\u00e9", b"\xe9")],
+        "is not JSON (Expecting ',' delimiter)": [line()[:-3]],
+        "is no JSON object": [b"3"],
+        "2 <image> or <video> markers for 1 media": [line(question="<video><video>What?")],
+    }
+    (tmp_path / "notes.jsonl").write_bytes(b"\n".join([line()] * 12 + [text for texts in bad.values() for text in texts]))
+    data = config.stages.video.data
+    data.mixture = {"mine": base.source(str(tmp_path / "notes.jsonl"), root=str(tmp_path / "root"))}
+    data.max_bad_fraction, data.workers = 1.0, workers
+    batches = make()
+    take(batches, 8)
+    reasons = [None] * 12 + [reason for reason, texts in bad.items() for _ in texts]
+    order = mixture.stream([len(reasons)], [1.0], mixture.stage_seed(config.seed, "video"))
+    expected = Counter(reasons[order[k][1]] for k in range(batches.seen))
+    assert batches.seen > 2 * len(reasons)
+    del expected[None]
+    assert batches.reasons == expected
 
 
 @pytest.mark.parametrize(("limit", "dropped"), [(0.0, 1), (0.1, 11)])

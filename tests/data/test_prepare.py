@@ -6,7 +6,8 @@ import pytest
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.mixture import Mixture
-from elva_jax.data.prepare import ConversationDecoder, Rejected, choose_turns
+from elva_jax.data.prepare import CaptionDecoder, ConversationDecoder, Rejected, choose_turns
+from elva_jax.errors import RecordError
 from elva_jax.inference import visual
 from elva_jax.video.layout import Clip, Kind, build_layout
 from elva_jax.video.resolution import Hybrid
@@ -145,3 +146,9 @@ def test_failures_of_any_sort_become_records(make, tmp_path):
     assert rejected.key == "y"
     assert "no such file" in rejected.reason
     assert str(tmp_path) not in rejected.reason
+
+
+def test_a_caption_of_nothing_is_refused(config, tokenizer):
+    decoder = CaptionDecoder(Mixture(config, "teacher"), config, "teacher", tokenizer)
+    with pytest.raises(RecordError, match=r"^words: has no video or image for the caption$"):
+        decoder.prepare(Example("words", (), TURNS), np.random.default_rng(0))

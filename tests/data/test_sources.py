@@ -2,6 +2,7 @@
 
 import pytest
 
+from elva_jax.config import base, validate
 from elva_jax.data import sources
 from elva_jax.data.conversation import choice_prompt
 from elva_jax.data.moving_shapes.builder import build
@@ -45,3 +46,23 @@ def test_malformed_records_are_named():
     record = {"id": b"clip9", "media": b"", "kind": b"video", "annotation": b'{"captions": {}}'}
     with pytest.raises(DataError, match=r"clip9: malformed annotation \(KeyError: 'questions'\)"):
         sources.to_example(record)
+
+
+def test_every_file_that_a_config_may_name_has_a_reader():
+    assert tuple(sources.FILE_READERS) == validate.FILES
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("notes.json", "[ ]", r"notes\.json: has no records"),
+        ("notes.CSV", "videoid,name\n", r"notes\.CSV: has no records"),
+        ("notes.jsonl", "nothing", r"notes\.jsonl: neither a JSON array"),
+        ("notes.tar", "nothing", r"notes\.tar: cut off or no uncompressed tar"),
+        ("notes.parquet", "PAR1", r"notes\.parquet: no reader for this data set; there are moving_shapes, \.json"),
+    ],
+)
+def test_files_that_hold_nothing_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        sources.open_examples(base.source(str(tmp_path / name)), tmp_path)

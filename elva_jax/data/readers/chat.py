@@ -1,0 +1,114 @@
+"""Conversations as LLaVA, ShareGPT and VideoChat write them in JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.errors import RecordError
+
+KINDS: dict[str, Literal["video", "image"]] = {"image": "image", "images": "image", "video": "video", "videos": "video"}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+MARKER = re.compile("<(image|video)>")
+
+
+def has_turns(record: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is a conversation at all."""
+    return any(field in record for field in ("conversations", "messages", "QA"))
+
+
+def to_example(record: object, key: str, locate: Callable[[object], str]) -> Example:
+    """One conversation with its media.
+
+    Turns are `conversations` of from and value, `messages` of role and content, or `QA` of i, q and a (VideoChat). `image`, `images`,
+    `video` and `videos` name one medium or a list of them. Other fields, such as `id` and `data_source`, say nothing about the example.
+
+    Args:
+      record: a decoded JSON value.
+      key: names the record in messages.
+      locate: gives the path of a medium by its name in the record, or raises RecordError.
+
+    Raises:
+      RecordError: what is not such a record.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(key, "is no JSON object")
+    media = []
+    for field, kind in KINDS.items():
+        names = record.get(field)
+        if names:
+            media += [Media(locate(name), kind) for name in (names if isinstance(names, list) else [names])]
+    return converse(record, key, tuple(media))
+
+
+def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> Example:
+    """The conversation of a JSON object about media that are already found.
+
+    Raises:
+      RecordError: turns that are malformed, or do not alternate.
+    """
+    system, turns = [], []
+    for role, text in _messages(record, key):
+        if role == "system" and not turns:
+            system.append(text)
+        elif role == "user" and (not turns or turns[-1].answer):
+            turns.append(Turn(text, ""))
+        elif role == "assistant" and turns and not turns[-1].answer:
+            turns[-1] = Turn(turns[-1].question, text)
+        elif role == "assistant" and not turns:
+            continue  # as in LLaVA, a greeting before the first question is nothing to learn
+        elif role == "user":
+            raise RecordError(key, "a question has no answer")
+        else:
+            raise RecordError(key, f"its turns do not alternate (an unexpected one of the {role})")
+    if isinstance(record.get("system"), str):
+        system.append(record["system"])
+    example = Example(key, _in_order(media, turns), tuple(turns), ordered=True, system="\n".join(system).strip())
+    for text in (example.system, *(text for turn in turns for text in (turn.question, turn.answer))):
+        if not _encodable(text):
+            raise RecordError(key, "is not valid Unicode text")
+    return example
+
+
+def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
+    """(user | assistant | system, text) of every message."""
+    for field, speaker, says in (("conversations", "from", "value"), ("messages", "role", "content")):
+        if field in record:
+            if not isinstance(record[field], list):
+                raise RecordError(key, f"'{field}' is no list")
+            for message in record[field]:
+                role, text = (message.get(speaker), message.get(says)) if isinstance(message, dict) else (None, None)
+                if not isinstance(role, str) or not isinstance(text, str):
+                    raise RecordError(key, f"an entry of '{field}' is not '{speaker}' and '{says}' in text")
+                if role not in ROLES:
+                    raise RecordError(key, f"the role {role[:40]!a} is not one of {', '.join(ROLES)}")
+                yield ROLES[role], text
+            return
+    if not isinstance(record.get("QA"), list):
+        raise RecordError(key, "has neither 'conversations' nor 'messages'")
+    for pair in record["QA"]:
+        texts = [pair.get(field, "") for field in ("i", "q", "a")] if isinstance(pair, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise RecordError(key, "an entry of 'QA' is not 'q' and 'a' in text")
+        yield "user", "\n".join(filter(None, texts[:2]))
+        yield "assistant", texts[2]
+
+
+def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:
+    """The media in the order of their markers; where `<image>` stands for videos too, as they are listed."""
+    kinds = [kind for turn in turns for kind in MARKER.findall(turn.question)]
+    if sorted(kinds) != sorted(medium.kind for medium in media):
+        return media
+    left = {kind: iter([medium for medium in media if medium.kind == kind]) for kind in ("image", "video")}
+    return tuple(next(left[kind]) for kind in kinds)
+
+
+def _encodable(text: str) -> bool:
+    """Whether the text has no half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

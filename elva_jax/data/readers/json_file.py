@@ -1,0 +1,123 @@
+"""Files of JSON records, an array or one a line, read at random by byte offsets: no decoded record is held."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from elva_jax.data.example import Example
+from elva_jax.data.readers import chat, paths
+from elva_jax.errors import DataError, RecordError
+
+BOM = b"\xef\xbb\xbf"
+FIRST = 20  # lines, of which one at least must be a record
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class JsonFile(Sequence[Example]):
+    """The conversations of a LLaVA or ShareGPT file; see `chat.to_example` for a record's fields.
+
+    Picklable, and safe to share: every access opens the file anew.
+
+    Args:
+      path: a JSON array, or lines of JSON (empty ones do not count); which of the two is seen from the first character.
+      root: the folder that media paths are relative to; "": that of the file.
+
+    Raises:
+      DataError: no such file or folder, or not such a file, with the line.
+    """
+
+    def __init__(self, path: str | Path, root: str = ""):
+        self.path = Path(path)
+        self.root = paths.root_folder(root, self.path)
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(4096).removeprefix(BOM).lstrip()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
+        if head[:1] not in (b"[", b"{"):
+            raise DataError(f"{self.path}: neither a JSON array of records nor one JSON record a line")
+        self.lines = head[:1] == b"{"
+        spans = _lines(self.path) if self.lines else _elements(self.path)
+        self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))  # first byte, end, number of the line or element
+        if self.lines and not any(self._is_json(k) for k in islice(range(len(self)), FIRST)):
+            raise DataError(f"{self.path}: no line of the first {FIRST} is a JSON record; a single record belongs into a JSON array")
+
+    def __len__(self) -> int:
+        return len(self.spans_Nx3)
+
+    def __getitem__(self, index: int) -> Example:
+        """The index-th record.
+
+        Raises:
+          RecordError: it is malformed, named by its line or its place in the array.
+        """
+        number = self.spans_Nx3[index, 2]
+        key = f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
+        try:
+            record = json.loads(self._bytes(index).decode())
+        except UnicodeDecodeError:
+            raise RecordError(key, "is not UTF-8 text") from None
+        except (ValueError, RecursionError) as error:
+            raise RecordError(key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})") from None
+        return chat.to_example(record, key, lambda name: paths.inside(self.root, name, key))
+
+    def _bytes(self, index: int) -> bytes:
+        start, end, _ = self.spans_Nx3[index].tolist()
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    def _is_json(self, index: int) -> bool:
+        try:
+            json.loads(self._bytes(index).decode("latin-1"))
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(first byte, end, line from 1) of every line that is not empty."""
+    position = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            skipped = len(BOM) if number == 1 and line.startswith(BOM) else 0
+            if line.strip():
+                yield position + skipped, position + len(line), number
+            position += len(line)
+
+
+def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(first byte, end, place from 0) of every element of an array.
+
+    The file is decoded as Latin-1, a character a byte: JSON's structure is ASCII, which UTF-8 uses for nothing else.
+    """
+    text = path.read_bytes().decode("latin-1")
+    scan = json.JSONDecoder().raw_decode
+    position = text.index("[") + 1
+    number = 0
+    try:
+        while True:
+            position = SPACE.match(text, position).end()
+            if text[position : position + 1] == "]" and number == 0:
+                break
+            _, end = scan(text, position)
+            yield position, end, number
+            number += 1
+            position = SPACE.match(text, end).end()
+            if text[position : position + 1] != ",":
+                break
+            position += 1
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {error.lineno}: broken JSON in record {number} ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        line = text.count("\n", 0, position) + 1
+        raise DataError(f"{path}: line {line}: broken JSON in record {number} ({type(error).__name__})") from None
+    if text[position : position + 1] != "]" or text[position + 1 :].strip():
+        line = text.count("\n", 0, position) + 1
+        raise DataError(f"{path}: line {line}: broken JSON behind record {number - 1} (a comma or the array's end was expected)")

@@ -1,0 +1,48 @@
+"""Paths out of annotation files, which strangers may have written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from elva_jax.errors import DataError, RecordError
+
+
+def root_folder(root: str, annotations: Path) -> Path:
+    """The resolved folder that media paths are relative to: `root`, or where "" the one that the annotations are in.
+
+    Raises:
+      DataError: there is no such folder.
+    """
+    folder = Path(root).expanduser() if root else annotations.parent
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; set root to the folder that {annotations} speaks of")
+    return folder.resolve()
+
+
+def inside(root: Path, name: object, key: str) -> str:
+    """The path of the medium `name` under the resolved folder `root`; whether it exists is seen when it is read.
+
+    Raises:
+      RecordError: of the record `key`: not a path, or one that leaves the root, be it by `..`, as an absolute path or by a link.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise RecordError(key, "a media path is empty or no text")
+    try:
+        path = (root / name).resolve()
+        stays = _all_inside(root, path)
+    except (ValueError, OSError, RuntimeError):  # NUL bytes, lone surrogates, a name too long, links in a circle, no permission
+        raise RecordError(key, "a media path is no path that can be followed") from None
+    if not stays:
+        raise RecordError(key, "a media path leaves the root folder")
+    return str(path)
+
+
+def _all_inside(root: Path, path: Path) -> bool:
+    """Whether a resolved path, and where it is a folder of frames each link in it, stays under the root."""
+    if not path.is_relative_to(root):
+        return False
+    if not path.is_dir():
+        return True
+    with os.scandir(path) as entries:
+        return all(Path(entry.path).resolve().is_relative_to(root) for entry in entries if entry.is_symlink())

@@ -1,0 +1,138 @@
+"""WebDataset's tar shards, read at random by byte offsets; nothing is ever extracted."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.readers import chat
+from elva_jax.errors import DataError, RecordError
+from elva_jax.video.decode import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
+QUESTIONS = {"video": "Describe the video briefly.", "image": "Describe the image briefly."}  # captions come without questions
+CAPTIONS = ("caption", "text")  # fields of a JSON object without a conversation
+NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # a record's key and what follows: its members differ in that alone
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BLOCK = 512  # bytes, the unit of a tar
+
+
+class WebDataset(Sequence[Example]):
+    """The records of tar shards: neighbouring members of the same name up to its first dot.
+
+    Videos and images become media, in the members' order. A `json` member is a conversation (see `chat.to_example`; its media are the
+    shard's, whatever it calls them) or has the field caption or text; without one, a `txt` member is the caption.
+
+    Args:
+      pattern: path of a shard, or of several as `clips-{000..099}.tar` or `clips-*.tar`.
+
+    Raises:
+      DataError: no such shard, or one that is cut off or no tar, with the offset.
+    """
+
+    def __init__(self, pattern: str | Path):
+        self.shards = _shards(str(pattern))
+        spans = ((k, *span) for k, shard in enumerate(self.shards) for span in _spans(shard))
+        self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))  # shard, first header's offset, end of the last member
+
+    def __len__(self) -> int:
+        return len(self.spans_Nx3)
+
+    def __getitem__(self, index: int) -> Example:
+        """The index-th record, its media as bytes.
+
+        Raises:
+          RecordError: it is malformed, named by shard and key.
+        """
+        number, start, end = self.spans_Nx3[index].tolist()
+        shard = self.shards[number]
+        key, media, texts = f"{shard.name}@{start}", [], {}
+        with shard.open("rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None and member.offset < end:
+                    parts = NAME.fullmatch(member.name)
+                    if member.isdir() or not parts:
+                        continue
+                    key = f"{shard.name}/{parts[1]}".encode(errors="replace").decode()
+                    _check(member, key)
+                    suffix = PurePosixPath(f"x.{parts[2]}").suffix.lower()
+                    if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES:
+                        media.append(Media(tar.extractfile(member).read(), "video" if suffix in VIDEO_SUFFIXES else "image"))
+                    elif suffix in (".json", ".txt"):
+                        texts[suffix] = tar.extractfile(member).read()
+        return _to_example(key, tuple(media), texts)
+
+
+def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> Example:
+    try:
+        record = json.loads(texts[".json"].decode()) if ".json" in texts else {}
+        caption = texts.get(".txt", b"").decode()
+    except UnicodeDecodeError:
+        raise RecordError(key, "is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise RecordError(key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})") from None
+    if not isinstance(record, dict):
+        raise RecordError(key, "is no JSON object")
+    if chat.has_turns(record):
+        return chat.converse(record, key, media)
+    if not media:
+        raise RecordError(key, "has neither a video nor an image")
+    caption = next((record[field] for field in CAPTIONS if isinstance(record.get(field), str)), caption)
+    return Example(key, media, (Turn(QUESTIONS[media[0].kind], caption, "caption"),))
+
+
+def _check(member: tarfile.TarInfo, key: str) -> None:
+    """Refuses what a shard made for unpacking over other files would have."""
+    path = PurePosixPath(member.name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise RecordError(key, "a member's name leaves the shard")
+    if not member.isreg():
+        raise RecordError(key, "a member is a link or a device")
+
+
+def _shards(pattern: str) -> list[Path]:
+    """The shards of a pattern, in order."""
+    match = RANGE.search(pattern)
+    if match:
+        first, last = match.groups()
+        numbers = range(int(first), int(last) + 1)
+        return [path for n in numbers for path in _shards(pattern[: match.start()] + str(n).zfill(len(first)) + pattern[match.end() :])]
+    path = Path(pattern)
+    found = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+    if not found:
+        raise DataError(f"{path}: no such shard")
+    return found
+
+
+def _spans(shard: Path) -> Iterator[tuple[int, int]]:
+    """(first header's offset, end) of every record of a shard, from its headers alone."""
+    last, start, at, offset = None, 0, 0, 0
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # tarfile would keep them all
+                parts = NAME.fullmatch(member.name)
+                if not member.isdir() and parts and parts[1] != last:
+                    if last is not None:
+                        yield start, member.offset
+                    last, start = parts[1], member.offset
+                at, offset = member.offset, tar.offset
+                if member.size < 0:  # would lead backwards, for ever
+                    raise tarfile.ReadError("a member of negative size")
+            file.seek(offset)
+            rest = file.read(BLOCK)  # tarfile takes a broken header for the end
+    except OSError as error:
+        raise DataError(f"{shard}: cannot be read at byte {at} ({error.strerror})") from None
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile lets a header's absurd numbers through
+        raise DataError(f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})") from None
+    if rest.strip(b"\0") or 0 < len(rest) < BLOCK:
+        raise DataError(f"{shard}: cut off or broken, at byte {offset} (no header of a member)")
+    if last is not None:
+        yield start, offset

@@ -1,0 +1,94 @@
+"""WebVid's CSV files: a clip and its caption a row, read at random by byte offsets."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.readers import paths
+from elva_jax.errors import DataError, RecordError
+
+QUESTION = "Describe the video briefly."  # captions come without questions
+COLUMNS = ("videoid", "name")  # needed; page_dir is used where there is one
+
+
+class WebVidFile(Sequence[Example]):
+    """The rows of a WebVid CSV: column `name` is the caption of the clip `page_dir/videoid.mp4` under the root.
+
+    Args:
+      path: a CSV with a header.
+      root: the folder that clips are under; "": that of the file.
+
+    Raises:
+      DataError: no such file or folder, or not such a file, with the line.
+    """
+
+    def __init__(self, path: str | Path, root: str = ""):
+        self.path = Path(path)
+        self.root = paths.root_folder(root, self.path)
+        try:
+            spans = np.fromiter(_rows(self.path), np.dtype((np.int64, 3)))
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
+        self.spans_Nx3 = spans[1:]  # first byte, end, line from 1
+        try:
+            self.columns = self._row(*spans[0, :2].tolist()) if len(spans) else []
+        except UnicodeDecodeError:
+            raise DataError(f"{self.path}: line 1: is not UTF-8 text") from None
+        for column in COLUMNS:
+            if column not in self.columns:
+                raise DataError(f"{self.path}: line 1: no column '{column}'; a WebVid CSV has {', '.join((*COLUMNS, 'page_dir'))}")
+
+    def __len__(self) -> int:
+        return len(self.spans_Nx3)
+
+    def __getitem__(self, index: int) -> Example:
+        """The index-th row.
+
+        Raises:
+          RecordError: it is malformed, named by its line.
+        """
+        start, end, line = self.spans_Nx3[index].tolist()
+        key = f"{self.path.name}:{line}"
+        try:
+            values = self._row(start, end)
+        except UnicodeDecodeError:
+            raise RecordError(key, "is not UTF-8 text") from None
+        if len(values) != len(self.columns):
+            raise RecordError(key, f"has not the header's {len(self.columns)} columns")
+        row = dict(zip(self.columns, values, strict=True))
+        if not row["videoid"]:
+            raise RecordError(key, "has no videoid")
+        clip = "/".join(filter(None, (row.get("page_dir", ""), f"{row['videoid']}.mp4")))
+        return Example(key, (Media(paths.inside(self.root, clip, key), "video"),), (Turn(QUESTION, row["name"], "caption"),))
+
+    def _row(self, start: int, end: int) -> list[str]:
+        with self.path.open("rb") as file:
+            file.seek(start)
+            text = file.read(end - start).decode("utf-8-sig")
+        return next(csv.reader([text], strict=True), [])
+
+
+def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(first byte, end, line from 1) of the header and every row; a quoted field may go over several lines."""
+    position = 0
+
+    def lines(file) -> Iterator[str]:
+        nonlocal position
+        for line in file:
+            position += len(line)
+            yield line.decode("latin-1")  # a character a byte: CSV's structure is ASCII
+
+    with path.open("rb") as file:
+        reader, start, line = csv.reader(lines(file), strict=True), 0, 1
+        try:
+            for row in reader:
+                if row:
+                    yield start, position, line
+                start, line = position, reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}: line {line}: broken CSV ({error})") from None
