@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from elva_jax.data.example import Example
-from elva_jax.data.readers import chat, paths
-from elva_jax.errors import DataError, RecordError
+from elva_jax.data.readers import chat, paths, records
+from elva_jax.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 FIRST = 20  # lines, of which one at least must be a record
@@ -59,19 +59,10 @@ class JsonFile(Sequence[Example]):
         """
         number = self.spans_Nx3[index, 2]
         key = f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
-        try:
-            record = json.loads(self._bytes(index).decode())
-        except UnicodeDecodeError:
-            raise RecordError(key, "is not UTF-8 text") from None
-        except (ValueError, RecursionError) as error:
-            raise RecordError(key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})") from None
-        return chat.to_example(record, key, lambda name: paths.inside(self.root, name, key))
+        return chat.to_example(records.decode_json(self._bytes(index), key), key, lambda name: paths.inside(self.root, name, key))
 
     def _bytes(self, index: int) -> bytes:
-        start, end, _ = self.spans_Nx3[index].tolist()
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return file.read(end - start)
+        return records.read_span(self.path, *self.spans_Nx3[index, :2].tolist())
 
     def _is_json(self, index: int) -> bool:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -10,13 +9,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from elva_jax.data.example import Example, Media, Turn
-from elva_jax.data.readers import chat
+from elva_jax.data.example import Example, Media
+from elva_jax.data.readers import chat, records
 from elva_jax.errors import DataError, RecordError
 from elva_jax.video.decode import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
-QUESTIONS = {"video": "Describe the video briefly.", "image": "Describe the image briefly."}  # captions come without questions
 CAPTIONS = ("caption", "text")  # fields of a JSON object without a conversation
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # a record's key and what follows: its members differ in that alone
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -71,13 +69,8 @@ class WebDataset(Sequence[Example]):
 
 
 def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> Example:
-    try:
-        record = json.loads(texts[".json"].decode()) if ".json" in texts else {}
-        caption = texts.get(".txt", b"").decode()
-    except UnicodeDecodeError:
-        raise RecordError(key, "is not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:
-        raise RecordError(key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})") from None
+    record = records.decode_json(texts[".json"], key) if ".json" in texts else {}
+    caption = records.decode(texts.get(".txt", b""), key)
     if not isinstance(record, dict):
         raise RecordError(key, "is no JSON object")
     if chat.has_turns(record):
@@ -85,7 +78,7 @@ def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> 
     if not media:
         raise RecordError(key, "has neither a video nor an image")
     caption = next((record[field] for field in CAPTIONS if isinstance(record.get(field), str)), caption)
-    return Example(key, media, (Turn(QUESTIONS[media[0].kind], caption, "caption"),))
+    return records.captioned(key, media, caption)
 
 
 def _check(member: tarfile.TarInfo, key: str) -> None:

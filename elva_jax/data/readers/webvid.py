@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from elva_jax.data.example import Example, Media, Turn
-from elva_jax.data.readers import paths
+from elva_jax.data.example import Example, Media
+from elva_jax.data.readers import paths, records
 from elva_jax.errors import DataError, RecordError
 
-QUESTION = "Describe the video briefly."  # captions come without questions
 COLUMNS = ("videoid", "name")  # needed; page_dir is used where there is one
 
 
@@ -36,9 +35,9 @@ class WebVidFile(Sequence[Example]):
             raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
         self.spans_Nx3 = spans[1:]  # first byte, end, line from 1
         try:
-            self.columns = self._row(*spans[0, :2].tolist()) if len(spans) else []
-        except UnicodeDecodeError:
-            raise DataError(f"{self.path}: line 1: is not UTF-8 text") from None
+            self.columns = self._row(*spans[0, :2].tolist(), "line 1") if len(spans) else []
+        except RecordError as error:
+            raise DataError(f"{self.path}: {error}") from None
         for column in COLUMNS:
             if column not in self.columns:
                 raise DataError(f"{self.path}: line 1: no column '{column}'; a WebVid CSV has {', '.join((*COLUMNS, 'page_dir'))}")
@@ -54,22 +53,17 @@ class WebVidFile(Sequence[Example]):
         """
         start, end, line = self.spans_Nx3[index].tolist()
         key = f"{self.path.name}:{line}"
-        try:
-            values = self._row(start, end)
-        except UnicodeDecodeError:
-            raise RecordError(key, "is not UTF-8 text") from None
+        values = self._row(start, end, key)
         if len(values) != len(self.columns):
             raise RecordError(key, f"has not the header's {len(self.columns)} columns")
         row = dict(zip(self.columns, values, strict=True))
         if not row["videoid"]:
             raise RecordError(key, "has no videoid")
         clip = "/".join(filter(None, (row.get("page_dir", ""), f"{row['videoid']}.mp4")))
-        return Example(key, (Media(paths.inside(self.root, clip, key), "video"),), (Turn(QUESTION, row["name"], "caption"),))
+        return records.captioned(key, (Media(paths.inside(self.root, clip, key), "video"),), row["name"])
 
-    def _row(self, start: int, end: int) -> list[str]:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            text = file.read(end - start).decode("utf-8-sig")
+    def _row(self, start: int, end: int, key: str) -> list[str]:
+        text = records.decode(records.read_span(self.path, start, end), key, "utf-8-sig")
         return next(csv.reader([text], strict=True), [])
 
 

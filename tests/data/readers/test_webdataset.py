@@ -8,7 +8,8 @@ import tarfile
 import pytest
 
 from elva_jax.data.example import Media, Turn
-from elva_jax.data.readers.webdataset import QUESTIONS, WebDataset
+from elva_jax.data.readers.records import QUESTIONS
+from elva_jax.data.readers.webdataset import WebDataset
 from elva_jax.errors import DataError, RecordError
 
 CHAT = {"video": "ignored.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A dog."}]}

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elva_jax.data.example import Media, Turn
-from elva_jax.data.readers.webvid import QUESTION, WebVidFile
+from elva_jax.data.readers.records import QUESTIONS
+from elva_jax.data.readers.webvid import WebVidFile
 from elva_jax.errors import DataError, RecordError
 
 HEADER = "videoid,contentUrl,duration,page_dir,name\n"
@@ -23,7 +24,7 @@ def test_rows_are_clips_with_captions(tmp_path):
     )
     first, second = WebVidFile(path)
     assert first.media == (Media(str(tmp_path.resolve() / "006001_006050" / "21179416.mp4"), "video"),)
-    assert first.turns == (Turn(QUESTION, 'Aerial shot, "winter" forest\nfrom above', "caption"),)
+    assert first.turns == (Turn(QUESTIONS["video"], 'Aerial shot, "winter" forest\nfrom above', "caption"),)
     assert second.turns[0].answer == "Cars on a bridge — at night"
     assert (first.key, second.key) == ("val.csv:2", "val.csv:5")
 
