@@ -19,7 +19,6 @@ examples:
   elva bench ttft --frames 8,32,128
   elva bench ttft --size 7b --content typical --figure ttft.png --json ttft.json"""
 
-QUESTION = 32  # tokens
 CONTENT_FRAMES = 32  # of the videos that differ in redundancy only
 
 

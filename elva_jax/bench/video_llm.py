@@ -13,7 +13,6 @@ from elva_jax.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN
 from elva_jax.bench.memory import peak_bytes
 from elva_jax.bench.random_model import random_patches, random_weights
 from elva_jax.bench.timing import Spread
-from elva_jax.bench.ttft import QUESTION
 from elva_jax.inference import decode
 from elva_jax.inference.prefill import Prefix, prefill
 from elva_jax.inference.rows import build_rows, grid_length
@@ -23,6 +22,7 @@ from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, Merge
 from elva_jax.video.layout import Clip, Text, clip_tokens
 from elva_jax.video.resolution import choose_high
 
+QUESTION = 32  # text tokens behind the video
 HEADER = 14  # text tokens before the video, as in a chat's system turn
 NUMBERS = Sampling().numbers
 # Where layers merge in 28 (docs/choices.md): a threshold, then threshold and half of what is left, twice.

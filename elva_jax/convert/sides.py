@@ -88,8 +88,9 @@ class JaxSide:
     def ask(self, video: Any, prompt: str, merging: bool, new_tokens: int) -> Answered:
         """One question about one video: the whole prompt at once, and a greedy answer with a cache."""
         from elva_jax.inference.generate import Generator
+        from elva_jax.inference.rows import text_tokens
         from elva_jax.models.elva import Elva
-        from elva_jax.video.layout import Kind, Text, build_layout
+        from elva_jax.video.layout import Kind, build_layout
 
         run = self._load()
         generator = Generator.from_run(run)
@@ -107,7 +108,7 @@ class JaxSide:
 
         logits, left = forward(run.params["elva"], visual.patches[None], jax.tree.map(lambda field: field[None], layout))
         used = np.asarray(left.kind[0] != Kind.PAD)
-        ids = tuple(int(token) for part in parts if isinstance(part, Text) for token in part.token_ids)
+        ids = tuple(text_tokens(parts))
         # In a single example, the position of a token is its place.
         return Answered(ids, np.asarray(left.position[0])[used], np.asarray(logits[0])[used], answer.tokens, layout.length)
 

@@ -10,7 +10,7 @@ import numpy as np
 from elva_jax.data import conversation
 from elva_jax.inference import decode
 from elva_jax.inference.generate import GREEDY, Answer, Generator, Prefilled, check_question, pieces
-from elva_jax.inference.rows import grid_length, split_prompt
+from elva_jax.inference.rows import grid_length, split_prompt, text_tokens
 from elva_jax.inference.sampling import Sampling
 from elva_jax.inference.visual import Visual
 from elva_jax.video.layout import Clip, Text
@@ -57,7 +57,7 @@ class Chat:
             parts = generator.prompt_parts(question, media)
         room = grid_length(self._most, 8)
         state, self._state = self._state, None  # it is used up below; a turn that is broken off starts from the text again
-        tokens = [token for part in parts if isinstance(part, Text) for token in part.token_ids]
+        tokens = text_tokens(parts)
         if state is not None and not media and self._fits(state, len(tokens)):
             state = self._continue(state, tokens, room)
         else:

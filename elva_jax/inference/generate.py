@@ -16,7 +16,7 @@ from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.inference import decode, extend, visual
 from elva_jax.inference.choices import Choice, Likelihood, Tree, plant
 from elva_jax.inference.prefill import Prefix, prefill
-from elva_jax.inference.rows import Lengths, build_rows, split_prompt
+from elva_jax.inference.rows import Lengths, build_rows, split_prompt, text_tokens
 from elva_jax.inference.sampling import Sampling
 from elva_jax.inference.stretch import stretched
 from elva_jax.inference.transcript import tokens_before, visible
@@ -246,7 +246,7 @@ class Generator:
             for g, ids in enumerate(row):
                 token[b, g, : len(ids)], length[b, g] = ids, len(ids)
             if sampling.mode.penalise:
-                mentioned[b, :, [token for part in prefilled.fronts[b] if isinstance(part, Text) for token in part.token_ids]] = True
+                mentioned[b, :, text_tokens(prefilled.fronts[b])] = True
         state = decode.new_state(prefilled.prefix.config, prefilled.prefix.length, groups, queries + room, mentioned)
         return self.ask(prefilled, state, token, length, sampling)
 

@@ -6,7 +6,7 @@ the longest input, whatever the videos and questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,11 @@ class Prompt(NamedTuple):
     question: tuple[int, ...]  # token ids of what follows, up to where the answer begins
 
 
+def text_tokens(parts: Iterable[Text | Clip]) -> list[int]:
+    """The vocabulary ids of a prompt's text, without what stands for its clips."""
+    return [int(token) for part in parts if isinstance(part, Text) for token in part.token_ids]
+
+
 def split_prompt(parts: Sequence[Text | Clip]) -> Prompt:
     """Cuts a rendered prompt behind its last clip (without clips, behind its first token).
 
@@ -67,13 +72,13 @@ def split_prompt(parts: Sequence[Text | Clip]) -> Prompt:
     clips = [i for i, part in enumerate(parts) if isinstance(part, Clip)]
     if clips:
         front, rest = list(parts[: clips[-1] + 1]), parts[clips[-1] + 1 :]
-        tail = [token for part in rest for token in part.token_ids]
+        tail = text_tokens(rest)
     else:
-        tail = [token for part in parts for token in part.token_ids]
+        tail = text_tokens(parts)
         front, tail = [Text(tuple(tail[:1]))], tail[1:]
     if not tail:
         raise LayoutError("the prompt has no text behind its video; ask something")
-    return Prompt(tuple(front), tuple(int(token) for token in tail))
+    return Prompt(tuple(front), tuple(tail))
 
 
 class Rows(NamedTuple):

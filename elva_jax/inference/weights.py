@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from elva_jax.models.config import ElvaConfig
-from elva_jax.models.elva import visual_embed
-from elva_jax.ops import linear
-from elva_jax.video.layout import Kind, TokenLayout
+from elva_jax.models.elva import input_embeddings, visual_embed
+from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
+from elva_jax.video.layout import TokenLayout
 
 
 class Weights(NamedTuple):
@@ -51,15 +50,11 @@ def take_apart(config: ElvaConfig, params: Any) -> Weights:
 
 def embed(config: ElvaConfig, weights: Weights, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
     """Input embeddings [B, S, D], as `Elva.embed`."""
-    is_text = layout.kind == Kind.TEXT
-    text = weights.embed_tokens[jnp.where(is_text, layout.token_id, 0)]
     visual = visual_embed(config).apply({"params": weights.visual}, patches_BxNxK, layout)
-    return jnp.where(is_text[..., None], text, visual)
+    return input_embeddings(weights.embed_tokens.__getitem__, visual, layout)
 
 
 def logits(config: ElvaConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """float32 logits [..., V] of the last layer's output [..., D]: final norm and head."""
-    norm = nn.RMSNorm(epsilon=config.decoder.rms_norm_eps, dtype=jnp.float32)
-    hidden = norm.apply({"params": weights.norm}, x).astype(config.dtype)
-    table, axis = (weights.embed_tokens, 1) if weights.lm_head is None else (weights.lm_head, 0)
-    return linear.project(hidden, table, axis, preferred_element_type=jnp.float32)
+    hidden = rms_norm(config.decoder).apply({"params": weights.norm}, x).astype(config.dtype)
+    return vocabulary_logits(hidden, weights.embed_tokens, weights.lm_head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -71,6 +72,12 @@ def visual_embed(config: ElvaConfig) -> nn.Module:
     return PatchEmbed(config.patch, features, dtype)
 
 
+def input_embeddings(embed: Callable[[jax.Array], jax.Array], visual_BxSxD: jax.Array, layout: TokenLayout) -> jax.Array:
+    """[B, S, D]: text by `embed`, which takes vocabulary ids, among the visual tokens; at padding what those have there."""
+    is_text = layout.kind == Kind.TEXT
+    return jnp.where(is_text[..., None], embed(jnp.where(is_text, layout.token_id, 0)), visual_BxSxD)
+
+
 def smallest_inputs(config: ElvaConfig) -> tuple[np.ndarray, TokenLayout]:
     """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
     layout = TokenLayout(*(np.zeros((1, 2, 4) if name == "cell" else (1, 2), np.int32) for name in TokenLayout._fields))
@@ -132,10 +139,8 @@ class Elva(nn.Module):
 
     def embed(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
         """Input embeddings [B, S, D]: text from the table, visual tokens from the patch embedding, zeros at padding."""
-        is_text = layout.kind == Kind.TEXT
-        text = self.decoder.embed(jnp.where(is_text, layout.token_id, 0))
-        visual = self.patch_embed(patches_BxNxK, layout)
-        return nn.with_logical_constraint(jnp.where(is_text[..., None], text, visual), ("batch", "seq", None))
+        x = input_embeddings(self.decoder.embed, self.patch_embed(patches_BxNxK, layout), layout)
+        return nn.with_logical_constraint(x, ("batch", "seq", None))
 
     def finish(self, x_BxSxD: jax.Array) -> jax.Array:
         """The final norm: what `head` takes."""

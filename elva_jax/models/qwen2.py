@@ -30,7 +30,8 @@ def _normal(*axes: str | None):
     return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
 
 
-def _norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
+def rms_norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
+    """The norm of the decoder, in float32."""
     scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
     return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=jnp.float32, scale_init=scale_init, name=name)
 
@@ -43,6 +44,12 @@ def angles(config: DecoderConfig, position_BxS: jax.Array, rope_length: int = 0)
     """
     frequency, factor = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, rope_length or config.max_position)
     return rope.cos_sin(position_BxS, frequency, factor)
+
+
+def vocabulary_logits(hidden: jax.Array, embed_tokens_VxD: jax.Array, lm_head_DxV: jax.Array | None) -> jax.Array:
+    """float32 logits [..., V] of normed hidden states [..., D] in the compute type; without a head the embedding table is it."""
+    table, axis = (embed_tokens_VxD, 1) if lm_head_DxV is None else (lm_head_DxV, 0)
+    return linear.project(hidden, table.astype(hidden.dtype), axis, preferred_element_type=jnp.float32)
 
 
 class DecoderLayer(nn.Module):
@@ -67,7 +74,7 @@ class DecoderLayer(nn.Module):
             split = flat.reshape(*flat.shape[:2], count, c.head_dim)
             return nn.with_logical_constraint(split, ("batch", "seq", axis, "head_dim"))
 
-        h_BxSxD = _norm(c, "input_layernorm")(x_BxSxD).astype(self.dtype)
+        h_BxSxD = rms_norm(c, "input_layernorm")(x_BxSxD).astype(self.dtype)
         q_BxSxHxDh = checkpoint_name(rope.rotate(heads("q_proj", c.num_heads, "heads"), cos_BxSxF, sin_BxSxF), "query")
         k_BxSxKxDh = checkpoint_name(rope.rotate(heads("k_proj", c.num_kv_heads, "kv_heads"), cos_BxSxF, sin_BxSxF), "key")
         v_BxSxKxDh = checkpoint_name(heads("v_proj", c.num_kv_heads, "kv_heads"), "value")
@@ -75,7 +82,7 @@ class DecoderLayer(nn.Module):
         attended = attended.reshape(*attended.shape[:2], c.num_heads * c.head_dim)
         x_BxSxD = x_BxSxD + dense("o_proj", c.hidden_size, ("heads", "embed"))(attended)
 
-        h_BxSxD = _norm(c, "post_attention_layernorm")(x_BxSxD).astype(self.dtype)
+        h_BxSxD = rms_norm(c, "post_attention_layernorm")(x_BxSxD).astype(self.dtype)
         gate_BxSxM = dense("gate_proj", c.intermediate_size, ("embed", "mlp"))(h_BxSxD)
         up_BxSxM = dense("up_proj", c.intermediate_size, ("embed", "mlp"))(h_BxSxD)
         inner_BxSxM = nn.with_logical_constraint(nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "seq", "mlp"))
@@ -101,7 +108,7 @@ class Qwen2(nn.Module):
             raise ConfigError(f"model.remat: {self.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}")
         self.embed_tokens = self.param("embed_tokens", _normal("vocab", "embed"), (c.vocab_size, c.hidden_size), jnp.float32)
         self.stack = self.param("layers", self._init_layers)
-        self.norm = _norm(c)
+        self.norm = rms_norm(c)
         if not c.tie_embeddings:
             self.lm_head = self.param("lm_head", _normal("embed", "vocab"), (c.hidden_size, c.vocab_size), jnp.float32)
 
@@ -155,9 +162,8 @@ class Qwen2(nn.Module):
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
-        hidden = hidden.astype(self.dtype)
-        table, axis = (self.embed_tokens, 1) if self.config.tie_embeddings else (self.lm_head, 0)
-        logits = linear.project(hidden, table.astype(self.dtype), axis, preferred_element_type=jnp.float32)
+        lm_head = None if self.config.tie_embeddings else self.lm_head
+        logits = vocabulary_logits(hidden.astype(self.dtype), self.embed_tokens, lm_head)
         if logits.ndim == 3:
             logits = nn.with_logical_constraint(logits, ("batch", "seq", "vocab"))
         return logits
