@@ -69,8 +69,8 @@ def _show(pieces) -> None:
 def _generate(args: argparse.Namespace, _) -> int:
     sampling = options.sampling(args)
     generator, media = _open(args)
-    longest = max(len(generator.tokenizer.encode(prompt)) for prompt in args.prompt)
-    prefilled = generator.prefill([media], merging=args.merging, prompts=args.prompt[:1], room=longest + args.max_new_tokens)
+    longest = max(args.prompt, key=lambda prompt: len(generator.tokenizer.encode(prompt)))
+    prefilled = generator.prefill([media], merging=args.merging, prompts=[longest], room=args.max_new_tokens)
     if len(args.prompt) == 1:
         _show(generator.stream(prefilled, args.prompt[0], args.max_new_tokens, sampling=sampling))
         return 0
