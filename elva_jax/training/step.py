@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from elva_jax.parallel.processes import wait
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
 from elva_jax.training.metrics import SUMMED
@@ -52,8 +53,8 @@ def value_and_grad(loss_fn: LossFn, params, frozen, batch, accumulate: int, zero
 
 def make_train_step(
     objective: Objective, optimizer: Optimizer, mesh: Mesh, rules, shardings, accumulate: int = 1, zero: int = 3, dtype: str = "float32"
-):
-    """Compiles `train_step(state, frozen, batch) -> (state, metrics)`; the state is donated.
+) -> TrainStep:
+    """`train_step(state, frozen, batch) -> (state, metrics)`, which donates the state.
 
     A loss or gradient norm that is not finite leaves parameters and optimiser as they were, and is counted in the state.
 
@@ -96,15 +97,23 @@ def make_train_step(
         counts = {"bad_steps": after.bad_steps, "bad_run": after.bad_run}
         return after, {"loss": value, **metrics, "grad_norm": norm, "param_norm": optax.tree.norm(moving), "learning_rate": rate, **counts}
 
-    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return TrainStep(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)), mesh, rules)
 
-    def on_devices(state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
-        with on_mesh(mesh, rules):
-            return compiled(state, frozen, batch)
 
-    def trace(state, frozen, batch) -> jax.stages.Traced:
-        with on_mesh(mesh, rules):
-            return compiled.trace(state, frozen, batch)
+class TrainStep:
+    """A jitted `train_step(state, frozen, batch)` on its mesh; compiled at the first call, for the shapes of that."""
 
-    on_devices.trace = trace  # for `elva plan`, which compiles the step without running it
-    return on_devices
+    def __init__(self, function, mesh: Mesh, rules):
+        self._function, self._mesh, self._rules = function, mesh, rules
+        self._program: jax.stages.Compiled | None = None
+
+    def trace(self, state, frozen, batch) -> jax.stages.Traced:
+        """For arrays or their shapes, which is all that `elva plan` has."""
+        with on_mesh(self._mesh, self._rules):
+            return self._function.trace(state, frozen, batch)
+
+    def __call__(self, state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
+        if self._program is None:
+            self._program = self.trace(state, frozen, batch).lower().compile()
+            wait("training step compiled")  # takes each process its own time
+        return self._program(state, frozen, batch)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class WeightsAndBiases:
 
         name = folder / "wandb_id"
         if not name.exists():
-            write_atomic(name, wandb.util.generate_id())
+            write_atomic(name, secrets.token_hex(4))
         self._run = wandb.init(
             project=config.log.wandb,
             group=config.name,

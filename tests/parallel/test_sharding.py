@@ -15,7 +15,11 @@ from elva_jax.training import loop
 from elva_jax.training.objective import make_objective, vision_tower
 from elva_jax.training.optimizer import path_name
 
-CASES = ("video:data=2,fsdp=2,tensor=2,zero=2,accumulate=2", "sft:fsdp=2,context=2,tensor=2")
+CASES = {  # pieces of a decoder kernel [layers, embed, heads]: fsdp x tensor where four heads, and two key-value heads, divide
+    "video:data=2,fsdp=2,tensor=2,zero=2,accumulate=2": 4,
+    "sft:fsdp=2,context=2,tensor=2": 4,
+    "image:fsdp=1,tensor=8": 1,  # nothing splits tokens
+}
 
 
 def test_collisions_are_refused():
@@ -62,14 +66,13 @@ def test_unknown_names_are_refused():
 @pytest.mark.slow
 def test_eight_devices_agree_with_one(compare):
     """video has every loss term (negatives gathered over all devices), sft merges; every mesh is in `equality.py all`."""
-    for case, result in compare(CASES, devices=8):
+    for case, result in compare(tuple(CASES), devices=8):
         assert result["largest"] > 1e-2, result
         assert result["loss"] < 1e-5, result
         assert result["worst"] < 1e-5, result
         assert result["pinned"], result  # the gradient lies where its parameter does
-        # Decoder kernels are [layers, embed, heads]: split over fsdp x tensor; two key-value heads divide by two.
         for name in ("q_proj", "k_proj"):
-            assert result["split"][f"elva/decoder/layers/{name}/kernel"] == 4, case
+            assert result["split"][f"elva/decoder/layers/{name}/kernel"] == CASES[case], case
 
 
 def test_adams_moments_lie_as_their_parameters(tiny_run):

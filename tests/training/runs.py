@@ -18,22 +18,27 @@ from elva_jax.training.writers import read_metrics
 CONFIG = Path(__file__).with_name("tiny_run.py")
 
 
-def start(workdir, data_dir, overrides, environment=None, arg="teacher,video", processes=1):
-    """Starts `elva train` with `overrides` {key: value}, each process in a group of its own; a list of them."""
+def words(workdir, data_dir, overrides, arg="teacher,video"):
+    """What follows `elva`, with `overrides` {key: value}."""
     values = [f"--config.{key}={value}" for key, value in {"data_dir": data_dir, **overrides}.items()]
-    command = ["train", "--config", f"{CONFIG}:{arg}", "--workdir", str(workdir), *values]
-    heads = [["-m", "elva_jax.cli"]]
-    if processes > 1:
-        port = free_port()
-        heads = [[str(CONFIG.with_name("process.py")), str(port), str(processes), str(index)] for index in range(processes)]
-    return [_launch([sys.executable, *head, *command], environment or {}) for head in heads]
+    return ["train", "--config", f"{CONFIG}:{arg}", "--workdir", str(workdir), *values]
 
 
-def _launch(command, environment):
+def start(workdir, data_dir, overrides, environment=None, arg="teacher,video", processes=1, program=("-m", "elva_jax.cli")):
+    """Starts `elva train` in one or several processes, each in a group of its own; a list of them."""
+    command = [sys.executable, *program, *words(workdir, data_dir, overrides, arg)]
+    if processes == 1:
+        return [launch(command, environment)]
+    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(processes), "--heartbeat-timeout", "10"]
+    return [launch([*command, "--process-id", str(index)], environment) for index in range(processes)]
+
+
+def launch(command, environment=None):
+    """Starts a command in a group of its own; `output` reads what it prints."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process; a pipe that nobody reads fills up
     process = subprocess.Popen(
         command,
-        env={**os.environ, **environment, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **(environment or {}), "JAX_PLATFORMS": "cpu"},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
