@@ -1,4 +1,19 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, which the processes that tests start inherit.
+
+Nearly all of its time is XLA compiling programs that run for a moment: without the optimisations behind it (LLVM's) it takes half of that,
+and what one process has compiled the others read.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the process that starts them
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="elva-test-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np

@@ -24,7 +24,7 @@ def compare(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_device")  # what one device says is computed once
 
     def run(cases, devices, processes=1):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         command = [sys.executable, str(Path(__file__).with_name("equality.py")), *cases, "--folder", str(folder)]
         if processes > 1:

@@ -14,7 +14,7 @@ from elva_jax.parallel.zero import _whole
 
 
 def test_levels_differ_in_when_weights_are_gathered():
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"}
     script = Path(__file__).with_name("zero_levels.py")
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -41,19 +41,6 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Programs that several tests (and the processes they start) compile are compiled once; returns the environment that says so."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    values = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.3}
-    old = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    yield {name.upper(): str(value) for name, value in values.items()}
-    for name, value in old.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture
 def config(tiny_run):
     """The toy run; tests that read data set `data_dir`."""

@@ -40,7 +40,7 @@ def records(tmp_path):
 class Starts:
     """Starts of one run, and which records each of its steps was trained on."""
 
-    def __init__(self, runs, folder, data_dir, overrides, environment):
+    def __init__(self, runs, folder, data_dir, overrides):
         self.workdir, self.by_step = folder / "run", {}
         self._runs, self._notes = runs, folder / "notes"
         self._notes.mkdir()
@@ -49,7 +49,7 @@ class Starts:
             f'#!/bin/sh\n[ "$2" = -m ] && shift 3 && exec {sys.executable} {WATCHED} "$@"\nexec {sys.executable} "$@"\n'
         )
         self._python.chmod(0o755)
-        self._environment = {**environment, "ELVA_TEST_NOTES": str(self._notes)}
+        self._environment = {"ELVA_TEST_NOTES": str(self._notes)}
         self._given = (self.workdir, data_dir, overrides)
 
     def begin(self, processes):
@@ -77,8 +77,8 @@ class Starts:
 
 
 @pytest.mark.slow
-def test_every_record_once_an_epoch(tmp_path, data_dir, compile_once, runs, records):
-    run = Starts(runs, tmp_path, data_dir, OVERRIDES | records, compile_once)
+def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
+    run = Starts(runs, tmp_path, data_dir, OVERRIDES | records)
 
     pair = run.begin(2)
     run.wait_for(pair, 20)

@@ -25,7 +25,7 @@ def wait_for(process, runs, condition):
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, compile_once, runs):
+def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, runs):
     """SIGTERM to the whole group, as schedulers send it, so that a decoding process gets it too; then SIGKILL while steps are saved."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = tiny_run.get_config(",".join(STEPS))
@@ -33,7 +33,7 @@ def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, c
     assert curriculum.run(config, whole) == 0
 
     def start(**more):
-        return runs.start(cut, data_dir, OVERRIDES | more, compile_once, arg=",".join(STEPS))
+        return runs.start(cut, data_dir, OVERRIDES | more, arg=",".join(STEPS))
 
     (process,) = start(**{"stages.teacher.data.workers": 1})
     wait_for(process, runs, lambda: len(read_metrics(cut / "teacher")) > 2)
