@@ -19,8 +19,8 @@ import elva_jax
 from elva_jax.convert import elva, store
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
-from elva_jax.training.checkpoint import SavedRun, open_run
 from elva_jax.training.files import config_to_dict
+from elva_jax.training.saved_run import SavedRun, open_run
 from elva_jax.video.resolution import low_edge_beside
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}

@@ -22,8 +22,8 @@ from elva_jax.convert.export import add_visual_tokens
 from elva_jax.convert.store import Store, open_store, refuse_occupied, whole_folder
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
 from elva_jax.errors import ConvertError
-from elva_jax.training.checkpoint import save_weights
 from elva_jax.training.files import config_to_dict
+from elva_jax.training.saved_run import save_weights
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")

@@ -20,9 +20,9 @@ from elva_jax.convert.store import CONFIGS, Store, is_hub_name, open_store, read
 from elva_jax.errors import ConvertError
 from elva_jax.models.build import config_from_dict as model_config
 from elva_jax.models.elva import Elva, smallest_inputs
-from elva_jax.training.checkpoint import Run, load_run, open_run
 from elva_jax.training.files import config_from_dict
 from elva_jax.training.objective import vision_tower
+from elva_jax.training.saved_run import Run, load_run, open_run
 from elva_jax.training.state import flat
 
 STAGE = "converted"  # the stage that holds weights from elsewhere

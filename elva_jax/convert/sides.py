@@ -14,7 +14,7 @@ from PIL import Image
 
 from elva_jax.convert.export import HF_FILES
 from elva_jax.errors import CheckpointError, ConvertError
-from elva_jax.training.checkpoint import SavedRun, open_run
+from elva_jax.training.saved_run import SavedRun, open_run
 
 HF_KINDS = {"elva": "elva", "qwen2": "text", "llama": "text", "siglip": "vision", "siglip_vision_model": "vision"}
 BLOCK = 64  # bare text is padded to multiples of it, so that few lengths are compiled

@@ -41,8 +41,11 @@ def rows(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> tuple[int, i
 
 
 def attention_flops(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> float:
-    """Attention's products of one device's step, which the compiled stand-in leaves out: the causal half of every square."""
-    if config.stages[name].kind == "teacher":
+    """Attention's products of one device's step, which the compiled stand-in leaves out: the causal half of every square.
+
+    Nothing where sequences are split: the compiled program has them then.
+    """
+    if config.stages[name].kind == "teacher" or mesh["context"] > 1:
         return 0.0
     decoder = config_from_dict(config.model, config.teacher).decoder
     forwards = 1 + (config.model.remat not in KEEPS_ATTENTION) + BACKWARD_PRODUCTS
@@ -58,7 +61,7 @@ def _shares(decoder: DecoderConfig, mesh: Mapping[str, int]) -> int:
 
 def mask_bytes(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> int:
     """What cuDNN's kernel is told about packed examples: a square of booleans and one of 16-bit numbers for each row."""
-    if config.stages[name].kind == "teacher":
+    if config.stages[name].kind == "teacher" or mesh["context"] > 1:
         return 0
     micro, _ = rows(config, name, mesh)
     longest = max(length for _, length in lengths(config, name))
@@ -107,7 +110,10 @@ def memory_traffic(config: ConfigDict, name: str, mesh: Mapping[str, int], train
     micro, times = rows(config, name, mesh)
     passes = 3 + (config.model.remat != "none")
     token = 2 * (10 * d + (4 * heads + 6 * inner) / mesh["tensor"])
-    through_layers = passes * micro * sum(layers * length for layers, length in lengths(config, name)) * token
+    # XLA's attention writes and reads its scores, in 32 bits, before and behind the softmax; cuDNN's kernel does not.
+    score = 4 * 4 * decoder.num_heads / _shares(decoder, mesh) * (mesh["context"] > 1)
+    through_layers = passes * micro * sum(layers * length * (token + length * score) for layers, length in lengths(config, name))
+    through_layers /= mesh["context"]
     # Gathered weights are written and read; the optimiser reads four numbers a parameter and writes three, a micro-batch adds its gradient.
     weights = passes * 2 * 2 * flops.layer_weights(decoder) * decoder.num_layers / mesh["tensor"]
     return times * (through_layers + weights + 3 * trained) + 7 * trained + parameters

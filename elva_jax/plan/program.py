@@ -2,7 +2,8 @@
 
 XLA's CPU backend widens bfloat16 to float32 almost everywhere, which GPUs do not. It leaves float16 alone once its own libraries for
 matrix products are off, so the step is compiled in float16: the same bytes as bfloat16, in the same places. Attention is the stand-in
-`ops.attention.PLAN`, which holds what cuDNN's kernel holds; both are for the sizes alone, nothing is ever run.
+`ops.attention.PLAN`, which holds what cuDNN's kernel holds, or XLA's own where sequences are split; both are for the sizes alone, nothing
+is ever run.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
     # The teacher keeps its type: JAX has no attention in float16 for CPUs.
     for group, key in ((config.model, "dtype"), (config.stages[name].optimizer, "frozen_dtype")):
         group[key] = {"bfloat16": "float16"}.get(group[key], group[key])
-    config.model.attention = PLAN
+    if mesh.shape["context"] == 1:  # otherwise cuDNN's kernel, whose stand-in it is, does not run
+        config.model.attention = PLAN
     objective = make_objective(config, name)
     setting = loop.set_up(config, name, objective, mesh, steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)

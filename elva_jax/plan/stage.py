@@ -46,7 +46,7 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, device: Device) -> dic
         "memory": memory,
         "usable": usable,
         "fits": memory["total"] <= usable,
-        "activations_by_hand": estimate.activations(config, name, axes) if stage.kind == "elva" else None,
+        "activations_by_hand": estimate.activations(config, name, axes) if stage.kind == "elva" and axes["context"] == 1 else None,
         "flops": work,
         "collectives": moved,
         "seconds": {**seconds, "overlapped": overlapped, "one_by_one": one_by_one},

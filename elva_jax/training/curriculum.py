@@ -28,13 +28,13 @@ from elva_jax.parallel.handshake import leaves
 from elva_jax.parallel.mesh import check_batch, check_length, describe, make_mesh, replicated
 from elva_jax.parallel.processes import agree, wait
 from elva_jax.training import curves, loop
-from elva_jax.training.checkpoint import has_checkpoint, saved_steps
 from elva_jax.training.clock import Ledger, in_words
 from elva_jax.training.files import config_from_dict, config_to_dict, write_atomic
 from elva_jax.training.mirror import Mirror, fetch
 from elva_jax.training.objective import guided, make_objective
 from elva_jax.training.profile import Profile
 from elva_jax.training.state import flat
+from elva_jax.training.steps import has_checkpoint, saved_steps
 from elva_jax.training.stopping import StopSignal
 from elva_jax.training.writers import read_metrics
 

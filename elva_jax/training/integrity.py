@@ -28,7 +28,7 @@ def damage(step: Path, items: tuple[str, ...], index: int = 0, count: int = 1) -
 
     Args:
       step: its directory.
-      items: names of the items that it must have.
+      items: names of the items that it must have, and that are read.
       index, count: this process's share of the files, so that several read each of them once.
     """
     for item in items:
@@ -38,7 +38,7 @@ def damage(step: Path, items: tuple[str, ...], index: int = 0, count: int = 1) -
         return None  # saved before there were checksums
     try:
         sums: Mapping[str, list[int]] = json.loads((step / NAME).read_text())
-        names = sorted(sums)[index::count]
+        names = [name for name in sorted(sums) if name.partition("/")[0] in items][index::count]
         with ThreadPoolExecutor(THREADS) as pool:
             found = pool.map(lambda name: _compare(step / name, *sums[name]), names)
             return next((f"{name} {problem}" for name, problem in zip(names, found, strict=True) if problem), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from elva_jax.training.checkpoint import saved_steps
+from elva_jax.training.steps import saved_steps
 
 BESIDE = ("metrics.jsonl", "finished.json")  # files of a stage that a restart reads
 SHARED = ("config.json", "tokenizer")  # and of the run

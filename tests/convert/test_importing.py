@@ -18,7 +18,7 @@ from elva_jax.config import base
 from elva_jax.convert.importing import import_weights
 from elva_jax.convert.store import write_store
 from elva_jax.errors import CheckpointError, ConvertError
-from elva_jax.training.checkpoint import load_run
+from elva_jax.training.saved_run import load_run
 
 CONFIG = """
 from elva_jax.config import base

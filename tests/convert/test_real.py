@@ -20,7 +20,7 @@ from elva_jax.data.tokenizer import CHAT_TEMPLATE
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.qwen2 import Qwen2
-from elva_jax.training.checkpoint import load_run
+from elva_jax.training.saved_run import load_run
 
 ASSETS = Path(os.environ.get("ELVA_TEST_ASSETS", "/nowhere"))
 pytestmark = pytest.mark.skipif(not ASSETS.is_dir(), reason="ELVA_TEST_ASSETS names no folder")

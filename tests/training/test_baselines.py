@@ -18,9 +18,9 @@ from elva_jax.models.config import SiglipConfig
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.training import curriculum, loop
-from elva_jax.training.checkpoint import load_run, save_weights
 from elva_jax.training.objective import make_objective
 from elva_jax.training.optimizer import joined, make_optimizer, trained
+from elva_jax.training.saved_run import load_run, save_weights
 from elva_jax.training.state import flat
 from elva_jax.training.writers import read_metrics
 from elva_jax.video.layout import Clip, Text, build_layout

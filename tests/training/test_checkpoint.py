@@ -15,7 +15,9 @@ import pytest
 
 from elva_jax.errors import CheckpointError
 from elva_jax.training import state as states
-from elva_jax.training.checkpoint import Checkpoints, has_checkpoint, load_run, saved_steps
+from elva_jax.training.checkpoint import Checkpoints
+from elva_jax.training.saved_run import load_run, open_run
+from elva_jax.training.steps import has_checkpoint, saved_steps
 
 
 def make_state(width=4, dtype=jnp.float32, names=("kernel", "bias"), optimizer=None):
@@ -121,7 +123,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, config):
     for file in (tmp_path / "video" / "checkpoints" / "1" / "params").rglob("*"):
         if file.is_file() and file.parent.name == "d":
             file.unlink()
-    with pytest.raises(CheckpointError, match=r"video/checkpoints/1: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"video/checkpoints/1: is damaged \(params/d/\w+ is missing\); there is no step before"):
         load_run(tmp_path)
 
 
@@ -199,6 +201,19 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, config, spoil, wor
     assert saved_steps(tmp_path) == [4, 8]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.restore(target_of(old))[1] == [{"at": 8}]
+
+
+@pytest.mark.parametrize("load", [load_run, open_run])
+def test_damaged_weights_are_not_loaded_for_inference_either(tmp_path, config, load):
+    save(tmp_path, make_state(width=2000), [4, 8], config)
+    truncate(tmp_path / "checkpoints" / "8")
+    assert load(tmp_path).step == 8  # of the optimiser, which is not read
+    flip(tmp_path / "checkpoints" / "8")
+    with pytest.raises(
+        CheckpointError, match=r"8: is damaged \(params/\S+ is not what was saved\); give \S+/checkpoints/4, the step before$"
+    ):
+        load(tmp_path)
+    assert load(tmp_path / "checkpoints" / "4").step == 4
 
 
 def test_the_only_step_is_not_given_up(tmp_path, config):

@@ -12,7 +12,9 @@ from PIL import Image
 from elva_jax.errors import CheckpointError, ConfigError, TrainingError
 from elva_jax.training import curriculum
 from elva_jax.training import state as states
-from elva_jax.training.checkpoint import Checkpoints, load_run, path_name
+from elva_jax.training.checkpoint import Checkpoints
+from elva_jax.training.saved_run import load_run
+from elva_jax.training.state import path_name
 from elva_jax.training.writers import read_metrics
 
 

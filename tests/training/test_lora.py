@@ -8,7 +8,8 @@ import pytest
 
 from elva_jax.models import lora
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.training import checkpoint, objective
+from elva_jax.training import objective, saved_run
+from elva_jax.training.checkpoint import Checkpoints
 from elva_jax.training.state import flat
 
 RANK, ALPHA = 2, 6.0
@@ -91,18 +92,18 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(adapti
     moments = {path.partition("/mu/")[2] for path in flat(state.opt_state) if "/mu/" in path}
     assert moments == moving
 
-    with checkpoint.Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
+    with Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
         saves.save(2, state, {}, adapting, "sft")
     here = jax.device_get(state)
     whole, _ = train_step(state, {}, batch)
-    with checkpoint.Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
+    with Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
         restored, _ = saves.restore(setting.shapes)
     again, _ = train_step(restored, {}, batch)
     for path, leaf in flat(whole).items():
         np.testing.assert_array_equal(flat(again)[path], leaf, err_msg=path)
 
     merged = flat({"elva": lora.merge(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), here.params["elva"]), ALPHA)})
-    saved = checkpoint.open_run(tmp_path / "sft")
+    saved = saved_run.open_run(tmp_path / "sft")
     loaded = flat(saved.load_float32().params)
     assert loaded.keys() == merged.keys() == saved.shapes.keys()
     for path, leaf in merged.items():

@@ -13,7 +13,7 @@ from elva_jax.convert.importing import import_weights
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.training import curriculum
-from elva_jax.training.checkpoint import load_run
+from elva_jax.training.saved_run import load_run
 from elva_jax.training.writers import read_metrics
 
 

@@ -8,7 +8,8 @@ import torch
 from elva_jax.convert.load import load_folder
 from elva_jax.errors import ConvertError
 from elva_jax.inference.generate import Generator
-from elva_jax.training.checkpoint import load_run, path_name
+from elva_jax.training.saved_run import load_run
+from elva_jax.training.state import path_name
 
 QUESTION = "What colour is the circle?"
 

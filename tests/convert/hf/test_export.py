@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from elva_jax.convert.export import export
 from elva_jax.errors import CheckpointError, ConvertError
-from elva_jax.training.checkpoint import load_run
+from elva_jax.training.saved_run import load_run
 
 WITHOUT_US = """
 import sys
