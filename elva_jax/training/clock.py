@@ -58,6 +58,22 @@ class StepClock:
         return out
 
 
+class SaveTimer:
+    """Says when a save by the clock is due; never with 0 minutes, and of several processes only to the first."""
+
+    def __init__(self, minutes: float):
+        self._seconds = minutes * 60 if jax.process_index() == 0 else 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Something has been saved."""
+        self._begin = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return bool(self._seconds) and time.monotonic() - self._begin >= self._seconds
+
+
 @dataclasses.dataclass
 class Session:
     """One start of a process in one stage."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +18,11 @@ from elva_jax.data.pipeline import BatchIterator, redistribute
 from elva_jax.errors import CheckpointError, TrainingError
 from elva_jax.parallel.mesh import shard_batch
 from elva_jax.parallel.sharding import activation_rules, logical_axes, parameter_shardings, state_shardings
-from elva_jax.training import mfu
 from elva_jax.training import state as states
 from elva_jax.training.checkpoint import Checkpoints
-from elva_jax.training.clock import Ledger, StepClock
+from elva_jax.training.clock import Ledger, SaveTimer, StepClock
 from elva_jax.training.metrics import Progress, Window
+from elva_jax.training.mfu import Speed
 from elva_jax.training.mirror import Mirror
 from elva_jax.training.objective import Objective
 from elva_jax.training.optimizer import Optimizer, keep_frozen, make_optimizer
@@ -124,19 +123,16 @@ def train(
     kind = {"zero": config.mesh.zero, "dtype": config.model.dtype}
     train_step = make_train_step(objective, setting.optimizer, mesh, setting.rules, shardings, accumulate, **kind)
     agreement, timer, clock = Agreement(mesh, stage_name), SaveTimer(config.checkpoint.minutes), StepClock()
-    speed = Speed(config, stage_name, setting.optimizer.labels)
+    speed = Speed(config, stage_name, setting.optimizer.labels, setting.shapes.params)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(console, stage_name, steps))
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, on_error, progress.note, mirror.copy))
         if checkpoints.latest is None:
-            state, window, start = fresh_state(config, stage_name, objective, setting, weights), Window(), 0
+            state, window = fresh_state(config, stage_name, objective, setting, weights), Window()
         else:
-            state, positions = checkpoints.restore(setting.shapes)
-            batches.set_state(redistribute([position["batches"] for position in positions], jax.process_index(), jax.process_count()))
-            window, start = Window(positions[0]["window"]), int(state.step)
-            anew = "" if len(positions) == jax.process_count() else f"; saved by {len(positions)} process(es): data are dealt out anew"
-            progress.note(f"{stage_name}: goes on from step {start}{anew}")
+            state, window = _restore(checkpoints, setting, batches, stage_name, progress)
+        start = int(state.step)
         writers = stack.enter_context(open_writers(config, folder, start))
         stack.callback(profile.close)
         ledger.open(stage_name, start)
@@ -190,45 +186,15 @@ def train(
     return agreement.now([stop.code])[0]
 
 
-class Speed:
-    """What the steps since the last report did with their time."""
-
-    def __init__(self, config: ConfigDict, stage_name: str, labels: Any):
-        self._flops, self._peak = mfu.ModelFlops(config, stage_name, labels), mfu.peak_flops(config)
-        self._content, self._steps = mfu.Content(), 0
-
-    def add(self, batch: Mapping[str, Any]) -> None:
-        """A step on this process's batch."""
-        self._content, self._steps = self._content + mfu.content(batch), self._steps + 1
-
-    def report(self, timing: dict[str, float], values: Mapping[str, float]) -> dict[str, float]:
-        """`timing` of the clock, and what it means for these means of a window; closes the stretch."""
-        done, steps = self._content, self._steps
-        self._content, self._steps = mfu.Content(), 0
-        memory = mfu.memory_gib()
-        out = timing if memory is None else {**timing, "memory_gib": memory}
-        if timing:
-            seconds = timing["seconds"] * steps
-            work = self._flops(done, values) / seconds
-            out |= {"tokens_per_second": done.tokens / seconds, "model_tflops": work / 1e12}
-            out |= {"mfu": work / self._peak} if self._peak else {}
-        return out
-
-
-class SaveTimer:
-    """Says when a save by the clock is due; never with 0 minutes, and of several processes only to the first."""
-
-    def __init__(self, minutes: float):
-        self._seconds = minutes * 60 if jax.process_index() == 0 else 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Something has been saved."""
-        self._begin = time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        return bool(self._seconds) and time.monotonic() - self._begin >= self._seconds
+def _restore(
+    checkpoints: Checkpoints, setting: Setting, batches: BatchIterator, stage_name: str, progress: Progress
+) -> tuple[states.TrainState, Window]:
+    """State and open window of the newest whole step; `batches` goes on behind it."""
+    state, positions = checkpoints.restore(setting.shapes)
+    batches.set_state(redistribute([position["batches"] for position in positions], jax.process_index(), jax.process_count()))
+    anew = "" if len(positions) == jax.process_count() else f"; saved by {len(positions)} process(es): data are dealt out anew"
+    progress.note(f"{stage_name}: goes on from step {int(state.step)}{anew}")
+    return state, Window(positions[0]["window"])
 
 
 def _check(values: Mapping[str, float], step: int, config: ConfigDict, folder: Path) -> None:

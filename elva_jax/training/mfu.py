@@ -17,12 +17,16 @@ from ml_collections import ConfigDict
 from elva_jax.analysis import flops
 from elva_jax.analysis.hardware import DEVICES
 from elva_jax.models.build import config_from_dict, tower_config
+from elva_jax.models.lora import is_factor
 from elva_jax.training.objective import guided
 from elva_jax.training.state import flat
 from elva_jax.video.layout import Kind
 
 # FLOP/s of bfloat16; the first name that is in JAX's name of the device counts. The PCIe card of the H100 is slower than what a plan knows.
 PEAKS = {"H200": DEVICES["h200"].half, "H100 PCIe": 756e12, "H100": DEVICES["h100"].half, "A100": DEVICES["a100-80g"].half}
+
+TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
+MATRICES = ("/kernel", "/embed_tokens", "/lm_head")  # how the paths of what multiplies tokens end
 
 
 @dataclasses.dataclass
@@ -65,14 +69,20 @@ class ModelFlops:
       config: the run's.
       stage_name: one of its stages.
       labels: tree of the optimiser's labels, by which frozen parts have no gradient of their own.
+      shapes: the parameters' shapes, the same tree.
     """
 
-    def __init__(self, config: ConfigDict, stage_name: str, labels: Any):
+    def __init__(self, config: ConfigDict, stage_name: str, labels: Any, shapes: Any):
         self._stage, self._tower = config.stages[stage_name], tower_config(config.teacher, config.model.vocab_size)
         self._guided = guided(self._stage)
         self._model = config_from_dict(config.model, config.teacher) if self._stage.kind == "elva" else None
         self._text = config.teacher.text_layers, config.teacher.text_length
-        self._trained = {path for path, label in flat(labels).items() if label != "frozen"}
+        trained, shapes = flat(labels), flat(shapes)
+        self._factors = sum(leaf.size for path, leaf in shapes.items() if is_factor(path))
+        # Sizes of matrices by path, and how much of that is trained.
+        self._matrices = {
+            path: (leaf.size, leaf.size * (trained[path] != "frozen")) for path, leaf in shapes.items() if path.endswith(MATRICES)
+        }
 
     def __call__(self, content: Content, reports: Mapping[str, float]) -> float:
         """Of so much content, with the shares of visual tokens that stay after a merge from `reports` where tokens merge."""
@@ -83,15 +93,21 @@ class ModelFlops:
         c, text = model.decoder, content.tokens - content.visual
         tokens = text + content.visual * reports.get("merge/kept_mean", 1.0)  # mean over layers
         pairs = content.pairs * (tokens / max(content.tokens, 1.0)) ** 2
-        decoder = 2.0 * tokens * c.num_layers * flops.layer_weights(c) + c.num_layers * flops.layer_attention(c, pairs)
+        layers = 2.0 * tokens * c.num_layers * flops.layer_weights(c)
         kept = min((value for name, value in reports.items() if name.startswith("merge/kept_") and name[-1].isdigit()), default=1.0)
         head = flops.head(c, 1) * (text + content.visual * kept)
+        # Forward, gradient of the inputs, gradient of the parameters; a frozen part with nothing trained before it goes forward alone.
         if model.tower is None:
-            front = flops.patch_embedding(model, content.patches, content.visual)
+            share = self._trained("elva/patch_embed")
+            total = (2 + share if share else 1) * flops.patch_embedding(model, content.patches, content.visual)
         else:
-            towers = flops.vision_tower(model.tower, content.frames)
-            front = towers + flops.projector(model.tower.hidden_size, c.hidden_size, content.patches)
-        total = self._passes("elva/patch_embed", first=True) * front + self._passes("elva/decoder") * (decoder + head)
+            tower, projector = self._trained(TOWER), self._trained(PROJECTOR)
+            total = (2 + tower if tower else 1) * flops.vision_tower(model.tower, content.frames)
+            passes = 1 + (tower > 0) + projector
+            total += passes * flops.projector(model.tower.hidden_size, c.hidden_size, content.patches)
+        table = "elva/decoder/embed_tokens" if c.tie_embeddings else "elva/decoder/lm_head"
+        total += (2 + self._trained("elva/decoder/layers")) * layers + (2 + self._trained(table)) * head
+        total += 3 * (c.num_layers * flops.layer_attention(c, pairs) + 2.0 * tokens * self._factors)
         if self._guided:
             total += flops.vision_tower(self._tower, content.frames)
             total += 3 * 2.0 * content.tokens * c.hidden_size * self._tower.hidden_size
@@ -102,11 +118,10 @@ class ModelFlops:
         texts = content.frames / max(self._stage.data.num_frames, 1)
         return 3 * (flops.vision_tower(self._tower, content.frames) + texts * layers * flops.vision_layer(self._tower, length))
 
-    def _passes(self, prefix: str, first: bool = False) -> int:
-        """Forward, gradient of the inputs (what comes first has none to hand on), gradient of the parameters."""
-        if any(path.startswith(prefix) for path in self._trained):
-            return 3
-        return 1 if first else 2
+    def _trained(self, prefix: str) -> float:
+        """The trained share of the matrices whose paths begin with a prefix."""
+        sizes = [size for path, size in self._matrices.items() if path.startswith(prefix)]
+        return sum(trained for _, trained in sizes) / max(sum(size for size, _ in sizes), 1)
 
 
 def peak_flops(config: ConfigDict) -> float | None:
@@ -123,3 +138,28 @@ def memory_gib() -> float | None:
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [entry["peak_bytes_in_use"] for entry in stats if entry and "peak_bytes_in_use" in entry]
     return max(peaks) / 2**30 if peaks else None
+
+
+class Speed:
+    """What the steps since the last report did with their time; arguments as for `ModelFlops`."""
+
+    def __init__(self, config: ConfigDict, stage_name: str, labels: Any, shapes: Any):
+        self._flops, self._peak = ModelFlops(config, stage_name, labels, shapes), peak_flops(config)
+        self._content, self._steps = Content(), 0
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """A step on this process's batch."""
+        self._content, self._steps = self._content + content(batch), self._steps + 1
+
+    def report(self, timing: dict[str, float], values: Mapping[str, float]) -> dict[str, float]:
+        """`timing` of the clock, and what it means for these means of a window; closes the stretch."""
+        done, steps = self._content, self._steps
+        self._content, self._steps = Content(), 0
+        memory = memory_gib()
+        out = timing if memory is None else {**timing, "memory_gib": memory}
+        if timing:
+            seconds = timing["seconds"] * steps
+            work = self._flops(done, values) / seconds
+            out |= {"tokens_per_second": done.tokens / seconds, "model_tflops": work / 1e12}
+            out |= {"mfu": work / self._peak} if self._peak else {}
+        return out

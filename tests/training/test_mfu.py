@@ -1,24 +1,23 @@
 """Model FLOPs against a count of the parameters and of the mask's pairs."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from elva_jax.training import mfu
-from elva_jax.training.loop import Speed
 from elva_jax.training.objective import make_objective
 from elva_jax.training.state import flat
 from elva_jax.video.layout import Kind
 
 
 @pytest.fixture
-def labels(config):
-    """Of a stage's parameters, all trained but for those whose path holds a word."""
+def parameters(config):
+    """Of a stage: labels of the optimiser, all trained but for those whose path holds a word, and shapes."""
 
     def make(stage, frozen="nothing"):
-        shapes = jax.eval_shape(make_objective(config, stage).init, jax.random.key(0))
-        names = flat(shapes)
-        return {path: "frozen" if frozen in path else "adamw" for path in names}, {p.removesuffix("/value"): x for p, x in names.items()}
+        shapes = flat(nn.meta.unbox(jax.eval_shape(make_objective(config, stage).init, jax.random.key(0))))
+        return {path: "frozen" if frozen in path else "adamw" for path in shapes}, shapes
 
     return make
 
@@ -33,9 +32,9 @@ def attended(layout):
     return total
 
 
-def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run, labels):
+def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
-    kinds, shapes = labels("sft")
+    _, shapes = parameters("sft")
     content = mfu.content(batch)
     tokens = int((batch["layout"].kind != Kind.PAD).sum())
     visual = sum(int((batch["layout"].kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE))
@@ -47,47 +46,60 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     head = c.vocab_size * c.hidden_size
     attention = c.num_layers * 4 * c.num_heads * c.head_dim * attended(batch["layout"])
     expected = 6 * tokens * (inner + head) + 3 * attention
-    whole = mfu.ModelFlops(config, "sft", kinds)(content, {})
+    whole = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {})
     front = sum(leaf.size for path, leaf in shapes.items() if "patch_embed" in path and path.endswith("kernel"))
     assert expected < whole < expected + 6 * (content.patches + visual) * front + 1e6
 
-    half = mfu.ModelFlops(config, "sft", kinds)(content, {"merge/kept_mean": 0.5, "merge/kept_0": 0.25})
+    half = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {"merge/kept_mean": 0.5, "merge/kept_0": 0.25})
     left, end = tokens - visual / 2, tokens - visual * 0.75
     assert whole - half == pytest.approx(
         6 * inner * (tokens - left) + 6 * head * (tokens - end) + 3 * attention * (1 - (left / tokens) ** 2)
     )
 
 
-def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, labels):
-    content = mfu.content(tiny_run.random_batch(config, "sft"))
+def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, parameters):
+    content, c = mfu.content(tiny_run.random_batch(config, "sft")), config.model
     all_of_it, decoder, front = (
-        mfu.ModelFlops(config, "sft", labels("sft", frozen)[0])(content, {}) for frozen in ("nothing", "decoder", "patch_embed")
+        mfu.ModelFlops(config, "sft", *parameters("sft", frozen))(content, {}) for frozen in ("nothing", "decoder", "patch_embed")
     )
     three_fronts = 3 * (all_of_it - front) / 2
-    assert all_of_it - decoder == pytest.approx((all_of_it - three_fronts) / 3)
+    attention = 3 * c.num_layers * 4 * c.num_heads * c.head_dim * content.pairs  # of which nothing is trained
+    assert all_of_it - decoder == pytest.approx((all_of_it - three_fronts - attention) / 3)
 
 
-def test_guided_and_teacher_stages_count_the_tower(config, tiny_run, labels):
+def test_adapters_leave_out_the_gradients_of_the_matrices_beside_them(config, tiny_run, parameters):
+    content = mfu.content(tiny_run.random_batch(config, "sft"))
+    frozen = mfu.ModelFlops(config, "sft", *parameters("sft", "elva"))(content, {})
+    config.stages.sft.optimizer.lora.update(rank=3, targets=("q_proj", "^down"))
+    labels, shapes = parameters("sft", "elva")
+    factors = {path for path in shapes if "_lora/" in path}
+    assert len(factors) == 4
+    adapted = mfu.ModelFlops(config, "sft", labels | dict.fromkeys(factors, "adamw"), shapes)(content, {})
+    c = config.model
+    sizes = 3 * (c.hidden_size + c.num_heads * c.head_dim) + 3 * (c.intermediate_size + c.hidden_size)
+    assert adapted - frozen == pytest.approx(3 * 2 * content.tokens * c.num_layers * sizes)
+
+
+def test_guided_and_teacher_stages_count_the_tower(config, tiny_run, parameters):
     content = mfu.content(tiny_run.random_batch(config, "video"))
-    alone = mfu.ModelFlops(config, "sft", labels("sft")[0])(content, {})
-    assert mfu.ModelFlops(config, "video", labels("video")[0])(content, {}) > alone
+    alone = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {})
+    assert mfu.ModelFlops(config, "video", *parameters("video"))(content, {}) > alone
     batch = {"frame_mask": np.array([[True, False], [True, True]]), "mask": np.ones((2, 5), bool)}
     content = mfu.content(batch)
     assert (content.tokens, content.frames) == (10, 3)
-    assert mfu.ModelFlops(config, "teacher", labels("teacher")[0])(content, {}) > 0
+    assert mfu.ModelFlops(config, "teacher", *parameters("teacher"))(content, {}) > 0
 
 
-def test_utilisation_is_work_over_time_over_peak(config, tiny_run, labels):
-    kinds, _ = labels("sft")
+def test_utilisation_is_work_over_time_over_peak(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
     assert mfu.peak_flops(config) is None
     config.log.peak_tflops = 2.0
-    speed = Speed(config, "sft", kinds)
+    speed = mfu.Speed(config, "sft", *parameters("sft"))
     for _ in range(3):
         speed.add(batch)
     out = speed.report({"seconds": 0.5}, {})
     content = mfu.content(batch)
-    work = mfu.ModelFlops(config, "sft", kinds)(content + content + content, {}) / 3
+    work = mfu.ModelFlops(config, "sft", *parameters("sft"))(content + content + content, {}) / 3
     assert out["tokens_per_second"] == pytest.approx(content.tokens / 0.5)
     assert out["mfu"] == pytest.approx(work / 0.5 / (2e12 * jax.device_count()))
     assert speed.report({}, {}).keys() <= {"memory_gib"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elva_jax.training import stopping
-from elva_jax.training.loop import SaveTimer
+from elva_jax.training.clock import SaveTimer
 from elva_jax.training.stopping import INTERRUPTED, PREEMPTED, Agreement, StopSignal
 
 
