@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from elva_jax.data.moving_shapes import records
 from elva_jax.errors import DataError
@@ -72,10 +73,8 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     Raises:
       DataError: it cannot be loaded, or lacks the special tokens or the chat template that conversations need.
     """
-    # An exported ELVA's config.json names code of the model's, which transformers would ask to run; its tokenizer needs none.
-    plain = {"config": PreTrainedConfig()} if (Path(name) / "configuration_elva.py").exists() else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), local_files_only=Path(name).exists(), **plain)
+        tokenizer = _open(name)
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: no tokenizer there ({str(error).splitlines()[0]}); build one with `elva data build`") from error
     vocabulary = tokenizer.get_vocab()
@@ -84,6 +83,20 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """A tokenizer by its own class: the plain one of `build`, or any that transformers knows."""
+    folder = Path(name)
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and json.loads(settings.read_text()).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
+        return PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
+    # Takes seconds where PyTorch is installed, for it imports that.
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    # An exported ELVA's config.json names code of the model's, which transformers would ask to run; its tokenizer needs none.
+    plain = {"config": PreTrainedConfig()} if (folder / "configuration_elva.py").exists() else {}
+    return AutoTokenizer.from_pretrained(str(name), local_files_only=folder.exists(), **plain)
 
 
 def build_for_moving_shapes(

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import jax
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from elva_jax.errors import ConfigError
 from elva_jax.training.files import config_to_dict, write_atomic
@@ -49,6 +48,8 @@ class TensorBoard:
     """Events in `<folder>/tensorboard`; those behind `step` are marked as replaced."""
 
     def __init__(self, folder: Path, step: int):
+        from tensorboardX import SummaryWriter  # imports PyTorch where there is one, which takes seconds
+
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:

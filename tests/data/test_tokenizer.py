@@ -1,5 +1,6 @@
 """The small Qwen2-style tokenizer: against transformers' Qwen2 and against its own texts."""
 
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -122,3 +123,22 @@ def test_a_tokenizer_without_chat_tokens_is_refused(tmp_path):
     Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"lacks <\|im_start\|>, <\|im_end\|>"):
         tokenizers.load(tmp_path)
+
+
+def test_nothing_waits_for_pytorch_to_be_imported(folder):
+    """It is installed here, and takes seconds."""
+    program = """
+import sys
+import elva_jax.training.curriculum, elva_jax.evaluation.run, elva_jax.inference.chat
+from elva_jax.data import tokenizer
+print(len(tokenizer.load(sys.argv[1])), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(tokenizers.load(folder))), "False"]
+
+
+def test_a_damaged_settings_file_is_told_in_a_line(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match=r"damaged: no tokenizer there \(Expecting property name"):
+        tokenizers.load(tmp_path / "damaged")

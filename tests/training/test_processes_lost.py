@@ -15,7 +15,7 @@ from PIL import Image
 WATCHED = Path(__file__).with_name("watched.py")
 SCRIPT = Path(__file__).parents[2] / "launch" / "local_multihost.sh"
 GREYS = list(range(8, 248, 10))  # one for each record
-STEPS, ROWS = 120, 4
+STEPS, ROWS = 1000, 4  # more steps than it comes to
 OVERRIDES = {
     "stages.sft.steps": STEPS,
     "stages.sft.batch_size": ROWS,
@@ -81,29 +81,27 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     run = Starts(runs, tmp_path, data_dir, OVERRIDES | records)
 
     pair = run.begin(2)
-    run.wait_for(pair, 20)
+    run.wait_for(pair, 15)
     pair[1].kill()
     assert pair[0].wait(timeout=90) not in (0, 75, 130)  # notices by itself
     first = run.ended(0)
 
     (alone,) = run.begin(1)
-    run.wait_for([alone], first + 20)
+    run.wait_for([alone], first + 15)
     alone.send_signal(signal.SIGTERM)
     told = runs.finish([alone], 75)
     assert f"sft: goes on from step {first}; saved by 2 process(es): data are dealt out anew" in told
     second = run.ended(first)
 
     script = run.begin_by_script(2)
-    run.wait_for([script], second + 20)
+    run.wait_for([script], second + 15)
     script.send_signal(signal.SIGINT)
     told = runs.finish([script], 130)
     assert f"[0] sft: goes on from step {second}; saved by 1 process(es)" in told
     assert re.search(r"^\[0\] sft: stopped at step (\d+) of \d+, saved at \1 in", told, re.M)
     third = run.ended(second)
 
-    assert f"sft: goes on from step {third}" in runs.finish(run.begin(1))
-    assert run.ended(third) == STEPS
     assert 0 < first < second < third < STEPS
     epoch = len(GREYS) // ROWS
-    for step in range(0, STEPS, epoch):
+    for step in range(0, third - epoch + 1, epoch):
         assert sorted(itertools.chain(*(run.by_step[step + k + 1] for k in range(epoch)))) == GREYS, step
