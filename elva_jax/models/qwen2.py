@@ -10,12 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from elva_jax.errors import ConfigError
 from elva_jax.models import lora
 from elva_jax.models.config import DecoderConfig, LoraConfig
 from elva_jax.ops import attention as attention_ops
 from elva_jax.ops import linear, rope
+from elva_jax.parallel.sharding import split_of
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -155,7 +157,14 @@ class Qwen2(nn.Module):
     def layers(self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, turn_BxS=None, rope_length: int = 0) -> jax.Array:
         """Hidden states [B, S, D] behind layers start … stop − 1."""
         cos, sin = angles(self.config, position_BxS, rope_length)
-        attend = partial(attention_ops.packed_attention, segment_BxS=segment_BxS, turn_BxS=turn_BxS, implementation=self.attention)
+        split, keys = split_of("batch", "seq", "heads"), split_of("batch", "seq", "kv_heads")
+        attend = partial(
+            attention_ops.packed_attention,
+            segment_BxS=segment_BxS,
+            turn_BxS=turn_BxS,
+            implementation=self.attention,
+            split=split if split == keys else PartitionSpec(*split[:2], None),  # query heads stay with their key heads
+        )
         layer = self._layer()
 
         def body(x, params):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from elva_jax.errors import ConfigError
+from elva_jax.parallel.sharding import mesh_axes
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 PLAN = "plan"  # for `elva plan` alone: the memory of the fused kernel, and none of its work
@@ -17,11 +19,20 @@ LONG = 1024  # tokens above which blocks are larger, and recomputed in the backw
 SMALL_BLOCK, LARGE_BLOCK = 64, 256  # queries a block, of packed sequences short and long
 SINGLE_BLOCK = 128  # and of a single example that is not long
 TILE = 256  # queries and keys of a tile, of a single long example
+WHOLE = PartitionSpec(None, None, None)  # rows, sequence and heads
 LOW = float(jnp.finfo(jnp.float32).min)
 
 
 def packed_attention(
-    q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS=None, *, single: bool = False, implementation: str = "auto"
+    q_BxSxHxDh,
+    k_BxSxKxDh,
+    v_BxSxKxDh,
+    segment_BxS,
+    turn_BxS=None,
+    *,
+    single: bool = False,
+    implementation: str = "auto",
+    split: PartitionSpec = WHOLE,
 ) -> jax.Array:
     """Causal self-attention in which a token sees the tokens of its own segment up to itself.
 
@@ -37,9 +48,8 @@ def packed_attention(
         padding then sees the example, and what comes out for it means nothing. For inference: long ones have no gradient.
       implementation: xla works block by block on any device; cudnn is the fused kernel (GPU, half precision, head width up to 128);
         auto takes cudnn where it can run.
-
-    Where the mesh in force has an axis `context`, the sequence is split over it, for xla alone: queries stay on their devices and see
-    keys and values that are gathered whole.
+      split: how the mesh in force splits rows, sequence and heads. Where it splits the sequence, which xla alone can work with, queries
+        stay on their devices and see keys and values that are gathered whole; otherwise the partitioner sees to it.
 
     Returns:
       [B, S, H, Dh] in the type of v; the softmax is float32.
@@ -49,10 +59,11 @@ def packed_attention(
     """
     if implementation == PLAN:
         return _shapes_of_fused(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh)
-    parts = jax.sharding.get_abstract_mesh().shape.get("context", 1)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(sizes[name] for name in mesh_axes(split[1]))
     if chosen(q_BxSxHxDh, implementation, parts).name == "xla":
         if parts > 1 and q_BxSxHxDh.shape[1] % parts == 0:
-            return _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, parts)
+            return _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, split)
         if single and q_BxSxHxDh.shape[1] > LONG:
             return _tiled_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh)
         return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, single)
@@ -154,39 +165,46 @@ def _causal(start, queries: int, keys: int) -> jax.Array:
     return (start + jnp.arange(queries))[None, :, None] >= jnp.arange(keys)[None, None, :]
 
 
-def _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, parts: int) -> jax.Array:
-    """Every part of the sequence on its own device, in blocks of its queries over all keys.
+def _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, split: PartitionSpec) -> jax.Array:
+    """Every part of the sequence on its own device, in blocks of its queries over all keys, one block's scores at a time.
 
     The causal half that a mask hides is computed too: without it the last part would have nearly twice the mean work, and all would wait.
     """
-    batch, length, heads, width = q_BxSxHxDh.shape
-    own = length // parts
-    free, whole = PartitionSpec.UNCONSTRAINED, PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
-    k, v = (jax.lax.with_sharding_constraint(x, whole).swapaxes(1, 2) for x in (k_BxSxKxDh, v_BxSxKxDh))
+    length, axis = q_BxSxHxDh.shape[1], split[1]
 
-    def split(x_BxSx):
-        pieces = x_BxSx.reshape(batch, parts, own, *x_BxSx.shape[2:])
-        return jax.lax.with_sharding_constraint(pieces, PartitionSpec(free, "context", *(free,) * (pieces.ndim - 2)))
+    def gathered(x_BxLx):
+        return jax.lax.all_gather(x_BxLx, axis, axis=1, tiled=True)  # its gradient is scattered as it is summed, once a layer
 
-    def one(q_BxLxHxDh, segment_BxL, turn_BxL, first):
-        q, size = _fold_queries(q_BxLxHxDh, k.shape[1]), SMALL_BLOCK if length <= LONG else LARGE_BLOCK
-        blocks = []
-        for start in range(0, own, size):
-            stop = min(start + size, own)
-            turns = None if turn_BxS is None else (turn_BxL[:, start:stop], turn_BxS)
-            same_BxQxT = _same_example(segment_BxL[:, start:stop], segment_BxS, turns)
-            block = partial(_attend_block, start=start)
-            if length > LONG:
-                block = jax.checkpoint(block)
-            blocks.append(block(q[:, :, :, start:stop], k, v, same_BxQxT & _causal(first + start, stop - start, length)))
-        return jnp.concatenate(blocks, axis=3).reshape(batch, heads, own, width).swapaxes(1, 2)
+    def part(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_BxL, turn_BxL=None):
+        batch, own, heads, width = q_BxLxHxDh.shape
+        size = min(own, SMALL_BLOCK if length <= LONG else LARGE_BLOCK)
+        count = -(-own // size)
+        k, v = (gathered(x).swapaxes(1, 2) for x in (k_BxLxKxDh, v_BxLxKxDh))
+        every_segment, every_turn = gathered(segment_BxL), None if turn_BxL is None else gathered(turn_BxL)
 
-    turn_BxPxL = None if turn_BxS is None else split(turn_BxS)
-    first_P = jnp.arange(parts) * own
-    out = jax.vmap(one, in_axes=(1, 1, None if turn_BxS is None else 1, 0), out_axes=1)(
-        split(q_BxSxHxDh), split(segment_BxS), turn_BxPxL, first_P
-    )
-    return out.reshape(batch, length, heads, width)
+        def blocks(x_BxLx, fill=0):
+            """[count, B, size, ...]"""
+            padded = jnp.pad(x_BxLx, ((0, 0), (0, count * size - own), *((0, 0),) * (x_BxLx.ndim - 2)), constant_values=fill)
+            return padded.reshape(batch, count, size, *x_BxLx.shape[2:]).swapaxes(0, 1)
+
+        @jax.checkpoint  # so that the backward pass holds one block's scores too
+        def attend(_, block):
+            q_BxQxHxDh, segment_BxQ, turn_BxQ, start = block
+            turns = None if turn_BxQ is None else (turn_BxQ, every_turn)
+            seen_BxQxT = _same_example(segment_BxQ, every_segment, turns) & _causal(start, size, length)
+            return None, _attend_block(_fold_queries(q_BxQxHxDh, k.shape[1]), k, v, seen_BxQxT, start=0)
+
+        starts = jax.lax.axis_index(axis) * own + jnp.arange(count) * size
+        turn_blocks = None if turn_BxL is None else blocks(turn_BxL)
+        # Queries that only fill the last block up are of no example.
+        _, out = jax.lax.scan(attend, None, (blocks(q_BxLxHxDh), blocks(segment_BxL, -1), turn_blocks, starts))
+        out_BxHxTxDh = jnp.moveaxis(out, 0, 3).reshape(batch, heads, count * size, width)
+        return out_BxHxTxDh[:, :, :own].swapaxes(1, 2)
+
+    arrays = [q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS] + ([] if turn_BxS is None else [turn_BxS])
+    specs = tuple(PartitionSpec(*split[: array.ndim]) for array in arrays)
+    # Left to the partitioner, rows would be gathered over the devices that hold others.
+    return jax.shard_map(part, in_specs=specs, out_specs=specs[0], axis_names=set(mesh_axes(*split)))(*arrays)
 
 
 def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, seen_BxQxT, *, start: int) -> jax.Array:

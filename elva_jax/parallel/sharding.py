@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,14 +57,14 @@ def check_collisions(names: tuple[str | None, ...], where: str, column: int = 0)
         if name not in RULES:
             raise ConfigError(f"{where}: unknown logical axis '{name}'; the table in elva_jax/parallel/sharding.py has {', '.join(RULES)}")
         axes = RULES[name][column]
-        for axis in (axes,) if isinstance(axes, str) else axes or ():
+        for axis in mesh_axes(axes):
             if axis in taken:
                 raise ConfigError(f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on mesh axis '{axis}'")
             taken[axis] = name
 
 
 def _parts(axes, mesh: Mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
 
 
 def _fitting(abstract_variables, mesh: Mesh, counts: Mapping[str, int]) -> dict[str, tuple[Any, Any]]:
@@ -105,6 +105,20 @@ def parameter_shardings(abstract_variables, mesh: Mesh, counts: Mapping[str, int
 def activation_rules(abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None) -> tuple[tuple[str, Any], ...]:
     """The table's activation column as Linen wants it; arguments as for `parameter_shardings`."""
     return tuple((name, axes) for name, (_, axes) in _fitting(abstract_variables, mesh, counts or {}).items())
+
+
+def split_of(*names: str) -> PartitionSpec:
+    """How the mesh in force splits an activation of these logical axes; mesh axes of size 1 are left out."""
+    if not nn.get_logical_axis_rules():
+        return PartitionSpec(*(None for _ in names))
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = [mesh_axes(part) for part in nn.logical_to_mesh_axes(names)]
+    return PartitionSpec(*(tuple(name for name in part if sizes[name] > 1) or None for part in parts))
+
+
+def mesh_axes(*parts: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the mesh axes in parts of a PartitionSpec, one after the other."""
+    return tuple(name for part in parts for name in ((part,) if isinstance(part, str) else part or ()))
 
 
 @contextlib.contextmanager

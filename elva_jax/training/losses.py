@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from elva_jax.errors import ConfigError
+from elva_jax.parallel.sharding import mesh_axes, split_of
 from elva_jax.video.layout import Kind, TokenLayout
 
 Metrics = dict[str, jax.Array]
@@ -41,7 +41,8 @@ def generation_loss(
             return _chunked_sums(hidden_BxSxD, head_fn, target_BxS, weight_BxS, chunk)
         return _token_sums(head_fn(hidden_BxSxD), target_BxS, weight_BxS)
 
-    tokens, axes = _token_axes()
+    tokens = split_of("batch", "seq")
+    axes = mesh_axes(*tokens)  # none: XLA refuses a manual region that splits nothing
 
     def shard(head_fn, *arrays):
         # Marked as each device's own here, outside of any loop, so that its gradient is summed over devices here too, once.
@@ -54,16 +55,6 @@ def generation_loss(
         run = jax.shard_map(shard, in_specs=specs, out_specs=PartitionSpec(), axis_names=set(axes))
     loss, correct, weight = run(head_fn, hidden_BxSxD, target_BxS, weight_BxS)
     return _ratio(loss, weight), {"accuracy": _ratio(correct, weight), "target_weight": weight}
-
-
-def _token_axes() -> tuple[PartitionSpec, tuple[str, ...]]:
-    """How the mesh splits [B, S], and the axes that really do: XLA refuses a manual region all of whose axes have size 1."""
-    if not nn.get_logical_axis_rules():
-        return PartitionSpec(), ()
-    sizes = jax.sharding.get_abstract_mesh().shape
-    parts = [(part,) if isinstance(part, str) else part or () for part in nn.logical_to_mesh_axes(("batch", "seq"))]
-    parts = [tuple(name for name in part if sizes[name] > 1) for part in parts]
-    return PartitionSpec(*(part or None for part in parts)), sum(parts, ())
 
 
 def _token_sums(logits_BxSxV, target_BxS, weight_BxS) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from elva_jax.training import steps
 from elva_jax.training.metrics import TIMING
 from elva_jax.training.writers import read_metrics
 
@@ -75,16 +76,14 @@ def newest(workdir, stage):
 
 def everything(workdir, stage):
     """All that the newest step holds: arrays as bytes by path, data positions as they are."""
-    handlers = {
-        "params": ocp.StandardCheckpointHandler(),
-        "optimizer": ocp.StandardCheckpointHandler(),
-        "data": ocp.JsonCheckpointHandler(),
-    }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:
-        arrays = {name: ocp.args.StandardRestore() for name in ("params", "optimizer")}
-        folder = (workdir / stage / "checkpoints" / str(newest(workdir, stage))).absolute()
-        out = reader.restore(folder, args=ocp.args.Composite(**arrays, data=ocp.args.JsonRestore()))
-    leaves = jax.tree_util.tree_leaves_with_path({name: out[name] for name in ("params", "optimizer")})
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whoever saved it
+    step = (workdir / stage / "checkpoints" / str(newest(workdir, stage))).absolute()
+    with steps.open_reader() as reader:
+        trees = {item: dict(reader.metadata(step).item_metadata[item].tree) for item in ("params", "optimizer")}
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), trees)
+        arrays = {item: ocp.args.StandardRestore(tree) for item, tree in target.items()}
+        out = reader.restore(step, args=ocp.args.Composite(**arrays, data=ocp.args.JsonRestore()))
+    leaves = jax.tree_util.tree_leaves_with_path({name: out[name] for name in arrays})
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}, out["data"]
 
 

@@ -1,0 +1,25 @@
+"""A sequence over several devices, with eight fake ones in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_it_agrees_holds_a_block_of_scores_and_exchanges_keys_and_values_once():
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
+    script = Path(__file__).with_name("split_attention.py")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    one, eight = report["loss"]
+    assert eight == pytest.approx(one, rel=1e-5)
+    assert max(report["errors"]) < 1e-5
+    assert report["temporaries"] < 4 * report["scores_of_a_block"]  # of nine blocks
+    kinds = [kind for kind, _, size in report["collectives"] if size > 4]
+    assert kinds == ["all-gather"] * 4 + ["reduce-scatter"] * 2  # keys, values, segments, turns; gradients of the first two
+    assert {times for _, times, _ in report["collectives"]} == {1}  # none within the loop over blocks
