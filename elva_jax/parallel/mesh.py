@@ -92,6 +92,24 @@ def check_length(mesh: Mesh, length: int, key: str) -> None:
         raise ConfigError(f"{key}: {length} tokens do not split over mesh.context = {parts} devices; the next length that does is {near}")
 
 
+def check_stage(mesh: Mesh, stage: ConfigDict, at: str) -> None:
+    """Refuses a stage whose batch, or whose sequences behind any merge, the mesh cannot split evenly.
+
+    Args:
+      mesh: the device mesh.
+      stage: its configuration.
+      at: what its keys begin with, such as `stages.video.`.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, at + "batch_size")
+    if stage.kind == "elva":
+        check_length(mesh, stage.data.seq_len, at + "data.seq_len")
+        for bucket in stage.merge_buckets:
+            check_length(mesh, bucket, at + "merge_buckets")
+
+
 def shard_batch(batch, mesh: Mesh):
     """Turns each process's share of a batch (any pytree of NumPy arrays [b, ...]) into global arrays [b * processes, ...]."""
     sharding = batch_sharding(mesh)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from elva_jax.analysis.hardware import EFFICIENCY, GIB, NETWORK_EFFICIENCY, USABLE, Device
-from elva_jax.parallel.mesh import check_batch
+from elva_jax.parallel.mesh import check_stage
 from elva_jax.plan import estimate
 from elva_jax.plan.advice import advice
 from elva_jax.plan.hlo import Collective
@@ -25,10 +25,10 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, device: Device) -> dic
     """Compiles a stage's step and works out what it needs; a JSON-able tree, sizes in bytes a device, times in seconds.
 
     Raises:
-      ConfigError: a batch that does not split over the mesh, or data whose size nobody knows.
+      ConfigError: a batch or sequences that do not split over the mesh, or data whose size nobody knows.
     """
     stage = config.stages[name]
-    check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, f"stages.{name}.batch_size")
+    check_stage(mesh, stage, f"stages.{name}.")
     steps = schedule(config, name)
     compiled = compile_stage(config, name, mesh, steps.steps)
     axes = dict(mesh.shape)

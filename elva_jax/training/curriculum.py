@@ -25,7 +25,7 @@ from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.models.lora import is_factor
 from elva_jax.ops.attention import chosen_for
 from elva_jax.parallel.handshake import leaves
-from elva_jax.parallel.mesh import check_batch, check_length, describe, make_mesh, replicated
+from elva_jax.parallel.mesh import check_stage, describe, make_mesh, replicated
 from elva_jax.parallel.processes import agree, wait
 from elva_jax.training import curves, loop
 from elva_jax.training.clock import Ledger, in_words
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
     workdir = Path(workdir)
     mesh = make_mesh(config.mesh)
     for name in config.curriculum:
-        _check_split(mesh, config.stages[name], f"stages.{name}.")
+        check_stage(mesh, config.stages[name], f"stages.{name}.")
     console = Console(soft_wrap=True, quiet=jax.process_index() > 0)
     if jax.process_index() == 0 and fetch(config.checkpoint.mirror, workdir):
         console.print(f"{workdir}: brought back from {config.checkpoint.mirror}", markup=False, highlight=False)
@@ -274,12 +274,3 @@ def _load_teacher(config: ConfigDict, name: str, workdir: Path, targets: Mapping
             there = list(loaded[path].shape) if path in loaded else "missing"
             raise CheckpointError(f"{source}: {path} is {there}, the teacher of this run has {list(here.shape)}")
     return loaded, source
-
-
-def _check_split(mesh, stage: ConfigDict, at: str) -> None:
-    """Refuses a stage whose batch, or whose sequences behind any merge, the mesh cannot split evenly."""
-    check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, at + "batch_size")
-    if stage.kind == "elva":
-        check_length(mesh, stage.data.seq_len, at + "data.seq_len")
-        for bucket in stage.merge_buckets:
-            check_length(mesh, bucket, at + "merge_buckets")

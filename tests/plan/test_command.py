@@ -140,3 +140,12 @@ def test_hd_attention_is_counted_with_its_buckets(config_dir):
     config = load(f"{config_dir}/elva.py:size=7b_hd,stage=3")
     assert estimate.lengths(config, "stage3") == [(2, 81_920), (6, 81_920), (6, 47_872), (14, 30_720)]
     assert estimate.rows(config, "stage3", {"data": 4, "fsdp": 8, "tensor": 1}) == (1, 8)
+
+
+def test_split_sequences_leave_attention_to_the_program(config_dir):
+    """Which then runs XLA's, without the fused kernel and its mask."""
+    config = load(f"{config_dir}/elva.py:size=1_5b,stage=3")
+    whole, split = ({"data": 1, "fsdp": 4, "context": parts, "tensor": 1} for parts in (1, 2))
+    for counted in (estimate.attention_flops, estimate.mask_bytes):
+        assert counted(config, "stage3", whole) > 0
+        assert counted(config, "stage3", split) == 0
