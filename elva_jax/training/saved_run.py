@@ -19,7 +19,7 @@ from elva_jax.models import lora
 from elva_jax.training import integrity
 from elva_jax.training.files import config_from_dict
 from elva_jax.training.state import flat, path_name
-from elva_jax.training.steps import describe, has_checkpoint, open_reader, saved_steps, told_as_damage
+from elva_jax.training.steps import StepArgs, StepHandler, describe, has_checkpoint, open_reader, saved_steps, told_as_damage
 
 ITEMS = ("params", "meta")  # of a step, which are read here
 
@@ -88,8 +88,8 @@ def save_weights(folder: str | Path, params: Any, config: ConfigDict, stage: str
     # Compression takes half as much memory again, and saves a fifth of the disk.
     arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=concurrent, use_compression=False)
     handlers = {"params": arrays, "meta": ocp.JsonCheckpointHandler()}
-    args = ocp.args.Composite(params=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(describe(config, stage, 0)))
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+    args = StepArgs(params=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(describe(config, stage, 0)))
+    with ocp.Checkpointer(StepHandler(**handlers)) as writer:
         writer.save(Path(folder).absolute() / "checkpoints" / "0", args=args)
 
 
@@ -144,12 +144,12 @@ def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:
 
 
 def _whole(where: Path) -> Path:
-    """The step, whose weights are compared with their checksums.
+    """The step, whose weights are compared with their checksums; several processes share the files out, and one that finds damage ends all.
 
     Raises:
       CheckpointError: they are not what was saved.
     """
-    if problem := integrity.damage(where, ITEMS):
+    if problem := integrity.damage(where, ITEMS, jax.process_index(), jax.process_count()):
         before = [step for step in saved_steps(where.parents[1]) if step < int(where.name)]
         way_out = f"give {where.with_name(str(before[-1]))}, the step before" if before else "there is no step before"
         raise CheckpointError(f"{where}: is damaged ({problem}); {way_out}")

@@ -32,7 +32,7 @@ ITEMS = ("params", "optimizer", "data", "meta")
 FAILURES = (OSError, ValueError, RuntimeError)  # what Orbax raises where storage fails it
 
 
-class _StepHandler(ocp.CompositeCheckpointHandler):
+class StepHandler(ocp.CompositeCheckpointHandler):
     """Adds checksums to what a step's items have written, before the step gets its name."""
 
     def finalize(self, directory) -> None:  # of the first process alone, when all have written
@@ -40,7 +40,7 @@ class _StepHandler(ocp.CompositeCheckpointHandler):
         integrity.write(Path(directory))
 
 
-@ocp.args.register_with_handler(_StepHandler, for_save=True, for_restore=True)
+@ocp.args.register_with_handler(StepHandler, for_save=True, for_restore=True)
 class StepArgs(ocp.args.Composite):
     """Orbax finds a handler by the type of its arguments."""
 
@@ -71,7 +71,7 @@ def _handlers(items: Sequence[str]) -> dict[str, Any]:
 
 def open_writer() -> ocp.AsyncCheckpointer:
     """Writes whole steps in the background."""
-    return ocp.AsyncCheckpointer(_StepHandler(**_handlers(ITEMS)))
+    return ocp.AsyncCheckpointer(StepHandler(**_handlers(ITEMS)))
 
 
 def open_reader(items: Sequence[str] = ITEMS) -> ocp.Checkpointer:

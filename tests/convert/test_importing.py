@@ -67,6 +67,13 @@ def test_the_command(qwen, tmp_path, capsys):
     np.testing.assert_array_equal(table[:83].astype(np.float32), embedding(qwen))
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
+    file = max((tmp_path / "out").rglob("params/**/d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoints/0: is damaged \(params/\S+ is not what was saved\)"):
+        load_run(tmp_path / "out")
+
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_another_dtype_and_no_configuration(qwen, tmp_path, dtype):
