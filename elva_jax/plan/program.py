@@ -26,7 +26,6 @@ from elva_jax.plan import hlo
 from elva_jax.training import loop
 from elva_jax.training.objective import guided, make_objective
 from elva_jax.training.optimizer import trained
-from elva_jax.training.step import make_train_step
 from elva_jax.video.layout import TokenLayout
 
 COMPILER = {
@@ -77,10 +76,7 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
         config.model.attention = PLAN
     objective = make_objective(config, name)
     setting = loop.set_up(config, name, objective, mesh, steps)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
-    accumulate = config.stages[name].optimizer.accumulate
-    kind = {"zero": config.mesh.zero, "dtype": config.model.dtype}
-    step = make_train_step(objective, setting.optimizer, mesh, setting.rules, shardings, accumulate, **kind)
+    step = loop.make_step(config, name, objective, setting)
     frozen, batch = teacher_shapes(config, name, mesh), batch_shapes(config, name, mesh)
     compiled = step.trace(setting.shapes, frozen, batch).lower().compile(compiler_options=COMPILER)
     memory = compiled.memory_analysis()
@@ -93,7 +89,7 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
         optimizer=local_bytes(setting.shapes.opt_state),
         teacher=local_bytes(frozen),
         batch=local_bytes(batch),
-        gradients=gradients * (2 if accumulate > 1 else 1),
+        gradients=gradients * (2 if config.stages[name].optimizer.accumulate > 1 else 1),
         # What goes out is what came in, but for the metrics: the state is donated.
         temporaries=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         counts={"all": _count(params), "trained": _count(moving)},

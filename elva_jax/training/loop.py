@@ -27,7 +27,7 @@ from elva_jax.training.mirror import Mirror
 from elva_jax.training.objective import Objective
 from elva_jax.training.optimizer import Optimizer, keep_frozen, make_optimizer
 from elva_jax.training.profile import Profile
-from elva_jax.training.step import make_train_step
+from elva_jax.training.step import TrainStep, make_train_step
 from elva_jax.training.stopping import Agreement, StopSignal
 from elva_jax.training.writers import open_writers
 
@@ -39,6 +39,11 @@ class Setting(NamedTuple):
     rules: tuple
     optimizer: Optimizer
     shapes: states.TrainState  # of ShapeDtypeStruct with shardings
+
+    @property
+    def shardings(self) -> states.TrainState:
+        """Where each leaf lies."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
 
 def set_up(config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh, steps: int) -> Setting:
@@ -54,11 +59,18 @@ def set_up(config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh
     return Setting(mesh, activation_rules(boxed, mesh, objective.counts), optimizer, shapes)
 
 
+def make_step(config: ConfigDict, stage_name: str, objective: Objective, setting: Setting) -> TrainStep:
+    """The training step of a stage, as training runs it and `elva plan` compiles it."""
+    accumulate = config.stages[stage_name].optimizer.accumulate
+    kind = {"zero": config.mesh.zero, "dtype": config.model.dtype}
+    return make_train_step(objective, setting.optimizer, setting.mesh, setting.rules, setting.shardings, accumulate, **kind)
+
+
 def fresh_state(
     config: ConfigDict, stage_name: str, objective: Objective, setting: Setting, weights: Mapping[str, Any]
 ) -> states.TrainState:
     """The state at step 0: the parameters that `weights` has by '/'-joined path, and random ones for the rest."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
+    shardings = setting.shardings
     wanted = states.flat(shardings.params)
     dtypes = {name: leaf.dtype for name, leaf in states.flat(setting.shapes.params).items()}
     missing = {name: where for name, where in wanted.items() if name not in weights}
@@ -118,11 +130,8 @@ def train(
       ConfigError: reports go to a package that is not installed.
       TrainingError: too many losses in a row that are not finite.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
-    accumulate, mesh = config.stages[stage_name].optimizer.accumulate, setting.mesh
-    kind = {"zero": config.mesh.zero, "dtype": config.model.dtype}
-    train_step = make_train_step(objective, setting.optimizer, mesh, setting.rules, shardings, accumulate, **kind)
-    agreement, timer, clock = Agreement(mesh, stage_name), SaveTimer(config.checkpoint.minutes), StepClock()
+    train_step = make_step(config, stage_name, objective, setting)
+    agreement, timer, clock = Agreement(setting.mesh, stage_name), SaveTimer(config.checkpoint.minutes), StepClock()
     speed = Speed(config, stage_name, setting.optimizer.labels, setting.shapes.params)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with contextlib.ExitStack() as stack:

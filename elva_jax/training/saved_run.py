@@ -71,7 +71,7 @@ class SavedRun:
 
     def load_float32(self) -> Run:
         """The whole of it as `load_run` gives it, in float32 whatever it was saved in."""
-        return load_run(self.where, dtypes=dict.fromkeys(self.shapes, np.dtype(np.float32)))
+        return _load(self.where, {}, dict.fromkeys(self.shapes, np.dtype(np.float32)))
 
 
 def save_weights(folder: str | Path, params: Any, config: ConfigDict, stage: str) -> None:
@@ -107,13 +107,17 @@ def load_run(
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    where = _whole(_find(Path(path).absolute(), kind))
+    return _load(_whole(_find(Path(path).absolute(), kind)), shardings or {}, dtypes or {})
+
+
+def _load(where: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -> Run:
+    """`load_run` of a step that is known to be whole."""
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(path, leaf):
         name = path_name(path)
-        dtype = (dtypes or {}).get(name, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=(shardings or {}).get(name, default))
+        dtype = dtypes.get(name, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings.get(name, default))
 
     with told_as_damage(where), open_reader(ITEMS) as reader:
         tree = reader.metadata(where).item_metadata["params"].tree

@@ -19,7 +19,6 @@ from elva_jax.parallel.mesh import make_mesh
 from elva_jax.plan.program import batch_shapes, teacher_shapes
 from elva_jax.training import loop
 from elva_jax.training.objective import make_objective
-from elva_jax.training.step import make_train_step
 from elva_jax.video.layout import TokenLayout
 
 PACKED, SINGLE = "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaSoftmax"
@@ -56,8 +55,7 @@ def test_the_training_step_lowers_for_cuda(config, stage):
         config.stages.sft.merge_buckets = (120,)
     mesh, objective = make_mesh(config.mesh), make_objective(config, stage)
     setting = loop.set_up(config, stage, objective, mesh, 10)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
-    step = make_train_step(objective, setting.optimizer, mesh, setting.rules, shardings, 2)
+    step = loop.make_step(config, stage, objective, setting)
     traced = step.trace(setting.shapes, teacher_shapes(config, stage, mesh), batch_shapes(config, stage, mesh))
     lowered = traced.lower(lowering_platforms=("cuda",))
     loops = 2 if stage == "sft" else 1  # pieces of the decoder, before and behind the merge

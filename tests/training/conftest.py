@@ -3,13 +3,12 @@
 import importlib.util
 from pathlib import Path
 
-import jax
 import pytest
 
 from elva_jax.data.moving_shapes import builder
 from elva_jax.data.tokenizer import build_for_moving_shapes
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.training import loop, step
+from elva_jax.training import loop
 from elva_jax.training.objective import make_objective
 
 
@@ -55,9 +54,7 @@ def stage_of():
         mesh = make_mesh(config.mesh)
         objective = make_objective(config, name)
         setting = loop.set_up(config, name, objective, mesh, steps)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, setting.shapes)
-        accumulate = config.stages[name].optimizer.accumulate
-        train_step = step.make_train_step(objective, setting.optimizer, mesh, setting.rules, shardings, accumulate)
+        train_step = loop.make_step(config, name, objective, setting)
         return train_step, loop.fresh_state(config, name, objective, setting, {}), setting
 
     return start

@@ -110,17 +110,21 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, config, monkeypa
     for step in (2, 4):
         with open_writers(config, tmp_path, step - 2) as writers:
             writers.write(step, {"loss": 1 / step, "bad": float("nan")})
-    ids, logged = set(), []
+    ids, logged, ended = set(), [], 0
     for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
         for record in offline_records(path):
             if record.HasField("run"):
                 ids.add(record.run.run_id)
                 assert (record.run.project, record.run.run_group) == ("elva", "toy")
+                settings = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                assert settings["name"] == "toy"
+            ended += record.HasField("exit")
             if record.HasField("history"):
                 values = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
                 logged.append({name: value for name, value in values.items() if not name.startswith("_")})
     assert ids == {(tmp_path / "wandb_id").read_text()}
     assert logged == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.25}]
+    assert ended == 2
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path, config, monkeypatch):
