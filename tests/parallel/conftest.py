@@ -24,8 +24,7 @@ def compare(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_device")  # what one device says is computed once
 
     def run(cases, devices, processes=1):
-        flags = f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}"
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        environment = fake(devices)
         command = [sys.executable, str(Path(__file__).with_name("equality.py")), *cases, "--folder", str(folder)]
         if processes > 1:
             command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(processes)]
@@ -42,6 +41,25 @@ def compare(tmp_path_factory):
         return results
 
     return run
+
+
+@pytest.fixture
+def on_eight_devices():
+    """run(name) -> [line of JSON, …] that a script of this folder prints with eight fake devices, in a process of its own."""
+
+    def run(name):
+        command = [sys.executable, str(Path(__file__).with_name(name))]
+        done = subprocess.run(command, env=fake(8), capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def fake(devices: int) -> dict[str, str]:
+    """The environment of a process with so many devices."""
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def free_port() -> int:

@@ -1,21 +1,10 @@
 """A sequence over several devices, with eight fake ones in a process of their own."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 
-def test_it_agrees_holds_a_block_of_scores_and_exchanges_keys_and_values_once():
-    flags = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
-    script = Path(__file__).with_name("split_attention.py")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
+def test_it_agrees_holds_a_block_of_scores_and_exchanges_keys_and_values_once(on_eight_devices):
+    (report,) = on_eight_devices("split_attention.py")
     one, eight = report["loss"]
     assert eight == pytest.approx(one, rel=1e-5)
     assert max(report["errors"]) < 1e-5
