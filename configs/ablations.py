@@ -11,23 +11,39 @@ the tiny run's teacher, or has the shape of CLIP-ViT-L/14-336.
 import importlib.util
 from pathlib import Path
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.config.load import choose, parse_arg
 
-TABLE2 = {"table2_gen": (0.0, 0.0), "table2_gen_mse": (1.0, 0.0), "table2_gen_con": (0.0, 1.0), "table2_all": (1.0, 1.0)}
+TABLE2 = {
+    "table2_gen": (0.0, 0.0),
+    "table2_gen_mse": (1.0, 0.0),
+    "table2_gen_con": (0.0, 1.0),
+    "table2_all": (1.0, 1.0),
+}
 TABLE3 = {"table3_naive": "naive", "table3_video": "video"}
 TABLE4 = ("table4_siglip", "table4_siglip_video")
 MERGE = {f"figure3_merge_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
 POOL = {f"figure3_pool_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
 VARIANTS = (*TABLE2, *TABLE3, *TABLE4, *MERGE, *POOL, "baseline_encoder")
-CLIP_L = dict(image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16)
+CLIP_L = dict(
+    image_size=336,
+    patch_size=14,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_layers=24,
+    num_heads=16,
+)
 
 
-def get_config(arg: str = "") -> base.ConfigDict:
+def get_config(arg: str = "") -> schema.ConfigDict:
     args = parse_arg(arg, variant="table2_gen_mse", size="tiny")
     variant = choose("variant", args["variant"], VARIANTS)
     size = choose("size", args["size"], ("tiny", "1_5b", "7b"))
-    c = _sibling("tiny").get_config() if size == "tiny" else _sibling("elva").get_config(f"size={size}")
+    c = (
+        _sibling("tiny").get_config()
+        if size == "tiny"
+        else _sibling("elva").get_config(f"size={size}")
+    )
     c.name = f"{variant}-{size}"
     # The paper's ablations train with L_gen + L_MSE unless the row says otherwise.
     tube, contrastive = TABLE2.get(variant, (1.0, 0.0))
@@ -38,7 +54,13 @@ def get_config(arg: str = "") -> base.ConfigDict:
     c.model.patch_embed = TABLE3.get(variant, "video")
     if variant in MERGE:
         m = c.model
-        _merging(c, m.merge_layers, m.merge_policies, m.merge_thresholds, _kept(m.merge_policies, MERGE[variant]))
+        _merging(
+            c,
+            m.merge_layers,
+            m.merge_policies,
+            m.merge_thresholds,
+            _kept(m.merge_policies, MERGE[variant]),
+        )
     if variant in POOL:
         _merging(c, (0,), ("pool",), (1.0,), (POOL[variant],))
     if variant == "baseline_encoder":
@@ -50,7 +72,9 @@ def get_config(arg: str = "") -> base.ConfigDict:
 
 def _sibling(name: str):
     """Loads the config file of that name beside this one."""
-    spec = importlib.util.spec_from_file_location(f"elva_config_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"elva_config_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -66,7 +90,12 @@ def _merging(c, layers, policies, thresholds, ratios) -> None:
     m = c.model
     for stage in c.stages.values():
         stage.merge_buckets = ()
-    m.merge_layers, m.merge_policies, m.merge_thresholds, m.merge_ratios = layers, policies, thresholds, ratios
+    m.merge_layers, m.merge_policies, m.merge_thresholds, m.merge_ratios = (
+        layers,
+        policies,
+        thresholds,
+        ratios,
+    )
 
 
 def _encoder(c, size: str) -> None:
@@ -94,6 +123,12 @@ def _video_teacher(c, size: str) -> None:
         return
     tiny = _sibling("tiny")
     c.stages.teacher_video = tiny.teacher_stage(c.stages.teacher.steps)
-    c.stages.teacher_video.data.mixture = base.ConfigDict({"videos": base.source(tiny.DATA, "train", tasks=("caption",))})
+    c.stages.teacher_video.data.mixture = schema.ConfigDict(
+        {"videos": schema.source(tiny.DATA, "train", tasks=("caption",))}
+    )
     c.stages.teacher_video.data.num_frames = 4
-    c.curriculum = ("teacher", "teacher_video", *(name for name in c.curriculum if name != "teacher"))
+    c.curriculum = (
+        "teacher",
+        "teacher_video",
+        *(name for name in c.curriculum if name != "teacher"),
+    )

@@ -5,25 +5,37 @@ Their data are listed in configs/data/, relative to a folder of your own: `--con
 
 from pathlib import Path
 
-from elva_jax.config import base, mixtures
+from elva_jax.config import mixtures, schema
 from elva_jax.config.load import choose, parse_arg
 
 QWEN2 = {
     "1_5b": dict(
-        hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2, vocab_size=151_936, tie_embeddings=True
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_layers=28,
+        num_heads=12,
+        num_kv_heads=2,
+        vocab_size=151_936,
+        tie_embeddings=True,
     ),
     "7b": dict(
-        hidden_size=3584, intermediate_size=18_944, num_layers=28, num_heads=28, num_kv_heads=4, vocab_size=152_064, tie_embeddings=False
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        vocab_size=152_064,
+        tie_embeddings=False,
     ),
 }
 
 
-def get_config(arg: str = "") -> base.ConfigDict:
+def get_config(arg: str = "") -> schema.ConfigDict:
     args = parse_arg(arg, size="7b", stage="all")
     size = choose("size", args["size"], ("1_5b", "7b", "7b_hd"))
     stage = choose("stage", args["stage"], ("1", "2", "3", "all"))
     hd = size == "7b_hd"
-    c = base.base()
+    c = schema.base()
     c.name = f"elva-{size}" + ("" if stage == "all" else f"-stage{stage}")
     model(c.model, size.removesuffix("_hd"))
     if hd:
@@ -61,7 +73,7 @@ def data(name: str):
 
 def stage1():
     """Spatial alignment on images (Table 7)."""
-    s = base.stage()
+    s = schema.stage()
     s.epochs = 1.0
     s.batch_size = 256
     s.data.mixture = data("stage1")
@@ -92,7 +104,7 @@ def stage2():
 
 def stage3(hd: bool):
     """Supervised fine-tuning with merging (Table 7)."""
-    s = base.stage()
+    s = schema.stage()
     s.epochs = 1.0
     s.batch_size = 256 if hd else 128
     s.merging = True

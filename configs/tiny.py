@@ -3,12 +3,18 @@
 `configs/tiny.py` is the quickstart's, `:long` goes on from its run for a quarter of an hour more, `:smoke` takes four steps a stage.
 """
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.config.load import choose
 
 DATA = "moving_shapes/easy"
-SINGLE, SEVERAL = "image[:30%]", "image[30%:]"  # the easy start: images of one object, then of up to four
-CLIPS, VIDEOS = "train[:20%]", "train[20%:]"  # and videos of one object that moves or changes, then of up to four
+SINGLE, SEVERAL = (
+    "image[:30%]",
+    "image[30%:]",
+)  # the easy start: images of one object, then of up to four
+CLIPS, VIDEOS = (
+    "train[:20%]",
+    "train[20%:]",
+)  # and videos of one object that moves or changes, then of up to four
 QUICK_RUN = "runs/tiny"  # what `:long` starts from: the quickstart's --workdir
 FRAMES = 4  # sampled from a video: movers go one place further from each to the next
 STEPS = {
@@ -18,10 +24,10 @@ STEPS = {
 }
 
 
-def get_config(arg: str = "") -> base.ConfigDict:
+def get_config(arg: str = "") -> schema.ConfigDict:
     variant = choose("configs/tiny.py variant", arg or "quick", tuple(STEPS))
     steps = STEPS[variant]
-    c = base.base()
+    c = schema.base()
     c.name = f"tiny-{variant}"
     model(c.model)
     teacher(c.teacher)
@@ -80,33 +86,35 @@ def teacher(t) -> None:
     t.text_length = 32
 
 
-def teacher_stage(steps: int) -> base.ConfigDict:
+def teacher_stage(steps: int) -> schema.ConfigDict:
     """The teacher learns the images' captions by the sigmoid loss."""
     s = _common(steps)
     s.kind = "teacher"
     s.batch_size = 32
-    s.data.mixture.images = base.source(DATA, "image", tasks=("object", "caption"))
+    s.data.mixture.images = schema.source(DATA, "image", tasks=("object", "caption"))
     return s
 
 
-def image_stage(steps: int, split: str) -> base.ConfigDict:
+def image_stage(steps: int, split: str) -> schema.ConfigDict:
     """Stage 1 of the paper: one frame."""
     s = _common(steps)
-    s.data.mixture.images = base.source(DATA, split, tasks=("object", "open"))
+    s.data.mixture.images = schema.source(DATA, split, tasks=("object", "open"))
     s.data.seq_len = 160
     s.data.max_patches = 18
     s.data.max_frames = 2
     return s
 
 
-def video_stage(steps: int, split: str = VIDEOS) -> base.ConfigDict:
+def video_stage(steps: int, split: str = VIDEOS) -> schema.ConfigDict:
     """Stage 2 of the paper: videos, and images among them, without which the model forgets how to look at one frame."""
     s = _common(steps)
-    s.optimizer.learning_rate = 1e-3  # twice this rate, good for images, made colours unlearnable here
+    s.optimizer.learning_rate = (
+        1e-3  # twice this rate, good for images, made colours unlearnable here
+    )
     s.optimizer.muon_learning_rate = 0.01
     s.batch_size = 10
-    s.data.mixture.images = base.source(DATA, SEVERAL, weight=1.0, tasks=("object", "open"))
-    s.data.mixture.videos = base.source(DATA, split, weight=2.0, tasks=("object", "open"))
+    s.data.mixture.images = schema.source(DATA, SEVERAL, weight=1.0, tasks=("object", "open"))
+    s.data.mixture.videos = schema.source(DATA, split, weight=2.0, tasks=("object", "open"))
     s.data.num_frames = FRAMES
     s.data.seq_len = 156 + 13 * FRAMES
     s.data.max_patches = 18 + 9 * FRAMES
@@ -114,7 +122,7 @@ def video_stage(steps: int, split: str = VIDEOS) -> base.ConfigDict:
     return s
 
 
-def sft_stage(steps: int) -> base.ConfigDict:
+def sft_stage(steps: int) -> schema.ConfigDict:
     """Stage 3 of the paper: questions, with merging and without guidance, at a lower rate."""
     s = video_stage(steps)
     s.merging = True
@@ -123,8 +131,8 @@ def sft_stage(steps: int) -> base.ConfigDict:
     return s
 
 
-def _common(steps: int) -> base.ConfigDict:
-    s = base.stage()
+def _common(steps: int) -> schema.ConfigDict:
+    s = schema.stage()
     s.steps = steps
     s.batch_size = 16
     s.data.longest_edge = 48
@@ -137,7 +145,7 @@ def _common(steps: int) -> base.ConfigDict:
     return s
 
 
-def guided(s: base.ConfigDict) -> base.ConfigDict:
+def guided(s: schema.ConfigDict) -> schema.ConfigDict:
     """Adds the teacher's losses."""
     # Weights of 1, as in the paper, slowed the answers down here, and 0.1 still cost positions: Muon normalises the sum of all gradients.
     s.loss.tube = 0.02

@@ -10,10 +10,15 @@ import shutil
 import tempfile
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the process that starts them
-    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="elva-test-programs-")
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+    )
+    if (
+        "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    ):  # a folder of the developer's own outlives the run
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="elva-test-programs-")
+        atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np

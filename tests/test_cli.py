@@ -51,15 +51,31 @@ def test_help_tells_every_option(capsys, words):
         (["evaluate", "--checkpoint", "x", "--speed"], 2, "unrecognised option: --speed"),
         (["evaluate", "--checkpoint", "x", "--limit", "0"], 2, "must be at least 1"),
         (["generate", "--checkpoint", "x", "--video", "y"], 2, "--prompt"),
-        (["generate", *ASK, "--frames", "4", "--low-edge", "112"], 2, "--frames does not go together with hybrid resolution"),
+        (
+            ["generate", *ASK, "--frames", "4", "--low-edge", "112"],
+            2,
+            "--frames does not go together with hybrid resolution",
+        ),
         (["generate", *ASK, "--high-frames", "-1"], 2, "cannot be negative, got -1"),
         (["generate", *ASK, "--top-p", "0"], 2, "top_p=0.0: must be above 0"),
         (["generate", *ASK, "--temperature", "-1"], 2, "temperature=-1.0"),
         (["chat", "--video", "x"], 2, "--checkpoint"),
         (["generate", *ASK, "--high-policy", "middle"], 2, "invalid choice: 'middle' (choose from"),
-        (["evaluate", "--checkpoint", "x", "--frames", "4", "--high-frames", "2"], 2, "--frames does not go together"),
-        (["train", "--config", "nowhere.py", "--workdir", "w"], 2, "nowhere.py: no such config file"),
-        (["data", "build", "moving_shapes/eazy"], 2, "there are moving_shapes/easy and moving_shapes/hard"),
+        (
+            ["evaluate", "--checkpoint", "x", "--frames", "4", "--high-frames", "2"],
+            2,
+            "--frames does not go together",
+        ),
+        (
+            ["train", "--config", "nowhere.py", "--workdir", "w"],
+            2,
+            "nowhere.py: no such config file",
+        ),
+        (
+            ["data", "build", "moving_shapes/eazy"],
+            2,
+            "there are moving_shapes/easy and moving_shapes/hard",
+        ),
     ],
 )
 def test_misuse_is_explained_in_a_line(capsys, words, status, message):
@@ -70,7 +86,15 @@ def test_misuse_is_explained_in_a_line(capsys, words, status, message):
 
 
 def test_a_config_mistake_names_the_key(capsys, config_dir, tmp_path):
-    status, _, err = run(capsys, "train", "--config", f"{config_dir}/tiny.py", "--workdir", str(tmp_path), "--config.sed=1")
+    status, _, err = run(
+        capsys,
+        "train",
+        "--config",
+        f"{config_dir}/tiny.py",
+        "--workdir",
+        str(tmp_path),
+        "--config.sed=1",
+    )
     assert status == 2
     assert err == "elva train: sed: no such key 'sed'; did you mean seed?\n"
     assert not list(tmp_path.iterdir())
@@ -88,8 +112,30 @@ def test_missing_data_checkpoint_and_video_are_one_line(capsys, config_dir, tmp_
     for words, part in (
         (train, "elva data build"),
         (["evaluate", "--checkpoint", str(tmp_path / "none")], str(tmp_path / "none")),
-        (["generate", "--checkpoint", str(tmp_path / "none"), "--video", "x.mp4", "--prompt", "?"], str(tmp_path / "none")),
-        (["data", "show", "moving_shapes/easy", "--data-dir", str(tmp_path), "--out", str(tmp_path / "o")], "elva data build"),
+        (
+            [
+                "generate",
+                "--checkpoint",
+                str(tmp_path / "none"),
+                "--video",
+                "x.mp4",
+                "--prompt",
+                "?",
+            ],
+            str(tmp_path / "none"),
+        ),
+        (
+            [
+                "data",
+                "show",
+                "moving_shapes/easy",
+                "--data-dir",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "o"),
+            ],
+            "elva data build",
+        ),
     ):
         status, _, err = run(capsys, *words)
         assert status == 1, err
@@ -98,7 +144,9 @@ def test_missing_data_checkpoint_and_video_are_one_line(capsys, config_dir, tmp_
 
 
 def test_print_config_shows_overrides_without_a_workdir(capsys, config_dir):
-    status, out, _ = run(capsys, "train", "--config", f"{config_dir}/tiny.py", "--print-config", "--config.seed=41")
+    status, out, _ = run(
+        capsys, "train", "--config", f"{config_dir}/tiny.py", "--print-config", "--config.seed=41"
+    )
     assert status == 0
     assert "seed: 41" in out
 

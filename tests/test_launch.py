@@ -11,18 +11,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elva_jax.parallel.processes import find
+from elva_jax.parallel.distributed import find
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
 
 def bash(command, **environment):
     """Runs a command of bash in a clean environment."""
-    clean = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.run(["bash", "-c", command], env=clean, capture_output=True, text=True, timeout=200, check=False)
+    clean = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        "JAX_PLATFORMS": "cpu",
+        **environment,
+    }
+    return subprocess.run(
+        ["bash", "-c", command], env=clean, capture_output=True, text=True, timeout=200, check=False
+    )
 
 
-@pytest.mark.parametrize("name", ["env_gpu.sh", "local_multihost.sh", "slurm.sbatch", "quickstart.sh", "test.sh", "venv.sh"])
+@pytest.mark.parametrize(
+    "name",
+    ["env_gpu.sh", "local_multihost.sh", "slurm.sbatch", "quickstart.sh", "test.sh", "venv.sh"],
+)
 def test_bash_can_read_it(name):
     done = bash(f"bash -n {LAUNCH / name}")
     assert not done.returncode, done.stderr
@@ -30,11 +40,20 @@ def test_bash_can_read_it(name):
 
 def test_xla_knows_every_flag():
     ask = f"{sys.executable} -c 'import jax; print(len(jax.devices()))'"
-    done = bash(f"source {LAUNCH}/env_gpu.sh h100 && echo $XLA_FLAGS && {ask}", XLA_FLAGS="--xla_force_host_platform_device_count=3")
+    done = bash(
+        f"source {LAUNCH}/env_gpu.sh h100 && echo $XLA_FLAGS && {ask}",
+        XLA_FLAGS="--xla_force_host_platform_device_count=3",
+    )
     flags, devices = done.stdout.splitlines()
     assert devices == "3", done.stderr  # whoever calls adds flags of their own
     assert flags.count("--xla_gpu_") == 13
-    assert bash(f"source {LAUNCH}/env_gpu.sh h100 && {ask}", XLA_FLAGS="--xla_gpu_enable_warp_drive=true").returncode != 0
+    assert (
+        bash(
+            f"source {LAUNCH}/env_gpu.sh h100 && {ask}",
+            XLA_FLAGS="--xla_gpu_enable_warp_drive=true",
+        ).returncode
+        != 0
+    )
 
 
 def test_settings_of_the_machine_win_and_kinds_differ():
@@ -52,9 +71,15 @@ def test_a_manifest_agrees_with_itself(name):
         (replicated,) = top["spec"]["replicatedJobs"]
         assert top["spec"]["network"]["enableDNSHostnames"]
         job, first = replicated["template"]["spec"], f"{name}-{replicated['name']}-0-0.{name}"
-        again = {"action": "FailJob", "values": [os.EX_TEMPFAIL]}  # whereupon the JobSet starts anew, without counting
+        again = {
+            "action": "FailJob",
+            "values": [os.EX_TEMPFAIL],
+        }  # whereupon the JobSet starts anew, without counting
         (rule,) = top["spec"]["failurePolicy"]["rules"]
-        assert (rule["action"], rule["onJobFailureReasons"]) == ("RestartJobSetAndIgnoreMaxRestarts", ["PodFailurePolicy"])
+        assert (rule["action"], rule["onJobFailureReasons"]) == (
+            "RestartJobSetAndIgnoreMaxRestarts",
+            ["PodFailurePolicy"],
+        )
     else:
         (service,) = services
         job, first = top["spec"], f"{name}-0.{service['metadata']['name']}"
@@ -64,7 +89,10 @@ def test_a_manifest_agrees_with_itself(name):
         again = {"action": "Ignore", "values": [os.EX_TEMPFAIL]}
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
-    rules = [{"action": rule["action"], "values": rule.get("onExitCodes", {}).get("values")} for rule in job["podFailurePolicy"]["rules"]]
+    rules = [
+        {"action": rule["action"], "values": rule.get("onExitCodes", {}).get("values")}
+        for rule in job["podFailurePolicy"]["rules"]
+    ]
     assert again in rules
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
     assert job["completionMode"] == "Indexed"
@@ -80,9 +108,15 @@ def test_slurm_signals_early_and_requeues():
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.M))
     assert options["signal"] == "TERM@600"
     assert "requeue" in options
-    fake = 'srun() { return "$CODE"; }; scontrol() { echo "scontrol $*"; }; export -f srun scontrol; '
+    fake = (
+        'srun() { return "$CODE"; }; scontrol() { echo "scontrol $*"; }; export -f srun scontrol; '
+    )
     for code, said in (("75", "scontrol requeue 7"), ("0", ""), ("1", "")):
-        done = bash(f"{fake} cd {LAUNCH.parent} && bash launch/slurm.sbatch --config x", CODE=code, SLURM_JOB_ID="7")
+        done = bash(
+            f"{fake} cd {LAUNCH.parent} && bash launch/slurm.sbatch --config x",
+            CODE=code,
+            SLURM_JOB_ID="7",
+        )
         assert done.returncode == int(code)
         assert ("scontrol requeue 7" in done.stdout) == bool(said), done.stdout
 
@@ -110,7 +144,9 @@ def stand_in(tmp_path):
 def multihost(stand_in, play):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHON": stand_in, "PLAY": play}
     command = ["bash", str(LAUNCH / "local_multihost.sh"), "2", "--config", "c.py"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_local_processes_end_together(stand_in):
@@ -118,7 +154,9 @@ def test_local_processes_end_together(stand_in):
     output, _ = well.communicate(timeout=60)
     assert well.returncode == 0, output
     flags = "train --config c.py --coordinator 127.0.0.1:12345 --num-processes 2 --process-id"
-    assert sorted(output.splitlines()) == [f"[{k}] -u -m elva_jax.cli {flags} {k}" for k in range(2)]
+    assert sorted(output.splitlines()) == [
+        f"[{k}] -u -m elva_jax.cli {flags} {k}" for k in range(2)
+    ]
 
     crash = multihost(stand_in, "crash")
     output, _ = crash.communicate(timeout=60)
@@ -134,4 +172,7 @@ def test_ctrl_c_reaches_every_local_process(stand_in):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert sorted(line for line in output.splitlines() if "told" in line) == ["[0] told to stop", "[1] told to stop"]
+    assert sorted(line for line in output.splitlines() if "told" in line) == [
+        "[0] told to stop",
+        "[1] told to stop",
+    ]

@@ -14,11 +14,27 @@ REPO = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_the_notebook_runs_from_data_to_answers(tmp_path):
     cells = json.loads((REPO / "notebooks/tiny_elva.ipynb").read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
+    code = "\n".join(
+        "".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code"
+    )
     script = tmp_path / "notebook.py"
-    script.write_text('if __name__ == "__main__":\n' + "".join(f"    {line}\n" if line else "\n" for line in code.splitlines()))
-    env = os.environ | {"ELVA_NOTEBOOK_DIR": str(tmp_path / "work"), "ELVA_NOTEBOOK_VARIANT": "smoke"}
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=580, check=False)
+    script.write_text(
+        'if __name__ == "__main__":\n'
+        + "".join(f"    {line}\n" if line else "\n" for line in code.splitlines())
+    )
+    env = os.environ | {
+        "ELVA_NOTEBOOK_DIR": str(tmp_path / "work"),
+        "ELVA_NOTEBOOK_VARIANT": "smoke",
+    }
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| truth:" in done.stdout
     assert (tmp_path / "work/run/curves.png").stat().st_size > 1000

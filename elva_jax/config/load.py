@@ -38,7 +38,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         config = _parse(spec, overrides)
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(f"unknown option --{error.flagname}; settings are changed with --config.KEY=VALUE") from None
+        raise ConfigError(
+            f"unknown option --{error.flagname}; settings are changed with --config.KEY=VALUE"
+        ) from None
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(f"{spec}: {_ends(error)}") from None
     validate(config)
@@ -56,7 +58,9 @@ def _parse(spec: str, overrides: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(overrides))
     rest = values(["elva", f"--config={spec}", *overrides])
     if len(rest) > 1:
-        raise ConfigError(f"'{rest[1]}' is not an option; settings are changed with --config.KEY=VALUE")
+        raise ConfigError(
+            f"'{rest[1]}' is not an option; settings are changed with --config.KEY=VALUE"
+        )
     return values.config
 
 
@@ -76,7 +80,9 @@ def choose(what: str, value: str, allowed: Sequence[str]) -> str:
     """Returns `value` if allowed, otherwise raises ConfigError with the nearest allowed one."""
     if value in allowed:
         return value
-    raise ConfigError(f"{what}: '{value}' is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+    raise ConfigError(
+        f"{what}: '{value}' is not one of {', '.join(allowed)}{nearest(value, allowed)}"
+    )
 
 
 def parse_arg(arg: str, **defaults: str) -> dict[str, str]:

@@ -12,12 +12,17 @@ from typing import Any, NamedTuple
 import yaml
 from ml_collections import ConfigDict
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.errors import ConfigError
 
 KINDS = ("all", "first", "end", "random")
-FORMS = "all, first:N, end:N, random:N, where N is a number of records or a share of them such as 10%"
-KEYS = {"json_path": "name", "sampling_strategy": "sampling"}  # of the field's YAML; any other is a setting of `base.source()`
+FORMS = (
+    "all, first:N, end:N, random:N, where N is a number of records or a share of them such as 10%"
+)
+KEYS = {
+    "json_path": "name",
+    "sampling_strategy": "sampling",
+}  # of the field's YAML; any other is a setting of `schema.source()`
 
 
 class Sampling(NamedTuple):
@@ -64,7 +69,7 @@ def _nearest(text: str) -> str:
 def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
     """A stage's mixture from the YAML that LLaVA's successors use: `datasets: [{json_path, sampling_strategy}]`.
 
-    Each entry may also set what `base.source()` knows (weight, epochs, root …) and its own `label`; else that is the file's name.
+    Each entry may also set what `schema.source()` knows (weight, epochs, root …) and its own `label`; else that is the file's name.
 
     Args:
       path: the YAML file.
@@ -81,7 +86,9 @@ def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
         raise ConfigError(f"{path}: is no YAML ({' '.join(str(error).split())[:160]})") from None
     entries = loaded.get("datasets") if isinstance(loaded, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{path}: has no list 'datasets' of entries such as {{json_path: notes.json, sampling_strategy: all}}")
+        raise ConfigError(
+            f"{path}: has no list 'datasets' of entries such as {{json_path: notes.json, sampling_strategy: all}}"
+        )
     mixture = ConfigDict()
     for number, entry in enumerate(entries, 1):
         label, source = _source(entry, f"{path}: datasets[{number}]")
@@ -96,7 +103,7 @@ def _source(entry: Any, where: str) -> tuple[str, ConfigDict]:
     """One entry of the YAML and its label."""
     if not isinstance(entry, dict) or not isinstance(entry.get("json_path"), str):
         raise ConfigError(f"{where}: has no json_path")
-    source = base.source("")
+    source = schema.source("")
     allowed = ("label", *KEYS, *(key for key in source if key not in KEYS.values()))
     for key, value in entry.items():
         if key not in allowed:

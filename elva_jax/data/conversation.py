@@ -28,7 +28,12 @@ def choice_prompt(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *lines, "Answer with the letter."])
 
 
-def render(example: Example, tokenizer: PreTrainedTokenizerBase, clips: Sequence[Clip], system_prompt: str = "") -> list[Text | Clip]:
+def render(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    clips: Sequence[Clip],
+    system_prompt: str = "",
+) -> list[Text | Clip]:
     """Renders a whole conversation for training: weight 1 on answers and the `<|im_end|>` behind them, 0 elsewhere.
 
     Independent turns share the media and see nothing of one another: each is a conversation of one turn.
@@ -57,7 +62,9 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, clips: Sequence
     return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
 
 
-def _question(before: str, texts: Sequence[str], clips: list[Clip], tokenizer: PreTrainedTokenizerBase) -> list[Text | Clip]:
+def _question(
+    before: str, texts: Sequence[str], clips: list[Clip], tokenizer: PreTrainedTokenizerBase
+) -> list[Text | Clip]:
     """A user's turn up to where its answer begins: a clip, taken from the front of `clips`, between any two of the texts."""
     parts: list[Text | Clip] = []
     for text in texts[:-1]:
@@ -66,16 +73,26 @@ def _question(before: str, texts: Sequence[str], clips: list[Clip], tokenizer: P
     return [*parts, Text(token_ids(tokenizer, before + texts[-1] + ANSWER))]
 
 
-def _render_branches(example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str) -> list[Text | Clip]:
+def _render_branches(
+    example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str
+) -> list[Text | Clip]:
     """Every turn as it would be alone, behind the media that all share."""
-    parts: list[Text | Clip] = [Text(token_ids(tokenizer, _system(system_prompt) + "<|im_start|>user\n")), *clips]
+    parts: list[Text | Clip] = [
+        Text(token_ids(tokenizer, _system(system_prompt) + "<|im_start|>user\n")),
+        *clips,
+    ]
     for number, turn in enumerate(example.turns, start=1):
         parts.append(Text(token_ids(tokenizer, turn.question.strip() + ANSWER), turn=number))
         parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), 1.0, number))
     return parts
 
 
-def prompt_parts(question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase, system_prompt: str = "") -> list[Text | Clip]:
+def prompt_parts(
+    question: str,
+    clips: Sequence[Clip],
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str = "",
+) -> list[Text | Clip]:
     """Renders one question for inference; it ends with the assistant's header, so that generation continues with the answer.
 
     Raises:
@@ -85,7 +102,9 @@ def prompt_parts(question: str, clips: Sequence[Clip], tokenizer: PreTrainedToke
     return render(answered, tokenizer, clips, system_prompt)[:-2]
 
 
-def follow_up(question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase) -> list[Text | Clip]:
+def follow_up(
+    question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase
+) -> list[Text | Clip]:
     """Renders a later question of a conversation, from the end of the answer before it to where its own answer begins.
 
     Raises:
@@ -114,7 +133,11 @@ def has_markers(example: Example) -> bool:
 def truncate(example: Example, turns: int) -> Example:
     """The first `turns` turns, with the media they speak of."""
     kept = example.turns[:turns]
-    media = sum(len(MARKER.findall(turn.question)) for turn in kept) if has_markers(example) else len(example.media)
+    media = (
+        sum(len(MARKER.findall(turn.question)) for turn in kept)
+        if has_markers(example)
+        else len(example.media)
+    )
     return dataclasses.replace(example, turns=kept, media=example.media[:media])
 
 
@@ -123,7 +146,9 @@ def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
     pieces = MARKER.split(turn.question.strip())
     pieces[0] = "\n<|im_start|>user\n" + pieces[0]
     pieces[-1] += ANSWER
-    return sum(len(token_ids(tokenizer, text)) for text in (*pieces, turn.answer.strip() + "<|im_end|>"))
+    return sum(
+        len(token_ids(tokenizer, text)) for text in (*pieces, turn.answer.strip() + "<|im_end|>")
+    )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -131,13 +156,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     turns = (Turn("What is it?", "A red circle."), Turn("And now?", "Gone."))
     messages = [{"role": "system", "content": "Be brief."}]
     for turn in turns:
-        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+        messages += [
+            {"role": "user", "content": turn.question},
+            {"role": "assistant", "content": turn.answer},
+        ]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except ValueError as error:
-        raise DataError(f"tokenizer {tokenizer.name_or_path}: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"tokenizer {tokenizer.name_or_path}: {str(error).splitlines()[0]}"
+        ) from None
     expected = list(token_ids(tokenizer, text))
-    ours = [token for part in render(Example("check", (), turns), tokenizer, (), "Be brief.") for token in part.token_ids]
+    ours = [
+        token
+        for part in render(Example("check", (), turns), tokenizer, (), "Be brief.")
+        for token in part.token_ids
+    ]
     if ours != expected:
         raise DataError(
             f"tokenizer {tokenizer.name_or_path}: its chat template is not ChatML (<|im_start|>role ... <|im_end|>); use a Qwen2 tokenizer"

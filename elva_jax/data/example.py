@@ -33,6 +33,8 @@ class Example:
     key: str  # names the record in messages
     media: tuple[Media, ...]
     turns: tuple[Turn, ...]
-    ordered: bool = False  # whether later turns build on earlier ones, so that order and completeness matter
+    ordered: bool = (
+        False  # whether later turns build on earlier ones, so that order and completeness matter
+    )
     independent: bool = False  # whether the turns are questions of their own about the same media, none of which may see another
     system: str = ""  # a system turn of its own; "": the stage's

@@ -39,14 +39,21 @@ class Mixture:
         self.sampling = [entries[label].sampling for label in self.labels]
         self.epochs = [float(entries[label].epochs) for label in self.labels]
         self.temperature = data.temperature
-        self.records = [sources.open_examples(entries[label], config.data_dir, config.data_root) for label in self.labels]
+        self.records = [
+            sources.open_examples(entries[label], config.data_dir, config.data_root)
+            for label in self.labels
+        ]
         self.used = []
         for label, sampling, records in zip(self.labels, self.sampling, self.records, strict=True):
             # The label, not the stage: so that stages which name a source alike use the same records of it.
-            self.used.append(Used(sampling, len(records), stage_seed(config.seed, "sampling", label), label))
+            self.used.append(
+                Used(sampling, len(records), stage_seed(config.seed, "sampling", label), label)
+            )
 
     def __len__(self) -> int:
-        return round(sum(epochs * len(used) for epochs, used in zip(self.epochs, self.used, strict=True)))
+        return round(
+            sum(epochs * len(used) for epochs, used in zip(self.epochs, self.used, strict=True))
+        )
 
     @property
     def lengths(self) -> list[int]:
@@ -59,8 +66,13 @@ class Mixture:
         if not self.temperature:
             return [int(weight * (100 / min(self.weights))) for weight in self.weights]
         sizes = [epochs * len(used) for epochs, used in zip(self.epochs, self.used, strict=True)]
-        shares = [weight * size ** (1 / self.temperature) for weight, size in zip(self.weights, sizes, strict=True)]
-        scale = math.ceil(FINE / min(shares))  # a whole number keeps whole shares exact, so that a pass by size takes every record once
+        shares = [
+            weight * size ** (1 / self.temperature)
+            for weight, size in zip(self.weights, sizes, strict=True)
+        ]
+        scale = math.ceil(
+            FINE / min(shares)
+        )  # a whole number keeps whole shares exact, so that a pass by size takes every record once
         return [round(share * scale) for share in shares]
 
     def example(self, source: int, index: int) -> Example:
@@ -97,7 +109,9 @@ class Used(Sequence[int]):
         self._kind, self._total, self._seed = parse_sampling(sampling).kind, total, seed
         self._length = parse_sampling(sampling).count(total)
         if self._length > total:
-            raise DataError(f"{label}: sampling = {sampling}, but it has {total} records; did you mean all?")
+            raise DataError(
+                f"{label}: sampling = {sampling}, but it has {total} records; did you mean all?"
+            )
 
     def __len__(self) -> int:
         return self._length
@@ -106,7 +120,9 @@ class Used(Sequence[int]):
         if not 0 <= index < self._length:
             raise IndexError(index)
         if self._kind == "random":
-            return grain.experimental.index_shuffle(index, max_index=self._total - 1, seed=self._seed, rounds=4)
+            return grain.experimental.index_shuffle(
+                index, max_index=self._total - 1, seed=self._seed, rounds=4
+            )
         return index + (self._total - self._length if self._kind == "end" else 0)
 
 
@@ -116,7 +132,13 @@ def stage_seed(seed: int, *words: str | int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def stream(lengths: Sequence[int], shares: Sequence[int], seed: int, process_index: int = 0, process_count: int = 1) -> grain.MapDataset:
+def stream(
+    lengths: Sequence[int],
+    shares: Sequence[int],
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
     """The endless order of (source, record index) pairs: shuffle, shard, repeat, mix.
 
     Each epoch of a source is shuffled anew; processes read disjoint slices of it; shares hold in every stretch of the stream.
@@ -127,8 +149,15 @@ def stream(lengths: Sequence[int], shares: Sequence[int], seed: int, process_ind
     parts = []
     for k, length in enumerate(lengths):
         if length < process_count:
-            raise DataError(f"source {k} of the mixture has {length} records, fewer than the {process_count} processes")
-        part = grain.MapDataset.range(length).seed(stage_seed(seed, k)).shuffle()[process_index::process_count].repeat()
+            raise DataError(
+                f"source {k} of the mixture has {length} records, fewer than the {process_count} processes"
+            )
+        part = (
+            grain.MapDataset.range(length)
+            .seed(stage_seed(seed, k))
+            .shuffle()[process_index::process_count]
+            .repeat()
+        )
         parts.append(part.map(_Tag(k)))
     return parts[0] if len(parts) == 1 else grain.MapDataset.source(_Mixed(parts, shares))
 

@@ -29,7 +29,9 @@ def budgets(config: ConfigDict, stage_name: str) -> Counts:
     stage = config.stages[stage_name]
     buckets = [bucket for bucket in stage.merge_buckets if bucket] if stage.merging else []
     data = stage.data
-    return Counts(data.seq_len, data.max_patches, data.max_frames, min(buckets, default=data.seq_len))
+    return Counts(
+        data.seq_len, data.max_patches, data.max_frames, min(buckets, default=data.seq_len)
+    )
 
 
 def merges_before_bucket(config: ConfigDict, stage_name: str) -> tuple[tuple[str, float], ...]:
@@ -44,7 +46,9 @@ def merges_before_bucket(config: ConfigDict, stage_name: str) -> tuple[tuple[str
 
 def over(counts: Counts, capacity: Counts) -> list[str]:
     """Names of the budgets that `counts` exceeds."""
-    return [name for name, n, most in zip(Counts._fields, counts, capacity, strict=True) if n > most]
+    return [
+        name for name, n, most in zip(Counts._fields, counts, capacity, strict=True) if n > most
+    ]
 
 
 class Window:
@@ -124,7 +128,9 @@ def simulate(counts: Iterable[Counts], capacity: Counts, ahead: float = AHEAD) -
         rows += 1
 
 
-def collate(rows: Sequence[Sequence[Sample]], capacity: Counts, patch_width: int, teacher_size: int | None) -> dict:
+def collate(
+    rows: Sequence[Sequence[Sample]], capacity: Counts, patch_width: int, teacher_size: int | None
+) -> dict:
     """Joins packed rows into arrays of fixed shape.
 
     Returns:
@@ -136,12 +142,16 @@ def collate(rows: Sequence[Sequence[Sample]], capacity: Counts, patch_width: int
         "layout": TokenLayout(*(np.stack(field) for field in zip(*layouts, strict=True))),
     }
     if teacher_size:
-        batch["teacher_frames"] = np.zeros((len(rows), capacity.frames, teacher_size, teacher_size, 3), np.uint8)
+        batch["teacher_frames"] = np.zeros(
+            (len(rows), capacity.frames, teacher_size, teacher_size, 3), np.uint8
+        )
     for r, row in enumerate(rows):
         patch = frame = 0
         for sample in row:
             batch["patches"][r, patch : patch + sample.counts.patches] = sample.patches
             if teacher_size:
-                batch["teacher_frames"][r, frame : frame + sample.counts.frames] = sample.teacher_frames
+                batch["teacher_frames"][r, frame : frame + sample.counts.frames] = (
+                    sample.teacher_frames
+                )
             patch, frame = patch + sample.counts.patches, frame + sample.counts.frames
     return batch

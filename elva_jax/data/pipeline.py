@@ -20,17 +20,24 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data import mixture as mixing
-from elva_jax.data.attempt import Rejected
 from elva_jax.data.conversation import check_tokenizer
+from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder, Decoder
+from elva_jax.data.iterator_state import Deals, Place, Reading, places, redistribute, trace
 from elva_jax.data.mixture import Mixture, examples_per_epoch, stage_seed
 from elva_jax.data.packing import AHEAD, Window, budgets, collate
-from elva_jax.data.position import Deals, Place, Reading, places, redistribute, trace
-from elva_jax.data.prepare import CaptionDecoder, ConversationDecoder, Decoder
+from elva_jax.data.safe_read import Rejected
 from elva_jax.data.workers import deaf_to_signals, prepare_worker
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Counts
 
-__all__ = ["BatchIterator", "examples_per_epoch", "examples_per_step", "make_batches", "make_teacher_batches", "redistribute"]
+__all__ = [
+    "BatchIterator",
+    "examples_per_epoch",
+    "examples_per_step",
+    "make_batches",
+    "make_teacher_batches",
+    "redistribute",
+]
 
 # A worker whose last samples nobody reads cannot end by itself; Grain kills it then, but one after the other and after 25 seconds each.
 process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
@@ -38,7 +45,12 @@ process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 GRACE = 100  # records that the share of bad ones is at least taken of
 REASONS = 100  # different reasons counted apart
 BUFFER_BYTES = 2**28  # decoded examples held ahead of the batches
-HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")  # keys of a stage's data
+HYBRID = (
+    "num_low_frames",
+    "low_longest_edge",
+    "hybrid_policy",
+    "hybrid_probability",
+)  # keys of a stage's data
 
 
 class Streams:
@@ -70,8 +82,16 @@ class Streams:
 
     def _open(self, stream: int) -> None:
         mixture = self._decoder.mixture
-        order = mixing.stream(mixture.lengths, mixture.shares, stage_seed(self._seed, self._stage_name), stream, self._number)
-        self._opened[stream] = order.random_map(self._decoder, seed=stage_seed(self._seed, self._stage_name, "turns", stream))
+        order = mixing.stream(
+            mixture.lengths,
+            mixture.shares,
+            stage_seed(self._seed, self._stage_name),
+            stream,
+            self._number,
+        )
+        self._opened[stream] = order.random_map(
+            self._decoder, seed=stage_seed(self._seed, self._stage_name, "turns", stream)
+        )
 
 
 class BatchIterator:
@@ -109,7 +129,9 @@ class BatchIterator:
         self._position = 0
         self._deals: Deals = []
         self._window = self._new_window()  # of (place, sample)
-        self._again: deque[Place] = deque()  # waited when the state was saved, and still to be decoded again, before anything new is read
+        self._again: deque[Place] = (
+            deque()
+        )  # waited when the state was saved, and still to be decoded again, before anything new is read
         self._first: dict[str, str] = {}
         self.seen = 0
         self.reasons: Counter[str] = Counter()
@@ -147,7 +169,10 @@ class BatchIterator:
         """Where the next batch begins, JSON-able."""
         return {
             "position": self._position,
-            "waiting": [list(place) for place in (*(place for (place, _), _ in self._window.waiting), *self._again)],
+            "waiting": [
+                list(place)
+                for place in (*(place for (place, _), _ in self._window.waiting), *self._again)
+            ],
             "deals": [list(positions) for positions in self._deals],
             "seen": self.seen,
             "reasons": dict(self.reasons),
@@ -187,12 +212,19 @@ class BatchIterator:
         if self._again:
             place, sample = self._again[0], self._next()
             if isinstance(sample, Rejected):
-                raise DataError(f"{sample.key}: was readable when the checkpoint was made, and is not now ({sample.reason})")
+                raise DataError(
+                    f"{sample.key}: was readable when the checkpoint was made, and is not now ({sample.reason})"
+                )
             self._again.popleft()
             return place, sample
         while True:
             sample = self._next()
-            place = trace(self._deals, self._settings["process_count"], self._settings["process_index"], self._position)
+            place = trace(
+                self._deals,
+                self._settings["process_count"],
+                self._settings["process_index"],
+                self._position,
+            )
             self._position += 1
             self.seen += 1
             if not isinstance(sample, Rejected):
@@ -212,20 +244,33 @@ class BatchIterator:
         first_count = len(self._deals[0]) if self._deals else count
         stream = grain.MapDataset.source(reading).map(self._open_streams(first_count))
         if self._workers == 0:
-            return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._buffer)))
+            return iter(
+                stream.to_iter_dataset(
+                    grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._buffer)
+                )
+            )
         if not flags.FLAGS.is_parsed():  # grain reads its flags when it starts workers
             flags.FLAGS.mark_as_parsed()
         each = max(1, self._buffer // self._workers)
         stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=each)
+        options = grain.MultiprocessingOptions(
+            num_workers=self._workers, per_worker_buffer_size=each
+        )
         return iter(stream.mp_prefetch(options, worker_init_fn=prepare_worker))
 
     def _reject(self, bad: Rejected) -> None:
-        reason = bad.reason if bad.reason in self.reasons or len(self.reasons) < REASONS else "other reasons"
+        reason = (
+            bad.reason
+            if bad.reason in self.reasons or len(self.reasons) < REASONS
+            else "other reasons"
+        )
         self.reasons[reason] += 1
         self._first.setdefault(reason, bad.key)
         if self.dropped > self._max_bad_fraction * max(self.seen, GRACE):
-            listed = "; ".join(f"{n} x {reason} (first: {self._first[reason]})" for reason, n in self.reasons.most_common(5))
+            listed = "; ".join(
+                f"{n} x {reason} (first: {self._first[reason]})"
+                for reason, n in self.reasons.most_common(5)
+            )
             raise DataError(
                 f"{self.dropped} of {self.seen} records are bad, over the limit data.max_bad_fraction = {self._max_bad_fraction}: {listed}"
             )
@@ -240,8 +285,12 @@ class BatchIterator:
         samples = [sample for row in rows for sample in row]
         stats = {"examples": float(len(samples))}
         if hasattr(samples[0], "counts"):
-            stats["token_fill"] = sum(sample.counts.tokens for sample in samples) / (self._rows * self._capacity.tokens)
-            stats["patch_fill"] = sum(sample.counts.patches for sample in samples) / (self._rows * self._capacity.patches)
+            stats["token_fill"] = sum(sample.counts.tokens for sample in samples) / (
+                self._rows * self._capacity.tokens
+            )
+            stats["patch_fill"] = sum(sample.counts.patches for sample in samples) / (
+                self._rows * self._capacity.patches
+            )
         return stats
 
 
@@ -277,11 +326,26 @@ def make_batches(
         "floor": capacity.floor,
         "teacher_size": teacher_size,
     }
-    return _iterator(config, stage_name, decoder, collate_rows, capacity, bytes_each, process_index, process_count, settings)
+    return _iterator(
+        config,
+        stage_name,
+        decoder,
+        collate_rows,
+        capacity,
+        bytes_each,
+        process_index,
+        process_count,
+        settings,
+    )
 
 
 def make_teacher_batches(
-    config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
+    config: ConfigDict,
+    stage_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> BatchIterator:
     """Batches of a teacher stage: one clip and one caption a row, F = num_frames, Ht = teacher.image_size, L = teacher.text_length.
 
@@ -311,10 +375,22 @@ def make_teacher_batches(
 
     bytes_each = data.num_frames * teacher.image_size**2 * 3
     settings = {"image_size": teacher.image_size, "text_length": teacher.text_length}
-    return _iterator(config, stage_name, decoder, collate_rows, Counts(1, 1, 1, 1), bytes_each, process_index, process_count, settings)
+    return _iterator(
+        config,
+        stage_name,
+        decoder,
+        collate_rows,
+        Counts(1, 1, 1, 1),
+        bytes_each,
+        process_index,
+        process_count,
+        settings,
+    )
 
 
-def examples_per_step(config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase) -> float:
+def examples_per_step(
+    config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase
+) -> float:
     """Examples that one optimiser step takes over all processes: estimated from the first rows where examples are packed.
 
     The same on every process, so that all derive the same number of steps from a number of epochs.
@@ -352,11 +428,24 @@ def _iterator(
     stage = config.stages[stage_name]
     data = stage.data
     if stage.batch_size % process_count:
-        raise DataError(f"stages.{stage_name}.batch_size = {stage.batch_size} does not divide among {process_count} processes")
+        raise DataError(
+            f"stages.{stage_name}.batch_size = {stage.batch_size} does not divide among {process_count} processes"
+        )
     single = stage.kind == "teacher" or not data.pack
     open_streams = partial(Streams, decoder, config.seed, stage_name)
     open_streams(process_count)  # so that what cannot work is refused now
-    names = ("num_frames", "fps", "longest_edge", "upscale", "seq_len", "max_patches", "max_frames", "pack", "max_turns", "system_prompt")
+    names = (
+        "num_frames",
+        "fps",
+        "longest_edge",
+        "upscale",
+        "seq_len",
+        "max_patches",
+        "max_frames",
+        "pack",
+        "max_turns",
+        "system_prompt",
+    )
     return BatchIterator(
         open_streams,
         collate_rows,

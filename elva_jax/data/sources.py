@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from elva_jax.data.build import record as built
+from elva_jax.data import record as built
 from elva_jax.data.conversation import choice_prompt
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.readers.huggingface import HuggingFaceFolder
@@ -38,12 +38,22 @@ def check_files(mixture: Mapping[str, ConfigDict], data_root: str, where: str) -
     missing = {}
     for label, source in mixture.items():
         path = _under(data_root, source.name)
-        if path.suffix.lower() in FILE_READERS and not set("{*?[") & set(path.name) and not path.exists():
+        if (
+            path.suffix.lower() in FILE_READERS
+            and not set("{*?[") & set(path.name)
+            and not path.exists()
+        ):
             missing[label] = str(path)
     if missing:
         listed = ", ".join(f"{label}: {path}" for label, path in missing.items())
-        root = f"data_root = {data_root}" if data_root else f"the working directory {Path.cwd()}, because data_root is empty"
-        raise DataError(f"{where}: no such file: {listed}; names are relative to {root}: set --config.data_root=FOLDER")
+        root = (
+            f"data_root = {data_root}"
+            if data_root
+            else f"the working directory {Path.cwd()}, because data_root is empty"
+        )
+        raise DataError(
+            f"{where}: no such file: {listed}; names are relative to {root}: set --config.data_root=FOLDER"
+        )
 
 
 def _under(data_root: str, name: str) -> Path:
@@ -51,7 +61,9 @@ def _under(data_root: str, name: str) -> Path:
     return Path(data_root).expanduser() / Path(name).expanduser()
 
 
-def open_examples(source: ConfigDict, data_dir: str | Path, data_root: str = "") -> Sequence[Example]:
+def open_examples(
+    source: ConfigDict, data_dir: str | Path, data_root: str = ""
+) -> Sequence[Example]:
     """Opens one entry of a mixture, `config.base.source()`, for random access to its examples.
 
     Args:
@@ -66,7 +78,9 @@ def open_examples(source: ConfigDict, data_dir: str | Path, data_root: str = "")
     opener = FILE_READERS.get(Path(source.name).suffix.lower())
     root = str(_under(data_root, source.root)) if source.root else ""
     if source.name.startswith(HUGGING_FACE):
-        examples = HuggingFaceFolder(_under(data_root, source.name.removeprefix(HUGGING_FACE)), source.split, root)
+        examples = HuggingFaceFolder(
+            _under(data_root, source.name.removeprefix(HUGGING_FACE)), source.split, root
+        )
     elif opener is None:
         return _Built(source.name, source.split, data_dir, tuple(source.tasks))
     else:
@@ -91,7 +105,11 @@ class _Built(Sequence[Example]):
 
     def __init__(self, name: str, split: str, data_dir: str | Path, tasks: tuple[str, ...]):
         builder = _builder(name, data_dir)
-        self.records, self.read, self.tasks = _records(builder, split), _reader_of(name, builder), tasks
+        self.records, self.read, self.tasks = (
+            _records(builder, split),
+            _reader_of(name, builder),
+            tasks,
+        )
         self.files = [Path(builder.data_dir) / "dataset_info.json"]
 
     def __len__(self) -> int:
@@ -125,8 +143,14 @@ def _builder(name: str, data_dir: str | Path) -> tfds.core.DatasetBuilder:
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
-        way = f"`elva data build {base}`" if base in READERS else f"`elva data build SOURCE --name {base}`"
-        raise DataError(f"{Path(data_dir) / name}: no such data set; build it with {way}, or set data_dir") from None
+        way = (
+            f"`elva data build {base}`"
+            if base in READERS
+            else f"`elva data build SOURCE --name {base}`"
+        )
+        raise DataError(
+            f"{Path(data_dir) / name}: no such data set; build it with {way}, or set data_dir"
+        ) from None
 
 
 def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Record]:
@@ -140,7 +164,9 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Record]:
     return records
 
 
-def _reader_of(name: str, builder: tfds.core.DatasetBuilder) -> Callable[[Record, tuple[str, ...]], Example]:
+def _reader_of(
+    name: str, builder: tfds.core.DatasetBuilder
+) -> Callable[[Record, tuple[str, ...]], Example]:
     """The reader of a data set by what its records are, or else by its name."""
     return built.to_example if set(builder.info.features) == set(built.features()) else reader(name)
 
@@ -182,18 +208,36 @@ def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
     key = _text(record["id"])
     try:
         notes = annotation(record)
-        turns = [Turn(t["question"], t["answer"], task) for task in ("object", "caption") for t in notes["captions"].get(task, ())]
+        turns = [
+            Turn(t["question"], t["answer"], task)
+            for task in ("object", "caption")
+            for t in notes["captions"].get(task, ())
+        ]
         for k, q in enumerate(notes["questions"]):
             options, about = tuple(q.get("options") or ()), f"question {k}"
             turns.append(Turn(q["question"], q["answer"], "open", q["family"], options, about))
             if options:
-                turns.append(Turn(choice_prompt(q["question"], options), q["letter"], "choice", q["family"], options, about))
+                turns.append(
+                    Turn(
+                        choice_prompt(q["question"], options),
+                        q["letter"],
+                        "choice",
+                        q["family"],
+                        options,
+                        about,
+                    )
+                )
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(key, f"malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})") from None
+        raise RecordError(
+            key, f"malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})"
+        ) from None
     media = record["media"]
     source = media.item() if hasattr(media, "item") else media
     return Example(
-        key, (Media(source, _text(record["kind"])),), tuple(turn for turn in turns if not tasks or turn.task in tasks), independent=True
+        key,
+        (Media(source, _text(record["kind"])),),
+        tuple(turn for turn in turns if not tasks or turn.task in tasks),
+        independent=True,
     )
 
 

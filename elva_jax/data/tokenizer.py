@@ -7,10 +7,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from elva_jax.data.moving_shapes import records
 from elva_jax.errors import DataError
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -24,7 +32,13 @@ CHAT_TEMPLATE = (
 _CHAT_TEXTS = ("system", "user", "assistant", "\n", "You are a helpful assistant.")
 
 
-def build(texts: Iterable[str], folder: str | os.PathLike, vocab_size: int = 768, *, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build(
+    texts: Iterable[str],
+    folder: str | os.PathLike,
+    vocab_size: int = 768,
+    *,
+    words: Sequence[str] = (),
+) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE and saves it as a transformers folder with Qwen2's special tokens and chat template.
 
     The result depends on the texts, the words and the size alone.
@@ -45,10 +59,15 @@ def build(texts: Iterable[str], folder: str | os.PathLike, vocab_size: int = 768
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 3, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+        vocab_size=vocab_size - 3,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(_weighted(texts, words), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (END, TURN_START, TURN_END)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (END, TURN_START, TURN_END)]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=TURN_END,
@@ -76,10 +95,14 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     try:
         tokenizer = _open(name)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: no tokenizer there ({str(error).splitlines()[0]}); build one with `elva data build`") from error
+        raise DataError(
+            f"{name}: no tokenizer there ({str(error).splitlines()[0]}); build one with `elva data build`"
+        ) from error
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in (TURN_START, TURN_END) if token not in vocabulary]:
-        raise DataError(f"{name}: its vocabulary lacks {', '.join(missing)}; a tokenizer with Qwen's chat tokens is needed")
+        raise DataError(
+            f"{name}: its vocabulary lacks {', '.join(missing)}; a tokenizer with Qwen's chat tokens is needed"
+        )
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -89,7 +112,11 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     """A tokenizer by its own class: the plain one of `build`, or any that transformers knows."""
     folder = Path(name)
     settings = folder / "tokenizer_config.json"
-    if settings.exists() and json.loads(settings.read_text()).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
+    if (
+        settings.exists()
+        and json.loads(settings.read_text()).get("tokenizer_class")
+        == PreTrainedTokenizerFast.__name__
+    ):
         return PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
     # Takes seconds where PyTorch is installed, for it imports that.
     from transformers import AutoTokenizer, PreTrainedConfig
@@ -99,17 +126,8 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(name), local_files_only=folder.exists(), **plain)
 
 
-def build_for_moving_shapes(
-    folder: str | os.PathLike, configs: Sequence[str] = ("easy", "hard"), *, vocab_size: int = 768, scenes: int = 1500
-) -> PreTrainedTokenizerFast:
-    """The tokenizer of the moving_shapes configs, from the words of scenes that are sampled but not drawn; a few seconds."""
-    texts, words = [], set()
-    for config in configs:
-        for split in ("image", "train"):
-            for index in range(scenes // 2):
-                annotation = records.annotation_of(config, 0, split, index, scenes)
-                turns = [*annotation["captions"]["object"], *annotation["captions"]["caption"], *annotation["questions"]]
-                texts += [text for turn in turns for text in (turn["question"], turn["answer"])]
-                words |= {word for turn in annotation["questions"] for option in turn["options"] for word in option.split()}
-    texts += ["Answer with the letter.", *(f"{letter}. {word}" for letter in "ABCD" for word in sorted(words))]
-    return build(texts, folder, vocab_size, words=(*sorted(words), *"ABCD"))
+VISUAL_TOKENS = (
+    "<FRAME>",
+    "<PATCH>",
+    "<LINE>",
+)  # as transformers' side of an exported model knows them

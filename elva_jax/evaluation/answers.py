@@ -19,7 +19,9 @@ def normalise(text: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     words = _SEPARATOR.sub(" ", _APOSTROPHE.sub("", folded)).split()
-    return " ".join(word for i, word in enumerate(words) if word not in _ARTICLES or i == len(words) - 1)
+    return " ".join(
+        word for i, word in enumerate(words) if word not in _ARTICLES or i == len(words) - 1
+    )
 
 
 def exact_match(answer: str, reference: str) -> bool:

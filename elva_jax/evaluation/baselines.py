@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elva_jax.evaluation.answers import normalise
-from elva_jax.inference.visual import Visual, keep_frames
+from elva_jax.video.clip import Visual, keep_frames
 
 
 def any_object(answer: str, options: Sequence[str], named_objects: Sequence[str]) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from elva_jax.errors import ConfigError
 
 COLUMNS = {
     "open": "open",
@@ -62,11 +58,18 @@ def build_table(result: Mapping[str, Any]) -> Table:
     out.add_column("n", justify="right")
     keys = _measured(result)
     for key in keys:
-        out.add_column(COLUMNS[key], justify="right", no_wrap=True, style="dim" if key in BASELINES else None)
+        out.add_column(
+            COLUMNS[key], justify="right", no_wrap=True, style="dim" if key in BASELINES else None
+        )
     for family, row in result["families"].items():
         out.add_row(family, str(row["count"]), *(_cell(row.get(key)) for key in keys))
     out.add_section()
-    out.add_row("macro", str(data["questions"]), *(_cell(result["macro"][key]) for key in keys), style="bold")
+    out.add_row(
+        "macro",
+        str(data["questions"]),
+        *(_cell(result["macro"][key]) for key in keys),
+        style="bold",
+    )
     return out
 
 
@@ -81,36 +84,10 @@ def caption(result: Mapping[str, Any]) -> str:
     if (kept := result["tokens"]["visual_kept"]) is not None:
         lines.append(f"{100 * kept:.0f} % of the visual tokens remain, averaged over layers")
     if data["unreadable"]:
-        lines.append(f"{len(data['unreadable'])} videos could not be read: their questions count as wrong")
+        lines.append(
+            f"{len(data['unreadable'])} videos could not be read: their questions count as wrong"
+        )
     return "\n".join(lines)
-
-
-def save(result: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes the whole result as JSON (numbers that do not exist are null) and returns the path.
-
-    Raises:
-      ConfigError: it cannot be written there.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(jsonable(result), indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json {path}: {error.strerror or error}; name a file that can be written") from error
-    return path
-
-
-def jsonable(value: Any) -> Any:
-    """The same tree in JSON's types: tuples become lists, NumPy scalars Python numbers, NaN and infinities None."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "tolist"):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def figure(result: Mapping[str, Any], path: str | Path) -> Path:
@@ -130,21 +107,47 @@ def figure(result: Mapping[str, Any], path: str | Path) -> Path:
     width = 0.8 / max(len(bars), 1)
     for i, key in enumerate(bars):
         x, y, e = _points(rows, key)
-        axes.bar([v + (i - (len(bars) - 1) / 2) * width for v in x], y, width, yerr=e, label=COLUMNS[key], error_kw={"lw": 0.8})
+        axes.bar(
+            [v + (i - (len(bars) - 1) / 2) * width for v in x],
+            y,
+            width,
+            yerr=e,
+            label=COLUMNS[key],
+            error_kw={"lw": 0.8},
+        )
     for key, marker in zip(marks, ("_", "x", "+"), strict=False):
         x, y, _ = _points(rows, key)
-        axes.plot(x, y, linestyle="none", marker=marker, markersize=11, markeredgewidth=1.8, color="black", label=COLUMNS[key])
+        axes.plot(
+            x,
+            y,
+            linestyle="none",
+            marker=marker,
+            markersize=11,
+            markeredgewidth=1.8,
+            color="black",
+            label=COLUMNS[key],
+        )
     axes.set_xticks(range(len(rows)), list(rows))
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     axes.set_title(_title(result))
-    axes.legend(ncols=len(keys), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    axes.legend(
+        ncols=len(keys), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False
+    )
     fig.savefig(path, dpi=150)
     return path
 
 
 def _points(rows: Mapping[str, Any], key: str) -> tuple[list[int], list[float], list[float]]:
     """Abscissae, accuracies and standard errors in per cent of the rows where `key` was measured."""
-    found = [(i, row[key]) for i, row in enumerate(rows.values()) if row.get(key) and row[key]["accuracy"] is not None]
+    found = [
+        (i, row[key])
+        for i, row in enumerate(rows.values())
+        if row.get(key) and row[key]["accuracy"] is not None
+    ]
     x = [i for i, _ in found]
-    return x, [100 * score["accuracy"] for _, score in found], [100 * (score["stderr"] or 0.0) for _, score in found]
+    return (
+        x,
+        [100 * score["accuracy"] for _, score in found],
+        [100 * (score["stderr"] or 0.0) for _, score in found],
+    )

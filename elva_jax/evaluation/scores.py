@@ -17,7 +17,12 @@ class Score(NamedTuple):
 
 
 def summarise(
-    credit: Sequence[float], family: Sequence[str], video: Sequence[str], *, resamples: int = 1000, seed: int = 0
+    credit: Sequence[float],
+    family: Sequence[str],
+    video: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[dict[str, Score], Score]:
     """Scores per family (alphabetical) and their macro mean: the mean of the families' accuracies, whatever their sizes.
 
@@ -38,13 +43,18 @@ def summarise(
     np.add.at(right_VxF, (video_n, family_n), np.asarray(credit, np.float64))
     np.add.at(asked_VxF, (video_n, family_n), 1.0)
     accuracy_F = right_VxF.sum(0) / asked_VxF.sum(0)
-    draws_RxV = np.random.default_rng(seed).multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=resamples)
+    draws_RxV = np.random.default_rng(seed).multinomial(
+        len(videos), np.full(len(videos), 1 / len(videos)), size=resamples
+    )
     with np.errstate(invalid="ignore"):
         resampled_RxF = np.ma.masked_invalid((draws_RxV @ right_VxF) / (draws_RxV @ asked_VxF))
     stderr_F = resampled_RxF.std(axis=0).filled(float("nan"))
     counts_F = asked_VxF.sum(0).astype(int)
     per_family = {
-        str(name): Score(float(a), float(s), int(n)) for name, a, s, n in zip(families, accuracy_F, stderr_F, counts_F, strict=True)
+        str(name): Score(float(a), float(s), int(n))
+        for name, a, s, n in zip(families, accuracy_F, stderr_F, counts_F, strict=True)
     }
-    macro = Score(float(accuracy_F.mean()), float(resampled_RxF.mean(axis=1).std()), int(counts_F.sum()))
+    macro = Score(
+        float(accuracy_F.mean()), float(resampled_RxF.mean(axis=1).std()), int(counts_F.sum())
+    )
     return per_family, macro

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.inference.extend import Tail, extend, new_tail
+from elva_jax.inference.kv_cache import Tail, extend, new_tail
+from elva_jax.inference.params import Weights, logits
 from elva_jax.inference.prefill import KeysValues
 from elva_jax.inference.sampling import Mode, Numbers, choose
-from elva_jax.inference.weights import Weights, logits
 from elva_jax.models.config import ElvaConfig
 
 
@@ -24,7 +24,9 @@ class State(NamedTuple):
 
     tail: tuple[Tail, ...]  # of every layer
     seen: jax.Array  # [B, G, T] bool, which slots hold tokens of the continuation
-    mentioned: jax.Array  # [B, G, V] bool, tokens that the conversation holds; V is 0 where none are penalised
+    mentioned: (
+        jax.Array
+    )  # [B, G, V] bool, tokens that the conversation holds; V is 0 where none are penalised
     slot: jax.Array  # int32, where the next token is written
     position: jax.Array  # int32 [B, G], RoPE position of the next token
     token: jax.Array  # int32 [B, G], the chosen next token
@@ -40,7 +42,9 @@ class Rules(NamedTuple):
     ends: tuple[int, ...]  # tokens that end an answer
 
 
-def new_state(config: ElvaConfig, length_B: np.ndarray, groups: int, slots: int, mentioned_BxGxV: np.ndarray) -> State:
+def new_state(
+    config: ElvaConfig, length_B: np.ndarray, groups: int, slots: int, mentioned_BxGxV: np.ndarray
+) -> State:
     """Continuations without a token yet, at the positions where their rows' fronts end."""
     batch = len(length_B)
     return State(
@@ -67,7 +71,11 @@ def grow(state: State, slots: int) -> State:
 def forget(state: State, tokens) -> State:
     """Takes the last `tokens` tokens of every continuation back, as if they had never been fed."""
     slots = jnp.arange(state.seen.shape[-1])[None, None]
-    return state._replace(seen=state.seen & (slots < state.slot - tokens), slot=state.slot - tokens, position=state.position - tokens)
+    return state._replace(
+        seen=state.seen & (slots < state.slot - tokens),
+        slot=state.slot - tokens,
+        position=state.position - tokens,
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
@@ -87,7 +95,10 @@ def ask(
       token_BxGxQ: the texts, padded on the right; Q slots must be free.
       length_BxG: their lengths; 0 for a place that is not used.
     """
-    slots, place = jnp.arange(state.seen.shape[-1])[None, None], jnp.arange(token_BxGxQ.shape[2])[None, None]
+    slots, place = (
+        jnp.arange(state.seen.shape[-1])[None, None],
+        jnp.arange(token_BxGxQ.shape[2])[None, None],
+    )
     fed_BxGxT = (slots >= state.slot) & (slots < state.slot + length_BxG[..., None])
     seen_BxGxT = state.seen | fed_BxGxT
     sees = seen_BxGxT[:, :, None] & (slots[:, :, None] <= state.slot + place[..., None])
@@ -97,9 +108,14 @@ def ask(
     scores = logits(config, weights, jnp.take_along_axis(x, last, axis=2)[:, :, 0])
     mentioned = state.mentioned
     if rules.mode.penalise:
-        row, group = jnp.arange(mentioned.shape[0])[:, None, None], jnp.arange(mentioned.shape[1])[None, :, None]
+        row, group = (
+            jnp.arange(mentioned.shape[0])[:, None, None],
+            jnp.arange(mentioned.shape[1])[None, :, None],
+        )
         mentioned = mentioned.at[row, group, token_BxGxQ].max(place < length_BxG[..., None])
-    token = choose(scores[..., : rules.vocabulary], rules.mode, numbers, mentioned[..., : rules.vocabulary], 0)
+    token = choose(
+        scores[..., : rules.vocabulary], rules.mode, numbers, mentioned[..., : rules.vocabulary], 0
+    )
     return State(
         tail=tail,
         seen=seen_BxGxT,
@@ -140,12 +156,27 @@ def advance(
         out = out.at[:, :, done].set(jnp.where(state.alive, state.token, -1))
         mentioned = state.mentioned
         if rules.mode.penalise:
-            mentioned = mentioned | (jnp.arange(mentioned.shape[-1])[None, None] == state.token[..., None])
+            mentioned = mentioned | (
+                jnp.arange(mentioned.shape[-1])[None, None] == state.token[..., None]
+            )
         seen_BxGxT = state.seen | (state.alive[..., None] & (slots == state.slot))
-        sees = (seen_BxGxT | (slots == state.slot))[:, :, None]  # an ended answer's token sees itself, so that its row stays finite
-        x, tail = extend(config, weights, front, state.tail, state.slot, state.token[..., None], state.position[..., None], sees)
+        sees = (seen_BxGxT | (slots == state.slot))[
+            :, :, None
+        ]  # an ended answer's token sees itself, so that its row stays finite
+        x, tail = extend(
+            config,
+            weights,
+            front,
+            state.tail,
+            state.slot,
+            state.token[..., None],
+            state.position[..., None],
+            sees,
+        )
         scores = logits(config, weights, x[:, :, 0])[..., : rules.vocabulary]
-        token = choose(scores, rules.mode, numbers, mentioned[..., : rules.vocabulary], state.step + 1)
+        token = choose(
+            scores, rules.mode, numbers, mentioned[..., : rules.vocabulary], state.step + 1
+        )
         return (
             done + 1,
             out,

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.inference import weights as weights_module
-from elva_jax.inference.rows import Lengths, Rows
-from elva_jax.inference.weights import Weights
+from elva_jax.inference import params as weights_module
+from elva_jax.inference.batching import Lengths, Rows
+from elva_jax.inference.params import Weights
 from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Segment, merge_batch, segments
 from elva_jax.models.qwen2 import DecoderLayer, angles
@@ -41,7 +41,9 @@ class Prefix(NamedTuple):
     length: np.ndarray  # int32 [B], the position where each row's text goes on
 
 
-def prefill(config: ElvaConfig, weights: Weights, rows: Rows, merging: bool, lengths: Lengths | None = None) -> Prefix:
+def prefill(
+    config: ElvaConfig, weights: Weights, rows: Rows, merging: bool, lengths: Lengths | None = None
+) -> Prefix:
     """Runs prompt fronts through the decoder and keeps the keys and values.
 
     Args:
@@ -62,7 +64,9 @@ def prefill(config: ElvaConfig, weights: Weights, rows: Rows, merging: bool, len
         if piece.merge is not None:
             merged = _merge(config, x, layout, size, piece.merge)
             survivors = np.asarray(merged.stats.survivors)
-            length = min(lengths(f"merge {piece.merge}", int(survivors.max())), layout.kind.shape[1])
+            length = min(
+                lengths(f"merge {piece.merge}", int(survivors.max())), layout.kind.shape[1]
+            )
             x, layout, size = _cut((merged.x, merged.layout, merged.size), length)
         seen = _seen(config, layout)
         for index in range(piece.start, piece.stop):
@@ -72,7 +76,9 @@ def prefill(config: ElvaConfig, weights: Weights, rows: Rows, merging: bool, len
                 keys_values = _last_layer(config, weights.layers[index], x, seen)
             kept.append(keys_values)
         tokens.append(survivors)
-    return Prefix(config, tuple(kept), pieces, np.asarray(tokens, np.int32), np.asarray(rows.length, np.int32))
+    return Prefix(
+        config, tuple(kept), pieces, np.asarray(tokens, np.int32), np.asarray(rows.length, np.int32)
+    )
 
 
 class _Seen(NamedTuple):
@@ -104,9 +110,13 @@ def _seen(config, layout):
     return _Seen(*angles(config.decoder, layout.position), layout.segment)
 
 
-def _run(config: ElvaConfig, params: Any, x: jax.Array, seen: _Seen) -> tuple[jax.Array, KeysValues]:
+def _run(
+    config: ElvaConfig, params: Any, x: jax.Array, seen: _Seen
+) -> tuple[jax.Array, KeysValues]:
     # A row is one example with its padding behind it.
-    attend = partial(packed_attention, segment_BxS=seen.segment, single=True, implementation=config.attention)
+    attend = partial(
+        packed_attention, segment_BxS=seen.segment, single=True, implementation=config.attention
+    )
     layer = DecoderLayer(config.decoder, jnp.dtype(config.dtype), parent=None)
     x, (k, v) = layer.apply({"params": params}, x, seen.cos, seen.sin, attend)
     return x, KeysValues(k.swapaxes(1, 2), v.swapaxes(1, 2), seen.segment > 0)

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """RoPE extension, with transformers' meaning of each field."""
-
-    kind: str = "default"  # default | linear | dynamic | yarn
-    factor: float = 1.0  # how many times the original context
-    original_max_position: int = 32768  # trained context length
-    beta_fast: float = 32.0  # yarn: rotations above which a dimension is extrapolated
-    beta_slow: float = 1.0  # yarn: rotations below which a dimension is interpolated
-    attention_factor: float | None = None  # yarn: scale of cos and sin; None: 0.1 ln(factor) + 1
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.rope import PLAIN, RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +20,7 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     rope_theta: float = 1_000_000.0
-    rope_scaling: RopeScaling = RopeScaling()
+    rope_scaling: RopeScaling = PLAIN
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = False
     max_position: int = 32768
@@ -47,17 +38,6 @@ class PatchEmbedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeLayer:
-    """One merging layer: it stands before decoder layer `before_layer`."""
-
-    before_layer: int
-    policy: str = "threshold"  # threshold | ratio | both (threshold first, then down to the ratio) | pool (runs cut by count)
-    threshold: float = 0.6  # cosine above which neighbours merge
-    ratio: float = 0.5  # share of the entering mergeable tokens that stays: of each example, under pool of each tube
-    bucket: int | None = None  # static token count behind this layer in training; None: no compaction
-
-
-@dataclasses.dataclass(frozen=True)
 class MergeConfig:
     """Hierarchical merging (paper, section 3.2): increasing `before_layer`; an empty tuple never merges."""
 
@@ -71,7 +51,9 @@ class LoraConfig:
 
     rank: int  # R, at least 1
     alpha: float = 16.0  # their product counts alpha / rank times
-    targets: tuple[str, ...] = (".",)  # regular expressions; the projections whose names they find have factors
+    targets: tuple[str, ...] = (
+        ".",
+    )  # regular expressions; the projections whose names they find have factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +63,17 @@ class ElvaConfig:
     decoder: DecoderConfig
     patch: PatchEmbedConfig = PatchEmbedConfig()
     merge: MergeConfig = MergeConfig()
-    dtype: str = "float32"  # compute type of activations and matrix products; parameters stay float32
-    remat: str = "none"  # none | full | dots | dots_no_batch | names: what the backward pass recomputes
+    dtype: str = (
+        "float32"  # compute type of activations and matrix products; parameters stay float32
+    )
+    remat: str = (
+        "none"  # none | full | dots | dots_no_batch | names: what the backward pass recomputes
+    )
     attention: str = "auto"  # auto | xla | cudnn
     lora: LoraConfig | None = None  # while it trains with factors; None: it has none
-    tower: SiglipConfig | None = None  # of an encoder-based model, instead of `patch`; None: encoder-free
+    tower: SiglipConfig | None = (
+        None  # of an encoder-based model, instead of `patch`; None: encoder-free
+    )
 
     @property
     def frame_patches(self) -> int:

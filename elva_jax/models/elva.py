@@ -46,14 +46,21 @@ def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
     layers, total = config.merge.layers if merging else (), config.decoder.num_layers
     cuts = [rule.before_layer for rule in layers]
     if cuts != sorted(set(cuts)) or any(not 0 <= cut < total for cut in cuts):
-        raise ConfigError(f"model.merge_layers: must increase within 0 … {total - 1}, got {tuple(cuts)}")
+        raise ConfigError(
+            f"model.merge_layers: must increase within 0 … {total - 1}, got {tuple(cuts)}"
+        )
     edges = (*cuts, total)
     first = (Segment(0, edges[0], None),) if edges[0] > 0 else ()
     return first + tuple(Segment(edges[k], edges[k + 1], k) for k in range(len(cuts)))
 
 
 def merge_batch(
-    config: ElvaConfig, x_BxSxD: jax.Array, layout: TokenLayout, size_BxS: jax.Array, index: int, bucket: int | None = None
+    config: ElvaConfig,
+    x_BxSxD: jax.Array,
+    layout: TokenLayout,
+    size_BxS: jax.Array,
+    index: int,
+    bucket: int | None = None,
 ) -> merging_ops.Merged:
     """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""
     x_BxSxD = nn.with_logical_constraint(x_BxSxD, ("batch", None, None))  # it sorts whole rows
@@ -74,15 +81,24 @@ def visual_embed(config: ElvaConfig) -> nn.Module:
     return PatchEmbed(config.patch, features, dtype)
 
 
-def input_embeddings(embed: Callable[[jax.Array], jax.Array], visual_BxSxD: jax.Array, layout: TokenLayout) -> jax.Array:
+def input_embeddings(
+    embed: Callable[[jax.Array], jax.Array], visual_BxSxD: jax.Array, layout: TokenLayout
+) -> jax.Array:
     """[B, S, D]: text by `embed`, which takes vocabulary ids, among the visual tokens; at padding what those have there."""
     is_text = layout.kind == Kind.TEXT
-    return jnp.where(is_text[..., None], embed(jnp.where(is_text, layout.token_id, 0)), visual_BxSxD)
+    return jnp.where(
+        is_text[..., None], embed(jnp.where(is_text, layout.token_id, 0)), visual_BxSxD
+    )
 
 
 def smallest_inputs(config: ElvaConfig) -> tuple[np.ndarray, TokenLayout]:
     """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
-    layout = TokenLayout(*(np.zeros((1, 2, 4) if name == "cell" else (1, 2), np.int32) for name in TokenLayout._fields))
+    layout = TokenLayout(
+        *(
+            np.zeros((1, 2, 4) if name == "cell" else (1, 2), np.int32)
+            for name in TokenLayout._fields
+        )
+    )
     return np.zeros((1, config.frame_patches, config.patch.patch_size**2 * 3), np.uint8), layout
 
 
@@ -100,7 +116,13 @@ class Elva(nn.Module):
         self.decoder = Qwen2(c.decoder, jnp.dtype(c.dtype), c.remat, c.attention, c.lora)
 
     def __call__(
-        self, patches_BxNxK: jax.Array, layout: TokenLayout, *, merging: bool = False, buckets: tuple[int, ...] = (), rope_length: int = 0
+        self,
+        patches_BxNxK: jax.Array,
+        layout: TokenLayout,
+        *,
+        merging: bool = False,
+        buckets: tuple[int, ...] = (),
+        rope_length: int = 0,
     ) -> ElvaOutput:
         """The whole forward pass up to the final norm.
 
@@ -116,7 +138,9 @@ class Elva(nn.Module):
         """
         rules = self.config.merge.layers if merging else ()
         if buckets and len(buckets) != len(rules):
-            raise ConfigError(f"merge_buckets: {len(buckets)} for {len(rules)} merging layers; give one each, or none")
+            raise ConfigError(
+                f"merge_buckets: {len(buckets)} for {len(rules)} merging layers; give one each, or none"
+            )
         buckets = buckets or tuple(rule.bucket or 0 for rule in rules)
         original = layout = TokenLayout(*(jnp.asarray(field) for field in layout))
         batch, length = layout.kind.shape
@@ -127,13 +151,24 @@ class Elva(nn.Module):
         visual = []
         for piece in segments(self.config, merging):
             if piece.merge is not None:
-                merged = merge_batch(self.config, x, layout, size, piece.merge, buckets[piece.merge] or None)
+                merged = merge_batch(
+                    self.config, x, layout, size, piece.merge, buckets[piece.merge] or None
+                )
                 survivor = jax.vmap(merging_ops.compose)(survivor, merged.survivor)
                 x, layout, size = merged.x, merged.layout, merged.size
                 stats |= _merge_stats(piece.merge, merged, original)
-            visual.append((piece.stop - piece.start) * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE)))
+            visual.append(
+                (piece.stop - piece.start)
+                * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE))
+            )
             x = self.decoder.layers(
-                x, layout.position, layout.segment, piece.start, piece.stop, turn_BxS=layout.turn, rope_length=rope_length
+                x,
+                layout.position,
+                layout.segment,
+                piece.start,
+                piece.stop,
+                turn_BxS=layout.turn,
+                rope_length=rope_length,
             )
         if rules:
             stats["merge/kept_mean"] = sum(visual) / self.config.decoder.num_layers
@@ -167,11 +202,19 @@ def _padding(layout: TokenLayout) -> jax.Array:
     return _count(layout, (Kind.PAD,)) / layout.kind.size
 
 
-def _merge_stats(index: int, merged: merging_ops.Merged, original: TokenLayout) -> dict[str, jax.Array]:
+def _merge_stats(
+    index: int, merged: merging_ops.Merged, original: TokenLayout
+) -> dict[str, jax.Array]:
     """Scalars over the batch behind the index-th merging layer."""
     return {
-        f"merge/kept_{index}": _share(original, merged.layout, (Kind.PATCH,)),  # part of the original patches
-        f"merge/forced_{index}": jnp.sum(merged.stats.forced).astype(jnp.float32),  # merges that only the bucket asked for
-        f"merge/overflow_{index}": jnp.sum(merged.stats.overflow).astype(jnp.float32),  # tokens without room: must be 0
+        f"merge/kept_{index}": _share(
+            original, merged.layout, (Kind.PATCH,)
+        ),  # part of the original patches
+        f"merge/forced_{index}": jnp.sum(merged.stats.forced).astype(
+            jnp.float32
+        ),  # merges that only the bucket asked for
+        f"merge/overflow_{index}": jnp.sum(merged.stats.overflow).astype(
+            jnp.float32
+        ),  # tokens without room: must be 0
         f"merge/padding_{index}": _padding(merged.layout),  # part of the bucket left empty
     }

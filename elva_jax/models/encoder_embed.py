@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from elva_jax.errors import LayoutError
 from elva_jax.models.config import SiglipConfig
-from elva_jax.models.siglip import SiglipVision
-from elva_jax.models.vit import unpatchify
+from elva_jax.models.towers.common import unpatchify
+from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops import linear
 from elva_jax.video.layout import Kind, TokenLayout
 
@@ -53,8 +53,14 @@ class EncoderEmbed(nn.Module):
         batch, count, width = patches_BxNxK.shape
         in_frame = self.config.grid**2
         if count % in_frame:
-            raise LayoutError(f"{count} patches are not whole frames of {in_frame}, which the vision tower takes")
-        frames_MxHxWx3 = unpatchify(patches_BxNxK.reshape(-1, in_frame, width), self.config.patch_size, self.config.image_size)
+            raise LayoutError(
+                f"{count} patches are not whole frames of {in_frame}, which the vision tower takes"
+            )
+        frames_MxHxWx3 = unpatchify(
+            patches_BxNxK.reshape(-1, in_frame, width),
+            self.config.patch_size,
+            self.config.image_size,
+        )
         features = self.tower(frames_MxHxWx3.astype(jnp.float32) / 127.5 - 1.0).penultimate
         x_BxNxC = features.reshape(batch, count, self.config.hidden_size)
         x_BxNxD = self.fc2(nn.gelu(self.fc1(x_BxNxC), approximate=False))

@@ -38,12 +38,16 @@ class GuidanceHeads(nn.Module):
             return nn.Dense(
                 self.teacher_size,
                 dtype=jnp.dtype(self.dtype),
-                kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None)),
+                kernel_init=nn.with_logical_partitioning(
+                    nn.initializers.lecun_normal(), ("embed", None)
+                ),
                 bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,)),
                 name=name,
             )
 
-        log_temperature = self.param("log_temperature", nn.initializers.constant(math.log(self.temperature)), ())
+        log_temperature = self.param(
+            "log_temperature", nn.initializers.constant(math.log(self.temperature)), ()
+        )
         return GuidanceOutput(
             tube=head("tube")(hidden_BxSxD).astype(jnp.float32),
             frame=head("frame")(frame_hidden_BxFxD).astype(jnp.float32),

@@ -49,7 +49,9 @@ class Lora(nn.Module):
         """[..., features] in the compute type for x [..., K]."""
 
         def factor(name, init, shape, axes):
-            return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32).astype(self.dtype)
+            return self.param(
+                name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
+            ).astype(self.dtype)
 
         rank = self.config.rank
         a = factor("a", nn.initializers.lecun_normal(), (x.shape[-1], rank), (self.axes[0], None))
@@ -65,7 +67,10 @@ def merge(params: Mapping[str, Any], alpha: float) -> dict[str, Any]:
             continue
         out[name] = merge(leaf, alpha) if isinstance(leaf, Mapping) else leaf
         if factors := params.get(name + SUFFIX):
-            out[name] = {**leaf, "kernel": adapted(leaf["kernel"], factors["a"], factors["b"], alpha)}
+            out[name] = {
+                **leaf,
+                "kernel": adapted(leaf["kernel"], factors["a"], factors["b"], alpha),
+            }
     return out
 
 
@@ -73,4 +78,6 @@ def adapted(kernel, a, b, alpha: float):
     """A matrix [..., K, N] and its factors [..., K, R], [..., R, N] in one, in the kernel's type; NumPy's arrays stay NumPy's."""
     numpy = jnp if isinstance(kernel, jax.Array) else np
     product = numpy.matmul(numpy.asarray(a, numpy.float32), numpy.asarray(b, numpy.float32))
-    return (numpy.asarray(kernel, numpy.float32) + (alpha / a.shape[-1]) * product).astype(kernel.dtype)
+    return (numpy.asarray(kernel, numpy.float32) + (alpha / a.shape[-1]) * product).astype(
+        kernel.dtype
+    )

@@ -62,18 +62,29 @@ class PatchEmbed(nn.Module):
     def setup(self):
         width = self.config.width
         if self.config.kind not in KINDS:
-            raise ConfigError(f"model.patch_embed: {self.config.kind!r} is unknown; use one of {', '.join(KINDS)}")
+            raise ConfigError(
+                f"model.patch_embed: {self.config.kind!r} is unknown; use one of {', '.join(KINDS)}"
+            )
         if width % self.config.num_heads:
-            raise ConfigError(f"model.patch_heads: {self.config.num_heads} does not divide patch_width = {width}")
+            raise ConfigError(
+                f"model.patch_heads: {self.config.num_heads} does not divide patch_width = {width}"
+            )
 
         def kernel(name, shape, axes):
-            return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(0.02), axes), shape, jnp.float32)
+            return self.param(
+                name,
+                nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
+                shape,
+                jnp.float32,
+            )
 
         self.proj = nn.Dense(
             width,
             dtype=self.dtype,
             dot_general=linear.dot_general,
-            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), ("patch", "patch_width")),
+            kernel_init=nn.with_logical_partitioning(
+                nn.initializers.normal(0.02), ("patch", "patch_width")
+            ),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("patch_width",)),
         )
         self.out_proj = nn.Dense(
@@ -81,7 +92,9 @@ class PatchEmbed(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             dot_general=linear.dot_general,
-            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), ("patch_width", "embed")),
+            kernel_init=nn.with_logical_partitioning(
+                nn.initializers.normal(0.02), ("patch_width", "embed")
+            ),
         )
         self.frame = kernel("frame", (width,), ("patch_width",))
         self.line = kernel("line", (width,), ("patch_width",))
@@ -102,12 +115,18 @@ class PatchEmbed(nn.Module):
         slots = jax.vmap(patch_slots, in_axes=(0, None))(layout, patches_BxNxK.shape[1])
         if self.config.kind == "video":
             score_BxNx2xH, value_BxNxE = self._attention_inputs(patch_BxNxE)
-            pooled_BxSxE = jax.vmap(_pool, in_axes=(0, 0, 0, 0, None))(patch_BxNxE, score_BxNx2xH, value_BxNxE, slots, layout.kind.shape[1])
+            pooled_BxSxE = jax.vmap(_pool, in_axes=(0, 0, 0, 0, None))(
+                patch_BxNxE, score_BxNx2xH, value_BxNxE, slots, layout.kind.shape[1]
+            )
         else:
-            pooled_BxSxE = jax.vmap(_place, in_axes=(0, 0, None))(patch_BxNxE, slots.own, layout.kind.shape[1])
+            pooled_BxSxE = jax.vmap(_place, in_axes=(0, 0, None))(
+                patch_BxNxE, slots.own, layout.kind.shape[1]
+            )
         frame = (layout.kind == Kind.FRAME)[..., None] * self.frame[None, None]
         line = (layout.kind == Kind.LINE)[..., None] * self.line[None, None]
-        x_BxSxE = nn.with_logical_constraint((pooled_BxSxE + frame + line).astype(self.dtype), ("batch", "seq", None))
+        x_BxSxE = nn.with_logical_constraint(
+            (pooled_BxSxE + frame + line).astype(self.dtype), ("batch", "seq", None)
+        )
         return self.out_proj(x_BxSxE)
 
     def _attention_inputs(self, patch_BxNxE: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -116,10 +135,17 @@ class PatchEmbed(nn.Module):
         There is one query a kind, so it is folded into the key matrix: patches meet two vectors a head instead of an E x E matrix.
         """
         width, heads = self.config.width, self.config.num_heads
-        query_2xHxF = (jnp.stack([self.frame, self.line]) @ self.q_kernel).reshape(2, heads, width // heads)
+        query_2xHxF = (jnp.stack([self.frame, self.line]) @ self.q_kernel).reshape(
+            2, heads, width // heads
+        )
         key_ExHxF = self.k_kernel.reshape(width, heads, width // heads)
         folded_Ex2xH = jnp.einsum("chf,ehf->ech", query_2xHxF, key_ExHxF) * (width // heads) ** -0.5
-        score = jnp.einsum("bne,ech->bnch", patch_BxNxE, folded_Ex2xH.astype(self.dtype), preferred_element_type=jnp.float32)
+        score = jnp.einsum(
+            "bne,ech->bnch",
+            patch_BxNxE,
+            folded_Ex2xH.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
         return score, linear.project(patch_BxNxE, self.v_kernel.astype(self.dtype))
 
 
@@ -128,7 +154,9 @@ def _place(patch_NxE: jax.Array, own_N: jax.Array, length: int) -> jax.Array:
     return jax.ops.segment_sum(patch_NxE.astype(jnp.float32), own_N, length + 1)[:length]
 
 
-def _pool(patch_NxE: jax.Array, score_Nx2xH: jax.Array, value_NxE: jax.Array, slots: Slots, length: int) -> jax.Array:
+def _pool(
+    patch_NxE: jax.Array, score_Nx2xH: jax.Array, value_NxE: jax.Array, slots: Slots, length: int
+) -> jax.Array:
     """float32 [S, E]: every patch at its own token, attended values at <FRAME> and <LINE> tokens; sums in float32.
 
     One reduction does it all, since a patch contributes to exactly three tokens. Unused rows go to a slot behind the end.
@@ -136,7 +164,9 @@ def _pool(patch_NxE: jax.Array, score_Nx2xH: jax.Array, value_NxE: jax.Array, sl
     num_patches, heads = score_Nx2xH.shape[0], score_Nx2xH.shape[2]
     target_2N = jnp.concatenate([slots.frame, slots.line])
     score_2NxH = score_Nx2xH.swapaxes(0, 1).reshape(2 * num_patches, heads)
-    weight_2xNxHx1 = segment_softmax(score_2NxH, target_2N, length + 1).reshape(2, num_patches, heads, 1)
+    weight_2xNxHx1 = segment_softmax(score_2NxH, target_2N, length + 1).reshape(
+        2, num_patches, heads, 1
+    )
     value_1xNxHxF = value_NxE.astype(jnp.float32).reshape(1, num_patches, heads, -1)
     attended_2NxE = (weight_2xNxHx1 * value_1xNxHxF).reshape(2 * num_patches, -1)
     source = jnp.concatenate([patch_NxE.astype(jnp.float32), attended_2NxE])

@@ -37,20 +37,28 @@ def _normal(*axes: str | None):
 def rms_norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
     """The norm of the decoder, in float32."""
     scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-    return nn.RMSNorm(epsilon=config.rms_norm_eps, dtype=jnp.float32, scale_init=scale_init, name=name)
+    return nn.RMSNorm(
+        epsilon=config.rms_norm_eps, dtype=jnp.float32, scale_init=scale_init, name=name
+    )
 
 
-def angles(config: DecoderConfig, position_BxS: jax.Array, rope_length: int = 0) -> tuple[jax.Array, jax.Array]:
+def angles(
+    config: DecoderConfig, position_BxS: jax.Array, rope_length: int = 0
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin of RoPE, [B, S, Dh / 2] float32.
 
     `rope_length` is the sequence length that dynamic scaling counts with. By default it is `max_position`, whatever the length at hand:
     a token's keys must not depend on how examples are packed or how far an answer has come.
     """
-    frequency, factor = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, rope_length or config.max_position)
+    frequency, factor = rope.frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling, rope_length or config.max_position
+    )
     return rope.cos_sin(position_BxS, frequency, factor)
 
 
-def vocabulary_logits(hidden: jax.Array, embed_tokens_VxD: jax.Array | None, lm_head_DxV: jax.Array | None) -> jax.Array:
+def vocabulary_logits(
+    hidden: jax.Array, embed_tokens_VxD: jax.Array | None, lm_head_DxV: jax.Array | None
+) -> jax.Array:
     """float32 logits [..., V] of normed hidden states [..., D] in the compute type; without a head the embedding table is it."""
     table, axis = (embed_tokens_VxD, 1) if lm_head_DxV is None else (lm_head_DxV, 0)
     return linear.logits(hidden, table, axis)
@@ -78,14 +86,22 @@ class DecoderLayer(nn.Module):
     lora: LoraConfig | None = None
 
     @nn.compact
-    def __call__(self, x_BxSxD: jax.Array, cos_BxSxF: jax.Array, sin_BxSxF: jax.Array, attend: Attend):
+    def __call__(
+        self, x_BxSxD: jax.Array, cos_BxSxF: jax.Array, sin_BxSxF: jax.Array, attend: Attend
+    ):
         """Returns the next hidden states [B, S, D] and the turned keys and the values, each [B, S, K, Dh]."""
         c = self.config
 
         def dense(name, x, features, axes, use_bias=False):
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
             y = nn.Dense(
-                features, use_bias, self.dtype, kernel_init=_normal(*axes), bias_init=bias_init, dot_general=linear.dot_general, name=name
+                features,
+                use_bias,
+                self.dtype,
+                kernel_init=_normal(*axes),
+                bias_init=bias_init,
+                dot_general=linear.dot_general,
+                name=name,
             )(x)
             if lora.adapts(self.lora, name):
                 y = y + lora.Lora(self.lora, features, axes, self.dtype, name=name + lora.SUFFIX)(x)
@@ -97,8 +113,12 @@ class DecoderLayer(nn.Module):
             return nn.with_logical_constraint(split, ("batch", "seq", axis, "head_dim"))
 
         h_BxSxD = rms_norm(c, "input_layernorm")(x_BxSxD).astype(self.dtype)
-        q_BxSxHxDh = checkpoint_name(rope.rotate(heads("q_proj", c.num_heads, "heads"), cos_BxSxF, sin_BxSxF), "query")
-        k_BxSxKxDh = checkpoint_name(rope.rotate(heads("k_proj", c.num_kv_heads, "kv_heads"), cos_BxSxF, sin_BxSxF), "key")
+        q_BxSxHxDh = checkpoint_name(
+            rope.rotate(heads("q_proj", c.num_heads, "heads"), cos_BxSxF, sin_BxSxF), "query"
+        )
+        k_BxSxKxDh = checkpoint_name(
+            rope.rotate(heads("k_proj", c.num_kv_heads, "kv_heads"), cos_BxSxF, sin_BxSxF), "key"
+        )
         v_BxSxKxDh = checkpoint_name(heads("v_proj", c.num_kv_heads, "kv_heads"), "value")
         attended = checkpoint_name(attend(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh), "attended")
         attended = attended.reshape(*attended.shape[:2], c.num_heads * c.head_dim)
@@ -107,7 +127,9 @@ class DecoderLayer(nn.Module):
         h_BxSxD = rms_norm(c, "post_attention_layernorm")(x_BxSxD).astype(self.dtype)
         gate_BxSxM = dense("gate_proj", h_BxSxD, c.intermediate_size, ("embed", "mlp"))
         up_BxSxM = dense("up_proj", h_BxSxD, c.intermediate_size, ("embed", "mlp"))
-        inner_BxSxM = nn.with_logical_constraint(nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "seq", "mlp"))
+        inner_BxSxM = nn.with_logical_constraint(
+            nn.silu(gate_BxSxM) * up_BxSxM, ("batch", "seq", "mlp")
+        )
         x_BxSxD = x_BxSxD + dense("down_proj", inner_BxSxM, c.hidden_size, ("mlp", "embed"))
         return nn.with_logical_constraint(x_BxSxD, ("batch", "seq", None)), (k_BxSxKxDh, v_BxSxKxDh)
 
@@ -128,12 +150,18 @@ class Qwen2(nn.Module):
     def setup(self):
         c = self.config
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise ConfigError(f"model.remat: {self.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}")
-        self.embed_tokens = self.param("embed_tokens", _normal("vocab", "embed"), (c.vocab_size, c.hidden_size), jnp.float32)
+            raise ConfigError(
+                f"model.remat: {self.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}"
+            )
+        self.embed_tokens = self.param(
+            "embed_tokens", _normal("vocab", "embed"), (c.vocab_size, c.hidden_size), jnp.float32
+        )
         self.stack = self.param("layers", self._init_layers)
         self.norm = rms_norm(c)
         if not c.tie_embeddings:
-            self.lm_head = self.param("lm_head", _normal("embed", "vocab"), (c.hidden_size, c.vocab_size), jnp.float32)
+            self.lm_head = self.param(
+                "lm_head", _normal("embed", "vocab"), (c.hidden_size, c.vocab_size), jnp.float32
+            )
 
     def _layer(self) -> DecoderLayer:
         return DecoderLayer(self.config, self.dtype, self.lora, parent=None)
@@ -154,7 +182,17 @@ class Qwen2(nn.Module):
         table_VxD = nn.with_logical_constraint(self.embed_tokens, ("vocab", None))
         return table_VxD[token_ids_BxS].astype(self.dtype)
 
-    def layers(self, x_BxSxD, position_BxS, segment_BxS, start: int, stop: int, *, turn_BxS=None, rope_length: int = 0) -> jax.Array:
+    def layers(
+        self,
+        x_BxSxD,
+        position_BxS,
+        segment_BxS,
+        start: int,
+        stop: int,
+        *,
+        turn_BxS=None,
+        rope_length: int = 0,
+    ) -> jax.Array:
         """Hidden states [B, S, D] behind layers start … stop − 1."""
         cos, sin = angles(self.config, position_BxS, rope_length)
         split, keys = split_of("batch", "seq", "heads"), split_of("batch", "seq", "kv_heads")
@@ -163,7 +201,9 @@ class Qwen2(nn.Module):
             segment_BxS=segment_BxS,
             turn_BxS=turn_BxS,
             implementation=self.attention,
-            split=split if split == keys else PartitionSpec(*split[:2], None),  # query heads stay with their key heads
+            split=split
+            if split == keys
+            else PartitionSpec(*split[:2], None),  # query heads stay with their key heads
         )
         layer = self._layer()
 
@@ -176,12 +216,17 @@ class Qwen2(nn.Module):
         else:
             # Always a loop: otherwise XLA puts weight gradients off and keeps the activations of many layers for them (7B, stage 3: 4 times
             # the memory). Within one it cannot merge the recomputation with the original, so nothing need prevent that.
-            body, unroll = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False), 1
+            body, unroll = (
+                jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False),
+                1,
+            )
         return jax.lax.scan(body, x_BxSxD, self._slice(start, stop), unroll=unroll)[0]
 
     def _slice(self, start: int, stop: int):
         if not 0 <= start <= stop <= self.config.num_layers:
-            raise ConfigError(f"layers {start} … {stop} are not within the decoder's {self.config.num_layers} layers")
+            raise ConfigError(
+                f"layers {start} … {stop} are not within the decoder's {self.config.num_layers} layers"
+            )
         if (start, stop) == (0, self.config.num_layers):
             return self.stack
         return jax.tree.map(lambda leaf: leaf[start:stop], self.stack)
@@ -202,8 +247,12 @@ class Qwen2(nn.Module):
             logits = nn.with_logical_constraint(logits, ("batch", "seq", "vocab"))
         return logits
 
-    def __call__(self, token_ids_BxS, position_BxS, segment_BxS, *, rope_length: int = 0) -> jax.Array:
+    def __call__(
+        self, token_ids_BxS, position_BxS, segment_BxS, *, rope_length: int = 0
+    ) -> jax.Array:
         """float32 logits [B, S, V] of plain text."""
         x = self.embed(token_ids_BxS)
-        x = self.layers(x, position_BxS, segment_BxS, 0, self.config.num_layers, rope_length=rope_length)
+        x = self.layers(
+            x, position_BxS, segment_BxS, 0, self.config.num_layers, rope_length=rope_length
+        )
         return self.head(self.finish(x))

@@ -63,11 +63,20 @@ def packed_attention(
     parts = math.prod(sizes[name] for name in mesh_axes(split[1]))
     if chosen(q_BxSxHxDh, implementation, parts).name == "xla":
         if parts > 1 and q_BxSxHxDh.shape[1] % parts == 0:
-            return _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, split)
+            return _split_attention(
+                q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, split
+            )
         if single and q_BxSxHxDh.shape[1] > LONG:
             return _tiled_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh)
         return _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, single)
-    fused = partial(jax.nn.dot_product_attention, q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, is_causal=True, implementation="cudnn")
+    fused = partial(
+        jax.nn.dot_product_attention,
+        q_BxSxHxDh,
+        k_BxSxKxDh,
+        v_BxSxKxDh,
+        is_causal=True,
+        implementation="cudnn",
+    )
     if single:
         length_B = jnp.sum(segment_BxS > 0, axis=1, dtype=jnp.int32)
         return fused(query_seq_lengths=length_B, key_value_seq_lengths=length_B)
@@ -85,25 +94,39 @@ class Chosen(NamedTuple):
         return f"{self.name} ({self.reason})"
 
 
-def chosen(q_BxSxHxDh: jax.ShapeDtypeStruct, implementation: str = "auto", parts: int = 1) -> Chosen:
+def chosen(
+    q_BxSxHxDh: jax.ShapeDtypeStruct, implementation: str = "auto", parts: int = 1
+) -> Chosen:
     """Which implementation `packed_attention` takes for such queries on this machine, whose mesh splits a sequence into `parts`.
 
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ConfigError(f"model.attention: {implementation!r} is unknown; use one of {', '.join(IMPLEMENTATIONS)}")
-    obstacle = _cudnn_obstacle(q_BxSxHxDh) or (f"needs whole sequences, which mesh.context = {parts} splits" if parts > 1 else "")
+        raise ConfigError(
+            f"model.attention: {implementation!r} is unknown; use one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    obstacle = _cudnn_obstacle(q_BxSxHxDh) or (
+        f"needs whole sequences, which mesh.context = {parts} splits" if parts > 1 else ""
+    )
     if implementation == "cudnn" and obstacle:
         raise ConfigError(f"model.attention: cudnn {obstacle}; use auto or xla")
     if implementation == "xla":
         return Chosen("xla", "as model.attention says")
-    return Chosen("xla", f"cudnn {obstacle}") if obstacle else Chosen("cudnn", "a GPU in half precision")
+    return (
+        Chosen("xla", f"cudnn {obstacle}")
+        if obstacle
+        else Chosen("cudnn", "a GPU in half precision")
+    )
 
 
-def chosen_for(num_heads: int, head_dim: int, dtype: str, implementation: str, parts: int = 1) -> Chosen:
+def chosen_for(
+    num_heads: int, head_dim: int, dtype: str, implementation: str, parts: int = 1
+) -> Chosen:
     """`chosen` for a model's numbers."""
-    return chosen(jax.ShapeDtypeStruct((1, 1, num_heads, head_dim), jnp.dtype(dtype)), implementation, parts)
+    return chosen(
+        jax.ShapeDtypeStruct((1, 1, num_heads, head_dim), jnp.dtype(dtype)), implementation, parts
+    )
 
 
 def _same_example(query_BxQ, key_BxT, turns: tuple[jax.Array, jax.Array] | None) -> jax.Array:
@@ -126,7 +149,9 @@ def _cudnn_obstacle(q_BxSxHxDh: jax.Array) -> str:
     return ""
 
 
-def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, single: bool) -> jax.Array:
+def _blocked_attention(
+    q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, single: bool
+) -> jax.Array:
     """Blocks of queries over the keys up to their last one: half the work of a full square, and no S x S array.
 
     Query heads that share a key head are folded into the rows of one plain matrix product, several times faster on CPUs than broadcasting
@@ -157,7 +182,11 @@ def _blocked_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS
 def _fold_queries(q_BxSxHxDh, kv_heads: int) -> jax.Array:
     """Scaled queries [B, K, G, S, Dh], the G heads that share a key head together."""
     batch, length, heads, width = q_BxSxHxDh.shape
-    return (q_BxSxHxDh * width**-0.5).swapaxes(1, 2).reshape(batch, kv_heads, heads // kv_heads, length, width)
+    return (
+        (q_BxSxHxDh * width**-0.5)
+        .swapaxes(1, 2)
+        .reshape(batch, kv_heads, heads // kv_heads, length, width)
+    )
 
 
 def _causal(start, queries: int, keys: int) -> jax.Array:
@@ -165,7 +194,9 @@ def _causal(start, queries: int, keys: int) -> jax.Array:
     return (start + jnp.arange(queries))[None, :, None] >= jnp.arange(keys)[None, None, :]
 
 
-def _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, split: PartitionSpec) -> jax.Array:
+def _split_attention(
+    q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, split: PartitionSpec
+) -> jax.Array:
     """Every part of the sequence on its own device, in blocks of its queries over all keys, one block's scores at a time.
 
     The causal half that a mask hides is computed too: without it the last part would have nearly twice the mean work, and all would wait.
@@ -173,38 +204,57 @@ def _split_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS, turn_BxS, 
     length, axis = q_BxSxHxDh.shape[1], split[1]
 
     def gathered(x_BxLx):
-        return jax.lax.all_gather(x_BxLx, axis, axis=1, tiled=True)  # its gradient is scattered as it is summed, once a layer
+        return jax.lax.all_gather(
+            x_BxLx, axis, axis=1, tiled=True
+        )  # its gradient is scattered as it is summed, once a layer
 
     def part(q_BxLxHxDh, k_BxLxKxDh, v_BxLxKxDh, segment_BxL, turn_BxL=None):
         batch, own, heads, width = q_BxLxHxDh.shape
         size = min(own, SMALL_BLOCK if length <= LONG else LARGE_BLOCK)
         count = -(-own // size)
         k, v = (gathered(x).swapaxes(1, 2) for x in (k_BxLxKxDh, v_BxLxKxDh))
-        every_segment, every_turn = gathered(segment_BxL), None if turn_BxL is None else gathered(turn_BxL)
+        every_segment, every_turn = (
+            gathered(segment_BxL),
+            None if turn_BxL is None else gathered(turn_BxL),
+        )
 
         def blocks(x_BxLx, fill=0):
             """[count, B, size, ...]"""
-            padded = jnp.pad(x_BxLx, ((0, 0), (0, count * size - own), *((0, 0),) * (x_BxLx.ndim - 2)), constant_values=fill)
+            padded = jnp.pad(
+                x_BxLx,
+                ((0, 0), (0, count * size - own), *((0, 0),) * (x_BxLx.ndim - 2)),
+                constant_values=fill,
+            )
             return padded.reshape(batch, count, size, *x_BxLx.shape[2:]).swapaxes(0, 1)
 
         @jax.checkpoint  # so that the backward pass holds one block's scores too
         def attend(_, block):
             q_BxQxHxDh, segment_BxQ, turn_BxQ, start = block
             turns = None if turn_BxQ is None else (turn_BxQ, every_turn)
-            seen_BxQxT = _same_example(segment_BxQ, every_segment, turns) & _causal(start, size, length)
-            return None, _attend_block(_fold_queries(q_BxQxHxDh, k.shape[1]), k, v, seen_BxQxT, start=0)
+            seen_BxQxT = _same_example(segment_BxQ, every_segment, turns) & _causal(
+                start, size, length
+            )
+            return None, _attend_block(
+                _fold_queries(q_BxQxHxDh, k.shape[1]), k, v, seen_BxQxT, start=0
+            )
 
         starts = jax.lax.axis_index(axis) * own + jnp.arange(count) * size
         turn_blocks = None if turn_BxL is None else blocks(turn_BxL)
         # Queries that only fill the last block up are of no example.
-        _, out = jax.lax.scan(attend, None, (blocks(q_BxLxHxDh), blocks(segment_BxL, -1), turn_blocks, starts))
+        _, out = jax.lax.scan(
+            attend, None, (blocks(q_BxLxHxDh), blocks(segment_BxL, -1), turn_blocks, starts)
+        )
         out_BxHxTxDh = jnp.moveaxis(out, 0, 3).reshape(batch, heads, count * size, width)
         return out_BxHxTxDh[:, :, :own].swapaxes(1, 2)
 
-    arrays = [q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS] + ([] if turn_BxS is None else [turn_BxS])
+    arrays = [q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh, segment_BxS] + (
+        [] if turn_BxS is None else [turn_BxS]
+    )
     specs = tuple(PartitionSpec(*split[: array.ndim]) for array in arrays)
     # Left to the partitioner, rows would be gathered over the devices that hold others.
-    return jax.shard_map(part, in_specs=specs, out_specs=specs[0], axis_names=set(mesh_axes(*split)))(*arrays)
+    return jax.shard_map(
+        part, in_specs=specs, out_specs=specs[0], axis_names=set(mesh_axes(*split))
+    )(*arrays)
 
 
 def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, seen_BxQxT, *, start: int) -> jax.Array:
@@ -219,7 +269,9 @@ def _attend_block(q_BxKxGxQxDh, k_BxKxTxDh, v_BxKxTxDh, seen_BxQxT, *, start: in
     score = score.reshape(batch, kv_heads, groups, queries, keys)
     if seen_BxQxT is None:
         # Only the block's own keys can lie ahead of its queries; a mask over all keys would take another pass over the scores.
-        own = jnp.where(jnp.tril(jnp.ones((queries, queries), bool))[None, None, None], score[..., start:], LOW)
+        own = jnp.where(
+            jnp.tril(jnp.ones((queries, queries), bool))[None, None, None], score[..., start:], LOW
+        )
         score = jax.lax.dynamic_update_slice_in_dim(score, own, start, axis=-1)
     else:
         score = jnp.where(seen_BxQxT[:, None, None], score, LOW)
@@ -244,14 +296,18 @@ def _tiled_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh) -> jax.Array:
 
     def split(x_BxSxNxDh):
         """[B * K, ..., tiles * TILE, Dh]: heads in front, the length padded to whole tiles."""
-        padded = jnp.pad(x_BxSxNxDh, ((0, 0), (0, tiles * TILE - length), (0, 0), (0, 0))).swapaxes(1, 2)
+        padded = jnp.pad(x_BxSxNxDh, ((0, 0), (0, tiles * TILE - length), (0, 0), (0, 0))).swapaxes(
+            1, 2
+        )
         return padded.reshape(batch * kv_heads, -1, tiles * TILE, width)
 
     def one_head(inputs):
         q_GxSxDh, k_DhxS, v_SxDh = inputs
 
         def one_row(row):
-            q_RxDh = jax.lax.dynamic_slice_in_dim(q_GxSxDh, row * TILE, TILE, axis=1).reshape(rows, width)
+            q_RxDh = jax.lax.dynamic_slice_in_dim(q_GxSxDh, row * TILE, TILE, axis=1).reshape(
+                rows, width
+            )
 
             def add(tile, sums, diagonal=False):
                 k_DhxT = jax.lax.dynamic_slice_in_dim(k_DhxS, tile * TILE, TILE, axis=1)
@@ -259,11 +315,19 @@ def _tiled_attention(q_BxSxHxDh, k_BxSxKxDh, v_BxSxKxDh) -> jax.Array:
                 score = jnp.dot(q_RxDh, k_DhxT, preferred_element_type=jnp.float32)
                 if diagonal:
                     causal = jnp.tril(jnp.ones((TILE, TILE), bool))[None]
-                    score = jnp.where(causal, score.reshape(groups, TILE, TILE), LOW).reshape(rows, TILE)
+                    score = jnp.where(causal, score.reshape(groups, TILE, TILE), LOW).reshape(
+                        rows, TILE
+                    )
                 highest = jnp.maximum(sums.highest, jnp.max(score, axis=-1, keepdims=True))
                 fade, weight = jnp.exp(sums.highest - highest), jnp.exp(score - highest)
-                value = jnp.dot(weight.astype(v_TxDh.dtype), v_TxDh, preferred_element_type=jnp.float32)
-                return _Sums(highest, sums.weight * fade + jnp.sum(weight, axis=-1, keepdims=True), sums.value * fade + value)
+                value = jnp.dot(
+                    weight.astype(v_TxDh.dtype), v_TxDh, preferred_element_type=jnp.float32
+                )
+                return _Sums(
+                    highest,
+                    sums.weight * fade + jnp.sum(weight, axis=-1, keepdims=True),
+                    sums.value * fade + value,
+                )
 
             sums = _Sums(jnp.full((rows, 1), LOW), jnp.zeros((rows, 1)), jnp.zeros((rows, width)))
             sums = add(row, jax.lax.fori_loop(0, row, add, sums), diagonal=True)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def dot_general(x, kernel, dimension_numbers, precision=None, preferred_element_type=None, out_sharding=None) -> jax.Array:
+def dot_general(
+    x, kernel, dimension_numbers, precision=None, preferred_element_type=None, out_sharding=None
+) -> jax.Array:
     """`lax.dot_general` of activations [..., K] with a matrix, for `nn.Dense(dot_general=...)`.
 
     On CPUs the leading dimensions are flattened first. Otherwise XLA transposes all activations, element by element, for the weight's
@@ -18,15 +20,29 @@ def dot_general(x, kernel, dimension_numbers, precision=None, preferred_element_
     ((contracted,), _), (batch, _) = dimension_numbers
     apart = jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty
     if apart or batch or contracted != x.ndim - 1 or kernel.ndim != 2:
-        return lax.dot_general(x, kernel, dimension_numbers, precision, preferred_element_type, out_sharding=out_sharding)
+        return lax.dot_general(
+            x,
+            kernel,
+            dimension_numbers,
+            precision,
+            preferred_element_type,
+            out_sharding=out_sharding,
+        )
     flat = (((1,), dimension_numbers[0][1]), ((), ()))
-    product = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, flat, precision, preferred_element_type)
+    product = lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, flat, precision, preferred_element_type
+    )
     return product.reshape(*x.shape[:-1], product.shape[-1])
 
 
 def project(x, kernel, axis: int = 0, preferred_element_type=None) -> jax.Array:
     """[..., N]: activations [..., K] times a matrix whose dimension `axis` is K and whose other one is N."""
-    return dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())), preferred_element_type=preferred_element_type)
+    return dot_general(
+        x,
+        kernel,
+        (((x.ndim - 1,), (axis,)), ((), ())),
+        preferred_element_type=preferred_element_type,
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -50,7 +66,9 @@ def _logits_backward(axis, kept, gradient):
     factors = (x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]))
     if axis == 1:
         factors = factors[::-1]
-    table_gradient = lax.dot_general(*factors, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    table_gradient = lax.dot_general(
+        *factors, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
     return x_gradient, table_gradient.astype(table.dtype)
 
 

@@ -6,6 +6,7 @@ size-weighted mean, that stands at the run's last member: a causal decoder may t
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -13,11 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import MergeLayer
 from elva_jax.video.layout import Kind, TokenLayout
 
 POLICIES = ("threshold", "ratio", "both", "pool")
-EQUAL = 2.0**-18  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
+EQUAL = (
+    2.0**-18
+)  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeLayer:
+    """One merging layer: it stands before decoder layer `before_layer`."""
+
+    before_layer: int
+    policy: str = "threshold"  # threshold | ratio | both (threshold first, then down to the ratio) | pool (runs cut by count)
+    threshold: float = 0.6  # cosine above which neighbours merge
+    ratio: float = 0.5  # share of the entering mergeable tokens that stays: of each example, under pool of each tube
+    bucket: int | None = (
+        None  # static token count behind this layer in training; None: no compaction
+    )
 
 
 class MergeStats(NamedTuple):
@@ -82,9 +97,13 @@ def merge(
       ConfigError: an unknown policy, or a bucket below 1.
     """
     if rule.policy not in POLICIES:
-        raise ConfigError(f"merge policy {rule.policy!r} is unknown; use one of {', '.join(POLICIES)}")
+        raise ConfigError(
+            f"merge policy {rule.policy!r} is unknown; use one of {', '.join(POLICIES)}"
+        )
     if bucket is not None and bucket < 1:
-        raise ConfigError(f"a merge bucket of {bucket} holds nothing; use at least 1, or None for no compaction")
+        raise ConfigError(
+            f"a merge bucket of {bucket} holds nothing; use at least 1, or None for no compaction"
+        )
     length = x_SxD.shape[0]
     capacity = length if bucket is None else bucket
 
@@ -169,8 +188,14 @@ def _successor(by_tube: _TubeOrder, mergeable_S: jax.Array) -> jax.Array:
     """int32 [S]: the next token of the same tube, S where there is none."""
     tube_S, order_S = by_tube
     length = tube_S.shape[0]
-    same_S = (tube_S == jnp.roll(tube_S, -1)) & mergeable_S[order_S] & (jnp.arange(length) < length - 1)
-    return jnp.zeros(length, jnp.int32).at[order_S].set(jnp.where(same_S, jnp.roll(order_S, -1), length), unique_indices=True)
+    same_S = (
+        (tube_S == jnp.roll(tube_S, -1)) & mergeable_S[order_S] & (jnp.arange(length) < length - 1)
+    )
+    return (
+        jnp.zeros(length, jnp.int32)
+        .at[order_S]
+        .set(jnp.where(same_S, jnp.roll(order_S, -1), length), unique_indices=True)
+    )
 
 
 def _last_of_run(order_S: jax.Array, merged_S: jax.Array) -> jax.Array:
@@ -187,8 +212,12 @@ def _rank(similarity_S: jax.Array, group_S: jax.Array) -> jax.Array:
     index_S = jnp.arange(length, dtype=jnp.int32)
     # NaN compares false everywhere: such a pair merges last, after every real one.
     key_S = jnp.where(jnp.isnan(similarity_S), jnp.inf, -jnp.round(similarity_S / EQUAL))
-    sorted_S, _, order_S = jax.lax.sort((group_S.astype(jnp.int32), key_S, index_S), num_keys=2, is_stable=True)
-    return jnp.zeros(length, jnp.int32).at[order_S].set(_place_in_group(sorted_S), unique_indices=True)
+    sorted_S, _, order_S = jax.lax.sort(
+        (group_S.astype(jnp.int32), key_S, index_S), num_keys=2, is_stable=True
+    )
+    return (
+        jnp.zeros(length, jnp.int32).at[order_S].set(_place_in_group(sorted_S), unique_indices=True)
+    )
 
 
 def _place_in_group(sorted_S: jax.Array) -> jax.Array:
@@ -202,7 +231,9 @@ def _ends_by_count(by_tube: _TubeOrder, ratio: float) -> jax.Array:
     """bool [S]: the tokens that end a run of the pool policy by their place in their tube alone."""
     exact = _exact(ratio)
     place_S = _place_in_group(by_tube.tube_S)
-    ends_S = (place_S + 1) * exact.numerator // exact.denominator > place_S * exact.numerator // exact.denominator
+    ends_S = (
+        place_S + 1
+    ) * exact.numerator // exact.denominator > place_S * exact.numerator // exact.denominator
     return jnp.zeros_like(ends_S).at[by_tube.order_S].set(ends_S, unique_indices=True)
 
 
@@ -211,7 +242,13 @@ def _exact(ratio: float) -> Fraction:
     return Fraction(ratio).limit_denominator(10_000)
 
 
-def _choose(similarity_S: jax.Array, candidate_S: jax.Array, mergeable_S: jax.Array, segment_S: jax.Array, rule: MergeLayer) -> jax.Array:
+def _choose(
+    similarity_S: jax.Array,
+    candidate_S: jax.Array,
+    mergeable_S: jax.Array,
+    segment_S: jax.Array,
+    rule: MergeLayer,
+) -> jax.Array:
     """bool [S]: the tokens that merge into their successor by the rule alone, whatever the bucket."""
     above_S = candidate_S & (similarity_S > rule.threshold)
     if rule.policy == "threshold":
@@ -227,35 +264,50 @@ def _choose(similarity_S: jax.Array, candidate_S: jax.Array, mergeable_S: jax.Ar
     quota_G = entering_G - target_G
     if rule.policy == "both":
         quota_G = jnp.maximum(quota_G, per_segment(above_S))
-        similarity_S = similarity_S + 4.0 * above_S  # cosines span 2: what is above the threshold comes first
+        similarity_S = (
+            similarity_S + 4.0 * above_S
+        )  # cosines span 2: what is above the threshold comes first
     group_S = jnp.where(candidate_S, segment_S, length + 1)
     return candidate_S & (_rank(similarity_S, group_S) < quota_G[segment_S])
 
 
-def _means(x_SxD: jax.Array, size_S: jax.Array, survivor_S: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+def _means(
+    x_SxD: jax.Array, size_S: jax.Array, survivor_S: jax.Array, capacity: int
+) -> tuple[jax.Array, jax.Array]:
     """Size-weighted means [C, D] and sizes [C] of the tokens that share a survivor; survivor_S >= C goes nowhere."""
 
     def total(values, dtype):
-        return jnp.zeros((capacity, *values.shape[1:]), dtype).at[survivor_S].add(values, mode="drop")
+        return (
+            jnp.zeros((capacity, *values.shape[1:]), dtype).at[survivor_S].add(values, mode="drop")
+        )
 
     size_C = total(size_S, jnp.float32)
     alone_C = total(jnp.ones_like(survivor_S), jnp.int32) == 1
     place_S = jnp.minimum(survivor_S, capacity - 1)
     total_S = size_C[place_S]
     # A token alone has weight exactly 1, so that its features come out bit for bit.
-    weight_S = jnp.where(alone_C[place_S] | (total_S == 0), 1.0, size_S / jnp.where(total_S == 0, 1.0, total_S))
+    weight_S = jnp.where(
+        alone_C[place_S] | (total_S == 0), 1.0, size_S / jnp.where(total_S == 0, 1.0, total_S)
+    )
     x_CxD = total(x_SxD.astype(jnp.float32) * weight_S[:, None], jnp.float32)
     return x_CxD.astype(x_SxD.dtype), size_C
 
 
-def _compact(layout: TokenLayout, kept_S: jax.Array, index_S: jax.Array, capacity: int) -> TokenLayout:
+def _compact(
+    layout: TokenLayout, kept_S: jax.Array, index_S: jax.Array, capacity: int
+) -> TokenLayout:
     """The kept tokens' fields at the front of length C, PAD behind."""
     length = kept_S.shape[0]
     source_C = jnp.full(capacity, length, jnp.int32)
-    place_S = jnp.where(kept_S, index_S, capacity + jnp.arange(length, dtype=jnp.int32))  # distinct, for unique_indices
-    source_C = source_C.at[place_S].set(jnp.arange(length, dtype=jnp.int32), mode="drop", unique_indices=True)
+    place_S = jnp.where(
+        kept_S, index_S, capacity + jnp.arange(length, dtype=jnp.int32)
+    )  # distinct, for unique_indices
+    source_C = source_C.at[place_S].set(
+        jnp.arange(length, dtype=jnp.int32), mode="drop", unique_indices=True
+    )
     fill = dict.fromkeys(("patch_index", "frame", "row", "tube", "cell"), -1)
     fields = {
-        name: jnp.take(field, source_C, axis=0, mode="fill", fill_value=fill.get(name, 0)) for name, field in layout._asdict().items()
+        name: jnp.take(field, source_C, axis=0, mode="fill", fill_value=fill.get(name, 0))
+        for name, field in layout._asdict().items()
     }
     return TokenLayout(**fields)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
-def adaptive_average_pool(features_FxGxGxC: jax.Array, frame_S: jax.Array, cell_Sx4: jax.Array) -> jax.Array:
+def adaptive_average_pool(
+    features_FxGxGxC: jax.Array, frame_S: jax.Array, cell_Sx4: jax.Array
+) -> jax.Array:
     """The teacher's features at every patch: what `torch.nn.AdaptiveAvgPool2d` gives on the patch grid of its frame (paper, section 3.3).
 
     Output cell i of n over an axis of G covers floor(i*G/n) up to ceil((i+1)*G/n), whether the grid shrinks or grows. Unbatched (vmap it);
@@ -24,7 +26,9 @@ def adaptive_average_pool(features_FxGxGxC: jax.Array, frame_S: jax.Array, cell_
     frames, height, width, channels = features_FxGxGxC.shape
     frame_S, cell_Sx4 = jnp.asarray(frame_S), jnp.asarray(cell_Sx4)
     is_patch_S = (cell_Sx4[:, 0] >= 0) & (frame_S >= 0) & (frame_S < frames)
-    row_S, column_S, rows_S, columns_S = (jnp.where(is_patch_S, cell_Sx4[:, i], fill) for i, fill in enumerate((0, 0, 1, 1)))
+    row_S, column_S, rows_S, columns_S = (
+        jnp.where(is_patch_S, cell_Sx4[:, i], fill) for i, fill in enumerate((0, 0, 1, 1))
+    )
     frame_S = jnp.where(is_patch_S, frame_S, 0)
     top_S, bottom_S = _interval(row_S, rows_S, height)
     left_S, right_S = _interval(column_S, columns_S, width)
@@ -38,7 +42,9 @@ def adaptive_average_pool(features_FxGxGxC: jax.Array, frame_S: jax.Array, cell_
         row_sum_SxC = line_FxWxC[frame_S, right_S] - line_FxWxC[frame_S, left_S]
         return sum_SxC + jnp.where(inside_S[:, None], row_sum_SxC, 0.0), None
 
-    sum_SxC, _ = jax.lax.scan(add_row, jnp.zeros((frame_S.shape[0], channels), jnp.float32), jnp.arange(height))
+    sum_SxC, _ = jax.lax.scan(
+        add_row, jnp.zeros((frame_S.shape[0], channels), jnp.float32), jnp.arange(height)
+    )
     area_S = ((bottom_S - top_S) * (right_S - left_S)).astype(jnp.float32)
     return jnp.where(is_patch_S[:, None], sum_SxC / area_S[:, None], 0.0)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elva_jax.errors import ConfigError, StartError
+from elva_jax.utils.trees import dotted
 
 PAUSE = 0.5  # seconds between two tries to reach process 0
 GREETING = 10.0  # seconds for a line to arrive on a connection that is open
@@ -19,7 +20,9 @@ LONGEST = 1 << 22  # bytes of a line; more is no process of ours
 SHOWN = 5  # differences and missing processes that a message lists
 
 
-def meet(coordinator: str, count: int, index: int, facts: Mapping[str, Any], timeout: float) -> None:
+def meet(
+    coordinator: str, count: int, index: int, facts: Mapping[str, Any], timeout: float
+) -> None:
     """Returns when all `count` processes have met and agree on `facts`.
 
     Args:
@@ -35,7 +38,10 @@ def meet(coordinator: str, count: int, index: int, facts: Mapping[str, Any], tim
     """
     host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + timeout
-    hello = {"index": index, "facts": {"number of processes": count, **json.loads(json.dumps(facts))}}
+    hello = {
+        "index": index,
+        "facts": {"number of processes": count, **json.loads(json.dumps(facts))},
+    }
     if index == 0:
         _host(int(port), count, hello, deadline, timeout)
     else:
@@ -46,22 +52,31 @@ def _host(port: int, count: int, own: dict[str, Any], deadline: float, timeout: 
     dual = socket.has_dualstack_ipv6()
     try:
         server = socket.create_server(
-            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=max(count, 16)
+            ("", port),
+            family=socket.AF_INET6 if dual else socket.AF_INET,
+            dualstack_ipv6=dual,
+            backlog=max(count, 16),
         )
     except OSError as error:
-        raise StartError(f"process 0 cannot listen on port {port}: {error.strerror}; give --coordinator another port") from None
+        raise StartError(
+            f"process 0 cannot listen on port {port}: {error.strerror}; give --coordinator another port"
+        ) from None
     waiting: dict[int, socket.socket] = {}
     problem: Exception | None = None
     with server:
         while problem is None:
-            waiting = {index: connection for index, connection in waiting.items() if not _gone(connection)}
+            waiting = {
+                index: connection for index, connection in waiting.items() if not _gone(connection)
+            }
             if len(waiting) == count - 1:
                 break
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
             except TimeoutError:
-                problem = _missing([index for index in range(1, count) if index not in waiting], count, timeout)
+                problem = _missing(
+                    [index for index in range(1, count) if index not in waiting], count, timeout
+                )
                 break
             hello = _receive(connection, min(deadline, time.monotonic() + GREETING))
             if hello is None or not {"index", "facts"} <= hello.keys():
@@ -85,7 +100,9 @@ def _host(port: int, count: int, own: dict[str, Any], deadline: float, timeout: 
 
 def _missing(missing: list[int], count: int, timeout: float) -> StartError:
     listed = ", ".join(map(str, missing[:SHOWN])) + (" …" if len(missing) > SHOWN else "")
-    return StartError(f"{len(missing)} of {count} processes did not come within {timeout:.0f} s: {listed}; see what became of them")
+    return StartError(
+        f"{len(missing)} of {count} processes did not come within {timeout:.0f} s: {listed}; see what became of them"
+    )
 
 
 def _gone(connection: socket.socket) -> bool:
@@ -147,17 +164,15 @@ def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | Non
 
 def _difference(own: Mapping[str, Any], other: Mapping[str, Any], index: int) -> str:
     """What process `index` has that process 0 has not; empty where they agree."""
-    mine, theirs = leaves(own), leaves(other)
-    names = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+    mine, theirs = dotted(own), dotted(other)
+    names = [
+        name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)
+    ]
     if not names:
         return ""
-    listed = "; ".join(f"{name}: {theirs.get(name)!r}, in process 0 {mine.get(name)!r}" for name in names[:SHOWN])
-    return f"process {index} differs: {listed}" + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names with dots between."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    listed = "; ".join(
+        f"{name}: {theirs.get(name)!r}, in process 0 {mine.get(name)!r}" for name in names[:SHOWN]
+    )
+    return f"process {index} differs: {listed}" + (
+        f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )

@@ -11,7 +11,12 @@ from ml_collections import ConfigDict
 
 from elva_jax.errors import ConfigError
 
-AXES = ("data", "fsdp", "context", "tensor")  # the outermost first: what exchanges most lies on the nearest devices
+AXES = (
+    "data",
+    "fsdp",
+    "context",
+    "tensor",
+)  # the outermost first: what exchanges most lies on the nearest devices
 BATCH_AXES = ("data", "fsdp")  # mesh axes that split the batch
 
 
@@ -29,7 +34,9 @@ def make_mesh(config: ConfigDict) -> Mesh:
     wanted = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     rest = [axis for axis, size in sizes.items() if size == -1]
     if len(rest) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ConfigError(f"mesh: {wanted}: every axis is at least 1, and one of them may be -1 (all remaining devices)")
+        raise ConfigError(
+            f"mesh: {wanted}: every axis is at least 1, and one of them may be -1 (all remaining devices)"
+        )
     known = math.prod(size for size in sizes.values() if size != -1)
     if rest and devices % known == 0:
         sizes[rest[0]] = devices // known
@@ -53,7 +60,9 @@ def describe(mesh: Mesh) -> str:
     for k, (axis, size) in enumerate(mesh.shape.items()):
         crosses = " (across processes)" if (processes != processes.take([0], axis=k)).any() else ""
         parts += [f"{axis} {size}{crosses}"] if size > 1 else []
-    return f"{mesh.size} device(s) of {jax.process_count()} process(es)" + (f": {', '.join(parts)}" if parts else "")
+    return f"{mesh.size} device(s) of {jax.process_count()} process(es)" + (
+        f": {', '.join(parts)}" if parts else ""
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -89,7 +98,9 @@ def check_length(mesh: Mesh, length: int, key: str) -> None:
     parts = mesh.shape["context"]
     if length % parts:
         near = -(-length // parts) * parts
-        raise ConfigError(f"{key}: {length} tokens do not split over mesh.context = {parts} devices; the next length that does is {near}")
+        raise ConfigError(
+            f"{key}: {length} tokens do not split over mesh.context = {parts} devices; the next length that does is {near}"
+        )
 
 
 def check_stage(mesh: Mesh, stage: ConfigDict, at: str) -> None:
@@ -113,4 +124,6 @@ def check_stage(mesh: Mesh, stage: ConfigDict, at: str) -> None:
 def shard_batch(batch, mesh: Mesh):
     """Turns each process's share of a batch (any pytree of NumPy arrays [b, ...]) into global arrays [b * processes, ...]."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), batch
+    )

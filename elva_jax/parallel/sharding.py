@@ -55,11 +55,15 @@ def check_collisions(names: tuple[str | None, ...], where: str, column: int = 0)
         if name is None:
             continue
         if name not in RULES:
-            raise ConfigError(f"{where}: unknown logical axis '{name}'; the table in elva_jax/parallel/sharding.py has {', '.join(RULES)}")
+            raise ConfigError(
+                f"{where}: unknown logical axis '{name}'; the table in elva_jax/parallel/sharding.py has {', '.join(RULES)}"
+            )
         axes = RULES[name][column]
         for axis in mesh_axes(axes):
             if axis in taken:
-                raise ConfigError(f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on mesh axis '{axis}'")
+                raise ConfigError(
+                    f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on mesh axis '{axis}'"
+                )
             taken[axis] = name
 
 
@@ -67,11 +71,15 @@ def _parts(axes, mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
 
 
-def _fitting(abstract_variables, mesh: Mesh, counts: Mapping[str, int]) -> dict[str, tuple[Any, Any]]:
+def _fitting(
+    abstract_variables, mesh: Mesh, counts: Mapping[str, int]
+) -> dict[str, tuple[Any, Any]]:
     """The table without what the mesh does not divide: a name is split everywhere in a model or nowhere."""
     sizes = {name: {count} for name, count in counts.items()}
     specs, shapes = logical_axes(abstract_variables), nn.meta.unbox(abstract_variables)
-    for spec, leaf in zip(jax.tree.leaves(specs, is_leaf=_is_spec), jax.tree.leaves(shapes), strict=True):
+    for spec, leaf in zip(
+        jax.tree.leaves(specs, is_leaf=_is_spec), jax.tree.leaves(shapes), strict=True
+    ):
         for name, size in zip(spec, leaf.shape, strict=False):
             sizes.setdefault(name, set()).add(size)
 
@@ -97,14 +105,20 @@ def parameter_shardings(abstract_variables, mesh: Mesh, counts: Mapping[str, int
 
     def one(path, spec):
         check_collisions(tuple(spec), jax.tree_util.keystr(path, simple=True, separator="/"))
-        return NamedSharding(mesh, PartitionSpec(*(rules[name][0] if name else None for name in spec)))
+        return NamedSharding(
+            mesh, PartitionSpec(*(rules[name][0] if name else None for name in spec))
+        )
 
     return jax.tree_util.tree_map_with_path(one, logical_axes(abstract_variables), is_leaf=_is_spec)
 
 
-def activation_rules(abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None) -> tuple[tuple[str, Any], ...]:
+def activation_rules(
+    abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None
+) -> tuple[tuple[str, Any], ...]:
     """The table's activation column as Linen wants it; arguments as for `parameter_shardings`."""
-    return tuple((name, axes) for name, (_, axes) in _fitting(abstract_variables, mesh, counts or {}).items())
+    return tuple(
+        (name, axes) for name, (_, axes) in _fitting(abstract_variables, mesh, counts or {}).items()
+    )
 
 
 def split_of(*names: str) -> PartitionSpec:
@@ -113,12 +127,16 @@ def split_of(*names: str) -> PartitionSpec:
         return PartitionSpec(*(None for _ in names))
     sizes = jax.sharding.get_abstract_mesh().shape
     parts = [mesh_axes(part) for part in nn.logical_to_mesh_axes(names)]
-    return PartitionSpec(*(tuple(name for name in part if sizes[name] > 1) or None for part in parts))
+    return PartitionSpec(
+        *(tuple(name for name in part if sizes[name] > 1) or None for part in parts)
+    )
 
 
 def mesh_axes(*parts: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names of the mesh axes in parts of a PartitionSpec, one after the other."""
-    return tuple(name for part in parts for name in ((part,) if isinstance(part, str) else part or ()))
+    return tuple(
+        name for part in parts for name in ((part,) if isinstance(part, str) else part or ())
+    )
 
 
 @contextlib.contextmanager
@@ -134,7 +152,10 @@ def on_mesh(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
 def state_shardings(state, params_shardings, mesh: Mesh):
     """Shardings of a whole TrainState: what has a parameter's path and shape (Adam's moments) lies as it does, the rest is whole."""
     shapes = jax.tree_util.tree_leaves_with_path(state.params)
-    known = {tuple(path): (leaf.shape, where) for (path, leaf), where in zip(shapes, jax.tree.leaves(params_shardings), strict=True)}
+    known = {
+        tuple(path): (leaf.shape, where)
+        for (path, leaf), where in zip(shapes, jax.tree.leaves(params_shardings), strict=True)
+    }
     whole = NamedSharding(mesh, PartitionSpec())
 
     def one(path, leaf):

@@ -26,7 +26,9 @@ class Zero(NamedTuple):
     """Two functions of trees shaped like the parameters."""
 
     use: Callable[[Any], Any]  # parameters as stored -> as the forward and backward pass read them
-    keep: Callable[[Any], Any]  # gradients, or their sum -> float32, each where its parameter is stored
+    keep: Callable[
+        [Any], Any
+    ]  # gradients, or their sum -> float32, each where its parameter is stored
 
 
 def make_zero(level: int, shardings: Any, dtype: str) -> Zero:
@@ -49,7 +51,9 @@ def make_zero(level: int, shardings: Any, dtype: str) -> Zero:
         return params if level == 3 else jax.tree_util.tree_map_with_path(copy, params, shardings)
 
     def keep(grads):  # pinned before the cast: devices exchange their shares in the compute type
-        return jax.tree.map(lambda leaf, stored: _pin(leaf, stored).astype(jnp.float32), grads, shardings)
+        return jax.tree.map(
+            lambda leaf, stored: _pin(leaf, stored).astype(jnp.float32), grads, shardings
+        )
 
     return Zero(use, keep)
 

@@ -13,23 +13,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from elva_jax.checkpoints import state as states
+from elva_jax.checkpoints.mirror import Mirror
+from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.data.mixture import stage_seed
 from elva_jax.data.pipeline import BatchIterator, redistribute
 from elva_jax.errors import CheckpointError, TrainingError
 from elva_jax.parallel.mesh import shard_batch
-from elva_jax.parallel.sharding import activation_rules, logical_axes, parameter_shardings, state_shardings
-from elva_jax.training import state as states
-from elva_jax.training.checkpoint import Checkpoints
-from elva_jax.training.clock import Ledger, SaveTimer, StepClock
+from elva_jax.parallel.sharding import (
+    activation_rules,
+    logical_axes,
+    parameter_shardings,
+    state_shardings,
+)
+from elva_jax.tasks.objective import Objective
+from elva_jax.training.goodput import Ledger, SaveTimer, StepClock
+from elva_jax.training.metric_writers import open_writers
 from elva_jax.training.metrics import Progress, Window
 from elva_jax.training.mfu import Speed
-from elva_jax.training.mirror import Mirror
-from elva_jax.training.objective import Objective
 from elva_jax.training.optimizer import Optimizer, keep_frozen, make_optimizer
-from elva_jax.training.profile import Profile
+from elva_jax.training.preemption import Agreement, StopSignal
+from elva_jax.training.profiler import Profile
 from elva_jax.training.step import TrainStep, make_train_step
-from elva_jax.training.stopping import Agreement, StopSignal
-from elva_jax.training.writers import open_writers
 
 
 class Setting(NamedTuple):
@@ -46,7 +51,9 @@ class Setting(NamedTuple):
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
 
-def set_up(config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh, steps: int) -> Setting:
+def set_up(
+    config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh, steps: int
+) -> Setting:
     """Works out shapes, shardings and the optimiser of a stage."""
     stage = config.stages[stage_name]
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
@@ -55,19 +62,37 @@ def set_up(config: ConfigDict, stage_name: str, objective: Objective, mesh: Mesh
     shapes = keep_frozen(shapes, optimizer, stage.optimizer.frozen_dtype)
     shapes = jax.eval_shape(lambda params: states.create(params, optimizer.transform), shapes)
     placed = state_shardings(shapes, parameter_shardings(boxed, mesh, objective.counts), mesh)
-    shapes = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, placed)
+    shapes = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        placed,
+    )
     return Setting(mesh, activation_rules(boxed, mesh, objective.counts), optimizer, shapes)
 
 
-def make_step(config: ConfigDict, stage_name: str, objective: Objective, setting: Setting) -> TrainStep:
+def make_step(
+    config: ConfigDict, stage_name: str, objective: Objective, setting: Setting
+) -> TrainStep:
     """The training step of a stage, as training runs it and `elva plan` compiles it."""
     accumulate = config.stages[stage_name].optimizer.accumulate
     kind = {"zero": config.mesh.zero, "dtype": config.model.dtype}
-    return make_train_step(objective, setting.optimizer, setting.mesh, setting.rules, setting.shardings, accumulate, **kind)
+    return make_train_step(
+        objective,
+        setting.optimizer,
+        setting.mesh,
+        setting.rules,
+        setting.shardings,
+        accumulate,
+        **kind,
+    )
 
 
 def fresh_state(
-    config: ConfigDict, stage_name: str, objective: Objective, setting: Setting, weights: Mapping[str, Any]
+    config: ConfigDict,
+    stage_name: str,
+    objective: Objective,
+    setting: Setting,
+    weights: Mapping[str, Any],
 ) -> states.TrainState:
     """The state at step 0: the parameters that `weights` has by '/'-joined path, and random ones for the rest."""
     shardings = setting.shardings
@@ -83,7 +108,11 @@ def fresh_state(
     random = jax.jit(init, out_shardings=missing)(key) if missing else {}
     leaves = [random[name] if name in random else weights[name] for name in wanted]
     params = jax.tree.unflatten(jax.tree.structure(shardings.params), leaves)
-    create = jax.jit(lambda params: states.create(params, setting.optimizer.transform), out_shardings=shardings, donate_argnums=0)
+    create = jax.jit(
+        lambda params: states.create(params, setting.optimizer.transform),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )
     return create(params)
 
 
@@ -131,12 +160,18 @@ def train(
       TrainingError: too many losses in a row that are not finite.
     """
     train_step = make_step(config, stage_name, objective, setting)
-    agreement, timer, clock = Agreement(setting.mesh, stage_name), SaveTimer(config.checkpoint.minutes), StepClock()
+    agreement, timer, clock = (
+        Agreement(setting.mesh, stage_name),
+        SaveTimer(config.checkpoint.minutes),
+        StepClock(),
+    )
     speed = Speed(config, stage_name, setting.optimizer.labels, setting.shapes.params)
     keep, on_error = config.checkpoint.keep, config.checkpoint.on_error
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(console, stage_name, steps))
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, on_error, progress.note, mirror.copy))
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / "checkpoints", keep, on_error, progress.note, mirror.copy)
+        )
         if checkpoints.latest is None:
             state, window = fresh_state(config, stage_name, objective, setting, weights), Window()
         else:
@@ -147,7 +182,9 @@ def train(
         ledger.open(stage_name, start)
         (stopping,) = agreement.now([stop.code])
         if stopping:
-            progress.note(f"{stage_name}: stopped before step {start + 1}; the same command goes on")
+            progress.note(
+                f"{stage_name}: stopped before step {start + 1}; the same command goes on"
+            )
             return stopping
         for step in range(start + 1, steps + 1):
             profile.before()
@@ -162,13 +199,18 @@ def train(
             clock.step_done()
             _check(window.latest, step - 1, config, folder)
             if profile.after(metrics):
-                progress.note(f"{stage_name}: the trace of steps up to {step} is in {profile.folder}")
+                progress.note(
+                    f"{stage_name}: the trace of steps up to {step} is in {profile.folder}"
+                )
             checkpoints.look()
             stopping, due = agreement.late([stop.code, timer.due])
             if step % config.log.every == 0 or step == steps:
                 values = window.report()
                 _check(values, step, config, folder)
-                values |= {"dropped_records": batches.dropped, **speed.report(clock.report(), values)}
+                values |= {
+                    "dropped_records": batches.dropped,
+                    **speed.report(clock.report(), values),
+                }
                 writers.write(step, values)
                 ledger.update(step, clock)
                 progress.update(step, values, report=True)
@@ -187,21 +229,39 @@ def train(
         clock.lap("save")
         saved = checkpoints.latest
         if stopping and step < steps:
-            progress.note(f"{stage_name}: stopped at step {step} of {steps}, saved at {saved} in {folder}; the same command goes on")
+            progress.note(
+                f"{stage_name}: stopped at step {step} of {steps}, saved at {saved} in {folder}; the same command goes on"
+            )
         elif saved != steps:
-            raise CheckpointError(f"{folder}: the end of the stage could not be saved; make room and start the same command again")
+            raise CheckpointError(
+                f"{folder}: the end of the stage could not be saved; make room and start the same command again"
+            )
         if start < steps:
             ledger.update(step, clock)
     return agreement.now([stop.code])[0]
 
 
 def _restore(
-    checkpoints: Checkpoints, setting: Setting, batches: BatchIterator, stage_name: str, progress: Progress
+    checkpoints: Checkpoints,
+    setting: Setting,
+    batches: BatchIterator,
+    stage_name: str,
+    progress: Progress,
 ) -> tuple[states.TrainState, Window]:
     """State and open window of the newest whole step; `batches` goes on behind it."""
     state, positions = checkpoints.restore(setting.shapes)
-    batches.set_state(redistribute([position["batches"] for position in positions], jax.process_index(), jax.process_count()))
-    anew = "" if len(positions) == jax.process_count() else f"; saved by {len(positions)} process(es): data are dealt out anew"
+    batches.set_state(
+        redistribute(
+            [position["batches"] for position in positions],
+            jax.process_index(),
+            jax.process_count(),
+        )
+    )
+    anew = (
+        ""
+        if len(positions) == jax.process_count()
+        else f"; saved by {len(positions)} process(es): data are dealt out anew"
+    )
     progress.note(f"{stage_name}: goes on from step {int(state.step)}{anew}")
     return state, Window(positions[0]["window"])
 

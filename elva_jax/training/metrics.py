@@ -11,13 +11,28 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from elva_jax.training.clock import STEP, clock_face
+from elva_jax.training.goodput import STEP, clock_face
 
 # Fields that differ between two equal runs.
-TIMING = ("seconds", "tokens_per_second", "model_tflops", "mfu", "memory_gib", *(f"{name}_share" for name in STEP))
+TIMING = (
+    "seconds",
+    "tokens_per_second",
+    "model_tflops",
+    "mfu",
+    "memory_gib",
+    *(f"{name}_share" for name in STEP),
+)
 TERMS = ("loss", "generation", "tube", "contrastive", "sigmoid")  # the losses, in the order shown
-SUMMED = ("tokens", "merge/forced", "merge/overflow")  # beginnings of names that add up over micro-batches and steps; others average
-LAST = ("bad_steps", "bad_run", "learning_rate")  # reported as of the last step, not averaged over the window
+SUMMED = (
+    "tokens",
+    "merge/forced",
+    "merge/overflow",
+)  # beginnings of names that add up over micro-batches and steps; others average
+LAST = (
+    "bad_steps",
+    "bad_run",
+    "learning_rate",
+)  # reported as of the last step, not averaged over the window
 
 
 class Window:
@@ -35,7 +50,9 @@ class Window:
     def fetch(self) -> list[dict[str, float]]:
         """All steps of the window on the host (waits for the last one); JSON-able, so that a checkpoint can carry them."""
         if self._pending is not None:
-            self._done.append({name: float(value) for name, value in jax.device_get(dict(self._pending)).items()})
+            self._done.append(
+                {name: float(value) for name, value in jax.device_get(dict(self._pending)).items()}
+            )
             self._pending = None
         return list(self._done)
 
@@ -66,8 +83,14 @@ class Progress:
     def __init__(self, console: Console, stage: str, steps: int):
         self._console, self._stage, self._start, self._steps = console, stage, 0, steps
         self._shown: dict[str, float] = {}
-        self._began: float | None = None  # when the first step was done, so that compilation does not count
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._began: float | None = (
+            None  # when the first step was done, so that compilation does not count
+        )
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -84,7 +107,9 @@ class Progress:
 
     def update(self, step: int, values: Mapping[str, float], report: bool) -> None:
         """Shows `values` at `step`: on a terminal at every call, elsewhere only reports (the means of a window)."""
-        self._shown |= values  # speed comes with reports only, and stays on the live line until the next
+        self._shown |= (
+            values  # speed comes with reports only, and stays on the live line until the next
+        )
         line = self._line(step, self._shown)
         if self._live:
             self._live.update(Text(line))

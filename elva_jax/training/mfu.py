@@ -14,16 +14,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from elva_jax.analysis import flops
-from elva_jax.analysis.hardware import DEVICES
+from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict, tower_config
 from elva_jax.models.lora import is_factor
-from elva_jax.training.objective import guided
-from elva_jax.training.state import flat
+from elva_jax.tasks.objective import guided
+from elva_jax.training.hardware import DEVICES
+from elva_jax.utils.trees import flat
 from elva_jax.video.layout import Kind
 
 # FLOP/s of bfloat16; the first name that is in JAX's name of the device counts. The PCIe card of the H100 is slower than what a plan knows.
-PEAKS = {"H200": DEVICES["h200"].half, "H100 PCIe": 756e12, "H100": DEVICES["h100"].half, "A100": DEVICES["a100-80g"].half}
+PEAKS = {
+    "H200": DEVICES["h200"].half,
+    "H100 PCIe": 756e12,
+    "H100": DEVICES["h100"].half,
+    "A100": DEVICES["a100-80g"].half,
+}
 
 TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
 MATRICES = ("/kernel", "/embed_tokens", "/lm_head")  # how the paths of what multiplies tokens end
@@ -40,7 +45,12 @@ class Content:
     pairs: float = 0.0  # of query and key, before any merge
 
     def __add__(self, other: Content) -> Content:
-        return Content(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Content(
+            *(
+                a + b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
+        )
 
 
 def content(batch: Mapping[str, Any]) -> Content:
@@ -50,7 +60,10 @@ def content(batch: Mapping[str, Any]) -> Content:
         counted = Content(tokens=float(batch["mask"].sum()), frames=frames)
     else:
         layout = batch["layout"]
-        counts = {kind: float((layout.kind == kind).sum()) for kind in (Kind.PAD, Kind.FRAME, Kind.PATCH, Kind.LINE)}
+        counts = {
+            kind: float((layout.kind == kind).sum())
+            for kind in (Kind.PAD, Kind.FRAME, Kind.PATCH, Kind.LINE)
+        }
         lengths = np.concatenate([np.bincount(row)[1:] for row in layout.segment]).astype(float)
         counted = Content(
             tokens=layout.kind.size - counts[Kind.PAD],
@@ -73,15 +86,22 @@ class ModelFlops:
     """
 
     def __init__(self, config: ConfigDict, stage_name: str, labels: Any, shapes: Any):
-        self._stage, self._tower = config.stages[stage_name], tower_config(config.teacher, config.model.vocab_size)
+        self._stage, self._tower = (
+            config.stages[stage_name],
+            tower_config(config.teacher, config.model.vocab_size),
+        )
         self._guided = guided(self._stage)
-        self._model = config_from_dict(config.model, config.teacher) if self._stage.kind == "elva" else None
+        self._model = (
+            config_from_dict(config.model, config.teacher) if self._stage.kind == "elva" else None
+        )
         self._text = config.teacher.text_layers, config.teacher.text_length
         trained, shapes = flat(labels), flat(shapes)
         self._factors = sum(leaf.size for path, leaf in shapes.items() if is_factor(path))
         # Sizes of matrices by path, and how much of that is trained.
         self._matrices = {
-            path: (leaf.size, leaf.size * (trained[path] != "frozen")) for path, leaf in shapes.items() if path.endswith(MATRICES)
+            path: (leaf.size, leaf.size * (trained[path] != "frozen"))
+            for path, leaf in shapes.items()
+            if path.endswith(MATRICES)
         }
 
     def __call__(self, content: Content, reports: Mapping[str, float]) -> float:
@@ -94,19 +114,32 @@ class ModelFlops:
         tokens = text + content.visual * reports.get("merge/kept_mean", 1.0)  # mean over layers
         pairs = content.pairs * (tokens / max(content.tokens, 1.0)) ** 2
         layers = 2.0 * tokens * c.num_layers * flops.layer_weights(c)
-        kept = min((value for name, value in reports.items() if name.startswith("merge/kept_") and name[-1].isdigit()), default=1.0)
+        kept = min(
+            (
+                value
+                for name, value in reports.items()
+                if name.startswith("merge/kept_") and name[-1].isdigit()
+            ),
+            default=1.0,
+        )
         head = flops.head(c, 1) * (text + content.visual * kept)
         # Forward, gradient of the inputs, gradient of the parameters; a frozen part with nothing trained before it goes forward alone.
         if model.tower is None:
             share = self._trained("elva/patch_embed")
-            total = (2 + share if share else 1) * flops.patch_embedding(model, content.patches, content.visual)
+            total = (2 + share if share else 1) * flops.patch_embedding(
+                model, content.patches, content.visual
+            )
         else:
             tower, projector = self._trained(TOWER), self._trained(PROJECTOR)
             total = (2 + tower if tower else 1) * flops.vision_tower(model.tower, content.frames)
             passes = 1 + (tower > 0) + projector
-            total += passes * flops.projector(model.tower.hidden_size, c.hidden_size, content.patches)
+            total += passes * flops.projector(
+                model.tower.hidden_size, c.hidden_size, content.patches
+            )
         table = "elva/decoder/embed_tokens" if c.tie_embeddings else "elva/decoder/lm_head"
-        total += (2 + self._trained("elva/decoder/layers")) * layers + (2 + self._trained(table)) * head
+        total += (2 + self._trained("elva/decoder/layers")) * layers + (
+            2 + self._trained(table)
+        ) * head
         total += 3 * (c.num_layers * flops.layer_attention(c, pairs) + 2.0 * tokens * self._factors)
         if self._guided:
             total += flops.vision_tower(self._tower, content.frames)
@@ -116,7 +149,10 @@ class ModelFlops:
     def _teacher(self, content: Content) -> float:
         layers, length = self._text
         texts = content.frames / max(self._stage.data.num_frames, 1)
-        return 3 * (flops.vision_tower(self._tower, content.frames) + texts * layers * flops.vision_layer(self._tower, length))
+        return 3 * (
+            flops.vision_tower(self._tower, content.frames)
+            + texts * layers * flops.vision_layer(self._tower, length)
+        )
 
     def _trained(self, prefix: str) -> float:
         """The trained share of the matrices whose paths begin with a prefix."""
@@ -136,7 +172,9 @@ def peak_flops(config: ConfigDict) -> float | None:
 def memory_gib() -> float | None:
     """The most memory that was in use on one device of this process, where the device tells."""
     stats = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [entry["peak_bytes_in_use"] for entry in stats if entry and "peak_bytes_in_use" in entry]
+    peaks = [
+        entry["peak_bytes_in_use"] for entry in stats if entry and "peak_bytes_in_use" in entry
+    ]
     return max(peaks) / 2**30 if peaks else None
 
 

@@ -19,7 +19,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from elva_jax.errors import ConfigError
 from elva_jax.models.lora import is_factor
-from elva_jax.training.state import flat, path_name
+from elva_jax.utils.trees import flat, key_path
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -27,7 +27,9 @@ Schedule = Callable[[jax.Array], jax.Array]
 class Optimizer(NamedTuple):
     """A stage's optimiser and what the training step needs to know about it."""
 
-    transform: optax.GradientTransformation  # `init` takes all parameters, `update` the trained ones (`trained`)
+    transform: (
+        optax.GradientTransformation
+    )  # `init` takes all parameters, `update` the trained ones (`trained`)
     schedule: Schedule  # update number from 0 -> AdamW's learning rate
     labels: dict  # tree of "adamw" | "muon" | "frozen", one per parameter
 
@@ -60,11 +62,20 @@ def muon_dimensions(name: str, names: tuple[str | None, ...]) -> MuonDimensionNu
       names: logical axis names, one per axis, None where an axis has none.
     """
     inner = [axis for axis, logical in enumerate(names) if logical != "layers"]
-    if len(inner) < 2 or not name.endswith("kernel") or "vocab" in names or name.startswith("guidance/"):
+    if (
+        len(inner) < 2
+        or not name.endswith("kernel")
+        or "vocab" in names
+        or name.startswith("guidance/")
+    ):
         return None
-    one_input = len(inner) > 2 and names[inner[0]] == "embed"  # (embed, heads, head_dim) projects from embed
+    one_input = (
+        len(inner) > 2 and names[inner[0]] == "embed"
+    )  # (embed, heads, head_dim) projects from embed
     split = 1 if one_input else len(inner) - 1
-    return MuonDimensionNumbers(reduction_axis=tuple(inner[:split]), output_axis=tuple(inner[split:]))
+    return MuonDimensionNumbers(
+        reduction_axis=tuple(inner[:split]), output_axis=tuple(inner[split:])
+    )
 
 
 def make_optimizer(config: ConfigDict, steps: int, params, axes=None) -> Optimizer:
@@ -82,38 +93,62 @@ def make_optimizer(config: ConfigDict, steps: int, params, axes=None) -> Optimiz
     dimensions = _dimension_numbers(params, axes)
     frozen = _frozen(config.freeze, params) | _base(config.lora, params)
     if len(frozen) == len(dimensions):
-        raise ConfigError(f"optimizer.freeze: {', '.join(config.freeze)} freezes every parameter; nothing is left to train")
+        raise ConfigError(
+            f"optimizer.freeze: {', '.join(config.freeze)} freezes every parameter; nothing is left to train"
+        )
     label = "muon" if config.name == "muon" else "adamw"
-    labels = {name: "frozen" if name in frozen else label if dimensions[name] is not None else "adamw" for name in dimensions}
+    labels = {
+        name: "frozen" if name in frozen else label if dimensions[name] is not None else "adamw"
+        for name in dimensions
+    }
 
     def labels_of(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, _: labels[path_name(path)], tree)
+        return jax.tree_util.tree_map_with_path(lambda path, _: labels[key_path(path)], tree)
 
     def dimensions_of(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, _: dimensions[path_name(path)], tree)
+        return jax.tree_util.tree_map_with_path(lambda path, _: dimensions[key_path(path)], tree)
 
     def decayed(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(("kernel", "embedding")), tree)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: key_path(path).endswith(("kernel", "embedding")), tree
+        )
 
     def schedule(peak: float) -> Schedule:
         return make_schedule(peak, steps, config.warmup_ratio, config.final_ratio)
 
     rate = schedule(config.learning_rate)
     groups = {
-        "adamw": optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed),
-        "muon": muon(schedule(config.muon_learning_rate), weight_decay=config.weight_decay, muon_weight_dimension_numbers=dimensions_of),
+        "adamw": optax.adamw(
+            rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed
+        ),
+        "muon": muon(
+            schedule(config.muon_learning_rate),
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=dimensions_of,
+        ),
     }
     used = set(labels.values()) - {"frozen"}
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    update = optax.chain(clip, optax.partition({name: groups[name] for name in sorted(used)}, labels_of))
-    transform = optax.GradientTransformation(lambda params: update.init(trained(params, labels_of(params))), update.update)
+    update = optax.chain(
+        clip, optax.partition({name: groups[name] for name in sorted(used)}, labels_of)
+    )
+    transform = optax.GradientTransformation(
+        lambda params: update.init(trained(params, labels_of(params))), update.update
+    )
     return Optimizer(transform, rate, labels_of(params))
 
 
 def _dimension_numbers(params, axes) -> dict[str, MuonDimensionNumbers | None]:
     leaves = flat(params)
-    specs = [PartitionSpec()] * len(leaves) if axes is None else jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
-    padded = (tuple(spec) + (None,) * (leaf.ndim - len(spec)) for spec, leaf in zip(specs, leaves.values(), strict=True))
+    specs = (
+        [PartitionSpec()] * len(leaves)
+        if axes is None
+        else jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    )
+    padded = (
+        tuple(spec) + (None,) * (leaf.ndim - len(spec))
+        for spec, leaf in zip(specs, leaves.values(), strict=True)
+    )
     return {name: muon_dimensions(name, names) for name, names in zip(leaves, padded, strict=True)}
 
 
@@ -147,7 +182,12 @@ def trained(params, labels):
 
 def joined(trained_params, params):
     """The tree of `params` with the leaves that `trained_params` has in the place of its own."""
-    return jax.tree.map(lambda new, old: old if new is None else new, trained_params, params, is_leaf=lambda leaf: leaf is None)
+    return jax.tree.map(
+        lambda new, old: old if new is None else new,
+        trained_params,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def keep_frozen(shapes, optimizer: Optimizer, dtype: str):

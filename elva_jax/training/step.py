@@ -10,19 +10,23 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from elva_jax.parallel.processes import wait
+from elva_jax.checkpoints.state import TrainState
+from elva_jax.parallel.distributed import wait
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
+from elva_jax.tasks.objective import Objective
 from elva_jax.training.metrics import SUMMED
-from elva_jax.training.objective import Objective
 from elva_jax.training.optimizer import Optimizer, joined, trained
-from elva_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Any, Any, Any], tuple[jax.Array, Metrics]]  # (params, frozen trees, batch) -> (loss, metrics)
+LossFn = Callable[
+    [Any, Any, Any], tuple[jax.Array, Metrics]
+]  # (params, frozen trees, batch) -> (loss, metrics)
 
 
-def value_and_grad(loss_fn: LossFn, params, frozen, batch, accumulate: int, zero: Zero | None = None) -> tuple[jax.Array, Metrics, Any]:
+def value_and_grad(
+    loss_fn: LossFn, params, frozen, batch, accumulate: int, zero: Zero | None = None
+) -> tuple[jax.Array, Metrics, Any]:
     """Loss, metrics and gradient, averaged over `accumulate` micro-batches that a scan runs one after the other.
 
     Micro-batch i takes rows i, i + A, i + 2A, ... so that rows stay on the device that holds them. With `zero`, parameters are read as it
@@ -39,7 +43,10 @@ def value_and_grad(loss_fn: LossFn, params, frozen, batch, accumulate: int, zero
     if accumulate == 1:
         (loss, metrics), grads = gradient(batch)
         return loss, metrics, grads
-    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
+        batch,
+    )
 
     def add(total, rows):
         (loss, metrics), grads = gradient(rows)
@@ -47,12 +54,22 @@ def value_and_grad(loss_fn: LossFn, params, frozen, batch, accumulate: int, zero
 
     zeros = zero.keep(jax.tree.map(jnp.zeros_like, params))
     total, (losses, metrics) = jax.lax.scan(add, zeros, micro)
-    metrics = {name: values.sum(0) if name.startswith(SUMMED) else values.mean(0) for name, values in metrics.items()}
+    metrics = {
+        name: values.sum(0) if name.startswith(SUMMED) else values.mean(0)
+        for name, values in metrics.items()
+    }
     return losses.mean(0), metrics, jax.tree.map(lambda g: g / accumulate, total)
 
 
 def make_train_step(
-    objective: Objective, optimizer: Optimizer, mesh: Mesh, rules, shardings, accumulate: int = 1, zero: int = 3, dtype: str = "float32"
+    objective: Objective,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    rules,
+    shardings,
+    accumulate: int = 1,
+    zero: int = 3,
+    dtype: str = "float32",
 ) -> TrainStep:
     """`train_step(state, frozen, batch) -> (state, metrics)`, which donates the state.
 
@@ -84,7 +101,9 @@ def make_train_step(
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, moving)
         new = (optax.apply_updates(moving, updates), opt_state)
-        moving, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (moving, state.opt_state))
+        moving, opt_state = jax.tree.map(
+            lambda a, b: jnp.where(good, a, b), new, (moving, state.opt_state)
+        )
         bad = 1 - good.astype(jnp.int32)
         after = TrainState(
             step=state.step + 1,
@@ -93,11 +112,22 @@ def make_train_step(
             params=joined(moving, state.params),
             opt_state=opt_state,
         )
-        rate = optimizer.schedule(state.step - state.bad_steps)  # skipped steps do not advance the schedule
+        rate = optimizer.schedule(
+            state.step - state.bad_steps
+        )  # skipped steps do not advance the schedule
         counts = {"bad_steps": after.bad_steps, "bad_run": after.bad_run}
-        return after, {"loss": value, **metrics, "grad_norm": norm, "param_norm": optax.tree.norm(moving), "learning_rate": rate, **counts}
+        return after, {
+            "loss": value,
+            **metrics,
+            "grad_norm": norm,
+            "param_norm": optax.tree.norm(moving),
+            "learning_rate": rate,
+            **counts,
+        }
 
-    return TrainStep(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)), mesh, rules)
+    return TrainStep(
+        jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)), mesh, rules
+    )
 
 
 class TrainStep:

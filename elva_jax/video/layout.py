@@ -42,14 +42,16 @@ class TokenLayout(NamedTuple):
     frame: np.ndarray  # [S] frame of a FRAME, PATCH or LINE token
     row: np.ndarray  # [S] row of a PATCH or LINE token, counted over all frames
     tube: np.ndarray  # [S] same grid position of frames of one grid in one video, for PATCH and LINE; -1 never merges
-    cell: np.ndarray  # [S, 4] grid row, grid column, grid rows, grid columns of a PATCH; -1 elsewhere
-    position: (
+    cell: (
         np.ndarray
-    )  # [S] RoPE position: how many tokens of its example precede it, without other turns; survivors of a merge keep theirs
+    )  # [S, 4] grid row, grid column, grid rows, grid columns of a PATCH; -1 elsewhere
+    position: np.ndarray  # [S] RoPE position: how many tokens of its example precede it, without other turns; survivors of a merge keep theirs
     turn: np.ndarray  # [S] which of several independent questions a token belongs to, from 1; 0 is what all of them see
     segment: np.ndarray  # [S] which packed example, from 1; 0 is padding
     target: np.ndarray  # [S] vocabulary id of the next token where it is to be learned, 0 elsewhere
-    loss_weight: np.ndarray  # [S] float32 weight of that prediction; 0 where nothing is to be learned
+    loss_weight: (
+        np.ndarray
+    )  # [S] float32 weight of that prediction; 0 where nothing is to be learned
 
     @property
     def length(self) -> int:
@@ -98,19 +100,25 @@ class _Frame(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def _frame(rows: int, columns: int, bare: bool) -> _Frame:
     if rows < 1 or columns < 1:
-        raise LayoutError(f"a frame of {rows} x {columns} patches has no tokens; both sides need at least one patch")
+        raise LayoutError(
+            f"a frame of {rows} x {columns} patches has no tokens; both sides need at least one patch"
+        )
     head, width = (0, columns) if bare else (1, columns + 1)
     in_row = np.arange(rows * width, dtype=np.int32)
     row, column = in_row // width, in_row % width
     is_line = column == columns
     cell = np.stack([row, column, np.full_like(row, rows), np.full_like(row, columns)], axis=-1)
     return _Frame(
-        kind=np.append([Kind.FRAME] * head, np.where(is_line, Kind.LINE, Kind.PATCH)).astype(np.int32),
+        kind=np.append([Kind.FRAME] * head, np.where(is_line, Kind.LINE, Kind.PATCH)).astype(
+            np.int32
+        ),
         head=head,
         patch=head + np.flatnonzero(~is_line),
         row=row,
         tube=np.where(is_line, rows * columns + row, row * columns + column).astype(np.int32),
-        cell=np.concatenate([np.full((head, 4), -1, np.int32), np.where(is_line[:, None], -1, cell)]),
+        cell=np.concatenate(
+            [np.full((head, 4), -1, np.int32), np.where(is_line[:, None], -1, cell)]
+        ),
     )
 
 
@@ -124,13 +132,21 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
         must be text, because text is what survives every merge) or its turn; something of an earlier turn behind a later one.
     """
     length = sum(
-        len(part.token_ids) if isinstance(part, Text) else sum(len(_frame(*grid, part.bare).kind) for grid in part.grids) for part in parts
+        len(part.token_ids)
+        if isinstance(part, Text)
+        else sum(len(_frame(*grid, part.bare).kind) for grid in part.grids)
+        for part in parts
     )
     if length == 0:
         raise LayoutError("an example needs at least one token")
-    arrays = {name: np.full((length, 4) if name == "cell" else length, -1, np.int32) for name in TokenLayout._fields[:7]}
+    arrays = {
+        name: np.full((length, 4) if name == "cell" else length, -1, np.int32)
+        for name in TokenLayout._fields[:7]
+    }
     arrays["token_id"][:] = 0
-    weight = np.zeros(length + 1, np.float32)  # of predicting each token; the last one has no successor
+    weight = np.zeros(
+        length + 1, np.float32
+    )  # of predicting each token; the last one has no successor
     turn, at = np.zeros(length, np.int32), 0
     seen = dict.fromkeys(("patches", "frames", "rows", "tubes"), 0)
     for part in parts:
@@ -138,14 +154,25 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
             at = _lay_clip(arrays, at, part, seen)
             continue
         span = slice(at, at + len(part.token_ids))
-        arrays["kind"][span], arrays["token_id"][span], weight[span], turn[span] = Kind.TEXT, part.token_ids, part.weight, part.turn
+        arrays["kind"][span], arrays["token_id"][span], weight[span], turn[span] = (
+            Kind.TEXT,
+            part.token_ids,
+            part.weight,
+            part.turn,
+        )
         at = span.stop
     if np.any(np.diff(turn) < 0):
         raise LayoutError("turns must come in order behind what they share")
     starts = np.flatnonzero(np.diff(turn, prepend=0))
     learned = weight[1:] > 0
-    if weight[0] > 0 or np.any(learned & (arrays["kind"] != Kind.TEXT)) or np.any(weight[starts] > 0):
-        raise LayoutError("an answer must follow a text token, not open the example or a turn, or follow a visual token")
+    if (
+        weight[0] > 0
+        or np.any(learned & (arrays["kind"] != Kind.TEXT))
+        or np.any(weight[starts] > 0)
+    ):
+        raise LayoutError(
+            "an answer must follow a text token, not open the example or a turn, or follow a visual token"
+        )
     target = np.zeros(length, np.int32)
     target[:-1] = np.where(learned[:-1], arrays["token_id"][1:], 0)
     return TokenLayout(
@@ -175,15 +202,24 @@ def _lay_clip(arrays: dict[str, np.ndarray], start: int, clip: Clip, seen: dict[
             tube_base[r, c] = seen["tubes"]
             seen["tubes"] += r * c + r
         end = start + n * len(shared.kind)
-        view = {name: array[start:end].reshape(n, len(shared.kind), *array.shape[1:]) for name, array in arrays.items()}
+        view = {
+            name: array[start:end].reshape(n, len(shared.kind), *array.shape[1:])
+            for name, array in arrays.items()
+        }
         nth = np.arange(n, dtype=np.int32)[:, None]
         view["kind"][:] = shared.kind
-        view["patch_index"][:, shared.patch] = seen["patches"] + np.arange(n * r * c, dtype=np.int32).reshape(n, r * c)
+        view["patch_index"][:, shared.patch] = seen["patches"] + np.arange(
+            n * r * c, dtype=np.int32
+        ).reshape(n, r * c)
         view["frame"][:] = seen["frames"] + nth
         view["row"][:, shared.head :] = seen["rows"] + nth * r + shared.row
         view["tube"][:, shared.head :] = tube_base[r, c] + shared.tube
         view["cell"][:] = shared.cell
-        seen["patches"], seen["frames"], seen["rows"] = seen["patches"] + n * r * c, seen["frames"] + n, seen["rows"] + n * r
+        seen["patches"], seen["frames"], seen["rows"] = (
+            seen["patches"] + n * r * c,
+            seen["frames"] + n,
+            seen["rows"] + n * r,
+        )
         start = end
     return start
 
@@ -197,7 +233,9 @@ class Counts(NamedTuple):
     floor: int  # tokens for which there must be room behind the last merge
 
 
-def count(layout: TokenLayout, merge_lines: bool = False, merges: Sequence[tuple[str, float]] = ()) -> Counts:
+def count(
+    layout: TokenLayout, merge_lines: bool = False, merges: Sequence[tuple[str, float]] = ()
+) -> Counts:
     """Counts one unbatched layout.
 
     Args:
@@ -223,10 +261,16 @@ def count(layout: TokenLayout, merge_lines: bool = False, merges: Sequence[tuple
 
 def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -> int:
     """The mergeable tokens of one example, of so many tubes, that merging leaves at most; see `count`."""
-    ratios = [(policy, Fraction(ratio).limit_denominator(10_000)) for policy, ratio in merges if policy != "threshold"]
+    ratios = [
+        (policy, Fraction(ratio).limit_denominator(10_000))
+        for policy, ratio in merges
+        if policy != "threshold"
+    ]
     left = mergeable if ratios else tubes
     for policy, ratio in ratios:
-        ends = tubes if policy == "pool" else 0  # pooling counts along each tube, and may leave one more of it
+        ends = (
+            tubes if policy == "pool" else 0
+        )  # pooling counts along each tube, and may leave one more of it
         left = max(tubes, min(left, math.ceil(ratio * left) + ends))
     return left
 

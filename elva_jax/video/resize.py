@@ -10,7 +10,9 @@ from PIL import Image
 from elva_jax.errors import ConfigError
 
 
-def target_size(height: int, width: int, *, longest_edge: int, patch_size: int, upscale: bool = False) -> tuple[int, int]:
+def target_size(
+    height: int, width: int, *, longest_edge: int, patch_size: int, upscale: bool = False
+) -> tuple[int, int]:
     """The (height, width) in pixels that a frame is resized to.
 
     The frame is scaled so that its longest edge is at most `longest_edge`; it is scaled up only with `upscale`. Then both edges are
@@ -20,12 +22,17 @@ def target_size(height: int, width: int, *, longest_edge: int, patch_size: int, 
       ConfigError: `longest_edge` holds no patch, or an edge is not positive.
     """
     if min(height, width, patch_size) < 1 or longest_edge < patch_size:
-        raise ConfigError(f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} must hold at least one patch of {patch_size}")
+        raise ConfigError(
+            f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} must hold at least one patch of {patch_size}"
+        )
     longest = max(height, width)
     target = longest_edge if upscale else min(longest, longest_edge)
     limit = longest_edge // patch_size
     # round(edge * target / longest / patch_size) in integers: no rounding error decides a half.
-    rows, columns = ((2 * edge * target + longest * patch_size) // (2 * longest * patch_size) for edge in (height, width))
+    rows, columns = (
+        (2 * edge * target + longest * patch_size) // (2 * longest * patch_size)
+        for edge in (height, width)
+    )
     return tuple(min(max(count, 1), limit) * patch_size for count in (rows, columns))
 
 
@@ -45,12 +52,20 @@ def patchify(frames: Sequence[np.ndarray], patch_size: int) -> np.ndarray:
     for frame in frames:
         if frame.shape[0] % patch_size or frame.shape[1] % patch_size:
             size = "x".join(map(str, frame.shape[:2]))
-            raise ConfigError(f"a frame of {size} pixels cannot be cut into patches of {patch_size}; resize it to target_size first")
+            raise ConfigError(
+                f"a frame of {size} pixels cannot be cut into patches of {patch_size}; resize it to target_size first"
+            )
     grids = [(frame.shape[0] // patch_size, frame.shape[1] // patch_size) for frame in frames]
-    out = np.empty((sum(rows * columns for rows, columns in grids), patch_size * patch_size * 3), np.uint8)
+    out = np.empty(
+        (sum(rows * columns for rows, columns in grids), patch_size * patch_size * 3), np.uint8
+    )
     start = 0
     for frame, (rows, columns) in zip(frames, grids, strict=True):
-        place = out[start : start + rows * columns].reshape(rows, columns, patch_size, patch_size * 3)
-        place[...] = frame.reshape(rows, patch_size, columns, patch_size * 3).swapaxes(1, 2)  # the one copy of every pixel
+        place = out[start : start + rows * columns].reshape(
+            rows, columns, patch_size, patch_size * 3
+        )
+        place[...] = frame.reshape(rows, patch_size, columns, patch_size * 3).swapaxes(
+            1, 2
+        )  # the one copy of every pixel
         start += rows * columns
     return out

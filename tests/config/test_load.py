@@ -4,17 +4,21 @@ import re
 
 import pytest
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.config.load import load, parse_arg
 from elva_jax.errors import ConfigError
 
-SOURCE = "c.stages.a.data.mixture.x = base.source({})"
+SOURCE = "c.stages.a.data.mixture.x = schema.source({})"
 
 
 def test_overrides_change_values_of_the_right_type(config_dir):
     c = load(
         f"{config_dir}/tiny.py",
-        ["--config.seed=7", "--config.stages.video.optimizer.learning_rate=1", "--config.curriculum=('teacher', 'image')"],
+        [
+            "--config.seed=7",
+            "--config.stages.video.optimizer.learning_rate=1",
+            "--config.curriculum=('teacher', 'image')",
+        ],
     )
     assert c.seed == 7
     assert c.stages.video.optimizer.learning_rate == 1.0
@@ -36,31 +40,64 @@ def test_overrides_change_values_of_the_right_type(config_dir):
         ("stray", r"'stray' is not an option"),
         ("--config.model.dtype=bfloat", r"model\.dtype: .*did you mean bfloat16\?"),
         ("--config.mesh.zero=1", r"mesh\.zero: is 2 or 3, got 1"),
-        ("--config.checkpoint.on_error=continu", r"checkpoint\.on_error: .*did you mean continue\?"),
+        (
+            "--config.checkpoint.on_error=continu",
+            r"checkpoint\.on_error: .*did you mean continue\?",
+        ),
         ("--config.checkpoint.every=0", r"checkpoint\.every: must be at least 1, got 0"),
         ("--config.checkpoint.minutes=-1", r"checkpoint\.minutes: cannot be negative"),
         ("--config.model.num_kv_heads=3", r"model\.num_kv_heads: 3 does not divide num_heads"),
         ("--config.model.merge_layers=(2, 1)", r"model\.merge_layers: must increase"),
         ("--config.model.merge_layers=(1,)", r"model\.merge_policies: needs one entry for each"),
         ("--config.model.merge_layers=(1, 9)", r"model\.merge_layers: 9 is not a layer"),
-        ("--config.model.merge_policies=('threshold', 'rato')", r"model\.merge_policies: .*did you mean ratio\?"),
+        (
+            "--config.model.merge_policies=('threshold', 'rato')",
+            r"model\.merge_policies: .*did you mean ratio\?",
+        ),
         ("--config.curriculum=('image', 'sft')", r"stages\.image\.loss\.tube: needs a teacher"),
-        ("--config.curriculum=('imag',)", r"curriculum: no stage named 'imag'.*did you mean image\?"),
+        (
+            "--config.curriculum=('imag',)",
+            r"curriculum: no stage named 'imag'.*did you mean image\?",
+        ),
         ("--config.stages.sft.loss.tube=1.0", r"stages\.sft\.loss\.tube: .*merging"),
-        ("--config.stages.sft.merge_buckets=(100,)", r"stages\.sft\.merge_buckets: needs one entry"),
-        ("--config.stages.sft.merge_buckets=(9999, 100)", r"stages\.sft\.merge_buckets: must not grow"),
+        (
+            "--config.stages.sft.merge_buckets=(100,)",
+            r"stages\.sft\.merge_buckets: needs one entry",
+        ),
+        (
+            "--config.stages.sft.merge_buckets=(9999, 100)",
+            r"stages\.sft\.merge_buckets: must not grow",
+        ),
         ("--config.stages.video.steps=0", r"stages\.video\.steps: set steps, or epochs"),
-        ("--config.stages.video.optimizer.accumulate=3", r"stages\.video\.optimizer\.accumulate: 3 does not divide"),
-        ("--config.stages.video.data.longest_edge=8", r"stages\.video\.data\.longest_edge: 8 px is less than one patch"),
+        (
+            "--config.stages.video.optimizer.accumulate=3",
+            r"stages\.video\.optimizer\.accumulate: 3 does not divide",
+        ),
+        (
+            "--config.stages.video.data.longest_edge=8",
+            r"stages\.video\.data\.longest_edge: 8 px is less than one patch",
+        ),
         ("--config.teacher.text_layers=0", r"teacher\.text_layers: stage teacher"),
-        ("--config.stages.sft.data.hybrid_policy=scenes", r"stages\.sft\.data\.hybrid_policy: .*did you mean scene\?"),
-        ("--config.stages.sft.data.hybrid_probability=1.5", r"data\.hybrid_probability: lies in \[0, 1\].*did you mean 1\.0\?"),
-        ("--config.stages.sft.data.num_low_frames=-1", r"data\.num_low_frames: cannot be negative, got -1"),
+        (
+            "--config.stages.sft.data.hybrid_policy=scenes",
+            r"stages\.sft\.data\.hybrid_policy: .*did you mean scene\?",
+        ),
+        (
+            "--config.stages.sft.data.hybrid_probability=1.5",
+            r"data\.hybrid_probability: lies in \[0, 1\].*did you mean 1\.0\?",
+        ),
+        (
+            "--config.stages.sft.data.num_low_frames=-1",
+            r"data\.num_low_frames: cannot be negative, got -1",
+        ),
         (
             "--config.stages.sft.data.num_low_frames=2",
             r"data\.low_longest_edge: 336 px .* one patch of 16 px and longest_edge = 48; half is 16",
         ),
-        ("--config.stages.teacher.data.num_low_frames=2", r"stages\.teacher\.data\.num_low_frames: a teacher sees frames of one size"),
+        (
+            "--config.stages.teacher.data.num_low_frames=2",
+            r"stages\.teacher\.data\.num_low_frames: a teacher sees frames of one size",
+        ),
     ],
 )
 def test_mistakes_are_refused_by_name(config_dir, override, message):
@@ -71,9 +108,18 @@ def test_mistakes_are_refused_by_name(config_dir, override, message):
 
 def test_hybrid_frames_must_fit_a_row(config_dir):
     """The tiny sft stage has four frames and room for six."""
-    words = ["--config.stages.sft.data.low_longest_edge=16", "--config.stages.sft.data.num_low_frames="]
-    assert load(f"{config_dir}/tiny.py", [words[0], words[1] + "2"]).stages.sft.data.num_low_frames == 2
-    with pytest.raises(ConfigError, match=r"stages\.sft\.data\.num_low_frames: 4 \+ 3 frames .* max_frames = 6; set that to 7 or more"):
+    words = [
+        "--config.stages.sft.data.low_longest_edge=16",
+        "--config.stages.sft.data.num_low_frames=",
+    ]
+    assert (
+        load(f"{config_dir}/tiny.py", [words[0], words[1] + "2"]).stages.sft.data.num_low_frames
+        == 2
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"stages\.sft\.data\.num_low_frames: 4 \+ 3 frames .* max_frames = 6; set that to 7 or more",
+    ):
         load(f"{config_dir}/tiny.py", [words[0], words[1] + "3"])
 
 
@@ -85,12 +131,30 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
         ("c.stages.b = 3", r"stages\.b: expected a group"),
         ("del c.mesh", r"mesh: missing"),
         ("c.stages.a.optimizer.lr = 1.0", r"stages\.a\.optimizer\.lr: no such key"),
-        ("c.stages.a.data.mixture.x = base.source('n', 's', tasks=('opn',))", r"mixture\.x\.tasks: .*did you mean open\?"),
-        (SOURCE.format("'shapes/easy'"), r"mixture\.x\.split: names no split of shapes/easy; files end in \.json"),
-        (SOURCE.format("'shapes/easy', 'train', root='clips'"), r"mixture\.x\.root: .*TFDS data set"),
-        (SOURCE.format("'mine.json', 'train'"), r"mixture\.x\.split: 'train' .*mine\.json is a file"),
-        (SOURCE.format("'mine.jsonl', tasks=('open',)"), r"mixture\.x\.tasks: .*mine\.jsonl is a file"),
-        (SOURCE.format("'{0..9}.tar', root='clips'"), r"mixture\.x\.root: a \.tar has its media within"),
+        (
+            "c.stages.a.data.mixture.x = schema.source('n', 's', tasks=('opn',))",
+            r"mixture\.x\.tasks: .*did you mean open\?",
+        ),
+        (
+            SOURCE.format("'shapes/easy'"),
+            r"mixture\.x\.split: names no split of shapes/easy; files end in \.json",
+        ),
+        (
+            SOURCE.format("'shapes/easy', 'train', root='clips'"),
+            r"mixture\.x\.root: .*TFDS data set",
+        ),
+        (
+            SOURCE.format("'mine.json', 'train'"),
+            r"mixture\.x\.split: 'train' .*mine\.json is a file",
+        ),
+        (
+            SOURCE.format("'mine.jsonl', tasks=('open',)"),
+            r"mixture\.x\.tasks: .*mine\.jsonl is a file",
+        ),
+        (
+            SOURCE.format("'{0..9}.tar', root='clips'"),
+            r"mixture\.x\.root: a \.tar has its media within",
+        ),
         ("1 / 0", r"ZeroDivisionError|division by zero"),
     ],
 )
@@ -99,8 +163,8 @@ def test_a_wrong_config_file_is_refused_by_key(tmp_path, body, message):
     lines = [
         "from elva_jax.config import base",
         "def get_config():",
-        "    c = base.base()",
-        "    c.stages.a = base.stage()",
+        "    c = schema.base()",
+        "    c.stages.a = schema.stage()",
         "    c.stages.a.steps = 1",
         "    c.curriculum = ('a',)",
         f"    {body}",
@@ -149,9 +213,15 @@ def test_the_papers_stages_have_the_values_of_table_7(config_dir, size, stage):
         s.data.longest_edge,
     )
     assert got == TABLE7[size, stage]
-    assert (s.optimizer.name, s.optimizer.weight_decay, s.optimizer.final_ratio) == ("adamw", 0.0, 0.0)
+    assert (s.optimizer.name, s.optimizer.weight_decay, s.optimizer.final_ratio) == (
+        "adamw",
+        0.0,
+        0.0,
+    )
     assert (c.model.dtype, c.model.patch_size, c.model.patch_width) == ("bfloat16", 28, 1024)
-    assert (s.loss.generation, s.loss.tube, s.loss.contrastive) == ((1.0, 0.0, 0.0) if stage == 3 else (1.0, 1.0, 1.0))
+    assert (s.loss.generation, s.loss.tube, s.loss.contrastive) == (
+        (1.0, 0.0, 0.0) if stage == 3 else (1.0, 1.0, 1.0)
+    )
 
 
 def test_a_whole_example_of_each_stage_fits_its_sequence(config_dir):
@@ -168,7 +238,9 @@ def test_a_whole_example_of_each_stage_fits_its_sequence(config_dir):
 def test_every_ablation_and_size_loads(config_dir):
     text = (config_dir / "ablations.py").read_text()
     variants = re.findall(r"\b(table\d_\w+)\b", text.split('"""')[1])
-    variants += [f"figure3_{kind}_{percent}" for kind in ("merge", "pool") for percent in (75, 50, 25, 12)]
+    variants += [
+        f"figure3_{kind}_{percent}" for kind in ("merge", "pool") for percent in (75, 50, 25, 12)
+    ]
     variants.append("baseline_encoder")
     assert len(set(variants)) == 17
     seen = set()
@@ -183,16 +255,28 @@ def test_every_ablation_and_size_loads(config_dir):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.model.patch_size=16", r"model\.patch_size: with patch_embed = encoder it must be teacher\.patch_size = 8, got 16"),
+        (
+            "--config.model.patch_size=16",
+            r"model\.patch_size: with patch_embed = encoder it must be teacher\.patch_size = 8, got 16",
+        ),
         ("--config.teacher.patch_size=65", r"model\.patch_size: .*= 65, got 8"),
-        ("--config.teacher.image_size=7", r"teacher\.patch_size: lies in 1 … image_size = 7, got 8"),
+        (
+            "--config.teacher.image_size=7",
+            r"teacher\.patch_size: lies in 1 … image_size = 7, got 8",
+        ),
         ("--config.teacher.kind=eva_clip", r"teacher\.kind: .*sees through a siglip"),
         (
             "--config.stages.video.data.max_patches=100",
             r"stages\.video\.data\.max_patches: 100 is no multiple of the 64 patches",
         ),
-        ("--config.stages.video.loss.contrastive=0.1", r"stages\.video\.loss\.contrastive: must be 0: .*no <FRAME>"),
-        ("--config.curriculum=('video',)", r"model\.patch_embed: encoder takes its vision tower from a teacher"),
+        (
+            "--config.stages.video.loss.contrastive=0.1",
+            r"stages\.video\.loss\.contrastive: must be 0: .*no <FRAME>",
+        ),
+        (
+            "--config.curriculum=('video',)",
+            r"model\.patch_embed: encoder takes its vision tower from a teacher",
+        ),
     ],
 )
 def test_an_encoder_based_baseline_that_cannot_work_is_refused(config_dir, override, message):
@@ -203,7 +287,14 @@ def test_an_encoder_based_baseline_that_cannot_work_is_refused(config_dir, overr
 def test_the_encoder_based_baseline_has_the_papers_tower_and_room_for_its_frames(config_dir):
     c = load(f"{config_dir}/ablations.py:variant=baseline_encoder,size=7b")
     t = c.teacher
-    shape = (t.image_size, t.patch_size, t.hidden_size, t.intermediate_size, t.num_layers, t.num_heads)
+    shape = (
+        t.image_size,
+        t.patch_size,
+        t.hidden_size,
+        t.intermediate_size,
+        t.num_layers,
+        t.num_heads,
+    )
     assert shape == (336, 14, 1024, 4096, 24, 16)
     for name in c.curriculum:
         data = c.stages[name].data
@@ -215,11 +306,16 @@ def test_the_encoder_based_baseline_has_the_papers_tower_and_room_for_its_frames
 def test_every_field_of_the_schema_has_a_comment():
     import inspect
 
-    for line in inspect.getsource(base).splitlines():
+    for line in inspect.getsource(schema).splitlines():
         if re.match(r"    c\.\w+ = ", line) and not line.rstrip().endswith(("()", "()  # noqa")):
-            assert "  # " in line or re.search(r"= (model|teacher|mesh|checkpoint|log|data|loss|optimizer|lora)\(\)$", line), line
+            assert "  # " in line or re.search(
+                r"= (model|teacher|mesh|checkpoint|log|data|loss|optimizer|lora)\(\)$", line
+            ), line
 
 
 def test_cudnn_cannot_split_sequences(config_dir):
-    with pytest.raises(ConfigError, match=r"mesh\.context: 2 splits sequences, which model\.attention = cudnn cannot; use xla or auto"):
+    with pytest.raises(
+        ConfigError,
+        match=r"mesh\.context: 2 splits sequences, which model\.attention = cudnn cannot; use xla or auto",
+    ):
         load(f"{config_dir}/tiny.py", ["--config.mesh.context=2", "--config.model.attention=cudnn"])

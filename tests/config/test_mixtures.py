@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elva_jax.config import base, mixtures
+from elva_jax.config import mixtures, schema
 from elva_jax.config.load import load
 from elva_jax.config.validate import validate
 from elva_jax.data import mixture
@@ -17,7 +17,14 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize(
     ("text", "total", "count"),
-    [("all", 7, 7), ("first:3", 7, 3), ("end:100", 7, 100), ("random:10%", 30, 3), ("random:10%", 31, 4), ("first:0.1%", 3000, 3)],
+    [
+        ("all", 7, 7),
+        ("first:3", 7, 3),
+        ("end:100", 7, 100),
+        ("random:10%", 30, 3),
+        ("random:10%", 31, 4),
+        ("first:0.1%", 3000, 3),
+    ],
 )
 def test_strategies_count(text, total, count):
     assert mixtures.parse_sampling(text).count(total) == count
@@ -48,14 +55,20 @@ def test_wrong_strategies_are_refused_with_the_nearest_right_one(wrong, meant):
     with pytest.raises(ValueError, match=rf"did you mean {re.escape(meant)}\?$"):
         mixtures.parse_sampling(wrong)
     mixtures.parse_sampling(meant)
-    with pytest.raises(ConfigError, match=rf"stages\.video\.data\.mixture\.images\.sampling: .*{re.escape(meant)}\?$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"stages\.video\.data\.mixture\.images\.sampling: .*{re.escape(meant)}\?$",
+    ):
         load(f"{CONFIGS}/tiny.py", [f"--config.stages.video.data.mixture.images.sampling={wrong}"])
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("mixture.images.epochs=2.0", r"mixture\.images\.epochs: 2\.0 changes nothing .* set data\.temperature = 1\.0"),
+        (
+            "mixture.images.epochs=2.0",
+            r"mixture\.images\.epochs: 2\.0 changes nothing .* set data\.temperature = 1\.0",
+        ),
         ("mixture.images.epochs=0.0", r"mixture\.images\.epochs: must be positive, got 0\.0"),
         ("temperature=-1.0", r"temperature: cannot be negative, got -1\.0"),
     ],
@@ -63,7 +76,13 @@ def test_wrong_strategies_are_refused_with_the_nearest_right_one(wrong, meant):
 def test_shares_that_cannot_work_are_refused(override, message):
     with pytest.raises(ConfigError, match=rf"^stages\.video\.data\.{message}"):
         load(f"{CONFIGS}/tiny.py", [f"--config.stages.video.data.{override}"])
-    load(f"{CONFIGS}/tiny.py", ["--config.stages.video.data.temperature=1.0", "--config.stages.video.data.mixture.images.epochs=2.0"])
+    load(
+        f"{CONFIGS}/tiny.py",
+        [
+            "--config.stages.video.data.temperature=1.0",
+            "--config.stages.video.data.mixture.images.epochs=2.0",
+        ],
+    )
 
 
 YAML = """
@@ -87,10 +106,18 @@ def test_the_fields_yaml_is_a_mixture(tmp_path):
     path.write_text(YAML)
     got = mixtures.from_yaml(path, root="media")
     assert list(got) == ["llava_665k", "next_qa", "next_qa_3", "shapes"]
-    assert got.llava_665k == base.source("/data/llava_665k.json", sampling="first:10%", root="media")
-    assert got.next_qa == base.source("video/next-qa.json", sampling="random:2000", root="video/clips", weight=2.0)
-    assert got.next_qa_3 == base.source("other/next-qa.json", root="media")
-    assert (got.shapes.name, got.shapes.split, got.shapes.tasks) == ("moving_shapes/easy", "train", ("caption",))
+    assert got.llava_665k == schema.source(
+        "/data/llava_665k.json", sampling="first:10%", root="media"
+    )
+    assert got.next_qa == schema.source(
+        "video/next-qa.json", sampling="random:2000", root="video/clips", weight=2.0
+    )
+    assert got.next_qa_3 == schema.source("other/next-qa.json", root="media")
+    assert (got.shapes.name, got.shapes.split, got.shapes.tasks) == (
+        "moving_shapes/easy",
+        "train",
+        ("caption",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +129,10 @@ def test_the_fields_yaml_is_a_mixture(tmp_path):
         ("datasets: []", "has no list 'datasets'"),
         ("datasets: [a.json]", r"datasets\[1\]: has no json_path"),
         ("datasets: [{json_path: a.json}, {json_pat: b.json}]", r"datasets\[2\]: has no json_path"),
-        ("datasets: [{json_path: a.json, sampling: all}]", r"datasets\[1\]: no such key 'sampling'; did you mean sampling_strategy\?"),
+        (
+            "datasets: [{json_path: a.json, sampling: all}]",
+            r"datasets\[1\]: no such key 'sampling'; did you mean sampling_strategy\?",
+        ),
         ("datasets: [{json_path: a.json, weight: much}]", r"datasets\[1\]: weight: "),
     ],
 )
@@ -130,8 +160,13 @@ def test_the_papers_data_have_the_papers_sizes():
         c = load(f"{CONFIGS}/elva.py:size={size}", ["--config.data_root=/data/elva"])
         for stage in c.curriculum:
             name = "stage3_hd" if (size, stage) == ("7b_hd", "stage3") else stage
-            assert {label: source.weight for label, source in c.stages[stage].data.mixture.items()} == PAPER[name]
-            assert c.stages[stage].data.mixture.to_dict() == mixtures.from_yaml(CONFIGS / "data" / f"{name}.yaml").to_dict()
+            assert {
+                label: source.weight for label, source in c.stages[stage].data.mixture.items()
+            } == PAPER[name]
+            assert (
+                c.stages[stage].data.mixture.to_dict()
+                == mixtures.from_yaml(CONFIGS / "data" / f"{name}.yaml").to_dict()
+            )
     assert sum(PAPER["stage1"].values()) == 4
     assert sum(PAPER["stage2"].values()) - sum(PAPER["stage1"].values()) == 3
     for path in (CONFIGS / "data").iterdir():
@@ -151,7 +186,10 @@ def test_absent_files_are_named_together_with_where_they_were_looked_for(tmp_pat
     )
     c.data_root = ""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=rf"relative to the working directory {re.escape(str(tmp_path))}, because data_root is empty"):
+    with pytest.raises(
+        DataError,
+        match=rf"relative to the working directory {re.escape(str(tmp_path))}, because data_root is empty",
+    ):
         mixture.Mixture(c, "stage3")
 
 

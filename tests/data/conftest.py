@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from elva_jax.config import base
+from elva_jax.config import schema
 
 QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEMPLATE = (
@@ -27,26 +27,53 @@ def tokenizer():
     """Byte-level BPE with Qwen2's splitting rule and chat format."""
     inner = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
-    inner.train_from_iterator([json.dumps(annotation(k)) for k in range(20)] + ["You are a helpful assistant. user system"] * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(
+        [json.dumps(annotation(k)) for k in range(20)]
+        + ["You are a helpful assistant. user system"] * 3,
+        trainer,
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = TEMPLATE
     return fast
 
 
 def annotation(k: int) -> dict:
     colour = COLOURS[k % 4]
-    question = {"family": "colour", "question": f"What colour is shape {k}?", "answer": colour, "options": list(COLOURS)}
-    count = {"family": "count", "question": "How many shapes are there?", "answer": str(k % 3), "options": ["0", "1", "2", "3"]}
+    question = {
+        "family": "colour",
+        "question": f"What colour is shape {k}?",
+        "answer": colour,
+        "options": list(COLOURS),
+    }
+    count = {
+        "family": "count",
+        "question": "How many shapes are there?",
+        "answer": str(k % 3),
+        "options": ["0", "1", "2", "3"],
+    }
     return {
         "objects": [],
         "named_objects": [f"{colour} circle"],
         "captions": {
-            "object": [{"question": f"Describe the {colour} shape.", "answer": f"a circle, place {k}"}],
-            "caption": [{"question": "Describe the video.", "answer": f"A {colour} circle moves. " * (1 + k % 3)}],
+            "object": [
+                {"question": f"Describe the {colour} shape.", "answer": f"a circle, place {k}"}
+            ],
+            "caption": [
+                {
+                    "question": "Describe the video.",
+                    "answer": f"A {colour} circle moves. " * (1 + k % 3),
+                }
+            ],
         },
         "questions": [{**question, "letter": "ABCD"[k % 4]}, {**count, "letter": "ABCD"[k % 3]}],
     }
@@ -59,7 +86,9 @@ def clip(k: int, frames: int = 6, size: tuple[int, int] = (32, 48)) -> bytes:
         stream = container.add_stream("mpeg4", rate=6)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         for f in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), (k * 5 + f * 20) % 250, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((*size, 3), (k * 5 + f * 20) % 250, np.uint8), format="rgb24"
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return out.getvalue()
@@ -75,14 +104,22 @@ def record(k: int) -> dict:
     """Every fourth is a still image."""
     still = k % 4 == 3
     media = picture(k) if still else clip(k, size=(32, 48) if k % 2 else (32, 32))
-    return {"id": f"clip{k:03d}", "media": media, "kind": "image" if still else "video", "annotation": json.dumps(annotation(k)).encode()}
+    return {
+        "id": f"clip{k:03d}",
+        "media": media,
+        "kind": "image" if still else "video",
+        "annotation": json.dumps(annotation(k)).encode(),
+    }
 
 
 def broken(k: int) -> dict:
     """Five ways of being bad, in turn."""
     good = record(0) | {"id": f"bad{k}"}
     without_questions = annotation(k) | {"captions": {}, "questions": []}
-    unanswered = annotation(k) | {"captions": {}, "questions": [{"family": "x", "question": "What?", "answer": " ", "options": []}]}
+    unanswered = annotation(k) | {
+        "captions": {},
+        "questions": [{"family": "x", "question": "What?", "answer": " ", "options": []}],
+    }
     return [
         good | {"media": b"not a video at all"},
         good | {"media": b""},
@@ -96,9 +133,11 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The record format of the real builder, with other contents."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small", version=VERSION, description="mostly readable")]  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own interface)
+        tfds.core.BuilderConfig(name="small", version=VERSION, description="mostly readable")
+    ]
     name = "moving_shapes"
-    url_infos = {}  # nothing to download  # noqa: RUF012
+    url_infos = {}  # noqa: RUF012 (nothing to download)
 
     def _info(self):
         features = {
@@ -107,7 +146,9 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "kind": tfds.features.Text(),
             "annotation": tfds.features.Scalar(np.object_),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
         good = [record(k) for k in range(24)]
@@ -132,15 +173,23 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def config(data_dir):
     """A run with a video stage and a teacher stage on the small data set."""
-    c = base.base()
+    c = schema.base()
     c.data_dir = str(data_dir)
     c.model.patch_size = 16
     c.teacher.image_size, c.teacher.patch_size, c.teacher.text_length = 32, 16, 24
     for name in ("video", "teacher"):
-        stage = base.stage()
+        stage = schema.stage()
         stage.batch_size = 4
-        stage.data.mixture = {"a": base.source("moving_shapes/small", "train")}
-        stage.data.update(num_frames=3, longest_edge=48, seq_len=256, max_patches=40, max_frames=12, max_turns=3, system_prompt="Be brief.")
+        stage.data.mixture = {"a": schema.source("moving_shapes/small", "train")}
+        stage.data.update(
+            num_frames=3,
+            longest_edge=48,
+            seq_len=256,
+            max_patches=40,
+            max_frames=12,
+            max_turns=3,
+            system_prompt="Be brief.",
+        )
         c.stages[name] = stage
     c.stages.teacher.kind = "teacher"
     c.curriculum = ("teacher", "video")

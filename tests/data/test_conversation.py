@@ -13,13 +13,18 @@ VIDEO = Media(b"", "video")
 CLIP = Clip(((2, 3), (2, 3)))
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), max_size=30)
 turns = st.lists(st.tuples(words, words.filter(str.strip)), min_size=1, max_size=4)
-fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fast = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def messages(pairs, system):
     out = [{"role": "system", "content": system}] if system else []
     for question, answer in pairs:
-        out += [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
+        out += [
+            {"role": "user", "content": question.strip()},
+            {"role": "assistant", "content": answer.strip()},
+        ]
     return out
 
 
@@ -28,7 +33,9 @@ def text_of(parts):
 
 
 def template(tokenizer, chat, **options):
-    return tokenizer.encode(tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False)
+    return tokenizer.encode(
+        tokenizer.apply_chat_template(chat, tokenize=False, **options), add_special_tokens=False
+    )
 
 
 @fast
@@ -46,7 +53,10 @@ def test_media_stand_at_their_markers(tokenizer):
     example = Example("x", (VIDEO,) * 3, tuple(Turn(q, a) for q, a in pairs))
     clips = [Clip(((1, 1),)), Clip(((1, 2),)), Clip(((1, 3),), bare=True)]
     parts = conversation.render(example, tokenizer, clips, "")
-    marked = [("Compare<|endoftext|>with<|endoftext|>please.", "Alike."), ("And<|endoftext|>", "Not.")]
+    marked = [
+        ("Compare<|endoftext|>with<|endoftext|>please.", "Alike."),
+        ("And<|endoftext|>", "Not."),
+    ]
     stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     ours, seen = [], []
     for part in parts:
@@ -58,7 +68,9 @@ def test_media_stand_at_their_markers(tokenizer):
 
 def test_a_leading_marker_is_the_front(tokenizer):
     with_marker, without = (
-        conversation.render(Example("x", (VIDEO,), (Turn(question, "A dog."),)), tokenizer, [CLIP], "s")
+        conversation.render(
+            Example("x", (VIDEO,), (Turn(question, "A dog."),)), tokenizer, [CLIP], "s"
+        )
         for question in ("<video>\nWhat is it?", "What is it?")
     )
     assert with_marker == without
@@ -70,9 +82,14 @@ def test_loss_covers_answers_and_their_end_alone(tokenizer):
     layout = build_layout(conversation.render(example, tokenizer, [CLIP], "Be brief."))
     learned = layout.loss_weight > 0
     assert set(layout.loss_weight) == {0.0, 1.0}
-    assert tokenizer.decode(layout.target[learned]) == "A red circle.<|im_end|>top left<|im_end|>3<|im_end|>"
+    assert (
+        tokenizer.decode(layout.target[learned])
+        == "A red circle.<|im_end|>top left<|im_end|>3<|im_end|>"
+    )
     predicted_from = tokenizer.decode(layout.token_id[learned])
-    assert predicted_from == "\nA red circle.\ntop left\n3"  # each answer from the token before it, from the header's newline on
+    assert (
+        predicted_from == "\nA red circle.\ntop left\n3"
+    )  # each answer from the token before it, from the header's newline on
 
 
 @fast
@@ -81,13 +98,18 @@ def test_prompt_is_the_template_with_its_generation_header(tokenizer, question, 
     parts = conversation.prompt_parts(question, [CLIP], tokenizer, system)
     chat = messages([(question, "-")], system)[:-1]
     assert text_of(parts) == template(tokenizer, chat, add_generation_prompt=True)
-    full = conversation.render(Example("x", (VIDEO,), (Turn(question, "Yes."),)), tokenizer, [CLIP], system)
+    full = conversation.render(
+        Example("x", (VIDEO,), (Turn(question, "Yes."),)), tokenizer, [CLIP], system
+    )
     assert full[: len(parts)] == parts
     assert all(part.weight == 0 for part in parts if isinstance(part, Text))
 
 
 def test_choice_prompt():
-    assert conversation.choice_prompt("Which?", ["red", "blue"]) == "Which?\nA. red\nB. blue\nAnswer with the letter."
+    assert (
+        conversation.choice_prompt("Which?", ["red", "blue"])
+        == "Which?\nA. red\nB. blue\nAnswer with the letter."
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +137,9 @@ def test_turn_tokens_is_what_the_turn_adds(tokenizer, question):
     first, second = Turn("<image> Who?", "A cat."), Turn(question, "It fell.")
     media = 1 + len(conversation.MARKER.findall(question))
     one = conversation.render(Example("x", (VIDEO,), (first,)), tokenizer, [CLIP])
-    two = conversation.render(Example("x", (VIDEO,) * media, (first, second)), tokenizer, [CLIP] * media)
+    two = conversation.render(
+        Example("x", (VIDEO,) * media, (first, second)), tokenizer, [CLIP] * media
+    )
     assert len(text_of(two)) - len(text_of(one)) == conversation.turn_tokens(second, tokenizer)
 
 
@@ -123,7 +147,9 @@ def test_a_tokenizer_with_another_template_is_refused(tokenizer):
     conversation.check_tokenizer(tokenizer)
     before = tokenizer.chat_template
     try:
-        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        )
         with pytest.raises(DataError, match="not ChatML"):
             conversation.check_tokenizer(tokenizer)
         tokenizer.chat_template = None
@@ -142,6 +168,11 @@ def test_independent_turns_are_each_the_template_of_one_turn(tokenizer, pairs, s
     assert [part for part in shared if isinstance(part, Clip)] == [CLIP]
     for number, pair in enumerate(pairs, start=1):
         own = [part for part in parts if isinstance(part, Text) and part.turn == number]
-        newline = template(tokenizer, messages([pair], system))[-1:]  # the template closes a turn with it; nothing follows here
+        newline = template(tokenizer, messages([pair], system))[
+            -1:
+        ]  # the template closes a turn with it; nothing follows here
         assert text_of([*shared, *own]) + newline == template(tokenizer, messages([pair], system))
-        assert tokenizer.decode(text_of([part for part in own if part.weight])) == pair[1].strip() + "<|im_end|>"
+        assert (
+            tokenizer.decode(text_of([part for part in own if part.weight]))
+            == pair[1].strip() + "<|im_end|>"
+        )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.data import mixture, pipeline
 from elva_jax.errors import DataError, VideoError
-from elva_jax.video.decode import read_frames
 from elva_jax.video.layout import Kind
+from elva_jax.video.read import read_frames
 
 GOOD = 190
 ANSWER = "a red circle"
@@ -23,7 +23,10 @@ ANSWER = "a red circle"
 
 def conversation(medium, answer=ANSWER, question="What is it?"):
     kind = "image" if medium.endswith((".png", ".jpg")) else "video"
-    return {kind: medium, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return {
+        kind: medium,
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+    }
 
 
 def encode(path, pts=range(6), size=(32, 48), rate=6):
@@ -32,7 +35,9 @@ def encode(path, pts=range(6), size=(32, 48), rate=6):
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         for tick in pts:
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), tick % 200, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((*size, 3), tick % 200, np.uint8), format="rgb24"
+            )
             frame.pts = tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -41,7 +46,9 @@ def encode(path, pts=range(6), size=(32, 48), rate=6):
 def endless_gif(side=5000, frames=400) -> bytes:
     """An animation of a few MB that takes minutes to decode: one large frame, repeated."""
     out = io.BytesIO()
-    Image.new("P", (side, side)).save(out, "GIF", save_all=True, append_images=[Image.new("P", (side, side), 1)], duration=40)
+    Image.new("P", (side, side)).save(
+        out, "GIF", save_all=True, append_images=[Image.new("P", (side, side), 1)], duration=40
+    )
     data = out.getvalue()
     first = data.index(b"\x21\xf9")  # the graphic control extension in front of the first frame
     second = data.index(b"\x21\xf9", first + 8)
@@ -55,22 +62,38 @@ def rotten(tmp_path):
     good = (tmp_path / "good.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 3])
     (tmp_path / "empty.mp4").write_bytes(b"")
-    with av.open(str(tmp_path / "silent.mp4"), "w") as container:  # a container with a video stream of no frames
+    with av.open(
+        str(tmp_path / "silent.mp4"), "w"
+    ) as container:  # a container with a video stream of no frames
         container.add_stream("mpeg4", rate=6)
         container.start_encoding()
-    (tmp_path / "noise.jpg").write_bytes(np.random.default_rng(0).integers(0, 256, 4000, np.uint8).tobytes())
+    (tmp_path / "noise.jpg").write_bytes(
+        np.random.default_rng(0).integers(0, 256, 4000, np.uint8).tobytes()
+    )
     os.mkfifo(tmp_path / "pipe.mp4")
     nobody_answers = conversation("good.mp4", answer=" ")
     bad = [
-        (json.dumps(conversation("cut.mp4")).encode(), "not a video or image that can be read, or broken (Invalid argument)"),
+        (
+            json.dumps(conversation("cut.mp4")).encode(),
+            "not a video or image that can be read, or broken (Invalid argument)",
+        ),
         (json.dumps(conversation("empty.mp4")).encode(), "is empty (0 bytes)"),
         (json.dumps(conversation("silent.mp4")).encode(), "has no video stream"),
         (json.dumps(conversation("noise.jpg")).encode(), "has no video stream"),
         (json.dumps(conversation("pipe.mp4")).encode(), "is neither a file nor a folder"),
         (json.dumps(conversation("missing.mp4")).encode(), "no such file or folder"),
-        (json.dumps(conversation("../outside.mp4")).encode(), "a media path leaves the root folder"),
-        (b'{"video": "good.mp4", "conversations": [{"from": "human", "value": "caf\xe9"}]}', "is not UTF-8 text"),
-        (json.dumps({"video": "good.mp4", "conversations": []}).encode(), "the conversation is empty"),
+        (
+            json.dumps(conversation("../outside.mp4")).encode(),
+            "a media path leaves the root folder",
+        ),
+        (
+            b'{"video": "good.mp4", "conversations": [{"from": "human", "value": "caf\xe9"}]}',
+            "is not UTF-8 text",
+        ),
+        (
+            json.dumps({"video": "good.mp4", "conversations": []}).encode(),
+            "the conversation is empty",
+        ),
         (json.dumps(nobody_answers).encode(), "a question has no answer"),
     ]
     lines = [json.dumps(conversation("good.mp4")).encode()] * (GOOD + len(bad))
@@ -78,7 +101,9 @@ def rotten(tmp_path):
     for place, (line, _) in zip(places, bad, strict=True):
         lines[place] = line
     (tmp_path / "notes.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    return tmp_path / "notes.jsonl", {int(place): reason for place, (_, reason) in zip(places, bad, strict=True)}
+    return tmp_path / "notes.jsonl", {
+        int(place): reason for place, (_, reason) in zip(places, bad, strict=True)
+    }
 
 
 @pytest.fixture
@@ -87,7 +112,7 @@ def run(config, tokenizer):
 
     def start(path, **data):
         stage = config.stages.video
-        stage.data.mixture = base.ConfigDict({"notes": base.source(str(path))})
+        stage.data.mixture = schema.ConfigDict({"notes": schema.source(str(path))})
         stage.data.update(pack=False, longest_edge=48, **data)
         return pipeline.make_batches(config, "video", tokenizer)
 
@@ -106,14 +131,19 @@ def test_a_twentieth_of_bad_records_is_left_out_and_counted_exactly(run, rotten,
     assert batches.dropped == len(expected) >= 8
     assert batches.reasons == Counter(expected)
     state = batches.get_state()
-    assert {f"notes.jsonl:{line + 1}" for line in hit if line in bad} >= set(state["first"].values())
+    assert {f"notes.jsonl:{line + 1}" for line in hit if line in bad} >= set(
+        state["first"].values()
+    )
     batches.close()
 
 
 def test_above_the_limit_the_run_stops_and_lists_the_reasons(run, rotten):
     path, _ = rotten
     batches = run(path, max_bad_fraction=0.01)
-    with pytest.raises(DataError, match=r"^2 of \d+ records are bad, over the limit data\.max_bad_fraction = 0\.01: .*notes\.jsonl:\d+"):
+    with pytest.raises(
+        DataError,
+        match=r"^2 of \d+ records are bad, over the limit data\.max_bad_fraction = 0\.01: .*notes\.jsonl:\d+",
+    ):
         list(islice(batches, GOOD // 4))
 
 
@@ -134,13 +164,22 @@ def test_odd_but_whole_media_are_used(run, tmp_path):
     Image.new("RGB", (7680, 4320), (0, 200, 0)).save(tmp_path / "8k.jpg")
     encode(tmp_path / "long.mp4", pts=[0, 5000, 8000, 10799], rate=1)
     names = ("dot.png", "8k.jpg", "long.mp4")
-    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(conversation(name, answer=name)) + "\n" for name in names))
+    (tmp_path / "notes.jsonl").write_text(
+        "".join(json.dumps(conversation(name, answer=name)) + "\n" for name in names)
+    )
     assert read_frames(tmp_path / "long.mp4", num_frames=8).duration > 3 * 3600 - 60
     batches = run(tmp_path / "notes.jsonl")
     layout = next(batches)["layout"]
     patches = layout.kind == Kind.PATCH
-    seen = {(int(row.sum()), len(np.unique(frame[row]))) for row, frame in zip(patches, layout.frame, strict=True)}
-    assert seen == {(1, 1), (3 * 2, 1), (3 * 2 * 3, 3)}  # patches of 16 px and frames, with edges of at most 48 px
+    seen = {
+        (int(row.sum()), len(np.unique(frame[row])))
+        for row, frame in zip(patches, layout.frame, strict=True)
+    }
+    assert seen == {
+        (1, 1),
+        (3 * 2, 1),
+        (3 * 2 * 3, 3),
+    }  # patches of 16 px and frames, with edges of at most 48 px
     assert batches.dropped == 0
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from elva_jax import cli
-from elva_jax.data.inspect import spread
-from elva_jax.video.decode import read_frames
+from elva_jax.tools.datasets.inspect import spread
+from elva_jax.video.read import read_frames
 
 
 @pytest.fixture
@@ -31,7 +31,13 @@ def notes(tmp_path):
     names = [{"image": f"{k}.png"} for k in range(4)] + [{"video": "frames"}]
     ask = "<{}>\nWhat costs $5 in it, and why does it cost $6?"
     records = [
-        {**name, "conversations": [{"from": "human", "value": ask.format(*name)}, {"from": "gpt", "value": f"Nothing. 無 {k}"}]}
+        {
+            **name,
+            "conversations": [
+                {"from": "human", "value": ask.format(*name)},
+                {"from": "gpt", "value": f"Nothing. 無 {k}"},
+            ],
+        }
         for k, name in enumerate(names)
     ]
     (root / "notes.json").write_text(json.dumps(records))
@@ -54,13 +60,20 @@ def test_a_source_is_counted_as_it_would_be_built(notes, tmp_path, elva):
 
 
 def test_pictures_show_frames_with_their_text_and_lengths(notes, tmp_path, elva):
-    status, out, _ = elva("inspect", notes, "--out", tmp_path / "out", "--limit", "0", "--examples", "5")
+    status, out, _ = elva(
+        "inspect", notes, "--out", tmp_path / "out", "--limit", "0", "--examples", "5"
+    )
     assert status == 0
-    assert out.splitlines()[-3:] == [str(tmp_path / "out" / name) for name in ("statistics.json", "sheet.png", "tokens.png")]
+    assert out.splitlines()[-3:] == [
+        str(tmp_path / "out" / name) for name in ("statistics.json", "sheet.png", "tokens.png")
+    ]
     sheet = np.asarray(Image.open(tmp_path / "out/sheet.png"))
     rows = [sheet[6 + 150 * k : 150 * k + 150] for k in range(5)]
     assert [int(row[70, 40, 0]) for row in rows[:3]] == [0, 60, 120]
-    assert [int(np.abs(rows[4][70, x].astype(int) - shade).max()) <= 2 for x, shade in ((40, 0), (290, 80), (540, 160))] == [True] * 3
+    assert [
+        int(np.abs(rows[4][70, x].astype(int) - shade).max()) <= 2
+        for x, shade in ((40, 0), (290, 80), (540, 160))
+    ] == [True] * 3
     left = sheet.shape[1] - 512
     assert all((row[:, left:] < 128).any() for row in rows)
     assert (rows[3][:, :left] == 255).all()  # there is no such file
@@ -76,13 +89,17 @@ def test_a_part_is_counted_evenly(notes, tmp_path, elva):
 
 def test_text_is_counted_with_a_tokenizer(notes, tmp_path, tokenizer, elva):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    _, out, _ = elva("inspect", notes, "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "out")
+    _, out, _ = elva(
+        "inspect", notes, "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "out"
+    )
     found = json.loads((tmp_path / "out/statistics.json").read_text())["statistics"]
     chat = [
         {"role": "user", "content": "What costs $5 in it, and why does it cost $6?"},
         {"role": "assistant", "content": "Nothing. 無 0"},
     ]
-    assert found["text_tokens"]["min"] == len(tokenizer.encode(tokenizer.apply_chat_template(chat, tokenize=False)))
+    assert found["text_tokens"]["min"] == len(
+        tokenizer.encode(tokenizer.apply_chat_template(chat, tokenize=False))
+    )
     assert "text tokens" in out
 
 
@@ -90,17 +107,35 @@ def test_text_is_counted_with_a_tokenizer(notes, tmp_path, tokenizer, elva):
 def test_one_record_is_written_out(notes, tmp_path, elva, index, name):
     status, out, _ = elva("show", notes, "--index", index, "--out", tmp_path / "out")
     assert (status, out) == (0, f"{tmp_path / 'out' / name}\n")
-    assert (tmp_path / "out/question.txt").read_text() == "What costs $5 in it, and why does it cost $6?\n"
+    assert (
+        tmp_path / "out/question.txt"
+    ).read_text() == "What costs $5 in it, and why does it cost $6?\n"
     assert (tmp_path / "out/answer.txt").read_text() == f"Nothing. 無 {index}\n"
     written = read_frames(tmp_path / "out" / name, num_frames=9).pixels
-    original = read_frames(notes.parent / ("0.png" if index == 0 else "frames"), num_frames=9).pixels
+    original = read_frames(
+        notes.parent / ("0.png" if index == 0 else "frames"), num_frames=9
+    ).pixels
     assert all((ours == theirs).all() for ours, theirs in zip(written, original, strict=True))
     assert (tmp_path / "out/frames.png").exists()
-    assert json.loads((tmp_path / "out/annotation.json").read_text())["turns"][0]["answer"] == f"Nothing. 無 {index}"
+    assert (
+        json.loads((tmp_path / "out/annotation.json").read_text())["turns"][0]["answer"]
+        == f"Nothing. 無 {index}"
+    )
 
 
 def test_records_of_a_built_data_set_are_written_out(data_dir, tmp_path, elva):
-    status, out, _ = elva("show", "moving_shapes/small", "--data-dir", data_dir, "--split", "train", "--index", 3, "--out", tmp_path)
+    status, out, _ = elva(
+        "show",
+        "moving_shapes/small",
+        "--data-dir",
+        data_dir,
+        "--split",
+        "train",
+        "--index",
+        3,
+        "--out",
+        tmp_path,
+    )
     assert (status, out) == (0, f"{tmp_path / 'image.png'}\n")
     assert set(json.loads((tmp_path / "annotation.json").read_text())) >= {"questions", "captions"}
     assert (tmp_path / "question.txt").read_text() == "What colour is shape 3?\n"
@@ -109,12 +144,21 @@ def test_records_of_a_built_data_set_are_written_out(data_dir, tmp_path, elva):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "NOTES", "--index", "5", "--out", "OUT"], "notes.json: no record 5; it has 0 … 4"),
+        (
+            ["show", "NOTES", "--index", "5", "--out", "OUT"],
+            "notes.json: no record 5; it has 0 … 4",
+        ),
         (["show", "NOTES", "--index", "3", "--out", "OUT"], "3.png: no such file or folder"),
         (["show", "moving_shapes/small", "--root", "OUT", "--out", "OUT"], "--root is for files"),
         (["inspect", "nothing.jsonl"], "nothing.jsonl: cannot be opened"),
-        (["inspect", "NOTES", "--verify"], "only what `elva data build SOURCE --name …` finished has checksums"),
-        (["inspect", "moving_shapes/small", "--split", "none"], "no split 'none'; it has other, rotten, train"),
+        (
+            ["inspect", "NOTES", "--verify"],
+            "only what `elva data build SOURCE --name …` finished has checksums",
+        ),
+        (
+            ["inspect", "moving_shapes/small", "--split", "none"],
+            "no split 'none'; it has other, rotten, train",
+        ),
     ],
 )
 def test_misuse_is_explained_in_a_line(notes, data_dir, tmp_path, elva, words, message):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.data import mixture
 from elva_jax.errors import DataError
 
@@ -38,11 +38,15 @@ def test_weights_hold_in_every_stretch():
         drawn = Counter(stream[start + k][0] for k in range(100))
         assert all(abs(drawn[source] - share) <= 1 for source, share in enumerate((60, 20, 20)))
     second = [stream[k][1] for k in range(200) if stream[k][0] == 1]
-    assert sorted(second[:9]) == sorted(second[9:18]) == list(range(9))  # a small source starts over while a large one goes on
+    assert (
+        sorted(second[:9]) == sorted(second[9:18]) == list(range(9))
+    )  # a small source starts over while a large one goes on
 
 
 def test_seeds_depend_on_everything_named_and_nothing_else():
-    assert mixture.stage_seed(1, "video") == mixture.stage_seed(1, "video") == 565_965_830  # sha256 of "1/video", 31 bits
+    assert (
+        mixture.stage_seed(1, "video") == mixture.stage_seed(1, "video") == 565_965_830
+    )  # sha256 of "1/video", 31 bits
     others = {
         mixture.stage_seed(1, "video"),
         mixture.stage_seed(2, "video"),
@@ -60,7 +64,7 @@ def test_fewer_records_than_processes_are_refused():
 
 def test_examples_per_epoch_counts_all_sources(config):
     assert mixture.examples_per_epoch(config, "video") == 24
-    config.stages.video.data.mixture.b = base.source("moving_shapes/small", "other", 0.1)
+    config.stages.video.data.mixture.b = schema.source("moving_shapes/small", "other", 0.1)
     assert mixture.examples_per_epoch(config, "video") == 32
 
 
@@ -71,7 +75,10 @@ def several(config):
     def several(temperature=0.0, **sources):
         data = config.stages.video.data
         data.temperature = temperature
-        data.mixture = {label: base.source("moving_shapes/small", **source) for label, source in sources.items()}
+        data.mixture = {
+            label: schema.source("moving_shapes/small", **source)
+            for label, source in sources.items()
+        }
         return mixture.Mixture(config, "video")
 
     return several
@@ -82,7 +89,9 @@ def several(config):
 def test_weights_mix_as_grain_mixes_them(weights):
     """Checkpoints name positions of this order."""
     smallest = min(weights)
-    ours = mixture.stream([60_000] * len(weights), [int(weight * (100 / smallest)) for weight in weights], 5)
+    ours = mixture.stream(
+        [60_000] * len(weights), [int(weight * (100 / smallest)) for weight in weights], 5
+    )
     parts = []
     for k in range(len(weights)):
         part = grain.MapDataset.range(60_000).seed(mixture.stage_seed(5, k)).shuffle()[::1].repeat()
@@ -100,26 +109,47 @@ def test_weights_alone_do_not_ask_for_sizes(several):
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
 def test_a_temperature_draws_by_size(several, temperature):
     """T5's rule: the share of a source is the T-th root of its size; here times its weight."""
-    loaded = several(temperature, a=dict(split="train", epochs=2.0), b=dict(split="other"), c=dict(split="other", weight=3.0))
+    loaded = several(
+        temperature,
+        a=dict(split="train", epochs=2.0),
+        b=dict(split="other"),
+        c=dict(split="other", weight=3.0),
+    )
     expected = [48 ** (1 / temperature), 8 ** (1 / temperature), 3 * 8 ** (1 / temperature)]
     order = mixture.stream([60_000] * 3, loaded.shares, 0)
     drawn = Counter(order[n][0] for n in range(5000))
-    assert [drawn[k] / 5000 for k in range(3)] == pytest.approx([share / sum(expected) for share in expected], abs=1e-3)
+    assert [drawn[k] / 5000 for k in range(3)] == pytest.approx(
+        [share / sum(expected) for share in expected], abs=1e-3
+    )
     assert len(loaded) == 48 + 8 + 8
 
 
 def test_a_pass_by_size_takes_every_record_as_often_as_its_epochs_say(several, config):
-    loaded = several(1.0, a=dict(split="train"), b=dict(split="other", epochs=3.0), c=dict(split="train", sampling="first:7"))
+    loaded = several(
+        1.0,
+        a=dict(split="train"),
+        b=dict(split="other", epochs=3.0),
+        c=dict(split="train", sampling="first:7"),
+    )
     assert len(loaded) == mixture.examples_per_epoch(config, "video") == 24 + 3 * 8 + 7
     order = mixture.stream(loaded.lengths, loaded.shares, 11)
     for start in (0, len(loaded)):
         drawn = Counter(order[start + n] for n in range(len(loaded)))
-        assert drawn == {(0, k): 1 for k in range(24)} | {(1, k): 3 for k in range(8)} | {(2, k): 1 for k in range(7)}
+        assert drawn == {(0, k): 1 for k in range(24)} | {(1, k): 3 for k in range(8)} | {
+            (2, k): 1 for k in range(7)
+        }
 
 
 def test_strategies_use_the_records_that_they_name(several):
     keys = [f"clip{k:03d}" for k in range(24)]
-    expected = {"all": keys, "first:5": keys[:5], "end:5": keys[-5:], "first:10%": keys[:3], "end:12.5%": keys[-3:], "end:24": keys}
+    expected = {
+        "all": keys,
+        "first:5": keys[:5],
+        "end:5": keys[-5:],
+        "first:10%": keys[:3],
+        "end:12.5%": keys[-3:],
+        "end:24": keys,
+    }
     for sampling, wanted in expected.items():
         loaded = several(a=dict(split="train", sampling=sampling))
         assert loaded.lengths == [len(wanted)]
@@ -127,12 +157,16 @@ def test_strategies_use_the_records_that_they_name(several):
     assert several(a=dict(split="train", sampling="end:5")).key(0, 1) == "a[20]"
 
 
-def test_random_records_are_the_same_in_every_epoch_and_stage_and_others_for_another_seed(several, config):
+def test_random_records_are_the_same_in_every_epoch_and_stage_and_others_for_another_seed(
+    several, config
+):
     def drawn(label="a", sampling="random:50%"):
         loaded = several(**{label: dict(split="train", sampling=sampling)})
         assert loaded.lengths == [12]
         stream = mixture.stream(loaded.lengths, loaded.shares, 3)
-        epochs = [{loaded.example(0, stream[e * 12 + n][1]).key for n in range(12)} for e in range(2)]
+        epochs = [
+            {loaded.example(0, stream[e * 12 + n][1]).key for n in range(12)} for e in range(2)
+        ]
         assert epochs[0] == epochs[1]
         assert len(epochs[0]) == 12
         return epochs[0]
@@ -140,7 +174,9 @@ def test_random_records_are_the_same_in_every_epoch_and_stage_and_others_for_ano
     first = drawn()
     assert first == drawn(sampling="random:12")
     config.stages.other = config.stages.video
-    assert set(mixture.Mixture(config, "other").used[0]) == {int(key.removeprefix("clip")) for key in first}
+    assert set(mixture.Mixture(config, "other").used[0]) == {
+        int(key.removeprefix("clip")) for key in first
+    }
     assert first != drawn(label="b")
     config.seed = 1
     assert first != drawn()
@@ -160,23 +196,36 @@ def test_a_share_of_the_records_is_rounded_up_and_has_none_twice(total, kind, pe
     assert len(set(chosen)) == len(chosen)
     assert set(chosen) <= set(range(total))
     if kind != "random":
-        assert chosen == (list(range(total))[: len(used)] if kind == "first" else list(range(total))[-len(used) :])
+        assert chosen == (
+            list(range(total))[: len(used)] if kind == "first" else list(range(total))[-len(used) :]
+        )
 
 
 def test_random_records_are_spread_evenly():
     counts = Counter(k // 100 for k in mixture.Used("random:20%", 1000, 7, "a"))
-    assert all(8 <= counts[decade] <= 36 for decade in range(10))  # 20 on average, 4 standard deviations
+    assert all(
+        8 <= counts[decade] <= 36 for decade in range(10)
+    )  # 20 on average, 4 standard deviations
 
 
 def test_ten_million_records_take_no_memory():
     used = mixture.Used("random:30%", 10_000_000, 7, "a")
     order = mixture.stream([len(used), 10_000_000], [300, 700], 0)
     assert len(pickle.dumps(used)) < 300
-    assert len(set(itertools.islice((used[order[n][1]] for n in range(5000) if order[n][0] == 0), 1000))) == 1000
+    assert (
+        len(
+            set(
+                itertools.islice((used[order[n][1]] for n in range(5000) if order[n][0] == 0), 1000)
+            )
+        )
+        == 1000
+    )
 
 
 def test_more_records_than_there_are_is_refused(several):
-    with pytest.raises(DataError, match=r"^a: sampling = random:25, but it has 24 records; did you mean all\?$"):
+    with pytest.raises(
+        DataError, match=r"^a: sampling = random:25, but it has 24 records; did you mean all\?$"
+    ):
         several(a=dict(split="train", sampling="random:25"))
 
 

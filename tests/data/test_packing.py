@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.data.packing import Sample, Window, budgets, collate, over, simulate
 from elva_jax.video.layout import Clip, Counts, Kind, Text, build_layout, count
 
 CAPACITY = Counts(10, 8, 3, 9)
-costs = st.lists(st.builds(Counts, st.integers(1, 10), st.integers(0, 8), st.integers(0, 3), st.integers(0, 9)), max_size=30)
+costs = st.lists(
+    st.builds(Counts, st.integers(1, 10), st.integers(0, 8), st.integers(0, 3), st.integers(0, 9)),
+    max_size=30,
+)
 MIXED = [Counts(1 + k * 7 % 10, k * 5 % 9, k % 2, 1) for k in range(200)]
 
 
@@ -25,7 +28,12 @@ def plain_rows(costs, ahead):
         row = [waiting.pop(0)]
         while True:
             fitting = [
-                entry for entry in waiting if all(sum(cost[d] for _, cost in [*row, entry]) <= CAPACITY[d] for d in range(len(CAPACITY)))
+                entry
+                for entry in waiting
+                if all(
+                    sum(cost[d] for _, cost in [*row, entry]) <= CAPACITY[d]
+                    for d in range(len(CAPACITY))
+                )
             ]
             if not fitting:
                 break
@@ -78,15 +86,19 @@ def test_a_simulation_counts_what_was_packed():
     packed = simulate(iter(MIXED), CAPACITY, 2)
     taken = [MIXED[k] for row in rows for k in row]
     assert (packed.rows, packed.examples) == (len(rows), len(MIXED) - len(waiting))
-    assert packed.token_fill == pytest.approx(sum(cost.tokens for cost in taken) / (len(rows) * CAPACITY.tokens))
-    assert packed.patch_fill == pytest.approx(sum(cost.patches for cost in taken) / (len(rows) * CAPACITY.patches))
+    assert packed.token_fill == pytest.approx(
+        sum(cost.tokens for cost in taken) / (len(rows) * CAPACITY.tokens)
+    )
+    assert packed.patch_fill == pytest.approx(
+        sum(cost.patches for cost in taken) / (len(rows) * CAPACITY.patches)
+    )
     assert packed.most_waiting >= len(waiting)
     assert 1 < packed.longest_wait < packed.most_waiting
 
 
 def test_budgets_and_what_exceeds_them():
-    config = base.base()
-    stage = config.stages.s = base.stage()
+    config = schema.base()
+    stage = config.stages.s = schema.stage()
     stage.data.update(seq_len=100, max_patches=60, max_frames=4)
     assert budgets(config, "s") == Counts(100, 60, 4, 100)
     stage.merging, stage.merge_buckets = True, (0, 80, 70)
@@ -121,4 +133,7 @@ def test_collated_rows_point_at_their_own_patches_and_frames():
 
 @pytest.mark.parametrize("teacher_size", [None, 0])
 def test_no_teacher_frames_unless_asked(teacher_size):
-    assert set(collate([[sample(1, [(1, 1)])]], Counts(10, 2, 1, 10), 12, teacher_size)) == {"patches", "layout"}
+    assert set(collate([[sample(1, [(1, 1)])]], Counts(10, 2, 1, 10), 12, teacher_size)) == {
+        "patches",
+        "layout",
+    }

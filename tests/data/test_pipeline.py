@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.data import mixture, pipeline, sources
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Kind
@@ -31,11 +31,19 @@ def take(batches, n):
 
 
 def leaves(batch):
-    return [*batch["layout"], *(batch[key] for key in sorted(batch) if key != "layout")] if "layout" in batch else list(batch.values())
+    return (
+        [*batch["layout"], *(batch[key] for key in sorted(batch) if key != "layout")]
+        if "layout" in batch
+        else list(batch.values())
+    )
 
 
 def equal(left, right):
-    pairs = [pair for one, two in zip(left, right, strict=True) for pair in zip(leaves(one), leaves(two), strict=True)]
+    pairs = [
+        pair
+        for one, two in zip(left, right, strict=True)
+        for pair in zip(leaves(one), leaves(two), strict=True)
+    ]
     return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
 
 
@@ -120,12 +128,23 @@ def test_some_videos_are_read_at_two_resolutions(make, config):
     mixed = [grids for batch in take(make(), 5) for grids in frames_of_examples(batch)]
     hybrid = [grids for grids in mixed if (1, 1) in grids]
     videos = [grids for grids in mixed if len(grids) > 1]
-    assert {tuple(grids) for grids in mixed if grids not in hybrid} == {((2, 2),) * 3, ((2, 3),) * 3, ((3, 2),)}
-    assert {tuple(grids) for grids in hybrid} == {((2, n), (1, 1), (2, n), (1, 1), (2, n)) for n in (2, 3)}
+    assert {tuple(grids) for grids in mixed if grids not in hybrid} == {
+        ((2, 2),) * 3,
+        ((2, 3),) * 3,
+        ((3, 2),),
+    }
+    assert {tuple(grids) for grids in hybrid} == {
+        ((2, n), (1, 1), (2, n), (1, 1), (2, n)) for n in (2, 3)
+    }
     assert 0.3 < len(hybrid) / len(videos) < 0.7
     for probability, share in ((0.0, 0), (1.0, 1)):
         data.hybrid_probability = probability
-        seen = [grids for batch in take(make(), 1) for grids in frames_of_examples(batch) if len(grids) > 1]
+        seen = [
+            grids
+            for batch in take(make(), 1)
+            for grids in frames_of_examples(batch)
+            if len(grids) > 1
+        ]
         assert np.mean([(1, 1) in grids for grids in seen]) == share
 
 
@@ -134,16 +153,27 @@ def test_which_videos_are_read_so_hangs_on_the_seed_alone(make, config):
     first = [frames_of_examples(batch) for batch in take(make(), 4)]
     state = make().get_state()
     config.stages.video.batch_size = 8
-    assert [frames_of_examples(batch) for batch in take(make(), 2)] == [a + b for a, b in zip(first[::2], first[1::2], strict=True)]
+    assert [frames_of_examples(batch) for batch in take(make(), 2)] == [
+        a + b for a, b in zip(first[::2], first[1::2], strict=True)
+    ]
     config.stages.video.batch_size, config.seed = 4, 1
     assert [frames_of_examples(batch) for batch in take(make(), 4)] != first
     config.seed, config.stages.video.data.hybrid_probability = 0, 0.25
-    with pytest.raises(DataError, match=r"hybrid was \[2, 16, 'interleave', 0\.5\] .* is \[2, 16, 'interleave', 0\.25\]"):
+    with pytest.raises(
+        DataError,
+        match=r"hybrid was \[2, 16, 'interleave', 0\.5\] .* is \[2, 16, 'interleave', 0\.25\]",
+    ):
         make().set_state(state)
 
 
 def test_videos_at_two_resolutions_that_do_not_fit_are_dropped_in_words(make, config):
-    config.stages.video.data.update(num_low_frames=2, low_longest_edge=16, hybrid_probability=1.0, max_frames=4, max_bad_fraction=1.0)
+    config.stages.video.data.update(
+        num_low_frames=2,
+        low_longest_edge=16,
+        hybrid_probability=1.0,
+        max_frames=4,
+        max_bad_fraction=1.0,
+    )
     batches = make()
     next(batches)
     assert set(batches.reasons) == {"one example exceeds the row's frames"}
@@ -170,7 +200,9 @@ def test_processes_read_disjoint_records(make, config, tokenizer):
     assert sorted(seen) == sorted(f"a circle, place {k}" for k in range(24))
 
 
-def test_another_number_of_processes_reads_the_rest_as_the_first_would_have(make, config, tokenizer):
+def test_another_number_of_processes_reads_the_rest_as_the_first_would_have(
+    make, config, tokenizer
+):
     """Random turns included: one process takes a third of the epoch, two the rest; together they read what one alone reads."""
     config.stages.video.data.pack = False
     alone = [tuple(turns) for batch in take(make(), 6) for turns in answers(batch, tokenizer)]
@@ -192,11 +224,21 @@ def test_bad_records_are_counted_exactly(make, config):
     take(batches, 12)
     seen = batches.get_state()["position"]
     order = mixture.stream([29], [1.0], mixture.stage_seed(config.seed, "video"))
-    bad = Counter(order[k][1] - 24 for k in range(seen) if order[k][1] >= 24)  # the last five records are bad, each in its own way
+    bad = Counter(
+        order[k][1] - 24 for k in range(seen) if order[k][1] >= 24
+    )  # the last five records are bad, each in its own way
     assert seen == batches.seen > 2 * 29
     assert batches.dropped == sum(bad.values())
     assert sorted(batches.reasons.values()) == sorted(bad.values())
-    for kind, words in enumerate(("not a", "0 bytes", "malformed annotation", "conversation is empty", "a question has no answer")):
+    for kind, words in enumerate(
+        (
+            "not a",
+            "0 bytes",
+            "malformed annotation",
+            "conversation is empty",
+            "a question has no answer",
+        )
+    ):
         assert [n for reason, n in batches.reasons.items() if words in reason] == [bad[kind]], words
     resumed = make()
     resumed.set_state(batches.get_state())
@@ -212,7 +254,11 @@ def test_bad_records_of_a_file_are_counted_by_reason(make, config, data_dir, tmp
         return json.dumps({"video": video, "conversations": turns}).encode()
 
     (tmp_path / "root").mkdir()
-    good = sources.to_example(sources.open_source("moving_shapes/small", "train", data_dir)[0]).media[0].source
+    good = (
+        sources.to_example(sources.open_source("moving_shapes/small", "train", data_dir)[0])
+        .media[0]
+        .source
+    )
     for path in ("root/good.mp4", "secret.mp4"):
         (tmp_path / path).write_bytes(good)
     (tmp_path / "root" / "empty.mp4").touch()
@@ -220,7 +266,11 @@ def test_bad_records_of_a_file_are_counted_by_reason(make, config, data_dir, tmp
     bad = {
         "no such file or folder": [line("none.mp4")],
         "is empty (0 bytes)": [line("empty.mp4")],
-        "a media path leaves the root folder": [line("../secret.mp4"), line(str(tmp_path / "secret.mp4")), line("link.mp4")],
+        "a media path leaves the root folder": [
+            line("../secret.mp4"),
+            line(str(tmp_path / "secret.mp4")),
+            line("link.mp4"),
+        ],
         "a question has no answer": [line(answer="")],
         "the conversation is empty": [b'{"video": "good.mp4", "conversations": []}'],
         "is not UTF-8 text": [line(answer="caf\xe9").replace(b"\\u00e9", b"\xe9")],
@@ -228,9 +278,13 @@ def test_bad_records_of_a_file_are_counted_by_reason(make, config, data_dir, tmp
         "is no JSON object": [b"3"],
         "2 <image> or <video> markers for 1 media": [line(question="<video><video>What?")],
     }
-    (tmp_path / "notes.jsonl").write_bytes(b"\n".join([line()] * 12 + [text for texts in bad.values() for text in texts]))
+    (tmp_path / "notes.jsonl").write_bytes(
+        b"\n".join([line()] * 12 + [text for texts in bad.values() for text in texts])
+    )
     data = config.stages.video.data
-    data.mixture = {"mine": base.source(str(tmp_path / "notes.jsonl"), root=str(tmp_path / "root"))}
+    data.mixture = {
+        "mine": schema.source(str(tmp_path / "notes.jsonl"), root=str(tmp_path / "root"))
+    }
     data.max_bad_fraction, data.workers = 1.0, workers
     batches = make()
     take(batches, 8)
@@ -248,7 +302,8 @@ def test_too_many_bad_records_stop_the_run(make, config, limit, dropped):
     config.stages.video.data.max_bad_fraction = limit
     batches = make()
     with pytest.raises(
-        DataError, match=rf"^{dropped} of \d+ records are bad, over the limit data.max_bad_fraction = {limit}: .*first: bad\d"
+        DataError,
+        match=rf"^{dropped} of \d+ records are bad, over the limit data.max_bad_fraction = {limit}: .*first: bad\d",
     ):
         take(batches, 100)
 
@@ -264,13 +319,21 @@ def test_rows_hold_the_frames_that_their_text_speaks_of(make, config, tokenizer)
             for segment in range(1, layout.segment[r].max() + 1):
                 k = int(next(names)[0].split("place ")[1])
                 records.add(k)
-                expected = [k * 5 % 250] if k % 4 == 3 else [(k * 5 + f * 20) % 250 for f in (1, 3, 5)]
-                frames = np.unique(layout.frame[r][(layout.segment[r] == segment) & (layout.frame[r] >= 0)])
+                expected = (
+                    [k * 5 % 250] if k % 4 == 3 else [(k * 5 + f * 20) % 250 for f in (1, 3, 5)]
+                )
+                frames = np.unique(
+                    layout.frame[r][(layout.segment[r] == segment) & (layout.frame[r] >= 0)]
+                )
                 for frame, brightness in zip(frames, expected, strict=True):
-                    index = layout.patch_index[r][(layout.frame[r] == frame) & (layout.kind[r] == Kind.PATCH)]
+                    index = layout.patch_index[r][
+                        (layout.frame[r] == frame) & (layout.kind[r] == Kind.PATCH)
+                    ]
                     assert len(index) == (6 if k % 2 else 4)  # 32 x 48, 48 x 32 or 32 x 32 pixels
                     np.testing.assert_allclose(batch["patches"][r][index], brightness, atol=4)
-                    np.testing.assert_allclose(batch["teacher_frames"][r][frame], brightness, atol=4)
+                    np.testing.assert_allclose(
+                        batch["teacher_frames"][r][frame], brightness, atol=4
+                    )
     assert records == set(range(24))
 
 
@@ -287,7 +350,9 @@ def test_shapes_and_fill(make, tokenizer):
     assert batches.stats["patch_fill"] == (layout.kind == Kind.PATCH).sum() / (4 * 40)
     assert batches.stats["examples"] == layout.segment.max(axis=1).sum() > 4
     assert max(len(turns) for turns in answers(batch, tokenizer)) == 3
-    assert [len(np.unique(layout.segment[r])) for r in range(4)] == list(layout.segment.max(axis=1) + 1)
+    assert [len(np.unique(layout.segment[r])) for r in range(4)] == list(
+        layout.segment.max(axis=1) + 1
+    )
 
 
 def test_packing_loses_and_repeats_nothing(make, config, tokenizer):
@@ -296,7 +361,11 @@ def test_packing_loses_and_repeats_nothing(make, config, tokenizer):
     names = [answer for batch in take(batches, 12) for (answer,) in answers(batch, tokenizer)]
     state = batches.get_state()
     order = mixture.stream([24], [1.0], mixture.stage_seed(config.seed, "video"))
-    read = Counter(f"a circle, place {order[p][1]}" for p in range(state["position"]) if [0, p] not in state["waiting"])
+    read = Counter(
+        f"a circle, place {order[p][1]}"
+        for p in range(state["position"])
+        if [0, p] not in state["waiting"]
+    )
     assert Counter(names) == read
 
 
@@ -329,10 +398,16 @@ def test_long_examples_lose_their_last_turns(make, config, tokenizer):
     assert batches.dropped == 0
 
 
-@pytest.mark.parametrize(("key", "value", "budget"), [("seq_len", 30, "tokens and floor"), ("max_patches", 3, "patches")])
-def test_examples_that_never_fit_are_dropped_with_the_budget_named(make, config, key, value, budget):
+@pytest.mark.parametrize(
+    ("key", "value", "budget"), [("seq_len", 30, "tokens and floor"), ("max_patches", 3, "patches")]
+)
+def test_examples_that_never_fit_are_dropped_with_the_budget_named(
+    make, config, key, value, budget
+):
     config.stages.video.data[key] = value
-    with pytest.raises(DataError, match=f"6 of 6 records are bad, .*: 6 x one example exceeds the row's {budget} "):
+    with pytest.raises(
+        DataError, match=f"6 of 6 records are bad, .*: 6 x one example exceeds the row's {budget} "
+    ):
         next(make())
 
 
@@ -357,7 +432,10 @@ def test_the_merge_bucket_bounds_a_rows_floor(make, config):
         for r in range(4):
             used = layout.kind[r] != Kind.PAD
             patch = layout.kind[r] == Kind.PATCH
-            tubes = sum(len(np.unique(layout.tube[r][patch & (layout.segment[r] == k)])) for k in range(1, layout.segment[r].max() + 1))
+            tubes = sum(
+                len(np.unique(layout.tube[r][patch & (layout.segment[r] == k)]))
+                for k in range(1, layout.segment[r].max() + 1)
+            )
             assert (used & ~patch).sum() + tubes <= 160
     assert batches.dropped == 0
 
@@ -365,7 +443,7 @@ def test_the_merge_bucket_bounds_a_rows_floor(make, config):
 def test_mixtures_are_drawn_by_weight(make, config, tokenizer):
     data = config.stages.video.data
     data.mixture.a.tasks = ("object",)
-    data.mixture.b = base.source("moving_shapes/small", "other", 3.0, ("caption",))
+    data.mixture.b = schema.source("moving_shapes/small", "other", 3.0, ("caption",))
     data.pack = False
     batches = make()
     seen = [turns[0] for batch in take(batches, 10) for turns in answers(batch, tokenizer)]
@@ -390,7 +468,9 @@ def test_teacher_batches(config, tokenizer):
             k = int(tokenizer.decode(ids[:-1]).split("place ")[1])
             expected = [k * 5 % 250] if k % 4 == 3 else [(k * 5 + f * 20) % 250 for f in (1, 3, 5)]
             assert batch["frame_mask"][r].sum() == len(expected)
-            np.testing.assert_allclose(batch["pixels"][r][batch["frame_mask"][r]].mean((1, 2, 3)), expected, atol=4)
+            np.testing.assert_allclose(
+                batch["pixels"][r][batch["frame_mask"][r]].mean((1, 2, 3)), expected, atol=4
+            )
             assert not batch["pixels"][r][~batch["frame_mask"][r]].any()
     rest = take(batches, 2)
     batches.set_state(state)
@@ -403,7 +483,10 @@ def test_teacher_captions_end_within_the_text_length(config, tokenizer):
     batches = pipeline.make_teacher_batches(config, "teacher", tokenizer)
     batch = next(batches)
     assert batch["mask"].sum(axis=1).max() == 5
-    assert np.all(batch["token_ids"][np.arange(4), batch["mask"].sum(axis=1) - 1] == tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    assert np.all(
+        batch["token_ids"][np.arange(4), batch["mask"].sum(axis=1) - 1]
+        == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    )
     batches.close()
 
 
@@ -415,7 +498,9 @@ def test_examples_per_step_is_measured_on_packed_rows(config, tokenizer, make):
     for _ in range(6):
         next(batches)
         taken.append(batches.stats["examples"])
-    assert measured == pytest.approx(np.mean(taken), rel=0.15)  # 64 rows of about two examples vary by so much
+    assert measured == pytest.approx(
+        np.mean(taken), rel=0.15
+    )  # 64 rows of about two examples vary by so much
     config.stages.video.data.pack = False
     assert pipeline.examples_per_step(config, "video", tokenizer) == 64
 
@@ -423,7 +508,8 @@ def test_examples_per_step_is_measured_on_packed_rows(config, tokenizer, make):
 def test_missing_data_says_what_to_build(make, config, tmp_path):
     config.data_dir = str(tmp_path)
     with pytest.raises(
-        DataError, match=rf"{tmp_path}/moving_shapes/small: no such data set; build it with `elva data build moving_shapes`"
+        DataError,
+        match=rf"{tmp_path}/moving_shapes/small: no such data set; build it with `elva data build moving_shapes`",
     ):
         make()
 
@@ -436,5 +522,8 @@ def test_missing_splits_are_named(make, config):
 
 def test_unknown_formats_are_named(make, config):
     config.stages.video.data.mixture.a.name = "webvid/small"
-    with pytest.raises(DataError, match=r"webvid/small: no such data set; build it with `elva data build SOURCE --name webvid`"):
+    with pytest.raises(
+        DataError,
+        match=r"webvid/small: no such data set; build it with `elva data build SOURCE --name webvid`",
+    ):
         make()

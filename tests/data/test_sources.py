@@ -2,12 +2,12 @@
 
 import pytest
 
-from elva_jax.config import base, validate
+from elva_jax.config import schema, validate
 from elva_jax.data import sources
 from elva_jax.data.conversation import choice_prompt
-from elva_jax.data.moving_shapes.builder import build
 from elva_jax.errors import DataError
-from elva_jax.video.decode import read_frames
+from elva_jax.tools.datasets.moving_shapes.builder import build
+from elva_jax.video.read import read_frames
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,25 @@ def test_real_records_become_examples(root):
             notes = sources.annotation(record)
             (medium,) = example.media
             assert medium.kind == kind
-            assert len(read_frames(medium.source, num_frames=4).pixels) == (4 if kind == "video" else 1)
-            by_task = {task: [turn for turn in example.turns if turn.task == task] for task in ("object", "caption", "open", "choice")}
+            assert len(read_frames(medium.source, num_frames=4).pixels) == (
+                4 if kind == "video" else 1
+            )
+            by_task = {
+                task: [turn for turn in example.turns if turn.task == task]
+                for task in ("object", "caption", "open", "choice")
+            }
             for task in ("object", "caption"):
-                assert [(t.question, t.answer) for t in by_task[task]] == [(c["question"], c["answer"]) for c in notes["captions"][task]]
-            for question, opened, choice in zip(notes["questions"], by_task["open"], by_task["choice"], strict=True):
-                assert (opened.question, opened.answer, opened.family) == (question["question"], question["answer"], question["family"])
+                assert [(t.question, t.answer) for t in by_task[task]] == [
+                    (c["question"], c["answer"]) for c in notes["captions"][task]
+                ]
+            for question, opened, choice in zip(
+                notes["questions"], by_task["open"], by_task["choice"], strict=True
+            ):
+                assert (opened.question, opened.answer, opened.family) == (
+                    question["question"],
+                    question["answer"],
+                    question["family"],
+                )
                 assert choice.question == choice_prompt(question["question"], question["options"])
                 assert choice.options["ABCD".index(choice.answer)] == opened.answer
                 assert opened.about == choice.about != ""
@@ -39,7 +52,11 @@ def test_real_records_become_examples(root):
 def test_tasks_select_turns(root, tasks):
     record = sources.open_source("moving_shapes/hard", "train[:1]", root)[0]
     every = sources.to_example(record).turns
-    assert sources.to_example(record, tasks).turns == tuple(turn for turn in every if turn.task in tasks) != ()
+    assert (
+        sources.to_example(record, tasks).turns
+        == tuple(turn for turn in every if turn.task in tasks)
+        != ()
+    )
 
 
 def test_malformed_records_are_named():
@@ -59,10 +76,14 @@ def test_every_file_that_a_config_may_name_has_a_reader():
         ("notes.CSV", "videoid,name\n", r"notes\.CSV: has no records"),
         ("notes.jsonl", "nothing", r"notes\.jsonl: neither a JSON array"),
         ("notes.tar", "nothing", r"notes\.tar: cut off or no uncompressed tar"),
-        ("notes.parquet", "PAR1", r"notes\.parquet: no reader for this data set; there are moving_shapes, \.json"),
+        (
+            "notes.parquet",
+            "PAR1",
+            r"notes\.parquet: no reader for this data set; there are moving_shapes, \.json",
+        ),
     ],
 )
 def test_files_that_hold_nothing_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        sources.open_examples(base.source(str(tmp_path / name)), tmp_path)
+        sources.open_examples(schema.source(str(tmp_path / name)), tmp_path)

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from transformers import Qwen2Tokenizer
 
 from elva_jax.data import tokenizer as tokenizers
-from elva_jax.data.moving_shapes import language, records
-from elva_jax.data.moving_shapes.style import HARD, POSITIONS
 from elva_jax.errors import DataError
+from elva_jax.tools.datasets.moving_shapes import language, records
+from elva_jax.tools.datasets.moving_shapes.style import HARD, POSITIONS
+from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.build_for_moving_shapes(folder, scenes=600)
+    build_for_moving_shapes(folder, scenes=600)
     return folder
 
 
@@ -42,16 +43,24 @@ def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
 
-@given(text=st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from("aB1 \n\r\t'.s"), max_size=30))
+@given(
+    text=st.text(
+        alphabet=st.characters(codec="utf-8") | st.sampled_from("aB1 \n\r\t'.s"), max_size=30
+    )
+)
 def test_texts_are_cut_where_qwen2_cuts_them(tokenizer, text):
     reference = Qwen2Tokenizer().backend_tokenizer
     ours = tokenizer.backend_tokenizer
     normal = ours.normalizer.normalize_str(text)
     assert normal == reference.normalizer.normalize_str(text)
-    assert ours.pre_tokenizer.pre_tokenize_str(normal) == reference.pre_tokenizer.pre_tokenize_str(normal)
+    assert ours.pre_tokenizer.pre_tokenize_str(normal) == reference.pre_tokenizer.pre_tokenize_str(
+        normal
+    )
 
 
-ANSWERS = sorted({*HARD.colours, *HARD.shapes, *" ".join(POSITIONS).split(), *language.NUMBERS, "up", "down"})
+ANSWERS = sorted(
+    {*HARD.colours, *HARD.shapes, *" ".join(POSITIONS).split(), *language.NUMBERS, "up", "down"}
+)
 
 
 @pytest.mark.parametrize("word", [*ANSWERS, *"ABCD"])
@@ -68,9 +77,19 @@ def test_the_data_sets_texts_take_little_more_than_a_token_a_word(tokenizer):
     words = tokens = 0
     for index in range(5000, 5100):
         annotation = records.annotation_of("hard", 0, "train", index, 8000)
-        for turn in [*annotation["captions"]["object"], *annotation["captions"]["caption"], *annotation["questions"]]:
+        for turn in [
+            *annotation["captions"]["object"],
+            *annotation["captions"]["caption"],
+            *annotation["questions"],
+        ]:
             for text in (turn["question"], turn["answer"]):
-                pieces = text.replace(".", " .").replace(",", " ,").replace("?", " ?").replace(":", " :").split()
+                pieces = (
+                    text.replace(".", " .")
+                    .replace(",", " ,")
+                    .replace("?", " ?")
+                    .replace(":", " :")
+                    .split()
+                )
                 words += len(pieces)
                 tokens += len(tokenizer.encode(text))
     assert tokens <= 1.02 * words
@@ -87,16 +106,24 @@ def test_chat_template_is_qwens_format(tokenizer):
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
         "<|im_start|>user\nAnd its shape?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == expected
-    assert tokenizer.apply_chat_template(messages[1:2], tokenize=False) == "<|im_start|>user\nWhat colour is it?<|im_end|>\n"
+    assert (
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        == expected
+    )
+    assert (
+        tokenizer.apply_chat_template(messages[1:2], tokenize=False)
+        == "<|im_start|>user\nWhat colour is it?<|im_end|>\n"
+    )
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == tokenizer.encode(expected)
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 5
 
 
 def test_the_same_texts_give_the_same_files(folder, tmp_path):
-    code = "import sys\nfrom elva_jax.data import tokenizer\ntokenizer.build_for_moving_shapes(sys.argv[1], scenes=600)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={"PYTHONHASHSEED": "5"}, check=True)
+    code = "import sys\nfrom elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes\nbuild_for_moving_shapes(sys.argv[1], scenes=600)"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env={"PYTHONHASHSEED": "5"}, check=True
+    )
     names = sorted(path.name for path in folder.iterdir())
     assert "tokenizer.json" in names
     assert names == sorted(path.name for path in tmp_path.iterdir())
@@ -129,11 +156,13 @@ def test_nothing_waits_for_pytorch_to_be_imported(folder):
     """It is installed here, and takes seconds."""
     program = """
 import sys
-import elva_jax.training.curriculum, elva_jax.evaluation.run, elva_jax.inference.chat
+import elva_jax.training.train, elva_jax.evaluation.evaluate, elva_jax.inference.chat
 from elva_jax.data import tokenizer
 print(len(tokenizer.load(sys.argv[1])), "torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [str(len(tokenizers.load(folder))), "False"]
 
 

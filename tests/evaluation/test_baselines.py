@@ -3,17 +3,32 @@
 import numpy as np
 import pytest
 
-from elva_jax.data.moving_shapes import records
 from elva_jax.evaluation.baselines import any_object, middle_frame
-from elva_jax.inference.visual import from_frames
+from elva_jax.tools.datasets.moving_shapes import records
+from elva_jax.video.clip import from_frames
 
 
 @pytest.mark.parametrize(
     ("answer", "options", "named", "expected"),
     [
-        ("red circle", ["red circle", "blue square", "green cross", "red cross"], ["Red circle", "the blue square"], 1 / 2),
-        ("red circle", ["red circle", "blue square", "green cross", "red cross"], ["red circle"], 1.0),
-        ("red cross", ["red circle", "blue square", "green cross", "red cross"], ["red circle", "blue square"], 0.0),
+        (
+            "red circle",
+            ["red circle", "blue square", "green cross", "red cross"],
+            ["Red circle", "the blue square"],
+            1 / 2,
+        ),
+        (
+            "red circle",
+            ["red circle", "blue square", "green cross", "red cross"],
+            ["red circle"],
+            1.0,
+        ),
+        (
+            "red cross",
+            ["red circle", "blue square", "green cross", "red cross"],
+            ["red circle", "blue square"],
+            0.0,
+        ),
         ("red", ["red", "blue", "green", "cyan"], ["red circle"], 1 / 4),
         ("two", ["one", "two"], [], 1 / 2),
     ],
@@ -28,7 +43,9 @@ def test_any_object_on_the_data_set():
     for index in range(300):
         annotation = records.annotation_of("easy", 0, "test", index, 300)
         for q in annotation["questions"]:
-            credit.setdefault(q["family"], []).append(any_object(q["answer"], q["options"], annotation["named_objects"]))
+            credit.setdefault(q["family"], []).append(
+                any_object(q["answer"], q["options"], annotation["named_objects"])
+            )
     for family in ("colour", "shape", "count", "digit", "motion"):
         assert np.mean(credit[family]) == pytest.approx(0.25), family
     assert 0.25 < np.mean(credit["order"]) < 0.75

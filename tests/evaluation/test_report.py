@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from elva_jax.evaluation import report
+from elva_jax.utils.json import save_json
 
 
 def score(accuracy, stderr=0.01):
@@ -18,13 +19,33 @@ def score(accuracy, stderr=0.01):
 @pytest.fixture
 def result():
     return {
-        "data": {"name": "moving_shapes/easy", "split": "test", "videos": 3, "questions": 7, "unreadable": ["k7: broken"]},
+        "data": {
+            "name": "moving_shapes/easy",
+            "split": "test",
+            "videos": 3,
+            "questions": 7,
+            "unreadable": ["k7: broken"],
+        },
         "settings": {"merging": True},
         "families": {
-            "colour": {"count": 4, "open": score(0.75), "likelihood": score(1.0), "any_object": score(0.25)},
-            "order": {"count": 3, "open": score(float("nan"), float("nan")), "likelihood": score(1 / 3), "any_object": score(0.5)},
+            "colour": {
+                "count": 4,
+                "open": score(0.75),
+                "likelihood": score(1.0),
+                "any_object": score(0.25),
+            },
+            "order": {
+                "count": 3,
+                "open": score(float("nan"), float("nan")),
+                "likelihood": score(1 / 3),
+                "any_object": score(0.5),
+            },
         },
-        "macro": {"open": score(0.75), "likelihood": score(np.float64(2 / 3)), "any_object": score(0.375)},
+        "macro": {
+            "open": score(0.75),
+            "likelihood": score(np.float64(2 / 3)),
+            "any_object": score(0.375),
+        },
         "tokens": {"visual_kept": 0.514},
         "answers": {"total": 7, "empty": 1, "unfinished": 2, "outside_options": 3},
     }
@@ -50,8 +71,11 @@ def test_table_states_scores_floors_and_unusable_answers(result):
 
 
 def test_json_is_strict_and_complete(result, tmp_path):
-    path = report.save(result, tmp_path / "deep" / "result.json")
-    loaded = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    path = save_json(result, tmp_path / "deep" / "result.json")
+    loaded = json.loads(
+        path.read_text(encoding="utf-8"),
+        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
+    )
     assert loaded["families"]["order"]["open"] == {"accuracy": None, "stderr": None}
     assert loaded["macro"]["likelihood"]["accuracy"] == 2 / 3
     assert loaded == report.jsonable(result)

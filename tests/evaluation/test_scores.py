@@ -31,7 +31,12 @@ def test_stderr_grows_when_questions_share_a_video():
     n = 200
     right = (np.arange(n) % 2).astype(float)
     once, _ = summarise(right, ["x"] * n, [str(i) for i in range(n)], resamples=4000)
-    tenfold, _ = summarise(np.repeat(right, 10), ["x"] * 10 * n, [str(i) for i in np.repeat(np.arange(n), 10)], resamples=4000)
+    tenfold, _ = summarise(
+        np.repeat(right, 10),
+        ["x"] * 10 * n,
+        [str(i) for i in np.repeat(np.arange(n), 10)],
+        resamples=4000,
+    )
     assert math.isclose(tenfold["x"].stderr, once["x"].stderr, rel_tol=0.06)
 
 

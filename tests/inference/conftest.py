@@ -8,28 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.config import base
-from elva_jax.data import tokenizer as tokenizers
-from elva_jax.inference.generate import Generator
+from elva_jax.config import schema
+from elva_jax.inference.model import Generator
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
+from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    return tokenizers.build_for_moving_shapes(tmp_path_factory.mktemp("tokenizer"), ("easy",), vocab_size=512, scenes=60)
+    return build_for_moving_shapes(
+        tmp_path_factory.mktemp("tokenizer"), ("easy",), vocab_size=512, scenes=60
+    )
 
 
 @pytest.fixture(scope="session")
 def config():
-    c = base.base()
+    c = schema.base()
     c.model.update(
         vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
         patch_size=8, patch_width=16, dtype="float32", max_position=118, tie_embeddings=False,
         merge_layers=(1, 2), merge_policies=("threshold", "both"), merge_thresholds=(0.6, 0.9), merge_ratios=(1.0, 0.6),
     )  # fmt: skip
-    c.stages.images, c.stages.teacher, c.stages.video = base.stage(), base.stage(), base.stage()
+    c.stages.images, c.stages.teacher, c.stages.video = (
+        schema.stage(),
+        schema.stage(),
+        schema.stage(),
+    )
     c.stages.teacher.kind = "teacher"
     c.stages.video.data.update(num_frames=4, longest_edge=32, system_prompt="Be brief.")
     c.curriculum = ("images", "video", "teacher")
@@ -41,10 +47,16 @@ def params(config):
     """Random weights, wide enough that attention is far from uniform."""
     layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
     model, rng = Elva(config_from_dict(config.model)), np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 192), np.uint8), layout)["params"]
-    draw = {True: lambda shape: np.ones(shape, np.float32), False: lambda shape: rng.normal(0, 0.16, shape).astype(np.float32)}
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 192), np.uint8), layout)[
+        "params"
+    ]
+    draw = {
+        True: lambda shape: np.ones(shape, np.float32),
+        False: lambda shape: rng.normal(0, 0.16, shape).astype(np.float32),
+    }
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(draw["scale" in jax.tree_util.keystr(path)](leaf.shape)), nn.meta.unbox(shapes)
+        lambda path, leaf: jnp.asarray(draw["scale" in jax.tree_util.keystr(path)](leaf.shape)),
+        nn.meta.unbox(shapes),
     )
 
 
@@ -83,6 +95,8 @@ def whole_forward(generator, params):
             patches[0, : len(item.patches)] = item.patches
         log_probs, out = forward(params, patches, batched, merging)
         before = layout.length - len(answer_ids) - 1
-        return np.asarray(log_probs, np.float64)[0, out.survivor[0, before : layout.length - 1]], out
+        return np.asarray(log_probs, np.float64)[
+            0, out.survivor[0, before : layout.length - 1]
+        ], out
 
     return run

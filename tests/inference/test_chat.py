@@ -6,7 +6,7 @@ import pytest
 
 from elva_jax.errors import DataError, LayoutError
 from elva_jax.inference.chat import Chat
-from elva_jax.inference.generate import Generator
+from elva_jax.inference.model import Generator
 from elva_jax.inference.sampling import Sampling
 from elva_jax.models.elva import Elva
 from elva_jax.video.layout import Text, TokenLayout, build_layout, pack
@@ -37,9 +37,15 @@ def likeliest(roomy, params):
         patches = np.zeros((1, 128, 192), np.uint8)
         shown = np.concatenate([item.patches for item in media])
         patches[0, : len(shown)] = shown
-        scores, survivor = forward(params, patches, TokenLayout(*(field[None] for field in pack([layout], length))))
+        scores, survivor = forward(
+            params, patches, TokenLayout(*(field[None] for field in pack([layout], length)))
+        )
         before = layout.length - len(answer) - 1
-        return np.asarray(scores)[0, survivor[0, before : layout.length - 1], : len(roomy.tokenizer)].argmax(-1).tolist()
+        return (
+            np.asarray(scores)[0, survivor[0, before : layout.length - 1], : len(roomy.tokenizer)]
+            .argmax(-1)
+            .tolist()
+        )
 
     return tokens
 
@@ -51,7 +57,11 @@ def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, likeliest,
     for question, new in zip(QUESTIONS, ([media[0]], [], [media[1]]), strict=True):
         answer = chat.ask(question, new)
         if parts:
-            ids = [token for text in ("<|im_end|>", "\n<|im_start|>user\n") for token in roomy.tokenizer.encode(text)]
+            ids = [
+                token
+                for text in ("<|im_end|>", "\n<|im_start|>user\n")
+                for token in roomy.tokenizer.encode(text)
+            ]
             tail = question + "<|im_end|>\n<|im_start|>assistant\n"
             parts.append(Text(tuple(ids)))
             parts += [item.clip for item in new]

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.inference.choices import Choice
-from elva_jax.inference.generate import Generator
-from elva_jax.inference.visual import keep_frames
+from elva_jax.inference.model import Generator
+from elva_jax.inference.scoring import Choice
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.video.clip import keep_frames
+from elva_jax.video.hybrid import square_frame
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 from elva_jax.video.picture import from_array
-from elva_jax.video.resolution import square_frame
 
 QUESTION, OPTION = "What colour is the circle?", "red"
 
@@ -27,11 +27,23 @@ def encoder(encoder_and_params):
 def encoder_and_params(config, params, tokenizer):
     """The model of the other tests with a vision tower of 2 x 2 patches in front of its decoder."""
     config = config.copy_and_resolve_references()
-    config.model.update(patch_embed="encoder", merge_layers=(), merge_policies=(), merge_thresholds=(), merge_ratios=())
-    config.teacher.update(image_size=20, patch_size=8, hidden_size=12, intermediate_size=16, num_layers=2, num_heads=2)
+    config.model.update(
+        patch_embed="encoder",
+        merge_layers=(),
+        merge_policies=(),
+        merge_thresholds=(),
+        merge_ratios=(),
+    )
+    config.teacher.update(
+        image_size=20, patch_size=8, hidden_size=12, intermediate_size=16, num_layers=2, num_heads=2
+    )
     model, rng = config_from_dict(config.model, config.teacher), np.random.default_rng(0)
-    shapes = nn.meta.unbox(jax.eval_shape(Elva(model).init, jax.random.key(0), *smallest_inputs(model)))["params"]["patch_embed"]
-    embed = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes)
+    shapes = nn.meta.unbox(
+        jax.eval_shape(Elva(model).init, jax.random.key(0), *smallest_inputs(model))
+    )["params"]["patch_embed"]
+    embed = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes
+    )
     params = {**params, "patch_embed": embed}
     return Generator(config, params, tokenizer), params
 
@@ -57,10 +69,14 @@ def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
         for item in shown:
             patches[0, : len(item.patches)] = item.patches
         batched = TokenLayout(*(field[None] for field in pack([layout], 64)))
-        log_probs = np.asarray(forward(patches, batched), np.float64)[0, layout.length - len(ids) - 1 : layout.length - 1]
+        log_probs = np.asarray(forward(patches, batched), np.float64)[
+            0, layout.length - len(ids) - 1 : layout.length - 1
+        ]
         assert score.total == pytest.approx(log_probs[np.arange(len(ids)), ids].sum(), rel=1e-5)
         totals.append(score.total)
-    assert len({round(total, 3) for total in totals}) == 3, "the video does not matter: the comparison would prove little"
+    assert len({round(total, 3) for total in totals}) == 3, (
+        "the video does not matter: the comparison would prove little"
+    )
     assert prefilled.front_tokens[0] - prefilled.front_tokens[1] == 3 * 4
 
 
@@ -68,5 +84,7 @@ def test_media_are_squashed_to_the_tower_s_square_and_bare(encoder, videos):
     seen = encoder.load(videos[2])
     assert seen.clip == Clip(((2, 2),) * 4, bare=True)
     frames = seen.patches.reshape(4, 2, 2, 8, 8, 3).swapaxes(2, 3).reshape(4, 16, 16, 3)
-    np.testing.assert_array_equal(frames, [square_frame(from_array(frame), 20, 1)[:16, :16] for frame in videos[2]])
+    np.testing.assert_array_equal(
+        frames, [square_frame(from_array(frame), 20, 1)[:16, :16] for frame in videos[2]]
+    )
     assert keep_frames(seen, [1]).clip == Clip(((2, 2),), bare=True)

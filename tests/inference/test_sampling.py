@@ -27,7 +27,9 @@ def test_nucleus_is_that_of_transformers(logits, top_p):
 
 def test_repetition_penalty_is_that_of_transformers(logits):
     mentioned = np.random.default_rng(1).integers(0, WORDS, (ROWS, 20))
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.from_numpy(mentioned), torch.from_numpy(logits)).numpy()
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(
+        torch.from_numpy(mentioned), torch.from_numpy(logits)
+    ).numpy()
     mask = np.zeros((ROWS, WORDS), bool)
     np.put_along_axis(mask, mentioned, True, axis=-1)
     sampling = Sampling(repetition_penalty=1.7)
@@ -42,7 +44,9 @@ def test_draws_follow_the_probabilities():
     sampling = Sampling(temperature=0.7, top_p=0.95)
     numbers = sampling.numbers._replace(seed=np.arange(draws, dtype=np.uint32))
     axes = type(numbers)(None, None, None, 0)
-    tokens = jax.vmap(lambda n: choose(logits, sampling.mode, n, np.zeros((1, 0), bool), 3), in_axes=(axes,))(numbers)
+    tokens = jax.vmap(
+        lambda n: choose(logits, sampling.mode, n, np.zeros((1, 0), bool), 3), in_axes=(axes,)
+    )(numbers)
     frequency = np.bincount(np.asarray(tokens)[:, 0], minlength=4) / draws
     warped = TopPLogitsWarper(0.95)(None, torch.from_numpy(logits) / 0.7).softmax(-1)[0].numpy()
     error = np.sqrt(warped * (1 - warped) / draws)
@@ -55,7 +59,9 @@ def test_a_draw_depends_on_seed_and_step_and_not_on_the_row(logits):
     sampling = Sampling(temperature=2.0)
 
     def draw(sampling, step):
-        return np.asarray(choose(same, sampling.mode, sampling.numbers, np.zeros((ROWS, 0), bool), step))
+        return np.asarray(
+            choose(same, sampling.mode, sampling.numbers, np.zeros((ROWS, 0), bool), step)
+        )
 
     first = [draw(sampling, step) for step in range(12)]
     assert all(len(set(tokens)) == 1 for tokens in first)

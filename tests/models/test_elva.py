@@ -8,16 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.errors import ConfigError
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, MergeLayer, PatchEmbedConfig, RopeScaling
+from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, PatchEmbedConfig
 from elva_jax.models.elva import Elva, Segment, segments
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.rope import RopeScaling
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
 LENGTH, PATCHES, VOCAB = 56, 24, 61
 CONFIG = ElvaConfig(
-    DecoderConfig(VOCAB, 16, 24, 3, 4, 2, 4, rope_theta=10_000.0, max_position=128, tie_embeddings=True),
+    DecoderConfig(
+        VOCAB, 16, 24, 3, 4, 2, 4, rope_theta=10_000.0, max_position=128, tie_embeddings=True
+    ),
     PatchEmbedConfig(2, 8),
     MergeConfig((MergeLayer(0, "threshold", 0.9), MergeLayer(2, "ratio", ratio=0.5))),
 )
@@ -29,7 +33,12 @@ def batch(*layouts: TokenLayout) -> TokenLayout:
 
 def video(grids, prompt=3, answer=4, seed=0):
     rng = np.random.default_rng(seed)
-    parts = [Text(rng.integers(0, VOCAB, 2)), Clip(grids), Text(rng.integers(0, VOCAB, prompt)), Text(rng.integers(0, VOCAB, answer), 1.0)]
+    parts = [
+        Text(rng.integers(0, VOCAB, 2)),
+        Clip(grids),
+        Text(rng.integers(0, VOCAB, prompt)),
+        Text(rng.integers(0, VOCAB, answer), 1.0),
+    ]
     return build_layout(parts)
 
 
@@ -54,7 +63,9 @@ def params(model):
     start = nn.unbox(jax.jit(model.init)(jax.random.key(0), patches, layout))
     leaves, tree = jax.tree.flatten(start)
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(tree, [leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves])
+    return jax.tree.unflatten(
+        tree, [leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +79,9 @@ def test_segments_cut_the_decoder_at_the_merging_layers():
     late = dataclasses.replace(CONFIG, merge=MergeConfig((MergeLayer(1),)))
     assert segments(late, merging=True) == (Segment(0, 1, None), Segment(1, 3, 0))
     for cuts in ((2, 1), (1, 1), (3,)):
-        wrong = dataclasses.replace(CONFIG, merge=MergeConfig(tuple(MergeLayer(cut) for cut in cuts)))
+        wrong = dataclasses.replace(
+            CONFIG, merge=MergeConfig(tuple(MergeLayer(cut) for cut in cuts))
+        )
         with pytest.raises(ConfigError, match=r"model\.merge_layers: must increase within 0 … 2"):
             segments(wrong, merging=True)
 
@@ -77,7 +90,9 @@ def test_without_merging_every_token_stays_where_it_is(forward, params):
     patches, layout = inputs()
     out = forward(params, patches, layout)
     assert out.hidden.shape == (2, LENGTH, 16)
-    np.testing.assert_array_equal(out.survivor, np.where(layout.kind == Kind.PAD, -1, np.arange(LENGTH)))
+    np.testing.assert_array_equal(
+        out.survivor, np.where(layout.kind == Kind.PAD, -1, np.arange(LENGTH))
+    )
     assert set(out.stats) == {"padding"}
     assert float(out.stats["padding"]) == pytest.approx(np.mean(layout.kind == Kind.PAD))
 
@@ -86,7 +101,10 @@ def test_text_is_embedded_by_the_table_and_padding_is_zero(model, params):
     patches, layout = inputs()
     x = jax.jit(lambda p: model.apply(p, patches, layout, method="embed"))(params)
     text = layout.kind == Kind.TEXT
-    np.testing.assert_array_equal(np.asarray(x)[text], np.asarray(params["params"]["decoder"]["embed_tokens"])[layout.token_id[text]])
+    np.testing.assert_array_equal(
+        np.asarray(x)[text],
+        np.asarray(params["params"]["decoder"]["embed_tokens"])[layout.token_id[text]],
+    )
     np.testing.assert_array_equal(np.asarray(x)[layout.kind == Kind.PAD], 0)
 
 
@@ -99,8 +117,13 @@ def test_survivors_and_statistics_of_two_merging_layers(forward, params):
         assert ((survivor >= 0) == used).all()
         unmerged = used & (layout.kind[row] != Kind.PATCH)
         for name in ("kind", "token_id", "position", "target", "segment"):
-            np.testing.assert_array_equal(np.asarray(getattr(kept, name)[row])[survivor[unmerged]], getattr(layout, name)[row][unmerged])
-        np.testing.assert_array_equal(np.asarray(kept.tube[row])[survivor[used]], layout.tube[row][used])
+            np.testing.assert_array_equal(
+                np.asarray(getattr(kept, name)[row])[survivor[unmerged]],
+                getattr(layout, name)[row][unmerged],
+            )
+        np.testing.assert_array_equal(
+            np.asarray(kept.tube[row])[survivor[used]], layout.tube[row][used]
+        )
         np.testing.assert_array_equal(out.size[row], np.bincount(survivor[used], minlength=LENGTH))
     # Row 0 is a static video: one token a tube is left. Row 1 keeps half or less of its 12 patches, at least one a tube.
     assert int((kept.kind[0] == Kind.PATCH).sum()) == 4
@@ -109,8 +132,12 @@ def test_survivors_and_statistics_of_two_merging_layers(forward, params):
     assert float(out.stats["merge/forced_0"]) == float(out.stats["merge/overflow_1"]) == 0
     visual = np.isin(layout.kind, (Kind.FRAME, Kind.PATCH, Kind.LINE)).sum()
     after = [float(out.stats[f"merge/kept_{k}"]) * 24 + visual - 24 for k in (0, 1)]
-    assert float(out.stats["merge/kept_mean"]) == pytest.approx((2 * after[0] + after[1]) / (3 * visual))
-    assert float(out.stats["merge/padding_1"]) == pytest.approx(float((kept.kind == Kind.PAD).mean()))
+    assert float(out.stats["merge/kept_mean"]) == pytest.approx(
+        (2 * after[0] + after[1]) / (3 * visual)
+    )
+    assert float(out.stats["merge/padding_1"]) == pytest.approx(
+        float((kept.kind == Kind.PAD).mean())
+    )
 
 
 def test_buckets_shorten_the_sequence_and_change_no_result(forward, params):
@@ -120,7 +147,9 @@ def test_buckets_shorten_the_sequence_and_change_no_result(forward, params):
     assert out.hidden.shape == (2, 32, 16)
     np.testing.assert_array_equal(out.survivor, plain.survivor)
     used = np.asarray(out.layout.kind != Kind.PAD)
-    np.testing.assert_allclose(np.asarray(out.hidden)[used], np.asarray(plain.hidden)[:, :32][used], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(out.hidden)[used], np.asarray(plain.hidden)[:, :32][used], atol=1e-5
+    )
     with pytest.raises(ConfigError, match="merge_buckets: 1 for 2 merging layers"):
         forward(params, patches, layout, merging=True, buckets=(48,))
 
@@ -136,7 +165,12 @@ def test_packing_changes_no_hidden_state(forward, params, merging):
     apart = forward(params, patches[[1, 1]], separate, merging=merging)
     for row, segment, name in ((0, 1, "second"), (1, 2, "text")):
         got = np.asarray(whole.hidden[1])[np.asarray(whole.layout.segment[1]) == segment]
-        np.testing.assert_allclose(got, np.asarray(apart.hidden[row])[np.asarray(apart.layout.segment[row]) == 1], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            got,
+            np.asarray(apart.hidden[row])[np.asarray(apart.layout.segment[row]) == 1],
+            atol=1e-5,
+            err_msg=name,
+        )
 
 
 @pytest.mark.parametrize("merging", [False, True])
@@ -145,7 +179,12 @@ def test_later_frames_never_change_earlier_text(params, merging):
     rules = (MergeLayer(0, "threshold", 0.99), MergeLayer(2, "threshold", 0.99))
     model = Elva(dataclasses.replace(CONFIG, merge=MergeConfig(rules)))
     rng = np.random.default_rng(5)
-    parts = [Clip([(2, 2), (2, 2)]), Text(rng.integers(0, VOCAB, 4)), Clip([(2, 2), (2, 2)]), Text([1])]
+    parts = [
+        Clip([(2, 2), (2, 2)]),
+        Text(rng.integers(0, VOCAB, 4)),
+        Clip([(2, 2), (2, 2)]),
+        Text([1]),
+    ]
     layout = batch(pack([build_layout(parts)], LENGTH))
     patches = rng.integers(0, 256, (1, PATCHES, 12), dtype=np.uint8)
     changed = patches.copy()
@@ -153,11 +192,15 @@ def test_later_frames_never_change_earlier_text(params, merging):
     apply = jax.jit(lambda patches: model.apply(params, patches, layout, merging=merging))
     before, after = apply(patches), apply(changed)
     text = np.flatnonzero(layout.kind[0] == Kind.TEXT)
-    early, late = (np.asarray(out.hidden[0])[np.asarray(out.survivor[0])[text]] for out in (before, after))
+    early, late = (
+        np.asarray(out.hidden[0])[np.asarray(out.survivor[0])[text]] for out in (before, after)
+    )
     np.testing.assert_allclose(early[:4], late[:4], atol=1e-5)
     assert np.abs(early[4] - late[4]).max() > 1e-4
     if merging:
-        assert int((before.layout.kind == Kind.PATCH).sum()) < int((after.layout.kind == Kind.PATCH).sum())
+        assert int((before.layout.kind == Kind.PATCH).sum()) < int(
+            (after.layout.kind == Kind.PATCH).sum()
+        )
 
 
 def test_gradients_are_finite_and_reach_every_parameter(model, params):
@@ -166,7 +209,9 @@ def test_gradients_are_finite_and_reach_every_parameter(model, params):
     def loss(p):
         out = model.apply(p, patches, layout, merging=True, buckets=(48, 36))
         logits = model.apply(p, out.hidden, method="head")
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), out.layout.target[..., None], axis=-1)[..., 0]
+        picked = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), out.layout.target[..., None], axis=-1
+        )[..., 0]
         return -jnp.sum(picked * out.layout.loss_weight)
 
     gradient = jax.jit(jax.grad(loss))(params)
@@ -179,29 +224,57 @@ def test_merge_layers_never_change_the_parameters(params):
     patches, layout = inputs()
     for merge in (MergeConfig(), MergeConfig((MergeLayer(1), MergeLayer(2)))):
         model = Elva(dataclasses.replace(CONFIG, merge=merge))
-        shapes = jax.eval_shape(lambda model=model: nn.unbox(model.init(jax.random.key(0), patches, layout, merging=True)))
+        shapes = jax.eval_shape(
+            lambda model=model: nn.unbox(
+                model.init(jax.random.key(0), patches, layout, merging=True)
+            )
+        )
         assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
 
 
 def test_no_tracer_leaks(model, params):
     patches, layout = inputs()
     with jax.checking_leaks():
-        jax.jit(lambda p: model.apply(p, patches, layout, merging=True, buckets=(48, 36)).hidden).lower(params)
+        jax.jit(
+            lambda p: model.apply(p, patches, layout, merging=True, buckets=(48, 36)).hidden
+        ).lower(params)
 
 
 def test_config_from_dict_reads_every_key():
-    c = base.model()
-    c.update(vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
+    c = schema.model()
+    c.update(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+    )
     c.update(rope_theta=10_000.0, max_position=128, patch_size=2, patch_width=8, dtype="float32")
-    c.merge_layers, c.merge_policies, c.merge_thresholds, c.merge_ratios = (0, 2), ("threshold", "ratio"), (0.9, 0.6), (0.5, 0.5)
+    c.merge_layers, c.merge_policies, c.merge_thresholds, c.merge_ratios = (
+        (0, 2),
+        ("threshold", "ratio"),
+        (0.9, 0.6),
+        (0.5, 0.5),
+    )
     assert config_from_dict(c) == CONFIG
     c.update(
-        rope_scaling="yarn", rope_factor=4, rope_original_max_position=64, attention_bias=False, tie_embeddings=False, rms_norm_eps=1e-5
+        rope_scaling="yarn",
+        rope_factor=4,
+        rope_original_max_position=64,
+        attention_bias=False,
+        tie_embeddings=False,
+        rms_norm_eps=1e-5,
     )
     c.update(patch_embed="naive", patch_heads=2, remat="dots", attention="xla", merge_lines=True)
     changed = config_from_dict(c)
     assert changed.decoder.rope_scaling == RopeScaling("yarn", 4.0, 64)
-    assert (changed.decoder.attention_bias, changed.decoder.tie_embeddings, changed.decoder.rms_norm_eps) == (False, False, 1e-5)
+    assert (
+        changed.decoder.attention_bias,
+        changed.decoder.tie_embeddings,
+        changed.decoder.rms_norm_eps,
+    ) == (False, False, 1e-5)
     assert changed.patch == PatchEmbedConfig(2, 8, "naive", 2)
     assert (changed.remat, changed.attention, changed.merge.merge_lines) == ("dots", "xla", True)
     c.merge_ratios = (0.5,)
@@ -214,7 +287,9 @@ def test_independent_turns_equal_each_turn_alone(forward, params):
     patches, _ = inputs()
     rng = np.random.default_rng(3)
     shared = [Text(rng.integers(0, VOCAB, 2)), Clip([(2, 2)] * 3)]
-    turns = [(Text(rng.integers(0, VOCAB, n)), Text(rng.integers(0, VOCAB, 2), 1.0)) for n in (3, 5)]
+    turns = [
+        (Text(rng.integers(0, VOCAB, n)), Text(rng.integers(0, VOCAB, 2), 1.0)) for n in (3, 5)
+    ]
     branches = [part._replace(turn=k) for k, turn in enumerate(turns, start=1) for part in turn]
     together = pack([build_layout([*shared, *branches])], LENGTH)
     alone = [pack([build_layout([*shared, *turn])], LENGTH) for turn in turns]

@@ -8,18 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, MergeLayer, PatchEmbedConfig, SiglipConfig
+from elva_jax.models.config import (
+    DecoderConfig,
+    ElvaConfig,
+    MergeConfig,
+    PatchEmbedConfig,
+    SiglipConfig,
+)
 from elva_jax.models.elva import Elva, smallest_inputs
 from elva_jax.models.qwen2 import Qwen2
-from elva_jax.models.siglip import SiglipVision
-from elva_jax.models.vit import patchify, unpatchify
+from elva_jax.models.towers.common import patchify, unpatchify
+from elva_jax.models.towers.siglip import SiglipVision
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.video.hybrid import square_frame
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 from elva_jax.video.picture import from_array
 from elva_jax.video.resize import patchify as cut
-from elva_jax.video.resolution import square_frame
 
 LENGTH, PATCHES, VOCAB, LAYERS = 48, 36, 61, 2
 # 25 is no multiple of 8: the last pixel of each side is dropped, as in so400m (384 = 27 * 14 + 6).
@@ -35,11 +42,16 @@ GRID = (3, 3)
 
 @pytest.fixture(scope="module")
 def params():
-    shapes = nn.unbox(jax.eval_shape(Elva(CONFIG).init, jax.random.key(0), *smallest_inputs(CONFIG)))["params"]
+    shapes = nn.unbox(
+        jax.eval_shape(Elva(CONFIG).init, jax.random.key(0), *smallest_inputs(CONFIG))
+    )["params"]
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        return jnp.asarray(rng.normal(1.0 if "scale" in jax.tree_util.keystr(path) else 0.0, 0.25, leaf.shape), jnp.float32)
+        return jnp.asarray(
+            rng.normal(1.0 if "scale" in jax.tree_util.keystr(path) else 0.0, 0.25, leaf.shape),
+            jnp.float32,
+        )
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -65,16 +77,25 @@ def examples():
 
     frames = rng.integers(0, 256, (3, 20, 40, 3), dtype=np.uint8)
     video = [words(2), Clip((GRID, GRID), bare=True), words(3)]
-    return [(video, frames[:2]), ([Clip((GRID,), bare=True), words(4)], frames[2:]), ([words(5)], frames[:0])]
+    return [
+        (video, frames[:2]),
+        ([Clip((GRID,), bare=True), words(4)], frames[2:]),
+        ([words(5)], frames[:0]),
+    ]
 
 
 def patches_of(frames):
-    return [cut([square_frame(from_array(frame), TOWER.image_size, TOWER.patch_size)], TOWER.patch_size) for frame in frames]
+    return [
+        cut([square_frame(from_array(frame), TOWER.image_size, TOWER.patch_size)], TOWER.patch_size)
+        for frame in frames
+    ]
 
 
 def rows_of(*rows):
     """Packed rows; patches that no token names are noise."""
-    patches = np.random.default_rng(2).integers(0, 256, (len(rows), PATCHES, 8 * 8 * 3), dtype=np.uint8)
+    patches = np.random.default_rng(2).integers(
+        0, 256, (len(rows), PATCHES, 8 * 8 * 3), dtype=np.uint8
+    )
     for row, packed in zip(patches, rows, strict=True):
         own = [patch for _, frames in packed for patch in patches_of(frames)]
         row[: 9 * len(own)] = np.concatenate([np.zeros((0, 8 * 8 * 3), np.uint8), *own])
@@ -85,21 +106,37 @@ def rows_of(*rows):
 def composed(params):
     """Logits [S, V] of every example alone."""
     embed, (video, image, text) = params["patch_embed"], examples()
-    squashed = np.stack([square_frame(from_array(frame), 25, 1) for frame in (*video[1], *image[1])]).astype(np.float32) / 127.5 - 1
-    tower = jax.jit(lambda params, pixels: SiglipVision(TOWER).apply({"params": params}, pixels).penultimate)
-    inner = np.asarray(tower(embed["tower"], squashed), np.float64) @ np.asarray(embed["fc1"]["kernel"]) + np.asarray(embed["fc1"]["bias"])
+    squashed = (
+        np.stack(
+            [square_frame(from_array(frame), 25, 1) for frame in (*video[1], *image[1])]
+        ).astype(np.float32)
+        / 127.5
+        - 1
+    )
+    tower = jax.jit(
+        lambda params, pixels: SiglipVision(TOWER).apply({"params": params}, pixels).penultimate
+    )
+    inner = np.asarray(tower(embed["tower"], squashed), np.float64) @ np.asarray(
+        embed["fc1"]["kernel"]
+    ) + np.asarray(embed["fc1"]["bias"])
     inner = 0.5 * inner * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
-    visual = (inner @ np.asarray(embed["fc2"]["kernel"]) + np.asarray(embed["fc2"]["bias"])).reshape(27, 16)
+    visual = (
+        inner @ np.asarray(embed["fc2"]["kernel"]) + np.asarray(embed["fc2"]["bias"])
+    ).reshape(27, 16)
     table = np.asarray(params["decoder"]["embed_tokens"])
 
     @jax.jit
     def decode(params, x_1xSxD, segment):
         decoder, place = Qwen2(CONFIG.decoder), jnp.arange(LENGTH, dtype=jnp.int32)[None]
         x = decoder.apply({"params": params}, x_1xSxD, place, segment, 0, LAYERS, method="layers")
-        return decoder.apply({"params": params}, decoder.apply({"params": params}, x, method="finish"), method="head")[0]
+        return decoder.apply(
+            {"params": params}, decoder.apply({"params": params}, x, method="finish"), method="head"
+        )[0]
 
     for (parts, _), seen in ((video, visual[:18]), (image, visual[18:]), (text, None)):
-        x = np.concatenate([seen if isinstance(part, Clip) else table[list(part.token_ids)] for part in parts])
+        x = np.concatenate(
+            [seen if isinstance(part, Clip) else table[list(part.token_ids)] for part in parts]
+        )
         padded, segment = np.zeros((1, LENGTH, 16), np.float32), np.zeros((1, LENGTH), np.int32)
         padded[0, : len(x)], segment[0, : len(x)] = x, 1
         yield np.asarray(decode(params["decoder"], padded, segment))[: len(x)]
@@ -108,20 +145,26 @@ def composed(params):
 def test_equals_tower_projector_and_decoder_put_together_by_hand(forward, params):
     """However the examples are packed and batched, and whatever stands in the patches that no token names."""
     shown, wanted = examples(), list(composed(params))
-    assert np.abs(wanted[0][-1] - wanted[1][-1]).max() > 0.1, "weights too weak: the comparison would prove little"
+    assert np.abs(wanted[0][-1] - wanted[1][-1]).max() > 0.1, (
+        "weights too weak: the comparison would prove little"
+    )
     for rows in ([(0, 1), (2,)], [(2, 1, 0), (1,)]):
         patches, layout = rows_of(*([shown[which] for which in row] for row in rows))
         logits = np.asarray(forward(patches, layout))
         for b, row in enumerate(rows):
             for segment, which in enumerate(row, start=1):
-                np.testing.assert_allclose(logits[b][layout.segment[b] == segment], wanted[which], atol=1e-5)
+                np.testing.assert_allclose(
+                    logits[b][layout.segment[b] == segment], wanted[which], atol=1e-5
+                )
 
 
 def test_patches_merge_along_their_tubes(params):
     """Two equal frames leave one token a grid position."""
     parts, frames = examples()[0]
     patches, layout = rows_of([(parts, frames[[0, 0]])])
-    out = jax.jit(lambda *inputs: Elva(CONFIG).apply({"params": params}, *inputs, merging=True))(patches, layout)
+    out = jax.jit(lambda *inputs: Elva(CONFIG).apply({"params": params}, *inputs, merging=True))(
+        patches, layout
+    )
     assert int((out.layout.kind == Kind.PATCH).sum()) == 9
     assert int((out.layout.kind != Kind.PAD).sum()) == 9 + 5
 
@@ -137,13 +180,23 @@ def test_unpatchify_is_the_way_back():
 def test_pieces_of_frames_are_refused(params):
     patches, layout = rows_of([examples()[0]])
     with pytest.raises(LayoutError, match="35 patches are not whole frames of 9"):
-        jax.eval_shape(lambda *inputs: Elva(CONFIG).apply({"params": params}, *inputs), patches[:, :35], layout)
+        jax.eval_shape(
+            lambda *inputs: Elva(CONFIG).apply({"params": params}, *inputs), patches[:, :35], layout
+        )
 
 
 def test_config_from_dict_reads_the_teacher():
-    c = base.base()
+    c = schema.base()
     c.model.update(patch_embed="encoder", patch_size=8)
-    c.teacher.update(image_size=25, patch_size=8, hidden_size=12, intermediate_size=16, num_layers=3, num_heads=2, text_layers=2)
+    c.teacher.update(
+        image_size=25,
+        patch_size=8,
+        hidden_size=12,
+        intermediate_size=16,
+        num_layers=3,
+        num_heads=2,
+        text_layers=2,
+    )
     made = config_from_dict(c.model, c.teacher)
     assert made.tower == TOWER
     assert made.frame_patches == 9

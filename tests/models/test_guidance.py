@@ -13,7 +13,10 @@ from elva_jax.parallel.sharding import check_collisions
 
 def test_two_separate_linear_heads_and_the_temperature():
     rng = np.random.default_rng(0)
-    hidden, frames = rng.normal(size=(2, 9, 6)).astype(np.float32), rng.normal(size=(2, 3, 6)).astype(np.float32)
+    hidden, frames = (
+        rng.normal(size=(2, 9, 6)).astype(np.float32),
+        rng.normal(size=(2, 3, 6)).astype(np.float32),
+    )
     boxed = GuidanceHeads(5, temperature=0.2).init(jax.random.key(0), hidden, frames)
     variables = nn.meta.unbox(boxed)
     params = variables["params"]
@@ -23,8 +26,12 @@ def test_two_separate_linear_heads_and_the_temperature():
         "log_temperature": (),
     }
     out = GuidanceHeads(5).apply(variables, hidden, frames)
-    np.testing.assert_allclose(out.tube, hidden @ np.asarray(params["tube"]["kernel"]), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(out.frame, frames @ np.asarray(params["frame"]["kernel"]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        out.tube, hidden @ np.asarray(params["tube"]["kernel"]), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        out.frame, frames @ np.asarray(params["frame"]["kernel"]), rtol=1e-5, atol=1e-6
+    )
     assert math.isclose(out.log_temperature, math.log(0.2), rel_tol=1e-6)
     for head in ("tube", "frame"):
         check_collisions(boxed["params"][head]["kernel"].names, head)

@@ -26,10 +26,14 @@ def make(kind="video", heads=1, seed=0):
     """The module and random parameters at a scale where attention is far from uniform."""
     module = PatchEmbed(PatchEmbedConfig(SIZE, WIDTH, kind, heads), FEATURES)
     layout = batch(build_layout([Clip([(1, 1)])]))
-    params = nn.unbox(module.init(jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout))
+    params = nn.unbox(
+        module.init(jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout)
+    )
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    return module, jax.tree.unflatten(tree, [jnp.asarray(rng.normal(0, 0.7, leaf.shape), jnp.float32) for leaf in leaves])
+    return module, jax.tree.unflatten(
+        tree, [jnp.asarray(rng.normal(0, 0.7, leaf.shape), jnp.float32) for leaf in leaves]
+    )
 
 
 def random_patches(rows, seed=0):
@@ -48,7 +52,11 @@ def loop(params, patches, grids, heads):
         out = []
         for h in range(heads):
             part = slice(h * WIDTH // heads, (h + 1) * WIDTH // heads)
-            q, k, v = (query @ p["q_kernel"])[part], (keys @ p["k_kernel"])[:, part], (keys @ p["v_kernel"])[:, part]
+            q, k, v = (
+                (query @ p["q_kernel"])[part],
+                (keys @ p["k_kernel"])[:, part],
+                (keys @ p["v_kernel"])[:, part],
+            )
             score = np.exp(k @ q / np.sqrt(WIDTH / heads))
             out.append(score @ v / score.sum())
         return query + np.concatenate(out)
@@ -70,7 +78,9 @@ def test_equals_a_loop_over_frames_and_rows(kind, heads):
 
     @given(grids=grids, before=st.integers(1, 3), seed=st.integers(0, 99))
     def check(grids, before, seed):
-        layout = batch(pack([build_layout([Text(range(before)), Clip(grids), Text([1, 2])])], LENGTH))
+        layout = batch(
+            pack([build_layout([Text(range(before)), Clip(grids), Text([1, 2])])], LENGTH)
+        )
         patches = random_patches(PATCHES, seed)
         out = apply(params, patches[None], layout)[0]
         visual = np.isin(layout.kind[0], (Kind.FRAME, Kind.PATCH, Kind.LINE))
@@ -95,14 +105,18 @@ def test_other_frames_examples_and_padding_change_no_token():
     alone = tokens(one, parts=(first, second))[: one.length]
     other = tokens(one, parts=(first, 255 - second))[: one.length]
     np.testing.assert_allclose(other[:9], alone[:9], atol=1e-6)
-    assert np.abs(other[9] - alone[9]).max() > 1e-3, "the second frame's <FRAME> sees the second frame's patches"
+    assert np.abs(other[9] - alone[9]).max() > 1e-3, (
+        "the second frame's <FRAME> sees the second frame's patches"
+    )
     packed = tokens(two, one, parts=(third, first, second))[two.length : two.length + one.length]
     np.testing.assert_allclose(packed, alone, atol=1e-6)
 
 
 def test_gradients_are_finite_and_do_not_reach_unused_patches():
     module, params = make()
-    layout = batch(pack([build_layout([Clip([(2, 2), (1, 3)])])], 16), pack([build_layout([Text([1, 2])])], 16))
+    layout = batch(
+        pack([build_layout([Clip([(2, 2), (1, 3)])])], 16), pack([build_layout([Text([1, 2])])], 16)
+    )
     patches = np.stack([random_patches(9), random_patches(9, 1)])
 
     def loss(params, patches):
@@ -122,4 +136,6 @@ def test_bad_settings_are_refused():
         (PatchEmbedConfig(SIZE, WIDTH, num_heads=3), "patch_heads: 3"),
     ):
         with pytest.raises(ConfigError, match=message):
-            PatchEmbed(config, FEATURES).init(jax.random.key(0), np.zeros((1, 1, 12), np.uint8), layout)
+            PatchEmbed(config, FEATURES).init(
+                jax.random.key(0), np.zeros((1, 1, 12), np.uint8), layout
+            )

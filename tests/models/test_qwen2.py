@@ -12,8 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import DecoderConfig, RopeScaling
+from elva_jax.models.config import DecoderConfig
 from elva_jax.models.qwen2 import REMAT_POLICIES, Qwen2
+from elva_jax.ops.rope import RopeScaling
 
 BASE = DecoderConfig(
     vocab_size=83,
@@ -31,10 +32,18 @@ BASE = DecoderConfig(
 def torch_model(config: DecoderConfig):
     """The same model in PyTorch with random weights, norms and biases too."""
     scaling = config.rope_scaling
-    parameters = {"rope_type": scaling.kind, "rope_theta": config.rope_theta, "factor": scaling.factor}
+    parameters = {
+        "rope_type": scaling.kind,
+        "rope_theta": config.rope_theta,
+        "factor": scaling.factor,
+    }
     if scaling.kind == "yarn":
         parameters["original_max_position_embeddings"] = scaling.original_max_position
-    kind = (Qwen2Config, Qwen2ForCausalLM) if config.attention_bias else (LlamaConfig, LlamaForCausalLM)
+    kind = (
+        (Qwen2Config, Qwen2ForCausalLM)
+        if config.attention_bias
+        else (LlamaConfig, LlamaForCausalLM)
+    )
     torch.manual_seed(0)
     model = kind[1](
         kind[0](
@@ -47,7 +56,9 @@ def torch_model(config: DecoderConfig):
             head_dim=config.head_dim,
             rms_norm_eps=config.rms_norm_eps,
             tie_word_embeddings=config.tie_embeddings,
-            max_position_embeddings=scaling.original_max_position if scaling.kind != "default" else config.max_position,
+            max_position_embeddings=scaling.original_max_position
+            if scaling.kind != "default"
+            else config.max_position,
             rope_parameters=parameters,
             attn_implementation="eager",
         )
@@ -65,13 +76,20 @@ def from_torch(model, config: DecoderConfig):
     def stack(pattern):
         return np.stack([state[f"model.layers.{i}.{pattern}"] for i in range(config.num_layers)])
 
-    layers = {name: {"scale": stack(f"{name}.weight")} for name in ("input_layernorm", "post_attention_layernorm")}
+    layers = {
+        name: {"scale": stack(f"{name}.weight")}
+        for name in ("input_layernorm", "post_attention_layernorm")
+    }
     for group, names in (("self_attn", "qkvo"), ("mlp", ("gate", "up", "down"))):
         for name in names:
             layers[f"{name}_proj"] = {"kernel": stack(f"{group}.{name}_proj.weight").swapaxes(1, 2)}
             if config.attention_bias and name in "qkv":
                 layers[f"{name}_proj"]["bias"] = stack(f"{group}.{name}_proj.bias")
-    params = {"embed_tokens": state["model.embed_tokens.weight"], "layers": layers, "norm": {"scale": state["model.norm.weight"]}}
+    params = {
+        "embed_tokens": state["model.embed_tokens.weight"],
+        "layers": layers,
+        "norm": {"scale": state["model.norm.weight"]},
+    }
     if not config.tie_embeddings:
         params["lm_head"] = state["lm_head.weight"].T
     return {"params": params}
@@ -88,7 +106,9 @@ def random_params(model, seed=0):
     params = nn.unbox(jax.jit(model.init)(jax.random.key(seed), one, one, one))
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves])
+    return jax.tree.unflatten(
+        tree, [leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves]
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,10 +134,14 @@ def test_logits_equal_transformers(change):
     ours = Qwen2(config)
     params = from_torch(theirs, config)
     position = np.broadcast_to(np.arange(40), tokens.shape)
-    got = jax.jit(lambda p: ours.apply(p, tokens, position, np.ones_like(tokens), rope_length=40))(params)
+    got = jax.jit(lambda p: ours.apply(p, tokens, position, np.ones_like(tokens), rope_length=40))(
+        params
+    )
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=1e-4)
-    shapes = jax.eval_shape(lambda: nn.unbox(ours.init(jax.random.key(0), tokens, position, np.ones_like(tokens))))
+    shapes = jax.eval_shape(
+        lambda: nn.unbox(ours.init(jax.random.key(0), tokens, position, np.ones_like(tokens)))
+    )
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
 
@@ -133,7 +157,9 @@ def test_packed_rows_equal_separate_rows():
     packed = apply(params, tokens, position, segment)[0]
     start = 0
     for part in parts:
-        alone = apply(params, part[None], np.arange(len(part))[None], np.ones((1, len(part)), int))[0]
+        alone = apply(params, part[None], np.arange(len(part))[None], np.ones((1, len(part)), int))[
+            0
+        ]
         np.testing.assert_allclose(packed[start : start + len(part)], alone, atol=1e-5)
         start += len(part)
 
@@ -164,7 +190,11 @@ def test_remat_policies_change_no_gradient(num_layers, policies):
     params = random_params(Qwen2(config))
 
     def gradient(remat):
-        loss = jax.jit(jax.grad(lambda p: jnp.sum(Qwen2(config, remat=remat).apply(p, tokens, position, ones) ** 2)))
+        loss = jax.jit(
+            jax.grad(
+                lambda p: jnp.sum(Qwen2(config, remat=remat).apply(p, tokens, position, ones) ** 2)
+            )
+        )
         return jax.tree.leaves(loss(params))
 
     expected = gradient("none")
@@ -206,9 +236,14 @@ def test_every_parameter_names_its_axes():
     one = jnp.ones((1, 1), int)
     boxed = Qwen2(BASE).init(jax.random.key(0), one, one, one)["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    assert all(isinstance(leaf, nn.LogicallyPartitioned) and len(leaf.names) == leaf.value.ndim for leaf in leaves)
+    assert all(
+        isinstance(leaf, nn.LogicallyPartitioned) and len(leaf.names) == leaf.value.ndim
+        for leaf in leaves
+    )
     assert boxed["layers"]["q_proj"]["kernel"].names == ("layers", "embed", "heads")
     assert boxed["embed_tokens"].names == ("vocab", "embed")
     first, second = boxed["layers"]["up_proj"]["kernel"].value[:2]
     assert not np.allclose(first, second), "layers must start from different random numbers"
-    assert float(jnp.std(boxed["layers"]["up_proj"]["kernel"].value)) == pytest.approx(0.02, rel=0.05)
+    assert float(jnp.std(boxed["layers"]["up_proj"]["kernel"].value)) == pytest.approx(
+        0.02, rel=0.05
+    )

@@ -15,25 +15,35 @@ from elva_jax.ops import attention
 
 def random_inputs(batch, length, heads, kv_heads, width, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = [(batch, length, heads, width), (batch, length, kv_heads, width), (batch, length, kv_heads, width)]
+    shapes = [
+        (batch, length, heads, width),
+        (batch, length, kv_heads, width),
+        (batch, length, kv_heads, width),
+    ]
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
 def reference(q, k, v, mask):
     """PyTorch's attention on [B, S, heads, width], with float64 inside."""
     q, k, v = (torch.tensor(x, dtype=torch.float64).transpose(1, 2) for x in (q, k, v))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=torch.tensor(mask)[:, None], enable_gqa=True)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=torch.tensor(mask)[:, None], enable_gqa=True
+    )
     return out.transpose(1, 2).numpy()
 
 
 SEGMENTS = {
     "one": lambda s: np.ones(s, int),
-    "three and padding": lambda s: np.repeat([1, 2, 3, 0], [s // 2, s // 8, s // 4, s - s // 2 - s // 8 - s // 4]),
+    "three and padding": lambda s: np.repeat(
+        [1, 2, 3, 0], [s // 2, s // 8, s // 4, s - s // 2 - s // 8 - s // 4]
+    ),
     "padding alone": lambda s: np.zeros(s, int),
 }
 
 
-@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(9, 4, 2), (64, 3, 3), (150, 6, 1), (1100, 2, 1)])
+@pytest.mark.parametrize(
+    ("length", "heads", "kv_heads"), [(9, 4, 2), (64, 3, 3), (150, 6, 1), (1100, 2, 1)]
+)
 @pytest.mark.parametrize("kind", list(SEGMENTS))
 def test_packed_attention_equals_pytorch(kind, length, heads, kv_heads):
     q, k, v = random_inputs(2, length, heads, kv_heads, 8)
@@ -63,15 +73,23 @@ def test_gradients_equal_pytorch(length):
     mask = (segment[:, :, None] == segment[:, None]) & np.tril(np.ones((length, length), bool))
     tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (q, k, v)]
     tq, tk, tv = (x.transpose(1, 2) for x in tensors)
-    torch.nn.functional.scaled_dot_product_attention(tq, tk, tv, torch.tensor(mask)[:, None], enable_gqa=True).pow(2).sum().backward()
-    got = jax.jit(jax.grad(lambda *x: jnp.sum(attention.packed_attention(*x, segment) ** 2), argnums=(0, 1, 2)))(q, k, v)
+    torch.nn.functional.scaled_dot_product_attention(
+        tq, tk, tv, torch.tensor(mask)[:, None], enable_gqa=True
+    ).pow(2).sum().backward()
+    got = jax.jit(
+        jax.grad(
+            lambda *x: jnp.sum(attention.packed_attention(*x, segment) ** 2), argnums=(0, 1, 2)
+        )
+    )(q, k, v)
     for x, y in zip(got, tensors, strict=True):
         np.testing.assert_allclose(x, y.grad.numpy(), atol=2e-5)
 
 
 def test_large_scores_stay_finite():
     q, k, v = random_inputs(1, 12, 2, 2, 4)
-    out, grad = jax.value_and_grad(lambda q: jnp.sum(attention.packed_attention(q, 1e4 * k, v, np.zeros((1, 12), int))))(1e4 * q)
+    out, grad = jax.value_and_grad(
+        lambda q: jnp.sum(attention.packed_attention(q, 1e4 * k, v, np.zeros((1, 12), int)))
+    )(1e4 * q)
     assert np.isfinite(out)
     assert np.isfinite(grad).all()
 
@@ -92,12 +110,20 @@ def test_the_choice_says_why():
 def test_cudnn_takes_whole_sequences_alone(monkeypatch):
     monkeypatch.setattr(attention, "_cudnn_obstacle", lambda q: "")
     assert attention.chosen_for(4, 64, "bfloat16", "auto").name == "cudnn"
-    assert str(attention.chosen_for(4, 64, "bfloat16", "auto", 2)) == "xla (cudnn needs whole sequences, which mesh.context = 2 splits)"
-    with pytest.raises(ConfigError, match=r"cudnn needs whole sequences, which mesh\.context = 2 splits; use auto or xla"):
+    assert (
+        str(attention.chosen_for(4, 64, "bfloat16", "auto", 2))
+        == "xla (cudnn needs whole sequences, which mesh.context = 2 splits)"
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"cudnn needs whole sequences, which mesh\.context = 2 splits; use auto or xla",
+    ):
         attention.chosen_for(4, 64, "bfloat16", "cudnn", 2)
 
 
-@pytest.mark.parametrize(("single", "call"), [(True, "__cudnn$fmhaSoftmax"), (False, "__cudnn$fmhaScaleBiasSoftmax")])
+@pytest.mark.parametrize(
+    ("single", "call"), [(True, "__cudnn$fmhaSoftmax"), (False, "__cudnn$fmhaScaleBiasSoftmax")]
+)
 def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
     """Without a GPU: the program for one, which holds cuDNN's fused kernels; a single example needs no mask, packed ones have theirs.
 
@@ -111,9 +137,15 @@ def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
     segment = jax.ShapeDtypeStruct((2, 256), jnp.int32)
 
     def loss(q, k, v, segment):
-        return jnp.sum(attention.packed_attention(q, k, v, segment, single=single).astype(jnp.float32))
+        return jnp.sum(
+            attention.packed_attention(q, k, v, segment, single=single).astype(jnp.float32)
+        )
 
-    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in (call, f"{call}Backward")]
-    text = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=allowed)(q, kv, kv, segment).mlir_module()
+    allowed = [
+        jax.export.DisabledSafetyCheck.custom_call(name) for name in (call, f"{call}Backward")
+    ]
+    text = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=allowed)(
+        q, kv, kv, segment
+    ).mlir_module()
     assert f"@{call}(" in text
     assert f"@{call}Backward(" in text

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import MergeLayer
-from elva_jax.ops.merging import compose, merge
+from elva_jax.ops.merging import MergeLayer, compose, merge
+from elva_jax.video.hybrid import choose_high
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, count, pack
-from elva_jax.video.resolution import choose_high
 
 S, D = 96, 4
 GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -37,7 +36,9 @@ def rows(draw):
     layouts, left = [], S
     for _ in range(draw(st.integers(1, 3))):
         parts = [
-            part for _ in range(draw(st.integers(1, 2))) for part in clip(draw(st.lists(st.sampled_from(GRIDS), min_size=1, max_size=7)))
+            part
+            for _ in range(draw(st.integers(1, 2)))
+            for part in clip(draw(st.lists(st.sampled_from(GRIDS), min_size=1, max_size=7)))
         ]
         layout = build_layout(parts)
         if layout.length <= left:
@@ -49,7 +50,9 @@ def rows(draw):
 def features(seed, length=S):
     """Small integers: dot products are exact, so equal similarities are exactly equal in NumPy and XLA, and there are many."""
     rng = np.random.default_rng(seed)
-    return rng.integers(-1, 3, (length, D)).astype(np.float32), rng.integers(1, 6, length).astype(np.float32)
+    return rng.integers(-1, 3, (length, D)).astype(np.float32), rng.integers(1, 6, length).astype(
+        np.float32
+    )
 
 
 def cosine(a, b):
@@ -63,7 +66,9 @@ def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
     follower = {}
     for i in range(len(x)):
         if mergeable[i]:
-            later = [j for j in range(i + 1, len(x)) if mergeable[j] and layout.tube[j] == layout.tube[i]]
+            later = [
+                j for j in range(i + 1, len(x)) if mergeable[j] and layout.tube[j] == layout.tube[i]
+            ]
             if later:
                 follower[i] = later[0]
     score = {i: cosine(x[i], x[j]) for i, j in follower.items()}
@@ -110,7 +115,12 @@ rules = st.sampled_from(RULES)
 BUCKET = 48
 
 
-@given(rows(), st.integers(0, 10**6), rules, st.sampled_from([(False, None), (False, BUCKET), (True, BUCKET)]))
+@given(
+    rows(),
+    st.integers(0, 10**6),
+    rules,
+    st.sampled_from([(False, None), (False, BUCKET), (True, BUCKET)]),
+)
 def test_equals_the_plain_reading(layouts, seed, rule, options):
     merge_lines, bucket = options
     layout = pack(layouts, S)
@@ -127,9 +137,14 @@ def test_equals_the_plain_reading(layouts, seed, rule, options):
     assert got.stats.overflow == 0
     assert got.stats.survivors == len(kept)
     assert got.x.shape == (capacity, D)
-    means = [np.average(x[group].astype(np.float64), axis=0, weights=size[group]) for group in groups.values()]
+    means = [
+        np.average(x[group].astype(np.float64), axis=0, weights=size[group])
+        for group in groups.values()
+    ]
     np.testing.assert_allclose(got.x[: len(kept)], means, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(got.size[: len(kept)], [size[group].sum() for group in groups.values()])
+    np.testing.assert_array_equal(
+        got.size[: len(kept)], [size[group].sum() for group in groups.values()]
+    )
     for name, field in layout._asdict().items():
         behind = -1 if name in ("patch_index", "frame", "row", "tube", "cell") else 0
         new = getattr(got.layout, name)
@@ -171,15 +186,21 @@ def test_identity_bit_for_bit_when_nothing_is_similar(dtype):
 def test_static_video_leaves_one_token_a_tube(policy, merge_lines):
     frames, grid = 9, (2, 2)
     layout = pack([build_layout(clip([grid] * frames))], S)
-    tube_features = np.random.default_rng(0).normal(size=(layout.tube.max() + 2, D)).astype(np.float32)
+    tube_features = (
+        np.random.default_rng(0).normal(size=(layout.tube.max() + 2, D)).astype(np.float32)
+    )
     x = tube_features[layout.tube]
-    got = run(x, layout, np.ones(S, np.float32), MergeLayer(0, policy, 0.6, 0.7), merge_lines=merge_lines)
+    got = run(
+        x, layout, np.ones(S, np.float32), MergeLayer(0, policy, 0.6, 0.7), merge_lines=merge_lines
+    )
     patches = got.layout.kind == Kind.PATCH
     lines = got.layout.kind == Kind.LINE
     assert patches.sum() == 4
     assert lines.sum() == (2 if merge_lines else 2 * frames)
     assert (got.size[patches] == frames).all()
-    assert (got.layout.frame[patches] == frames - 1).all()  # each stands at the last member of its run
+    assert (
+        got.layout.frame[patches] == frames - 1
+    ).all()  # each stands at the last member of its run
     assert (got.layout.kind == Kind.FRAME).sum() == frames
     np.testing.assert_allclose(got.x[patches], tube_features[got.layout.tube[patches]], rtol=1e-6)
 
@@ -189,10 +210,17 @@ def test_a_static_video_at_two_resolutions_merges_each_apart(policy):
     """Hybrid resolution: high frames join high ones and low ones low ones, whatever stands between them."""
     is_high = choose_high(4, 3, policy)
     layout = pack([build_layout(clip([(2, 2) if high else (1, 2) for high in is_high]))], S)
-    x = np.random.default_rng(0).normal(size=(layout.tube.max() + 2, D)).astype(np.float32)[layout.tube]
+    x = (
+        np.random.default_rng(0)
+        .normal(size=(layout.tube.max() + 2, D))
+        .astype(np.float32)[layout.tube]
+    )
     got = run(x, layout, np.ones(S, np.float32), MergeLayer(0, "threshold", 0.6), merge_lines=False)
     patches = got.layout.kind == Kind.PATCH
-    ends = [(int(np.flatnonzero(is_high == high)[-1]), count) for high, count in ((True, 4.0), (False, 3.0))]
+    ends = [
+        (int(np.flatnonzero(is_high == high)[-1]), count)
+        for high, count in ((True, 4.0), (False, 3.0))
+    ]
     tokens = list(zip(got.layout.frame[patches].tolist(), got.size[patches].tolist(), strict=True))
     assert tokens == sorted([ends[0]] * 4 + [ends[1]] * 2)
     assert (got.layout.kind == Kind.FRAME).sum() == 7
@@ -217,10 +245,16 @@ def test_permuting_tubes_changes_nothing(layouts, seed, rule, random):
     layout = pack(layouts, S)
     names = list(range(int(layout.tube.max()) + 1))
     random.shuffle(names)
-    renamed = layout._replace(tube=np.where(layout.tube >= 0, np.asarray(names)[layout.tube], -1).astype(np.int32))
+    renamed = layout._replace(
+        tube=np.where(layout.tube >= 0, np.asarray(names)[layout.tube], -1).astype(np.int32)
+    )
     x, size = features(seed)
     a, b = run(x, layout, size, rule, bucket=BUCKET), run(x, renamed, size, rule, bucket=BUCKET)
-    for got, want in zip(jax.tree.leaves(b._replace(layout=None)), jax.tree.leaves(a._replace(layout=None)), strict=True):
+    for got, want in zip(
+        jax.tree.leaves(b._replace(layout=None)),
+        jax.tree.leaves(a._replace(layout=None)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(a.layout.position, b.layout.position)
 
@@ -255,7 +289,11 @@ def test_a_bucket_that_holds_never_changes_the_result(layouts, seed, rule):
             continue
         got = run(x, layout, size, rule, bucket=bucket)
         n = int(free.stats.survivors)
-        for a, b in zip(jax.tree.leaves((got.x, got.layout, got.size)), jax.tree.leaves((free.x, free.layout, free.size)), strict=True):
+        for a, b in zip(
+            jax.tree.leaves((got.x, got.layout, got.size)),
+            jax.tree.leaves((free.x, free.layout, free.size)),
+            strict=True,
+        ):
             assert a.shape[0] == bucket
             np.testing.assert_array_equal(a[:n], b[:n])
         np.testing.assert_array_equal(got.survivor, free.survivor)
@@ -266,7 +304,9 @@ def test_a_bucket_that_holds_never_changes_the_result(layouts, seed, rule):
 def test_forced_merges_are_counted_and_the_floor_always_fits():
     never = MergeLayer(0, "threshold", 0.6)
     for words in (0, 3, 4):  # with 4 the floor is the bucket exactly
-        example = build_layout([Text([5] * words), *clip([(2, 2)] * 12)] if words else clip([(2, 2)] * 12))
+        example = build_layout(
+            [Text([5] * words), *clip([(2, 2)] * 12)] if words else clip([(2, 2)] * 12)
+        )
         assert count(example).floor == BUCKET - 4 + words
         layout = pack([example], S)
         x = unlike_neighbours(layout)
@@ -300,18 +340,30 @@ def test_survivors_never_look_ahead(layouts, seed, cut):
     a, b = run(x, layout, size, rule), run(future, layout, size, rule)
     held = []
     for merged in (a, b):
-        position, segment, n = merged.layout.position, merged.layout.segment, int(merged.stats.survivors)
+        position, segment, n = (
+            merged.layout.position,
+            merged.layout.segment,
+            int(merged.stats.survivors),
+        )
         held.append({(int(segment[i]), int(position[i])): merged.x[i] for i in range(n)})
     old = {(int(layout.segment[i]), int(layout.position[i])) for i in range(cut + 1)}
     common = old & held[0].keys() & held[1].keys()
     for key in common:
         np.testing.assert_array_equal(held[0][key], held[1][key])
-    text = {(int(layout.segment[i]), int(layout.position[i])) for i in range(cut + 1) if layout.kind[i] in (Kind.TEXT, Kind.FRAME)}
+    text = {
+        (int(layout.segment[i]), int(layout.position[i]))
+        for i in range(cut + 1)
+        if layout.kind[i] in (Kind.TEXT, Kind.FRAME)
+    }
     assert text <= common
 
     gradient = jacobian(x, layout, size)
     reach = np.abs(np.asarray(gradient)).sum(-1) > 0
-    place = {(int(layout.segment[i]), int(layout.position[i])): i for i in range(S) if layout.kind[i] != Kind.PAD}
+    place = {
+        (int(layout.segment[i]), int(layout.position[i])): i
+        for i in range(S)
+        if layout.kind[i] != Kind.PAD
+    }
     for new, key in enumerate(held[0]):
         assert not reach[new, place[key] + 1 :].any()
 
@@ -340,7 +392,10 @@ def test_gradient_equals_finite_differences_and_the_weights():
         np.testing.assert_allclose(difference, gradient[i, j], atol=2e-3)
 
 
-@pytest.mark.parametrize(("ratio", "frames", "left"), [(0.1, 30, 3), (0.29, 25, 8), (1 / 3, 9, 3), (1.0, 5, 5), (0.0, 6, 1)])
+@pytest.mark.parametrize(
+    ("ratio", "frames", "left"),
+    [(0.1, 30, 3), (0.29, 25, 8), (1 / 3, 9, 3), (1.0, 5, 5), (0.0, 6, 1)],
+)
 def test_ratio_is_an_exact_ceiling_above_the_floor(ratio, frames, left):
     layout = pack([build_layout([Clip([(1, 1)] * frames)])], S)
     got = run(features(0)[0], layout, np.ones(S, np.float32), MergeLayer(0, "ratio", 0.6, ratio))
@@ -349,12 +404,7 @@ def test_ratio_is_an_exact_ceiling_above_the_floor(ratio, frames, left):
 
 @pytest.mark.parametrize(
     ("ratio", "windows"),
-    [
-        (0.75, [2, 1, 1, 2, 1, 1]),
-        (0.5, [2, 2, 2, 2]),
-        (1 / 3, [3, 3, 2]),
-        (0.12, [8]),
-    ],
+    [(0.75, [2, 1, 1, 2, 1, 1]), (0.5, [2, 2, 2, 2]), (1 / 3, [3, 3, 2]), (0.12, [8])],
 )
 def test_pool_is_a_plain_average_over_time(ratio, windows):
     frames = 8
@@ -402,7 +452,13 @@ def test_refuses_what_cannot_work(rule, bucket):
         merge(np.ones((3, D), np.float32), layout, np.ones(3, np.float32), rule, bucket=bucket)
 
 
-LAYERS = st.lists(st.tuples(st.sampled_from(["threshold", "ratio", "both", "pool"]), st.sampled_from([0.1, 0.34, 0.5, 0.9])), max_size=3)
+LAYERS = st.lists(
+    st.tuples(
+        st.sampled_from(["threshold", "ratio", "both", "pool"]),
+        st.sampled_from([0.1, 0.34, 0.5, 0.9]),
+    ),
+    max_size=3,
+)
 
 
 @given(rows(), LAYERS, st.integers(0, 99))

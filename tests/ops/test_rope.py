@@ -9,8 +9,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import RopeScaling
 from elva_jax.ops import rope
+from elva_jax.ops.rope import RopeScaling
 
 
 @pytest.mark.parametrize("seq_len", [16, 300])
@@ -28,7 +28,11 @@ from elva_jax.ops import rope
 def test_frequencies_equal_transformers(scaling, head_dim, seq_len):
     parameters = {"rope_type": scaling.kind, "rope_theta": 10_000.0, "factor": scaling.factor}
     if scaling.kind == "yarn":
-        parameters |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "attention_factor": scaling.attention_factor}
+        parameters |= {
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.attention_factor,
+        }
         parameters["original_max_position_embeddings"] = scaling.original_max_position
     config = Qwen2Config(
         hidden_size=4 * head_dim,
@@ -51,7 +55,9 @@ def test_rotation_equals_transformers():
     cos, sin = rope.cos_sin(jnp.asarray(position), frequency)
     angle = torch.tensor(position)[..., None] * torch.tensor(frequency)
     angle = torch.cat([angle, angle], -1)
-    expected = apply_rotary_pos_emb(torch.tensor(q), torch.tensor(k), angle.cos(), angle.sin(), unsqueeze_dim=2)
+    expected = apply_rotary_pos_emb(
+        torch.tensor(q), torch.tensor(k), angle.cos(), angle.sin(), unsqueeze_dim=2
+    )
     for x, y in zip((q, k), expected, strict=True):
         np.testing.assert_allclose(rope.rotate(jnp.asarray(x), cos, sin), y.numpy(), atol=1e-4)
 

@@ -23,5 +23,7 @@ def test_gradient_is_that_of_softmax_and_finite_beside_empty_segments():
     score = np.array([[1.0], [500.0], [-500.0], [2.0]], np.float32)
     weight = np.array([[1.0], [2.0], [3.0], [4.0]], np.float32)
     got = jax.grad(lambda s: (segment_softmax(s, np.array([0, 4, 4, 0]), 6) * weight).sum())(score)
-    expected = jax.grad(lambda s: (jax.nn.softmax(s[np.array([0, 3])], 0) * weight[np.array([0, 3])]).sum())(score)
+    expected = jax.grad(
+        lambda s: (jax.nn.softmax(s[np.array([0, 3])], 0) * weight[np.array([0, 3])]).sum()
+    )(score)
     np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -15,7 +15,9 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_run():
     """The module tests/training/tiny_run.py."""
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "training" / "tiny_run.py")))
+    return SimpleNamespace(
+        **runpy.run_path(str(Path(__file__).parents[1] / "training" / "tiny_run.py"))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +27,32 @@ def compare(tmp_path_factory):
 
     def run(cases, devices, processes=1):
         environment = fake(devices)
-        command = [sys.executable, str(Path(__file__).with_name("equality.py")), *cases, "--folder", str(folder)]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("equality.py")),
+            *cases,
+            "--folder",
+            str(folder),
+        ]
         if processes > 1:
-            command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(processes)]
+            command += [
+                "--coordinator",
+                f"127.0.0.1:{free_port()}",
+                "--num-processes",
+                str(processes),
+            ]
         started = []
         for index in range(processes):
             extra = ["--process-id", str(index)] if processes > 1 else []
-            started.append(subprocess.Popen([*command, *extra], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+            started.append(
+                subprocess.Popen(
+                    [*command, *extra],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
         results = []
         for process in started:
             output, errors = process.communicate(timeout=400)
@@ -49,7 +70,9 @@ def on_eight_devices():
 
     def run(name):
         command = [sys.executable, str(Path(__file__).with_name(name))]
-        done = subprocess.run(command, env=fake(8), capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, env=fake(8), capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 

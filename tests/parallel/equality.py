@@ -19,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from elva_jax.parallel import processes
+from elva_jax.models.build import teacher_config
+from elva_jax.models.towers.siglip import SiglipVision
+from elva_jax.parallel import distributed
 from elva_jax.parallel.mesh import AXES, describe, make_mesh, shard_batch
 from elva_jax.parallel.sharding import activation_rules, on_mesh, parameter_shardings
 from elva_jax.parallel.zero import make_zero
+from elva_jax.tasks.objective import make_objective
 from elva_jax.training import step
-from elva_jax.training.objective import SiglipVision, make_objective, teacher_config
-from elva_jax.training.optimizer import path_name
+from elva_jax.utils.trees import key_path
 
 tree_leaves = jax.tree_util.tree_leaves_with_path
 STAGES = ("image", "video", "sft")
@@ -50,7 +52,9 @@ def matrix(devices: int, inner: int) -> list[str]:
 
 def toy(stage: str):
     """Configuration, objective and a batch of packed rows; stage 3 merges into a bucket."""
-    tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "training" / "tiny_run.py")))
+    tiny = SimpleNamespace(
+        **runpy.run_path(str(Path(__file__).parents[1] / "training" / "tiny_run.py"))
+    )
     config = tiny.get_config()
     config.stages[stage].batch_size = ROWS
     if stage == "sft":
@@ -67,11 +71,19 @@ def weights(stage: str):
     rng = np.random.default_rng(0)
 
     def drawn(path, leaf):
-        name = path_name(path)
-        middle = 1.0 if name.endswith("scale") else np.log(0.1) if name.endswith("log_temperature") else 0.0
+        name = key_path(path)
+        middle = (
+            1.0
+            if name.endswith("scale")
+            else np.log(0.1)
+            if name.endswith("log_temperature")
+            else 0.0
+        )
         return (middle + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
-    tower = jax.eval_shape(SiglipVision(teacher_config(config)).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    tower = jax.eval_shape(
+        SiglipVision(teacher_config(config)).init, jax.random.key(0), jnp.zeros((1, side, side, 3))
+    )
     shapes = (jax.eval_shape(objective.init, jax.random.key(0)), {"teacher": tower["params"]})
     return jax.tree_util.tree_map_with_path(drawn, nn.meta.unbox(shapes))
 
@@ -82,7 +94,10 @@ def alone(stage: str, accumulate: int, folder: Path | None):
     params, frozen = weights(stage)
     file = folder and folder / f"{stage}-{accumulate}.npz"
     if file is None or not file.exists():
-        program = jax.jit(lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, accumulate)[::2], compiler_options=FAST)
+        program = jax.jit(
+            lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, accumulate)[::2],
+            compiler_options=FAST,
+        )
         loss, grads = jax.device_get(program(params, frozen, batch))
         if file is None:
             return loss, grads
@@ -97,7 +112,9 @@ def alone(stage: str, accumulate: int, folder: Path | None):
 def compare(case: str, folder: Path | None = None) -> dict:
     """Runs one case; what differs is measured on this process's shards alone."""
     stage, _, words = case.partition(":")
-    values = {name: int(value) for name, _, value in (word.partition("=") for word in words.split(","))}
+    values = {
+        name: int(value) for name, _, value in (word.partition("=") for word in words.split(","))
+    }
     config, objective, batch = toy(stage)
     accumulate = values.pop("accumulate", 1)
     config.mesh.update({"data": 1, **values})
@@ -105,16 +122,25 @@ def compare(case: str, folder: Path | None = None) -> dict:
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     shardings = parameter_shardings(boxed, mesh, objective.counts)
     params, frozen = weights(stage)
-    placed = jax.tree.map(lambda leaf, where: jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index]), params, shardings)
+    placed = jax.tree.map(
+        lambda leaf, where: jax.make_array_from_callback(
+            leaf.shape, where, lambda index: leaf[index]
+        ),
+        params,
+        shardings,
+    )
     zero = make_zero(config.mesh.zero, shardings, config.model.dtype)
     rows = ROWS // jax.process_count()
     mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-    program = jax.jit(lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, accumulate, zero)[::2], compiler_options=FAST)
+    program = jax.jit(
+        lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, accumulate, zero)[::2],
+        compiler_options=FAST,
+    )
     inputs = (placed, frozen, shard_batch(jax.tree.map(lambda x: x[mine], batch), mesh))
     with on_mesh(mesh, activation_rules(boxed, mesh, objective.counts)):
         compiled = program.lower(*inputs).compile()
     want_loss, want = alone(stage, accumulate, folder)
-    processes.wait(case)  # compiling takes each its own time
+    distributed.wait(case)  # compiling takes each its own time
     loss, grads = compiled(*inputs)
     where, worst, largest, pinned = "", 0.0, 0.0, True
     leaves = zip(tree_leaves(grads), jax.tree.leaves(want), jax.tree.leaves(shardings), strict=True)
@@ -124,10 +150,21 @@ def compare(case: str, folder: Path | None = None) -> dict:
         for shard in leaf.addressable_shards:
             error = float(np.abs(np.asarray(shard.data) - whole[shard.index]).max())
             if not error <= worst:
-                where, worst = path_name(path), error
+                where, worst = key_path(path), error
     relative = abs(float(loss) - float(want_loss)) / abs(float(want_loss))
-    split = {path_name(path): len({str(piece.index) for piece in leaf.addressable_shards}) for path, leaf in tree_leaves(placed)}
-    return {"case": case, "loss": relative, "worst": worst, "where": where, "largest": largest, "pinned": pinned, "split": split}
+    split = {
+        key_path(path): len({str(piece.index) for piece in leaf.addressable_shards})
+        for path, leaf in tree_leaves(placed)
+    }
+    return {
+        "case": case,
+        "loss": relative,
+        "worst": worst,
+        "where": where,
+        "largest": largest,
+        "pinned": pinned,
+        "split": split,
+    }
 
 
 def main() -> None:
@@ -139,13 +176,24 @@ def main() -> None:
     parser.add_argument("--process-id", type=int, default=0)
     args = parser.parse_args()
     if args.coordinator:
-        processes.start(processes.find({}, args.coordinator, args.num_processes, args.process_id), {"cases": args.cases})
+        distributed.start(
+            distributed.find({}, args.coordinator, args.num_processes, args.process_id),
+            {"cases": args.cases},
+        )
         # Inner axes stay within a process: along data and fsdp processes come one after the other.
-        mesh = make_mesh(ConfigDict({"data": args.num_processes, "fsdp": -1, "context": 1, "tensor": 1}))
+        mesh = make_mesh(
+            ConfigDict({"data": args.num_processes, "fsdp": -1, "context": 1, "tensor": 1})
+        )
         for index, row in enumerate(mesh.devices):
             assert {device.process_index for device in row.flat} == {index}, describe(mesh)
-        assert describe(mesh).endswith(f"data {args.num_processes} (across processes), fsdp {jax.local_device_count()}"), describe(mesh)
-    cases = matrix(jax.device_count(), jax.local_device_count()) if args.cases == ["all"] else args.cases
+        assert describe(mesh).endswith(
+            f"data {args.num_processes} (across processes), fsdp {jax.local_device_count()}"
+        ), describe(mesh)
+    cases = (
+        matrix(jax.device_count(), jax.local_device_count())
+        if args.cases == ["all"]
+        else args.cases
+    )
     for case in cases:
         print(json.dumps(compare(case, args.folder)), flush=True)
 

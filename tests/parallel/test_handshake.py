@@ -23,7 +23,9 @@ def together(calls, port, timeout=20.0):
         except Exception as error:
             raised[place] = error
 
-    threads = [threading.Thread(target=one, args=(place, *call)) for place, call in enumerate(calls)]
+    threads = [
+        threading.Thread(target=one, args=(place, *call)) for place, call in enumerate(calls)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -40,13 +42,25 @@ def test_equal_processes_meet_in_any_order(port):
 @pytest.mark.parametrize(
     ("calls", "message"),
     [
-        ([(0, FACTS, 2), (1, {**FACTS, "code": "abd"}, 2)], "process 1 differs: code: 'abd', in process 0 'abc'"),
         (
-            [(0, FACTS, 2), (1, {"code": "abc", "config": {"seed": 0, "stages": {"sft": {"steps": 5}}}}, 2)],
+            [(0, FACTS, 2), (1, {**FACTS, "code": "abd"}, 2)],
+            "process 1 differs: code: 'abd', in process 0 'abc'",
+        ),
+        (
+            [
+                (0, FACTS, 2),
+                (1, {"code": "abc", "config": {"seed": 0, "stages": {"sft": {"steps": 5}}}}, 2),
+            ],
             "process 1 differs: config.stages.sft.steps: 5, in process 0 4",
         ),
-        ([(0, FACTS, 2), (1, FACTS, 3)], "process 1 differs: number of processes: 3, in process 0 2"),
-        ([(0, FACTS, 3), (1, FACTS, 3), (1, FACTS, 3)], "two processes say that they are process 1"),
+        (
+            [(0, FACTS, 2), (1, FACTS, 3)],
+            "process 1 differs: number of processes: 3, in process 0 2",
+        ),
+        (
+            [(0, FACTS, 3), (1, FACTS, 3), (1, FACTS, 3)],
+            "two processes say that they are process 1",
+        ),
     ],
 )
 def test_a_difference_is_told_to_every_process(calls, message, port):
@@ -65,7 +79,9 @@ def test_who_stays_away_is_named_everywhere(port):
 def test_no_process_0(port):
     (error,) = together([(1, FACTS, 2)], port, timeout=1.0)
     assert isinstance(error, StartError)
-    assert f"process 0 did not answer at 127.0.0.1:{port} within 1 s (Connection refused)" in str(error)
+    assert f"process 0 did not answer at 127.0.0.1:{port} within 1 s (Connection refused)" in str(
+        error
+    )
 
 
 def test_strangers_and_the_dead_do_not_count(port):
@@ -80,11 +96,16 @@ def test_strangers_and_the_dead_do_not_count(port):
 
     thread = threading.Thread(target=host)
     thread.start()
-    for text in (b"GET / HTTP/1.1\r\n\r\n", b'{"index": 1, "facts": {"number of processes": 3, "code": "abc", "config": '):
+    for text in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"index": 1, "facts": {"number of processes": 3, "code": "abc", "config": ',
+    ):
         with reach(port) as stranger:
             stranger.sendall(text + b"\n")
     dead = reach(port)
-    dead.sendall(json.dumps({"index": 1, "facts": {"number of processes": 3, **FACTS}}).encode() + b"\n")
+    dead.sendall(
+        json.dumps({"index": 1, "facts": {"number of processes": 3, **FACTS}}).encode() + b"\n"
+    )
     time.sleep(0.2)
     dead.close()
     assert together([(1, FACTS, 3), (2, FACTS, 3)], port) == [None] * 2

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.errors import ConfigError
+from elva_jax.models.build import vision_tower
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.parallel.sharding import check_collisions, parameter_shardings
+from elva_jax.tasks.objective import make_objective
 from elva_jax.training import loop
-from elva_jax.training.objective import make_objective, vision_tower
-from elva_jax.training.optimizer import path_name
+from elva_jax.utils.trees import key_path
 
 CASES = {  # pieces of a decoder kernel [layers, embed, heads]: fsdp x tensor where four heads, and two key-value heads, divide
     "video:data=2,fsdp=2,tensor=2,zero=2,accumulate=2": 4,
@@ -24,7 +25,9 @@ CASES = {  # pieces of a decoder kernel [layers, embed, heads]: fsdp x tensor wh
 
 def test_collisions_are_refused():
     check_collisions(("layers", "embed", "mlp", None), "some/kernel")
-    with pytest.raises(ConfigError, match=r"some/kernel: logical axes 'heads' and 'mlp' .* mesh axis 'tensor'"):
+    with pytest.raises(
+        ConfigError, match=r"some/kernel: logical axes 'heads' and 'mlp' .* mesh axis 'tensor'"
+    ):
         check_collisions(("heads", "mlp"), "some/kernel")
 
 
@@ -32,7 +35,9 @@ def test_collisions_are_refused():
 def test_no_activation_collides(stage, tiny_run, monkeypatch):
     """Every constraint that a stage's loss makes; Linen itself would quietly drop the second of two dimensions on one mesh axis."""
     seen = set()
-    monkeypatch.setattr(nn, "with_logical_constraint", lambda x, names: seen.add((names, x.ndim)) or x)
+    monkeypatch.setattr(
+        nn, "with_logical_constraint", lambda x, names: seen.add((names, x.ndim)) or x
+    )
     config = tiny_run.get_config()
     objective = make_objective(config, stage)
     params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
@@ -49,7 +54,11 @@ def test_no_activation_collides(stage, tiny_run, monkeypatch):
         batch = tiny_run.random_batch(config, stage)
         tower = vision_tower(config)
         pixels = jnp.zeros((1, config.teacher.image_size, config.teacher.image_size, 3))
-        frozen = {"teacher": nn.meta.unbox(jax.eval_shape(tower.init, jax.random.key(0), pixels))["params"]}
+        frozen = {
+            "teacher": nn.meta.unbox(jax.eval_shape(tower.init, jax.random.key(0), pixels))[
+                "params"
+            ]
+        }
     jax.eval_shape(objective.loss, params, frozen, batch)
     assert any(names[0] == "batch" for names, _ in seen)
     for names, ndim in seen:
@@ -58,9 +67,13 @@ def test_no_activation_collides(stage, tiny_run, monkeypatch):
 
 
 def test_unknown_names_are_refused():
-    boxed = {"w": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 4), jnp.float32), ("embed", "sideways"))}
+    boxed = {
+        "w": nn.LogicallyPartitioned(
+            jax.ShapeDtypeStruct((4, 4), jnp.float32), ("embed", "sideways")
+        )
+    }
     with pytest.raises(ConfigError, match="w: unknown logical axis 'sideways'"):
-        parameter_shardings(boxed, make_mesh(base.mesh()))
+        parameter_shardings(boxed, make_mesh(schema.mesh()))
 
 
 @pytest.mark.slow
@@ -80,14 +93,25 @@ def test_adams_moments_lie_as_their_parameters(tiny_run):
     config = tiny_run.get_config()
     config.stages.sft.optimizer.name = "adamw"
     setting = loop.set_up(config, "sft", make_objective(config, "sft"), make_mesh(config.mesh), 8)
-    moments = {path_name(path): list(leaf.sharding.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.opt_state)}
-    found = [spec for path, spec in moments.items() if path.endswith("mu/elva/decoder/layers/q_proj/kernel")]
+    moments = {
+        key_path(path): list(leaf.sharding.spec)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.opt_state)
+    }
+    found = [
+        spec
+        for path, spec in moments.items()
+        if path.endswith("mu/elva/decoder/layers/q_proj/kernel")
+    ]
     assert found == [[None, "fsdp", "tensor"]]
 
 
 def test_what_a_mesh_does_not_divide_stays_whole():
     """Two key-value heads over four devices, although the flat width of their kernel would split."""
-    boxed = {"w": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((64, 64), jnp.float32), ("embed", "kv_heads"))}
+    boxed = {
+        "w": nn.LogicallyPartitioned(
+            jax.ShapeDtypeStruct((64, 64), jnp.float32), ("embed", "kv_heads")
+        )
+    }
     shape = {"data": 1, "fsdp": 2, "context": 1, "tensor": 4}
     mesh = AbstractMesh(tuple(shape.values()), tuple(shape))
     assert list(parameter_shardings(boxed, mesh, {"kv_heads": 2})["w"].spec) == ["fsdp", None]

@@ -10,5 +10,9 @@ def test_it_agrees_holds_a_block_of_scores_and_exchanges_keys_and_values_once(on
     assert max(report["errors"]) < 1e-5
     assert report["temporaries"] < 4 * report["scores_of_a_block"]  # of nine blocks
     kinds = [kind for kind, _, size in report["collectives"] if size > 4]
-    assert kinds == ["all-gather"] * 4 + ["reduce-scatter"] * 2  # keys, values, segments, turns; gradients of the first two
-    assert {times for _, times, _ in report["collectives"]} == {1}  # none within the loop over blocks
+    assert (
+        kinds == ["all-gather"] * 4 + ["reduce-scatter"] * 2
+    )  # keys, values, segments, turns; gradients of the first two
+    assert {times for _, times, _ in report["collectives"]} == {
+        1
+    }  # none within the loop over blocks

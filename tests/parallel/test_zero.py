@@ -2,7 +2,7 @@
 
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.parallel.zero import _whole
 
@@ -17,6 +17,10 @@ def test_levels_differ_in_when_weights_are_gathered(on_eight_devices):
 
 
 def test_whole_keeps_the_other_axes():
-    mesh = make_mesh(base.mesh())
-    for spec, whole in ((("fsdp", "tensor"), (None, "tensor")), ((("data", "fsdp"), None), ("data", None)), ((None,), (None,))):
+    mesh = make_mesh(schema.mesh())
+    for spec, whole in (
+        (("fsdp", "tensor"), (None, "tensor")),
+        ((("data", "fsdp"), None), ("data", None)),
+        ((None,), (None,)),
+    ):
         assert _whole(NamedSharding(mesh, PartitionSpec(*spec))).spec == PartitionSpec(*whole)

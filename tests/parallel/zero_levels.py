@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.parallel.mesh import batch_sharding, make_mesh
 from elva_jax.parallel.zero import make_zero
 from elva_jax.training.step import value_and_grad
@@ -25,15 +25,23 @@ def loss(params, _, x_BxD):
 
 
 def main():
-    config = base.mesh()
+    config = schema.mesh()
     config.update(data=2, fsdp=4)
     mesh = make_mesh(config)
     stored = {"kernel": NamedSharding(mesh, PartitionSpec(None, "fsdp", None))}
-    params = {"kernel": jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32, sharding=stored["kernel"])}
+    params = {
+        "kernel": jax.ShapeDtypeStruct(
+            (LAYERS, WIDTH, WIDTH), jnp.float32, sharding=stored["kernel"]
+        )
+    }
     batch = jax.ShapeDtypeStruct((32, WIDTH), jnp.bfloat16, sharding=batch_sharding(mesh))
     for level in (3, 2):
         zero = make_zero(level, stored, "bfloat16")
-        compiled = jax.jit(lambda p, b, zero=zero: value_and_grad(loss, p, None, b, 2, zero)).lower(params, batch).compile()
+        compiled = (
+            jax.jit(lambda p, b, zero=zero: value_and_grad(loss, p, None, b, 2, zero))
+            .lower(params, batch)
+            .compile()
+        )
         loops, entry = compiled.as_text().split("\nENTRY ")
         # The loop over micro-batches carries the sum of their gradients, a shard or the whole of it.
         carried = max((line for line in entry.splitlines() if " while(" in line), key=len)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from elva_jax.data.moving_shapes import builder
-from elva_jax.data.tokenizer import build_for_moving_shapes
 from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.objective import make_objective
+from elva_jax.tools.datasets.moving_shapes import builder
+from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 from elva_jax.training import loop
-from elva_jax.training.objective import make_objective
 
 
 def _load(name):

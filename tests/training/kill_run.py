@@ -19,8 +19,8 @@ from pathlib import Path
 
 import runs
 
-from elva_jax.data.moving_shapes import builder
-from elva_jax.data.tokenizer import build_for_moving_shapes
+from elva_jax.tools.datasets.moving_shapes import builder
+from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 
 STEPS = {"teacher": 300, "video": 900}
 OVERRIDES = {
@@ -86,7 +86,9 @@ def left_over(process, seconds=15):
 
 def state_of(workdir):
     """Stage and newest step on disk."""
-    stage = next((stage for stage in reversed(STEPS) if (workdir / stage).is_dir()), next(iter(STEPS)))
+    stage = next(
+        (stage for stage in reversed(STEPS) if (workdir / stage).is_dir()), next(iter(STEPS))
+    )
     lines = runs.reports(workdir, stage)
     return stage, runs.newest(workdir, stage), lines[-1]["step"] if lines else 0
 
@@ -96,18 +98,25 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1, help="decoding processes of every second start")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="decoding processes of every second start"
+    )
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     shutil.rmtree(args.folder, ignore_errors=True)
     build_data(args.folder / "data")
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(args.folder / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(args.folder / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
 
     def begin(workdir, workers=0):
         overrides = OVERRIDES | {f"stages.{stage}.data.workers": workers for stage in STEPS}
-        return runs.start(workdir, args.folder / "data", overrides, environment, processes=args.processes)
+        return runs.start(
+            workdir, args.folder / "data", overrides, environment, processes=args.processes
+        )
 
     whole = args.folder / "whole"
     runs.finish(begin(whole))
@@ -121,19 +130,22 @@ def main():
             stage, saved, reported = state_of(workdir)
             orphans = "yes" if any(map(left_over, processes)) else "no"
             others = f"{killed[1]:.1f} s" if args.processes > 1 else "—"
-            rows.append(f"| {len(rows) + 1} | {killed[0]} | {others} | {workers} | {stage}, {reported} | {saved} | {orphans} |")
+            rows.append(
+                f"| {len(rows) + 1} | {killed[0]} | {others} | {workers} | {stage}, {reported} | {saved} | {orphans} |"
+            )
             print(rows[-1], flush=True)
             continue
         runs.finish(processes)
         found = runs.differences(workdir, whole, STEPS)
-        verdicts.append(f"{workdir.name}: " + ("bitwise equal" if not found else f"DIFFERS in {'; '.join(found)}"))
+        verdicts.append(
+            f"{workdir.name}: "
+            + ("bitwise equal" if not found else f"DIFFERS in {'; '.join(found)}")
+        )
         print(verdicts[-1], flush=True)
         if len(rows) == args.kills:
             break
         workdir = args.folder / f"cut-{len(verdicts)}"
-    head = (
-        "| Kill | After | Others ended after | Decoding processes | Last report | Goes on from | Left over |\n|---|---|---|---|---|---|---|"
-    )
+    head = "| Kill | After | Others ended after | Decoding processes | Last report | Goes on from | Left over |\n|---|---|---|---|---|---|---|"
     args.report.write_text("\n".join([head, *rows, "", *verdicts]) + "\n")
 
 

@@ -12,26 +12,45 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from elva_jax.training import steps
+from elva_jax.checkpoints import format
+from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.metrics import TIMING
-from elva_jax.training.writers import read_metrics
 
 CONFIG = Path(__file__).with_name("tiny_run.py")
 
 
 def words(workdir, data_dir, overrides, arg="teacher,video"):
     """What follows `elva`, with `overrides` {key: value}."""
-    values = [f"--config.{key}={value}" for key, value in {"data_dir": data_dir, **overrides}.items()]
+    values = [
+        f"--config.{key}={value}" for key, value in {"data_dir": data_dir, **overrides}.items()
+    ]
     return ["train", "--config", f"{CONFIG}:{arg}", "--workdir", str(workdir), *values]
 
 
-def start(workdir, data_dir, overrides, environment=None, arg="teacher,video", processes=1, program=("-m", "elva_jax.cli")):
+def start(
+    workdir,
+    data_dir,
+    overrides,
+    environment=None,
+    arg="teacher,video",
+    processes=1,
+    program=("-m", "elva_jax.cli"),
+):
     """Starts `elva train` in one or several processes, each in a group of its own; a list of them."""
     command = [sys.executable, *program, *words(workdir, data_dir, overrides, arg)]
     if processes == 1:
         return [launch(command, environment)]
-    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(processes), "--heartbeat-timeout", "10"]
-    return [launch([*command, "--process-id", str(index)], environment) for index in range(processes)]
+    command += [
+        "--coordinator",
+        f"127.0.0.1:{free_port()}",
+        "--num-processes",
+        str(processes),
+        "--heartbeat-timeout",
+        "10",
+    ]
+    return [
+        launch([*command, "--process-id", str(index)], environment) for index in range(processes)
+    ]
 
 
 def launch(command, environment=None):
@@ -71,25 +90,39 @@ def finish(processes, status=0):
 def newest(workdir, stage):
     """The newest saved step of a stage, 0 before there is one."""
     folder = workdir / stage / "checkpoints"
-    return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=0) if folder.is_dir() else 0
+    return (
+        max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=0)
+        if folder.is_dir()
+        else 0
+    )
 
 
 def everything(workdir, stage):
     """All that the newest step holds: arrays as bytes by path, data positions as they are."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whoever saved it
     step = (workdir / stage / "checkpoints" / str(newest(workdir, stage))).absolute()
-    with steps.open_reader() as reader:
-        trees = {item: dict(reader.metadata(step).item_metadata[item].tree) for item in ("params", "optimizer")}
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), trees)
+    with format.open_reader() as reader:
+        trees = {
+            item: dict(reader.metadata(step).item_metadata[item].tree)
+            for item in ("params", "optimizer")
+        }
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), trees
+        )
         arrays = {item: ocp.args.StandardRestore(tree) for item, tree in target.items()}
         out = reader.restore(step, args=ocp.args.Composite(**arrays, data=ocp.args.JsonRestore()))
     leaves = jax.tree_util.tree_leaves_with_path({name: out[name] for name in arrays})
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}, out["data"]
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}, out[
+        "data"
+    ]
 
 
 def reports(workdir, stage):
     """The lines of metrics.jsonl without what differs between equal runs."""
-    return [{name: value for name, value in line.items() if name not in TIMING} for line in read_metrics(workdir / stage)]
+    return [
+        {name: value for name, value in line.items() if name not in TIMING}
+        for line in read_metrics(workdir / stage)
+    ]
 
 
 def differences(one, two, stages):
@@ -104,5 +137,9 @@ def differences(one, two, stages):
             found.append(f"{stage}: metrics")
         if json.dumps(our_data) != json.dumps(their_data):
             found.append(f"{stage}: data position")
-        found += [f"{stage}: {name}" for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
+        found += [
+            f"{stage}: {name}"
+            for name in ours.keys() | theirs.keys()
+            if ours.get(name) != theirs.get(name)
+        ]
     return found

@@ -8,21 +8,21 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from elva_jax.checkpoints.restore import load_run, save_weights
 from elva_jax.cli import main
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.config.load import load
-from elva_jax.convert.export import export
-from elva_jax.convert.load import nested, parameter_shapes
 from elva_jax.errors import ConfigError, ConvertError
+from elva_jax.hf.export import export
+from elva_jax.models.build import parameter_shapes
 from elva_jax.models.config import SiglipConfig
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.training import curriculum, loop
-from elva_jax.training.objective import make_objective
+from elva_jax.tasks.objective import make_objective
+from elva_jax.training import loop, train
+from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.optimizer import joined, make_optimizer, trained
-from elva_jax.training.saved_run import load_run, save_weights
-from elva_jax.training.state import flat
-from elva_jax.training.writers import read_metrics
+from elva_jax.utils.trees import flat, nested
 from elva_jax.video.layout import Clip, Text, build_layout
 
 TOWER = "elva/patch_embed/tower/"
@@ -31,7 +31,12 @@ TOWER = "elva/patch_embed/tower/"
 def ablation(config_dir, data_dir, variant, *stages):
     """A tiny variant with one decoder layer and four steps a stage."""
     config = load(f"{config_dir}/ablations.py:variant={variant},size=tiny")
-    config.curriculum, config.data_dir, config.log.every, config.model.num_layers = stages, str(data_dir), 1, 1
+    config.curriculum, config.data_dir, config.log.every, config.model.num_layers = (
+        stages,
+        str(data_dir),
+        1,
+        1,
+    )
     for stage in config.stages.values():
         stage.steps, stage.batch_size, stage.optimizer.name = 4, 2, "adamw"
     return config
@@ -48,7 +53,7 @@ def config_dir():
 def pooled(config_dir, data_dir, tmp_path_factory):
     """A run of ELVA with plain pooling, without guidance."""
     workdir = tmp_path_factory.mktemp("pooled")
-    assert curriculum.run(ablation(config_dir, data_dir, "figure3_pool_50", "sft"), workdir) == 0
+    assert train.run(ablation(config_dir, data_dir, "figure3_pool_50", "sft"), workdir) == 0
     return workdir
 
 
@@ -58,7 +63,10 @@ def teacher(config_dir, data_dir, tmp_path_factory):
     config = ablation(config_dir, data_dir, "baseline_encoder", "teacher")
     folder, rng = tmp_path_factory.mktemp("teacher"), np.random.default_rng(0)
     shapes = parameter_shapes(config, "teacher")
-    params = {path: rng.normal("scale" in path, 0.2, shape).astype(np.float32) for path, shape in shapes.items()}
+    params = {
+        path: rng.normal("scale" in path, 0.2, shape).astype(np.float32)
+        for path, shape in shapes.items()
+    }
     save_weights(folder, nested(params), config, "teacher")
     return folder, {path.removeprefix("vision/"): leaf for path, leaf in params.items()}
 
@@ -66,9 +74,12 @@ def teacher(config_dir, data_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(config_dir, data_dir, teacher, tmp_path_factory):
     """A run of the encoder-based model."""
-    workdir, config = tmp_path_factory.mktemp("encoder"), ablation(config_dir, data_dir, "baseline_encoder", "sft")
+    workdir, config = (
+        tmp_path_factory.mktemp("encoder"),
+        ablation(config_dir, data_dir, "baseline_encoder", "sft"),
+    )
     config.teacher.init_from = str(teacher[0])
-    assert curriculum.run(config, workdir) == 0
+    assert train.run(config, workdir) == 0
     return workdir
 
 
@@ -80,7 +91,9 @@ def test_pooling_trains(pooled):
     lines = read_metrics(pooled / "sft")
     assert len(lines) == 4
     assert np.isfinite(losses(pooled)).all()
-    assert all(0.5 <= line["merge/kept_0"] <= 1 for line in lines)  # a half of a video's patches, all of an image's
+    assert all(
+        0.5 <= line["merge/kept_0"] <= 1 for line in lines
+    )  # a half of a video's patches, all of an image's
     assert any(line["merge/kept_0"] < 1 for line in lines)
     assert all(line["merge/forced_0"] == 0 for line in lines)
 
@@ -89,7 +102,9 @@ def test_the_encoder_based_model_trains_behind_a_frozen_teacher(encoder, teacher
     assert len(losses(encoder)) == 4
     assert np.isfinite(losses(encoder)).all()
     got = flat(load_run(encoder).params["elva"]["patch_embed"])
-    assert {path.removeprefix("tower/") for path in got if path.startswith("tower/")} == set(teacher[1])
+    assert {path.removeprefix("tower/") for path in got if path.startswith("tower/")} == set(
+        teacher[1]
+    )
     for path, leaf in teacher[1].items():
         np.testing.assert_array_equal(got[f"tower/{path}"], leaf, err_msg=path)
     assert np.abs(got["fc1/bias"]).max() > 0  # it began at zero
@@ -98,41 +113,72 @@ def test_the_encoder_based_model_trains_behind_a_frozen_teacher(encoder, teacher
 def test_it_answers_and_is_not_exported(encoder, tmp_path, capsys):
     for i, value in enumerate((0, 200)):
         Image.fromarray(np.full((40, 60, 3), value, np.uint8)).save(tmp_path / f"{i}.png")
-    words = ["generate", "--checkpoint", str(encoder), "--video", str(tmp_path), "--prompt", "How many?", "--max-new-tokens", "2"]
+    words = [
+        "generate",
+        "--checkpoint",
+        str(encoder),
+        "--video",
+        str(tmp_path),
+        "--prompt",
+        "How many?",
+        "--max-new-tokens",
+        "2",
+    ]
     assert main(words) == 0
     assert capsys.readouterr().err == ""
-    with pytest.raises(ConvertError, match=r"model\.patch_embed = encoder; the PyTorch side knows ELVA"):
+    with pytest.raises(
+        ConvertError, match=r"model\.patch_embed = encoder; the PyTorch side knows ELVA"
+    ):
         export(encoder, tmp_path / "out")
 
 
-def test_a_tower_joins_weights_that_have_none(config_dir, data_dir, pooled, teacher, tmp_path, capsys):
+def test_a_tower_joins_weights_that_have_none(
+    config_dir, data_dir, pooled, teacher, tmp_path, capsys
+):
     config = ablation(config_dir, data_dir, "baseline_encoder", "sft")
     config.init_from, config.teacher.init_from = str(pooled), str(teacher[0])
     setting = loop.set_up(config, "sft", make_objective(config, "sft"), make_mesh(config.mesh), 4)
-    params = curriculum._weights(config, "sft", tmp_path, setting, Console(soft_wrap=True))
+    params = train._weights(config, "sft", tmp_path, setting, Console(soft_wrap=True))
     told = capsys.readouterr().out
     assert f"sft: takes its vision tower from {teacher[0]}" in told
-    assert f"sft: starts from {pooled} (stage sft, step 4); fresh: elva/patch_embed/fc1/bias" in told
+    assert (
+        f"sft: starts from {pooled} (stage sft, step 4); fresh: elva/patch_embed/fc1/bias" in told
+    )
     assert "tower/" not in told
-    assert {path for path in params if path.startswith(TOWER)} == {TOWER + path for path in teacher[1]}
+    assert {path for path in params if path.startswith(TOWER)} == {
+        TOWER + path for path in teacher[1]
+    }
     np.testing.assert_array_equal(params[f"{TOWER}patch_kernel"], teacher[1]["patch_kernel"])
     config.teacher.init_from = ""
-    with pytest.raises(ConfigError, match=rf"teacher\.init_from: stage sft needs a vision tower, which {pooled} does not have"):
-        curriculum._weights(config, "sft", tmp_path, setting, Console(quiet=True))
+    with pytest.raises(
+        ConfigError,
+        match=rf"teacher\.init_from: stage sft needs a vision tower, which {pooled} does not have",
+    ):
+        train._weights(config, "sft", tmp_path, setting, Console(quiet=True))
 
 
 def test_a_frozen_tower_costs_no_backward_pass():
     """The gradient has as many matrix products as one to which the tower is a constant."""
     module = EncoderEmbed(SiglipConfig(32, 8, 16, 32, num_layers=4, num_heads=2), 8)
-    layout = jax.tree.map(lambda field: field[None], build_layout([Clip(((4, 4),) * 2, bare=True), Text((1,))]))
+    layout = jax.tree.map(
+        lambda field: field[None], build_layout([Clip(((4, 4),) * 2, bare=True), Text((1,))])
+    )
     patches = np.random.default_rng(0).integers(0, 256, (1, 32, 8 * 8 * 3), np.uint8)
-    params = {"elva": {"patch_embed": nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), patches, layout))["params"]}}
-    settings = base.optimizer()
+    params = {
+        "elva": {
+            "patch_embed": nn.meta.unbox(
+                jax.eval_shape(module.init, jax.random.key(0), patches, layout)
+            )["params"]
+        }
+    }
+    settings = schema.optimizer()
     settings.freeze = (f"^{TOWER}",)
     labels = make_optimizer(settings, 4, params).labels
 
     def loss(params):
-        return jnp.sum(jnp.square(module.apply({"params": params["elva"]["patch_embed"]}, patches, layout)))
+        return jnp.sum(
+            jnp.square(module.apply({"params": params["elva"]["patch_embed"]}, patches, layout))
+        )
 
     def with_constant_tower(projector, tower):
         return loss({"elva": {"patch_embed": {**projector, "tower": tower}}})
@@ -143,5 +189,9 @@ def test_a_frozen_tower_costs_no_backward_pass():
     projector = dict(params["elva"]["patch_embed"])
     tower = projector.pop("tower")
     constant = products(with_constant_tower, projector, tower)
-    assert products(lambda moving, whole: loss(joined(moving, whole)), trained(params, labels), params) == constant > 0
+    assert (
+        products(lambda moving, whole: loss(joined(moving, whole)), trained(params, labels), params)
+        == constant
+        > 0
+    )
     assert products(loss, params) > 1.5 * constant

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elva_jax.checkpoints import restore
+from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.models import lora
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.training import objective, saved_run
-from elva_jax.training.checkpoint import Checkpoints
-from elva_jax.training.state import flat
+from elva_jax.tasks import objective
+from elva_jax.utils.trees import flat
 
 RANK, ALPHA = 2, 6.0
 
@@ -29,7 +30,11 @@ def drawn(params, seed=0):
     rng = np.random.default_rng(seed)
     return {
         "elva": jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32) if "_lora" in jax.tree_util.keystr(path) else leaf,
+            lambda path, leaf: (
+                jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32)
+                if "_lora" in jax.tree_util.keystr(path)
+                else leaf
+            ),
             params["elva"],
         )
     }
@@ -53,7 +58,9 @@ def test_fresh_factors_change_nothing_and_merged_ones_change_what_they_did(adapt
     assert float(ours(params)) == float(plain(merged))
     params = drawn(params)
     assert abs(float(ours(params)) - float(plain(merged))) > 1e-3
-    assert float(ours(params)) == pytest.approx(float(plain({"elva": lora.merge(params["elva"], ALPHA)})), rel=1e-5)
+    assert float(ours(params)) == pytest.approx(
+        float(plain({"elva": lora.merge(params["elva"], ALPHA)})), rel=1e-5
+    )
 
 
 def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
@@ -62,18 +69,31 @@ def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
     params = drawn(params)
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
     got = flat(jax.jit(jax.grad(lambda p: ours(p, {}, batch)[0]))(params))
-    of_merged = flat(jax.jit(jax.grad(lambda p: plain(p, {}, batch)[0]))({"elva": lora.merge(params["elva"], ALPHA)}))
+    of_merged = flat(
+        jax.jit(jax.grad(lambda p: plain(p, {}, batch)[0]))(
+            {"elva": lora.merge(params["elva"], ALPHA)}
+        )
+    )
     here = flat(params)
     names = [path.removesuffix("_lora/a") for path in here if path.endswith("_lora/a")]
     assert [name.rpartition("/")[2] for name in names] == ["down_proj", "q_proj"]
     for name in names:
-        a, b, weight = (np.asarray(x, np.float64) for x in (here[f"{name}_lora/a"], here[f"{name}_lora/b"], of_merged[f"{name}/kernel"]))
+        a, b, weight = (
+            np.asarray(x, np.float64)
+            for x in (here[f"{name}_lora/a"], here[f"{name}_lora/b"], of_merged[f"{name}/kernel"])
+        )
         for layer in range(len(a)):
-            np.testing.assert_allclose(got[f"{name}_lora/a"][layer], ALPHA / RANK * weight[layer] @ b[layer].T, atol=2e-6)
-            np.testing.assert_allclose(got[f"{name}_lora/b"][layer], ALPHA / RANK * a[layer].T @ weight[layer], atol=2e-6)
+            np.testing.assert_allclose(
+                got[f"{name}_lora/a"][layer], ALPHA / RANK * weight[layer] @ b[layer].T, atol=2e-6
+            )
+            np.testing.assert_allclose(
+                got[f"{name}_lora/b"][layer], ALPHA / RANK * a[layer].T @ weight[layer], atol=2e-6
+            )
 
 
-def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(adapting, tiny_run, stage_of, tmp_path):
+def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
+    adapting, tiny_run, stage_of, tmp_path
+):
     """The rest is bfloat16 and has no gradient, no moments; a saved run reads as an ordinary model with the factors in it."""
     adapting.stages.sft.optimizer.frozen_dtype = "bfloat16"
     adapting.stages.sft.optimizer.accumulate = 2
@@ -102,10 +122,18 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(adapti
     for path, leaf in flat(whole).items():
         np.testing.assert_array_equal(flat(again)[path], leaf, err_msg=path)
 
-    merged = flat({"elva": lora.merge(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), here.params["elva"]), ALPHA)})
-    saved = saved_run.open_run(tmp_path / "sft")
+    merged = flat(
+        {
+            "elva": lora.merge(
+                jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), here.params["elva"]), ALPHA
+            )
+        }
+    )
+    saved = restore.open_run(tmp_path / "sft")
     loaded = flat(saved.load_float32().params)
     assert loaded.keys() == merged.keys() == saved.shapes.keys()
     for path, leaf in merged.items():
         np.testing.assert_allclose(loaded[path], leaf, rtol=1e-6, err_msg=path)
-        np.testing.assert_allclose(np.asarray(saved.read(path), np.float32), leaf, rtol=1e-2, err_msg=path)  # in the base's bfloat16
+        np.testing.assert_allclose(
+            np.asarray(saved.read(path), np.float32), leaf, rtol=1e-2, err_msg=path
+        )  # in the base's bfloat16

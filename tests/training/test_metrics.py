@@ -12,14 +12,16 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from elva_jax.errors import ConfigError
+from elva_jax.training.metric_writers import open_writers, read_metrics
 from elva_jax.training.metrics import Progress, Window
-from elva_jax.training.writers import open_writers, read_metrics
 
 
 def test_a_window_averages_what_is_finite_and_sums_tokens():
     window = Window()
     for loss, bad in ((1.0, 0), (float("nan"), 1), (4.0, 1)):
-        window.add({"loss": jnp.float32(loss), "tokens": jnp.float32(10), "bad_steps": jnp.int32(bad)})
+        window.add(
+            {"loss": jnp.float32(loss), "tokens": jnp.float32(10), "bad_steps": jnp.int32(bad)}
+        )
     assert window.report() == {"loss": 2.5, "tokens": 30.0, "bad_steps": 1.0}
     window.add({"loss": jnp.float32(7)})
     assert window.report() == {"loss": 7.0}
@@ -47,7 +49,11 @@ def test_lines_of_a_run_that_was_cut_off_are_removed(tmp_path, config):
         file.write('{"step": 8, "lo')
     with open_writers(config, tmp_path, 4) as file:
         file.write(6, {"loss": float("nan")})
-    assert read_metrics(tmp_path) == [{"step": 2, "loss": 2.0}, {"step": 4, "loss": 4.0}, {"step": 6, "loss": None}]
+    assert read_metrics(tmp_path) == [
+        {"step": 2, "loss": 2.0},
+        {"step": 4, "loss": 4.0},
+        {"step": 6, "loss": None},
+    ]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path, config):
@@ -63,7 +69,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, config):
     assert found == [(2, "loss", 0.5)]
 
 
-VALUES = {"loss": 1.5, "generation": 1.25, "accuracy": 0.5, "token_fill": 0.934, "tokens_per_second": 12345.6}
+VALUES = {
+    "loss": 1.5,
+    "generation": 1.25,
+    "accuracy": 0.5,
+    "token_fill": 0.934,
+    "tokens_per_second": 12345.6,
+}
 
 
 def shown(terminal):
@@ -80,13 +92,24 @@ def shown(terminal):
 def test_a_log_file_gets_a_line_a_report():
     first, last = shown(terminal=False).splitlines()
     for line, step in ((first, 10), (last, 40)):
-        for word in (f"video {step}/40", "loss 1.5000", "generation 1.2500", "accuracy 50.0%", "filled 93%", "12,346 tokens/s", "ETA 0:0"):
+        for word in (
+            f"video {step}/40",
+            "loss 1.5000",
+            "generation 1.2500",
+            "accuracy 50.0%",
+            "filled 93%",
+            "12,346 tokens/s",
+            "ETA 0:0",
+        ):
             assert word in line
 
 
 def test_a_terminal_gets_a_live_line_that_keeps_the_speed():
     text = shown(terminal=True)
-    assert "video 11/40  loss 1.2500  generation 1.2500  accuracy 50.0%  filled 93%  12,346 tokens/s" in text
+    assert (
+        "video 11/40  loss 1.2500  generation 1.2500  accuracy 50.0%  filled 93%  12,346 tokens/s"
+        in text
+    )
     assert "video 40/40  loss 1.5000" in text
 
 
@@ -116,12 +139,19 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, config, monkeypa
             if record.HasField("run"):
                 ids.add(record.run.run_id)
                 assert (record.run.project, record.run.run_group) == ("elva", "toy")
-                settings = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                settings = {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
                 assert settings["name"] == "toy"
             ended += record.HasField("exit")
             if record.HasField("history"):
-                values = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-                logged.append({name: value for name, value in values.items() if not name.startswith("_")})
+                values = {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                    for item in record.history.item
+                }
+                logged.append(
+                    {name: value for name, value in values.items() if not name.startswith("_")}
+                )
     assert ids == {(tmp_path / "wandb_id").read_text()}
     assert logged == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.25}]
     assert ended == 2
@@ -130,5 +160,8 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, config, monkeypa
 def test_a_package_that_is_not_there_is_named(tmp_path, config, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.log.wandb = "elva"
-    with pytest.raises(ConfigError, match=r"log.wandb: .*pip install wandb"), open_writers(config, tmp_path, 0):
+    with (
+        pytest.raises(ConfigError, match=r"log.wandb: .*pip install wandb"),
+        open_writers(config, tmp_path, 0),
+    ):
         pass

@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
+from elva_jax.tasks.objective import make_objective
 from elva_jax.training import mfu
-from elva_jax.training.objective import make_objective
-from elva_jax.training.state import flat
+from elva_jax.utils.trees import flat
 from elva_jax.video.layout import Kind
 
 
@@ -16,7 +16,9 @@ def parameters(config):
     """Of a stage: labels of the optimiser, all trained but for those whose path holds a word, and shapes."""
 
     def make(stage, frozen="nothing"):
-        shapes = flat(nn.meta.unbox(jax.eval_shape(make_objective(config, stage).init, jax.random.key(0))))
+        shapes = flat(
+            nn.meta.unbox(jax.eval_shape(make_objective(config, stage).init, jax.random.key(0)))
+        )
         return {path: "frozen" if frozen in path else "adamw" for path in shapes}, shapes
 
     return make
@@ -37,33 +39,56 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     _, shapes = parameters("sft")
     content = mfu.content(batch)
     tokens = int((batch["layout"].kind != Kind.PAD).sum())
-    visual = sum(int((batch["layout"].kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE))
-    assert (content.tokens, content.visual, content.pairs) == (tokens, visual, attended(batch["layout"]))
-    assert content.frames == 2 * sum(len(np.unique(row[row > 0])) for row in batch["layout"].segment)  # each example shows two
+    visual = sum(
+        int((batch["layout"].kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE)
+    )
+    assert (content.tokens, content.visual, content.pairs) == (
+        tokens,
+        visual,
+        attended(batch["layout"]),
+    )
+    assert content.frames == 2 * sum(
+        len(np.unique(row[row > 0])) for row in batch["layout"].segment
+    )  # each example shows two
 
     c = config.model
-    inner = sum(leaf.size for path, leaf in shapes.items() if "/decoder/layers" in path and leaf.ndim > 2 and path.endswith("kernel"))
+    inner = sum(
+        leaf.size
+        for path, leaf in shapes.items()
+        if "/decoder/layers" in path and leaf.ndim > 2 and path.endswith("kernel")
+    )
     head = c.vocab_size * c.hidden_size
     attention = c.num_layers * 4 * c.num_heads * c.head_dim * attended(batch["layout"])
     expected = 6 * tokens * (inner + head) + 3 * attention
     whole = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {})
-    front = sum(leaf.size for path, leaf in shapes.items() if "patch_embed" in path and path.endswith("kernel"))
+    front = sum(
+        leaf.size
+        for path, leaf in shapes.items()
+        if "patch_embed" in path and path.endswith("kernel")
+    )
     assert expected < whole < expected + 6 * (content.patches + visual) * front + 1e6
 
-    half = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {"merge/kept_mean": 0.5, "merge/kept_0": 0.25})
+    half = mfu.ModelFlops(config, "sft", *parameters("sft"))(
+        content, {"merge/kept_mean": 0.5, "merge/kept_0": 0.25}
+    )
     left, end = tokens - visual / 2, tokens - visual * 0.75
     assert whole - half == pytest.approx(
-        6 * inner * (tokens - left) + 6 * head * (tokens - end) + 3 * attention * (1 - (left / tokens) ** 2)
+        6 * inner * (tokens - left)
+        + 6 * head * (tokens - end)
+        + 3 * attention * (1 - (left / tokens) ** 2)
     )
 
 
 def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, parameters):
     content, c = mfu.content(tiny_run.random_batch(config, "sft")), config.model
     all_of_it, decoder, front = (
-        mfu.ModelFlops(config, "sft", *parameters("sft", frozen))(content, {}) for frozen in ("nothing", "decoder", "patch_embed")
+        mfu.ModelFlops(config, "sft", *parameters("sft", frozen))(content, {})
+        for frozen in ("nothing", "decoder", "patch_embed")
     )
     three_fronts = 3 * (all_of_it - front) / 2
-    attention = 3 * c.num_layers * 4 * c.num_heads * c.head_dim * content.pairs  # of which nothing is trained
+    attention = (
+        3 * c.num_layers * 4 * c.num_heads * c.head_dim * content.pairs
+    )  # of which nothing is trained
     assert all_of_it - decoder == pytest.approx((all_of_it - three_fronts - attention) / 3)
 
 
@@ -74,9 +99,13 @@ def test_adapters_leave_out_the_gradients_of_the_matrices_beside_them(config, ti
     labels, shapes = parameters("sft", "elva")
     factors = {path for path in shapes if "_lora/" in path}
     assert len(factors) == 4
-    adapted = mfu.ModelFlops(config, "sft", labels | dict.fromkeys(factors, "adamw"), shapes)(content, {})
+    adapted = mfu.ModelFlops(config, "sft", labels | dict.fromkeys(factors, "adamw"), shapes)(
+        content, {}
+    )
     c = config.model
-    sizes = 3 * (c.hidden_size + c.num_heads * c.head_dim) + 3 * (c.intermediate_size + c.hidden_size)
+    sizes = 3 * (c.hidden_size + c.num_heads * c.head_dim) + 3 * (
+        c.intermediate_size + c.hidden_size
+    )
     assert adapted - frozen == pytest.approx(3 * 2 * content.tokens * c.num_layers * sizes)
 
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.errors import ConfigError
 from elva_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def settings(**values):
-    config = base.optimizer()
+    config = schema.optimizer()
     config.update(warmup_ratio=0.0, clip_norm=0.0, **values)
     return config
 
@@ -31,15 +31,26 @@ def test_schedule_is_the_rule(steps, warmup, final, peak):
     schedule = make_schedule(peak, steps, warmup, final)
     w = round(warmup * steps)
     for n in {0, 1, w - 1, w, (w + steps) // 2, steps - 1} & set(range(steps)):
-        share = (n + 1) / w if n < w else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (n - w) / (steps - w)))
-        assert float(schedule(jnp.int32(n))) == pytest.approx(peak * share, rel=1e-4, abs=1e-6 * peak)
+        share = (
+            (n + 1) / w
+            if n < w
+            else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (n - w) / (steps - w)))
+        )
+        assert float(schedule(jnp.int32(n))) == pytest.approx(
+            peak * share, rel=1e-4, abs=1e-6 * peak
+        )
 
 
 PARAMS = {
     "elva": {
         "decoder": {
             "embed_tokens": np.ones((7, 4), np.float32),
-            "layers": {"q_proj": {"kernel": np.ones((3, 4, 6), np.float32), "bias": np.ones((3, 6), np.float32)}},
+            "layers": {
+                "q_proj": {
+                    "kernel": np.ones((3, 4, 6), np.float32),
+                    "bias": np.ones((3, 6), np.float32),
+                }
+            },
         }
     },
     "guidance": {"tube": {"kernel": np.ones((4, 5), np.float32)}},
@@ -48,7 +59,9 @@ AXES = {
     "elva": {
         "decoder": {
             "embed_tokens": P("vocab", "embed"),
-            "layers": {"q_proj": {"kernel": P("layers", "embed", "heads"), "bias": P("layers", "heads")}},
+            "layers": {
+                "q_proj": {"kernel": P("layers", "embed", "heads"), "bias": P("layers", "heads")}
+            },
         }
     },
     "guidance": {"tube": {"kernel": P("embed", None)}},
@@ -80,17 +93,27 @@ def test_muon_orthogonalises_every_layer_alone():
     updates, _ = optimizer.transform.update(grads, optimizer.transform.init(params), params)
     gradient = np.asarray(grads["elva"]["decoder"]["layers"]["q_proj"]["kernel"])
     expected = np.stack([newton_schulz(layer) for layer in gradient]) * math.sqrt(6 / 4) * -0.1
-    np.testing.assert_allclose(updates["elva"]["decoder"]["layers"]["q_proj"]["kernel"], expected, atol=2e-5)
-    for layer in np.asarray(updates["elva"]["decoder"]["layers"]["q_proj"]["kernel"]) / 0.1 / math.sqrt(6 / 4):
+    np.testing.assert_allclose(
+        updates["elva"]["decoder"]["layers"]["q_proj"]["kernel"], expected, atol=2e-5
+    )
+    for layer in (
+        np.asarray(updates["elva"]["decoder"]["layers"]["q_proj"]["kernel"])
+        / 0.1
+        / math.sqrt(6 / 4)
+    ):
         singular = np.linalg.svd(layer, compute_uv=False)
         assert np.all((singular > 0.5) & (singular < 1.3))
 
 
 def test_all_but_matrices_inside_the_network_are_adams():
-    optimizer = make_optimizer(settings(name="muon", learning_rate=0.5, final_ratio=1.0), 10, PARAMS, AXES)
+    optimizer = make_optimizer(
+        settings(name="muon", learning_rate=0.5, final_ratio=1.0), 10, PARAMS, AXES
+    )
     labels = optimizer.labels
     assert labels["elva"]["decoder"]["layers"]["q_proj"] == {"kernel": "muon", "bias": "adamw"}
-    assert labels["elva"]["decoder"]["embed_tokens"] == labels["guidance"]["tube"]["kernel"] == "adamw"
+    assert (
+        labels["elva"]["decoder"]["embed_tokens"] == labels["guidance"]["tube"]["kernel"] == "adamw"
+    )
     grads, params = random_like(PARAMS), random_like(PARAMS, 1)
     updates, _ = optimizer.transform.update(grads, optimizer.transform.init(params), params)
     for path in (("elva", "decoder", "embed_tokens"), ("guidance", "tube", "kernel")):
@@ -104,7 +127,9 @@ def test_decay_spares_vectors():
     config = settings(name="adamw", learning_rate=0.1, weight_decay=0.5, final_ratio=1.0)
     optimizer = make_optimizer(config, 10, PARAMS, AXES)
     params = random_like(PARAMS, 1)
-    updates, _ = optimizer.transform.update(jax.tree.map(jnp.zeros_like, params), optimizer.transform.init(params), params)
+    updates, _ = optimizer.transform.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.transform.init(params), params
+    )
     layer, old = (tree["elva"]["decoder"]["layers"]["q_proj"] for tree in (updates, params))
     np.testing.assert_allclose(layer["kernel"], -0.05 * old["kernel"], rtol=1e-5)
     np.testing.assert_array_equal(layer["bias"], 0)
@@ -115,7 +140,9 @@ def test_clipping_bounds_the_global_norm():
     config.clip_norm = 0.5  # with a huge epsilon Adam's step is the clipped gradient over epsilon
     optimizer = make_optimizer(config, 10, PARAMS, AXES)
     params = random_like(PARAMS, 1)
-    updates, _ = optimizer.transform.update(random_like(PARAMS), optimizer.transform.init(params), params)
+    updates, _ = optimizer.transform.update(
+        random_like(PARAMS), optimizer.transform.init(params), params
+    )
     norm = math.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(updates)))
     assert norm == pytest.approx(0.5 / 1e3, rel=1e-2)
 

@@ -6,10 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from elva_jax.config import base
-from elva_jax.training import curriculum
-from elva_jax.training.files import config_from_dict, config_to_dict
-from elva_jax.training.writers import read_metrics
+from elva_jax.config import schema
+from elva_jax.config.serialize import config_from_dict, config_to_dict
+from elva_jax.training import train
+from elva_jax.training.metric_writers import read_metrics
 
 
 @pytest.fixture
@@ -22,16 +22,41 @@ def notes(tmp_path):
             stream = container.add_stream("mpeg4", rate=6)
             stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
             for _ in range(6):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")))
+                container.mux(
+                    stream.encode(
+                        av.VideoFrame.from_ndarray(
+                            np.full((48, 64, 3), level, np.uint8), format="rgb24"
+                        )
+                    )
+                )
             container.mux(stream.encode())
     records = [
-        {"video": "dark.mp4", "conversations": [("human", "<video>\nIs it dark?"), ("gpt", "Yes."), ("human", "Sure?"), ("gpt", "Yes.")]},
-        {"video": "bright.mp4", "conversations": [("human", "<image>\nIs it dark?"), ("gpt", "No.")]},
-        {"video": ["dark.mp4", "bright.mp4"], "conversations": [("human", "<video><video>\nWhich is dark?"), ("gpt", "The first.")]},
-        {"video": "gone.mp4", "conversations": [("human", "<video>\nIs it dark?"), ("gpt", "Who knows?")]},
+        {
+            "video": "dark.mp4",
+            "conversations": [
+                ("human", "<video>\nIs it dark?"),
+                ("gpt", "Yes."),
+                ("human", "Sure?"),
+                ("gpt", "Yes."),
+            ],
+        },
+        {
+            "video": "bright.mp4",
+            "conversations": [("human", "<image>\nIs it dark?"), ("gpt", "No.")],
+        },
+        {
+            "video": ["dark.mp4", "bright.mp4"],
+            "conversations": [("human", "<video><video>\nWhich is dark?"), ("gpt", "The first.")],
+        },
+        {
+            "video": "gone.mp4",
+            "conversations": [("human", "<video>\nIs it dark?"), ("gpt", "Who knows?")],
+        },
     ]
     for record in records:
-        record["conversations"] = [{"from": who, "value": text} for who, text in record["conversations"]]
+        record["conversations"] = [
+            {"from": who, "value": text} for who, text in record["conversations"]
+        ]
     path = tmp_path / "notes.json"
     path.write_text(json.dumps(records))
     return path
@@ -45,9 +70,9 @@ def test_two_steps_from_a_json_of_own_videos(tiny_run, data_dir, notes, tmp_path
     config.log.tensorboard = False
     stage.optimizer.name = "adamw"
     stage.loss.update(tube=0.0, contrastive=0.0)
-    stage.data.mixture = {"mine": base.source(str(notes), root=str(notes.parent / "videos"))}
+    stage.data.mixture = {"mine": schema.source(str(notes), root=str(notes.parent / "videos"))}
     stage.data.max_bad_fraction = 0.5
-    assert curriculum.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     lines = read_metrics(tmp_path / "run" / "video")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["generation"]) for line in lines)

@@ -32,8 +32,15 @@ def records(tmp_path):
     for grey in GREYS:
         Image.fromarray(np.full((48, 48, 3), grey, np.uint8)).save(tmp_path / f"{grey}.png")
     talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Grey."}]
-    (tmp_path / "greys.json").write_text(json.dumps([{"image": f"{grey}.png", "conversations": talk} for grey in GREYS]))
-    source = {"name": str(tmp_path / "greys.json"), "root": str(tmp_path), "split": "", "tasks": "()"}
+    (tmp_path / "greys.json").write_text(
+        json.dumps([{"image": f"{grey}.png", "conversations": talk} for grey in GREYS])
+    )
+    source = {
+        "name": str(tmp_path / "greys.json"),
+        "root": str(tmp_path),
+        "split": "",
+        "tasks": "()",
+    }
     return {f"stages.sft.data.mixture.shapes.{key}": value for key, value in source.items()}
 
 
@@ -58,11 +65,16 @@ class Starts:
     def begin_by_script(self, count):
         """The same by launch/local_multihost.sh."""
         (_, *words) = self._runs.words(*self._given, "sft")
-        return self._runs.launch(["bash", str(SCRIPT), str(count), *words], {**self._environment, "PYTHON": str(self._python)})
+        return self._runs.launch(
+            ["bash", str(SCRIPT), str(count), *words],
+            {**self._environment, "PYTHON": str(self._python)},
+        )
 
     def wait_for(self, processes, step):
         while self._runs.newest(self.workdir, "sft") < step:
-            assert all(process.poll() is None for process in processes), [self._runs.output(process) for process in processes]
+            assert all(process.poll() is None for process in processes), [
+                self._runs.output(process) for process in processes
+            ]
             time.sleep(0.01)
 
     def ended(self, first):
@@ -90,7 +102,9 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     run.wait_for([alone], first + 15)
     alone.send_signal(signal.SIGTERM)
     told = runs.finish([alone], 75)
-    assert f"sft: goes on from step {first}; saved by 2 process(es): data are dealt out anew" in told
+    assert (
+        f"sft: goes on from step {first}; saved by 2 process(es): data are dealt out anew" in told
+    )
     second = run.ended(first)
 
     script = run.begin_by_script(2)
@@ -104,4 +118,6 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     assert 0 < first < second < third < STEPS
     epoch = len(GREYS) // ROWS
     for step in range(0, third - epoch + 1, epoch):
-        assert sorted(itertools.chain(*(run.by_step[step + k + 1] for k in range(epoch)))) == GREYS, step
+        assert (
+            sorted(itertools.chain(*(run.by_step[step + k + 1] for k in range(epoch)))) == GREYS
+        ), step

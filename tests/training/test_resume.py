@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from elva_jax.training import curriculum
-from elva_jax.training.writers import read_metrics
+from elva_jax.training import train
+from elva_jax.training.metric_writers import read_metrics
 
 STEPS = {"teacher": 200, "sft": 60}
 OVERRIDES = {
@@ -30,7 +30,7 @@ def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, r
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = tiny_run.get_config(",".join(STEPS))
     config.update_from_flattened_dict(OVERRIDES | {"data_dir": str(data_dir)})
-    assert curriculum.run(config, whole) == 0
+    assert train.run(config, whole) == 0
 
     def start(**more):
         return runs.start(cut, data_dir, OVERRIDES | more, arg=",".join(STEPS))

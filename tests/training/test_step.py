@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.training import objective, step
-from elva_jax.training.optimizer import path_name
+from elva_jax.tasks import objective
+from elva_jax.training import step
+from elva_jax.utils.trees import key_path
 
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
 STEPS = 40  # of every schedule here, so that equal steps compile once
 
 
 def by_path(tree):
-    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        key_path(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def unguided(config, name="video"):
@@ -43,7 +46,10 @@ def test_micro_batches_equal_one_big_batch(config, tiny_run):
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(config, "video"))
 
     def gradient(batch, accumulate):
-        program = jax.jit(lambda p, b: step.value_and_grad(goal.loss, p, {}, b, accumulate), compiler_options=COMPILE_FAST)
+        program = jax.jit(
+            lambda p, b: step.value_and_grad(goal.loss, p, {}, b, accumulate),
+            compiler_options=COMPILE_FAST,
+        )
         return program(params, batch)
 
     whole, whole_metrics, whole_grads = gradient(batch, 1)
@@ -100,15 +106,21 @@ def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny
     train_step, state, setting = stage_of(config, "video")
     tower = objective.SiglipVision(objective.teacher_config(config))
     side = config.teacher.image_size
-    teacher = nn.meta.unbox(jax.jit(tower.init)(jax.random.key(1), jnp.zeros((1, side, side, 3))))["params"]
+    teacher = nn.meta.unbox(jax.jit(tower.init)(jax.random.key(1), jnp.zeros((1, side, side, 3))))[
+        "params"
+    ]
     before, frozen = by_path(state.params), by_path(teacher)
     batch = shard_batch(tiny_run.random_batch(config, "video"), setting.mesh)
     state, metrics = train_step(state, {"teacher": teacher}, batch)
     terms = {name: float(metrics[name]) for name in ("generation", "tube", "contrastive")}
     weights = config.stages.video.loss
-    assert float(metrics["loss"]) == pytest.approx(sum(weights[name] * value for name, value in terms.items()), rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(
+        sum(weights[name] * value for name, value in terms.items()), rel=1e-5
+    )
     assert all(value > 0 for value in terms.values())
-    still = [path for path, leaf in by_path(state.params).items() if np.array_equal(leaf, before[path])]
+    still = [
+        path for path, leaf in by_path(state.params).items() if np.array_equal(leaf, before[path])
+    ]
     assert still == []
     for path, leaf in by_path(teacher).items():
         np.testing.assert_array_equal(leaf, frozen[path])
@@ -121,9 +133,17 @@ def test_terms_of_weight_zero_are_not_computed(config, tiny_run, stage_of):
     tower = objective.SiglipVision(objective.teacher_config(config))
     side = config.teacher.image_size
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    teacher = jax.eval_shape(lambda x: nn.meta.unbox(tower.init(jax.random.key(0), x)["params"]), pixels)
-    _, metrics = jax.eval_shape(goal.loss, params, {"teacher": teacher}, tiny_run.random_batch(config, "video"))
+    teacher = jax.eval_shape(
+        lambda x: nn.meta.unbox(tower.init(jax.random.key(0), x)["params"]), pixels
+    )
+    _, metrics = jax.eval_shape(
+        goal.loss, params, {"teacher": teacher}, tiny_run.random_batch(config, "video")
+    )
     assert "tube" in metrics
     assert not {"generation", "contrastive", "accuracy"} & metrics.keys()
-    text = str(jax.make_jaxpr(goal.loss)(params, {"teacher": teacher}, tiny_run.random_batch(config, "video")))
+    text = str(
+        jax.make_jaxpr(goal.loss)(
+            params, {"teacher": teacher}, tiny_run.random_batch(config, "video")
+        )
+    )
     assert f",{config.model.vocab_size}]" not in text  # no logits

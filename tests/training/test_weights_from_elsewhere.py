@@ -9,12 +9,12 @@ import safetensors.torch
 import torch
 import transformers
 
-from elva_jax.convert.importing import import_weights
+from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import CheckpointError, ConvertError
+from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.training import curriculum
-from elva_jax.training.saved_run import load_run
-from elva_jax.training.writers import read_metrics
+from elva_jax.training import train
+from elva_jax.training.metric_writers import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,12 @@ def siglip(tmp_path_factory):
     """A SigLIP of the toy run's shape."""
     folder = tmp_path_factory.mktemp("siglip")
     config = transformers.SiglipVisionConfig(
-        image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        image_size=32,
+        patch_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
     transformers.SiglipVisionModel(config).save_pretrained(folder)
     return folder
@@ -46,7 +51,9 @@ def run_of(tiny_run, data_dir, stage, **settings):
     config.data_dir = str(data_dir)
     config.stages[stage].steps = 1
     config.stages[stage].optimizer.update(name="adamw", learning_rate=0.0)
-    config.update_from_flattened_dict({key.replace("__", "."): str(value) for key, value in settings.items()})
+    config.update_from_flattened_dict(
+        {key.replace("__", "."): str(value) for key, value in settings.items()}
+    )
     return config
 
 
@@ -60,38 +67,54 @@ def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys,
         source = tmp_path / "converted"
         assert load_run(source).params["elva"]["decoder"]["norm"]["scale"].dtype == "bfloat16"
     config.init_from = str(source)
-    assert curriculum.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run") == 0
     told = capsys.readouterr().out
     origin = "stage converted, step 0" if converted else "model_type qwen2"
-    assert f"sft: starts from {source} ({origin}); fresh: elva/patch_embed/frame, elva/patch_embed/k_kernel" in told
+    assert (
+        f"sft: starts from {source} ({origin}); fresh: elva/patch_embed/frame, elva/patch_embed/k_kernel"
+        in told
+    )
     assert "left behind" not in told
     decoder = load_run(tmp_path / "run").params["elva"]["decoder"]
     theirs = {
         name: value.float().numpy()
-        for name, value in transformers.Qwen2ForCausalLM.from_pretrained(qwen, dtype=torch.bfloat16).state_dict().items()
+        for name, value in transformers.Qwen2ForCausalLM.from_pretrained(qwen, dtype=torch.bfloat16)
+        .state_dict()
+        .items()
     }
-    np.testing.assert_array_equal(decoder["embed_tokens"][:505], theirs["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(
+        decoder["embed_tokens"][:505], theirs["model.embed_tokens.weight"]
+    )
     for i in range(2):
         for name in ("gate_proj", "down_proj"):
             kernel = decoder["layers"][name]["kernel"]
             assert kernel.dtype == np.float32
-            np.testing.assert_array_equal(kernel[i], theirs[f"model.layers.{i}.mlp.{name}.weight"].T)
+            np.testing.assert_array_equal(
+                kernel[i], theirs[f"model.layers.{i}.mlp.{name}.weight"].T
+            )
 
 
 def test_a_qwen2_of_another_shape_is_refused(tiny_run, data_dir, qwen, tmp_path):
     config = run_of(tiny_run, data_dir, "sft", init_from=qwen)
     config.model.intermediate_size = 40
-    with pytest.raises(ConvertError, match=r"gate_proj\.weight is \[48, 32\], expected \[40, 32\] for \{\} = 0 … 1"):
-        curriculum.run(config, tmp_path)
+    with pytest.raises(
+        ConvertError, match=r"gate_proj\.weight is \[48, 32\], expected \[40, 32\] for \{\} = 0 … 1"
+    ):
+        train.run(config, tmp_path)
 
 
 def test_a_guided_stage_takes_a_siglip(tiny_run, data_dir, siglip, tmp_path):
     config = run_of(tiny_run, data_dir, "image", teacher__init_from=siglip)
-    assert curriculum.run(config, tmp_path) == 0
-    assert all(np.isfinite(line["loss"]) and line["tube"] > 0 for line in read_metrics(tmp_path / "image"))
-    got = curriculum._teacher(config, "image", tmp_path, make_mesh(config.mesh))
+    assert train.run(config, tmp_path) == 0
+    assert all(
+        np.isfinite(line["loss"]) and line["tube"] > 0 for line in read_metrics(tmp_path / "image")
+    )
+    got = train._teacher(config, "image", tmp_path, make_mesh(config.mesh))
     model = transformers.SiglipVisionModel.from_pretrained(siglip)
-    np.testing.assert_array_equal(got["post_norm_scale"], dict(model.named_parameters())["post_layernorm.weight"].detach().numpy())
+    np.testing.assert_array_equal(
+        got["post_norm_scale"],
+        dict(model.named_parameters())["post_layernorm.weight"].detach().numpy(),
+    )
 
 
 def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
@@ -105,31 +128,61 @@ def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
         "mlp_ratio": 2.0,
     }
     rng = torch.Generator().manual_seed(0)
-    shapes = {"cls_token": (1, 1, 16), "pos_embed": (1, 5, 16), "patch_embed.proj.weight": (16, 3, 16, 16), "patch_embed.proj.bias": (16,)}
+    shapes = {
+        "cls_token": (1, 1, 16),
+        "pos_embed": (1, 5, 16),
+        "patch_embed.proj.weight": (16, 3, 16, 16),
+        "patch_embed.proj.bias": (16,),
+    }
     shapes |= {"norm.weight": (16,), "norm.bias": (16,)}
     for i in range(2):
-        block = {"norm1.weight": (16,), "norm1.bias": (16,), "norm2.weight": (16,), "norm2.bias": (16,), "attn.qkv.weight": (48, 16)}
-        block |= {"attn.q_bias": (16,), "attn.v_bias": (16,), "attn.proj.weight": (16, 16), "attn.proj.bias": (16,)}
-        block |= {"mlp.fc1.weight": (32, 16), "mlp.fc1.bias": (32,), "mlp.fc2.weight": (16, 32), "mlp.fc2.bias": (16,)}
+        block = {
+            "norm1.weight": (16,),
+            "norm1.bias": (16,),
+            "norm2.weight": (16,),
+            "norm2.bias": (16,),
+            "attn.qkv.weight": (48, 16),
+        }
+        block |= {
+            "attn.q_bias": (16,),
+            "attn.v_bias": (16,),
+            "attn.proj.weight": (16, 16),
+            "attn.proj.bias": (16,),
+        }
+        block |= {
+            "mlp.fc1.weight": (32, 16),
+            "mlp.fc1.bias": (32,),
+            "mlp.fc2.weight": (16, 32),
+            "mlp.fc2.bias": (16,),
+        }
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
     folder = tmp_path / "eva"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision}))
     state = {f"visual.{name}": torch.randn(shape, generator=rng) for name, shape in shapes.items()}
     safetensors.torch.save_file(state, folder / "model.safetensors")
-    config = run_of(tiny_run, data_dir, "image", teacher__init_from=folder, teacher__kind="eva_clip")
-    assert curriculum.run(config, tmp_path / "run") == 0
-    assert all(np.isfinite(line["loss"]) and line["tube"] > 0 for line in read_metrics(tmp_path / "run" / "image"))
+    config = run_of(
+        tiny_run, data_dir, "image", teacher__init_from=folder, teacher__kind="eva_clip"
+    )
+    assert train.run(config, tmp_path / "run") == 0
+    assert all(
+        np.isfinite(line["loss"]) and line["tube"] > 0
+        for line in read_metrics(tmp_path / "run" / "image")
+    )
     config.teacher.kind = "eva02_clip"
-    with pytest.raises(ConvertError, match=r"kind is eva_clip, the run has teacher\.kind = eva02_clip"):
-        curriculum.run(config, tmp_path / "other")
+    with pytest.raises(
+        ConvertError, match=r"kind is eva_clip, the run has teacher\.kind = eva02_clip"
+    ):
+        train.run(config, tmp_path / "other")
 
 
 def test_a_teacher_of_another_shape_is_refused(tiny_run, data_dir, siglip, tmp_path):
     import_weights(siglip, tmp_path / "converted")
     config = run_of(tiny_run, data_dir, "image", teacher__init_from=tmp_path / "converted")
-    tower = curriculum._teacher(config, "image", tmp_path, make_mesh(config.mesh))
+    tower = train._teacher(config, "image", tmp_path, make_mesh(config.mesh))
     assert jax.tree.leaves(tower)[0].dtype == np.float32
     config.teacher.intermediate_size = 24
-    with pytest.raises(CheckpointError, match=r"fc1_bias is \[32\], the teacher of this run has \[24\]"):
-        curriculum._teacher(config, "image", tmp_path, make_mesh(config.mesh))
+    with pytest.raises(
+        CheckpointError, match=r"fc1_bias is \[32\], the teacher of this run has \[24\]"
+    ):
+        train._teacher(config, "image", tmp_path, make_mesh(config.mesh))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 
 STAGES = ("teacher", "image", "video", "sft")
@@ -10,7 +10,7 @@ STAGES = ("teacher", "image", "video", "sft")
 
 def get_config(arg: str = ""):
     """`arg` is a comma-separated curriculum; empty: all of its stages."""
-    c = base.base()
+    c = schema.base()
     c.name = "toy"
     c.model.update(
         vocab_size=512,
@@ -31,7 +31,14 @@ def get_config(arg: str = ""):
         merge_ratios=(0.5,),
     )
     c.teacher.update(
-        image_size=32, patch_size=16, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, text_layers=1, text_length=16
+        image_size=32,
+        patch_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=2,
+        text_layers=1,
+        text_length=16,
     )
     c.checkpoint.every = 4
     c.log.every = 1
@@ -42,13 +49,21 @@ def get_config(arg: str = ""):
 
 
 def _stage(name: str):
-    s = base.stage()
+    s = schema.stage()
     s.steps = 4
     s.batch_size = 4
     s.optimizer.update(name="muon", learning_rate=1e-2, muon_learning_rate=0.02, warmup_ratio=0.25)
-    s.data.update(longest_edge=48, seq_len=160, max_patches=40, max_frames=8, max_turns=4, num_frames=1, system_prompt="")
+    s.data.update(
+        longest_edge=48,
+        seq_len=160,
+        max_patches=40,
+        max_frames=8,
+        max_turns=4,
+        num_frames=1,
+        system_prompt="",
+    )
     split = "image" if name in ("teacher", "image") else "train"
-    s.data.mixture.shapes = base.source("moving_shapes/easy", split, tasks=("object", "caption"))
+    s.data.mixture.shapes = schema.source("moving_shapes/easy", split, tasks=("object", "caption"))
     if name == "teacher":
         s.kind = "teacher"
     else:
@@ -74,10 +89,15 @@ def random_batch(config, stage_name: str, seed: int = 0):
             parts += [Text(rng.integers(3, 400, 4)), Text(rng.integers(3, 400, 3), 1.0)]
         return build_layout(parts)
 
-    layouts = [pack([example(1 + row % 4 + k) for k in range(1 + row % 2)], data.seq_len) for row in range(rows)]
+    layouts = [
+        pack([example(1 + row % 4 + k) for k in range(1 + row % 2)], data.seq_len)
+        for row in range(rows)
+    ]
     side = config.teacher.image_size
     return {
-        "patches": rng.integers(0, 256, (rows, data.max_patches, config.model.patch_size**2 * 3), np.uint8),
+        "patches": rng.integers(
+            0, 256, (rows, data.max_patches, config.model.patch_size**2 * 3), np.uint8
+        ),
         "layout": TokenLayout(*(np.stack(field) for field in zip(*layouts, strict=True))),
         "teacher_frames": rng.integers(0, 256, (rows, data.max_frames, side, side, 3), np.uint8),
     }

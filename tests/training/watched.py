@@ -26,6 +26,8 @@ def watch(notes):
 
 
 if __name__ == "__main__":
-    with (Path(os.environ["ELVA_TEST_NOTES"]) / f"{time.time_ns()}.jsonl").open("w", buffering=1) as notes:
+    with (Path(os.environ["ELVA_TEST_NOTES"]) / f"{time.time_ns()}.jsonl").open(
+        "w", buffering=1
+    ) as notes:
         watch(notes)
         sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
 
-from elva_jax.video.container import ONE_THREAD
+from elva_jax.video.reader import ONE_THREAD
 
 BARS = 4
 LEVELS = (40, 90, 140, 190)  # base 4: up to 256 frames
@@ -28,7 +28,9 @@ def number(frame: np.ndarray) -> int:
     width = frame.shape[1]
     index = 0
     for bar in range(BARS):
-        middle = frame[:, int((bar + 0.3) * width / BARS) : int((bar + 0.7) * width / BARS) + 1].mean()
+        middle = frame[
+            :, int((bar + 0.3) * width / BARS) : int((bar + 0.7) * width / BARS) + 1
+        ].mean()
         index = index * len(LEVELS) + int(np.abs(np.array(LEVELS) - middle).argmin())
     return index
 
@@ -49,7 +51,9 @@ def encode(
 ) -> bytes:
     """Encodes numbered frames shown at `ticks` / `rate` seconds."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, container_options=container_options or {}) as output:
+    with av.open(
+        buffer, "w", format=container, container_options=container_options or {}
+    ) as output:
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
@@ -61,7 +65,9 @@ def encode(
             mux_silence(output, sound, audio_seconds)
         for index, tick in enumerate(ticks):
             pixels = numbered(index, *size) if frames is None else frames[index]
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24"
+            )
             # On several threads swscale now and then spoils the start of a row when the width is no multiple of its vectors.
             frame = VideoReformatter().reformat(frame, format=pixel_format, **ONE_THREAD)
             frame.pts, frame.time_base = int(tick), Fraction(1, rate)
@@ -72,7 +78,9 @@ def encode(
 
 def mux_silence(output, stream, seconds: float) -> None:
     for start in range(0, int(seconds * 16000), 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
         output.mux(stream.encode(frame))
     output.mux(stream.encode(None))

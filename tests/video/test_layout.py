@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elva_jax.errors import LayoutError
-from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, clip_tokens, count, frame_tokens, pack
+from elva_jax.video.layout import (
+    Clip,
+    Kind,
+    Text,
+    TokenLayout,
+    build_layout,
+    clip_tokens,
+    count,
+    frame_tokens,
+    pack,
+)
 
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 4))
 CLIP = st.builds(Clip, st.lists(GRID, min_size=1, max_size=4), st.booleans())
@@ -43,7 +53,16 @@ def plain(parts):
                 for c in range(width):
                     tube = names.setdefault((height, width, "patch", r, c), len(names) + tubes)
                     cell = (r, c, height, width)
-                    tokens.append(dict(kind=Kind.PATCH, frame=frames, row=rows + r, patch_index=patches, cell=cell, tube=tube))
+                    tokens.append(
+                        dict(
+                            kind=Kind.PATCH,
+                            frame=frames,
+                            row=rows + r,
+                            patch_index=patches,
+                            cell=cell,
+                            tube=tube,
+                        )
+                    )
                     patches += 1
                 if not part.bare:
                     tube = names.setdefault((height, width, "line", r), len(names) + tubes)
@@ -68,9 +87,21 @@ def test_plain_reading(parts):
     layout = build_layout(parts)
     expected = plain(parts)
     assert layout.length == len(expected)
-    for name in ("kind", "token_id", "patch_index", "frame", "row", "position", "segment", "target", "loss_weight"):
+    for name in (
+        "kind",
+        "token_id",
+        "patch_index",
+        "frame",
+        "row",
+        "position",
+        "segment",
+        "target",
+        "loss_weight",
+    ):
         default = 0 if name == "token_id" else -1
-        assert getattr(layout, name).tolist() == [token.get(name, default) for token in expected], name
+        assert getattr(layout, name).tolist() == [token.get(name, default) for token in expected], (
+            name
+        )
     assert layout.cell.tolist() == [list(token.get("cell", (-1,) * 4)) for token in expected]
     assert same_partition(layout.tube.tolist(), [token.get("tube", -1) for token in expected])
     for name, array in layout._asdict().items():
@@ -82,13 +113,18 @@ def test_tokens_of_a_frame(rows, columns):
     assert frame_tokens(rows, columns) == rows * columns + rows + 1
     layout = build_layout([Clip([(rows, columns)])])
     assert layout.length == frame_tokens(rows, columns)
-    assert [int((layout.kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE)] == [1, rows * columns, rows]
+    assert [int((layout.kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE)] == [
+        1,
+        rows * columns,
+        rows,
+    ]
     clip = Clip([(rows, columns)] * 2, bare=True)
     assert build_layout([clip]).length == clip_tokens(clip) == 2 * rows * columns
 
 
 @pytest.mark.parametrize(
-    ("high", "low", "tokens"), [(8, 16, 5976), (8, 32, 7144), (16, 0, 9616), (16, 8, 10200), (16, 16, 10784), (32, 0, 19232)]
+    ("high", "low", "tokens"),
+    [(8, 16, 5976), (8, 32, 7144), (16, 0, 9616), (16, 8, 10200), (16, 16, 10784), (32, 0, 19232)],
 )
 def test_table_6(high, low, tokens):
     layout = build_layout([Clip([(24, 24)] * high + [(8, 8)] * low)])
@@ -97,7 +133,9 @@ def test_table_6(high, low, tokens):
     assert count(layout).patches == high * 24 * 24 + low * 8 * 8
 
 
-@pytest.mark.parametrize(("pixels", "tokens"), [(112, 21), (224, 73), (336, 157), (448, 273), (672, 601), (1344, 2353)])
+@pytest.mark.parametrize(
+    ("pixels", "tokens"), [(112, 21), (224, 73), (336, 157), (448, 273), (672, 601), (1344, 2353)]
+)
 def test_square_frames_of_the_paper(pixels, tokens):
     assert frame_tokens(pixels // 28, pixels // 28) == tokens
 
@@ -106,9 +144,13 @@ def test_tubes_join_equal_grids_across_others_but_never_clips():
     layout = build_layout([Clip([(2, 2), (1, 2), (2, 2)]), Clip([(2, 2)])])
     members = defaultdict(list)
     for index in np.flatnonzero(layout.kind == Kind.PATCH):
-        members[int(layout.tube[index])].append((int(layout.frame[index]), *layout.cell[index].tolist()))
+        members[int(layout.tube[index])].append(
+            (int(layout.frame[index]), *layout.cell[index].tolist())
+        )
     groups = sorted(members.values())
-    assert [[frame for frame, *_ in group] for group in groups] == [[0, 2]] * 4 + [[1]] * 2 + [[3]] * 4
+    assert [[frame for frame, *_ in group] for group in groups] == [[0, 2]] * 4 + [[1]] * 2 + [
+        [3]
+    ] * 4
     assert all(len({tuple(cell) for _, *cell in group}) == 1 for group in groups)
 
 
@@ -116,7 +158,15 @@ def tubes_keep_to_themselves(layout: TokenLayout) -> None:
     """A tube holds one kind, one segment, at most one token a frame, and frames in order."""
     for tube in set(layout.tube[layout.tube >= 0].tolist()):
         index = np.flatnonzero(layout.tube == tube)
-        assert len({(int(k), int(s)) for k, s in zip(layout.kind[index], layout.segment[index], strict=True)}) == 1
+        assert (
+            len(
+                {
+                    (int(k), int(s))
+                    for k, s in zip(layout.kind[index], layout.segment[index], strict=True)
+                }
+            )
+            == 1
+        )
         assert (np.diff(layout.frame[index]) > 0).all()
         assert len(np.unique(layout.cell[index], axis=0)) == 1
 
@@ -149,7 +199,10 @@ def test_packing(many, padding):
     assert (tail.kind == Kind.PAD).all()
     assert not tail.segment.any()
     assert not tail.loss_weight.any()
-    assert all((getattr(tail, name) == -1).all() for name in ("patch_index", "frame", "row", "tube", "cell"))
+    assert all(
+        (getattr(tail, name) == -1).all()
+        for name in ("patch_index", "frame", "row", "tube", "cell")
+    )
 
 
 @given(examples(), st.booleans())
@@ -167,7 +220,9 @@ def test_counts(parts, merge_lines):
 
 
 def test_every_answer_token_is_learned_once_from_the_token_before_it():
-    layout = build_layout([Clip([(1, 1)]), Text([5, 6]), Text([7, 8], 1.0), Text([9]), Text([10], 0.5)])
+    layout = build_layout(
+        [Clip([(1, 1)]), Text([5, 6]), Text([7, 8], 1.0), Text([9]), Text([10], 0.5)]
+    )
     assert layout.target.tolist() == [0, 0, 0, 0, 7, 8, 0, 10, 0]
     assert layout.loss_weight.tolist() == [0, 0, 0, 0, 1, 1, 0, 0.5, 0]
 
@@ -196,11 +251,22 @@ def test_what_does_not_fit():
 
 
 def test_turns_count_on_from_what_they_share():
-    parts = [Text([1, 2]), Clip([(1, 2)]), Text([3, 4], turn=1), Text([5], 1.0, 1), Text([6], turn=2), Text([7, 8], 1.0, 2)]
+    parts = [
+        Text([1, 2]),
+        Clip([(1, 2)]),
+        Text([3, 4], turn=1),
+        Text([5], 1.0, 1),
+        Text([6], turn=2),
+        Text([7, 8], 1.0, 2),
+    ]
     layout = build_layout(parts)
     assert layout.turn.tolist() == [0] * 6 + [1] * 3 + [2] * 3
     assert layout.position.tolist() == [*range(6), 6, 7, 8, 6, 7, 8]
     assert layout.target.tolist() == [0] * 7 + [5, 0, 7, 8, 0]
-    for wrong in ([Text([1], turn=1), Text([2])], [Text([1], turn=2), Text([2], turn=1)], [Text([1]), Text([2], 1.0, 1)]):
+    for wrong in (
+        [Text([1], turn=1), Text([2])],
+        [Text([1], turn=2), Text([2], turn=1)],
+        [Text([1]), Text([2], 1.0, 1)],
+    ):
         with pytest.raises(LayoutError):
             build_layout(wrong)

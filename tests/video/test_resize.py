@@ -54,8 +54,13 @@ def test_rule(height, width, limit, patch, upscale):
         assert new % patch == 0
         assert patch <= new <= limit
         exact = edge * scale
-        assert abs(new - exact) <= Fraction(patch, 2) or new == patch or new == limit // patch * patch
-    assert target_size(width, height, longest_edge=limit, patch_size=patch, upscale=upscale) == result[::-1]
+        assert (
+            abs(new - exact) <= Fraction(patch, 2) or new == patch or new == limit // patch * patch
+        )
+    assert (
+        target_size(width, height, longest_edge=limit, patch_size=patch, upscale=upscale)
+        == result[::-1]
+    )
 
 
 @given(EDGE, EDGE, st.integers(28, 2000), st.integers(1, 28), st.booleans())
@@ -87,16 +92,22 @@ def test_resampling():
     np.testing.assert_allclose(resized[8, 2:-2, 0], (ideal * 255 / 89)[2:-2], atol=2)
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert np.ptp(resize_frame(stripes, (16, 16))[:, 1:-1]) < 10  # antialiased to grey; point sampling would leave stripes
+    assert (
+        np.ptp(resize_frame(stripes, (16, 16))[:, 1:-1]) < 10
+    )  # antialiased to grey; point sampling would leave stripes
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 70, 3), np.uint8))
-    np.testing.assert_array_equal(resize_frame(np.asarray(image), (28, 56)), image.resize((56, 28), Image.BICUBIC))
+    np.testing.assert_array_equal(
+        resize_frame(np.asarray(image), (28, 56)), image.resize((56, 28), Image.BICUBIC)
+    )
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 def test_patchify_takes_patches_row_by_row(rows, columns, patch):
     """Of two frames, the second of one row more."""
     rng = np.random.default_rng(rows * columns)
-    frames = [rng.integers(0, 255, (r * patch, columns * patch, 3), np.uint8) for r in (rows, rows + 1)]
+    frames = [
+        rng.integers(0, 255, (r * patch, columns * patch, 3), np.uint8) for r in (rows, rows + 1)
+    ]
     patches = patchify(frames, patch)
     assert patches.shape == ((2 * rows + 1) * columns, patch * patch * 3)
     assert patches.dtype == np.uint8

@@ -9,7 +9,12 @@ from typing import Any, Literal
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
 
-KINDS: dict[str, Literal["video", "image"]] = {"image": "image", "images": "image", "video": "video", "videos": "video"}
+KINDS: dict[str, Literal["video", "image"]] = {
+    "image": "image",
+    "images": "image",
+    "video": "video",
+    "videos": "video",
+}
 PARTS: dict[Any, Literal["video", "image"]] = {
     "image": "image",
     "image_url": "image",
@@ -17,7 +22,13 @@ PARTS: dict[Any, Literal["video", "image"]] = {
     "video_url": "video",
 }  # of a content
 Locate = Callable[[object], "bytes | str"]
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 MARKER = re.compile("<(image|video)>")
 
 
@@ -44,7 +55,9 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
     if not isinstance(record, dict):
         raise RecordError(key, "is no JSON object")
     found = media(record, locate)
-    parts = () if found else tuple(Media(locate(name), kind) for kind, name in _within_messages(record))
+    parts = (
+        () if found else tuple(Media(locate(name), kind) for kind, name in _within_messages(record))
+    )
     return converse(record, key, found or parts)
 
 
@@ -58,11 +71,16 @@ def media(record: Mapping[str, Any], locate: Locate) -> tuple[Media, ...]:
     for field, kind in KINDS.items():
         names = record.get(field)
         if names:
-            found += [Media(locate(name), kind) for name in (names if isinstance(names, list) else [names])]
+            found += [
+                Media(locate(name), kind)
+                for name in (names if isinstance(names, list) else [names])
+            ]
     return tuple(found)
 
 
-def _within_messages(record: Mapping[str, Any]) -> Iterator[tuple[Literal["video", "image"], object]]:
+def _within_messages(
+    record: Mapping[str, Any],
+) -> Iterator[tuple[Literal["video", "image"], object]]:
     """Kind and name of each medium that stands among the parts of a content."""
     messages = record.get("messages")
     for message in messages if isinstance(messages, list) else ():
@@ -111,8 +129,13 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
             raise RecordError(key, f"its turns do not alternate (an unexpected one of the {role})")
     if isinstance(record.get("system"), str):
         system.append(record["system"])
-    example = Example(key, _in_order(media, turns), tuple(turns), ordered=True, system="\n".join(system).strip())
-    for text in (example.system, *(text for turn in turns for text in (turn.question, turn.answer))):
+    example = Example(
+        key, _in_order(media, turns), tuple(turns), ordered=True, system="\n".join(system).strip()
+    )
+    for text in (
+        example.system,
+        *(text for turn in turns for text in (turn.question, turn.answer)),
+    ):
         if not _encodable(text):
             raise RecordError(key, "is not valid Unicode text")
     return example
@@ -120,16 +143,27 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
 
 def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
     """(user | assistant | system, text) of every message."""
-    for field, speaker, says in (("conversations", "from", "value"), ("messages", "role", "content")):
+    for field, speaker, says in (
+        ("conversations", "from", "value"),
+        ("messages", "role", "content"),
+    ):
         if field in record:
             if not isinstance(record[field], list):
                 raise RecordError(key, f"'{field}' is no list")
             for message in record[field]:
-                role, text = (message.get(speaker), _text_of(message.get(says))) if isinstance(message, dict) else (None, None)
+                role, text = (
+                    (message.get(speaker), _text_of(message.get(says)))
+                    if isinstance(message, dict)
+                    else (None, None)
+                )
                 if not isinstance(role, str) or not isinstance(text, str):
-                    raise RecordError(key, f"an entry of '{field}' is not '{speaker}' and '{says}' in text")
+                    raise RecordError(
+                        key, f"an entry of '{field}' is not '{speaker}' and '{says}' in text"
+                    )
                 if role not in ROLES:
-                    raise RecordError(key, f"the role {role[:40]!a} is not one of {', '.join(ROLES)}")
+                    raise RecordError(
+                        key, f"the role {role[:40]!a} is not one of {', '.join(ROLES)}"
+                    )
                 yield ROLES[role], text
             return
     for field, names in (("QA", ("i", "q", "a")), ("texts", ("user", "assistant"))):
@@ -137,7 +171,10 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
             for pair in record[field]:
                 texts = [pair.get(name, "") for name in names] if isinstance(pair, dict) else [None]
                 if not all(isinstance(text, str) for text in texts):
-                    raise RecordError(key, f"an entry of '{field}' is not {' and '.join(repr(name) for name in names[-2:])} in text")
+                    raise RecordError(
+                        key,
+                        f"an entry of '{field}' is not {' and '.join(repr(name) for name in names[-2:])} in text",
+                    )
                 yield "user", "\n".join(filter(None, texts[:-1]))
                 yield "assistant", texts[-1]
             return
@@ -149,7 +186,10 @@ def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:
     kinds = [kind for turn in turns for kind in MARKER.findall(turn.question)]
     if sorted(kinds) != sorted(medium.kind for medium in media):
         return media
-    left = {kind: iter([medium for medium in media if medium.kind == kind]) for kind in ("image", "video")}
+    left = {
+        kind: iter([medium for medium in media if medium.kind == kind])
+        for kind in ("image", "video")
+    }
     return tuple(next(left[kind]) for kind in kinds)
 
 

@@ -79,8 +79,12 @@ class HuggingFaceFolder(Sequence[Example]):
         self.root = paths.root_folder(root, self.folder / "data")
         self.files = _choose(self.folder, split)
         self.tables = [_open(path) for path in self.files]
-        self.parts = [(k, part) for k, table in enumerate(self.tables) for part in range(len(table.counts))]
-        self.ends = list(itertools.accumulate(count for table in self.tables for count in table.counts))
+        self.parts = [
+            (k, part) for k, table in enumerate(self.tables) for part in range(len(table.counts))
+        ]
+        self.ends = list(
+            itertools.accumulate(count for table in self.tables for count in table.counts)
+        )
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -96,7 +100,9 @@ class HuggingFaceFolder(Sequence[Example]):
         key = f"{self.files[k].name}[{index}]"
         rows = self.tables[k].rows(part)
         row = rows.slice(index - (self.ends[number - 1] if number else 0), 1).to_pylist()[0]
-        return _to_example({name: value for name, value in row.items() if value is not None}, key, self.root)
+        return _to_example(
+            {name: value for name, value in row.items() if value is not None}, key, self.root
+        )
 
 
 def _to_example(row: Mapping[str, Any], key: str, root: Path) -> Example:
@@ -110,7 +116,9 @@ def _to_example(row: Mapping[str, Any], key: str, root: Path) -> Example:
     media = chat.media(row, locate)
     if not media:
         raise RecordError(key, "has neither a conversation nor a medium")
-    caption = next((row[field] for field in records.CAPTIONS if isinstance(row.get(field), str)), "")
+    caption = next(
+        (row[field] for field in records.CAPTIONS if isinstance(row.get(field), str)), ""
+    )
     return records.captioned(key, media, caption)
 
 
@@ -130,7 +138,10 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
     """Every split's files."""
     try:
         if (folder / "dataset_dict.json").is_file():
-            return {name: _saved(folder / name) for name in json.loads((folder / "dataset_dict.json").read_text())["splits"]}
+            return {
+                name: _saved(folder / name)
+                for name in json.loads((folder / "dataset_dict.json").read_text())["splits"]
+            }
         if (folder / "state.json").is_file():
             info = json.loads((folder / "state.json").read_text())
             return {info.get("_split") or "train": _saved(folder)}
@@ -139,16 +150,23 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         name = path.stem.split("-")[0]
-        splits.setdefault(path.parent.name if name.isdigit() or name == "part" else name, []).append(path)
+        splits.setdefault(
+            path.parent.name if name.isdigit() or name == "part" else name, []
+        ).append(path)
     return splits
 
 
 def _saved(folder: Path) -> list[Path]:
-    return [folder / file["filename"] for file in json.loads((folder / "state.json").read_text())["_data_files"]]
+    return [
+        folder / file["filename"]
+        for file in json.loads((folder / "state.json").read_text())["_data_files"]
+    ]
 
 
 def _open(path: Path) -> ArrowFile | ParquetFile:
     try:
         return ParquetFile(path) if path.suffix == ".parquet" else ArrowFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]})"
+        ) from None

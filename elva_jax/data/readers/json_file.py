@@ -42,12 +42,18 @@ class JsonFile(Sequence[Example]):
         except OSError as error:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
         if head[:1] not in (b"[", b"{"):
-            raise DataError(f"{self.path}: neither a JSON array of records nor one JSON record a line")
+            raise DataError(
+                f"{self.path}: neither a JSON array of records nor one JSON record a line"
+            )
         self.lines = head[:1] == b"{"
         spans = _lines(self.path) if self.lines else _elements(self.path)
-        self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))  # first byte, end, number of the line or element
+        self.spans_Nx3 = np.fromiter(
+            spans, np.dtype((np.int64, 3))
+        )  # first byte, end, number of the line or element
         if self.lines and not any(self._is_json(k) for k in islice(range(len(self)), FIRST)):
-            raise DataError(f"{self.path}: no line of the first {FIRST} is a JSON record; a single record belongs into a JSON array")
+            raise DataError(
+                f"{self.path}: no line of the first {FIRST} is a JSON record; a single record belongs into a JSON array"
+            )
 
     def __len__(self) -> int:
         return len(self.spans_Nx3)
@@ -60,7 +66,11 @@ class JsonFile(Sequence[Example]):
         """
         number = self.spans_Nx3[index, 2]
         key = f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
-        return chat.to_example(records.decode_json(self._bytes(index), key), key, lambda name: paths.inside(self.root, name, key))
+        return chat.to_example(
+            records.decode_json(self._bytes(index), key),
+            key,
+            lambda name: paths.inside(self.root, name, key),
+        )
 
     def _bytes(self, index: int) -> bytes:
         return records.read_span(self.path, *self.spans_Nx3[index, :2].tolist())
@@ -106,10 +116,16 @@ def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
                 break
             position += 1
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {error.lineno}: broken JSON in record {number} ({error.msg})") from None
+        raise DataError(
+            f"{path}: line {error.lineno}: broken JSON in record {number} ({error.msg})"
+        ) from None
     except (ValueError, RecursionError) as error:
         line = text.count("\n", 0, position) + 1
-        raise DataError(f"{path}: line {line}: broken JSON in record {number} ({type(error).__name__})") from None
+        raise DataError(
+            f"{path}: line {line}: broken JSON in record {number} ({type(error).__name__})"
+        ) from None
     if text[position : position + 1] != "]" or text[position + 1 :].strip():
         line = text.count("\n", 0, position) + 1
-        raise DataError(f"{path}: line {line}: broken JSON behind record {number - 1} (a comma or the array's end was expected)")
+        raise DataError(
+            f"{path}: line {line}: broken JSON behind record {number - 1} (a comma or the array's end was expected)"
+        )

@@ -16,7 +16,9 @@ def root_folder(root: str, annotations: Path) -> Path:
     """
     folder = Path(root).expanduser() if root else annotations.parent
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; set root to the folder that {annotations} speaks of")
+        raise DataError(
+            f"{folder}: no such folder; set root to the folder that {annotations} speaks of"
+        )
     return folder.resolve()
 
 
@@ -31,7 +33,11 @@ def inside(root: Path, name: object, key: str) -> str:
     try:
         path = (root / name).resolve()
         stays = _all_inside(root, path)
-    except (ValueError, OSError, RuntimeError):  # NUL bytes, lone surrogates, a name too long, links in a circle, no permission
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ):  # NUL bytes, lone surrogates, a name too long, links in a circle, no permission
         raise RecordError(key, "a media path is no path that can be followed") from None
     if not stays:
         raise RecordError(key, "a media path leaves the root folder")
@@ -45,4 +51,8 @@ def _all_inside(root: Path, path: Path) -> bool:
     if not path.is_dir():
         return True
     with os.scandir(path) as entries:
-        return all(Path(entry.path).resolve().is_relative_to(root) for entry in entries if entry.is_symlink())
+        return all(
+            Path(entry.path).resolve().is_relative_to(root)
+            for entry in entries
+            if entry.is_symlink()
+        )

@@ -9,7 +9,10 @@ from typing import Any
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
 
-QUESTIONS = {"video": "Describe the video briefly.", "image": "Describe the image briefly."}  # captions come without questions
+QUESTIONS = {
+    "video": "Describe the video briefly.",
+    "image": "Describe the image briefly.",
+}  # captions come without questions
 CAPTIONS = ("caption", "text")  # fields of a record that has no conversation
 
 
@@ -42,7 +45,9 @@ def decode_json(data: bytes, key: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})") from None
+        raise RecordError(
+            key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})"
+        ) from None
 
 
 def captioned(key: str, media: tuple[Media, ...], caption: str) -> Example:

@@ -12,10 +12,12 @@ import numpy as np
 from elva_jax.data.example import Example, Media
 from elva_jax.data.readers import chat, records
 from elva_jax.errors import DataError, RecordError
-from elva_jax.video.decode import IMAGE_SUFFIXES
+from elva_jax.video.read import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
-NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # a record's key and what follows: its members differ in that alone
+NAME = re.compile(
+    r"((?:.*/)?[^/.]+)\.([^/]+)"
+)  # a record's key and what follows: its members differ in that alone
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 BLOCK = 512  # bytes, the unit of a tar
 
@@ -36,7 +38,9 @@ class WebDataset(Sequence[Example]):
     def __init__(self, pattern: str | Path):
         self.files = self.shards = _shards(str(pattern))
         spans = ((k, *span) for k, shard in enumerate(self.shards) for span in _spans(shard))
-        self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))  # shard, first header's offset, end of the last member
+        self.spans_Nx3 = np.fromiter(
+            spans, np.dtype((np.int64, 3))
+        )  # shard, first header's offset, end of the last member
 
     def __len__(self) -> int:
         return len(self.spans_Nx3)
@@ -61,7 +65,12 @@ class WebDataset(Sequence[Example]):
                     _check(member, key)
                     suffix = PurePosixPath(f"x.{parts[2]}").suffix.lower()
                     if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES:
-                        media.append(Media(tar.extractfile(member).read(), "video" if suffix in VIDEO_SUFFIXES else "image"))
+                        media.append(
+                            Media(
+                                tar.extractfile(member).read(),
+                                "video" if suffix in VIDEO_SUFFIXES else "image",
+                            )
+                        )
                     elif suffix in (".json", ".txt"):
                         texts[suffix] = tar.extractfile(member).read()
         return _to_example(key, tuple(media), texts)
@@ -76,7 +85,9 @@ def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> 
         return chat.converse(record, key, media)
     if not media:
         raise RecordError(key, "has neither a video nor an image")
-    caption = next((record[field] for field in records.CAPTIONS if isinstance(record.get(field), str)), caption)
+    caption = next(
+        (record[field] for field in records.CAPTIONS if isinstance(record.get(field), str)), caption
+    )
     return records.captioned(key, media, caption)
 
 
@@ -95,7 +106,13 @@ def _shards(pattern: str) -> list[Path]:
     if match:
         first, last = match.groups()
         numbers = range(int(first), int(last) + 1)
-        return [path for n in numbers for path in _shards(pattern[: match.start()] + str(n).zfill(len(first)) + pattern[match.end() :])]
+        return [
+            path
+            for n in numbers
+            for path in _shards(
+                pattern[: match.start()] + str(n).zfill(len(first)) + pattern[match.end() :]
+            )
+        ]
     path = Path(pattern)
     found = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     if not found:
@@ -122,8 +139,14 @@ def _spans(shard: Path) -> Iterator[tuple[int, int]]:
             rest = file.read(BLOCK)  # tarfile takes a broken header for the end
     except OSError as error:
         raise DataError(f"{shard}: cannot be read at byte {at} ({error.strerror})") from None
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile lets a header's absurd numbers through
-        raise DataError(f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})") from None
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+    ) as error:  # tarfile lets a header's absurd numbers through
+        raise DataError(
+            f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})"
+        ) from None
     if rest.strip(b"\0") or 0 < len(rest) < BLOCK:
         raise DataError(f"{shard}: cut off or broken, at byte {offset} (no header of a member)")
     if last is not None:

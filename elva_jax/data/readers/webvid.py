@@ -41,7 +41,9 @@ class WebVidFile(Sequence[Example]):
             raise DataError(f"{self.path}: {error}") from None
         for column in COLUMNS:
             if column not in self.columns:
-                raise DataError(f"{self.path}: line 1: no column '{column}'; a WebVid CSV has {', '.join((*COLUMNS, 'page_dir'))}")
+                raise DataError(
+                    f"{self.path}: line 1: no column '{column}'; a WebVid CSV has {', '.join((*COLUMNS, 'page_dir'))}"
+                )
 
     def __len__(self) -> int:
         return len(self.spans_Nx3)
@@ -61,7 +63,9 @@ class WebVidFile(Sequence[Example]):
         if not row["videoid"]:
             raise RecordError(key, "has no videoid")
         clip = "/".join(filter(None, (row.get("page_dir", ""), f"{row['videoid']}.mp4")))
-        return records.captioned(key, (Media(paths.inside(self.root, clip, key), "video"),), row["name"])
+        return records.captioned(
+            key, (Media(paths.inside(self.root, clip, key), "video"),), row["name"]
+        )
 
     def _row(self, start: int, end: int, key: str) -> list[str]:
         text = records.decode(records.read_span(self.path, start, end), key, "utf-8-sig")

@@ -12,15 +12,25 @@ from PIL import Image
 from elva_jax import cli
 
 
-def video(seed: int, frames: int = 6, size: tuple[int, int] = (32, 48), rate: int = 6, path: Path | None = None) -> bytes:
+def video(
+    seed: int,
+    frames: int = 6,
+    size: tuple[int, int] = (32, 48),
+    rate: int = 6,
+    path: Path | None = None,
+) -> bytes:
     """A real mp4 whose frames' brightness names the clip and the frame; in a file, its header comes first."""
     out = io.BytesIO()
     options = {"movflags": "faststart"} if path else {}
-    with av.open(str(path) if path else out, "w", format="mp4", container_options=options) as container:
+    with av.open(
+        str(path) if path else out, "w", format="mp4", container_options=options
+    ) as container:
         stream = container.add_stream("libx264", rate=rate, options={"threads": "1"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         for k in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), (seed * 7 + k * 20) % 250, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((*size, 3), (seed * 7 + k * 20) % 250, np.uint8), format="rgb24"
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path.read_bytes() if path else out.getvalue()
@@ -42,9 +52,19 @@ def talk(*texts: str, **fields) -> dict:
 
 def good() -> list[dict]:
     """Records of several turns, several media, stills, a system turn, and none at all."""
-    records = [talk(f"<video>\nWhat is in clip {k}?", f"A grey field, number {k}.", video=f"clips/{k}.mp4") for k in range(8)]
+    records = [
+        talk(f"<video>\nWhat is in clip {k}?", f"A grey field, number {k}.", video=f"clips/{k}.mp4")
+        for k in range(8)
+    ]
     records += [
-        talk("<image>\nWhat?", "A ramp.", "And in <image> and <video>?", "Ümläute – 二.", image=["a.png", "b.jpg"], video="clips/1.mp4"),
+        talk(
+            "<image>\nWhat?",
+            "A ramp.",
+            "And in <image> and <video>?",
+            "Ümläute – 二.",
+            image=["a.png", "b.jpg"],
+            video="clips/1.mp4",
+        ),
         talk("Are you there?", "Yes.", "Still?", "Of course."),
         {"system": "Be brief.", **talk("Compare them.", "They differ.", images=["b.jpg", "a.png"])},
     ]
@@ -53,12 +73,21 @@ def good() -> list[dict]:
 
 BAD = {
     "missing": (talk("What?", "This.", video="clips/none.mp4"), "no such file or folder"),
-    "broken": (talk("What?", "This.", video="broken.mp4"), "not a video or image that can be read, or broken (Invalid data found when"),
+    "broken": (
+        talk("What?", "This.", video="broken.mp4"),
+        "not a video or image that can be read, or broken (Invalid data found when",
+    ),
     "cut": (talk("What?", "This.", video="cut.mp4"), "truncated"),
-    "outside": (talk("What?", "This.", video="../../etc/passwd"), "a media path leaves the root folder"),
+    "outside": (
+        talk("What?", "This.", video="../../etc/passwd"),
+        "a media path leaves the root folder",
+    ),
     "silent": (talk("What?", " "), "a question has no answer"),
     "empty": (talk(), "the conversation is empty"),
-    "markers": (talk("<image> or <image>?", "Both.", image="a.png"), "2 <image> or <video> markers for 1 media"),
+    "markers": (
+        talk("<image> or <image>?", "Both.", image="a.png"),
+        "2 <image> or <video> markers for 1 media",
+    ),
     "half": (talk("<image>\nWhat?", "Half of it.", image="half.jpg"), "cannot be read ("),
 }
 
@@ -66,7 +95,9 @@ BAD = {
 def write_media(root: Path) -> Path:
     (root / "clips").mkdir(parents=True)
     for k in range(8):
-        (root / "clips" / f"{k}.mp4").write_bytes(video(k, frames=4 + k, size=((32, 48), (64, 32))[k % 2]))
+        (root / "clips" / f"{k}.mp4").write_bytes(
+            video(k, frames=4 + k, size=((32, 48), (64, 32))[k % 2])
+        )
     (root / "a.png").write_bytes(image(1))
     (root / "b.jpg").write_bytes(image(2, "JPEG", (60, 100)))
     (root / "half.jpg").write_bytes(image(3, "JPEG", (200, 200))[:600])
@@ -119,7 +150,9 @@ def made():
 
 def files(folder: Path) -> dict[str, bytes]:
     """Everything under a folder, but the notes of a build that TFDS does not read."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "build" not in path.parts]
+    paths = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and "build" not in path.parts
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.data import sources
-from elva_jax.data.build import shard, start
 from elva_jax.errors import ElvaError
+from elva_jax.tools.datasets.build import shard, start
 
 
 def with_bytes(example):
     """An example whose media are the files' bytes."""
-    media = [m if isinstance(m.source, bytes) else dataclasses.replace(m, source=Path(m.source).read_bytes()) for m in example.media]
+    media = [
+        m
+        if isinstance(m.source, bytes)
+        else dataclasses.replace(m, source=Path(m.source).read_bytes())
+        for m in example.media
+    ]
     return dataclasses.replace(example, media=tuple(media))
 
 
@@ -38,18 +43,32 @@ def built(source, tmp_path_factory):
     from elva_jax import cli
 
     folder = tmp_path_factory.mktemp("built")
-    arguments = ["--name", "notes", "--data-dir", str(folder), "--shard-size", "5", "--workers", "1"]
+    arguments = [
+        "--name",
+        "notes",
+        "--data-dir",
+        str(folder),
+        "--shard-size",
+        "5",
+        "--workers",
+        "1",
+    ]
     assert cli.main(["data", "build", str(source), *arguments]) == 0
     return folder
 
 
 def test_a_built_data_set_holds_the_examples_of_its_source(source, built, made):
-    examples = sources.open_examples(base.source("notes", "train"), built)
+    examples = sources.open_examples(schema.source("notes", "train"), built)
     assert len(examples) == len(made.good()) == 11
-    direct = {example.key: example for example in readable(sources.open_examples(base.source(str(source)), built))}
+    direct = {
+        example.key: example
+        for example in readable(sources.open_examples(schema.source(str(source)), built))
+    }
     for example in examples:
         assert example == direct[example.key]
-    assert [example.key for example in examples] == [key for key in direct if key in {e.key for e in examples}]
+    assert [example.key for example in examples] == [
+        key for key in direct if key in {e.key for e in examples}
+    ]
     assert [len(example.media) for example in examples][-3:] == [3, 0, 2]
     assert examples[8].media[2].kind == "video"
     assert examples[10].system == "Be brief."
@@ -62,7 +81,10 @@ def test_it_is_a_data_set_of_tfds(built):
     info = tfds.builder("notes", data_dir=built).info.splits["train"]
     assert info.num_shards == 4
     assert sum(info.shard_lengths) == 11
-    assert sorted(path.name for path in (built / "notes/1.0.0").glob("*array_record*"))[0] == "notes-train.array_record-00000-of-00004"
+    assert (
+        sorted(path.name for path in (built / "notes/1.0.0").glob("*array_record*"))[0]
+        == "notes-train.array_record-00000-of-00004"
+    )
 
 
 def test_its_shards_are_those_that_tfds_itself_would_write(source, built, tmp_path):
@@ -70,18 +92,22 @@ def test_its_shards_are_those_that_tfds_itself_would_write(source, built, tmp_pa
     builder = shard.builder(plan._replace(data_dir=tmp_path / "tfds"), preparation)
     builder.download_and_prepare()
     ours, theirs = tfds.builder("notes", data_dir=built), builder
-    assert {path.name for path in ours.data_path.glob("*")} >= {path.name for path in theirs.data_path.glob("*")}
+    assert {path.name for path in ours.data_path.glob("*")} >= {
+        path.name for path in theirs.data_path.glob("*")
+    }
     assert ours.info.splits["train"].shard_lengths == theirs.info.splits["train"].shard_lengths
     assert list(ours.as_data_source("train")) == list(theirs.as_data_source("train"))
 
 
-def test_the_bytes_do_not_depend_on_processes_hosts_or_time(source, built, tmp_path, elva, contents):
+def test_the_bytes_do_not_depend_on_processes_hosts_or_time(
+    source, built, tmp_path, elva, contents
+):
     arguments = ["build", source, "--name", "notes", "--data-dir", tmp_path, "--shard-size", "5"]
     status, out, _ = elva(*arguments, "--shard", "1/2", "--workers", "2")
     assert status == 0
     assert "2 of 4 files of 'train' are built; still missing: 0-1" in out
     with pytest.raises(ElvaError, match="no such data set"):
-        sources.open_examples(base.source("notes", "train"), tmp_path)
+        sources.open_examples(schema.source("notes", "train"), tmp_path)
     status, out, _ = elva(*arguments, "--shard", "0/2", "--workers", "1")
     assert "train: 11 records in 4 files" in out
     assert contents(tmp_path / "notes") == contents(built / "notes")
@@ -89,15 +115,22 @@ def test_the_bytes_do_not_depend_on_processes_hosts_or_time(source, built, tmp_p
 
 def test_rejected_records_are_listed_with_their_reasons(source, built, made):
     folder = built / "notes/1.0.0"
-    lines = [json.loads(line) for line in (folder / "rejected-train.jsonl").read_text().splitlines()]
-    assert [line["key"] for line in lines] == [f"notes.jsonl:{2 * k + 2}" for k in range(8)] + ["notes.jsonl:20"]
+    lines = [
+        json.loads(line) for line in (folder / "rejected-train.jsonl").read_text().splitlines()
+    ]
+    assert [line["key"] for line in lines] == [f"notes.jsonl:{2 * k + 2}" for k in range(8)] + [
+        "notes.jsonl:20"
+    ]
     assert [line["record"] for line in lines] == [2 * k + 1 for k in range(8)] + [19]
     for line, (_, reason) in zip(lines, made.bad.values(), strict=False):
         assert line["reason"].startswith(reason), line
     assert Path(lines[0]["medium"]) == source.parent / "clips" / "none.mp4"
     manifest = json.loads((folder / "manifest-train.json").read_text())
     assert sum(entry["records"] for entry in manifest["statistics"]["rejected"].values()) == 9
-    assert manifest["statistics"]["rejected"]["a question has no answer"] == {"records": 1, "first": "notes.jsonl:10"}
+    assert manifest["statistics"]["rejected"]["a question has no answer"] == {
+        "records": 1,
+        "first": "notes.jsonl:10",
+    }
     assert manifest["source"]["records"] == 20
 
 
@@ -109,7 +142,10 @@ def test_the_manifest_counts(built):
     assert found["resolutions"] == {"32x64": 5, "48x32": 4, "40x24": 2, "100x60": 2}
     frames = [*range(4, 12), 5]
     assert found["seconds"]["total"] == pytest.approx(sum(frames) / 6)
-    assert (found["seconds"]["min"], found["seconds"]["max"]) == (pytest.approx(4 / 6), pytest.approx(11 / 6))
+    assert (found["seconds"]["min"], found["seconds"]["max"]) == (
+        pytest.approx(4 / 6),
+        pytest.approx(11 / 6),
+    )
     assert found["turns"]["total"] == 8 + 2 + 2 + 1
     # a 48 x 32 frame is 2 x 1 patches of 28, 32 x 64 is 1 x 2: each with its <LINE>s and <FRAME>
     upright, wide = 2 * 1 + 2 + 1, 1 * 2 + 1 + 1
@@ -122,73 +158,126 @@ def test_the_manifest_counts(built):
 
 
 def test_tokens_are_those_that_training_lays_out(source, tmp_path, tokenizer, elva, config):
+    from elva_jax.data.decode_example import ConversationDecoder
     from elva_jax.data.mixture import Mixture
-    from elva_jax.data.prepare import ConversationDecoder
 
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     status, _, err = elva(
         *("build", source, "--name", "counted", "--data-dir", tmp_path, "--workers", "1"),
-        *("--tokenizer", tmp_path / "tokenizer", "--frames", "3", "--edge", "48", "--patch-size", "16"),
+        *(
+            "--tokenizer",
+            tmp_path / "tokenizer",
+            "--frames",
+            "3",
+            "--edge",
+            "48",
+            "--patch-size",
+            "16",
+        ),
     )
     assert status == 0, err
     found = json.loads((tmp_path / "counted/1.0.0/manifest-train.json").read_text())["statistics"]
     config.data_dir = str(tmp_path)
     data = config.stages.video.data
-    data.mixture = {"all": base.source("counted", "train")}
+    data.mixture = {"all": schema.source("counted", "train")}
     data.update(seq_len=10_000, max_patches=1000, max_frames=100, system_prompt="")
     mixture = Mixture(config, "video")
     decoder = ConversationDecoder(mixture, config, "video", tokenizer, None)
     samples = [decoder((0, index), None) for index in range(len(mixture))]
     assert found["tokens"]["total"] == sum(sample.counts.tokens for sample in samples)
     assert found["tokens"]["max"] == max(sample.counts.tokens for sample in samples)
-    assert found["text_tokens"]["total"] == sum(int((sample.layout.kind == 1).sum()) for sample in samples)
+    assert found["text_tokens"]["total"] == sum(
+        int((sample.layout.kind == 1).sum()) for sample in samples
+    )
 
 
 def test_other_sources_too(tmp_path, data_dir, made, elva):
     media = made.write_media(tmp_path / "media")
     with (media / "web.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
-            [["videoid", "name", "page_dir"], ["1", "A grey field, brightening", "clips"], ["9", "Nothing", "clips"]]
+            [
+                ["videoid", "name", "page_dir"],
+                ["1", "A grey field, brightening", "clips"],
+                ["9", "Nothing", "clips"],
+            ]
         )
     with tarfile.open(media / "shards-0.tar", "w") as tar:
-        for name, data in (("k.mp4", made.video(3)), ("k.json", json.dumps(made.talk("<video> What?", "Grey.")).encode())):
+        for name, data in (
+            ("k.mp4", made.video(3)),
+            ("k.json", json.dumps(made.talk("<video> What?", "Grey.")).encode()),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    wanted = {"web": (media / "web.csv", 1), "shards": (media / "shards-*.tar", 1), "shapes": ("moving_shapes/small", 24)}
+    wanted = {
+        "web": (media / "web.csv", 1),
+        "shards": (media / "shards-*.tar", 1),
+        "shapes": ("moving_shapes/small", 24),
+    }
     for name, (path, number) in wanted.items():
         where = data_dir if name == "shapes" else tmp_path
         status, _, err = elva("build", path, "--name", name, "--data-dir", where, "--workers", "1")
         assert status == 0, err
-        again = sources.open_examples(base.source(name, "train"), where)
-        direct = sources.open_examples(base.source(str(path), "train"), where)
+        again = sources.open_examples(schema.source(name, "train"), where)
+        direct = sources.open_examples(schema.source(str(path), "train"), where)
         assert len(again) == number
         assert list(again) == [with_bytes(example) for example in list(direct)[:number]]
-    chosen = sources.open_examples(base.source("shapes", "train", tasks=("choice",)), data_dir)
+    chosen = sources.open_examples(schema.source("shapes", "train", tasks=("choice",)), data_dir)
     assert {turn.task for example in chosen for turn in example.turns} == {"choice"}
 
 
 def test_splits_share_a_data_set(source, built, tmp_path, elva):
     for split in ("train", "validation"):
-        arguments = ["build", source, "--name", "both", "--data-dir", tmp_path, "--workers", "1", "--split", split]
+        arguments = [
+            "build",
+            source,
+            "--name",
+            "both",
+            "--data-dir",
+            tmp_path,
+            "--workers",
+            "1",
+            "--split",
+            split,
+        ]
         assert elva(*arguments)[0] == 0
     assert set(tfds.builder("both", data_dir=tmp_path).info.splits) == {"train", "validation"}
-    one, two = (sources.open_examples(base.source("both", split), tmp_path) for split in ("train", "validation"))
+    one, two = (
+        sources.open_examples(schema.source("both", split), tmp_path)
+        for split in ("train", "validation")
+    )
     assert list(one) == list(two)
 
 
 def test_files_without_a_single_good_record_do_no_harm(source, tmp_path, elva):
-    status, out, err = elva("build", source, "--name", "fine", "--data-dir", tmp_path, "--shard-size", "1", "--workers", "1")
+    status, out, err = elva(
+        "build",
+        source,
+        "--name",
+        "fine",
+        "--data-dir",
+        tmp_path,
+        "--shard-size",
+        "1",
+        "--workers",
+        "1",
+    )
     assert status == 0, err
     assert "11 records in 20 files" in out
-    assert len(list(sources.open_examples(base.source("fine", "train"), tmp_path))) == 11
+    assert len(list(sources.open_examples(schema.source("fine", "train"), tmp_path))) == 11
 
 
 def test_a_source_without_a_single_good_record_is_no_data_set(tmp_path, made, elva):
-    (tmp_path / "bad.jsonl").write_text("\n".join([json.dumps(made.talk("What?", "This.", video="none.mp4"))] * 3))
-    status, _, err = elva("build", tmp_path / "bad.jsonl", "--name", "bad", "--data-dir", tmp_path, "--workers", "1")
+    (tmp_path / "bad.jsonl").write_text(
+        "\n".join([json.dumps(made.talk("What?", "This.", video="none.mp4"))] * 3)
+    )
+    status, _, err = elva(
+        "build", tmp_path / "bad.jsonl", "--name", "bad", "--data-dir", tmp_path, "--workers", "1"
+    )
     assert status == 1
-    assert err.endswith("none of 3 records can be used: 3 x no such file or folder (first: bad.jsonl:1)\n")
+    assert err.endswith(
+        "none of 3 records can be used: 3 x no such file or folder (first: bad.jsonl:1)\n"
+    )
     assert not (tmp_path / "bad/1.0.0/features.json").exists()
 
 
@@ -204,7 +293,9 @@ def test_a_source_without_a_single_good_record_is_no_data_set(tmp_path, made, el
 def test_other_settings_are_refused(source, built, elva, contents, change, message):
     before = contents(built / "notes")
     change = [str(source.parent) if word == "ROOT" else word for word in change]
-    status, _, err = elva("build", source, "--name", "notes", "--data-dir", built, "--shard-size", "5", *change)
+    status, _, err = elva(
+        "build", source, "--name", "notes", "--data-dir", built, "--shard-size", "5", *change
+    )
     assert status == 1
     assert f"split 'train' was begun with {message}" in err
     assert err.count("\n") == 1
@@ -224,7 +315,18 @@ def test_a_source_that_changed_is_refused(tmp_path, made, elva):
 
 
 def test_a_flipped_byte_is_found_and_mended(source, tmp_path, elva, contents):
-    arguments = ["build", source, "--name", "notes", "--data-dir", tmp_path, "--shard-size", "5", "--workers", "1"]
+    arguments = [
+        "build",
+        source,
+        "--name",
+        "notes",
+        "--data-dir",
+        tmp_path,
+        "--shard-size",
+        "5",
+        "--workers",
+        "1",
+    ]
     assert elva(*arguments)[0] == 0
     check = ["inspect", "notes", "--data-dir", tmp_path, "--verify"]
     assert elva(*check)[:2] == (0, "4 of 4 files are as they were built\n")
@@ -237,7 +339,9 @@ def test_a_flipped_byte_is_found_and_mended(source, tmp_path, elva, contents):
     assert status == 1
     assert out.splitlines()[0] == f"{hurt.name}: its bytes have changed (SHA-256 differs)"
     hurt.write_bytes(data[:-1])
-    assert elva(*check)[1].startswith(f"{hurt.name}: has {len(data) - 1:,} bytes, not {len(data):,}")
+    assert elva(*check)[1].startswith(
+        f"{hurt.name}: has {len(data) - 1:,} bytes, not {len(data):,}"
+    )
     hurt.unlink()
     assert elva(*check)[1].startswith(f"{hurt.name}: is missing")
     assert elva(*arguments)[0] == 0
@@ -252,15 +356,31 @@ def test_a_flipped_byte_is_found_and_mended(source, tmp_path, elva, contents):
         (["SOURCE", "--name", "moving_shapes"], 2, "that name is taken"),
         (["SOURCE", "--name", "x", "--split", "all"], 2, "--split all"),
         (["SOURCE", "--name", "x", "--shard", "2/2"], 2, "I counts from 0 to N-1, got 2/2"),
-        (["SOURCE", "--name", "x", "--shard", "0/9"], 2, "--shard 0/9: there are only 1 files to build; lower --shard-size"),
+        (
+            ["SOURCE", "--name", "x", "--shard", "0/9"],
+            2,
+            "--shard 0/9: there are only 1 files to build; lower --shard-size",
+        ),
         (["SOURCE", "--name", "x", "--source-split", "a"], 2, "is a file, which has no splits"),
         (["SOURCE", "--name", "x", "--root", "/none"], 1, "/none: no such folder"),
         (["SOURCE", "--name", "x", "--tokenizer", "/none"], 1, "/none: no tokenizer there"),
-        (["SOURCE", "--name", "x", "--edge", "20"], 2, "--edge 20: must hold at least one patch of 28"),
+        (
+            ["SOURCE", "--name", "x", "--edge", "20"],
+            2,
+            "--edge 20: must hold at least one patch of 28",
+        ),
         (["none.json", "--name", "x"], 1, "none.json: cannot be opened"),
         (["notes.parquet", "--name", "x"], 1, "notes.parquet: no reader for this data set"),
-        (["some_name", "--name", "x"], 1, "no such data set; build it with `elva data build SOURCE --name some_name`"),
-        (["moving_shapes/eazy"], 2, "no such data set; there are moving_shapes/easy and moving_shapes/hard"),
+        (
+            ["some_name", "--name", "x"],
+            1,
+            "no such data set; build it with `elva data build SOURCE --name some_name`",
+        ),
+        (
+            ["moving_shapes/eazy"],
+            2,
+            "no such data set; there are moving_shapes/easy and moving_shapes/hard",
+        ),
     ],
 )
 def test_misuse_is_explained_in_a_line(source, tmp_path, elva, words, status, message):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elva_jax.data.build.media import Size, pack, probe
 from elva_jax.data.example import Media
 from elva_jax.errors import VideoError
-from elva_jax.video.decode import read_frames
+from elva_jax.tools.datasets.build.media import Size, pack, probe
+from elva_jax.video.read import read_frames
 
 LEVELS = (16, 80, 150, 220)
 
@@ -26,7 +26,12 @@ def numbered(k: int, height: int, width: int) -> np.ndarray:
 
 def number(frame: np.ndarray) -> int:
     thirds = [frame[:, frame.shape[1] * (2 * k + 1) // 6].mean() for k in range(3)]
-    return int(sum(np.abs(np.array(LEVELS) - level).argmin() * 4 ** (2 - k) for k, level in enumerate(thirds)))
+    return int(
+        sum(
+            np.abs(np.array(LEVELS) - level).argmin() * 4 ** (2 - k)
+            for k, level in enumerate(thirds)
+        )
+    )
 
 
 def encode(ticks, form="mp4", size=(120, 160), rotation=None, **options) -> bytes:
@@ -57,7 +62,9 @@ def test_a_larger_video_shows_the_same_frames_at_the_same_times(form, ticks):
     assert packed == pack(Media(data, "video"), 64, "clip")[0]
     for count in (1, 2, 3, 7, 13, 40):
         before, after = read_frames(data, num_frames=count), read_frames(packed, num_frames=count)
-        assert [number(frame) for frame in after.pixels] == [number(frame) for frame in before.pixels]
+        assert [number(frame) for frame in after.pixels] == [
+            number(frame) for frame in before.pixels
+        ]
         assert after.times.tolist() == before.times.tolist()
         assert after.duration == before.duration
 
@@ -67,7 +74,9 @@ def test_a_larger_video_is_small_upright_and_of_its_colours():
     packed, size = pack(Media(data, "video"), 64, "clip")
     assert (size.height, size.width) == (64, 48)
     wanted = read_frames(
-        data, num_frames=5, transform=lambda picture: np.asarray(Image.fromarray(picture.pixels()).resize((48, 64)))
+        data,
+        num_frames=5,
+        transform=lambda picture: np.asarray(Image.fromarray(picture.pixels()).resize((48, 64))),
     ).pixels
     for frame, expected in zip(read_frames(packed, num_frames=5).pixels, wanted, strict=True):
         assert np.abs(frame.astype(int) - expected).mean() < 3
@@ -87,12 +96,19 @@ def test_what_is_small_enough_stays_byte_for_byte(tmp_path, edge):
 @pytest.mark.parametrize(("form", "kept"), [("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "PNG")])
 def test_larger_images_are_resized(form, kept):
     out = io.BytesIO()
-    Image.fromarray(np.linspace(0, 255, 90 * 300 * 3).astype(np.uint8).reshape(90, 300, 3)).save(out, form)
+    Image.fromarray(np.linspace(0, 255, 90 * 300 * 3).astype(np.uint8).reshape(90, 300, 3)).save(
+        out, form
+    )
     packed, size = pack(Media(out.getvalue(), "image"), 100, "x")
     assert size == (30, 100, 1, 0.0)
     image = Image.open(io.BytesIO(packed))
     assert (image.format, image.size) == (kept, (100, 30))
-    whole = np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("RGB").resize((100, 30), Image.Resampling.BICUBIC), int)
+    whole = np.asarray(
+        Image.open(io.BytesIO(out.getvalue()))
+        .convert("RGB")
+        .resize((100, 30), Image.Resampling.BICUBIC),
+        int,
+    )
     assert np.abs(np.asarray(image, int) - whole).mean() < 2
     assert pack(Media(out.getvalue(), "image"), 300, "x")[0] == out.getvalue()
 
@@ -102,7 +118,11 @@ def test_a_folder_of_frames_becomes_a_video_of_a_frame_a_second(tmp_path):
         Image.fromarray(numbered(k, 60, 91)).save(tmp_path / f"f{k}.png")
     for edge, width in ((0, 92), (46, 46)):
         packed, size = pack(Media(str(tmp_path), "video"), edge, "x")
-        assert (size.width, size.frames, size.seconds) == (width - width % 2 if edge else 90, 5, 5.0)
+        assert (size.width, size.frames, size.seconds) == (
+            width - width % 2 if edge else 90,
+            5,
+            5.0,
+        )
         before, after = read_frames(tmp_path, num_frames=5), read_frames(packed, num_frames=5)
         assert [number(frame) for frame in after.pixels] == [0, 1, 2, 3, 4]
         assert after.times.tolist() == before.times.tolist()
@@ -110,7 +130,9 @@ def test_a_folder_of_frames_becomes_a_video_of_a_frame_a_second(tmp_path):
 
 def test_an_animation_keeps_its_delays():
     out, frames = io.BytesIO(), [Image.fromarray(numbered(k, 60, 90)) for k in range(4)]
-    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=[100, 500, 200, 1000])
+    frames[0].save(
+        out, "GIF", save_all=True, append_images=frames[1:], duration=[100, 500, 200, 1000]
+    )
     packed, size = pack(Media(out.getvalue(), "video"), 45, "x")
     assert size == (30, 44, 4, 1.8)
     before, after = read_frames(out.getvalue(), num_frames=9), read_frames(packed, num_frames=9)
@@ -125,7 +147,9 @@ def test_what_ends_early_is_refused(tmp_path, edge):
         stream = container.add_stream("libx264", rate=10, options={"threads": "1"})
         stream.height, stream.width, stream.pix_fmt = 120, 160, "yuv420p"
         for k in range(60):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(k, 120, 160), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(numbered(k, 120, 160), format="rgb24"))
+            )
         container.mux(stream.encode(None))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 3 // 4])
@@ -137,8 +161,11 @@ def test_what_ends_early_is_refused(tmp_path, edge):
 
 def test_what_no_record_can_hold_is_refused(tmp_path, monkeypatch):
     data = encode(range(7))
-    monkeypatch.setattr("elva_jax.data.build.media.LARGEST", len(data) - 1)
-    with pytest.raises(VideoError, match=r"clip: has more than 0 MiB, the limit of a record; transcode it with a longest edge"):
+    monkeypatch.setattr("elva_jax.tools.datasets.build.media.LARGEST", len(data) - 1)
+    with pytest.raises(
+        VideoError,
+        match=r"clip: has more than 0 MiB, the limit of a record; transcode it with a longest edge",
+    ):
         pack(Media(data, "video"), 0, "clip")
     assert len(pack(Media(data, "video"), 32, "clip")[0]) < len(data)
 

@@ -37,7 +37,13 @@ def begin(slow, data_dir, workers):
     """Starts a build in a process of its own, which takes interruptions as on a terminal, and waits for its first file."""
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from elva_jax.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *map(str, arguments(slow, data_dir, workers))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
     state = data_dir / "slow/1.0.0/build/train"
     while not list(state.glob("0*.json")):
         assert process.poll() is None, process.communicate()
@@ -46,7 +52,10 @@ def begin(slow, data_dir, workers):
 
 
 def children(process) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
 
 
 def is_running(pid: int) -> bool:
@@ -85,7 +94,10 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(slow, tmp_path, elva
     assert status == 0, err
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert contents(tmp_path) == whole
-    records = [json.loads(line) for line in (tmp_path / "slow/1.0.0/rejected-train.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "slow/1.0.0/rejected-train.jsonl").read_text().splitlines()
+    ]
     assert [record["record"] for record in records] == [0, 5, 10]
     assert "slow.json" not in out
 
@@ -97,7 +109,10 @@ def test_interrupted_it_says_one_line_and_goes_on(slow, tmp_path, elva, whole, c
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     finished = len(list(state.glob("0*.json")))
-    assert (out, err) == ("", f"elva data: interrupted; {finished} of {SHARDS} files are built, start again to go on\n")
+    assert (out, err) == (
+        "",
+        f"elva data: interrupted; {finished} of {SHARDS} files are built, start again to go on\n",
+    )
     assert elva(*arguments(slow, tmp_path, 1)[1:])[0] == 0
     assert contents(tmp_path) == whole
 
@@ -110,7 +125,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(slow, tmp_path, elva):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert status == 1
-    assert err.endswith("cannot be written (write() failed: File too large); start again to go on\n")
+    assert err.endswith(
+        "cannot be written (write() failed: File too large); start again to go on\n"
+    )
     assert err.count("\n") == 1
     assert [path.name for path in (tmp_path / "slow/1.0.0").iterdir()] == ["build"]
 
@@ -118,7 +135,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(slow, tmp_path, elva):
 def test_an_unfinished_file_of_another_process_is_waited_for(slow, tmp_path, elva):
     import fcntl
 
-    from elva_jax.data.build import start
+    from elva_jax.tools.datasets.build import start
 
     plan, _ = start.begin(str(slow), tmp_path, name="slow", longest_edge=64, shard_size=2)
     busy = plan.file(0).with_name(f".{plan.file(0).name}.{os.uname().nodename}.tmp")

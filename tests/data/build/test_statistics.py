@@ -5,16 +5,23 @@ import json
 import numpy as np
 import pytest
 
-from elva_jax.data.build.media import Size
-from elva_jax.data.build.statistics import REASONS, Histogram, Measured, Statistics
+from elva_jax.tools.datasets.build.media import Size
+from elva_jax.tools.datasets.build.statistics import REASONS, Histogram, Measured, Statistics
 
 
-@pytest.mark.parametrize("numbers", [np.arange(1, 5000), np.random.default_rng(0).lognormal(3, 2, 4000), np.zeros(3), [7.25]])
+@pytest.mark.parametrize(
+    "numbers",
+    [np.arange(1, 5000), np.random.default_rng(0).lognormal(3, 2, 4000), np.zeros(3), [7.25]],
+)
 def test_quantiles_are_right_to_three_digits(numbers):
     histogram = Histogram()
     for value in numbers:
         histogram.add(value.item() if hasattr(value, "item") else value)
-    assert (histogram.count, histogram.low, histogram.high) == (len(numbers), np.min(numbers), np.max(numbers))
+    assert (histogram.count, histogram.low, histogram.high) == (
+        len(numbers),
+        np.min(numbers),
+        np.max(numbers),
+    )
     assert histogram.total == pytest.approx(np.sum(numbers))
     for share in (0.05, 0.5, 0.95, 1.0):
         exact = np.quantile(numbers, share, method="inverted_cdf")
@@ -40,7 +47,9 @@ def test_parts_merged_are_the_whole_even_from_files():
         found = Statistics()
         for k in range(20 * part, 20 * part + 20):
             for statistics in (whole, found):
-                statistics.add(example(k)) if k % 6 else statistics.reject(f"key{k}", f"broken in {k % 4} of 4.5 s")
+                statistics.add(example(k)) if k % 6 else statistics.reject(
+                    f"key{k}", f"broken in {k % 4} of 4.5 s"
+                )
         merged.merge(Statistics.from_json(json.loads(json.dumps(found.to_json()))))
     ours, theirs = merged.to_json(), whole.to_json()
     assert ours["seconds"].pop("total") == pytest.approx(theirs["seconds"].pop("total"))

@@ -28,8 +28,12 @@ def test_the_example_can_be_read(blocks, tmp_path, monkeypatch):
     config = load("mine.py")
     (source,) = config.stages.sft.data.mixture.values()
     dog, night = sources.open_examples(source, config.data_dir)
-    assert [(turn.question, turn.answer) for turn in dog.turns] == [("<video>\nWhat does the dog bring back?", "A red ball.")]
-    assert [medium.source for medium in night.media] == [str(tmp_path.resolve() / "my" / "videos" / "street" / "night.mkv")]
+    assert [(turn.question, turn.answer) for turn in dog.turns] == [
+        ("<video>\nWhat does the dog bring back?", "A red ball.")
+    ]
+    assert [medium.source for medium in night.media] == [
+        str(tmp_path.resolve() / "my" / "videos" / "street" / "night.mkv")
+    ]
     assert len(night.turns) == 2
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from elva_jax.config import base
+from elva_jax.config import schema
 from elva_jax.data import sources
 from elva_jax.data.example import Media, Turn
 from elva_jax.data.readers.huggingface import HuggingFaceFolder
@@ -28,12 +28,21 @@ def picture(k: int) -> bytes:
 
 
 def row(k: int, path: str | None = None) -> dict:
-    turns = [{"from": "human", "value": f"<image>\nWhat is {k}?"}, {"from": "gpt", "value": f"It is {k}."}]
-    return {"id": str(k), "image": {"bytes": None if path else picture(k), "path": path}, "conversations": turns}
+    turns = [
+        {"from": "human", "value": f"<image>\nWhat is {k}?"},
+        {"from": "gpt", "value": f"It is {k}."},
+    ]
+    return {
+        "id": str(k),
+        "image": {"bytes": None if path else picture(k), "path": path},
+        "conversations": turns,
+    }
 
 
 def table(rows) -> pa.Table:
-    return pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("image", MEDIUM), ("conversations", TURNS)]))
+    return pa.Table.from_pylist(
+        rows, pa.schema([("id", pa.string()), ("image", MEDIUM), ("conversations", TURNS)])
+    )
 
 
 def save_arrow(folder, rows, batch=2, files=2):
@@ -43,16 +52,25 @@ def save_arrow(folder, rows, batch=2, files=2):
     share = -(-len(rows) // files)
     for k, name in enumerate(names):
         part = table(rows[k * share : (k + 1) * share])
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, part.schema) as writer:
+        with (
+            pa.OSFile(str(folder / name), "wb") as sink,
+            pa.ipc.new_stream(sink, part.schema) as writer,
+        ):
             writer.write_table(part, max_chunksize=batch)
     (folder / "dataset_info.json").write_text("{}")
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], "_split": None}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": name} for name in names], "_split": None})
+    )
 
 
 def save_parquet(folder, rows, batch=3):
     (folder / "data").mkdir(parents=True)
-    pq.write_table(table(rows[:4]), folder / "data" / "train-00000-of-00002.parquet", row_group_size=batch)
-    pq.write_table(table(rows[4:]), folder / "data" / "train-00001-of-00002.parquet", row_group_size=batch)
+    pq.write_table(
+        table(rows[:4]), folder / "data" / "train-00000-of-00002.parquet", row_group_size=batch
+    )
+    pq.write_table(
+        table(rows[4:]), folder / "data" / "train-00001-of-00002.parquet", row_group_size=batch
+    )
 
 
 def expected(k: int):
@@ -73,9 +91,11 @@ def test_as_a_source_of_a_mixture(tmp_path):
     save_arrow(tmp_path / "all" / "train", [row(k) for k in range(4)])
     save_arrow(tmp_path / "all" / "test", [row(9)], files=1)
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    (only,) = sources.open_examples(base.source(f"hf:{tmp_path}/all", "test"), "")
+    (only,) = sources.open_examples(schema.source(f"hf:{tmp_path}/all", "test"), "")
     assert only.turns == expected(9)[1]
-    with pytest.raises(DataError, match=r"all: has several splits; set split to one of train, test"):
+    with pytest.raises(
+        DataError, match=r"all: has several splits; set split to one of train, test"
+    ):
         HuggingFaceFolder(tmp_path / "all")
     with pytest.raises(DataError, match=r"all: no split 'val'; it has train, test"):
         HuggingFaceFolder(tmp_path / "all", "val")
@@ -85,13 +105,18 @@ def test_paths_are_under_the_root(tmp_path):
     save_arrow(tmp_path / "set", [row(0, "a/0.png"), row(1, "../1.png")], files=1)
     examples = HuggingFaceFolder(tmp_path / "set", root=str(tmp_path))
     assert examples[0].media == (Media(str(tmp_path.resolve() / "a" / "0.png"), "image"),)
-    with pytest.raises(RecordError, match=r"data-00000-of-00001\.arrow\[1\]: a media path leaves the root folder"):
+    with pytest.raises(
+        RecordError, match=r"data-00000-of-00001\.arrow\[1\]: a media path leaves the root folder"
+    ):
         examples[1]
 
 
 def test_captions(tmp_path):
     (tmp_path / "set").mkdir()
-    rows = [{"video": {"bytes": b"mp4", "path": "x.mp4"}, "caption": "A cat."}, {"video": None, "caption": "Nothing."}]
+    rows = [
+        {"video": {"bytes": b"mp4", "path": "x.mp4"}, "caption": "A cat."},
+        {"video": None, "caption": "Nothing."},
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
     examples = HuggingFaceFolder(tmp_path / "set")
     assert examples[0].turns == (Turn(QUESTIONS["video"], "A cat.", "caption"),)

@@ -12,25 +12,36 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from elva_jax.data import conversation
+from elva_jax.data.decode_example import ConversationDecoder
 from elva_jax.data.example import Media, Turn
 from elva_jax.data.mixture import Mixture
-from elva_jax.data.prepare import ConversationDecoder
 from elva_jax.data.readers import chat
 from elva_jax.data.readers.json_file import JsonFile
 from elva_jax.errors import DataError, RecordError
-from elva_jax.video.decode import read_frames
+from elva_jax.video.read import read_frames
 
 
 def llava(media, *texts, **more):
     """A record of LLaVA's with turns by human and gpt in turn."""
     speakers = ("human", "gpt") * len(texts)
-    return {**media, "conversations": [{"from": who, "value": text} for who, text in zip(speakers, texts, strict=False)], **more}
+    return {
+        **media,
+        "conversations": [
+            {"from": who, "value": text} for who, text in zip(speakers, texts, strict=False)
+        ],
+        **more,
+    }
 
 
 def sharegpt(media, *texts):
     """A record of LLaMA-Factory's."""
     roles = ("user", "assistant") * len(texts)
-    return {"messages": [{"content": text, "role": role} for role, text in zip(roles, texts, strict=False)], **media}
+    return {
+        "messages": [
+            {"content": text, "role": role} for role, text in zip(roles, texts, strict=False)
+        ],
+        **media,
+    }
 
 
 def parts(role, *contents):
@@ -55,22 +66,38 @@ def read(tmp_path):
 
 
 def media_of(example, root):
-    return [(os.path.relpath(medium.source, root.resolve()), medium.kind) for medium in example.media]
+    return [
+        (os.path.relpath(medium.source, root.resolve()), medium.kind) for medium in example.media
+    ]
 
 
 @pytest.mark.parametrize(
     ("record", "media", "turns"),
     [
-        (llava({"id": 0, "video": "a.mkv"}, "<video>\nBriefly?", "A man."), [("a.mkv", "video")], [("<video>\nBriefly?", "A man.")]),
-        (llava({"image": "d/1.png"}, "In which year?\n<image>", "2014"), [("d/1.png", "image")], [("In which year?\n<image>", "2014")]),
-        (llava({"video": "a.mp4"}, "<image>\nWhat?", "That.", data_source="0_30_s"), [("a.mp4", "video")], [("<image>\nWhat?", "That.")]),
+        (
+            llava({"id": 0, "video": "a.mkv"}, "<video>\nBriefly?", "A man."),
+            [("a.mkv", "video")],
+            [("<video>\nBriefly?", "A man.")],
+        ),
+        (
+            llava({"image": "d/1.png"}, "In which year?\n<image>", "2014"),
+            [("d/1.png", "image")],
+            [("In which year?\n<image>", "2014")],
+        ),
+        (
+            llava({"video": "a.mp4"}, "<image>\nWhat?", "That.", data_source="0_30_s"),
+            [("a.mp4", "video")],
+            [("<image>\nWhat?", "That.")],
+        ),
         (
             llava({"image": ["1.jpg", "2.jpg"]}, "<image><image>\nSame?", "No.", "Why?", "Look."),
             [("1.jpg", "image"), ("2.jpg", "image")],
             [("<image><image>\nSame?", "No."), ("Why?", "Look.")],
         ),
         (
-            sharegpt({"images": ["1.jpg", "1.jpg"]}, "<image>Who?", "They.", "What?<image>", "Football."),
+            sharegpt(
+                {"images": ["1.jpg", "1.jpg"]}, "<image>Who?", "They.", "What?<image>", "Football."
+            ),
             [("1.jpg", "image"), ("1.jpg", "image")],
             [("<image>Who?", "They."), ("What?<image>", "Football.")],
         ),
@@ -79,10 +106,22 @@ def media_of(example, root):
             [("2.avi", "video"), ("1.jpg", "image")],
             [("<video>And <image>?", "Yes.")],
         ),
-        ({"image": "2.jpg", "QA": [{"q": "Write.", "a": "A man."}]}, [("2.jpg", "image")], [("Write.", "A man.")]),
-        ({"video": "2.mp4", "QA": [{"i": "Be brief.", "q": "What?", "a": "It."}]}, [("2.mp4", "video")], [("Be brief.\nWhat?", "It.")]),
+        (
+            {"image": "2.jpg", "QA": [{"q": "Write.", "a": "A man."}]},
+            [("2.jpg", "image")],
+            [("Write.", "A man.")],
+        ),
+        (
+            {"video": "2.mp4", "QA": [{"i": "Be brief.", "q": "What?", "a": "It."}]},
+            [("2.mp4", "video")],
+            [("Be brief.\nWhat?", "It.")],
+        ),
         (llava({}, "Hello", "Hi."), [], [("Hello", "Hi.")]),
-        ({"images": ["1.jpg"], "texts": [{"user": "What?", "assistant": "It.", "source": "x"}]}, [("1.jpg", "image")], [("What?", "It.")]),
+        (
+            {"images": ["1.jpg"], "texts": [{"user": "What?", "assistant": "It.", "source": "x"}]},
+            [("1.jpg", "image")],
+            [("What?", "It.")],
+        ),
         (
             {
                 "messages": [
@@ -96,7 +135,9 @@ def media_of(example, root):
         (
             {
                 "messages": [
-                    parts("user", {"type": "image_url", "image_url": {"url": "1.jpg"}}, text("Who?")),
+                    parts(
+                        "user", {"type": "image_url", "image_url": {"url": "1.jpg"}}, text("Who?")
+                    ),
                     parts("assistant", text("I.")),
                 ]
             },
@@ -114,12 +155,22 @@ def test_records_of_each_kind(read, tmp_path, record, media, turns):
 
 
 def test_a_system_turn_takes_the_place_of_the_stages(read, config, tokenizer):
-    spoken = {"messages": [{"role": role, "content": f"The {role}."} for role in ("system", "user", "assistant")]}
+    spoken = {
+        "messages": [
+            {"role": role, "content": f"The {role}."} for role in ("system", "user", "assistant")
+        ]
+    }
     decoder = ConversationDecoder(Mixture(config, "video"), config, "video", tokenizer, None)
-    for example, system in zip(read(spoken, llava({}, "The user.", "The assistant.")), ("The system.", "Be brief."), strict=True):
+    for example, system in zip(
+        read(spoken, llava({}, "The user.", "The assistant.")),
+        ("The system.", "Be brief."),
+        strict=True,
+    ):
         layout = decoder.prepare(example, np.random.default_rng(0)).layout
         messages = [("system", system), ("user", "The user."), ("assistant", "The assistant.")]
-        text = tokenizer.apply_chat_template([{"role": role, "content": text} for role, text in messages], tokenize=False)
+        text = tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text in messages], tokenize=False
+        )
         assert tokenizer.decode(layout.token_id) == text
 
 
@@ -136,11 +187,24 @@ def test_what_llava_says_before_the_first_question_is_left_out(read):
         ([], "is no JSON object"),
         ({"video": "a.mp4"}, "has neither 'conversations' nor 'messages'"),
         ({"conversations": "hello"}, "'conversations' is no list"),
-        ({"conversations": [{"from": "human", "value": None}]}, "an entry of 'conversations' is not 'from' and 'value' in text"),
+        (
+            {"conversations": [{"from": "human", "value": None}]},
+            "an entry of 'conversations' is not 'from' and 'value' in text",
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "the role 'tool' is not one of"),
         ({"QA": [{"q": 3}]}, "an entry of 'QA'"),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}, "a question has no answer"),
-        ({"messages": [{"role": role, "content": "x"} for role in ("user", "assistant", "assistant")]}, "do not alternate"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]},
+            "a question has no answer",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": role, "content": "x"} for role in ("user", "assistant", "assistant")
+                ]
+            },
+            "do not alternate",
+        ),
         (llava({"video": [["a.mp4"]]}, "What?", "That."), "empty or no text"),
         (llava({"video": "a\0.mp4"}, "What?", "That."), "no path that can be followed"),
         (llava({"video": "a" * 300 + ".mp4"}, "What?", "That."), "no path that can be followed"),
@@ -152,7 +216,10 @@ def test_malformed_records_are_named(read, record, reason):
         read(record)
 
 
-@pytest.mark.parametrize(("texts", "reason"), [((), "is empty"), (("What?",), "no answer"), (("What?", " "), "no answer")])
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [((), "is empty"), (("What?",), "no answer"), (("What?", " "), "no answer")],
+)
 def test_nothing_to_learn_is_refused_before_training(read, texts, reason):
     (example,) = read(llava({}, *texts))
     with pytest.raises(DataError, match=rf"^notes\.json\[0\]: .*{reason}"):
@@ -183,12 +250,16 @@ def test_paths_that_leave_the_root_are_refused(tmp_path, picture):
         "..",
     ]
     path = tmp_path / "notes.jsonl"
-    path.write_text("\n".join(json.dumps(llava({"image": name}, "What?", "That.")) for name in (*good, *bad)))
+    path.write_text(
+        "\n".join(json.dumps(llava({"image": name}, "What?", "That.")) for name in (*good, *bad))
+    )
     examples = JsonFile(path, str(root))
     for k in range(len(good)):
         assert len(read_frames(examples[k].media[0].source, num_frames=1).pixels) == 1
     for k in range(len(good), len(examples)):
-        with pytest.raises(RecordError, match=rf"^notes\.jsonl:{k + 1}: a media path leaves the root folder$"):
+        with pytest.raises(
+            RecordError, match=rf"^notes\.jsonl:{k + 1}: a media path leaves the root folder$"
+        ):
             examples[k]
 
 
@@ -210,48 +281,78 @@ def test_a_folder_of_frames_is_a_video(read, tmp_path, picture):
 
 def test_lines_are_records_of_their_own(tmp_path):
     good = json.dumps(llava({"id": "é"}, "¿Qué?", "日本"), ensure_ascii=False).encode()
-    lines = [b"\xef\xbb\xbf" + good, b"", b'{"conversations": [', good.replace("é".encode(), b"\xe9"), b"[" * 100_000, good + b"\r", b"  "]
+    lines = [
+        b"\xef\xbb\xbf" + good,
+        b"",
+        b'{"conversations": [',
+        good.replace("é".encode(), b"\xe9"),
+        b"[" * 100_000,
+        good + b"\r",
+        b"  ",
+    ]
     path = tmp_path / "notes.jsonl"
     path.write_bytes(b"\n".join(lines))
     examples = JsonFile(path)
     assert len(examples) == 5
     for k in (0, 4):
         assert examples[k].turns == (Turn("¿Qué?", "日本"),)
-    for k, problem in ((1, r"3: is not JSON \(Expecting value\)"), (2, "4: is not UTF-8 text"), (3, r"5: is not JSON \(RecursionError\)")):
+    for k, problem in (
+        (1, r"3: is not JSON \(Expecting value\)"),
+        (2, "4: is not UTF-8 text"),
+        (3, r"5: is not JSON \(RecursionError\)"),
+    ):
         with pytest.raises(RecordError, match=rf"^notes\.jsonl:{problem}"):
             examples[k]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    texts=st.lists(st.text(st.characters(codec="utf-8")).map(lambda text: "x" + text), min_size=1, max_size=6),
+    texts=st.lists(
+        st.text(st.characters(codec="utf-8")).map(lambda text: "x" + text), min_size=1, max_size=6
+    ),
     ascii_only=st.booleans(),
     indent=st.sampled_from([None, 0, 3]),
 )
 def test_arrays_and_lines_read_as_json_does(tmp_path, texts, ascii_only, indent):
     records = [llava({}, text, text[::-1] + "y") for text in texts]
-    (tmp_path / "a.json").write_text(json.dumps(records, ensure_ascii=ascii_only, indent=indent), encoding="utf-8")
+    (tmp_path / "a.json").write_text(
+        json.dumps(records, ensure_ascii=ascii_only, indent=indent), encoding="utf-8"
+    )
     lines = [json.dumps(record, ensure_ascii=ascii_only) for record in records]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     for name in ("a.json", "a.jsonl"):
-        assert [example.turns for example in JsonFile(tmp_path / name)] == [(Turn(text, text[::-1] + "y"),) for text in texts]
+        assert [example.turns for example in JsonFile(tmp_path / name)] == [
+            (Turn(text, text[::-1] + "y"),) for text in texts
+        ]
 
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*"qa", "from", "value", "role", "content", "type"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from([*"qa", "from", "value", "role", "content", "type"]), inner
+        )
     ),
     max_leaves=12,
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from(["conversations", "messages", "QA", "texts", "video", "images", "system"]), JSON_VALUES))
+@given(
+    st.dictionaries(
+        st.sampled_from(["conversations", "messages", "QA", "texts", "video", "images", "system"]),
+        JSON_VALUES,
+    )
+)
 def test_any_json_is_an_example_or_a_named_record(record):
     with contextlib.suppress(RecordError):
         example = chat.to_example(record, "key", str)
-        assert all(isinstance(text, str) for turn in example.turns for text in (turn.question, turn.answer))
+        assert all(
+            isinstance(text, str) for turn in example.turns for text in (turn.question, turn.answer)
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,13 @@ from elva_jax.data.readers.records import QUESTIONS
 from elva_jax.data.readers.webdataset import WebDataset
 from elva_jax.errors import DataError, RecordError
 
-CHAT = {"video": "ignored.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A dog."}]}
+CHAT = {
+    "video": "ignored.mp4",
+    "conversations": [
+        {"from": "human", "value": "<video>\nWhat?"},
+        {"from": "gpt", "value": "A dog."},
+    ],
+}
 
 
 def write(path, *members, form=tarfile.PAX_FORMAT):
@@ -62,13 +68,24 @@ def test_members_of_one_name_are_a_record(tmp_path, form):
         (Turn("<video>\nWhat?", "A dog."),),
         (Turn(QUESTIONS["image"], "Two.", "caption"),),
     ]
-    assert [example.key for example in examples] == ["a.tar/b/002", f"a.tar/{long}001", "a.tar/./000", "a.tar/002"]
+    assert [example.key for example in examples] == [
+        "a.tar/b/002",
+        f"a.tar/{long}001",
+        "a.tar/./000",
+        "a.tar/002",
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["part-{08..10}.tar", "part-*.tar"])
 def test_shards_follow_one_another(tmp_path, pattern):
     for n in range(8, 11):
-        write(tmp_path / f"part-{n:02d}.tar", ("x.mp4", b"m"), ("x.txt", f"Of {n}."), ("y.mp4", b"m"), ("y.txt", f"Also {n}."))
+        write(
+            tmp_path / f"part-{n:02d}.tar",
+            ("x.mp4", b"m"),
+            ("x.txt", f"Of {n}."),
+            ("y.mp4", b"m"),
+            ("y.txt", f"Also {n}."),
+        )
     captions = [example.turns[0].answer for example in WebDataset(tmp_path / pattern)]
     assert captions == ["Of 8.", "Also 8.", "Of 9.", "Also 9.", "Of 10.", "Also 10."]
 
@@ -96,7 +113,14 @@ def linked(name, kind):
     ],
 )
 def test_malformed_records_are_named_and_nothing_is_written(tmp_path, members, reason):
-    path = write(tmp_path / "a.tar", ("before.mp4", b"1"), ("before.txt", "One."), *members, ("z.mp4", b"2"), ("z.txt", "Two."))
+    path = write(
+        tmp_path / "a.tar",
+        ("before.mp4", b"1"),
+        ("before.txt", "One."),
+        *members,
+        ("z.mp4", b"2"),
+        ("z.txt", "Two."),
+    )
     records = WebDataset(path)
     assert [records[k].turns[0].answer for k in (0, 2)] == ["One.", "Two."]
     with pytest.raises(RecordError, match=rf"^a\.tar/.*x: {reason}"):
@@ -106,7 +130,9 @@ def test_malformed_records_are_named_and_nothing_is_written(tmp_path, members, r
 
 @pytest.mark.parametrize("length", [100, 700, 1024 + 100, 1024 + 512 + 4])
 def test_a_shard_that_is_cut_off_is_refused_by_offset(tmp_path, length):
-    path = write(tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT)  # headers at 0 and 1024
+    path = write(
+        tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT
+    )  # headers at 0 and 1024
     path.write_bytes(path.read_bytes()[:length])
     where = 1024 if length > 1024 else 0
     with pytest.raises(DataError, match=rf"a\.tar: cut off or .*, at byte {where} "):
@@ -114,7 +140,9 @@ def test_a_shard_that_is_cut_off_is_refused_by_offset(tmp_path, length):
 
 
 def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
-    path = write(tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT)
+    path = write(
+        tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT
+    )
     data = bytearray(path.read_bytes())
     data[1024 + 150] ^= 1  # in the checksum of the second header
     path.write_bytes(data)
@@ -126,7 +154,9 @@ def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
 @pytest.mark.timeout(20)
 def test_absurd_sizes_are_refused(tmp_path, size):
     """Negative ones, of which some would lead backwards for ever, and one that no file has."""
-    path = write(tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT)
+    path = write(
+        tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT
+    )
     data = bytearray(path.read_bytes())
     header = data[1024:1536]
     header[124:136], header[148:156] = size, b" " * 8
@@ -142,7 +172,9 @@ def test_what_is_no_tar_is_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("x.txt"))
     (tmp_path / "empty.tar").touch()
     for name in ("packed", "empty"):
-        with pytest.raises(DataError, match=rf"{name}\.tar: cut off or no uncompressed tar, at byte 0"):
+        with pytest.raises(
+            DataError, match=rf"{name}\.tar: cut off or no uncompressed tar, at byte 0"
+        ):
             WebDataset(tmp_path / f"{name}.tar")
     for name in ("none.tar", "none-*.tar", "none-{0..1}.tar"):
         with pytest.raises(DataError, match=r"none.*: no such shard"):

@@ -23,19 +23,29 @@ def test_rows_are_clips_with_captions(tmp_path):
         + "5629184,https://x/5629184.mp4,PT00H00M29S,071501_071550,Cars on a bridge — at night\r\n"
     )
     first, second = WebVidFile(path)
-    assert first.media == (Media(str(tmp_path.resolve() / "006001_006050" / "21179416.mp4"), "video"),)
-    assert first.turns == (Turn(QUESTIONS["video"], 'Aerial shot, "winter" forest\nfrom above', "caption"),)
+    assert first.media == (
+        Media(str(tmp_path.resolve() / "006001_006050" / "21179416.mp4"), "video"),
+    )
+    assert first.turns == (
+        Turn(QUESTIONS["video"], 'Aerial shot, "winter" forest\nfrom above', "caption"),
+    )
     assert second.turns[0].answer == "Cars on a bridge — at night"
     assert (first.key, second.key) == ("val.csv:2", "val.csv:5")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1, max_size=5))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1, max_size=5)
+)
 def test_captions_read_as_csv_does(tmp_path, captions):
     path = tmp_path / "any.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerows([("videoid", "name"), *((k, caption) for k, caption in enumerate(captions))])
+        writer.writerows(
+            [("videoid", "name"), *((k, caption) for k, caption in enumerate(captions))]
+        )
     assert [example.turns[0].answer for example in WebVidFile(path)] == captions
 
 
@@ -64,7 +74,10 @@ def test_malformed_rows_are_named(tmp_path, row, reason):
     [
         ("video,question,answer\n1,a,b\n", "line 1: no column 'videoid'"),
         ("", "line 1: no column 'videoid'"),
-        (HEADER + '1,u,d,p,A\n2,u,d,p,"A cat\n3,u,d,p,A dog\n', r"line 3: broken CSV \(unexpected end of data\)"),
+        (
+            HEADER + '1,u,d,p,A\n2,u,d,p,"A cat\n3,u,d,p,A dog\n',
+            r"line 3: broken CSV \(unexpected end of data\)",
+        ),
     ],
 )
 def test_files_that_are_something_else_are_refused(tmp_path, text, message):

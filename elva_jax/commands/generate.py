@@ -1,0 +1,131 @@
+"""The sub-commands that answer: `elva generate` and `elva chat`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from elva_jax.commands import flags
+
+GENERATE_HELP = """\
+Answers questions about videos, images or folders of frames.
+
+examples:
+  elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What colour is the circle?"
+  elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What moves?" --prompt "Where to?"
+  elva generate --checkpoint runs/7b --video a.mp4 --video b.mp4 --prompt "What differs between <video> and <video>?"
+  elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" --high-frames 32 --low-frames 32 --low-edge 336
+
+Several --prompt are answered one by one, on a line each, from one reading of the videos. One answer is shown as it comes.
+Any of the --high-… and --low-… options turns hybrid resolution on: frames of two sizes, sampled uniformly in time."""
+
+CHAT_HELP = """\
+Talks about a video: reads questions from the terminal, a line each, until the input ends (Ctrl-D); every answer knows those before it.
+
+example:
+  elva chat --checkpoint runs/7b --video film.mp4 --temperature 0.7 --top-p 0.9"""
+
+
+def register(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds both with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
+    generate = command("generate", "answer a question about a video", GENERATE_HELP, _generate)
+    flags.add_checkpoint(generate)
+    generate.add_argument(
+        "--video",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="a video, an image, or a folder of frames",
+    )
+    generate.add_argument(
+        "--prompt",
+        required=True,
+        action="append",
+        metavar="TEXT",
+        help="the question; <video> says where a video stands",
+    )
+    flags.add_frames(generate)
+    flags.add_answering(generate, 64)
+
+    chat = command("chat", "talk about a video", CHAT_HELP, _chat)
+    flags.add_checkpoint(chat)
+    chat.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, an image, or a folder of frames",
+    )
+    flags.add_frames(chat)
+    flags.add_answering(chat, 512)
+
+
+def _open(args: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """The model, and the videos as it takes them."""
+    given = flags.hybrid_settings(args)
+    from elva_jax.inference.model import Generator
+    from elva_jax.utils.compilation_cache import keep_programs
+    from elva_jax.video.hybrid import complete
+
+    keep_programs()
+    generator = Generator.from_checkpoint(args.checkpoint)
+    hybrid = complete(generator.data.longest_edge, generator.model.patch.patch_size, **given)
+    return generator, [
+        generator.load(video, num_frames=args.frames, hybrid=hybrid) for video in args.video
+    ]
+
+
+def _show(pieces) -> None:
+    """Prints an answer as it comes."""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _generate(args: argparse.Namespace, _) -> int:
+    sampling = flags.sampling(args)
+    generator, media = _open(args)
+    longest = max(args.prompt, key=lambda prompt: len(generator.tokenizer.encode(prompt)))
+    prefilled = generator.prefill(
+        [media], merging=args.merging, prompts=[longest], room=args.max_new_tokens
+    )
+    if len(args.prompt) == 1:
+        _show(generator.stream(prefilled, args.prompt[0], args.max_new_tokens, sampling=sampling))
+        return 0
+    for answer in generator.generate(
+        prefilled, [args.prompt], args.max_new_tokens, sampling=sampling
+    )[0]:
+        print(answer.text)
+    return 0
+
+
+def _chat(args: argparse.Namespace, _) -> int:
+    from elva_jax.errors import DataError, LayoutError
+    from elva_jax.inference.chat import Chat
+
+    sampling = flags.sampling(args)
+    generator, media = _open(args)
+    chat = Chat(
+        generator, merging=args.merging, max_new_tokens=args.max_new_tokens, sampling=sampling
+    )
+    for question in _lines():
+        try:
+            _show(chat.stream(question, media))
+            media = []
+        except (DataError, LayoutError) as error:  # of this question; the conversation goes on
+            print(f"elva chat: {error}", file=sys.stderr)
+    return 0
+
+
+def _lines():
+    """What the user types, with a prompt where there is a terminal to show it."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()

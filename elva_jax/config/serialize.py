@@ -1,0 +1,40 @@
+"""A configuration as JSON has it, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from elva_jax.config import schema
+
+
+def config_to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as JSON has it (tuples become lists)."""
+    return json.loads(config.to_json())
+
+
+def config_from_dict(values: dict[str, Any]) -> ConfigDict:
+    """The way back; lists become the tuples that the schema has, and keys that are newer than what was saved take their defaults."""
+    config = ConfigDict(_tuples(values))
+    _add_new_keys(config, schema.base())
+    for stage in config.stages.values():
+        _add_new_keys(stage, schema.stage())
+        for source in stage.data.mixture.values():
+            _add_new_keys(source, schema.source(""))
+    return config
+
+
+def _add_new_keys(config: ConfigDict, schema: ConfigDict) -> None:
+    for key, default in schema.items():
+        if key not in config:
+            config[key] = default
+        elif isinstance(default, ConfigDict) and key not in ("stages", "mixture"):
+            _add_new_keys(config[key], default)
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value

@@ -1,0 +1,76 @@
+"""An example as a record of a built data set, and back: the format that `elva data build` writes and `data/sources.py` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from elva_jax.data.example import Example, Media, Turn
+
+FORMAT = "elva_examples"  # in a data set's metadata: what its records are
+
+
+def features() -> tfds.features.FeaturesDict:
+    """The features of a record: {"key", "media" (file bytes), "kinds" (video | image, of each), "conversation" (UTF-8 JSON)}."""
+    return tfds.features.FeaturesDict(
+        {
+            "key": tfds.features.Text(),
+            "media": tfds.features.Sequence(tfds.features.Scalar(np.object_)),
+            "kinds": tfds.features.Sequence(tfds.features.Text()),
+            "conversation": tfds.features.Scalar(np.object_),
+        }
+    )
+
+
+def to_record(example: Example, media: Sequence[bytes]) -> dict[str, Any]:
+    """A record of an example whose media are these files."""
+    return {
+        "key": example.key,
+        "media": list(media),
+        "kinds": [medium.kind for medium in example.media],
+        "conversation": json.dumps(conversation(example), ensure_ascii=False).encode(),
+    }
+
+
+def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
+    """The example of a record as TFDS decodes it, with the turns of `tasks`; () takes all."""
+    notes = json.loads(record["conversation"])
+    turns = tuple(
+        Turn(**{**turn, "options": tuple(turn.get("options", ()))}) for turn in notes.pop("turns")
+    )
+    media = tuple(
+        Media(data, kind.decode())
+        for data, kind in zip(record["media"], record["kinds"], strict=True)
+    )
+    return Example(
+        record["key"].decode(),
+        media,
+        tuple(turn for turn in turns if not tasks or turn.task in tasks),
+        **notes,
+    )
+
+
+def conversation(example: Example) -> dict[str, Any]:
+    """What is said in an example, JSON-able; of fields with a default, those that differ from it."""
+    return {
+        "turns": [_changed(turn) for turn in example.turns],
+        **{
+            name: value
+            for name, value in _changed(example).items()
+            if name not in ("key", "media", "turns")
+        },
+    }
+
+
+def _changed(value: Example | Turn) -> dict[str, Any]:
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {
+        field.name: found[field.name]
+        for field in dataclasses.fields(value)
+        if found[field.name] != field.default
+    }

@@ -1,0 +1,171 @@
+"""ELVA's own Hugging Face folder: its config.json and the names of its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from elva_jax.config import schema
+from elva_jax.data.tokenizer import VISUAL_TOKENS
+from elva_jax.errors import ConvertError
+from elva_jax.hf import qwen2
+from elva_jax.hf.param_mapping import Rule, Table
+from elva_jax.hf.qwen2 import TRANSPOSED
+from elva_jax.hf.safetensors_io import Store, read_json
+
+MODEL_TYPE = "elva"
+RUN_FILE = "elva_jax.json"  # in an exported folder: the configuration of the run that it comes from
+FRAME, PATCH, LINE = VISUAL_TOKENS
+MEDIA = (
+    "longest_edge",
+    "upscale",
+    "num_frames",
+    "fps",
+)  # in a stage's `data` and in processor_config.json
+
+# Ours in config.model -> theirs in config.json, where the values are the same.
+_SAME = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "max_position": "max_position_embeddings",
+    "attention_bias": "attention_bias",
+    "patch_size": "patch_size",
+    "patch_width": "patch_width",
+    "patch_embed": "patch_embed",
+    "patch_heads": "patch_heads",
+    "merge_layers": "merge_layers",
+    "merge_policies": "merge_policies",
+    "merge_thresholds": "merge_thresholds",
+    "merge_ratios": "merge_ratios",
+    "merge_lines": "merge_lines",
+}
+_AUTO_MAP = {
+    "AutoConfig": "configuration_elva.ElvaConfig",
+    "AutoModel": "modeling_elva.ElvaModel",
+    "AutoModelForCausalLM": "modeling_elva.ElvaForCausalLM",
+}
+
+
+def to_hf_config(
+    model: ConfigDict, dtype: str, visual_ids: tuple[int, int, int], **others: Any
+) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Args:
+      model: a run's `config.model`.
+      dtype: of the exported weights.
+      visual_ids: what stands for `<FRAME>`, patches and `<LINE>` in input_ids.
+      **others: pad_token_id, eos_token_id, system_prompt.
+    """
+    rope = {"rope_type": model.rope_scaling, "rope_theta": float(model.rope_theta)}
+    if model.rope_scaling != "default":
+        rope |= {
+            "factor": float(model.rope_factor),
+            "original_max_position_embeddings": model.rope_original_max_position,
+        }
+    values = {theirs: model[ours] for ours, theirs in _SAME.items()}
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["ElvaForCausalLM"],
+        "auto_map": _AUTO_MAP,
+        "dtype": dtype,
+        **{
+            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+        },
+        "rope_parameters": rope,
+        "merging": bool(model.merge_layers),
+        **dict(zip(("frame_token_id", "patch_token_id", "line_token_id"), visual_ids, strict=True)),
+        **others,
+    }
+
+
+def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
+    """A run's `config.model` from the folder's config.json; keys of ours that it does not know keep their defaults.
+
+    Raises:
+      ConvertError: it is not of an ELVA, or lacks a key.
+    """
+    if config.get("model_type") != MODEL_TYPE:
+        raise ConvertError(
+            f"config.json: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}"
+        )
+    rope = config.get("rope_parameters") or {}
+    if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in config]:
+        raise ConvertError(f"config.json: lacks {', '.join(missing)}")
+    model = schema.model()
+    for ours, theirs in _SAME.items():
+        value = config[theirs]
+        model[ours] = tuple(value) if isinstance(value, list) else value
+    model.rope_theta = float(rope["rope_theta"])
+    model.rope_scaling = rope.get("rope_type", "default")
+    model.rope_factor = float(rope.get("factor") or 1.0)
+    if model.rope_scaling != "default":
+        model.rope_original_max_position = int(
+            rope.get("original_max_position_embeddings") or model.max_position
+        )
+    model.dtype = "float32" if config.get("dtype", "float32") == "float32" else "bfloat16"
+    return model
+
+
+def data_settings(folder: Path) -> dict[str, Any]:
+    """How a folder's processor reads media and conversations, as values of a stage's `data`."""
+    config, processor = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("config.json", "processor_config.json")
+    )
+    media = processor.get("image_processor") or {}
+    found = {name: media[name] for name in MEDIA if name in media}
+    return {
+        **found,
+        "fps": float(found.get("fps", 0.0)),
+        "system_prompt": config.get("system_prompt", ""),
+    }
+
+
+# What shapes do not show, so that a difference would pass unseen; RoPE's context and the merging layers are the run's to choose.
+STRICT = (*qwen2.STRICT, "patch_size", "patch_heads", "patch_embed", "tie_embeddings")
+
+
+def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
+    """Where ELVA's parameters lie in a folder, for a run's `config.model`.
+
+    Raises:
+      ConvertError: numbers of config.json that differ from the run's.
+    """
+    theirs = from_hf_config(config)
+    differ = [
+        f"{key} is {theirs[key]}, the run has model.{key} = {model[key]}"
+        for key in STRICT
+        if theirs[key] != model[key]
+    ]
+    if differ:
+        raise ConvertError(f"{store.path}: {'; '.join(differ)}")
+    return dataclasses.replace(TABLE, growing="v")
+
+
+# Parameters of `models.elva.Elva`; the decoder's tensors are named as in Qwen2.
+TABLE = Table(
+    (
+        *qwen2.RULES,
+        Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", TRANSPOSED),
+        Rule("patch_embed/proj/bias", "model.patch_embed.proj.bias"),
+        Rule("patch_embed/frame", "model.patch_embed.frame_token"),
+        Rule("patch_embed/line", "model.patch_embed.line_token"),
+        *(
+            Rule(f"patch_embed/{name}_kernel", f"model.patch_embed.{name}_proj.weight", TRANSPOSED)
+            for name in "qkv"
+        ),
+        Rule("patch_embed/out_proj/kernel", "model.patch_embed.out_proj.weight", TRANSPOSED),
+    )
+)

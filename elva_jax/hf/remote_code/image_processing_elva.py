@@ -1,0 +1,190 @@
+"""Images and videos as ELVA takes them: patches of native-resolution frames, and the grid of every frame."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ImagesKwargs
+
+from .decoding_elva import Picture, from_array, read_image, read_video
+
+GREY_SIDE = 32  # pixels of the grey pictures by which frames are compared
+
+
+class ElvaImagesKwargs(ImagesKwargs, total=False):
+    """See `ElvaImageProcessor`."""
+
+    patch_size: int
+    longest_edge: int
+    upscale: bool
+    num_frames: int
+    fps: float
+    num_low_frames: int
+    low_longest_edge: int
+    hybrid_policy: str
+
+
+class Visual(NamedTuple):
+    """One video, or an image as one frame."""
+
+    patches: np.ndarray  # uint8 [n, P*P*3], frame by frame, row by row
+    grids: list[tuple[int, int]]  # (rows, columns) of every frame
+
+
+class ElvaImageProcessor(BaseImageProcessor):
+    """Resizes frames to multiples of the patch, keeping their aspect ratio, and cuts them up.
+
+    Args:
+      patch_size: pixels of a patch's side.
+      longest_edge: pixels that no frame's edge exceeds.
+      upscale: whether smaller frames are scaled up to it.
+      num_frames: most frames sampled from a video file, uniform in time. Frames that are given as such are all taken.
+      fps: frames a second instead, at most `num_frames`; 0: spread `num_frames` over the video.
+      num_low_frames: hybrid resolution: so many more frames, at `low_longest_edge`; 0: none.
+      low_longest_edge: pixels that no edge of these exceeds.
+      hybrid_policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both ends; 'scene' takes those
+        that differ most from the frame before them.
+    """
+
+    model_input_names = ("pixel_values", "tube_ids")
+    valid_kwargs = ElvaImagesKwargs
+
+    def __init__(
+        self,
+        patch_size: int = 28,
+        longest_edge: int = 672,
+        upscale: bool = False,
+        num_frames: int = 32,
+        fps: float = 0.0,
+        num_low_frames: int = 0,
+        low_longest_edge: int = 336,
+        hybrid_policy: str = "interleave",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.patch_size, self.longest_edge, self.upscale = patch_size, longest_edge, upscale
+        self.num_frames, self.fps = num_frames, fps
+        self.num_low_frames, self.low_longest_edge, self.hybrid_policy = (
+            num_low_frames,
+            low_longest_edge,
+            hybrid_policy,
+        )
+
+    def image(self, source, **options) -> Visual:
+        """One image: a path, URL, PIL image or uint8 array [H, W, 3]."""
+        options = self._options(options)
+        return self._cut(
+            [self._resize(from_array(read_image(source)), options["longest_edge"], options)],
+            options,
+        )
+
+    def video(self, source, **options) -> Visual:
+        """One video: the path of a file or folder of images; or frames, as an array [T, H, W, 3] or a list of arrays, images or paths."""
+        options = self._options(options)
+        low, high = options["num_low_frames"], options["num_frames"]
+        if isinstance(source, (str, Path)):
+            frames = read_video(source, high + low, options["fps"] or None)
+        else:
+            frames = [from_array(read_image(frame)) for frame in source]
+        if not frames:
+            raise ValueError("a video needs at least one frame")
+        edges = [options["longest_edge"]] * len(frames)
+        if low:
+            # A video with fewer frames than asked for keeps the proportion.
+            count = (
+                min(len(frames), max(1, round(len(frames) * high / (high + low)))) if high else 0
+            )
+            is_high = hybrid(frames, count, options["hybrid_policy"])
+            edges = [
+                edge if chosen else options["low_longest_edge"]
+                for edge, chosen in zip(edges, is_high, strict=True)
+            ]
+        return self._cut(
+            [self._resize(frame, edge, options) for frame, edge in zip(frames, edges, strict=True)],
+            options,
+        )
+
+    def _options(self, given: dict) -> dict:
+        names = ElvaImagesKwargs.__annotations__
+        return {
+            name: getattr(self, name) if given.get(name) is None else given[name]
+            for name in names
+            if hasattr(self, name)
+        }
+
+    def _resize(self, picture: Picture, longest_edge: int, options: dict) -> np.ndarray:
+        return picture.at(
+            target_size(
+                picture.height,
+                picture.width,
+                longest_edge,
+                options["patch_size"],
+                options["upscale"],
+            )
+        )
+
+    def _cut(self, frames: Sequence[np.ndarray], options: dict) -> Visual:
+        size = options["patch_size"]
+        grids = [(frame.shape[0] // size, frame.shape[1] // size) for frame in frames]
+        return Visual(np.concatenate([patchify(frame, size) for frame in frames]), grids)
+
+
+def target_size(
+    height: int, width: int, longest_edge: int, patch_size: int, upscale: bool
+) -> tuple[int, int]:
+    """The (height, width) in pixels that a frame is resized to: both multiples of the patch, at least one patch, halves rounded up."""
+    if min(height, width, patch_size) < 1 or longest_edge < patch_size:
+        raise ValueError(
+            f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} must hold at least one patch of {patch_size}"
+        )
+    longest = max(height, width)
+    target = longest_edge if upscale else min(longest, longest_edge)
+    limit = longest_edge // patch_size
+    counts = (
+        (2 * edge * target + longest * patch_size) // (2 * longest * patch_size)
+        for edge in (height, width)
+    )
+    rows, columns = (min(max(count, 1), limit) for count in counts)
+    return rows * patch_size, columns * patch_size
+
+
+def patchify(frame: np.ndarray, size: int) -> np.ndarray:
+    """Cuts a uint8 [h, w, 3] frame into [n, size*size*3] patches, row by row; inside a patch: rows, columns, channels."""
+    rows, columns = frame.shape[0] // size, frame.shape[1] // size
+    return frame.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, -1)
+
+
+def hybrid(frames: Sequence[Picture], num_high: int, policy: str) -> np.ndarray:
+    """bool [T]: which of T frames in temporal order are high-resolution ones."""
+    total = len(frames)
+    high = np.zeros(total, bool)
+    if policy == "interleave":
+        high[(2 * np.arange(num_high) + 1) * total // (2 * max(num_high, 1))] = True
+    elif policy == "ends":
+        high[: (num_high + 1) // 2] = True
+        high[total - num_high // 2 :] = True
+    elif policy == "scene":
+        high[
+            np.argsort(-frame_change([picture.pixels() for picture in frames]), kind="stable")[
+                :num_high
+            ]
+        ] = True
+    else:
+        raise ValueError(f"hybrid_policy: {policy!r} is unknown; use interleave, ends or scene")
+    return high
+
+
+def frame_change(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [T]: how much each frame differs from the one before it in small grey pictures; infinite for the first."""
+    size, box = (GREY_SIDE, GREY_SIDE), Image.Resampling.BOX
+    grey = [
+        np.asarray(Image.fromarray(frame).convert("L").resize(size, box), np.int64)
+        for frame in frames
+    ]
+    return np.concatenate([[np.inf], np.abs(np.diff(grey, axis=0)).sum(axis=(1, 2))])
+
+
+__all__ = ["ElvaImageProcessor"]

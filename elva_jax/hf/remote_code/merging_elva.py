@@ -1,0 +1,166 @@
+"""Hierarchical token merging (arXiv 2503.18422, section 3.2) in PyTorch.
+
+A token joins its successor at the same grid position (its tube) where the two are similar. A run of such tokens becomes one token, their
+size-weighted mean, that stands at the run's last member and keeps its position: a causal decoder never looks ahead.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+
+EQUAL = (
+    2.0**-18
+)  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
+NO_TUBE = torch.iinfo(torch.int64).max
+
+
+class Tokens(NamedTuple):
+    """A batch of sequences between decoder layers; padding may stand anywhere."""
+
+    x: torch.Tensor  # [B, S, D]
+    valid: torch.Tensor  # [B, S] bool; False for padding
+    position: torch.Tensor  # [B, S] RoPE position
+    tube: torch.Tensor  # [B, S] int64 of the tokens that may merge, -1 for all others
+    size: torch.Tensor  # [B, S] float32, how many original tokens each stands for
+    index: torch.Tensor  # [B, S] int64, which original token each is; -1 for padding
+
+
+def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) -> Tokens:
+    """Merges the similar neighbours of every sequence and moves the survivors to its end.
+
+    Args:
+      tokens: what comes out of the layer before.
+      policy: 'threshold' merges every pair whose cosine is above `threshold`; 'ratio' merges the most similar pairs until at most
+        ceil(ratio * n) of n mergeable tokens are left (or one a tube); 'both' does the first, then the second; 'pool' cuts runs by count:
+        token i (from 0) of a tube ends one where floor((i + 1) * ratio) > floor(i * ratio), and the tube's last token always does.
+      threshold: of the cosine.
+      ratio: share that stays.
+
+    Returns:
+      Tokens [B, C] of the survivors, C being the most that one sequence has left; shorter ones are padded in front. Gradients flow through
+      the means, not through the choice. A token that merges with nothing keeps its features bit for bit.
+    """
+    x, valid, _, tube, size, _ = tokens
+    batch, length = valid.shape
+    order, has_next, next_ = _successors(tube)
+    if policy == "pool":
+        merged = has_next & ~_ends_by_count(tube, order, ratio)
+    else:
+        merged = _choose(similarity(x, next_), has_next, tube >= 0, policy, threshold, ratio)
+    kept = valid & ~merged
+    survivors = kept.sum(1, keepdim=True)
+    count = int(survivors.max())
+
+    place = kept.cumsum(1) - 1 + count - survivors
+    target = torch.where(
+        valid, place.gather(1, _last_of_run(order, merged)), count
+    )  # [B, S]; `count` is a slot that is cut off again
+    rows = torch.arange(batch, device=x.device)[:, None]
+    flat = (target + rows * (count + 1)).flatten()
+
+    def total(values):
+        out = values.new_zeros(batch * (count + 1), *values.shape[2:])
+        return out.index_add(0, flat, values.flatten(0, 1)).unflatten(0, (batch, count + 1))
+
+    new_size, members = total(size), total(torch.ones_like(size))
+    alone = members.gather(1, target) == 1
+    weight = torch.where(alone, 1.0, size / new_size.gather(1, target).clamp(min=1.0))
+    means = total(x.float() * weight[..., None])[:, :count].to(x.dtype)
+
+    source = torch.full((batch, count + 1), length, device=x.device)
+    source.scatter_(
+        1, torch.where(kept, place, count), torch.arange(length, device=x.device).expand(batch, -1)
+    )
+    source = source[:, :count]
+
+    def pick(values, fill):
+        padded = torch.cat([values, values.new_full((batch, 1), fill)], dim=1)
+        return padded.gather(1, source)
+
+    return Tokens(
+        x=means,
+        valid=pick(valid, False),
+        position=pick(tokens.position, 0),
+        tube=pick(tube, -1),
+        size=new_size[:, :count],
+        index=pick(tokens.index, -1),
+    )
+
+
+@torch.no_grad()
+def similarity(x: torch.Tensor, next_: torch.Tensor) -> torch.Tensor:
+    """float32 [B, S]: cosine between every token and token `next_`; 0 where either is the zero vector."""
+    x = x.float()
+    norm = x.square().sum(-1).sqrt()
+    dot = (x * x.gather(1, next_[..., None].expand_as(x))).sum(-1)
+    scale = norm * norm.gather(1, next_)
+    return torch.where(scale == 0, 0.0, dot / torch.where(scale == 0, 1.0, scale))
+
+
+def _successors(tube: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens sorted by tube and place [B, S], whether each token has a successor in its tube, and which (itself where not)."""
+    key, order = torch.where(tube >= 0, tube, NO_TUBE).sort(dim=1, stable=True)
+    follows = torch.zeros_like(tube, dtype=torch.bool)
+    follows[:, :-1] = (key[:, :-1] == key[:, 1:]) & (key[:, :-1] != NO_TUBE)
+    has_next = torch.zeros_like(follows).scatter(1, order, follows)
+    next_ = torch.zeros_like(order).scatter(
+        1, order, torch.where(follows, order.roll(-1, dims=1), order)
+    )
+    return order, has_next, next_
+
+
+def _choose(
+    similarity, has_next, mergeable, policy: str, threshold: float, ratio: float
+) -> torch.Tensor:
+    """bool [B, S]: the tokens that merge into their successor."""
+    above = has_next & (similarity > threshold)
+    if policy == "threshold":
+        return above
+    exact = _exact(ratio)
+    entering = mergeable.sum(1, keepdim=True)
+    quota = entering + torch.div(
+        -entering * exact.numerator, exact.denominator, rounding_mode="floor"
+    )
+    if policy == "both":
+        quota = torch.maximum(quota, above.sum(1, keepdim=True))
+        similarity = (
+            similarity + 4.0 * above
+        )  # cosines span 2: what is above the threshold comes first
+    # Most similar first, equals in the order of the sequence; what has no number to compare merges last.
+    key = torch.where(has_next, -(similarity.nan_to_num(nan=-2.0) / EQUAL).round(), torch.inf)
+    order = key.argsort(dim=1, stable=True)
+    rank = torch.zeros_like(order).scatter(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return has_next & (rank < quota)
+
+
+def _ends_by_count(tube: torch.Tensor, order: torch.Tensor, ratio: float) -> torch.Tensor:
+    """bool [B, S]: the tokens that end a run of the pool policy by their place in their tube alone."""
+    exact = _exact(ratio)
+    index = torch.arange(tube.shape[1], device=tube.device).expand_as(tube)
+    by_tube = tube.gather(1, order)
+    first = torch.ones_like(by_tube, dtype=torch.bool)
+    first[:, 1:] = by_tube[:, 1:] != by_tube[:, :-1]
+    place = index - torch.where(first, index, 0).cummax(dim=1).values
+    ends = (
+        place + 1
+    ) * exact.numerator // exact.denominator > place * exact.numerator // exact.denominator
+    return torch.zeros_like(first).scatter(1, order, ends)
+
+
+def _exact(ratio: float) -> Fraction:
+    """A ratio as it was written, in decimals: then 0.1 of 30 tokens is 3, and its ceiling not 4."""
+    return Fraction(ratio).limit_denominator(10_000)
+
+
+def _last_of_run(order: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    """int64 [B, S]: the last member of every token's run, itself where it is alone."""
+    length = order.shape[1]
+    place = torch.arange(length, device=order.device).expand_as(order)
+    ends = torch.where(merged.gather(1, order), length - 1, place)
+    end = ends.flip(1).cummin(dim=1).values.flip(1)
+    return torch.zeros_like(order).scatter(1, order, order.gather(1, end))

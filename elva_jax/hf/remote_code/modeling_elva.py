@@ -1,0 +1,582 @@
+"""ELVA in PyTorch: patch embedding, Qwen2 decoder, hierarchical token merging, and generation with a cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, eager_attention_forward
+
+from .configuration_elva import ElvaConfig
+from .merging_elva import Tokens, merge_tokens
+
+
+@dataclass
+class ElvaModelOutput(BaseModelOutputWithPast):
+    """What the decoder gives. With merging, sequences are shorter than the input and padded in front.
+
+    Args:
+      token_index: int64 [B, C], which input token each output stands for (the last of those it stands for); -1 for padding.
+      token_size: float32 [B, C], how many input tokens it stands for.
+    """
+
+    token_index: torch.LongTensor | None = None
+    token_size: torch.FloatTensor | None = None
+
+
+@dataclass
+class ElvaCausalLMOutput(CausalLMOutputWithPast):
+    """As `CausalLMOutputWithPast`; `logits` belong to the tokens that `token_index` names, see `ElvaModelOutput`."""
+
+    token_index: torch.LongTensor | None = None
+    token_size: torch.FloatTensor | None = None
+
+
+class ElvaCache(DynamicCache):
+    """Keys and values that are fewer behind every merging layer, with the mask of those that are no padding."""
+
+    def __init__(self, config: ElvaConfig):
+        super().__init__(config=config)
+        self.seen = 0  # tokens taken in, before any merging
+        self.masks: dict[int, torch.Tensor] = {}  # first layer of a decoder segment -> bool [B, T]
+
+    def extended_mask(self, start: int, valid: torch.Tensor) -> torch.Tensor:
+        """Appends the mask of new tokens [B, S] to that of the decoder segment that begins at layer `start`; [B, T + S]."""
+        if start in self.masks:
+            valid = torch.cat([self.masks[start], valid], dim=1)
+        self.masks[start] = valid
+        return valid
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reset(self):
+        super().reset()
+        self.seen, self.masks = 0, {}
+
+    def reorder_cache(self, beam_idx):
+        super().reorder_cache(beam_idx)
+        self.batch_select_masks(beam_idx)
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.batch_select_masks(indices)
+
+    def batch_select_masks(self, indices):
+        self.masks = {start: mask[indices.to(mask.device)] for start, mask in self.masks.items()}
+
+    def batch_repeat_interleave(self, repeats):
+        super().batch_repeat_interleave(repeats)
+        self.masks = {
+            start: mask.repeat_interleave(repeats, dim=0) for start, mask in self.masks.items()
+        }
+
+    def crop(self, tokens_to_remove):
+        """Removes the last tokens, -n of them; right as long as these are text, which never merges."""
+        super().crop(tokens_to_remove)
+        if tokens_to_remove < 0:
+            self.seen += tokens_to_remove
+            self.masks = {start: mask[:, :tokens_to_remove] for start, mask in self.masks.items()}
+
+
+class ElvaPatchEmbedding(nn.Module):
+    """Pixels to visual tokens of the decoder's width (arXiv 2503.18422, section 3.1).
+
+    Learned `<FRAME>` and `<LINE>` vectors, each plus what its query finds among the patches of its own frame or row; one set of query, key
+    and value matrices for both, no output matrix.
+    """
+
+    def __init__(self, config: ElvaConfig):
+        super().__init__()
+        width = config.patch_width
+        self.heads, self.attends = config.patch_heads, config.patch_embed == "video"
+        self.proj = nn.Linear(config.patch_size**2 * 3, width)
+        self.frame_token = nn.Parameter(torch.zeros(width))
+        self.line_token = nn.Parameter(torch.zeros(width))
+        if self.attends:
+            self.q_proj = nn.Linear(width, width, bias=False)
+            self.k_proj = nn.Linear(width, width, bias=False)
+            self.v_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        is_frame: torch.Tensor,
+        is_patch: torch.Tensor,
+        is_line: torch.Tensor,
+    ) -> torch.Tensor:
+        """[V, D] of the V visual tokens, sequence by sequence.
+
+        Args:
+          patches: uint8 [M, P*P*3] of all M patch tokens in order.
+          is_frame, is_patch, is_line: bool [B, S], what each token is.
+        """
+        x = self.proj((patches.float() / 127.5 - 1.0).to(self.proj.weight.dtype))
+        is_frame, is_patch, is_line = is_frame.flatten(), is_patch.flatten(), is_line.flatten()
+        frame_of = is_frame.cumsum(0)[is_patch] - 1  # <FRAME> opens a frame
+        line_of = is_line.cumsum(0)[is_patch]  # <LINE> closes a row
+        frames = self.frame_token.expand(int(is_frame.sum()), -1)
+        lines = self.line_token.expand(int(is_line.sum()), -1)
+        if self.attends:
+            key, value = (
+                self.k_proj(x).unflatten(-1, (self.heads, -1)),
+                self.v_proj(x).unflatten(-1, (self.heads, -1)),
+            )
+            frames = frames + self._attend(self.frame_token, key, value, frame_of, len(frames))
+            lines = lines + self._attend(self.line_token, key, value, line_of, len(lines))
+        out = x.new_zeros(len(is_patch), x.shape[-1])
+        for chosen, values in ((is_patch, x), (is_frame, frames), (is_line, lines)):
+            out = out.index_copy(0, chosen.nonzero()[:, 0], values.to(out.dtype))
+        return self.out_proj(out[is_frame | is_patch | is_line])
+
+    def _attend(self, token, key_MxHxF, value_MxHxF, group_M, groups: int) -> torch.Tensor:
+        """float32 [groups, E]: the token's query over the patches of each group, softmax and sums in float32."""
+        query_HxF = self.q_proj(token).unflatten(-1, (self.heads, -1))
+        score_MxH = (key_MxHxF * query_HxF).float().sum(-1) * key_MxHxF.shape[-1] ** -0.5
+        index = group_M[:, None].expand_as(score_MxH)
+        highest = (
+            score_MxH.detach()
+            .new_zeros(groups, self.heads)
+            .scatter_reduce(0, index, score_MxH.detach(), "amax", include_self=False)
+        )
+        weight_MxH = (score_MxH - highest[group_M]).exp()
+        total = weight_MxH.new_zeros(groups, self.heads).index_add(0, group_M, weight_MxH)
+        weight_MxH = weight_MxH / total[group_M]
+        attended = (weight_MxH[..., None] * value_MxHxF.float()).flatten(1)
+        return attended.new_zeros(groups, attended.shape[1]).index_add(0, group_M, attended)
+
+
+class ElvaRotaryEmbedding(nn.Module):
+    """RoPE in float32. The frequencies are plain numbers instead of a buffer, so that no cast of the model rounds them."""
+
+    def __init__(self, config: ElvaConfig):
+        super().__init__()
+        self.frequencies, self.factor = rope_frequencies(config)
+
+    @torch.no_grad()
+    def forward(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [B, S, head_dim / 2] of positions [B, S]."""
+        frequency = torch.tensor(self.frequencies, dtype=torch.float32, device=position.device)
+        with torch.autocast(position.device.type, enabled=False):
+            angle = position[..., None].float() * frequency
+        return angle.cos() * self.factor, angle.sin() * self.factor
+
+
+def rope_frequencies(config: ElvaConfig) -> tuple[list[float], float]:
+    """Inverse frequencies [head_dim / 2] and the factor on cos and sin."""
+    rope, dim = config.rope_parameters, config.head_dim
+    kind, theta, factor = (
+        rope.get("rope_type", "default"),
+        float(rope["rope_theta"]),
+        float(rope.get("factor") or 1.0),
+    )
+    original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if kind == "dynamic":
+        stretch = max(config.max_position_embeddings, original) / original
+        theta *= (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    plain = 1.0 / theta**exponent
+    if kind == "linear":
+        plain = plain / factor
+    if kind != "yarn":
+        return plain.tolist(), 1.0
+
+    def dimension(rotations):  # that turns so many times over the trained context
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension(rope.get("beta_fast") or 32.0)), 0)
+    high = min(math.ceil(dimension(rope.get("beta_slow") or 1.0)), dim - 1)
+    ramp = (
+        (torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low)
+        / (high - low if high != low else 0.001)
+    ).clamp(0, 1)
+    attention = rope.get("attention_factor")
+    if attention is None:
+        attention = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return (plain / factor * ramp + plain * (1 - ramp)).tolist(), attention
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns queries or keys [B, H, S, head_dim] by angles [B, S, head_dim / 2], in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class ElvaAttention(nn.Module):
+    """Qwen2's grouped-query attention, with any head width and optional biases."""
+
+    def __init__(self, config: ElvaConfig, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling, self.is_causal = config.head_dim**-0.5, True
+        inner, kv_inner = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_inner, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_inner, bias=config.attention_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, attention_mask, past_key_values=None):
+        query, key, value = (
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        out, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling
+        )
+        return self.o_proj(out.flatten(2)), weights
+
+
+class ElvaDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: ElvaConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = ElvaAttention(config, layer_idx)
+        self.mlp = Qwen2MLP(config)
+        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, cos, sin, attention_mask, past_key_values=None):
+        attended, weights = self.self_attn(
+            self.input_layernorm(x), cos, sin, attention_mask, past_key_values
+        )
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+class ElvaPreTrainedModel(PreTrainedModel):
+    config: ElvaConfig
+    config_class = ElvaConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("ElvaDecoderLayer", "ElvaPatchEmbedding")
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ElvaPatchEmbedding):
+            init.normal_(module.frame_token, std=self.config.initializer_range)
+            init.normal_(module.line_token, std=self.config.initializer_range)
+
+
+class ElvaModel(ElvaPreTrainedModel):
+    """The decoder without its head."""
+
+    def __init__(self, config: ElvaConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.patch_embed = ElvaPatchEmbedding(config)
+        self.layers = nn.ModuleList(
+            [ElvaDecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        )
+        self.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = ElvaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: ElvaCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        tube_ids: torch.LongTensor | None = None,
+        merging: bool | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> ElvaModelOutput:
+        """Runs new tokens through the decoder.
+
+        Args:
+          input_ids: [B, S], with the config's frame, patch and line ids at visual tokens.
+          attention_mask: [B, T], 0 at padding; T counts the tokens in the cache too.
+          position_ids: [B, S], how many tokens of its sequence precede each (before merging); by default from `attention_mask`.
+          past_key_values: of an earlier call.
+          inputs_embeds: [B, S, D] instead of `input_ids`, for text alone.
+          pixel_values: uint8 [B, N, P*P*3], the patches of each sequence in the order of its patch tokens.
+          tube_ids: [B, S], tokens of one grid position in frames of one grid of one video share an id; -1 for all others. Only needed
+            where merging acts, which never joins tokens of different calls.
+          merging: whether the config's merging layers act; by default as the config says.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        merging = self.config.merging if merging is None else merging
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.gradient_checkpointing and self.training:
+            use_cache = False
+        tokens = self._enter(
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            pixel_values,
+            tube_ids,
+            merging,
+        )
+        cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
+        states, attentions = [], []
+        for start, stop, rule in self._segments():
+            if rule is not None and merging and pixel_values is not None:
+                tokens = merge_tokens(tokens, *rule)
+            seen = tokens.valid if cache is None else cache.extended_mask(start, tokens.valid)
+            mask = self._mask(tokens, seen)
+            cos, sin = self.rotary_emb(tokens.position)
+            for layer in self.layers[start:stop]:
+                states.append(tokens.x)
+                x, weights = layer(tokens.x, cos, sin, mask, past_key_values=cache)
+                tokens = tokens._replace(x=x)
+                attentions.append(weights)
+        if cache is not None:
+            cache.seen += (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        last = self.norm(tokens.x)
+        return ElvaModelOutput(
+            last_hidden_state=last,
+            past_key_values=cache if use_cache else None,
+            hidden_states=(*states, last) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            token_index=tokens.index,
+            token_size=tokens.size,
+        )
+
+    def _segments(self) -> list[tuple[int, int, tuple[str, float, float] | None]]:
+        """(first layer, behind the last layer, rule of the merging layer in front) of the decoder's pieces."""
+        c = self.config
+        rules = list(zip(c.merge_policies, c.merge_thresholds, c.merge_ratios, strict=True))
+        edges = [*c.merge_layers, c.num_hidden_layers]
+        front = [(0, edges[0], None)] if edges[0] > 0 else []
+        return front + [(edges[k], edges[k + 1], rule) for k, rule in enumerate(rules)]
+
+    def _cache(self, past_key_values) -> ElvaCache:
+        if isinstance(past_key_values, ElvaCache):
+            return past_key_values
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                f"past_key_values must be an ElvaCache (as earlier outputs hold), got a {type(past_key_values).__name__}"
+            )
+        return ElvaCache(self.config)
+
+    def _enter(
+        self,
+        input_ids,
+        inputs_embeds,
+        attention_mask,
+        position_ids,
+        past,
+        pixel_values,
+        tube_ids,
+        merging,
+    ) -> Tokens:
+        """Embeds the new tokens and settles what each of them is."""
+        c = self.config
+        if input_ids is None:
+            if pixel_values is not None:
+                raise ValueError(
+                    "pixel_values come with input_ids, which say where the visual tokens stand"
+                )
+            x, is_visual = (
+                inputs_embeds,
+                torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device),
+            )
+        else:
+            is_frame, is_patch, is_line = (
+                input_ids == i for i in (c.frame_token_id, c.patch_token_id, c.line_token_id)
+            )
+            is_visual = is_frame | is_patch | is_line
+            x = self.embed_tokens(input_ids.masked_fill(is_visual, 0))
+            if pixel_values is None and bool(is_visual.any()):
+                raise ValueError("input_ids hold visual tokens, but no pixel_values came with them")
+            if pixel_values is not None:
+                visual = self.patch_embed(
+                    self._patches(pixel_values, is_patch), is_frame, is_patch, is_line
+                )
+                at = is_visual.flatten().nonzero()[:, 0]
+                x = x.flatten(0, 1).index_copy(0, at, visual.to(x.dtype)).view_as(x)
+        batch, length = x.shape[:2]
+        if attention_mask is None:
+            attention_mask = torch.ones(
+                batch, length + (past.get_seq_length() if past is not None else 0), device=x.device
+            )
+        if attention_mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask must be [batch, tokens], got shape {list(attention_mask.shape)}; masks are built inside"
+            )
+        valid = attention_mask[:, -length:].bool()
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+        tube = torch.full((batch, length), -1, device=x.device)
+        if pixel_values is not None and merging and c.merge_layers:
+            if tube_ids is None:
+                raise ValueError(
+                    "merging needs tube_ids; take them from the processor, or pass merging=False"
+                )
+            may_merge = (is_patch | is_line if c.merge_lines else is_patch) & valid
+            tube = torch.where(may_merge, tube_ids[:, -length:], -1)
+        index = torch.arange(length, device=x.device).expand(batch, -1)
+        return Tokens(
+            x,
+            valid,
+            position_ids.expand(batch, -1),
+            tube,
+            valid.float(),
+            torch.where(valid, index, -1),
+        )
+
+    @staticmethod
+    def _patches(pixel_values: torch.Tensor, is_patch: torch.Tensor) -> torch.Tensor:
+        """[M, K]: the rows of pixel_values [B, N, K] that are patches, without padding."""
+        counts = is_patch.sum(1)
+        if (
+            pixel_values.dim() != 3
+            or pixel_values.shape[0] != is_patch.shape[0]
+            or pixel_values.shape[1] != int(counts.max())
+        ):
+            wanted = f"[{is_patch.shape[0]}, {int(counts.max())}, …]"
+            raise ValueError(
+                f"pixel_values have shape {list(pixel_values.shape)}, the patch tokens in input_ids ask for {wanted}"
+            )
+        used = torch.arange(pixel_values.shape[1], device=counts.device) < counts[:, None]
+        return pixel_values[used]
+
+    def _mask(self, tokens: Tokens, seen: torch.Tensor) -> torch.Tensor | None:
+        """[B, 1, S, T] for attention: causal, without padding; None where PyTorch's own causal attention says the same."""
+        length, total = tokens.valid.shape[1], seen.shape[1]
+        eager = self.config._attn_implementation == "eager"
+        if not eager and length in (1, total) and bool(seen.all()):
+            return None
+        place = torch.arange(total, device=seen.device)
+        own = place[total - length :, None]
+        # Padding sees itself: a row without any key would be NaN, and spread.
+        allowed = (seen[:, None] & (place <= own)) | (place == own)
+        if not eager:
+            return allowed[:, None]
+        zeros = torch.zeros(allowed.shape, dtype=tokens.x.dtype, device=allowed.device)
+        return zeros.masked_fill(~allowed, torch.finfo(tokens.x.dtype).min)[:, None]
+
+
+class ElvaForCausalLM(ElvaPreTrainedModel, GenerationMixin):
+    """ELVA: answers questions about videos and images."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: ElvaConfig):
+        super().__init__(config)
+        self.model = ElvaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: ElvaCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        tube_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        merging: bool | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> ElvaCausalLMOutput:
+        """As `ElvaModel.forward`, with logits.
+
+        Args:
+          labels: [B, S], the ids to be predicted, -100 elsewhere; they follow the tokens through merging. Visual tokens cannot be labels.
+          logits_to_keep: the last tokens whose logits are wanted, or their places; 0: all. Not together with `labels`.
+        """
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            tube_ids=tube_ids,
+            merging=merging,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        hidden = out.last_hidden_state
+        if labels is None:
+            hidden = hidden[
+                :,
+                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep,
+            ]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            following = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            targets = following.gather(1, out.token_index.clamp(min=0)).masked_fill(
+                out.token_index < 0, -100
+            )
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                vocab_size=self.config.vocab_size,
+                shift_labels=targets,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return ElvaCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            token_index=out.token_index,
+            token_size=out.token_size,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            if generation_config.cache_implementation not in (None, "dynamic"):
+                raise ValueError(
+                    f"cache_implementation={generation_config.cache_implementation!r}: ELVA generates with its own ElvaCache"
+                )
+            model_kwargs["past_key_values"] = ElvaCache(self.config)
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids, *args, is_first_iteration=False, tube_ids=None, **kwargs
+    ):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        # Without a cache, everything runs again in every step; with one, visual tokens come once.
+        if inputs.get("pixel_values") is not None and tube_ids is not None:
+            fresh = input_ids.shape[1] - tube_ids.shape[1]
+            inputs["tube_ids"] = nn.functional.pad(tube_ids, (0, fresh), value=-1)
+        return inputs
+
+
+__all__ = ["ElvaCache", "ElvaForCausalLM", "ElvaModel", "ElvaPreTrainedModel"]

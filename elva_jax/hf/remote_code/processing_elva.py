@@ -1,0 +1,166 @@
+"""Text with videos and images to what ELVA takes: input_ids, attention_mask, pixel_values and tube_ids."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
+
+from .image_processing_elva import ElvaImagesKwargs, Visual
+
+MARKER = re.compile(r"(<image>|<video>)")
+FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
+
+
+class ElvaProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: ElvaImagesKwargs
+    videos_kwargs: ElvaImagesKwargs
+    _defaults = {"text_kwargs": {"padding": True, "add_special_tokens": False}}  # noqa: RUF012
+
+
+class ElvaProcessor(ProcessorMixin):
+    """Tokenizer and frame reader of an ELVA model.
+
+    `<video>` and `<image>` in the text stand where a video or image belongs; the chat template writes them. A frame of
+    h x w patches becomes `<FRAME>`, then h rows of w `<PATCH>` closed by `<LINE>`.
+    """
+
+    valid_processor_kwargs = ElvaProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.frame_id, self.patch_id, self.line_id = (
+            tokenizer.convert_tokens_to_ids(token) for token in (FRAME, PATCH, LINE)
+        )
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "pixel_values", "tube_ids"]
+
+    def __call__(self, images=None, text=None, videos=None, **kwargs) -> BatchFeature:
+        """Prepares one text or a batch.
+
+        Args:
+          images: all images in the order of the texts' `<image>` markers, nested as you like: paths, URLs, PIL images, uint8 [H, W, 3].
+          text: a string, or a list of them.
+          videos: all videos in the order of the `<video>` markers: paths, or lists or arrays of frames.
+          **kwargs: `padding`, `padding_side`, `return_tensors` and other options of the tokenizer's `pad`; `num_frames`, `longest_edge` and
+            other options of `ElvaImageProcessor`.
+
+        Returns:
+          BatchFeature of input_ids and attention_mask [B, S]; with visual tokens also pixel_values uint8 [B, N, P*P*3] and tube_ids [B, S].
+        """
+        if text is None:
+            raise ValueError(
+                "text is missing; write <video> or <image> where a medium belongs, or use apply_chat_template"
+            )
+        options = self._merge_kwargs(
+            ElvaProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        texts = [text] if isinstance(text, str) else list(text)
+        queues = {
+            "<image>": [
+                self.image_processor.image(image, **options["images_kwargs"])
+                for image in _flat_images(images)
+            ],
+            "<video>": [
+                self.image_processor.video(video, **options["videos_kwargs"])
+                for video in _flat_videos(videos)
+            ],
+        }
+        for marker, queue in queues.items():
+            found = sum(sample.count(marker) for sample in texts)
+            if found != len(queue):
+                raise ValueError(
+                    f"{found} {marker} markers in the text for {len(queue)} {marker.strip('<>')}s"
+                )
+        rows = [self._row(sample, queues) for sample in texts]
+        return self._batch(rows, options["text_kwargs"], single=isinstance(text, str))
+
+    def _row(
+        self, text: str, queues: dict[str, list[Visual]]
+    ) -> tuple[list[int], list[int], list[np.ndarray]]:
+        """ids, tubes and patches of one text; takes its media from the queues."""
+        ids, tubes, patches, next_tube = [], [], [], 0
+        for piece in MARKER.split(text):
+            if piece not in queues:
+                new = self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+                ids, tubes = ids + new, tubes + [-1] * len(new)
+                continue
+            visual = queues[piece].pop(0)
+            bases: dict[tuple[int, int], int] = {}
+            for rows, columns in visual.grids:
+                if (rows, columns) not in bases:
+                    bases[rows, columns] = next_tube
+                    next_tube += rows * (columns + 1)
+                cells = np.arange(rows * columns).reshape(rows, columns)
+                lines = rows * columns + np.arange(rows)[:, None]
+                ids += [self.frame_id, *([self.patch_id] * columns + [self.line_id]) * rows]
+                tubes += [
+                    -1,
+                    *(bases[rows, columns] + np.concatenate([cells, lines], axis=1))
+                    .ravel()
+                    .tolist(),
+                ]
+            patches.append(visual.patches)
+        return ids, tubes, patches
+
+    def _batch(self, rows, options: dict, single: bool) -> BatchFeature:
+        known = ("padding", "max_length", "pad_to_multiple_of", "padding_side")
+        pad = {name: options[name] for name in known if options.get(name) is not None}
+        tensors = options.get("return_tensors")
+        data = self.tokenizer.pad(
+            {"input_ids": [ids for ids, _, _ in rows]}, return_attention_mask=True, **pad
+        )
+        if any(patches for _, _, patches in rows):
+            side = pad.get("padding_side") or self.tokenizer.padding_side
+            data["tube_ids"] = [
+                [-1] * (len(ids) - len(tubes)) + tubes
+                if side == "left"
+                else tubes + [-1] * (len(ids) - len(tubes))
+                for ids, (_, tubes, _) in zip(data["input_ids"], rows, strict=True)
+            ]
+            counts = [sum(map(len, patches)) for _, _, patches in rows]
+            width = self.image_processor.patch_size**2 * 3
+            pixels = np.zeros((len(rows), max(counts), width), np.uint8)
+            for out, count, (_, _, patches) in zip(pixels, counts, rows, strict=True):
+                out[:count] = np.concatenate(patches) if patches else np.zeros((0, width), np.uint8)
+            data["pixel_values"] = torch.from_numpy(pixels)
+        if single and tensors is None:
+            data = {
+                name: values[0] if isinstance(values, list) else values
+                for name, values in data.items()
+            }
+        return BatchFeature(dict(data), tensor_type=tensors)
+
+
+def _is_frame(item) -> bool:
+    return isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3
+
+
+def _flat_images(images) -> list:
+    if images is None:
+        return []
+    if isinstance(images, (str, Path)) or _is_frame(images):
+        return [images]
+    return [image for item in images for image in _flat_images(item)]
+
+
+def _flat_videos(videos) -> list:
+    """Every video of a nesting of videos; a list of frames is one video, a list of strings are several."""
+    if videos is None:
+        return []
+    if isinstance(videos, (str, Path)) or getattr(videos, "ndim", 0) == 4:
+        return [videos]
+    if _is_frame(videos):
+        return [[videos]]
+    videos = list(videos)
+    if videos and all(map(_is_frame, videos)):
+        return [videos]
+    return [video for item in videos for video in _flat_videos(item)]
+
+
+__all__ = ["ElvaProcessor"]

@@ -1,0 +1,50 @@
+"""From tokens to the text that a user sees, as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
+
+
+def visible(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    stop: Sequence[str] = (),
+    final: bool = True,
+) -> tuple[str, bool]:
+    """The text of an answer so far, and whether a stop string ended it.
+
+    Args:
+      tokens: of the answer.
+      stop: strings before the first of which it ends.
+      final: False while more tokens may come: then the end of the text that these might still change is held back (half a character,
+        what may become a stop string, white space, which an answer does not end with).
+    """
+    text = tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
+    found = [place for place in map(text.find, stop) if place >= 0]
+    if found:
+        return text[: min(found)].rstrip(), True
+    if not final:
+        text = text.rstrip(UNFINISHED)
+        text = text[: len(text) - max((_overlap(text, end) for end in stop), default=0)]
+    return text.rstrip(), False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` begin `stop`."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )
+
+
+def tokens_before(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop: Sequence[str]
+) -> int:
+    """How many of the tokens come up to the one that completes a stop string."""
+    return next(
+        (n for n in range(1, len(tokens) + 1) if visible(tokenizer, tokens[:n], stop)[1]),
+        len(tokens),
+    )

@@ -1,0 +1,33 @@
+"""Parameter counts of a configuration, without allocating any."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+
+from elva_jax.models.config import ElvaConfig
+from elva_jax.models.elva import Elva, smallest_inputs
+
+
+def abstract_parameters(config: ElvaConfig):
+    """The model's parameter tree as `jax.ShapeDtypeStruct`s, without partitioning boxes."""
+    return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), *smallest_inputs(config)))[
+        "params"
+    ]
+
+
+def count_parameters(config: ElvaConfig) -> dict[str, int]:
+    """Counts by part: patch_embed, embed_tokens, layers, norm, lm_head (0 where tied) and total."""
+    tree = abstract_parameters(config)
+    decoder = tree["decoder"]
+    counts = {"patch_embed": _size(tree["patch_embed"])}
+    counts |= {
+        name: _size(decoder.get(name, {})) for name in ("embed_tokens", "layers", "norm", "lm_head")
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def _size(tree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,199 @@
+"""The FLOPs of Table 5: the paper's cells, its accounting, and our own true cost of the same videos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from elva_jax.inference.batching import grid_length
+from elva_jax.models import flops
+from elva_jax.models.config import ElvaConfig, MergeConfig
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.tools.analysis import paper
+from elva_jax.video.layout import frame_tokens
+from elva_jax.video.resize import target_size
+
+# The merging layers of configs/elva.py.
+MERGE = MergeConfig((MergeLayer(2, ratio=1.0), MergeLayer(8, "both"), MergeLayer(14, "both")))
+ELVA_7B = ElvaConfig(paper.QWEN2_7B, merge=MERGE)
+HEADER_TOKENS = 14  # ChatML's system prompt and opening of a question, in front of the video
+QUESTION_TOKENS = paper.OTHER_TOKENS - paper.OUTPUT_TOKENS - HEADER_TOKENS
+GOALS = {
+    32: 0.95,
+    128: 0.97,
+}  # reduction of + merge + HR against the encoder-based baseline, by frames
+COUNTS = {
+    "paper": "paper's cells",
+    "accounting": "its accounting",
+    "first_token": "first token",
+    "total": "whole answer",
+    "unpadded": "unpadded",
+}
+
+
+def compare(config: ElvaConfig | None, frames: Sequence[int]) -> dict[str, Any]:
+    """Every row of Table 5, and what became of the goals.
+
+    Args:
+      config: a model with merging layers; None: the paper's 7B, which alone is set beside the paper's cells.
+      frames: frame counts; the paper has 32, 64 and 128, and other counts take the retention of the nearest of these.
+
+    Returns:
+      A JSON-able tree: `rows`, one a frame count and variant, with FLOPs in T and reductions as shares; `goals`.
+
+    Raises:
+      ConfigError: a model without merging layers.
+    """
+    rows = [row for count in frames for row in _group(config, count)]
+    return {"rows": rows, "goals": [goal for row in rows for goal in _goals(row)]}
+
+
+def _group(config: ElvaConfig | None, frames: int) -> list[dict[str, Any]]:
+    """The four variants at one frame count, each with its reductions against the first of them."""
+    rows = [_row(config, frames, variant) for variant in paper.VARIANTS]
+    base = rows[0]
+    for row in rows:
+        row["reduction"] = {
+            name: _reduction(row[f"{name}_tflops"], base[f"{name}_tflops"]) for name in COUNTS
+        }
+    return rows
+
+
+def _reduction(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else 1 - value / base
+
+
+def retention_at(frames: int, variant: str) -> float:
+    """The paper's retention, of the nearest frame count that it has."""
+    if variant not in ("merge", "merge_hr"):
+        return 1.0
+    return paper.RETENTION[min(paper.RETENTION, key=lambda known: abs(known - frames))][variant]
+
+
+def _row(config: ElvaConfig | None, frames: int, variant: str) -> dict[str, Any]:
+    model, retention = config or ELVA_7B, retention_at(frames, variant)
+    cell = paper.TABLE5.get(frames, {}).get(variant) if config is None else None
+    accounting = _accounting(config, frames, variant, retention) / 1e12
+    lengths, left = front_lengths(model, frames, variant, retention)
+    parts = true_cost(model, frames, variant, tuple(map(grid_length, lengths)))
+    unpadded = true_cost(model, frames, variant, lengths, padded=False)
+    total = sum(parts.values())
+    return {
+        "frames": frames,
+        "variant": variant,
+        "retention": retention,  # of the paper, and in its accounting
+        "paper_tflops": cell.tflops if cell else None,
+        "accounting_tflops": accounting,
+        "deviation": accounting / cell.tflops - 1 if cell else None,
+        "left": left,  # of the visual tokens in our own cost: the paper's, or the nearest that the merging layers can leave
+        "tokens": list(lengths),  # of the front, and behind each merging layer
+        "padded": [grid_length(length) for length in lengths],
+        "parts_tflops": {name: value / 1e12 for name, value in parts.items()},
+        "first_token_tflops": (total - parts["decode"]) / 1e12,
+        "total_tflops": total / 1e12,
+        "unpadded_tflops": sum(unpadded.values()) / 1e12,
+    }
+
+
+def _accounting(config: ElvaConfig | None, frames: int, variant: str, retention: float) -> float:
+    """The paper's accounting; its baseline has a decoder of its own, a given model is compared with a baseline of the same decoder."""
+    model = config or ELVA_7B
+    if variant == "encoder_based":
+        decoder, tower = (paper.VICUNA_7B if config is None else model.decoder), paper.CLIP_L_336
+        tokens = tower.grid**2 * frames + paper.OTHER_TOKENS_ENCODER_BASED
+        return flops.paper_encoder(tower, decoder, frames) + flops.paper_decoder(decoder, tokens)
+    visual = content(model.patch.patch_size, frames).visual
+    return flops.paper_decoder(model.decoder, retention * visual + paper.OTHER_TOKENS)
+
+
+def content(patch_size: int, high: int, low: int = 0) -> flops.Content:
+    """A front of square frames, `high` at 336 px and `low` at 112 px."""
+    specials = patches = tubes = 0
+    for count, edge in ((high, paper.EDGE), (low, paper.LOW_EDGE)):
+        if count:
+            height, width = target_size(edge, edge, longest_edge=edge, patch_size=patch_size)
+            rows, columns = height // patch_size, width // patch_size
+            patches, tubes = patches + count * rows * columns, tubes + rows * columns
+            specials += count * (frame_tokens(rows, columns) - rows * columns)
+    return flops.Content(HEADER_TOKENS, specials, patches, tubes)
+
+
+def front_lengths(
+    config: ElvaConfig, frames: int, variant: str, retention: float
+) -> tuple[tuple[int, ...], float]:
+    """Tokens of the prompt up to the end of its video, and of those behind each merging layer; and the retention that they amount to.
+
+    Args:
+      config: the model.
+      frames: how many.
+      variant: one of `paper.VARIANTS`.
+      retention: share of the visual tokens of all frames at 336 px that is to remain, averaged over layers; only for the merging variants.
+    """
+    if variant == "encoder_based":
+        return (HEADER_TOKENS + paper.CLIP_L_336.grid**2 * frames,), 1.0
+    whole = content(config.patch.patch_size, frames)
+    if variant == "encoder_free":
+        return (whole.tokens,), 1.0
+    low = frames // 2 if variant == "merge_hr" else 0
+    front = content(config.patch.patch_size, frames - low, low)
+    before_merging = front.visual / whole.visual
+    lengths = flops.tokens_at_retention(config, front, retention / before_merging)
+    return lengths, before_merging * flops.retained(config, front, lengths)
+
+
+def true_cost(
+    config: ElvaConfig, frames: int, variant: str, lengths: Sequence[int], padded: bool = True
+) -> flops.Parts:
+    """FLOPs by part of a video, a question and `paper.OUTPUT_TOKENS` tokens of answer, for fronts of these lengths.
+
+    The encoder-based baseline has the same decoder, over the tower's penultimate features as in LLaVA: its last layer does not run.
+    `padded` says whether question and answer are padded too, as inference does.
+    """
+    parts: flops.Parts = {"encoder": 0.0, "projector": 0.0, "patch_embedding": 0.0}
+    if variant == "encoder_based":
+        tower = paper.CLIP_L_336
+        parts["encoder"] = flops.vision_tower(tower, frames, tower.num_layers - 1)
+        parts["projector"] = flops.projector(
+            tower.hidden_size, config.decoder.hidden_size, tower.grid**2 * frames
+        )
+    else:
+        # Inference pads the patches to the length of the tokens.
+        parts["patch_embedding"] = flops.patch_embedding(config, lengths[0], lengths[0])
+    question, room = QUESTION_TOKENS, paper.OUTPUT_TOKENS
+    if padded:
+        question, room = grid_length(question), grid_length(room, 8)
+    return (
+        parts
+        | flops.prefill(config, lengths)
+        | flops.answer(config, lengths, question, room, paper.OUTPUT_TOKENS)
+    )
+
+
+def at_retention(row: dict[str, Any]) -> bool:
+    """Whether a row's own cost is one at the paper's retention, to a tenth of a per cent."""
+    return abs(row["left"] - row["retention"]) < 1e-3
+
+
+def _goals(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether a row reaches the goal for its frame count, by every way of counting."""
+    goal = GOALS.get(row["frames"])
+    if goal is None or row["variant"] == "encoder_based" or not at_retention(row):
+        return []
+    return [
+        {
+            "frames": row["frames"],
+            "variant": row["variant"],
+            "counted": name,
+            "goal": goal,
+            "reduction": value,
+            "reached": value >= goal,
+        }
+        for name, value in row["reduction"].items()
+        if value is not None
+    ]
+
+
+def percent_down(share: float | None) -> float | None:
+    """Per cent with one decimal, never rounded up; None of nothing."""
+    return None if share is None else math.floor(1000 * share) / 10

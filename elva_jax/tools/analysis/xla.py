@@ -1,0 +1,191 @@
+"""`analysis/flops.py` held against XLA's own cost analysis of compiled programs; nothing is allocated or run.
+
+XLA counts the body of a loop once, so decoder layers are compiled one by one, as they are alike within a segment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elva_jax.inference.kv_cache import Tail, grouped_attention
+from elva_jax.inference.prefill import KeysValues
+from elva_jax.models import flops
+from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, SiglipConfig
+from elva_jax.models.patch_embed import PatchEmbed
+from elva_jax.models.qwen2 import DecoderLayer, Qwen2
+from elva_jax.models.towers.siglip import SiglipVision
+from elva_jax.ops.attention import packed_attention
+from elva_jax.ops.merging import MergeLayer, merge
+from elva_jax.tools.analysis.parameters import abstract_parameters
+from elva_jax.video.layout import TokenLayout
+
+SLOTS = 256  # tokens of question and answer behind a front
+
+
+class Check(NamedTuple):
+    """A part of the model by both counts."""
+
+    program: str
+    ours: float  # FLOPs
+    xla: float  # FLOPs
+
+    @property
+    def deviation(self) -> float:
+        """Of ours from XLA's, as a share of XLA's."""
+        return self.ours / self.xla - 1
+
+
+def check(config: ElvaConfig, tower: SiglipConfig, length: int = 1024) -> list[Check]:
+    """Every part of a model and of the encoder-based baseline, in float32 on fronts of `length` tokens.
+
+    The decoder is taken without merging, and with two merging layers that each leave half of the tokens. More than 1024 tokens go through
+    loops over tiles, whose bodies XLA counts once: those cannot be compared.
+    """
+    layers = config.decoder.num_layers
+    merging = MergeConfig((MergeLayer(layers // 3), MergeLayer(2 * layers // 3)))
+    config = dataclasses.replace(config, merge=merging)
+    lengths = (length, length // 2, length // 4)
+    return [
+        check_patch_embedding(config, length, length),
+        check_prefill(config, (length,)),
+        check_prefill(config, lengths),
+        check_merging(config, length),
+        check_decode(config, lengths),
+        check_vision(tower),
+    ]
+
+
+def program_flops(function: Callable, *arguments: Any) -> float:
+    """What XLA counts in the CPU program of `function` for trees of `jax.ShapeDtypeStruct`."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return float(jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"])
+
+
+def check_patch_embedding(config: ElvaConfig, patches: int, tokens: int) -> Check:
+    """The patch embedding of one row."""
+    module = PatchEmbed(config.patch, config.decoder.hidden_size)
+    arguments = (
+        _shape(1, patches, config.patch.patch_size**2 * 3, dtype=jnp.uint8),
+        _layout(1, tokens),
+    )
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *arguments))
+    counted = program_flops(module.apply, params, *arguments)
+    return Check(
+        f"patch embedding of {patches} patches",
+        flops.patch_embedding(config, patches, tokens),
+        counted,
+    )
+
+
+def check_prefill(config: ElvaConfig, lengths: Sequence[int]) -> Check:
+    """The decoder on one front of these lengths (as in `flops.pieces`), without its merging layers."""
+    counted = 0.0
+    for piece, length in flops.pieces(config, lengths):
+        last = piece.stop == config.decoder.num_layers
+        counted += (piece.stop - piece.start - last) * _prefill_layer(config.decoder, length, False)
+        counted += last * _prefill_layer(config.decoder, length, True)
+    ours = flops.prefill(config, lengths)
+    return Check(
+        f"prefill of {_steps(lengths)} tokens", ours["linear"] + ours["attention"], counted
+    )
+
+
+def _prefill_layer(decoder: DecoderConfig, length: int, last: bool) -> float:
+    """One layer; of the last one inference keeps the keys and values alone, and XLA drops what makes its hidden states."""
+
+    def run(params, x, angle, segment):
+        attend = partial(packed_attention, single=True, segment_BxS=segment, implementation="xla")
+        x, keys_values = DecoderLayer(decoder).apply({"params": params}, x, angle, angle, attend)
+        return keys_values if last else (x, keys_values)
+
+    return program_flops(
+        run, *_layer_arguments(decoder, length), _shape(1, length, dtype=jnp.int32)
+    )
+
+
+def check_decode(config: ElvaConfig, lengths: Sequence[int]) -> Check:
+    """One token and its logits behind a front of these lengths, with `SLOTS` slots for text."""
+    c = config.decoder
+    counted = sum(
+        (piece.stop - piece.start) * _decode_layer(c, length)
+        for piece, length in flops.pieces(config, lengths)
+    )
+    one_layer = dataclasses.replace(c, num_layers=1)
+    params = abstract_parameters(
+        dataclasses.replace(config, decoder=one_layer, merge=MergeConfig())
+    )["decoder"]
+    head = partial(Qwen2(one_layer).apply, method="head")
+    counted += program_flops(head, {"params": params}, _shape(1, 1, c.hidden_size))
+    ours = flops.continuation(config, lengths, 1, SLOTS) + flops.head(c)
+    return Check(f"decode of a token behind {_steps(lengths)}", ours, counted)
+
+
+def _decode_layer(decoder: DecoderConfig, length: int) -> float:
+    front = _shape(1, decoder.num_kv_heads, length, decoder.head_dim)
+    tail = _shape(1, decoder.num_kv_heads, 1, SLOTS, decoder.head_dim)
+
+    def run(params, x, angle, front, tail, sees, slot):
+        written = []
+
+        def attend(q, k, v):
+            out, new = grouped_attention(q, k, v, front, tail, sees, slot)
+            written.append(new)
+            return out
+
+        return DecoderLayer(decoder).apply({"params": params}, x, angle, angle, attend)[0], written
+
+    cache = KeysValues(front, front, _shape(1, length, dtype=jnp.bool_)), Tail(tail, tail)
+    sees = _shape(1, 1, 1, SLOTS, dtype=jnp.bool_)
+    return program_flops(run, *_layer_arguments(decoder, 1), *cache, sees, _shape(dtype=jnp.int32))
+
+
+def check_merging(config: ElvaConfig, length: int) -> Check:
+    """The config's first merging layer on one row."""
+    rule, width = config.merge.layers[0], config.decoder.hidden_size
+    counted = program_flops(
+        partial(merge, rule=rule), _shape(length, width), _layout(length), _shape(length)
+    )
+    return Check(f"merging layer on {length} tokens", flops.merging_layer(width, length), counted)
+
+
+def check_vision(tower: SiglipConfig) -> Check:
+    """The penultimate features of one image from a tower cut to two layers, since more of them would be a loop."""
+    module, pixels = (
+        SiglipVision(dataclasses.replace(tower, num_layers=2)),
+        _shape(1, tower.image_size, tower.image_size, 3),
+    )
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), pixels))
+    counted = program_flops(
+        lambda params, pixels: module.apply(params, pixels).penultimate, params, pixels
+    )
+    return Check("vision tower, embedding and one layer", flops.vision_tower(tower, 1, 1), counted)
+
+
+def _shape(*dims: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def _layout(*dims: int) -> TokenLayout:
+    """Integer fields of these dimensions."""
+    fields = dict.fromkeys(TokenLayout._fields, _shape(*dims, dtype=jnp.int32))
+    return TokenLayout(
+        **fields | {"cell": _shape(*dims, 4, dtype=jnp.int32), "loss_weight": _shape(*dims)}
+    )
+
+
+def _layer_arguments(decoder: DecoderConfig, length: int) -> tuple[Any, ...]:
+    """Parameters of one layer, hidden states [1, S, D] and angles [1, S, Dh / 2]."""
+    x, angle = _shape(1, length, decoder.hidden_size), _shape(1, length, decoder.head_dim // 2)
+    init = partial(DecoderLayer(decoder).init, attend=lambda q, k, v: q)
+    return nn.unbox(jax.eval_shape(init, jax.random.key(0), x, angle, angle))["params"], x, angle
+
+
+def _steps(lengths: Sequence[int]) -> str:
+    return " / ".join(map(str, lengths))

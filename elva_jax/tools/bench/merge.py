@@ -1,0 +1,111 @@
+"""`elva bench merge`: the cost of one merging layer as a share of a decoder layer."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
+
+HELP = """\
+Times one merging layer and one decoder layer on the same tokens of a video, in one process and in turn.
+
+examples:
+  elva bench merge
+  elva bench merge --config configs/elva.py:size=7b --tokens 5000,20000"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        default="configs/elva.py:size=1_5b",
+        metavar="FILE.py[:ARG]",
+        help="the model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=counts,
+        default="5000",
+        metavar="S,S,…",
+        help="tokens of the video (default: %(default)s)",
+    )
+    add_dtype(parser)
+    add_repeats(parser, 5)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from elva_jax.config.load import load
+    from elva_jax.inference import prefill
+    from elva_jax.inference.batching import build_rows
+    from elva_jax.models.build import config_from_dict
+    from elva_jax.tools.bench.random_model import random_patches, random_weights
+    from elva_jax.tools.bench.timing import interleaved, machine
+    from elva_jax.video.layout import Clip, TokenLayout, frame_tokens
+
+    dtype = dtype_of(args)
+    loaded = load(args.config)
+    model = config_from_dict(loaded.model, loaded.teacher)
+    decoder = dataclasses.replace(model.decoder, num_layers=1, vocab_size=1024)
+    rule = (
+        next((rule for rule in model.merge.layers if rule.policy == "both"), None)
+        or model.merge.layers[0]
+    )
+    merge = dataclasses.replace(model.merge, layers=(dataclasses.replace(rule, before_layer=0),))
+    model = dataclasses.replace(model, decoder=decoder, merge=merge, dtype=dtype, remat="none")
+    weights = random_weights(model)
+    grid, rows = (12, 12), []
+    for tokens in args.tokens:
+        grids = (grid,) * max(1, round(tokens / frame_tokens(*grid)))
+        patches = random_patches(grids, model.patch.patch_size**2 * 3, "typical")
+        built = build_rows(
+            [(Clip(grids),)], [patches], patches.shape[1], lambda name, n, smallest=1: n
+        )
+        layout = TokenLayout(*map(jnp.asarray, built.layout))
+        x = jax.random.normal(jax.random.key(0), (1, layout.length, decoder.hidden_size), dtype)
+        seen, size = prefill._seen(model, layout), jnp.ones((1, layout.length), jnp.float32)
+        layer = jax.jit(partial(prefill._run, model))
+        runs = {
+            "merge": partial(prefill._merge, model, x, layout, size, 0),
+            "layer": partial(layer, weights.layers[0], x, seen),
+        }
+        seconds = interleaved(runs, args.repeats)
+        rows.append(
+            {
+                "tokens": layout.length,
+                "seconds": {name: spread._asdict() for name, spread in seconds.items()},
+            }
+        )
+    return {
+        "machine": machine(),
+        "dtype": dtype,
+        "config": args.config,
+        "policy": rule.policy,
+        "rows": rows,
+    }
+
+
+def show(report: dict[str, Any]) -> str:
+    from elva_jax.tools.bench.table import text_table
+    from elva_jax.tools.bench.timing import Spread, milliseconds
+
+    rows = []
+    for row in report["rows"]:
+        merge, layer = (Spread(**row["seconds"][name]) for name in ("merge", "layer"))
+        rows.append(
+            [
+                f"{row['tokens']:,}",
+                milliseconds(merge),
+                milliseconds(layer),
+                f"{100 * merge.median / layer.median:.1f}",
+            ]
+        )
+    title = f"{report['machine']['device']}, {report['dtype']}, {report['config']}, policy {report['policy']}"
+    return f"{title}\n" + text_table(
+        ["tokens", "merging layer ms", "decoder layer ms", "share %"], rows, words=0
+    )

@@ -1,0 +1,60 @@
+"""`elva bench params`: Table 3's parameter counts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+HELP = """\
+Counts the parameters of the naive and of the video patch embedding, at the sizes of Qwen2-1.5B and Qwen2-7B, from the model's own
+parameter tree; nothing is allocated. The paper's Table 3 has the 7B size, in whole millions.
+
+example:
+  elva bench params --json params.json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There is nothing to choose."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Counts by size and kind of patch embedding, beside the paper's."""
+    from elva_jax.models.config import ElvaConfig, PatchEmbedConfig
+    from elva_jax.tools.analysis import paper
+    from elva_jax.tools.analysis.parameters import count_parameters
+
+    rows = []
+    for size, decoder in (("1.5B", paper.QWEN2_1_5B), ("7B", paper.QWEN2_7B)):
+        for kind, cell in paper.TABLE3.items():
+            counts = count_parameters(
+                ElvaConfig(decoder, dataclasses.replace(PatchEmbedConfig(), kind=kind))
+            )
+            rows.append(
+                {
+                    "size": size,
+                    "kind": kind,
+                    "paper_millions": cell.millions if size == "7B" else None,
+                    **counts,
+                }
+            )
+    return {"bench": "params", "table": 3, "rows": rows}
+
+
+def show(report: dict[str, Any]) -> str:
+    """The table."""
+    from elva_jax.tools.bench.table import text_table
+
+    rows = [
+        (
+            row["size"],
+            row["kind"],
+            f"{row['patch_embed'] / 1e6:.2f}",
+            "–" if row["paper_millions"] is None else str(row["paper_millions"]),
+            f"{(row['total'] - row['patch_embed']) / 1e6:.1f}",
+            f"{row['total'] / 1e6:.1f}",
+        )
+        for row in report["rows"]
+    ]
+    columns = ("size", "patch embedding", "parameters, M", "paper, M", "decoder, M", "all, M")
+    return "Table 3: parameters of the patch embedding\n\n" + text_table(columns, rows, words=2)

@@ -1,0 +1,234 @@
+"""`elva bench pytorch`: the decoder beside transformers' Qwen2 in PyTorch, prefill and decode, on the same weights and tokens."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
+
+HELP = """\
+Runs a Qwen2 with random weights in both: the time to the first token of a prompt, and tokens a second of a greedy answer.
+
+examples:
+  elva bench pytorch
+  elva bench pytorch --hidden 1536 --layers 28 --heads 12 --kv-heads 2 --intermediate 8960 --lengths 5120"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lengths",
+        type=counts,
+        default="256,1024,2560",
+        metavar="S,S,…",
+        help="tokens of the prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="tokens of the answer (default: %(default)s)",
+    )
+    for name, value in (
+        ("hidden", 768),
+        ("intermediate", 3072),
+        ("layers", 12),
+        ("heads", 12),
+        ("kv-heads", 2),
+        ("vocabulary", 32_000),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=value,
+            metavar="N",
+            help="of the model (default: %(default)s)",
+        )
+    add_dtype(parser)
+    add_repeats(parser, 5)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from elva_jax.errors import ConfigError
+    from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig
+    from elva_jax.tools.bench.random_model import random_weights
+    from elva_jax.tools.bench.timing import interleaved, machine
+
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(
+            "elva bench pytorch needs PyTorch and transformers; install the extra `test`, or PyTorch for your GPU"
+        ) from None
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise ConfigError("JAX sees a GPU, PyTorch does not; install PyTorch for CUDA")
+    dtype = dtype_of(args)
+    lengths = args.lengths
+    decoder = DecoderConfig(
+        args.vocabulary, args.hidden, args.intermediate, args.layers, args.heads, args.kv_heads, args.hidden // args.heads,
+        tie_embeddings=True, max_position=max(lengths) + args.new_tokens,
+    )  # fmt: skip
+    config = ElvaConfig(decoder, PatchEmbedConfig(width=64), dtype=dtype)
+    weights = random_weights(config)
+    theirs = _Torch(config, weights, "cuda" if on_gpu else "cpu")
+    rows = []
+    for length in lengths:
+        tokens = np.random.default_rng(length).integers(0, args.vocabulary, length)
+        ours = _ours(config, weights, tokens)
+        runs: dict[str, Callable[[], Any]] = {
+            f"{side} {count}": (lambda call=call, count=count: call(count))
+            for count in (1, args.new_tokens + 1)
+            for side, call in (
+                ("ours", ours),
+                ("pytorch", lambda count, tokens=tokens: theirs(tokens, count)),
+            )
+        }
+        same = ours(args.new_tokens) == theirs(tokens, args.new_tokens)
+        seconds = {
+            name: spread._asdict() for name, spread in interleaved(runs, args.repeats).items()
+        }
+        rows.append({"length": length, "same_tokens": same, "seconds": seconds})
+    return {
+        "machine": machine() | {"torch": torch.__version__, "threads": torch.get_num_threads()},
+        "dtype": dtype,
+        "model": dataclasses.asdict(decoder),
+        "new_tokens": args.new_tokens,
+        "rows": rows,
+    }
+
+
+def _ours(config, weights, tokens) -> Callable[[int], list[int]]:
+    """A greedy answer of so many tokens by the engine: all but the last token are the front, the last one is the question."""
+    import jax
+    import numpy as np
+
+    from elva_jax.inference import decode, prefill
+    from elva_jax.inference.batching import build_rows, grid_length
+    from elva_jax.inference.sampling import Mode, Sampling
+    from elva_jax.video.layout import Text
+
+    rules, numbers = (
+        decode.Rules(Mode(False, False, False), config.decoder.vocab_size, (-1,)),
+        Sampling().numbers,
+    )
+    none = np.zeros((0, config.patch.patch_size**2 * 3), np.uint8)
+
+    def answer(count: int) -> list[int]:
+        rows = build_rows([(Text(tuple(tokens[:-1])),)], [none], none.shape[1])
+        prefix = prefill.prefill(config, weights, rows, merging=False)
+        room = grid_length(count)
+        state = decode.new_state(config, prefix.length, 1, 1 + room, np.zeros((1, 1, 0), bool))
+        last, one = np.asarray(tokens[-1:]).reshape(1, 1, 1), np.ones((1, 1), np.int32)
+        state = decode.ask(config, rules, weights, prefix.layers, state, last, one, numbers)
+        if count == 1:
+            return [int(jax.device_get(state.token)[0, 0])]
+        out, _ = decode.advance(config, rules, weights, prefix.layers, state, room, count, numbers)
+        return np.asarray(out)[0, 0, :count].tolist()
+
+    return answer
+
+
+class _Torch:
+    """transformers' model with the same weights."""
+
+    def __init__(self, config, weights, device: str):
+        import numpy as np
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        c = config.decoder
+        model = Qwen2Config(
+            vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_hidden_layers=c.num_layers,
+            num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads, max_position_embeddings=c.max_position,
+            rms_norm_eps=c.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            tie_word_embeddings=c.tie_embeddings, attn_implementation="sdpa",
+        )  # fmt: skip
+
+        def tensor(leaf):
+            return torch.from_numpy(np.array(leaf, np.float32))
+
+        state = {
+            "model.embed_tokens.weight": tensor(weights.embed_tokens),
+            "model.norm.weight": tensor(weights.norm["scale"]),
+        }
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        for n, layer in enumerate(weights.layers):
+            for name, leaves in layer.items():
+                block = (
+                    ""
+                    if "norm" in name
+                    else "mlp."
+                    if name.split("_")[0] in ("gate", "up", "down")
+                    else "self_attn."
+                )
+                for kind, leaf in leaves.items():
+                    theirs = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
+                    state[f"model.layers.{n}.{block}{name}.{theirs}"] = (
+                        tensor(leaf).T.contiguous() if kind == "kernel" else tensor(leaf)
+                    )
+        self._torch, self._device = torch, device
+        self._model = Qwen2ForCausalLM(model)
+        self._model.load_state_dict(state)
+        self._model = self._model.to(device, getattr(torch, config.dtype)).eval()
+
+    def __call__(self, tokens, count: int) -> list[int]:
+        """A greedy answer of so many tokens."""
+        torch = self._torch
+        with torch.inference_mode():
+            ids = torch.as_tensor(tokens, device=self._device)[None]
+            out = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            found = []
+            for _ in range(count):
+                token = out.logits[:, -1].argmax(-1, keepdim=True)
+                found.append(token)
+                if len(found) < count:
+                    out = self._model(
+                        input_ids=token, past_key_values=out.past_key_values, use_cache=True
+                    )
+            return torch.cat(found, dim=1)[0].tolist()
+
+
+def show(report: dict[str, Any]) -> str:
+    from elva_jax.tools.bench.table import text_table
+    from elva_jax.tools.bench.timing import Spread, milliseconds
+
+    rows, count = [], report["new_tokens"]
+    for row in report["rows"]:
+        seconds = {name: Spread(**spread) for name, spread in row["seconds"].items()}
+        first = {side: seconds[f"{side} 1"] for side in ("ours", "pytorch")}
+        speed = {
+            side: count / (seconds[f"{side} {count + 1}"].median - first[side].median)
+            for side in first
+        }
+        rows.append(
+            [
+                f"{row['length']:,}",
+                milliseconds(first["ours"]),
+                milliseconds(first["pytorch"]),
+                f"{first['ours'].median / first['pytorch'].median:.2f}",
+                f"{speed['ours']:.1f}",
+                f"{speed['pytorch']:.1f}",
+                f"{speed['pytorch'] / speed['ours']:.2f}",
+                "yes" if row["same_tokens"] else "NO",
+            ]
+        )
+    columns = [
+        "prompt",
+        "first token ms",
+        "PyTorch ms",
+        "ratio",
+        "tokens/s",
+        "PyTorch's",
+        "ratio of times",
+        "same answer",
+    ]
+    title = f"{report['machine']['device']}, {report['dtype']}, JAX {report['machine']['jax']}, PyTorch {report['machine']['torch']}"
+    return f"{title}\n" + text_table(columns, rows, words=0)

@@ -1,0 +1,131 @@
+"""Writes one record of a source to a folder, for a person to look at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from elva_jax.data import sources
+from elva_jax.data.conversation import MARKER
+from elva_jax.data.example import Example, Media
+from elva_jax.data.record import conversation
+from elva_jax.errors import DataError, RecordError
+from elva_jax.tools.datasets.build import start
+from elva_jax.video.picture import Picture
+from elva_jax.video.read import read_frames
+
+SHEET_FRAMES = 16  # most frames of a medium on the sheet
+SHEET_EDGE = 256  # pixels; larger frames are shown at this edge, those of half of it doubled
+STARTS = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"\x1aE\xdf\xa3": ".mkv",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+}
+
+
+def show(
+    data_dir: str | Path, name: str, split: str, index: int, out: str | Path, root: str = ""
+) -> Path:
+    """Writes the media, a sheet of the frames of each, the annotation, and the first open question with its answer.
+
+    Args:
+      data_dir: where data sets are built.
+      name: a file, or a data set such as moving_shapes/easy.
+      split: split of a data set.
+      index: which record, from 0.
+      out: folder to write to, made if missing.
+      root: folder that a file's media paths are relative to; "": the file's.
+
+    Returns:
+      The path of the first medium written, or of the annotation where there is none.
+
+    Raises:
+      DataError: no such source, split or record.
+      VideoError: a medium that cannot be read.
+    """
+    examples = start.open_source(name, data_dir, split, root)
+    if not 0 <= index < len(examples):
+        where = name if sources.is_file(name) else f"{name} {split}"
+        raise DataError(f"{where}: no record {index}; it has 0 … {len(examples) - 1}")
+    example = examples[index]
+    if not example.turns:
+        raise RecordError(example.key, "the conversation is empty")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [
+        _write(medium, folder, number, example.key)
+        for number, medium in enumerate(example.media, 1)
+    ]
+    (folder / "annotation.json").write_text(
+        json.dumps(_annotation(examples, index, example), indent=2, ensure_ascii=False) + "\n"
+    )
+    turn = next((turn for turn in example.turns if turn.task == "open"), example.turns[0])
+    (folder / "question.txt").write_text(MARKER.sub("", turn.question) + "\n")
+    (folder / "answer.txt").write_text(turn.answer + "\n")
+    return (paths or [folder / "annotation.json"])[0]
+
+
+def _annotation(examples: Sequence[Example], index: int, example: Example) -> Any:
+    """The record's own annotation where it has one, or else the conversation."""
+    record = getattr(examples, "records", {index: {}})[index]
+    return sources.annotation(record) if "annotation" in record else conversation(example)
+
+
+def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
+    """Writes a medium and its sheet; the second one is called video-2 and frames-2, and so on."""
+    ending = f"-{number}" if number > 1 else ""
+    frames = read_frames(
+        medium.source,
+        num_frames=SHEET_FRAMES if medium.kind == "video" else 1,
+        name=key if isinstance(medium.source, bytes) else None,
+        transform=_small,
+    ).pixels
+    sheet(frames, scale=2 if max(frames[0].shape) <= SHEET_EDGE // 2 else 1).save(
+        folder / f"frames{ending}.png"
+    )
+    path = folder / f"{medium.kind}{ending}"
+    if isinstance(medium.source, bytes):
+        path = path.with_suffix(
+            next(
+                (suffix for start, suffix in STARTS.items() if medium.source.startswith(start)),
+                ".mp4",
+            )
+        )
+        path.write_bytes(medium.source)
+    elif Path(medium.source).is_dir():
+        shutil.copytree(medium.source, path, dirs_exist_ok=True)
+    else:
+        path = path.with_suffix(Path(medium.source).suffix)
+        shutil.copyfile(medium.source, path)
+    return path
+
+
+def _small(picture: Picture) -> np.ndarray:
+    """A picture within the edge of a sheet, uint8 [h, w, 3]."""
+    share = min(1.0, SHEET_EDGE / max(picture.height, picture.width))
+    return picture.at((max(1, round(picture.height * share)), max(1, round(picture.width * share))))
+
+
+def sheet(frames, columns: int = 8, scale: int = 2, gap: int = 4) -> Image.Image:
+    """Frames (uint8 HxWx3, one size) side by side, `columns` to a row, enlarged `scale` times."""
+    height, width = (side * scale for side in frames[0].shape[:2])
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    picture = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white"
+    )
+    for i, frame in enumerate(frames):
+        tile = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
+        picture.paste(
+            tile, (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        )
+    return picture

@@ -1,0 +1,161 @@
+"""A stage's training step, compiled over fake CPU devices without a single weight.
+
+XLA's CPU backend widens bfloat16 to float32 almost everywhere, which GPUs do not. It leaves float16 alone once its own libraries for
+matrix products are off, so the step is compiled in float16: the same bytes as bfloat16, in the same places. Attention is the stand-in
+`ops.attention.PLAN`, which holds what cuDNN's kernel holds, or XLA's own where sequences are split; both are for the sizes alone, nothing
+is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from elva_jax.data.packing import budgets
+from elva_jax.errors import ElvaError
+from elva_jax.models.build import config_from_dict, parameter_shapes
+from elva_jax.ops.attention import PLAN
+from elva_jax.parallel.mesh import batch_sharding, replicated
+from elva_jax.tasks.objective import guided, make_objective
+from elva_jax.tools.plan import hlo
+from elva_jax.training import loop
+from elva_jax.training.optimizer import trained
+from elva_jax.utils.trees import nested
+from elva_jax.video.layout import TokenLayout
+
+COMPILER = {
+    "xla_cpu_strict_dot_conv_math": True,  # products stay in the type they are written in
+    "xla_cpu_experimental_ynn_fusion_type": "",  # and are not handed to a library that widens them
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,  # the order that needs least memory, as on GPUs
+    "xla_backend_optimization_level": 0,  # no time for machine code that never runs
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+class Compiled(NamedTuple):
+    """A stage's step, by device; sizes in bytes."""
+
+    parameters: int
+    trained: int  # part of `parameters`: those that have a gradient
+    optimizer: int
+    teacher: int
+    batch: int
+    gradients: int  # of one micro-batch, and beside them their sum where there are several
+    temporaries: int  # all that the program holds for a while, gradients among it
+    counts: dict[str, int]  # numbers of parameters of the whole model: all, trained
+    program: hlo.Program
+
+
+def fake_devices(count: int) -> None:
+    """Makes the CPU look like `count` devices; JAX must not have started.
+
+    Raises:
+      ElvaError: it has, with another number of them.
+    """
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass
+    if jax.device_count() != count:
+        raise ElvaError(
+            f"JAX has started with {jax.device_count()} device(s) already; plan for {count} in a process of its own"
+        )
+
+
+def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Compiled:
+    """Compiles the training step of stage `name` for `mesh`."""
+    config = ConfigDict(config.to_dict())
+    # The teacher keeps its type: JAX has no attention in float16 for CPUs.
+    for group, key in ((config.model, "dtype"), (config.stages[name].optimizer, "frozen_dtype")):
+        group[key] = {"bfloat16": "float16"}.get(group[key], group[key])
+    if mesh.shape["context"] == 1:  # otherwise cuDNN's kernel, whose stand-in it is, does not run
+        config.model.attention = PLAN
+    objective = make_objective(config, name)
+    setting = loop.set_up(config, name, objective, mesh, steps)
+    step = loop.make_step(config, name, objective, setting)
+    frozen, batch = teacher_shapes(config, name, mesh), batch_shapes(config, name, mesh)
+    compiled = step.trace(setting.shapes, frozen, batch).lower().compile(compiler_options=COMPILER)
+    memory = compiled.memory_analysis()
+    params = setting.shapes.params
+    moving = trained(params, setting.optimizer.labels)
+    gradients = local_bytes(moving)
+    return Compiled(
+        parameters=local_bytes(params),
+        trained=gradients,
+        optimizer=local_bytes(setting.shapes.opt_state),
+        teacher=local_bytes(frozen),
+        batch=local_bytes(batch),
+        gradients=gradients * (2 if config.stages[name].optimizer.accumulate > 1 else 1),
+        # What goes out is what came in, but for the metrics: the state is donated.
+        temporaries=memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        counts={"all": _count(params), "trained": _count(moving)},
+        program=hlo.read(compiled.as_text(), mesh.size),
+    )
+
+
+def batch_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
+    """What `data.pipeline` makes for a stage, as shapes."""
+    stage, place = config.stages[name], batch_sharding(mesh)
+
+    def shape(*dims: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((stage.batch_size, *dims), dtype, sharding=place)
+
+    side = config.teacher.image_size
+    if stage.kind == "teacher":
+        frames, text = stage.data.num_frames, config.teacher.text_length
+        return {
+            "pixels": shape(frames, side, side, 3, dtype=jnp.uint8),
+            "frame_mask": shape(frames, dtype=jnp.bool_),
+            "token_ids": shape(text, dtype=jnp.int32),
+            "mask": shape(text, dtype=jnp.bool_),
+        }
+    room = budgets(config, name)
+    fields = {field: shape(room.tokens, dtype=jnp.int32) for field in TokenLayout._fields}
+    fields |= {
+        "cell": shape(room.tokens, 4, dtype=jnp.int32),
+        "loss_weight": shape(room.tokens, dtype=jnp.float32),
+    }
+    patch_size = config_from_dict(config.model, config.teacher).patch.patch_size
+    batch = {
+        "patches": shape(room.patches, patch_size**2 * 3, dtype=jnp.uint8),
+        "layout": TokenLayout(**fields),
+    }
+    if guided(stage):
+        batch["teacher_frames"] = shape(room.frames, side, side, 3, dtype=jnp.uint8)
+    return batch
+
+
+def teacher_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
+    """The frozen trees of a stage as shapes: the teacher's vision tower on every device, or nothing."""
+    if not guided(config.stages[name]):
+        return {}
+    place, shapes = replicated(mesh), parameter_shapes(config, "teacher")
+    leaves = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+        for path, shape in shapes.items()
+    }
+    return {"teacher": nested(leaves)["vision"]}
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings on one device."""
+
+    def one(leaf: jax.ShapeDtypeStruct) -> int:
+        size = leaf.dtype.itemsize
+        for part in leaf.sharding.shard_shape(leaf.shape):
+            size *= part
+        return size
+
+    return sum(map(one, jax.tree.leaves(tree)))
+
+
+def _count(tree: Mapping[str, Any]) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

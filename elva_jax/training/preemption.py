@@ -1,0 +1,90 @@
+"""Signals that ask a run to stop, and decisions that all processes take at the same step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from elva_jax.parallel.distributed import wait
+
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
+PREEMPTED = os.EX_TEMPFAIL  # exit status after SIGTERM, 75: start the same command again
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a request to stop at the next step boundary.
+
+    Ctrl-C once more acts at once, as without this. SIGTERM once more does not: schedulers send it to a job and to each of its processes.
+
+    Attributes:
+      code: the exit status that was asked for, 0 before.
+    """
+
+    def __init__(self):
+        self.code = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number in list(self._old):
+            self._restore(number)
+
+    def _handle(self, number: int, _) -> None:
+        self.code = max(self.code, INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+        if number == signal.SIGINT:
+            self._restore(number)
+            os.write(2, b"\nstopping behind this step; once more ends at once, without saving\n")
+
+    def _restore(self, number: int) -> None:
+        old = self._old.pop(number)
+        # None: a handler of JAX's preemption service, which Python cannot put back.
+        signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+class Agreement:
+    """Small numbers of every process, of which all get the largest: so all stop and save at the same step, whoever got the signal.
+
+    Args:
+      mesh: of all processes.
+      name: of what they agree about; no other agreement of a run may have it.
+    """
+
+    def __init__(self, mesh: Mesh, name: str):
+        self._name, self._asked = name, 0
+        self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._largest = jax.jit(
+            lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
+        self._sent: jax.Array | None = None
+
+    def now(self, values: Sequence[int]) -> list[int]:
+        """The largest of each; waits for the slowest process."""
+        if jax.process_count() == 1:
+            return list(values)
+        self._asked += 1
+        wait(f"{self._name}: {self._asked}")
+        return np.asarray(self._send(values)).tolist()
+
+    def late(self, values: Sequence[int]) -> list[int]:
+        """The largest of each of the call before, so that nobody waits; zeros the first time. With one process: of this call."""
+        if jax.process_count() == 1:
+            return list(values)
+        before, self._sent = self._sent, self._send(values)
+        return [0] * len(values) if before is None else np.asarray(before).tolist()
+
+    def _send(self, values: Sequence[int]) -> jax.Array:
+        rows = np.tile(np.asarray(values, np.int32), (jax.local_device_count(), 1))
+        return self._largest(jax.make_array_from_process_local_data(self._rows, rows))

@@ -1,0 +1,241 @@
+"""Frames of a video file, an animation, a folder of frames or a still image, sampled uniformly in time.
+
+Nothing is decoded that need not be, and only the frames asked for are ever held.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from elva_jax.errors import ConfigError, VideoError
+from elva_jax.video.picture import Picture, from_array
+from elva_jax.video.reader import BACKGROUND, VideoFile, reading
+
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".gif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".avif",
+)
+HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")
+
+
+class Frames(NamedTuple):
+    """Sampled frames in temporal order."""
+
+    pixels: list[
+        np.ndarray
+    ]  # T arrays, uint8 [H, W, 3] RGB unless a transform made something else of them
+    times: np.ndarray  # float64 [T] seconds from the first frame of the source to each
+    duration: float  # seconds; 0 for a still image
+
+
+def read_frames(
+    source: str | Path | bytes,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    transform: Callable[[Picture], Any] | None = None,
+    name: str | None = None,
+    folder_fps: float = 1.0,
+) -> Frames:
+    """Samples frames uniformly in time.
+
+    The frames are those displayed at (i + 0.5) * duration / n, where the frame displayed at t is the last one that starts at or before t,
+    and no frame is taken twice: a source with fewer frames gives fewer. n is `num_frames`, or with `fps` as many as that rate gives over
+    the duration (at least one), at most `num_frames`. A still image is one frame.
+
+    Args:
+      source: path of a video (mp4, mkv, avi, webm, ...), an animated or still image, or a folder of images in natural order of their
+        names; or a file's bytes.
+      num_frames: n, or its cap where `fps` is given.
+      fps: frames a second; None or 0: `num_frames` alone decides.
+      transform: what is made of each picture as soon as it is decoded, such as `picture.at(size)`; None: its pixels as they are.
+      name: what errors call the source; the path by default.
+      folder_fps: frames a second that a folder of images stands for.
+
+    Raises:
+      VideoError: the source is missing, empty, broken, truncated before a wanted frame, or without pictures.
+      ConfigError: neither `num_frames` nor `fps` is positive.
+    """
+    if num_frames is not None and num_frames < 1:
+        raise ConfigError(f"num_frames={num_frames}: must be at least 1")
+    if not num_frames and not fps:
+        raise ConfigError("num_frames or fps must say how many frames to sample")
+    if not isinstance(source, bytes):
+        source = Path(source)
+    if name is None:
+        name = "<bytes>" if isinstance(source, bytes) else str(source)
+    pixels, times = [], []
+    with closing(open_media(source, name, folder_fps)) as media:
+        for time, picture in media.frames_at(sample_times(media.duration, num_frames, fps)):
+            pixels.append(picture.pixels() if transform is None else transform(picture))
+            times.append(float(time))
+        return Frames(pixels, np.asarray(times, np.float64), float(media.duration))
+
+
+def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) -> list[Fraction]:
+    """The exact times in seconds, (i + 0.5) * duration / n, that `read_frames` samples."""
+    count = num_frames
+    if fps:
+        count = max(1, round(duration * Fraction(fps)))
+        if num_frames is not None:
+            count = min(count, num_frames)
+    return [duration * (2 * i + 1) / (2 * count) for i in range(count)]
+
+
+class Pictures:
+    """Pictures with known times: a still image, an animation or a folder.
+
+    Args:
+      starts: increasing seconds at which the pictures appear.
+      duration: seconds.
+      load: gives the k-th picture as uint8 [H, W, 3]; called with increasing k.
+      close: called at the end.
+    """
+
+    time_base = Fraction(
+        1, 1000
+    )  # seconds; what delays of animations and frames of folders are multiples of
+
+    def __init__(
+        self,
+        starts: list[Fraction],
+        duration: Fraction,
+        load: Callable[[int], np.ndarray],
+        close: Callable[[], None],
+    ):
+        self.duration = duration
+        self._starts = starts
+        self._load = load
+        self.close = close
+
+    def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, Picture]]:
+        """As `VideoFile.frames_at`."""
+        for k in dict.fromkeys(bisect.bisect_right(self._starts, time) - 1 for time in times):
+            yield self._starts[k], from_array(self._load(k))
+
+    def all_frames(self) -> Iterator[tuple[Fraction, Picture]]:
+        """As `VideoFile.all_frames`."""
+        return ((start, from_array(self._load(k))) for k, start in enumerate(self._starts))
+
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._starts)
+
+
+def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> VideoFile | Pictures:
+    """Opens what `read_frames` reads; to be closed.
+
+    Raises:
+      VideoError: as `read_frames`.
+    """
+    if isinstance(source, Path) and source.is_dir():
+        return _folder(source, name, Fraction(folder_fps))
+    head = _head(source, name)
+    if (
+        head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+    ):  # FFmpeg would show one of its tiles as a video
+        raise VideoError(name, "HEIF images are not supported; convert it to JPEG or PNG")
+    with reading(name):
+        try:
+            image = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS
+            )
+        except Image.UnidentifiedImageError:
+            return VideoFile(source, name)
+        if getattr(image, "is_animated", False) and image.format != "TIFF":
+            return _animation(image, name)
+    return Pictures([Fraction(0)], Fraction(0), lambda k: _pixels(image, name), image.close)
+
+
+def _head(source: Path | bytes, name: str) -> bytes:
+    """The first bytes; refuses what is not a file with something in it."""
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        try:
+            if not stat.S_ISREG(
+                source.stat().st_mode
+            ):  # a pipe would be waited for, a device might never end
+                raise VideoError(name, "is neither a file nor a folder")
+            with source.open("rb") as file:
+                head = file.read(16)
+        except FileNotFoundError:
+            raise VideoError(name, "no such file or folder") from None
+        except OSError as error:
+            raise VideoError(name, f"cannot be opened ({error.strerror})") from error
+    if not head:
+        raise VideoError(name, "is empty (0 bytes)")
+    return head
+
+
+def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+    files.sort(
+        key=lambda path: [
+            (int(part), "") if part.isdigit() else (-1, part)
+            for part in re.split(r"(\d+)", path.name)
+        ]
+    )
+    if not files:
+        raise VideoError(name, f"is a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+
+    def load(k: int) -> np.ndarray:
+        with reading(str(files[k])), Image.open(files[k], formats=IMAGE_FORMATS) as image:
+            return _pixels(image, str(files[k]))
+
+    return Pictures([k / fps for k in range(len(files))], len(files) / fps, load, lambda: None)
+
+
+def _animation(image: Image.Image, name: str) -> Pictures:
+    """An animated GIF, WebP, PNG or AVIF; like browsers, a delay under 20 ms counts as 100 ms."""
+    ends = [Fraction(0)]
+    for k in range(image.n_frames):
+        image.seek(k)
+        image.load()
+        delay = Fraction(image.info.get("duration", 0)) / 1000
+        ends.append(ends[-1] + (delay if delay >= Fraction(20, 1000) else Fraction(1, 10)))
+
+    def load(k: int) -> np.ndarray:
+        with reading(name):
+            image.seek(k)
+            return _pixels(image, name)
+
+    return Pictures(ends[:-1], ends[-1], load, image.close)
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    """uint8 [H, W, 3] of the image's current frame: upright by its EXIF orientation, transparency on white."""
+    with reading(name):
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(
+            "I;16"
+        ):  # Pillow's own conversion clips 16-bit grey instead of scaling it
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (BACKGROUND,) * 4), image)
+        return np.asarray(image.convert("RGB"))

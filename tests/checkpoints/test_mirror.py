@@ -1,0 +1,84 @@
+"""A run's copy on other storage."""
+
+import json
+import shutil
+
+import pytest
+
+from elva_jax.checkpoints.mirror import Mirror, fetch
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder; save(step) makes a step of its stage and returns it."""
+    workdir = tmp_path / "run"
+    (workdir / "tokenizer").mkdir(parents=True)
+    (workdir / "tokenizer" / "vocab.json").write_text("{}")
+    (workdir / "config.json").write_text('{"seed": 0}')
+
+    def save(step):
+        folder = workdir / "video" / "checkpoints" / str(step)
+        (folder / "params").mkdir(parents=True)
+        (folder / "params" / "data").write_text(f"weights of {step}")
+        (workdir / "video" / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        return folder
+
+    return workdir, save
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_lost_workdir_comes_back(run, tmp_path):
+    workdir, save = run
+    copy, said = tmp_path / "other", []
+    with Mirror(str(copy), workdir, 2, said.append) as mirror:
+        mirror.copy(save(4))
+    with Mirror(str(copy), workdir, 2, said.append) as mirror:
+        mirror.copy(save(8))
+    before = contents(workdir)
+    assert contents(copy) == before
+    assert not fetch(str(copy), workdir)  # nothing is missing
+    shutil.rmtree(workdir)
+    (copy / "video" / "checkpoints" / "9.unfinished").mkdir()
+    assert fetch(str(copy), workdir)
+    assert contents(workdir) == before
+    assert not (workdir / "video" / "checkpoints" / "9.unfinished").exists()
+    assert said == []
+
+
+def test_old_steps_go_and_overtaken_ones_are_left_out(run, tmp_path):
+    workdir, save = run
+    for step in (4, 8, 12):
+        with Mirror(str(tmp_path / "other"), workdir, 2, print) as mirror:
+            mirror.copy(save(step))
+    steps = tmp_path / "other" / "video" / "checkpoints"
+    assert sorted(path.name for path in steps.iterdir()) == ["12", "8"]
+    mirror = Mirror(str(tmp_path / "other"), workdir, 2, print)
+    mirror._newest = workdir / "none"
+    mirror._copy(save(16))
+    mirror.__exit__()
+    assert not (steps / "16").exists()
+
+
+def test_a_copy_that_fails_is_told(run, tmp_path):
+    workdir, save = run
+    (tmp_path / "other").write_text("a file")
+    said = []
+    with Mirror(str(tmp_path / "other"), workdir, 2, said.append) as mirror:
+        mirror.copy(save(4))
+    (line,) = said
+    assert "other: step 4 could not be copied there (" in line
+    assert line.endswith("; training goes on")
+
+
+def test_without_a_folder_nothing_is_done(run):
+    workdir, save = run
+    with Mirror("", workdir, 2, print) as mirror:
+        mirror.copy(save(4))
+    assert not fetch("", workdir / "new")

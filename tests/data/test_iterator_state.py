@@ -1,0 +1,173 @@
+"""Another number of processes: nothing is read twice, nothing is left out, and the counters add up."""
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elva_jax.data import mixture
+from elva_jax.data.iterator_state import Place, trace
+from elva_jax.data.pipeline import BatchIterator, redistribute
+from elva_jax.data.safe_read import Rejected
+from elva_jax.video.layout import Counts
+
+CAPACITY = Counts(16, 16, 16, 16)
+RECORDS = 41
+
+
+class Drawn(NamedTuple):
+    """A sample that knows where it came from."""
+
+    place: Place
+    record: int
+    counts: Counts
+
+
+class Drawing:
+    """The streams of some processes over one source, without media; every ninth record is bad, in one of three ways."""
+
+    def __init__(self, number):
+        self.streams = [
+            mixture.stream([RECORDS], [1.0], 7, index, number) for index in range(number)
+        ]
+
+    def __call__(self, place):
+        record = self.streams[place.stream][place.index][1]
+        if record % 9 == 5:
+            return Rejected(f"record{record}", f"reason {record % 3}")
+        return Drawn(place, record, Counts(1 + record * 7 % 13, 1, 1, 1))
+
+
+def iterator(index, count, rows, streams=Drawing, limit=1.0):
+    return BatchIterator(
+        streams,
+        lambda rows: [sample for row in rows for sample in row],
+        rows=rows,
+        capacity=CAPACITY,
+        single=False,
+        workers=0,
+        buffer=2,
+        max_bad_fraction=limit,
+        settings={"process_index": index, "process_count": count},
+    )
+
+
+def go_on(states, count, rows, batches):
+    """All processes' samples and states after some batches each, from the states of an earlier number of them."""
+    samples, after = [], []
+    for index in range(count):
+        process = iterator(index, count, rows)
+        if states:
+            process.set_state(redistribute(states, index, count))
+        for _ in range(batches):
+            samples += next(process)
+        after.append(json.loads(json.dumps(process.get_state())))
+        process.close()
+    return samples, after
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    phases=st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 3)), min_size=2, max_size=4
+    ),
+    last=st.integers(1, 4),
+)
+def test_an_epoch_has_every_record_once_however_often_the_number_of_processes_changes(phases, last):
+    samples, states, before = [], [], Counter()
+    for count, rows, batches in [*phases, (last, 2, RECORDS // 2 // last + 4)]:
+        new, states = go_on(states, count, rows, batches)
+        samples += new
+        waiting = sum(len(state["waiting"]) for state in states)
+        # Each record read is learned from, waits, or was dropped: over all processes, whatever was dealt out between them.
+        dropped = Counter()
+        for state in states:
+            dropped.update(state["reasons"])
+        assert sum(state["seen"] for state in states) == len(samples) + waiting + dropped.total()
+        assert all(dropped[reason] >= n for reason, n in before.items())
+        assert all(state["reasons"].keys() == state["first"].keys() for state in states)
+        before = dropped
+    # Everything behind the last deal is long past the first epoch of every stream that the run was started with.
+    first = phases[0][0]
+    taken = Counter(sample.place for sample in samples)
+    assert max(taken.values()) == 1
+    ends = [len(range(stream, RECORDS, first)) for stream in range(first)]
+    waiting = [Place(*place) for state in states for place in state["waiting"]]
+    epoch = Counter(
+        sample.record for sample in samples if sample.place.index < ends[sample.place.stream]
+    )
+    left = {Drawing(first)(place).record for place in waiting if place.index < ends[place.stream]}
+    good = {record for record in range(RECORDS) if record % 9 != 5}
+    assert all(n == 1 for n in epoch.values())
+    assert epoch.keys() == good - left
+
+
+def test_positions_are_traced_through_every_deal():
+    """By hand: two processes stood at 3 and 1; then three of them at 2, 0 and 1; now there is one."""
+    assert [trace([], 2, 1, k) for k in range(2)] == [(1, 0), (1, 1)]
+    dealt = [trace([[3, 1]], 3, m, k) for k in range(2) for m in range(3)]
+    assert dealt == [(0, 3), (1, 1), (0, 4), (1, 2), (0, 5), (1, 3)]
+    # Process 0 has read (0, 3) and (1, 2), process 2 has read (0, 4); (1, 1) and (0, 5) of process 1 are left, and all that follows.
+    assert [trace([[3, 1], [2, 0, 1]], 1, 0, k) for k in range(5)] == [
+        (0, 6),
+        (1, 1),
+        (1, 3),
+        (1, 5),
+        (0, 5),
+    ]
+
+
+def test_the_same_number_of_processes_goes_on_unchanged():
+    _, states = go_on([], 3, 2, 4)
+    assert [redistribute(states, index, 3) for index in range(3)] == states
+    samples, after = go_on(states, 3, 2, 2)
+    whole, end = go_on([], 3, 2, 6)
+    before, _ = go_on([], 3, 2, 4)
+    assert after == end
+    assert Counter(samples) + Counter(before) == Counter(whole)
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    sizes=st.lists(st.integers(1, 16), min_size=RECORDS, max_size=RECORDS),
+    cut=st.integers(0, 5),
+    rows=st.integers(1, 3),
+)
+def test_a_process_goes_on_as_if_it_had_never_stopped(sizes, cut, rows):
+    class Sized(Drawing):
+        def __call__(self, place):
+            sample = super().__call__(place)
+            return (
+                sample
+                if isinstance(sample, Rejected)
+                else sample._replace(counts=Counts(sizes[sample.record], 1, 1, 1))
+            )
+
+    whole, again = (iterator(0, 1, rows, streams=Sized) for _ in range(2))
+    for _ in range(cut):
+        next(whole)
+    again.set_state(json.loads(json.dumps(whole.get_state())))
+    for _ in range(3):
+        assert again.get_state() == whole.get_state()
+        assert (next(again), again.stats) == (next(whole), whole.stats)
+    for process in (whole, again):
+        process.close()
+
+
+def test_a_state_of_a_first_release_is_read():
+    """Its waiting examples are positions of the process's own stream, and it knows of no deals."""
+    process = iterator(1, 2, 2)
+    next(process)
+    state = process.get_state()
+    old = {name: value for name, value in state.items() if name != "deals"} | {
+        "waiting": [index for _, index in state["waiting"]]
+    }
+    assert old["waiting"]
+    expected = next(process)
+    again = iterator(1, 2, 2)
+    again.set_state(json.loads(json.dumps(old)))
+    assert next(again) == expected
+    for opened in (process, again):
+        opened.close()

@@ -1,0 +1,170 @@
+"""The whole evaluation on real records: its columns against single calls, its counts, its floors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elva_jax.data import sources
+from elva_jax.errors import ElvaError
+from elva_jax.evaluation import report
+from elva_jax.evaluation.answers import exact_match
+from elva_jax.evaluation.evaluate import evaluate, likeliest
+from elva_jax.inference.batching import Lengths
+from elva_jax.inference.scoring import Choice, Likelihood
+from elva_jax.utils.json import save_json
+from elva_jax.video.read import read_frames
+
+NAME = "moving_shapes/small"
+BROKEN = 5
+
+
+@pytest.fixture(scope="module")
+def result(generator, data_dir):
+    seen = []
+    out = evaluate(
+        generator,
+        data_dir=data_dir,
+        name=NAME,
+        batch_size=4,
+        details=True,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(4, 7), (7, 7)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def annotations(data_dir):
+    return [
+        (record, sources.annotation(record))
+        for record in sources.open_source(NAME, "test", data_dir)
+    ]
+
+
+def test_every_question_counts(result, annotations):
+    asked = [q for _, notes in annotations for q in notes["questions"]]
+    assert result["data"]["questions"] == len(asked) == len(result["items"])
+    assert result["data"]["videos"] == len(annotations)
+    for family, row in result["families"].items():
+        assert row["count"] == sum(q["family"] == family for q in asked)
+    (complaint,) = result["data"]["unreadable"]
+    assert complaint.startswith("easy-test-000005:")
+    broken = [item for item in result["items"] if item["video"].endswith(f"{BROKEN:06d}")]
+    assert len(broken) == len(annotations[BROKEN][1]["questions"])
+    assert all(item["written"] is None and item["picks"]["likelihood"] is None for item in broken)
+    assert result["answers"]["total"] == len(asked) - len(broken)
+    assert result["answers"]["without_likelihood"] == len(broken)
+
+
+def test_accuracies_follow_from_the_predictions(result):
+    columns = {"open": [], "likelihood": [], "letter": [], "blind": [], "single_frame": []}
+    by_family = {}
+    for item in result["items"]:
+        right = item["options"].index(item["answer"])
+        credit = {name: item["picks"][name] == right for name in columns if name != "open"}
+        credit["open"] = item["written"] is not None and exact_match(
+            item["written"], item["answer"]
+        )
+        for name, value in credit.items():
+            by_family.setdefault(item["family"], {}).setdefault(name, []).append(value)
+        if item["log_likelihoods"]:
+            assert item["picks"]["likelihood"] == int(np.argmax(item["log_likelihoods"]))
+    for name in columns:
+        means = {family: np.mean(values[name]) for family, values in by_family.items()}
+        assert {
+            family: row[name]["accuracy"] for family, row in result["families"].items()
+        } == pytest.approx(means)
+        assert result["macro"][name]["accuracy"] == pytest.approx(np.mean(list(means.values())))
+
+
+def test_columns_equal_single_calls(generator, result, annotations):
+    """Batches, padding and shared prefixes change nothing: one question of one video, asked alone."""
+    record, notes = annotations[6]
+    q = notes["questions"][-1]
+    (item,) = [
+        i
+        for i in result["items"]
+        if i["video"] == "easy-test-000006" and i["question"] == q["question"]
+    ]
+    media = record["media"] if isinstance(record["media"], bytes) else record["media"].item()
+    lengths = Lengths(steady=True)
+
+    def scores(prefilled, question, options):
+        return generator.score_options(prefilled, [[Choice(question, tuple(options))]], lengths)[0][
+            0
+        ]
+
+    seen = generator.prefill([(generator.load(media),)])
+    listed = "\n".join(
+        [
+            q["question"],
+            *(f"{x}. {y}" for x, y in zip("ABCD", q["options"], strict=True)),
+            "Answer with the letter.",
+        ]
+    )
+    assert item["picks"]["letter"] == likeliest(scores(seen, listed, "ABCD"))
+    np.testing.assert_allclose(
+        item["log_likelihoods"],
+        [s.total for s in scores(seen, q["question"], q["options"])],
+        rtol=1e-5,
+    )
+    assert item["written"] == generator.generate(seen, [[q["question"]]], 16)[0][0].text
+    middle = generator.load([read_frames(media, num_frames=3).pixels[1]])
+    for column, shown in (("single_frame", (middle,)), ("blind", ())):
+        prefilled = generator.prefill([shown], merging=False, lengths=lengths)
+        assert item["picks"][column] == likeliest(scores(prefilled, q["question"], q["options"]))
+
+
+def test_result_is_json_and_prints(result, tmp_path, capsys):
+    loaded = json.loads(save_json(result, tmp_path / "r.json").read_text())
+    assert loaded["config"]["model"]["hidden_size"] == 32
+    assert loaded["settings"]["num_frames"] == 3
+    assert 0 < loaded["tokens"]["visual_kept"] <= 1
+    report.table(loaded)
+    assert "macro" in capsys.readouterr().out
+    assert report.figure(loaded, tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_fewer_columns_merging_off_and_two_resolutions(generator, data_dir, result):
+    hybrid = {"high_frames": 1, "low_frames": 2, "policy": "ends"}
+    columns = {"baselines": False, "written": False, "letters": False}
+    out = evaluate(
+        generator, data_dir=data_dir, name=NAME, limit=2, merging=False, hybrid=hybrid, **columns
+    )
+    assert out["settings"]["hybrid"] == {**hybrid, "high_edge": 48, "low_edge": 16}
+    assert result["settings"]["hybrid"] is None
+    assert out["settings"]["num_frames"] == 3
+    # Two of three frames have 1 patch, <LINE> and <FRAME> instead of 3 x 3, three and one.
+    assert result["tokens"]["prompt"] - out["tokens"]["prompt"] == 2 * (13 - 3)
+    assert set(out["macro"]) == {"likelihood", "likelihood_mean"}
+    assert out["data"]["videos"] == 2
+    assert out["tokens"]["visual_kept"] == 1.0
+    assert len(out["tokens"]["segments"]) == 1
+    assert "items" not in out
+
+
+def test_likeliest():
+    scores = [Likelihood(-3.0, 1), Likelihood(-4.0, 4), Likelihood(-3.5, 1)]
+    assert likeliest(scores) == 0
+    assert likeliest(scores, mean=True) == 1
+    assert likeliest([*scores, Likelihood(float("nan"), 1)]) is None
+    assert likeliest(None) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "moving_shapes/easy"}, "no such data set"),
+        ({"split": "nowhere"}, "nowhere"),
+        ({"limit": 0}, "limit=0"),
+    ],
+)
+def test_errors(generator, data_dir, changes, message):
+    with pytest.raises(ElvaError, match=message):
+        evaluate(generator, **{"data_dir": data_dir, "name": NAME} | changes)
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(ElvaError, match="no checkpoint"):
+        evaluate(tmp_path)

@@ -1,0 +1,89 @@
+"""Folders as transformers writes them, and our parameters read from them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from elva_jax.config import schema
+from elva_jax.hf import load
+from elva_jax.hf.safetensors_io import open_store
+from elva_jax.models.build import config_from_dict
+from elva_jax.models.qwen2 import Qwen2
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Fills a PyTorch model with numbers at a scale where attention is far from uniform, norms and biases too."""
+
+    def fill(model):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.2)
+        return model.eval()
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def edit():
+    """edit(folder, key=value): changes the folder's config.json; None removes a key."""
+
+    def change(folder, **values):
+        file = folder / "config.json"
+        config = {**json.loads(file.read_text()), **values}
+        file.write_text(
+            json.dumps({key: value for key, value in config.items() if value is not None})
+        )
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def config_of():
+    """The run configuration that a folder's config.json asks for."""
+
+    def read(folder):
+        config = schema.base()
+        group, values = load.read_config(open_store(folder).config, str(folder))
+        config[group].update(values)
+        config.model.dtype = "float32"
+        return config
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def params_of(config_of):
+    """A folder's parameters as a tree, of a configuration or of its own."""
+
+    def read(folder, config=None, kind="elva", dtype=np.float32):
+        config = config or config_of(folder)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = load.parameter_shapes(config, kind)
+        targets = {
+            path: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+            for path, shape in shapes.items()
+        }
+        return load.nested(load.load_params(folder, targets, config, kind=kind).params)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def logits_of(config_of, params_of):
+    """float32 logits [B, S, V] of our decoder with a folder's weights."""
+
+    def run(folder, ids, config=None):
+        config = config or config_of(folder)
+        params = params_of(folder, config)["elva"]["decoder"]
+        position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        decoder = Qwen2(config_from_dict(config.model).decoder)
+        return np.asarray(
+            jax.jit(decoder.apply)({"params": params}, ids, position, np.ones_like(ids))
+        )
+
+    return run

@@ -1,0 +1,85 @@
+"""From an exported folder back to JAX."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.errors import ConvertError
+from elva_jax.hf.load import load_folder
+from elva_jax.inference.model import Generator
+from elva_jax.utils.trees import key_path
+
+QUESTION = "What colour is the circle?"
+
+
+def flat(tree):
+    return {
+        key_path(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_equal(one, two):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert value.dtype == two[name].dtype
+        np.testing.assert_array_equal(value.view(np.uint8), two[name].view(np.uint8), err_msg=name)
+
+
+def test_there_and_back_bit_for_bit(exported, run_dir):
+    back, run = load_folder(exported), load_run(run_dir)
+    assert_equal(flat(back.params), flat({"elva": run.params["elva"]}))
+    assert (back.stage, back.step) == (run.stage, run.step)
+    assert back.config.to_dict() == run.config.to_dict()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_after_pytorch_saved_it_again(exported, generator, processor, videos, tmp_path, exact):
+    """PyTorch leaves our notes out: configuration, frames and system prompt come from what transformers keeps. Trained weights return."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
+    if not exact:
+        with torch.no_grad():
+            model.lm_head.weight.mul_(-1.0)
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "elva_jax.json").exists()
+    back = Generator.from_checkpoint(tmp_path / "again")
+    assert (back.model, back.data.to_dict()) == (
+        generator.model,
+        {**back.data.to_dict(), **generator.data.to_dict()},
+    )
+    head = np.asarray(generator.weights.lm_head)
+    np.testing.assert_array_equal(back.weights.lm_head, head if exact else -head)
+    if exact:
+        assert back.answer(videos[2], QUESTION, 16) == generator.answer(videos[2], QUESTION, 16)
+
+
+def test_a_configuration_that_disagrees_is_refused(exported, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for file in exported.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"patch_heads": 1', '"patch_heads": 2'))
+    with pytest.raises(ConvertError, match=r"patch_heads is 2, the run has model\.patch_heads = 1"):
+        load_folder(folder)
+    config.write_text(config.read_text().replace('"model_type": "elva"', '"model_type": "qwen2"'))
+    with pytest.raises(ConvertError, match="not an ELVA"):
+        load_folder(folder)
+
+
+def test_import_as_a_checkpoint(exported, run_dir, tmp_path, capsys):
+    """Without being asked whether code may run; the same weights bit for bit, and the same answers."""
+    from elva_jax.cli import main
+    from elva_jax.evaluation.compare import check
+
+    assert main(["convert", "import", str(exported), str(tmp_path / "back")]) == 0
+    assert "custom code" not in capsys.readouterr().out
+    assert_equal(
+        flat(load_run(tmp_path / "back").params["elva"]), flat(load_run(run_dir).params["elva"])
+    )
+    report = check(tmp_path / "back", exported, prompt=QUESTION, new_tokens=3)
+    assert report.same, report.lines

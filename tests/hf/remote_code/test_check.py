@@ -1,0 +1,186 @@
+"""`elva convert check`: what is the same, what is not, and what cannot be compared."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from elva_jax.errors import ConvertError
+from elva_jax.evaluation.compare import check, greedy, kl, made_up_frames
+from elva_jax.evaluation.compare_sides import Answered, describe
+
+QUESTION = "What colour is the circle?"
+
+
+def copy(folder, target, change):
+    """A folder with other weights: `change` takes and returns {name: array}; checksums are not ours to keep."""
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.name not in ("checksums.json", "model.safetensors"):
+            (target / file.name).write_bytes(file.read_bytes())
+    save_file(
+        change(load_file(folder / "model.safetensors")),
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return target
+
+
+def test_two_folders_and_a_difference(exported, tmp_path, videos):
+    def louder(tensors):
+        tensors["lm_head.weight"] = tensors["lm_head.weight"] * np.float32(1.01)
+        return tensors
+
+    def blind(tensors):
+        tensors["model.patch_embed.proj.weight"] = tensors["model.patch_embed.proj.weight"][
+            :, ::-1
+        ].copy()
+        return tensors
+
+    same = check(exported, exported, video=videos[0], prompt=QUESTION, new_tokens=4)
+    assert same.same
+    assert "largest logit difference: 0.00e+00 (tolerance 1e-04)" in same.lines
+    other = check(
+        exported,
+        copy(exported, tmp_path / "louder", louder),
+        video=videos[0],
+        prompt=QUESTION,
+        new_tokens=4,
+    )
+    assert not other.same
+    assert [line for line in other.lines if line.endswith("<-- beyond")] == [
+        other.lines[2]
+    ]  # the logits alone
+    assert check(
+        exported, tmp_path / "louder", video=videos[0], prompt=QUESTION, new_tokens=4, tolerance=1.0
+    ).same
+    report = check(
+        exported,
+        copy(exported, tmp_path / "blind", blind),
+        video=videos[2],
+        prompt=QUESTION,
+        new_tokens=4,
+    )
+    assert not report.same
+
+
+def test_a_language_model_reads_bare_text(run_dir, exported, tmp_path):
+    """The decoder as transformers' own Qwen2, tied to nothing of ours."""
+    config = json.loads((exported / "config.json").read_text())
+    tensors = load_file(exported / "model.safetensors")
+    folder = tmp_path / "qwen2"
+    folder.mkdir()
+    kept = {name: value for name, value in tensors.items() if "patch_embed" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
+    names += (
+        "head_dim",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+        "rope_parameters",
+    )
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "qwen2", **{name: config[name] for name in names}})
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((exported / name).read_bytes())
+    for other in (run_dir, exported):
+        report = check(other, folder, prompt=QUESTION, new_tokens=5)
+        assert report.same, report.lines
+        assert "greedy tokens: the first 5 of 5 agree" in report.lines
+
+
+def test_foreign_code_does_not_run(exported, tmp_path):
+    folder = copy(exported, tmp_path / "foreign", dict)
+    (folder / "modeling_elva.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(ConvertError, match=r"would run modeling_elva\.py"):
+        describe(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ConvertError, match="type bert cannot be checked"):
+        describe(folder)
+
+
+def test_pieces():
+    rng = np.random.default_rng(0)
+    p, q = rng.normal(size=(2, 3, 7))
+    prob_p, prob_q = (
+        np.exp(p) / np.exp(p).sum(-1, keepdims=True),
+        np.exp(q) / np.exp(q).sum(-1, keepdims=True),
+    )
+    np.testing.assert_allclose(kl(p, q + 3), (prob_p * np.log(prob_p / prob_q)).sum(-1), atol=1e-12)
+    assert greedy(lambda ids: np.eye(10)[(ids[-1] + 3) % 10], [1], 3) == (4, 7, 0)
+    frames = made_up_frames()
+    assert len({frame.shape for frame in frames}) == 1
+    assert len(np.unique([frame.tobytes() for frame in frames])) == len(frames)
+
+
+def test_survivors_and_answers_count(tmp_path):
+    from elva_jax.evaluation.compare import compare
+
+    logits = np.zeros((3, 5), np.float32)
+    a = Answered((1, 2), np.array([0, 2, 3]), logits, (1, 2, 3), 4)
+    assert compare(a, a, 1e-4).same
+    for other in (
+        a._replace(ids=(1, 3)),
+        a._replace(index=np.array([0, 1, 3])),
+        a._replace(tokens=(1, 2, 4)),
+        a._replace(tokens=(1, 2)),
+        a._replace(index=a.index[:2], logits=logits[:2]),
+        a._replace(logits=logits + np.nan),
+    ):
+        assert not compare(a, other, 1e-4).same
+
+
+def test_the_commands(run_dir, exported, tmp_path, capsys):
+    from elva_jax.cli import main
+
+    assert (
+        main(["convert", "export", str(run_dir), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    )
+    assert main(["convert", "export", str(run_dir), str(tmp_path / "out")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    quick = ["--max-new-tokens", "2", "--prompt", QUESTION]
+    assert main(["convert", "check", str(exported), str(exported), *quick]) == 0
+    assert "the first 2 of 2 agree\nthe same" in capsys.readouterr().out
+    assert (
+        main(["convert", "check", str(exported), str(tmp_path / "out"), *quick]) == 1
+    )  # bfloat16 is not within 1e-4
+    assert "NOT the same" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "convert",
+                "check",
+                str(exported),
+                str(tmp_path / "out"),
+                *quick,
+                "--no-merging",
+                "--tolerance",
+                "0.5",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "convert",
+                "check",
+                str(exported),
+                str(exported),
+                "--video",
+                str(tmp_path / "none.mp4"),
+            ]
+        )
+        == 1
+    )
+    assert "none.mp4" in capsys.readouterr().err

@@ -1,0 +1,384 @@
+"""The exported PyTorch model against ELVA in JAX, and what a user of transformers expects of it."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from elva_jax.evaluation.compare import check
+from elva_jax.hf.export import export
+from elva_jax.video.layout import Text, TokenLayout, build_layout
+
+QUESTION = "What colour is the circle?"
+
+
+def one_rule(policy, threshold, ratio, layer=1):
+    return dict(
+        merge_layers=(layer,),
+        merge_policies=(policy,),
+        merge_thresholds=(threshold,),
+        merge_ratios=(ratio,),
+    )
+
+
+MODELS = {
+    "ratio, naive, tied, no biases": dict(
+        **one_rule("ratio", 0.0, 0.5), patch_embed="naive", tie_embeddings=True, attention_bias=False, num_kv_heads=4, num_layers=2
+    ),
+    "lines merge, at once, two patch heads, yarn": dict(
+        **one_rule("both", 0.6, 0.4, 0), merge_lines=True, patch_heads=2, num_kv_heads=1, num_layers=2,
+        rope_scaling="yarn", rope_factor=4.0, rope_original_max_position=100,
+    ),
+    "threshold, dynamic, odd head width": dict(
+        **one_rule("threshold", 0.4, 1.0), head_dim=6, num_layers=2, rope_scaling="dynamic", rope_factor=2.0, rope_original_max_position=100
+    ),
+}  # fmt: skip
+
+
+def inputs_of(processor, videos, question=QUESTION, **options):
+    content = [
+        [{"type": "video", "video": frames}, {"type": "text", "text": question}]
+        for frames in videos
+    ]
+    return processor.apply_chat_template(
+        [[{"role": "user", "content": parts}] for parts in content],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=options,
+    )
+
+
+def answers_of(processor, model, inputs, **options):
+    with torch.no_grad():
+        out = model.generate(**inputs, **options)
+    return out[:, inputs["input_ids"].shape[1] :]
+
+
+def assert_same(report, shrinks):
+    assert report.same, report.lines
+    assert "greedy tokens: the first 64 of 64 agree" in report.lines
+    total, left = report.lines[0].split()[-1], report.lines[1].split()[2]
+    assert (int(left) < int(total)) == shrinks
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_survivors_and_64_greedy_tokens(name, write_run, tmp_path, videos):
+    """A half-still video, in float32."""
+    run = write_run(tmp_path / "run", **MODELS[name])
+    export(run, tmp_path / "hf")
+    assert_same(check(run, tmp_path / "hf", video=videos[2], prompt=QUESTION), shrinks=True)
+
+
+@pytest.mark.parametrize("merging", [True, False])
+def test_the_same_with_merging_and_without(run_dir, exported, videos, merging):
+    assert_same(
+        check(run_dir, exported, video=videos[2], prompt=QUESTION, merging=merging), shrinks=merging
+    )
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        ("default",),
+        ("linear", 2.0, 100),
+        ("dynamic", 3.0, 100),
+        ("yarn", 4.0, 64),
+        ("yarn", 1.0, 4000),
+    ],
+    ids=lambda scaling: scaling[0],
+)
+def test_rope_frequencies(model, scaling):
+    from elva_jax.ops.rope import RopeScaling, frequencies
+
+    config = copy.deepcopy(model.config)
+    config.head_dim = 10
+    config.rope_parameters = {"rope_type": scaling[0], "rope_theta": 500.0}
+    if scaling[1:]:
+        config.rope_parameters |= {
+            "factor": scaling[1],
+            "original_max_position_embeddings": scaling[2],
+        }
+    wanted, factor = frequencies(10, 500.0, RopeScaling(*scaling), config.max_position_embeddings)
+    rotary = type(model.model.rotary_emb)(config)
+    np.testing.assert_allclose(rotary.frequencies, wanted, rtol=1e-6)
+    assert rotary.factor == factor
+
+
+def test_a_still_picture_merges_alike(write_run, tmp_path, videos):
+    """Cosines of copies are 1 but for rounding errors, which must not say which of them merge."""
+    run = write_run(tmp_path / "run", **one_rule("ratio", 0.0, 0.5, 0), num_layers=2)
+    export(run, tmp_path / "hf")
+    report = check(run, tmp_path / "hf", video=videos[1], prompt=QUESTION, new_tokens=2)
+    assert report.same, report.lines
+
+
+def test_a_batch_of_different_videos(processor, model, generator, videos):
+    """Each row answers as alone and as in JAX, wherever its padding stands; merging differs from row to row."""
+    together = inputs_of(processor, videos)
+    with torch.no_grad():
+        out = model(**together)
+    prefilled = generator.prefill(
+        [(generator.load(frames),) for frames in videos], prompts=[QUESTION] * len(videos)
+    )
+    wanted = generator.generate(prefilled, [[QUESTION]] * len(videos), 24)
+    answers = answers_of(processor, model, together, max_new_tokens=24)
+    survivors = []
+    for row, frames in enumerate(videos):
+        alone = inputs_of(processor, [frames])
+        with torch.no_grad():
+            one = model(**alone)
+        padding = int((together["attention_mask"][row] == 0).sum())
+        index = out.token_index[row][out.token_index[row] >= 0]
+        assert torch.equal(index - padding, one.token_index[0])
+        torch.testing.assert_close(out.logits[row, -len(index) :], one.logits[0], atol=1e-4, rtol=0)
+        ends = set(np.atleast_1d(model.generation_config.eos_token_id))
+        tokens = [
+            token
+            for token in answers[row].tolist()
+            if token not in ends and token != processor.tokenizer.pad_token_id
+        ]
+        assert tokens[: len(wanted[row][0].tokens)] == list(wanted[row][0].tokens)
+        survivors.append(len(index))
+        right = inputs_of(processor, [frames, videos[0]], padding_side="right")
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model(**right).logits[0, -len(index) :], one.logits[0], atol=1e-4, rtol=0
+            )
+    assert len(set(survivors)) == len(videos)
+
+
+def test_hybrid_resolution_in_both(processor, model, generator, params):
+    """Frames of two grids: high ones chain with high ones, low with low."""
+    from elva_jax.models.elva import Elva
+    from elva_jax.video.hybrid import Hybrid
+
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    frames = [np.roll(picture, t, axis=1) for t in range(6)]
+    seen = generator.load(frames, hybrid=Hybrid(2, 4, 32, 16))
+    layout = TokenLayout(
+        *(field[None] for field in build_layout(generator.prompt_parts(QUESTION, [seen])))
+    )
+    elva = Elva(generator.model)
+    wanted = jax.jit(lambda *args: elva.apply({"params": params}, *args, merging=True))(
+        seen.patches[None], layout
+    )
+    count = int((np.asarray(wanted.layout.kind) > 0).sum())
+    with torch.no_grad():
+        out = model.model(
+            **inputs_of(processor, [frames], num_frames=2, num_low_frames=4, low_longest_edge=16)
+        )
+    np.testing.assert_array_equal(out.token_index[0], wanted.layout.position[0, :count])
+    np.testing.assert_allclose(out.last_hidden_state[0], wanted.hidden[0, :count], atol=1e-4)
+    np.testing.assert_array_equal(out.token_size[0], wanted.size[0, :count])
+    assert count < layout.length
+
+
+def test_a_cache_changes_nothing(processor, model, videos):
+    inputs = inputs_of(processor, videos)
+    model_kwargs = dict(max_new_tokens=12, min_new_tokens=12)
+    with_cache = answers_of(processor, model, inputs, **model_kwargs)
+    assert torch.equal(
+        with_cache, answers_of(processor, model, inputs, use_cache=False, **model_kwargs)
+    )
+    with torch.no_grad():
+        prefill = model(**inputs)
+        # Two tokens at once behind the cache, then one more: as the whole at once.
+        ids = torch.cat([inputs["input_ids"], with_cache[:, :3]], dim=1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
+        cache = prefill.past_key_values
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+        two = model(input_ids=ids[:, -3:-1], attention_mask=mask[:, :-1], past_key_values=cache)
+        one = model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=two.past_key_values)
+        tubes = torch.nn.functional.pad(inputs["tube_ids"], (0, 3), value=-1)
+        whole = model(
+            input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"], tube_ids=tubes
+        )
+        # What generation takes back: crop, and run the last token again.
+        cache.crop(-1)
+        again = model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache)
+    lengths = {layer.keys.shape[2] for layer in cache.layers}
+    assert len(lengths) == 3  # one of each decoder segment
+    assert max(lengths) == ids.shape[1]
+    torch.testing.assert_close(
+        torch.cat([two.logits, one.logits], dim=1), whole.logits[:, -3:], atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(again.logits, one.logits, atol=1e-5, rtol=0)
+
+
+def test_sampling_and_beams(processor, model, videos):
+    inputs = inputs_of(processor, videos[:2])
+    torch.manual_seed(0)
+    sampled = answers_of(
+        processor,
+        model,
+        inputs,
+        do_sample=True,
+        num_return_sequences=3,
+        max_new_tokens=8,
+        min_new_tokens=8,
+    )
+    assert sampled.shape == (6, 8)
+    assert len({tuple(row.tolist()) for row in sampled}) > 2
+    unused = set(range(500, 520))
+    assert not unused & set(sampled.flatten().tolist())
+    beams = answers_of(processor, model, inputs, num_beams=3, max_new_tokens=8, min_new_tokens=8)
+    alone = answers_of(
+        processor,
+        model,
+        inputs_of(processor, videos[1:2]),
+        num_beams=3,
+        max_new_tokens=8,
+        min_new_tokens=8,
+    )
+    assert torch.equal(beams[1:], alone)
+
+
+def test_text_alone(processor, model, generator):
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": QUESTION}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    answer = answers_of(processor, model, inputs, max_new_tokens=16)
+    assert processor.decode(answer[0], skip_special_tokens=True).strip() == generator.answer(
+        None, QUESTION, max_new_tokens=16
+    )
+    from_embeddings = model(inputs_embeds=model.get_input_embeddings()(inputs["input_ids"])).logits
+    torch.testing.assert_close(from_embeddings, model(**inputs).logits)
+
+
+def test_loss_and_gradients_through_merging(processor, exported, generator, params, videos):
+    """The loss is that of JAX's training on the answer, for left and right padding; every parameter gets a gradient, with and without
+    gradient checkpointing."""
+    from transformers import AutoModelForCausalLM
+
+    from elva_jax.models.elva import Elva
+
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": videos[2]}, {"type": "text", "text": QUESTION}],
+        },
+        {"role": "assistant", "content": "red and blue"},
+    ]
+    seen = generator.load(videos[2])
+    answer = tuple(generator.tokenizer.encode("red and blue<|im_end|>", add_special_tokens=False))
+    parts = [*generator.prompt_parts(QUESTION, [seen]), Text(answer, 1.0)]
+    layout = TokenLayout(*(field[None] for field in build_layout(parts)))
+    elva = Elva(generator.model)
+    out = elva.apply({"params": params}, seen.patches[None], layout, merging=True)
+    log_p = jax.nn.log_softmax(elva.apply({"params": params}, out.hidden, method="head"))
+    chosen = np.take_along_axis(
+        np.asarray(log_p), np.asarray(out.layout.target)[..., None], axis=-1
+    )[..., 0]
+    wanted = -(chosen * out.layout.loss_weight).sum() / len(answer)
+
+    model = AutoModelForCausalLM.from_pretrained(
+        exported, trust_remote_code=True, attn_implementation="eager"
+    ).train()
+    grads = []
+    for checkpointing, side in ((False, "left"), (True, "right")):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        inputs = processor.apply_chat_template(
+            [messages, messages[:1]],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding_side": side},
+        )
+        labels = torch.full_like(inputs["input_ids"], -100)
+        used = inputs["attention_mask"][0].bool().nonzero()[:, 0]
+        start = layout.length - len(answer)
+        labels[0, used[start : start + len(answer)]] = torch.tensor(answer)
+        model.zero_grad()
+        loss = model(**inputs, labels=labels).loss
+        assert abs(loss.item() - wanted) < 1e-4
+        loss.backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        assert torch.isfinite(grad).all(), name
+        assert grad.abs().sum() > 0 or name.endswith("k_proj.bias"), (
+            name
+        )  # a bias on all keys shifts all scores alike
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
+
+
+def test_other_types_attentions_and_saving_again(exported, processor, model, videos, tmp_path):
+    from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+
+    inputs = inputs_of(processor, videos[:2])
+    with torch.no_grad():
+        wanted = model(**inputs, merging=False)
+        eager = AutoModelForCausalLM.from_pretrained(
+            exported, trust_remote_code=True, attn_implementation="eager"
+        )
+        out = eager(
+            **inputs,
+            merging=False,
+            output_hidden_states=True,
+            output_attentions=True,
+            logits_to_keep=1,
+        )
+        torch.testing.assert_close(out.logits, wanted.logits[:, -1:], atol=1e-4, rtol=0)
+        assert len(out.hidden_states) == 4
+        assert out.attentions[0].shape == (2, 4, *[inputs["input_ids"].shape[1]] * 2)
+        half = AutoModelForCausalLM.from_pretrained(
+            exported, trust_remote_code=True, dtype=torch.bfloat16
+        )
+        rough = half(**inputs, merging=False).logits.float()
+    assert half.dtype == torch.bfloat16
+    used = inputs["attention_mask"].bool()
+    assert (rough - wanted.logits)[used].abs().mean() < 0.05 * wanted.logits[used].abs().mean()
+
+    model.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    reread = inputs_of(
+        AutoProcessor.from_pretrained(tmp_path / "again", trust_remote_code=True), videos[:2]
+    )
+    assert all(torch.equal(reread[name], inputs[name]) for name in inputs)
+    with torch.no_grad():
+        assert torch.equal(again(**reread, merging=False).logits[used], wanted.logits[used])
+    bare = AutoModel.from_pretrained(exported, trust_remote_code=True)
+    assert type(bare).__name__ == "ElvaModel"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda i: {**i, "pixel_values": None}, "no pixel_values came with them"),
+        (lambda i: {**i, "tube_ids": None}, "merging needs tube_ids"),
+        (lambda i: {**i, "pixel_values": i["pixel_values"][:, :-1]}, "pixel_values have shape"),
+        (lambda i: {**i, "attention_mask": i["attention_mask"][:, None]}, "attention_mask must be"),
+        (
+            lambda i: {**i, "inputs_embeds": torch.zeros(1, 1, 32)},
+            "either input_ids or inputs_embeds",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(processor, model, videos, change, words):
+    with pytest.raises(ValueError, match=words):
+        model(**change(dict(inputs_of(processor, videos[:2]))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"merge_layers": [2, 1]}, "must increase"),
+        ({"merge_ratios": [0.5]}, "one entry for each"),
+        ({"merge_policies": ["ratio", "odd"]}, "'odd' is unknown"),
+        ({"patch_embed": "odd"}, "use video or naive"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3' is unknown"),
+    ],
+)
+def test_configurations_that_cannot_work(model, change, words):
+    with pytest.raises(ValueError, match=words):
+        type(model.config)(**{**model.config.to_dict(), **change})

@@ -1,0 +1,195 @@
+"""Videos at two resolutions, from file to tokens and answers."""
+
+import io
+from operator import methodcaller
+
+import av
+import numpy as np
+import pytest
+
+from elva_jax.cli import main
+from elva_jax.errors import ElvaError, VideoError
+from elva_jax.inference.model import Generator
+from elva_jax.video import clip
+from elva_jax.video.hybrid import Hybrid
+from elva_jax.video.layout import Kind, build_layout
+from elva_jax.video.read import read_frames
+from elva_jax.video.resize import patchify, resize_frame, target_size
+
+QUESTION = "What colour is the circle?"
+STAGE = dict(num_frames=4, fps=0.0, longest_edge=32, patch_size=8)
+
+
+def film(count: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = ()) -> bytes:
+    """A real mp4 of one noisy picture after the other, a new one at every cut, a little brighter from frame to frame."""
+    rng, buffer = np.random.default_rng(0), io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8, options={"qscale": "2"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for t in range(count):
+            if t in (0, *cuts):
+                picture = np.kron(
+                    rng.integers(0, 200, (height // 8, width // 8, 3), np.uint8),
+                    np.ones((8, 8, 1), np.uint8),
+                )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture + np.uint8(t))))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def square_film():
+    return read_frames(film(40, 672, 672), num_frames=40).pixels
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "tokens"),
+    [(8, 16, 5976), (8, 32, 7144), (16, 0, 9616), (16, 8, 10200), (16, 16, 10784), (32, 0, 19232)],
+)
+def test_table_6(square_film, high, low, tokens):
+    """The paper's token counts, from the frames of an mp4."""
+    seen = clip.load(
+        square_film[: high + low],
+        num_frames=1,
+        fps=0.0,
+        longest_edge=28,
+        patch_size=28,
+        hybrid=Hybrid(high, low, 672, 224),
+    )
+    layout = build_layout([seen.clip])
+    assert layout.length == tokens
+    assert len(seen.patches) == (layout.kind == Kind.PATCH).sum() == high * 24 * 24 + low * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("policy", "high"),
+    [
+        ("interleave", [0, 1, 0, 0, 1, 0, 1, 0]),
+        ("ends", [1, 1, 0, 0, 0, 0, 0, 1]),
+        ("scene", [1, 0, 1, 0, 0, 0, 1, 0]),
+    ],
+)
+def test_a_film_with_cuts(policy, high):
+    """Eight of sixteen frames: 1, 3, … 15. Cuts lie before frames 4 and 12, so that frames 5 and 13 are the first behind them."""
+    source, hybrid = film(16, cuts=(4, 12)), Hybrid(3, 5, 32, 16, policy)
+    decoded = read_frames(source, num_frames=8).pixels
+    seen = clip.load(source, **STAGE, hybrid=hybrid)
+    sizes = [target_size(48, 64, longest_edge=32 if large else 16, patch_size=8) for large in high]
+    assert seen.clip.grids == tuple((rows // 8, columns // 8) for rows, columns in sizes)
+    drawn = {
+        size: read_frames(source, num_frames=8, transform=methodcaller("at", size)).pixels
+        for size in set(sizes)
+    }
+    wanted = [patchify([drawn[size][k]], 8) for k, size in enumerate(sizes)]
+    np.testing.assert_array_equal(seen.patches, np.concatenate(wanted))
+    at_hand = clip.load(decoded, **STAGE, hybrid=hybrid)
+    assert at_hand.clip == seen.clip
+    np.testing.assert_array_equal(
+        at_hand.patches,
+        patchify([resize_frame(f, s) for f, s in zip(decoded, sizes, strict=True)], 8),
+    )
+
+
+@pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
+def test_short_sources_keep_the_shares(policy):
+    for count, wanted, high in (
+        (5, Hybrid(8, 8, 32, 16, policy), 2),
+        (3, Hybrid(1, 30, 32, 16, policy), 1),
+        (3, Hybrid(0, 9, 32, 16, policy), 0),
+    ):
+        grids = clip.load(film(count), **STAGE, hybrid=wanted).clip.grids
+        assert (grids.count((3, 4)), grids.count((2, 2))) == (high, count - high)
+    picture = clip.load(
+        [np.zeros((48, 64, 3), np.uint8)], **STAGE, hybrid=Hybrid(1, 30, 32, 16, policy)
+    )
+    assert picture.clip.grids == ((3, 4),)
+    with pytest.raises(VideoError, match="has no frames"):
+        clip.load([], **STAGE, hybrid=Hybrid(policy=policy))
+
+
+def test_low_frames_alone_are_a_video_at_that_edge():
+    """And high frames alone one at theirs."""
+    source = film(8)
+    plain = clip.load(source, **{**STAGE, "longest_edge": 16})
+    for hybrid in (Hybrid(0, 4, low_edge=16), Hybrid(4, 0, high_edge=16)):
+        seen = clip.load(source, **STAGE, hybrid=hybrid)
+        assert seen.clip == plain.clip
+        np.testing.assert_array_equal(seen.patches, plain.patches)
+
+
+def test_one_pixel_is_a_frame():
+    frames = [np.full((1, 1, 3), t, np.uint8) for t in range(4)]
+    assert (
+        clip.load(frames, **STAGE, hybrid=Hybrid(2, 2, 32, 16, "scene")).clip.grids == ((1, 1),) * 4
+    )
+
+
+class Prefilled(Exception):
+    """Carries what would be prefilled."""
+
+
+def test_answers_and_scores_are_about_the_hybrid_video(generator, monkeypatch):
+    def stop(media, **_):
+        raise Prefilled(media)
+
+    source, hybrid = film(8), Hybrid(1, 2, 32, 16)
+    wanted = clip.load(source, **STAGE, hybrid=hybrid)
+    assert wanted.clip.grids == ((2, 2), (3, 4), (2, 2))
+    monkeypatch.setattr(generator, "prefill", stop)
+    for ask in (
+        generator.answer,
+        lambda *args, **options: generator.score(*args, ["red"], **options),
+    ):
+        with pytest.raises(Prefilled) as caught:
+            ask(source, QUESTION, hybrid=hybrid)
+        ((seen,),) = caught.value.args[0]
+        assert seen.clip == wanted.clip
+        np.testing.assert_array_equal(seen.patches, wanted.patches)
+
+
+def test_the_command_reads_at_two_resolutions(generator, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(film(8))
+    seen = []
+    monkeypatch.setattr(Generator, "from_checkpoint", classmethod(lambda cls, path: generator))
+    load = generator.load
+    monkeypatch.setattr(
+        generator,
+        "load",
+        lambda *args, **options: seen.append(options["hybrid"]) or load(path, num_frames=2),
+    )
+    words = [
+        "generate",
+        "--checkpoint",
+        "x",
+        "--video",
+        str(path),
+        "--prompt",
+        QUESTION,
+        "--max-new-tokens",
+        "4",
+    ]
+    for flags, hybrid in (
+        ([], None),
+        (["--high-frames", "1"], Hybrid(1, 32, 32, 16)),
+        (["--low-frames", "0"], Hybrid(32, 0, 32, 16)),
+        (["--high-policy", "scene", "--high-edge", "64"], Hybrid(32, 32, 64, 32, "scene")),
+        (
+            ["--high-frames", "2", "--low-frames", "3", "--high-edge", "24", "--low-edge", "8"],
+            Hybrid(2, 3, 24, 8),
+        ),
+    ):
+        assert main([*words, *flags]) == 0
+        assert seen.pop() == hybrid
+    assert main([*words, "--high-frames", "0", "--low-frames", "0"]) == 2
+    assert main([*words, "--low-edge", "40"]) == 2
+    messages = capsys.readouterr().err.splitlines()
+    assert messages == [
+        "elva generate: high_frames=0 and low_frames=0: a video needs at least one frame",
+        "elva generate: low_edge=40 exceeds high_edge=32; make it less, or exchange them",
+    ]
+
+
+def test_an_edge_below_a_patch_is_refused(generator):
+    with pytest.raises(ElvaError, match="longest_edge=5 must hold at least one patch of 8"):
+        generator.load(film(3), hybrid=Hybrid(1, 2, 32, 5))

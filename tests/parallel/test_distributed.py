@@ -1,0 +1,239 @@
+"""Where a process stands, from what launchers set; and real processes that start together, or do not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from jax._src.clusters import SlurmCluster
+from jax._src.clusters.ompi_cluster import OmpiCluster
+
+from elva_jax.config import schema
+from elva_jax.errors import ConfigError
+from elva_jax.parallel.distributed import Place, find, first_host
+from elva_jax.parallel.mesh import make_mesh
+
+TINY = Path(__file__).parents[1] / "training" / "tiny_run.py"
+SLURM = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NODELIST": "node[004-005]",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+}
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
+PODS = {
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "JOB_COMPLETION_INDEX": "3",
+    "ELVA_NUM_PROCESSES": "4",
+    "ELVA_COORDINATOR": "job-0.pods:8476",
+}
+
+
+def test_alone():
+    assert find({}) is None
+    assert (
+        find(
+            {
+                "SLURM_JOB_ID": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "1",
+                "SLURM_STEP_NODELIST": "a",
+            }
+        )
+        is None
+    )
+    assert find({"ELVA_NUM_PROCESSES": "1"}) is None
+
+
+def test_flags():
+    assert find({}, "10.0.0.1:1234", 2, 1) == Place("flags", "10.0.0.1:1234", 2, 1)
+    assert find({}, "[fe80::1]:1234", 2, 0, (0, 1)).local_devices == (0, 1)
+    assert find({"ELVA_COORDINATOR": "a:1", "ELVA_NUM_PROCESSES": "3"}, process_id=2) == Place(
+        "flags", "a:1", 3, 2
+    )
+
+
+def test_slurm_as_jax_reads_it(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    place = find(SLURM)
+    assert place.source == "Slurm"
+    assert place.coordinator == SlurmCluster.get_coordinator_address(None, None)
+    assert (
+        (place.count, place.index)
+        == (SlurmCluster.get_process_count(), SlurmCluster.get_process_id())
+        == (8, 5)
+    )
+
+
+def test_open_mpi_as_jax_reads_it(monkeypatch):
+    for name, value in MPI.items():
+        monkeypatch.setenv(name, value)
+    assert find(MPI)[:4] == ("Open MPI", OmpiCluster.get_coordinator_address(None, None), 2, 1)
+    without = {
+        name: value for name, value in MPI.items() if name != "OMPI_MCA_orte_hnp_uri"
+    }  # Open MPI 5
+    with pytest.raises(
+        ConfigError,
+        match=r"--coordinator \(or ELVA_COORDINATOR\): not given, and Open MPI does not say",
+    ):
+        find(without)
+    assert find(without, coordinator="a:1") == Place("Open MPI", "a:1", 2, 1)
+
+
+def test_kubernetes():
+    assert find(PODS) == Place("Kubernetes", "job-0.pods:8476", 4, 3)
+    with pytest.raises(
+        ConfigError,
+        match=r"ELVA_NUM_PROCESSES\): not given, and Kubernetes does not say; .*--distributed off",
+    ):
+        find({name: value for name, value in PODS.items() if not name.startswith("ELVA")})
+
+
+@pytest.mark.parametrize(
+    ("visible", "tasks", "devices"),
+    [
+        (None, "4(x2)", None),  # nothing says which GPUs there are
+        ("2", "4(x2)", None),  # one visible GPU a process: the launcher has bound it
+        ("0,1,2,3", "4(x2)", (1,)),
+        ("0,1,2,3,4,5,6,7", "4(x2)", (2, 3)),
+        ("0,1,2,3", "7,1", None),  # alone on its host
+    ],
+)
+def test_a_share_of_the_gpus(visible, tasks, devices):
+    environ = {**SLURM, "SLURM_STEP_TASKS_PER_NODE": tasks}
+    assert (
+        find(environ | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})).local_devices
+        == devices
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "message"),
+    [
+        (SLURM, {"num_processes": 4}, r"--num-processes .*: 4, but Slurm says 8"),
+        (SLURM, {"process_id": 0}, r"--process-id .*: 0, but Slurm says 5"),
+        (
+            {**SLURM, "CUDA_VISIBLE_DEVICES": "0,1,2"},
+            {},
+            "3 GPUs do not divide among 4 processes of this host",
+        ),
+        (
+            {k: v for k, v in SLURM.items() if "STEP" not in k},
+            {},
+            "Slurm: 8 tasks, but srun did not start this process",
+        ),
+        ({**SLURM, "SLURM_PROCID": "x"}, {}, "SLURM_PROCID: 'x' is not a whole number"),
+        ({}, {"num_processes": 4}, r"--coordinator .*, --process-id .*: not given"),
+        (
+            {},
+            {"num_processes": 4, "process_id": 4, "coordinator": "a:1"},
+            r"--process-id .*: 4 is not within 0 … 3",
+        ),
+        (
+            {},
+            {"num_processes": 4, "process_id": 1, "coordinator": "a"},
+            r"--coordinator .*: 'a' is not the HOST:PORT",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(environ, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        find(environ, **flags)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    ["node001", "node001,host2", "node[001-0015],host2", "node[001,007-015],host2", "a-b[3]"],
+)
+def test_first_host_as_jax_reads_it(nodes, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
+    if nodes == "a-b[3]":  # JAX keeps the bracket
+        assert first_host(nodes) == "a-b3"
+    else:
+        assert first_host(nodes) == SlurmCluster.get_coordinator_address(None, "1").removesuffix(
+            ":1"
+        )
+
+
+def train(workdir, *words):
+    """`elva train` of the toy run; it never gets as far as its data."""
+    command = [
+        sys.executable,
+        "-m",
+        "elva_jax.cli",
+        "train",
+        "--config",
+        str(TINY),
+        "--workdir",
+        str(workdir),
+        *words,
+    ]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_processes_that_stay_away_or_differ_end_in_one_line(tmp_path, port):
+    """A second process that never comes; a process 0 that never comes; two that have different configurations."""
+    address, other, third = f"127.0.0.1:{port}", "127.0.0.1:9", f"localhost:{port + 1}"
+    flags = ("--num-processes", "2", "--start-timeout", "2", "--process-id")
+    lonely = train(tmp_path / "a", "--coordinator", address, *flags, "0")
+    lost = train(tmp_path / "b", "--coordinator", other, *flags, "1")
+    flags = (*flags[:2], "--coordinator", third, "--process-id")
+    pair = [
+        train(tmp_path / "c", *flags, "0"),
+        train(tmp_path / "c", *flags, "1", "--config.seed=1"),
+    ]
+    expected = [
+        (lonely, 1, "1 of 2 processes did not come within 2 s: 1; see what became of them"),
+        (lost, 1, "process 0 did not answer at 127.0.0.1:9 within 2 s (Connection refused)"),
+        *((process, 2, "process 1 differs: config.seed: 1, in process 0 0") for process in pair),
+    ]
+    for process, status, message in expected:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == status, errors
+        (line,) = errors.splitlines()
+        assert line.startswith(f"elva train: {message}")
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_agree_with_one_device(compare):
+    """Negatives of the contrastive loss from both processes; `equality.py all` has every stage and mesh."""
+    for case, result in compare(
+        ("video:data=2,fsdp=2,tensor=2,accumulate=2",), devices=4, processes=2
+    ):
+        assert result["loss"] < 1e-5, case
+        assert result["worst"] < 1e-5, (case, result["where"])
+        assert result["largest"] > 1e-2, case
+        assert result["pinned"], case
+
+
+def test_rows_are_not_split_between_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    config = schema.mesh()
+    config.update(data=1, tensor=2)
+    with pytest.raises(
+        ConfigError,
+        match=r"mesh: context x tensor = 2 devices hold the same rows, but a process has 1",
+    ):
+        make_mesh(config)
+
+
+def test_gloo_is_what_cpus_exchange_by():
+    """`start` relies on JAX's default."""
+    assert jax.config.jax_cpu_collectives_implementation == "gloo"

@@ -1,0 +1,136 @@
+"""FLOPs against the paper's Table 5, plain loops over layers, and XLA's cost analysis of the compiled parts."""
+
+import dataclasses
+import math
+
+import pytest
+
+from elva_jax.config.load import load
+from elva_jax.errors import ConfigError
+from elva_jax.inference.batching import grid_length
+from elva_jax.models import flops
+from elva_jax.models.build import config_from_dict
+from elva_jax.models.config import (
+    DecoderConfig,
+    ElvaConfig,
+    MergeConfig,
+    PatchEmbedConfig,
+    SiglipConfig,
+)
+from elva_jax.models.elva import segments
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.tools.analysis import paper, table5, xla
+
+SMALL = ElvaConfig(
+    DecoderConfig(4096, 512, 2048, 5, 8, 2, 64), merge=MergeConfig((MergeLayer(1), MergeLayer(3)))
+)
+ROWS = {(row["frames"], row["variant"]): row for row in table5.compare(None, (32, 64, 128))["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "billions"), [(paper.QWEN2_7B, 7.070), (paper.VICUNA_7B, 6.607)]
+)
+def test_linear_weights_are_those_of_the_paper(decoder, billions):
+    assert round(flops.paper_decoder(decoder, 1) / 2e9, 3) == billions
+
+
+@pytest.mark.parametrize(("frames", "variant"), ROWS)
+def test_the_papers_accounting_gives_its_cells(frames, variant):
+    row = ROWS[frames, variant]
+    assert row["accounting_tflops"] == pytest.approx(paper.TABLE5[frames][variant].tflops, rel=0.01)
+    assert row["deviation"] == pytest.approx(row["accounting_tflops"] / row["paper_tflops"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("frames", "free", "based"), [(32, 75.0, 259.9), (64, 146.1, 516.5), (128, 288.2, 1029.5)]
+)
+def test_accounting_to_the_digit_where_it_was_derived(frames, free, based):
+    assert ROWS[frames, "encoder_free"]["accounting_tflops"] == pytest.approx(free, abs=0.06)
+    assert ROWS[frames, "encoder_based"]["accounting_tflops"] == pytest.approx(based, abs=0.15)
+
+
+def test_the_models_are_those_of_the_configs(config_dir):
+    for size, decoder in (("1_5b", paper.QWEN2_1_5B), ("7b", paper.QWEN2_7B)):
+        config = config_from_dict(load(f"{config_dir}/elva.py:size={size}").model)
+        assert dataclasses.replace(config, dtype="float32", remat="none") == dataclasses.replace(
+            table5.ELVA_7B, decoder=decoder
+        )
+
+
+@pytest.mark.parametrize(
+    ("length", "pairs"), [(1, 1), (64, 64 * 64), (130, 128 * 128 + 2 * 130), (1025, None)]
+)
+def test_diagonal_blocks_count_whole(length, pairs):
+    if pairs is None:  # tiles of 256 x 256 above 1024 tokens, the last one padded
+        pairs = 15 * 256 * 256
+    assert flops.attended_pairs(length) == pairs
+
+
+@pytest.mark.parametrize(("frames", "variant"), [key for key in ROWS if "merge" in key[1]])
+def test_the_true_cost_is_at_the_papers_retention(frames, variant):
+    """Averaged layer by layer, and against all frames at 336 px: 157 tokens each."""
+    tokens = ROWS[frames, variant]["tokens"]
+    segment = [0] * 2 + [1] * 6 + [2] * 6 + [3] * 14  # of each of the 28 layers
+    visual = [tokens[k] - table5.HEADER_TOKENS for k in segment]
+    assert sum(visual) / 28 / (157 * frames) == pytest.approx(
+        paper.RETENTION[frames][variant], abs=5e-4
+    )
+    high = frames if variant == "merge" else frames // 2
+    specials, tubes = 13 * high + 5 * (frames - high), 144 + (16 if high < frames else 0)
+    patches = [n - table5.HEADER_TOKENS - specials for n in tokens]
+    assert patches[0] == 144 * high + 16 * (frames - high)
+    assert patches[2:] == [max(math.ceil(n / 2), tubes) for n in patches[1:3]]
+    assert ROWS[frames, variant]["padded"] == [grid_length(n) for n in tokens]
+
+
+def test_retention_out_of_reach_gives_the_nearest():
+    content = flops.Content(text=3, specials=10, patches=400, tubes=100)
+    assert flops.tokens_at_retention(SMALL, content, 1.5) == (413, 413, 413)
+    assert flops.tokens_at_retention(SMALL, content, 0.0) == (413, 113, 113)
+    with pytest.raises(ConfigError, match=r"model\.merge_layers"):
+        flops.tokens_at_retention(dataclasses.replace(SMALL, merge=MergeConfig()), content, 0.5)
+
+
+def test_lengths_must_fit_the_merging_layers():
+    with pytest.raises(ConfigError, match="2 for 2 merging layers"):
+        flops.prefill(SMALL, (64, 32))
+
+
+def test_a_merging_layer_before_the_first_layer():
+    config = dataclasses.replace(SMALL, merge=MergeConfig((MergeLayer(0),)))
+    assert len(segments(config, True)) == 1
+    merged, plain = flops.prefill(config, (256, 64)), flops.prefill(SMALL, (64,))
+    assert merged.pop("merging") == flops.merging_layer(512, 256)
+    assert plain.pop("merging") == 0
+    assert merged == plain
+
+
+def test_reductions_are_cut_and_never_rounded_up():
+    assert table5.percent_down(0.94999) == 94.9
+    assert table5.percent_down(0.95) == 95.0
+    assert table5.percent_down(None) is None
+
+
+@pytest.mark.parametrize("lengths", [(1024,), (512, 256, 128)])
+def test_prefill_is_what_xla_counts(lengths):
+    assert abs(xla.check_prefill(SMALL, lengths).deviation) < 0.01
+
+
+def test_decode_is_what_xla_counts():
+    assert abs(xla.check_decode(SMALL, (512, 256, 128)).deviation) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["video", "naive"])
+def test_patch_embedding_is_what_xla_counts(kind):
+    config = dataclasses.replace(SMALL, patch=PatchEmbedConfig(kind=kind, num_heads=4))
+    assert abs(xla.check_patch_embedding(config, 384, 512).deviation) < 0.01
+
+
+def test_vision_tower_is_what_xla_counts():
+    assert abs(xla.check_vision(SiglipConfig(224, 14, 512, 2048, 4, 8)).deviation) < 0.01
+
+
+def test_merging_is_what_xla_counts():
+    """Its sorts are left out: a narrow model would show them."""
+    config = ElvaConfig(paper.QWEN2_7B, merge=MergeConfig((MergeLayer(2, "both"),)))
+    assert abs(xla.check_merging(config, 512).deviation) < 0.03

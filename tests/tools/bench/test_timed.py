@@ -1,0 +1,105 @@
+"""The benches that time things, on models of a few numbers: what they report is there and fits together."""
+
+import numpy as np
+import pytest
+
+from elva_jax.models.config import DecoderConfig, PatchEmbedConfig, SiglipConfig
+from elva_jax.tools.bench.random_model import CONTENT, random_patches
+from elva_jax.tools.bench.video_llm import HEADER, QUESTION, build
+from elva_jax.video.layout import Text, build_layout
+
+
+def test_attention_beside_pytorch(bench):
+    status, out, _, report = bench(
+        "attention",
+        "--lengths",
+        "64,2048",
+        "--heads",
+        "2",
+        "--kv-heads",
+        "1",
+        "--head-dim",
+        "8",
+        "--repeats",
+        "1",
+    )
+    assert status == 0
+    short, long = report["rows"]
+    assert (short["length"], long["length"], short["implementation"]) == (64, 2048, "xla")
+    assert set(long["seconds"]) == {"ours", "pytorch"}
+    assert long["temporary_bytes"] < long["square_bytes"] / 4, "attention holds a square of scores"
+    assert "2,048" in out
+
+
+def test_merge_is_a_share_of_a_layer(bench, config_dir):
+    status, out, _, report = bench(
+        "merge", "--config", f"{config_dir}/tiny.py", "--tokens", "330", "--repeats", "1"
+    )
+    assert (status, report["policy"], report["rows"][0]["tokens"]) == (0, "both", 2 * 157)
+    assert "share %" in out
+
+
+def test_the_decoder_says_what_transformers_says(bench):
+    words = [
+        "--hidden",
+        "32",
+        "--intermediate",
+        "48",
+        "--layers",
+        "2",
+        "--heads",
+        "4",
+        "--kv-heads",
+        "2",
+        "--vocabulary",
+        "97",
+    ]
+    status, out, _, report = bench(
+        "pytorch", *words, "--lengths", "24", "--new-tokens", "6", "--repeats", "1"
+    )
+    assert status == 0
+    assert [row["same_tokens"] for row in report["rows"]] == [True]
+    assert "yes" in out
+
+
+@pytest.mark.parametrize("content", list(CONTENT))
+def test_videos_have_the_redundancy_that_their_name_says(content):
+    frames = random_patches([(20, 20)] * 6, 3, content).reshape(6, 400, 3)
+    changed = (frames[1:] != frames[:-1]).any(axis=-1).mean()
+    assert abs(changed - CONTENT[content]) < 0.03
+
+
+@pytest.fixture(scope="module")
+def models():
+    decoder = DecoderConfig(64, 16, 24, 4, 2, 1, 8, tie_embeddings=True)
+    return build(
+        decoder, PatchEmbedConfig(4, 8), SiglipConfig(12, 3, 8, 16, 2, 2), 12, 8, "float32"
+    )
+
+
+def test_four_models_are_measured_on_one_decoder(models):
+    results = {name: model.measure(4, "static", 3, 1) for name, model in models.items()}
+    for name, model in models.items():
+        assert (
+            results[name]["tokens"]
+            == build_layout([Text((0,) * (HEADER + QUESTION)), model.clip(4)]).length
+        )
+        assert results[name]["ttft"]["median"] > 0
+        assert model.weights.layers is models["merge"].weights.layers or name == "encoder_based"
+    assert results["encoder_based"]["tokens"] == HEADER + QUESTION + 4 * 16
+    assert (
+        results["merge_hr"]["tokens"]
+        < results["merge"]["tokens"]
+        == results["encoder_free"]["tokens"]
+    )
+    assert results["encoder_based"]["kept"] == results["encoder_free"]["kept"] == 1
+    noise = models["merge"].measure(4, "noise", 3, 1)
+    assert results["merge"]["kept"] < noise["kept"] < 1
+
+
+def test_kept_counts_visual_tokens_over_layers(models):
+    """A static video keeps one frame's patches and all marks behind the first merging layer, which stands before layer 0."""
+    frames, marks, patches = 4, 4, 9
+    whole, left = frames * (patches + marks), patches + frames * marks
+    measured = models["merge"].measure(frames, "static", 1, 1)["kept"]
+    assert np.isclose(measured, left / whole)

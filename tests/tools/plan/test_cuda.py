@@ -1,0 +1,104 @@
+"""Whole programs lowered for CUDA on a machine without a GPU, with cuDNN's attention in them.
+
+JAX asks for the version of an installed cuDNN before it lowers, and we for a GPU: those two questions alone are answered here.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elva_jax.inference import prefill
+from elva_jax.inference.params import Weights
+from elva_jax.models.build import config_from_dict
+from elva_jax.ops import attention
+from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.objective import make_objective
+from elva_jax.tools.plan.program import batch_shapes, teacher_shapes
+from elva_jax.training import loop
+from elva_jax.video.layout import TokenLayout
+
+PACKED, SINGLE = "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaSoftmax"
+
+
+@pytest.fixture(autouse=True)
+def a_gpu_as_far_as_lowering_goes(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(attention, "_cudnn_obstacle", lambda q: "")
+
+
+@pytest.fixture
+def config():
+    path = Path(__file__).parents[2] / "training" / "tiny_run.py"
+    spec = importlib.util.spec_from_file_location("tiny_run", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.model.update(dtype="bfloat16", remat="full")
+    return config
+
+
+def calls(lowered, name):
+    return lowered.as_text().count(f"@{name}(")
+
+
+@pytest.mark.parametrize("stage", ["video", "sft"])
+def test_the_training_step_lowers_for_cuda(config, stage):
+    """video has every loss term and the teacher, sft merges into a bucket; micro-batches in both. Attention runs in a loop over layers."""
+    config.stages[stage].optimizer.accumulate = 2
+    if stage == "sft":
+        config.stages.sft.merge_buckets = (120,)
+    mesh, objective = make_mesh(config.mesh), make_objective(config, stage)
+    setting = loop.set_up(config, stage, objective, mesh, 10)
+    step = loop.make_step(config, stage, objective, setting)
+    traced = step.trace(
+        setting.shapes, teacher_shapes(config, stage, mesh), batch_shapes(config, stage, mesh)
+    )
+    lowered = traced.lower(lowering_platforms=("cuda",))
+    loops = 2 if stage == "sft" else 1  # pieces of the decoder, before and behind the merge
+    assert calls(lowered, PACKED) == 2 * loops  # forward, and again for the backward pass
+    assert calls(lowered, PACKED + "Backward") == loops
+    assert calls(lowered, SINGLE) == 0
+
+
+def test_prefill_lowers_for_cuda(config):
+    """Every program of a prompt's front."""
+    model = config_from_dict(config.model)
+    decoder, rows, length, patches = model.decoder, 2, 128, 64
+
+    def shape(*dims, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    fields = {name: shape(rows, length, dtype=jnp.int32) for name in TokenLayout._fields}
+    layout = TokenLayout(
+        **fields
+        | {
+            "cell": shape(rows, length, 4, dtype=jnp.int32),
+            "loss_weight": shape(rows, length, dtype=jnp.float32),
+        }
+    )
+    from elva_jax.tools.analysis.parameters import abstract_parameters
+
+    params = abstract_parameters(model)
+    layer = jax.tree.map(lambda leaf: shape(*leaf.shape[1:]), params["decoder"]["layers"])
+    table = shape(decoder.vocab_size, decoder.hidden_size)
+    weights = Weights(params["patch_embed"], table, params["decoder"]["norm"], None, ())
+    x, pixels = (
+        shape(rows, length, decoder.hidden_size),
+        shape(rows, patches, model.patch.patch_size**2 * 3, dtype=np.uint8),
+    )
+    seen = jax.eval_shape(lambda layout: prefill._seen(model, layout), layout)
+
+    def lower(program, *arguments):
+        return program.trace(model, *arguments).lower(lowering_platforms=("cuda",))
+
+    lower(prefill._embed, weights, pixels, layout)
+    lower(prefill._merge, x, layout, shape(rows, length, dtype=jnp.float32), 0)
+    assert calls(lower(prefill._layer, layer, x, seen), SINGLE) == 1
+    last = lower(prefill._last_layer, layer, x, seen)
+    assert "stablehlo" in last.as_text()

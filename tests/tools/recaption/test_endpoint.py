@@ -1,0 +1,194 @@
+"""The endpoint engine against a server that fails in every ordinary way."""
+
+import base64
+import email.utils
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elva_jax.errors import ConfigError
+from elva_jax.tools.recaption.endpoint import Endpoint
+from elva_jax.tools.recaption.engine import Failed
+
+from .conftest import CAPTION, completion, send
+
+FRAMES = [np.full((28, 56, 3), value, np.uint8) for value in (0, 90, 200)]
+
+
+def engine(server, **settings):
+    return Endpoint(server.url, "qwen", **(dict(timeout=0.4, tries=3, back_off=0.01) | settings))
+
+
+def broken(handler, number, request):
+    send(handler, 200, completion()[:30], length=500)
+
+
+def silent(handler, number, request):
+    time.sleep(1.0)
+
+
+def close(handler, number, request):
+    handler.connection.close()
+
+
+def with_status(status):
+    return lambda handler, number, request: send(handler, status, "not now")
+
+
+def with_body(body):
+    return lambda handler, number, request: send(handler, 200, body)
+
+
+FAULTS = {
+    "half a response": broken,
+    "time-out": silent,
+    "connection closed": close,
+    "429": with_status(429),
+    "500": with_status(500),
+    "503": with_status(503),
+    "invalid JSON": with_body("{'choices'"),
+    "not UTF-8": with_body(b"\xff\xfe{"),
+    "no choices": with_body('{"choices": []}'),
+    "another object": with_body("[1, 2]"),
+    "nothing": with_body(""),
+    "a bomb": with_body("[" * 10**5),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_passing_fault_is_tried_again(server, fault):
+    def first_fails(handler, number, request):
+        fault(handler, number, request) if number == 0 else send(handler, 200, completion())
+
+    server.answer = first_fails
+    reply = engine(server).describe("image", FRAMES[:1], "?")
+    assert reply == (CAPTION, "stop", 100, 20)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_lasting_fault_fails_the_request_after_all_tries(server, fault):
+    server.answer = fault
+    with pytest.raises(Failed, match=r"2 tries"):
+        engine(server, tries=2).describe("image", FRAMES[:1], "?")
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_is_not_there_fails_the_request(server):
+    server.close()
+    with pytest.raises(Failed, match="no connection"):
+        engine(server).describe("image", FRAMES[:1], "?")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_is_wrong_is_not_repeated(server, status):
+    server.answer = lambda handler, number, request: send(handler, status, "the prompt is too long")
+    with pytest.raises(Failed, match=f"HTTP {status}: the prompt is too long"):
+        engine(server).describe("image", FRAMES[:1], "?")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_no_request_can_mend_ends_the_run(server, status):
+    server.answer = with_status(status)
+    with pytest.raises(ConfigError, match=f"HTTP {status}.*--endpoint"):
+        engine(server).describe("image", FRAMES[:1], "?")
+    assert len(server.requests) == 1
+
+
+class Waits:
+    """In place of the engine's event: keeps how long it would have waited."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def wait(self, seconds):
+        self.seconds.append(seconds)
+        return False
+
+
+def waits(server, answer, **settings):
+    server.answer = answer
+    asked = engine(server, **settings)
+    asked._stopped = Waits()
+    with pytest.raises(Failed):
+        asked.describe("image", FRAMES[:1], "?")
+    return asked._stopped.seconds
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("7", 7, 7), ("date", 18, 20), ("soon", 0, 0.01), ("-3", 0, 0.01), ("1e9", 600, 600)],
+)
+def test_retry_after_is_honoured(server, header, least, most):
+    if header == "date":
+        header = email.utils.formatdate(time.time() + 20, usegmt=True)
+    (wait,) = waits(
+        server, lambda handler, *_: send(handler, 429, "", [("Retry-After", header)]), tries=2
+    )
+    assert least <= wait <= most
+
+
+def test_back_off_doubles_with_jitter_up_to_a_minute(server):
+    found = waits(server, with_status(500), back_off=2.0, tries=9)
+    assert len(found) == 8
+    for wait, whole in zip(found, [2, 4, 8, 16, 32, 60, 60, 60], strict=True):
+        assert whole / 2 <= wait <= whole
+    assert len(set(found)) == 8
+
+
+def test_stopping_ends_the_waiting(server):
+    server.answer = lambda handler, *_: send(handler, 429, "", [("Retry-After", "500")])
+    asked = engine(server)
+    threading.Timer(0.1, asked.stop).start()
+    with pytest.raises(Failed, match="interrupted"):
+        asked.describe("image", FRAMES[:1], "?")
+
+
+def pixels(url, head="data:image/jpeg;base64,"):
+    assert url.startswith(head)
+    parts = url.removeprefix(head).split(",")
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(part)))) for part in parts]
+
+
+def test_frames_go_out_in_order_with_the_prompt_behind_them(server):
+    engine(server, api_key="secret", max_new_tokens=77).describe("video", FRAMES, "What happens?")
+    (request,), ((path, headers),) = server.requests, server.headers
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret")
+    assert (request["model"], request["max_tokens"]) == ("qwen", 77)
+    *media, text = request["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What happens?"}
+    sent = [picture for part in media for picture in pixels(part["image_url"]["url"])]
+    np.testing.assert_allclose(sent, FRAMES, atol=3)
+
+
+def test_a_video_can_go_out_in_one_piece(server):
+    engine(server, frames_as="video").describe("video", FRAMES, "?")
+    media, _ = server.requests[0]["messages"][0]["content"]
+    np.testing.assert_allclose(
+        pixels(media["video_url"]["url"], "data:video/jpeg;base64,"), FRAMES, atol=3
+    )
+
+
+def test_text_that_no_file_can_hold_is_made_good(server):
+    server.answer = with_body(
+        '{"choices": [{"message": {"content": "a \\ud83d cat"}, "finish_reason": "stop"}]}'
+    )
+    assert engine(server).describe("image", FRAMES[:1], "?").text == "a ? cat"
+
+
+def test_a_refusal_in_a_field_of_its_own_is_seen(server):
+    server.answer = with_body(
+        '{"choices": [{"message": {"content": null, "refusal": "No."}, "finish_reason": "stop"}]}'
+    )
+    assert engine(server).describe("image", FRAMES[:1], "?") == ("No.", "content_filter", 0, 0)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "file:///etc/passwd", "http://"])
+def test_an_address_must_be_one(url):
+    with pytest.raises(ConfigError, match="--endpoint"):
+        Endpoint(url, "qwen")

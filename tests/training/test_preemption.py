@@ -1,0 +1,80 @@
+"""Signals become requests, and saves by the clock come when they are due."""
+
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from elva_jax.training import preemption
+from elva_jax.training.goodput import SaveTimer
+from elva_jax.training.preemption import INTERRUPTED, PREEMPTED, Agreement, StopSignal
+
+
+@pytest.fixture
+def heard():
+    """Signals that reach the handlers of before."""
+    got, old = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, lambda number, _: got.append(number))
+    yield got
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def test_the_second_ctrl_c_acts_at_once(heard, capfd):
+    with StopSignal() as stop:
+        assert stop.code == 0
+        send(signal.SIGINT)
+        assert (stop.code, heard) == (INTERRUPTED, [])
+        send(signal.SIGINT)
+        assert heard == [signal.SIGINT]
+    assert "once more ends at once" in capfd.readouterr().err
+
+
+def test_a_scheduler_may_send_its_signal_twice(heard):
+    with StopSignal() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert (stop.code, heard) == (PREEMPTED, [])
+    send(signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+
+
+def test_saves_by_the_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    never, timer = SaveTimer(0.0), SaveTimer(2.0)
+    now[0] = 119.0
+    assert not timer.due
+    now[0] = 121.0
+    assert timer.due
+    assert not never.due
+    timer.restart()
+    now[0] = 240.0
+    assert not timer.due
+
+
+def test_agreement_gives_the_largest_of_each(monkeypatch):
+    """With a second process of this one's devices; late by one call."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    alone = Agreement(mesh, "alone")
+    assert alone.late([3, 0]) == alone.now([3, 0]) == [3, 0]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        preemption, "wait", lambda name: None
+    )  # there is no other process to wait for
+    two = Agreement(mesh, "two")
+    assert [two.late([3, 0]), two.late([0, 1]), two.late([0, 0]), two.now([0, 75])] == [
+        [0, 0],
+        [3, 0],
+        [0, 1],
+        [0, 75],
+    ]
+    assert np.asarray(two._send([1, 2])).shape == (2,)

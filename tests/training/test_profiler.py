@@ -1,0 +1,40 @@
+"""A trace of the steps that were asked for, read back by JAX's own reader."""
+
+import json
+
+from jax.profiler import ProfileData
+
+from elva_jax.training import train
+from elva_jax.training.metric_writers import read_metrics
+
+
+def steps_of(folder):
+    """Numbers of the traced training steps, and names of all that was traced."""
+    (path,) = folder.rglob("*.xplane.pb")
+    events = [
+        event
+        for plane in ProfileData.from_file(str(path)).planes
+        for line in plane.lines
+        for event in line.events
+    ]
+    return sorted(dict(event.stats)["step_num"] for event in events if event.name == "train"), {
+        event.name for event in events
+    }
+
+
+def test_the_steps_asked_for_are_traced(tiny_run, data_dir, tmp_path, capsys):
+    config = tiny_run.get_config("teacher")
+    config.data_dir = str(data_dir)
+    config.log.tensorboard = False
+    config.stages.teacher.steps = 5
+    config.stages.teacher.optimizer.name = "adamw"
+    assert train.run(config, tmp_path, profile=(2, 3)) == 0
+    assert (
+        f"teacher: the trace of steps up to 3 is in {tmp_path / 'profile'}"
+        in capsys.readouterr().out
+    )
+    steps, names = steps_of(tmp_path / "profile")
+    assert steps == [2, 3]
+    assert any("dot" in name for name in names)  # the program itself
+    assert [line["step"] for line in read_metrics(tmp_path / "teacher")] == [1, 2, 3, 4, 5]
+    assert json.loads((tmp_path / "summary.json").read_text())["stages"]["teacher"]["step"] == 5

@@ -1,0 +1,241 @@
+"""Whole runs on real clips: stages hand their weights on, restarts find their place, other configurations are refused."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from elva_jax.checkpoints import state as states
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.checkpoints.save import Checkpoints
+from elva_jax.errors import CheckpointError, ConfigError, TrainingError
+from elva_jax.training import train
+from elva_jax.training.metric_writers import read_metrics
+from elva_jax.utils.trees import key_path
+
+
+def by_path(tree):
+    return {
+        key_path(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def toy(tiny_run, data_dir, arg, steps=2):
+    config = tiny_run.get_config(arg)
+    config.data_dir = str(data_dir)
+    for stage in config.stages.values():
+        stage.steps = steps
+        stage.optimizer.name = "adamw"
+        stage.optimizer.warmup_ratio = 0.0
+    return config
+
+
+def still(config, name):
+    """Makes a stage learn nothing, so that what it ends with is what it began with."""
+    config.stages[name].optimizer.learning_rate = 0.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, data_dir, tmp_path_factory):
+    """A run of teacher, image (guided) and sft (merging; learns nothing), and its configuration."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = still(toy(tiny_run, data_dir, "teacher,image,sft"), "sft")
+    assert train.run(config, workdir) == 0
+    return workdir, config
+
+
+def test_each_stage_starts_from_the_one_before(finished):
+    workdir, _ = finished
+    image, sft = load_run(workdir / "image"), load_run(workdir)
+    assert (image.stage, sft.stage, sft.step) == ("image", "sft", 2)
+    assert set(image.params) == {"elva", "guidance"}
+    assert set(sft.params) == {"elva"}
+    before = by_path(image.params["elva"])
+    for path, leaf in by_path(sft.params["elva"]).items():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+    assert load_run(workdir, kind="teacher").stage == "teacher"
+
+
+def test_what_a_run_leaves_behind(finished):
+    workdir, config = finished
+    for name, term in (("teacher", "sigmoid"), ("image", "tube"), ("sft", "generation")):
+        lines = read_metrics(workdir / name)
+        assert [line["step"] for line in lines] == [1, 2]
+        assert all(np.isfinite(line[term]) for line in lines)
+        assert list((workdir / name / "tensorboard").iterdir())
+    assert all(line["merge/kept_mean"] < 1 for line in read_metrics(workdir / "sft"))
+    # What the batches were filled with, as the pipeline counts it; what is no token is the model's padding.
+    assert all(
+        line["token_fill"] == pytest.approx(1 - line["padding"], abs=1e-6)
+        for line in read_metrics(workdir / "image")
+    )
+    assert all(
+        0 < line["patch_fill"] <= 1 <= line["examples"] for line in read_metrics(workdir / "image")
+    )
+    with Image.open(workdir / "curves.png") as picture:
+        assert picture.width > picture.height
+    assert (workdir / "tokenizer" / "tokenizer.json").exists()
+    assert load_run(workdir).config.to_json() == config.to_json()
+
+
+def test_a_finished_run_is_left_alone_and_later_stages_may_join(finished, tmp_path, capsys):
+    workdir, config = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/checkpoints/*")}
+    config = config.copy_and_resolve_references()
+    config.log.every = 5
+    config.stages["more"] = config.stages.sft
+    config.curriculum = (*config.curriculum, "more")
+    assert train.run(config, workdir) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert f"more: starts from {workdir}/sft (stage sft, step 2)" in capsys.readouterr().out
+    assert load_run(workdir).stage == "more"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 7),
+        ("model.rope_theta", 5.0),
+        ("stages.image.optimizer.learning_rate", 0.5),
+        ("stages.teacher.data.max_turns", 2),
+    ],
+)
+def test_another_configuration_is_refused(finished, key, value):
+    workdir, config = finished
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError) as error:
+        train.run(config, workdir)
+    assert f"{key} (was" in str(error.value)
+    assert str(error.value).count("(was") == 1
+
+
+def test_a_run_of_before_a_key_was_there_goes_on(finished, tmp_path):
+    """Its value then is the default; another one is refused."""
+    workdir, config = (
+        shutil.copytree(finished[0], tmp_path / "run"),
+        finished[1].copy_and_resolve_references(),
+    )
+    saved = json.loads((workdir / "config.json").read_text())
+    for stage in saved["stages"].values():
+        del stage["data"]["num_low_frames"]
+    (workdir / "config.json").write_text(json.dumps(saved))
+    assert train.run(config, workdir) == 0
+    (workdir / "config.json").write_text(json.dumps(saved))
+    config.stages.sft.data.update(num_low_frames=2, low_longest_edge=16)
+    with pytest.raises(ConfigError, match=r"sft\.data\.num_low_frames \(was 0, is 2\)"):
+        train.run(config, workdir)
+
+
+def test_started_stages_keep_their_place(finished):
+    workdir, config = finished
+    config = config.copy_and_resolve_references()
+    config.curriculum = ("teacher", "sft")
+    with pytest.raises(ConfigError, match=r"curriculum: .* has started teacher, image, sft"):
+        train.run(config, workdir)
+
+
+def test_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
+    workdir, _ = finished
+    config = still(toy(tiny_run, data_dir, "sft"), "sft")
+    config.init_from = str(workdir / "image" / "checkpoints" / "2")
+    assert train.run(config, tmp_path) == 0
+    assert (
+        "left behind: guidance/frame/bias, guidance/frame/kernel, guidance/log_temperature"
+        in capsys.readouterr().out
+    )
+    source = by_path(load_run(workdir / "image").params["elva"])
+    for path, leaf in by_path(load_run(tmp_path).params["elva"]).items():
+        np.testing.assert_array_equal(leaf, source[path], err_msg=path)
+
+
+def test_the_teacher_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
+    """A guided stage behind one without guidance: its heads are fresh."""
+    workdir, _ = finished
+    config = toy(tiny_run, data_dir, "image")
+    config.init_from, config.teacher.init_from = str(workdir), str(workdir / "teacher")
+    assert train.run(config, tmp_path) == 0
+    told = capsys.readouterr().out
+    assert (
+        f"image: starts from {workdir} (stage sft, step 2); fresh: guidance/frame/bias, guidance/frame/kernel"
+        in told
+    )
+    assert "left behind" not in told
+
+
+def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_path):
+    config = toy(tiny_run, data_dir, "sft")
+    config.init_from = str(finished[0])
+    config.model.intermediate_size = 40
+    with pytest.raises(
+        CheckpointError,
+        match=r"down_proj/kernel is float32\[2, 48, 32\], stage sft has float32\[2, 40, 32\]",
+    ):
+        train.run(config, tmp_path)
+
+
+def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
+    """It trains, and on something else than a stage without."""
+    losses = {}
+    for name, low in (("with", 2), ("without", 0)):
+        config = toy(tiny_run, data_dir, "sft")
+        config.stages.sft.data.update(num_low_frames=low, low_longest_edge=16)
+        assert train.run(config, tmp_path / name) == 0
+        losses[name] = [line["loss"] for line in read_metrics(tmp_path / name / "sft")]
+    assert np.isfinite(losses["with"]).all()
+    assert losses["with"] != losses["without"]
+
+
+def test_epochs_become_steps(tiny_run, data_dir, tmp_path):
+    config = toy(tiny_run, data_dir, "teacher", steps=0)
+    config.stages.teacher.epochs = 0.32  # of 24 clips, 4 a step
+    assert train.run(config, tmp_path) == 0
+    assert load_run(tmp_path, kind="teacher").step == 2
+
+
+def test_losses_that_stay_infinite_end_the_run(finished, tiny_run, data_dir, tmp_path):
+    """The weights it starts from are poisoned."""
+    good = load_run(finished[0])
+    params = jax.tree.map(lambda leaf: leaf * np.inf, good.params)
+    with Checkpoints(tmp_path / "bad" / "checkpoints") as checkpoints:
+        checkpoints.save(1, states.create(params, optax.identity()), {}, good.config, "bad")
+    config = still(toy(tiny_run, data_dir, "sft"), "sft")
+    config.init_from = str(tmp_path / "bad")
+    config.log.max_bad_steps = 2
+    with pytest.raises(
+        TrainingError,
+        match=r"sft: the loss .* not finite for 2 steps in a row, up to step 2.*lower the learning rate",
+    ):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "sft" / "finished.json").exists()
+    assert [
+        (line["loss"], line["bad_steps"]) for line in read_metrics(tmp_path / "run" / "sft")
+    ] == [(None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.mesh.update(tensor=3), "mesh: "),
+        (
+            lambda c: c.model.update(vocab_size=300),
+            r"model.vocab_size: 300 is less than the tokenizer's",
+        ),
+        (
+            lambda c: c.stages.sft.optimizer.update(freeze=("no such thing",)),
+            "optimizer.freeze: 'no such thing' matches no parameter",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(
+    tiny_run, data_dir, tmp_path, change, message
+):
+    config = toy(tiny_run, data_dir, "sft")
+    change(config)
+    with pytest.raises(ConfigError, match=message):
+        train.run(config, tmp_path)

@@ -1,0 +1,49 @@
+"""A second start does not compile again."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+import jax
+import numpy as np
+from jax._src import monitoring
+
+from elva_jax.tools.bench.random_model import random_patches, random_weights
+from elva_jax.inference.prefill import prefill
+from elva_jax.utils.compilation_cache import keep_programs
+from elva_jax.inference.batching import build_rows
+from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, PatchEmbedConfig
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.video.layout import Clip, Text
+
+counts = {"cache_misses": 0, "cache_hits": 0}
+def listen(event, **_):
+    name = event.rsplit("/", 1)[-1]
+    if name in counts:
+        counts[name] += 1
+monitoring.register_event_listener(listen)
+keep_programs()
+decoder = DecoderConfig(64, 32, 48, 3, 4, 2, 8)
+config = ElvaConfig(decoder, PatchEmbedConfig(4, 16), MergeConfig((MergeLayer(1),)))
+clip = Clip(((2, 2),) * 4)
+rows = build_rows([(Text((1, 2)), clip)], [random_patches(clip.grids, 48, "slow")], 48)
+prefix = prefill(config, random_weights(config), rows, merging=True)
+print(counts["cache_hits"], counts["cache_misses"], np.asarray(prefix.layers[-1].k).sum())
+"""
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=env, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(2)
+    )
+    assert int(first[1]) > 5
+    assert int(second[1]) == 0
+    assert int(second[0]) >= int(first[1])
+    assert second[2] == first[2]

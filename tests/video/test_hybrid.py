@@ -1,0 +1,243 @@
+"""Which frames are read at high resolution, and that each is what it would be if it were read so alone."""
+
+import re
+import tracemalloc
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elva_jax.errors import ConfigError
+from elva_jax.video.hybrid import (
+    POLICIES,
+    Hybrid,
+    Reduced,
+    choose_high,
+    complete,
+    frame_change,
+    grey_picture,
+    low_edge_beside,
+    reduce_frame,
+    settle,
+)
+from elva_jax.video.layout import Clip, Kind, build_layout
+from elva_jax.video.picture import from_array
+from elva_jax.video.read import read_frames
+from elva_jax.video.resize import resize_frame, target_size
+
+COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(any)
+CHANGES = st.lists(st.integers(0, 5), min_size=1, max_size=60)  # few values, so that there are ties
+
+
+def scene(num_high, changes):
+    """The rule read frame by frame: again and again the greatest change left, the earliest of equals; the first frame's is infinite."""
+    left = {t: float("inf") if t == 0 else change for t, change in enumerate(changes)}
+    chosen = set()
+    while len(chosen) < num_high:
+        best = max(left.values())
+        chosen.add(min(t for t, change in left.items() if change == best))
+        left = {t: change for t, change in left.items() if t not in chosen}
+    return [t in chosen for t in range(len(changes))]
+
+
+@given(COUNTS, st.sampled_from(POLICIES))
+def test_counts(counts, policy):
+    high = choose_high(*counts, policy, np.arange(sum(counts)) % 3.0)
+    assert high.dtype == bool
+    assert (int(high.sum()), int((~high).sum())) == counts
+
+
+@given(COUNTS)
+def test_interleave_is_even(counts):
+    """In every stretch of the video the share of high frames is that of the whole, to within one frame at each end."""
+    high = choose_high(*counts)
+    share = counts[0] / len(high)
+    drift = np.cumsum(high) - share * np.arange(1, len(high) + 1)
+    assert np.abs(drift).max() <= 1
+
+
+@given(COUNTS)
+def test_ends_leave_the_middle_low(counts):
+    high = choose_high(*counts, "ends")
+    low = np.flatnonzero(~high)
+    if counts[1]:
+        assert (np.diff(low) == 1).all()
+        assert low[0] - (len(high) - 1 - low[-1]) in (0, 1)  # an odd one stands at the start
+
+
+@given(CHANGES, st.data())
+def test_scene_takes_the_greatest_changes(changes, data):
+    num_high = data.draw(st.integers(0, len(changes)))
+    change = np.asarray([np.inf, *changes[1:]])
+    assert choose_high(num_high, len(changes) - num_high, "scene", change).tolist() == scene(
+        num_high, changes
+    )
+
+
+def test_examples():
+    assert choose_high(2, 2).tolist() == [False, True, False, True]
+    assert choose_high(1, 2).tolist() == [False, True, False]
+    assert choose_high(3, 0).tolist() == [True] * 3
+    assert choose_high(0, 3).tolist() == [False] * 3
+    assert choose_high(3, 4, "ends").tolist() == [True, True, False, False, False, False, True]
+    assert choose_high(2, 3, "scene", np.array([np.inf, 1, 0, 3, 1])).tolist() == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+@given(st.integers(1, 80), COUNTS, st.sampled_from(POLICIES))
+def test_shares_are_kept_whatever_comes(total, counts, policy):
+    """Of a video with more or fewer frames than asked for, the share is high that was asked for, and at least one where any is."""
+    reduced = [Reduced(f"high {t}", f"low {t}", np.full((2, 2), t, np.uint8)) for t in range(total)]
+    sizes, numbers = zip(
+        *(frame.split() for frame in settle(reduced, Hybrid(*counts, policy=policy))), strict=True
+    )
+    assert list(map(int, numbers)) == list(range(total))
+    wanted = total * counts[0] / sum(counts)
+    assert abs(sizes.count("high") - max(wanted, min(counts[0], 1))) <= 0.5
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64), st.booleans(), st.integers(0, 9))
+def test_each_frame_is_resized_straight_from_the_decoded_one(
+    height, width, low_edge, upscale, seed
+):
+    frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    reduced = reduce_frame(
+        from_array(frame), Hybrid(1, 1, 64, low_edge), patch_size=8, upscale=upscale
+    )
+    for got, edge in ((reduced.high, 64), (reduced.low, low_edge)):
+        size = target_size(height, width, longest_edge=edge, patch_size=8, upscale=upscale)
+        np.testing.assert_array_equal(got, resize_frame(frame, size))
+    assert reduced.grey is None
+
+
+def test_change_is_of_grey_means_and_knows_no_edges():
+    """Against the luma of ITU-R 601 averaged over squares of 3 x 2 pixels."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, 96, 64, 3), np.uint8)
+    frames[2:4] = frames[1]
+    grey = (frames @ [0.299, 0.587, 0.114]).reshape(6, 32, 3, 32, 2).mean((2, 4))
+    np.testing.assert_allclose([grey_picture(frame) for frame in frames], grey, atol=2)
+    change = frame_change([grey_picture(frame) for frame in frames])
+    assert change[0] == np.inf
+    assert change[2:4].tolist() == [0, 0]
+    np.testing.assert_allclose(
+        change[[1, 4, 5]], np.abs(np.diff(grey, axis=0)).sum((1, 2))[[0, 3, 4]], rtol=0.05
+    )
+    for edges in ((64, 32), (16, 8)):
+        reduced = [
+            reduce_frame(from_array(frame), Hybrid(3, 3, *edges, "scene"), patch_size=8)
+            for frame in frames
+        ]
+        np.testing.assert_array_equal(frame_change([frame.grey for frame in reduced]), change)
+
+
+def test_a_real_video_is_cut_into_scenes(clips):
+    """Fifteen frames of four scenes; with one high frame each, the high ones are those that follow a cut."""
+    pictures, starts = (
+        np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8),
+        (0, 2, 3, 9),
+    )
+    shown = [np.searchsorted(starts, t, "right") - 1 for t in range(15)]
+    frames = [np.kron(pictures[k], np.ones((8, 8, 1), np.uint8)) for k in shown]
+    data = clips.encode(range(15), frames=frames, options={"crf": "10"})
+    hybrid = Hybrid(4, 11, 64, 16, "scene")
+    reduced = read_frames(
+        data,
+        num_frames=hybrid.frames,
+        transform=lambda frame: reduce_frame(frame, hybrid, patch_size=8),
+    ).pixels
+    assert [
+        t for t, frame in enumerate(settle(reduced, hybrid)) if frame.shape == (48, 64, 3)
+    ] == list(starts)
+
+
+def test_a_long_video_is_never_held_at_full_size(clips):
+    frames = [np.full((360, 640, 3), 10 * t, np.uint8) for t in range(16)]
+    data = clips.encode(range(16), frames=frames, size=(360, 640), options={"preset": "ultrafast"})
+    hybrid = Hybrid(8, 8, 112, 56, "scene")
+    tracemalloc.start()
+    assert (
+        len(
+            read_frames(
+                data,
+                num_frames=16,
+                transform=lambda frame: reduce_frame(frame, hybrid, patch_size=28),
+            ).pixels
+        )
+        == 16
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * frames[0].nbytes
+
+
+@given(st.tuples(st.integers(0, 8), st.integers(0, 8)).filter(any), st.sampled_from(POLICIES))
+def test_high_frames_chain_with_high_ones_and_low_with_low(counts, policy):
+    hybrid = Hybrid(*counts, 32, 16, policy)
+    frames = settle(
+        [
+            reduce_frame(from_array(np.zeros((32, 24, 3), np.uint8)), hybrid, patch_size=8)
+            for _ in range(sum(counts))
+        ],
+        hybrid,
+    )
+    layout = build_layout(
+        [Clip(tuple((frame.shape[0] // 8, frame.shape[1] // 8) for frame in frames))]
+    )
+    chains = defaultdict(list)
+    for index in np.flatnonzero(layout.kind == Kind.PATCH):
+        chains[int(layout.tube[index])].append(int(layout.frame[index]))
+    high, low = (
+        [t for t, frame in enumerate(frames) if frame.shape[0] == edge] for edge in (32, 16)
+    )
+    assert sorted(chains.values()) == sorted(
+        [high] * 12 * bool(high) + [low] * 4 * bool(low)
+    )  # grids of 4 x 3 and 2 x 2
+
+
+def test_what_is_left_out_comes_from_the_paper_and_the_stage():
+    assert complete(672, 28) is None
+    assert complete(672, 28, high_frames=None, policy=None) is None
+    assert complete(672, 28, high_frames=8) == Hybrid(8, 32, 672, 336, "interleave")
+    assert complete(448, 28, policy="scene") == Hybrid(32, 32, 448, 224, "scene")
+    assert complete(1344, 28, low_frames=0) == Hybrid(32, 0, 1344, 336)
+    assert complete(448, 28, high_edge=672, low_edge=112) == Hybrid(32, 32, 672, 112)
+    assert [low_edge_beside(edge, 16) for edge in (9, 16, 48, 64, 70, 5000)] == [
+        9,
+        16,
+        16,
+        32,
+        32,
+        336,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(high_frames=-1), "high_frames=-1: cannot be negative"),
+        (dict(low_frames=-2), "low_frames=-2: cannot be negative"),
+        (
+            dict(high_frames=0, low_frames=0),
+            "high_frames=0 and low_frames=0: a video needs at least one frame",
+        ),
+        (dict(high_edge=0), "high_edge=0: must be at least 1 pixel"),
+        (dict(low_edge=-5), "low_edge=-5: must be at least 1 pixel"),
+        (dict(low_edge=700), "low_edge=700 exceeds high_edge=672"),
+        (dict(policy="middle"), "policy 'middle' is unknown; use one of interleave, ends, scene"),
+    ],
+)
+def test_refused(arguments, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Hybrid(**arguments)
+
+
+def test_one_resolution_alone_leaves_the_other_edge_free():
+    assert Hybrid(4, 0, high_edge=112).frames == 4
+    assert Hybrid(0, 4, high_edge=112).frames == 4
