@@ -12,14 +12,13 @@ from elva_jax.models.config import (
     DecoderConfig,
     ElvaConfig,
     EvaClipConfig,
-    MergeConfig,
     PatchEmbedConfig,
     SiglipConfig,
 )
 from elva_jax.models.elva import Elva, smallest_inputs
 from elva_jax.models.towers.eva_clip import EvaClipVision
 from elva_jax.models.towers.siglip import SiglipVision
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
 from elva_jax.utils.trees import flat
 
@@ -68,7 +67,7 @@ def config_from_dict(model: ConfigDict, teacher: ConfigDict | None = None) -> El
         patch=PatchEmbedConfig(
             model.patch_size, model.patch_width, model.patch_embed, model.patch_heads
         ),
-        merge=MergeConfig(
+        merge=Merging(
             tuple(MergeLayer(*rule) for rule in zip(*merge.values(), strict=True)),
             model.merge_lines,
         ),

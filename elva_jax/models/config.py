@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.merging import NO_MERGING, Merging
 from elva_jax.ops.rope import PLAIN, RopeScaling
 
 
@@ -38,14 +38,6 @@ class PatchEmbedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeConfig:
-    """Hierarchical merging (paper, section 3.2): increasing `before_layer`; an empty tuple never merges."""
-
-    layers: tuple[MergeLayer, ...] = ()
-    merge_lines: bool = False  # whether <LINE> tokens merge along their own row index too
-
-
-@dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Trained factors beside the decoder's matrices (`models.lora`)."""
 
@@ -62,7 +54,7 @@ class ElvaConfig:
 
     decoder: DecoderConfig
     patch: PatchEmbedConfig = PatchEmbedConfig()
-    merge: MergeConfig = MergeConfig()
+    merge: Merging = NO_MERGING
     dtype: str = (
         "float32"  # compute type of activations and matrix products; parameters stay float32
     )

@@ -35,6 +35,17 @@ class MergeLayer:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Merging:
+    """Where and how a decoder merges: its merging layers by increasing `before_layer`; none of them: it never merges."""
+
+    layers: tuple[MergeLayer, ...] = ()
+    merge_lines: bool = False  # whether <LINE> tokens merge along their own row index too
+
+
+NO_MERGING = Merging()
+
+
 class MergeStats(NamedTuple):
     """int32 scalars about one sequence (one packed row)."""
 

@@ -11,9 +11,9 @@ import pytest
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, PatchEmbedConfig
+from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig
 from elva_jax.models.elva import Elva, Segment, segments
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
@@ -23,7 +23,7 @@ CONFIG = ElvaConfig(
         VOCAB, 16, 24, 3, 4, 2, 4, rope_theta=10_000.0, max_position=128, tie_embeddings=True
     ),
     PatchEmbedConfig(2, 8),
-    MergeConfig((MergeLayer(0, "threshold", 0.9), MergeLayer(2, "ratio", ratio=0.5))),
+    Merging((MergeLayer(0, "threshold", 0.9), MergeLayer(2, "ratio", ratio=0.5))),
 )
 
 
@@ -76,12 +76,10 @@ def forward(model):
 def test_segments_cut_the_decoder_at_the_merging_layers():
     assert segments(CONFIG, merging=True) == (Segment(0, 2, 0), Segment(2, 3, 1))
     assert segments(CONFIG, merging=False) == (Segment(0, 3, None),)
-    late = dataclasses.replace(CONFIG, merge=MergeConfig((MergeLayer(1),)))
+    late = dataclasses.replace(CONFIG, merge=Merging((MergeLayer(1),)))
     assert segments(late, merging=True) == (Segment(0, 1, None), Segment(1, 3, 0))
     for cuts in ((2, 1), (1, 1), (3,)):
-        wrong = dataclasses.replace(
-            CONFIG, merge=MergeConfig(tuple(MergeLayer(cut) for cut in cuts))
-        )
+        wrong = dataclasses.replace(CONFIG, merge=Merging(tuple(MergeLayer(cut) for cut in cuts)))
         with pytest.raises(ConfigError, match=r"model\.merge_layers: must increase within 0 … 2"):
             segments(wrong, merging=True)
 
@@ -177,7 +175,7 @@ def test_packing_changes_no_hidden_state(forward, params, merging):
 def test_later_frames_never_change_earlier_text(params, merging):
     """By the threshold rule, that is: a ratio counts over the whole example, so that a later frame may change which pairs merge."""
     rules = (MergeLayer(0, "threshold", 0.99), MergeLayer(2, "threshold", 0.99))
-    model = Elva(dataclasses.replace(CONFIG, merge=MergeConfig(rules)))
+    model = Elva(dataclasses.replace(CONFIG, merge=Merging(rules)))
     rng = np.random.default_rng(5)
     parts = [
         Clip([(2, 2), (2, 2)]),
@@ -222,7 +220,7 @@ def test_gradients_are_finite_and_reach_every_parameter(model, params):
 
 def test_merge_layers_never_change_the_parameters(params):
     patches, layout = inputs()
-    for merge in (MergeConfig(), MergeConfig((MergeLayer(1), MergeLayer(2)))):
+    for merge in (Merging(), Merging((MergeLayer(1), MergeLayer(2)))):
         model = Elva(dataclasses.replace(CONFIG, merge=merge))
         shapes = jax.eval_shape(
             lambda model=model: nn.unbox(

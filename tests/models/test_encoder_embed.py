@@ -11,18 +11,12 @@ import pytest
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import (
-    DecoderConfig,
-    ElvaConfig,
-    MergeConfig,
-    PatchEmbedConfig,
-    SiglipConfig,
-)
+from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
 from elva_jax.models.elva import Elva, smallest_inputs
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.models.towers.common import patchify, unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.video.hybrid import square_frame
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 from elva_jax.video.picture import from_array
@@ -34,7 +28,7 @@ TOWER = SiglipConfig(25, 8, 12, 16, num_layers=3, num_heads=2)
 CONFIG = ElvaConfig(
     DecoderConfig(VOCAB, 16, 24, LAYERS, 4, 2, 4, rope_theta=10_000.0, max_position=128),
     PatchEmbedConfig(8, kind="encoder"),
-    MergeConfig((MergeLayer(0, "threshold", 0.9999),)),
+    Merging((MergeLayer(0, "threshold", 0.9999),)),
     tower=TOWER,
 )
 GRID = (3, 3)

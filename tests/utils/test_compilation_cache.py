@@ -14,8 +14,8 @@ from elva_jax.tools.bench.random_model import random_patches, random_weights
 from elva_jax.inference.prefill import prefill
 from elva_jax.utils.compilation_cache import keep_programs
 from elva_jax.inference.batching import build_rows
-from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, PatchEmbedConfig
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.models.config import (DecoderConfig, ElvaConfig, PatchEmbedConfig)
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.video.layout import Clip, Text
 
 counts = {"cache_misses": 0, "cache_hits": 0}
@@ -26,7 +26,7 @@ def listen(event, **_):
 monitoring.register_event_listener(listen)
 keep_programs()
 decoder = DecoderConfig(64, 32, 48, 3, 4, 2, 8)
-config = ElvaConfig(decoder, PatchEmbedConfig(4, 16), MergeConfig((MergeLayer(1),)))
+config = ElvaConfig(decoder, PatchEmbedConfig(4, 16), Merging((MergeLayer(1),)))
 clip = Clip(((2, 2),) * 4)
 rows = build_rows([(Text((1, 2)), clip)], [random_patches(clip.grids, 48, "slow")], 48)
 prefix = prefill(config, random_weights(config), rows, merging=True)

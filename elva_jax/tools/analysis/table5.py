@@ -8,14 +8,14 @@ from typing import Any
 
 from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
-from elva_jax.models.config import ElvaConfig, MergeConfig
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.models.config import ElvaConfig
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper
 from elva_jax.video.layout import frame_tokens
 from elva_jax.video.resize import target_size
 
 # The merging layers of configs/elva.py.
-MERGE = MergeConfig((MergeLayer(2, ratio=1.0), MergeLayer(8, "both"), MergeLayer(14, "both")))
+MERGE = Merging((MergeLayer(2, ratio=1.0), MergeLayer(8, "both"), MergeLayer(14, "both")))
 ELVA_7B = ElvaConfig(paper.QWEN2_7B, merge=MERGE)
 HEADER_TOKENS = 14  # ChatML's system prompt and opening of a question, in front of the video
 QUESTION_TOKENS = paper.OTHER_TOKENS - paper.OUTPUT_TOKENS - HEADER_TOKENS

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from elva_jax.inference.kv_cache import Tail, grouped_attention
 from elva_jax.inference.prefill import KeysValues
 from elva_jax.models import flops
-from elva_jax.models.config import DecoderConfig, ElvaConfig, MergeConfig, SiglipConfig
+from elva_jax.models.config import DecoderConfig, ElvaConfig, SiglipConfig
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.models.qwen2 import DecoderLayer, Qwen2
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops.attention import packed_attention
-from elva_jax.ops.merging import MergeLayer, merge
+from elva_jax.ops.merging import MergeLayer, Merging, merge
 from elva_jax.tools.analysis.parameters import abstract_parameters
 from elva_jax.video.layout import TokenLayout
 
@@ -49,7 +49,7 @@ def check(config: ElvaConfig, tower: SiglipConfig, length: int = 1024) -> list[C
     loops over tiles, whose bodies XLA counts once: those cannot be compared.
     """
     layers = config.decoder.num_layers
-    merging = MergeConfig((MergeLayer(layers // 3), MergeLayer(2 * layers // 3)))
+    merging = Merging((MergeLayer(layers // 3), MergeLayer(2 * layers // 3)))
     config = dataclasses.replace(config, merge=merging)
     lengths = (length, length // 2, length // 4)
     return [
@@ -118,9 +118,9 @@ def check_decode(config: ElvaConfig, lengths: Sequence[int]) -> Check:
         for piece, length in flops.pieces(config, lengths)
     )
     one_layer = dataclasses.replace(c, num_layers=1)
-    params = abstract_parameters(
-        dataclasses.replace(config, decoder=one_layer, merge=MergeConfig())
-    )["decoder"]
+    params = abstract_parameters(dataclasses.replace(config, decoder=one_layer, merge=Merging()))[
+        "decoder"
+    ]
     head = partial(Qwen2(one_layer).apply, method="head")
     counted += program_flops(head, {"params": params}, _shape(1, 1, c.hidden_size))
     ours = flops.continuation(config, lengths, 1, SLOTS) + flops.head(c)

@@ -14,14 +14,8 @@ from elva_jax.inference.batching import build_rows, grid_length
 from elva_jax.inference.params import Weights
 from elva_jax.inference.prefill import Prefix, prefill
 from elva_jax.inference.sampling import Mode, Sampling
-from elva_jax.models.config import (
-    DecoderConfig,
-    ElvaConfig,
-    MergeConfig,
-    PatchEmbedConfig,
-    SiglipConfig,
-)
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B
 from elva_jax.tools.bench.memory import peak_bytes
 from elva_jax.tools.bench.random_model import random_patches, random_weights
@@ -150,7 +144,7 @@ def build(
         MergeLayer(CUTS[0] * decoder.num_layers // 28),
         *(MergeLayer(cut * decoder.num_layers // 28, "both") for cut in CUTS[1:]),
     )
-    free = ElvaConfig(decoder, patch, MergeConfig(rules), dtype=dtype)
+    free = ElvaConfig(decoder, patch, Merging(rules), dtype=dtype)
     based = ElvaConfig(
         decoder, PatchEmbedConfig(tower.patch_size, kind="encoder"), dtype=dtype, tower=tower
     )

@@ -10,19 +10,13 @@ from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import (
-    DecoderConfig,
-    ElvaConfig,
-    MergeConfig,
-    PatchEmbedConfig,
-    SiglipConfig,
-)
+from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
 from elva_jax.models.elva import segments
-from elva_jax.ops.merging import MergeLayer
+from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper, table5, xla
 
 SMALL = ElvaConfig(
-    DecoderConfig(4096, 512, 2048, 5, 8, 2, 64), merge=MergeConfig((MergeLayer(1), MergeLayer(3)))
+    DecoderConfig(4096, 512, 2048, 5, 8, 2, 64), merge=Merging((MergeLayer(1), MergeLayer(3)))
 )
 ROWS = {(row["frames"], row["variant"]): row for row in table5.compare(None, (32, 64, 128))["rows"]}
 
@@ -88,7 +82,7 @@ def test_retention_out_of_reach_gives_the_nearest():
     assert flops.tokens_at_retention(SMALL, content, 1.5) == (413, 413, 413)
     assert flops.tokens_at_retention(SMALL, content, 0.0) == (413, 113, 113)
     with pytest.raises(ConfigError, match=r"model\.merge_layers"):
-        flops.tokens_at_retention(dataclasses.replace(SMALL, merge=MergeConfig()), content, 0.5)
+        flops.tokens_at_retention(dataclasses.replace(SMALL, merge=Merging()), content, 0.5)
 
 
 def test_lengths_must_fit_the_merging_layers():
@@ -97,7 +91,7 @@ def test_lengths_must_fit_the_merging_layers():
 
 
 def test_a_merging_layer_before_the_first_layer():
-    config = dataclasses.replace(SMALL, merge=MergeConfig((MergeLayer(0),)))
+    config = dataclasses.replace(SMALL, merge=Merging((MergeLayer(0),)))
     assert len(segments(config, True)) == 1
     merged, plain = flops.prefill(config, (256, 64)), flops.prefill(SMALL, (64,))
     assert merged.pop("merging") == flops.merging_layer(512, 256)
@@ -132,5 +126,5 @@ def test_vision_tower_is_what_xla_counts():
 
 def test_merging_is_what_xla_counts():
     """Its sorts are left out: a narrow model would show them."""
-    config = ElvaConfig(paper.QWEN2_7B, merge=MergeConfig((MergeLayer(2, "both"),)))
+    config = ElvaConfig(paper.QWEN2_7B, merge=Merging((MergeLayer(2, "both"),)))
     assert abs(xla.check_merging(config, 512).deviation) < 0.03
