@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from elva_jax.errors import ConvertError
+from elva_jax.utils.files import sha256
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -342,15 +343,10 @@ def _check_bytes(folder: Path, files: Sequence[Path]) -> None:
         expected = sums.get(file.name) or (
             blob if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else None
         )
-        if expected and (actual := _sha256(file)) != expected:
+        if expected and (actual := sha256(file)) != expected:
             raise ConvertError(
                 f"{file}: damaged, its sha256 is {actual[:12]}…, expected {str(expected)[:12]}…; fetch or export it again"
             )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fetch(name: str, allow_pickle: bool) -> Path:
