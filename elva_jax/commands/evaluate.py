@@ -1,0 +1,74 @@
+"""The sub-command `elva evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from elva_jax.commands import flags
+
+HELP = """\
+Measures a checkpoint on a split of a data set: exact match on open questions and multiple choice by likelihood,
+family by family, beside the blind, any-object and single-frame baselines.
+
+example:
+  elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json"""
+
+
+def register(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
+    evaluate = command("evaluate", "measure a checkpoint on held-out videos", HELP, run)
+    flags.add_checkpoint(evaluate)
+    evaluate.add_argument(
+        "--data",
+        default="moving_shapes/easy",
+        metavar="NAME",
+        help="data set (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--data-dir", metavar="DIR", help="where data sets are built (default: the run's)"
+    )
+    evaluate.add_argument(
+        "--split", default="test", help="split of the data set (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--limit", type=flags.positive, metavar="N", help="use the first N videos only"
+    )
+    flags.add_frames(evaluate)
+    evaluate.add_argument(
+        "--no-merging", dest="merging", action="store_false", help="leave token merging off"
+    )
+    evaluate.add_argument(
+        "--no-baselines", dest="baselines", action="store_false", help="skip the three baselines"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    evaluate.add_argument(
+        "--figure", type=Path, metavar="FILE.png", help="draw accuracy per family here"
+    )
+
+
+def run(args: argparse.Namespace, _) -> int:
+    from elva_jax.evaluation import evaluate, report
+    from elva_jax.utils.compilation_cache import keep_programs
+    from elva_jax.utils.json import save_json
+
+    hybrid = flags.hybrid_settings(args)
+    keep_programs()
+    result = evaluate.evaluate(
+        args.checkpoint,
+        data_dir=args.data_dir,
+        name=args.data,
+        split=args.split,
+        merging=args.merging,
+        limit=args.limit,
+        baselines=args.baselines,
+        num_frames=args.frames,
+        hybrid=hybrid,
+    )
+    report.table(result)
+    if args.json:
+        save_json(result, args.json)
+    if args.figure:
+        report.figure(result, args.figure)
+    return 0

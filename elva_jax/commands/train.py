@@ -1,0 +1,70 @@
+"""The sub-command `elva train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable
+
+from elva_jax.commands import flags
+
+HELP = """\
+Runs the curriculum of a config, stage by stage; started again with the same --workdir it goes on where it stopped.
+
+examples:
+  elva train --config configs/tiny.py --workdir runs/tiny
+  elva train --config configs/tiny.py:long --workdir runs/long --config.stages.video.steps=8000
+  elva train --config configs/elva.py:size=7b,stage=2 --workdir /mnt/runs/7b-stage2 --config.init_from=/mnt/runs/7b-stage1
+  srun elva train --config configs/elva.py:size=7b --workdir /mnt/runs/7b   (several processes: docs/cluster.md)
+
+Every key is listed with its meaning in elva_jax/config/schema.py; --print-config shows the values of a config."""
+
+
+def register(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
+    train = command("train", "train a model through the stages of a config", HELP, run)
+    train.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="config file, and the string for its get_config",
+    )
+    train.add_argument("--workdir", metavar="DIR", help="where checkpoints, metrics and curves go")
+    train.add_argument(
+        "--profile",
+        type=flags.span,
+        metavar="A:B",
+        help="trace steps A to B from here on, to WORKDIR/profile",
+    )
+    train.add_argument(
+        "--print-config", action="store_true", help="show the resolved config and stop"
+    )
+    flags.add_processes(train)
+    train.add_argument(
+        "--config.KEY=VALUE",
+        dest="_",
+        metavar="",
+        help="change a value of the config, as often as needed",
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    from elva_jax.config.load import load
+
+    config = load(args.config, overrides)
+    if args.print_config:
+        print(config)
+        return 0
+    if not args.workdir:
+        args.parser.error("the following arguments are required: --workdir")
+    # Until the run itself listens there is nothing to save; PREEMPTED of training/stopping.py, which is slow to import.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_TEMPFAIL))
+    from elva_jax.parallel import distributed
+
+    place = None if args.distributed == "off" else distributed.find(os.environ, **flags.place(args))
+    distributed.start(place, distributed.facts(config), args.start_timeout, args.heartbeat_timeout)
+    from elva_jax.training import train
+
+    with distributed.watching_others():
+        return train.run(config, args.workdir, args.profile)
