@@ -27,7 +27,7 @@ from elva_jax.checkpoints.format import (
 from elva_jax.config.serialize import config_from_dict
 from elva_jax.errors import CheckpointError
 from elva_jax.models import lora
-from elva_jax.utils.trees import flat, key_path
+from elva_jax.utils.trees import flatten_paths, key_path
 
 ITEMS = ("params", "meta")  # of a step, which are read here
 
@@ -167,7 +167,7 @@ def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:
         meta = reader.restore(where, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     shapes = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for name, leaf in flat(dict(tree)).items()
+        for name, leaf in flatten_paths(dict(tree)).items()
     }
     factors = frozenset(filter(lora.is_factor, shapes))
     shapes = {name: leaf for name, leaf in shapes.items() if name not in factors}

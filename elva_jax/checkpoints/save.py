@@ -31,7 +31,7 @@ from elva_jax.checkpoints.format import (
 )
 from elva_jax.checkpoints.state import TrainState
 from elva_jax.errors import CheckpointError
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 
 SHOWN = 8  # most names listed in one error
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
@@ -122,7 +122,7 @@ class Checkpoints:
         self.settle()
         args = StepArgs(
             params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(flat(state.replace(params=None))),
+            optimizer=ocp.args.StandardSave(flatten_paths(state.replace(params=None))),
             data=ocp.args.JsonSave({"processes": _gather(data)}),
             meta=ocp.args.JsonSave(describe(config, stage, step) | {"temporary": temporary}),
         )
@@ -217,21 +217,21 @@ class Checkpoints:
 
     def _read(self, where: Path, target: TrainState) -> tuple[TrainState, list[Any]]:
         rest = target.replace(params=None)
-        wanted = {"params": target.params, "optimizer": flat(rest)}
+        wanted = {"params": target.params, "optimizer": flatten_paths(rest)}
         with told_as_damage(where), open_reader() as reader:
             saved = {
-                item: flat(metadata.tree)
+                item: flatten_paths(metadata.tree)
                 for item, metadata in reader.metadata(where).item_metadata.items()
                 if item in wanted
             }
         for item, tree in wanted.items():
-            _check(saved[item], flat(tree), f"{where}/{item}")
+            _check(saved[item], flatten_paths(tree), f"{where}/{item}")
         args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
         with told_as_damage(where), open_reader() as reader:
             out = reader.restore(
                 where, args=ocp.args.Composite(data=ocp.args.JsonRestore(), **args)
             )
-        leaves = [out["optimizer"][name] for name in flat(rest)]
+        leaves = [out["optimizer"][name] for name in flatten_paths(rest)]
         state = jax.tree.unflatten(jax.tree.structure(rest), leaves).replace(params=out["params"])
         return state, out["data"]["processes"]
 

@@ -50,11 +50,11 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace, _) -> int:
     from elva_jax.evaluation import evaluate, report
-    from elva_jax.utils.compilation_cache import keep_programs
+    from elva_jax.utils.compilation_cache import enable_compilation_cache
     from elva_jax.utils.json import save_json
 
     hybrid = flags.hybrid_settings(args)
-    keep_programs()
+    enable_compilation_cache()
     result = evaluate.evaluate(
         args.checkpoint,
         data_dir=args.data_dir,

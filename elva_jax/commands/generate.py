@@ -66,10 +66,10 @@ def _open(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The model, and the videos as it takes them."""
     given = flags.hybrid_settings(args)
     from elva_jax.inference.model import Generator
-    from elva_jax.utils.compilation_cache import keep_programs
+    from elva_jax.utils.compilation_cache import enable_compilation_cache
     from elva_jax.video.hybrid import complete
 
-    keep_programs()
+    enable_compilation_cache()
     generator = Generator.from_checkpoint(args.checkpoint)
     hybrid = complete(generator.data.longest_edge, generator.model.patch.patch_size, **given)
     return generator, [

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from elva_jax.data.example import Example
 from elva_jax.errors import ElvaError, RecordError, VideoError
-from elva_jax.utils.timeout import Impatient, within
+from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ def attempt(
         return use(example)
 
     try:
-        return within(seconds, both)
-    except Impatient as error:
+        return run_with_time_limit(seconds, both)
+    except TimeLimitExceeded as error:
         return Rejected(key, f"{error} to read{setting}")
     except VideoError as error:
         return Rejected(key, error.reason, "" if error.name == key else error.name)

@@ -24,6 +24,7 @@ from elva_jax.errors import ConvertError
 from elva_jax.hf import elva, load
 from elva_jax.hf.export import add_visual_tokens
 from elva_jax.hf.safetensors_io import Store, open_store, refuse_occupied, whole_folder
+from elva_jax.utils.trees import unflatten_paths
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -82,7 +83,7 @@ def import_weights(
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / "tokenizer")
         (temporary / "config.json").write_text(json.dumps(config_to_dict(config), indent=2) + "\n")
-        save_weights(temporary / load.STAGE, load.nested(loaded.params), config, load.STAGE)
+        save_weights(temporary / load.STAGE, unflatten_paths(loaded.params), config, load.STAGE)
     absent = {
         re.match(r"(?:elva/)?[^/]+", path)[0] for path in targets.keys() - loaded.params.keys()
     }

@@ -19,7 +19,7 @@ from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
 from elva_jax.hf.safetensors_io import CONFIGS, Store, is_hub_name, open_store, read_json
 from elva_jax.models.build import parameter_shapes
-from elva_jax.utils.trees import flat, nested
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 STAGE = "converted"  # the stage that holds weights from elsewhere
 BAND = 64  # rows of a matrix that are transposed at once
@@ -74,7 +74,7 @@ def load_params(
             shardings=placed,
             dtypes={path: leaf.dtype for path, leaf in targets.items()},
         )
-        saved = flat(run.params)
+        saved = flatten_paths(run.params)
         common = {path: leaf for path, leaf in saved.items() if path in targets}
         return Loaded(
             common,
@@ -167,7 +167,9 @@ def load_folder(path: str | Path) -> Run:
         name: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
         for name, shape in shapes.items()
     }
-    return Run(config, stage, nested(load_store(store, targets, config).params), store.path, step)
+    return Run(
+        config, stage, unflatten_paths(load_store(store, targets, config).params), store.path, step
+    )
 
 
 def folder_config(store: Store) -> tuple[ConfigDict, str, int]:

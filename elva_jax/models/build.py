@@ -20,7 +20,7 @@ from elva_jax.models.towers.eva_clip import EvaClipVision
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 
 TOWER = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
 
@@ -106,7 +106,7 @@ def parameter_shapes(config: ConfigDict, kind: str) -> dict[str, tuple[int, ...]
     else:
         model = config_from_dict(config.model, config.teacher)
         tree = {"elva": jax.eval_shape(Elva(model).init, key, *smallest_inputs(model))["params"]}
-    return {path: leaf.shape for path, leaf in flat(nn.meta.unbox(tree)).items()}
+    return {path: leaf.shape for path, leaf in flatten_paths(nn.meta.unbox(tree)).items()}
 
 
 def teacher_config(config: ConfigDict) -> SiglipConfig | EvaClipConfig:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from elva_jax.errors import ConfigError, StartError
-from elva_jax.utils.trees import dotted
 
 PAUSE = 0.5  # seconds between two tries to reach process 0
 GREETING = 10.0  # seconds for a line to arrive on a connection that is open
@@ -164,7 +165,7 @@ def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | Non
 
 def _difference(own: Mapping[str, Any], other: Mapping[str, Any], index: int) -> str:
     """What process `index` has that process 0 has not; empty where they agree."""
-    mine, theirs = dotted(own), dotted(other)
+    mine, theirs = flatten_dict(own, sep="."), flatten_dict(other, sep=".")
     names = [
         name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)
     ]

@@ -35,7 +35,7 @@ from elva_jax.training.optimizer import Optimizer, keep_frozen, make_optimizer
 from elva_jax.training.preemption import Agreement, StopSignal
 from elva_jax.training.profiler import Profile
 from elva_jax.training.step import TrainStep, make_train_step
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 
 
 class Setting(NamedTuple):
@@ -97,12 +97,12 @@ def fresh_state(
 ) -> states.TrainState:
     """The state at step 0: the parameters that `weights` has by '/'-joined path, and random ones for the rest."""
     shardings = setting.shardings
-    wanted = flat(shardings.params)
-    dtypes = {name: leaf.dtype for name, leaf in flat(setting.shapes.params).items()}
+    wanted = flatten_paths(shardings.params)
+    dtypes = {name: leaf.dtype for name, leaf in flatten_paths(setting.shapes.params).items()}
     missing = {name: where for name, where in wanted.items() if name not in weights}
 
     def init(key):  # what is not asked for is neither computed nor compiled
-        leaves = flat(nn.meta.unbox(objective.init(key)))
+        leaves = flatten_paths(nn.meta.unbox(objective.init(key)))
         return {name: leaves[name].astype(dtypes[name]) for name in missing}
 
     key = jax.random.key(stage_seed(config.seed, stage_name, "init"))

@@ -19,7 +19,7 @@ from elva_jax.models.build import config_from_dict, tower_config
 from elva_jax.models.lora import is_factor
 from elva_jax.tasks.objective import guided
 from elva_jax.training.hardware import DEVICES
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import Kind
 
 # FLOP/s of bfloat16; the first name that is in JAX's name of the device counts. The PCIe card of the H100 is slower than what a plan knows.
@@ -95,7 +95,7 @@ class ModelFlops:
             config_from_dict(config.model, config.teacher) if self._stage.kind == "elva" else None
         )
         self._text = config.teacher.text_layers, config.teacher.text_length
-        trained, shapes = flat(labels), flat(shapes)
+        trained, shapes = flatten_paths(labels), flatten_paths(shapes)
         self._factors = sum(leaf.size for path, leaf in shapes.items() if is_factor(path))
         # Sizes of matrices by path, and how much of that is trained.
         self._matrices = {

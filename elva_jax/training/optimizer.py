@@ -19,7 +19,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from elva_jax.errors import ConfigError
 from elva_jax.models.lora import is_factor
-from elva_jax.utils.trees import flat, key_path
+from elva_jax.utils.trees import flatten_paths, key_path
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -139,7 +139,7 @@ def make_optimizer(config: ConfigDict, steps: int, params, axes=None) -> Optimiz
 
 
 def _dimension_numbers(params, axes) -> dict[str, MuonDimensionNumbers | None]:
-    leaves = flat(params)
+    leaves = flatten_paths(params)
     specs = (
         [PartitionSpec()] * len(leaves)
         if axes is None
@@ -157,11 +157,11 @@ def _base(lora: ConfigDict, params) -> set[str]:
     if not lora.rank:
         return set()
     also = _frozen(lora.also, params, "optimizer.lora.also")
-    return {name for name in flat(params) if not is_factor(name) and name not in also}
+    return {name for name in flatten_paths(params) if not is_factor(name) and name not in also}
 
 
 def _frozen(patterns: tuple[str, ...], params, key: str = "optimizer.freeze") -> set[str]:
-    names = list(flat(params))
+    names = list(flatten_paths(params))
     frozen: set[str] = set()
     for pattern in patterns:
         try:

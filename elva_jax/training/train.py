@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.preemption import StopSignal
 from elva_jax.training.profiler import Profile
 from elva_jax.utils.files import write_atomic
-from elva_jax.utils.trees import dotted, flat, nested
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 FREE = (
     "name",
@@ -253,7 +254,7 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None
             stage["data"] = {
                 key: value for key, value in stage["data"].items() if key not in FREE_IN_DATA
             }
-        return dotted({**kept, "stages": stages})
+        return flatten_dict({**kept, "stages": stages}, sep=".")
 
     before, after = relevant(old), relevant(new)
     changed = sorted(
@@ -294,7 +295,9 @@ def _weights(
         else config.teacher.init_from
     )
     targets = {
-        path: leaf for path, leaf in flat(setting.shapes.params).items() if not is_factor(path)
+        path: leaf
+        for path, leaf in flatten_paths(setting.shapes.params).items()
+        if not is_factor(path)
     }  # factors start fresh
     if not source:
         return _tower(config, name, workdir, targets, console)
@@ -341,7 +344,7 @@ def _teacher(config: ConfigDict, name: str, workdir: Path, mesh) -> Any:
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
         for path, shape in shapes.items()
     }
-    return nested(_load_teacher(config, name, workdir, targets)[0])["vision"]
+    return unflatten_paths(_load_teacher(config, name, workdir, targets)[0])["vision"]
 
 
 def _load_teacher(

@@ -1,4 +1,4 @@
-"""Compiled programs that outlive the process, so that a second start need not compile again."""
+"""JAX's persistent compilation cache: a second process loads programs instead of compiling them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from pathlib import Path
 
 import jax
 
-MOST_BYTES = 4 << 30  # beyond it, the programs that were used least recently go
+MAX_BYTES = 4 << 30  # beyond it, the least recently used programs are evicted
 
 
-def keep_programs(folder: str | Path | None = None) -> None:
-    """Keeps what JAX compiles from now on in a folder.
+def enable_compilation_cache(folder: str | Path | None = None) -> None:
+    """Stores what JAX compiles from now on in a folder, and loads it from there.
 
     Args:
-      folder: where; None: `JAX_COMPILATION_CACHE_DIR` if it is set, else `elva_jax` in the user's cache folder.
+      folder: by default `JAX_COMPILATION_CACHE_DIR` if that is set, else `elva_jax/programs` in the
+        user's cache folder.
     """
     if folder is None:
         if jax.config.jax_compilation_cache_dir:
             return
-        folder = (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            / "elva_jax"
-            / "programs"
-        )
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "elva_jax" / "programs"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
-    # A start of inference compiles many small programs: all are kept, not only those that take a second.
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    # Inference compiles many small programs, so even those that take less than a second are stored.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,4 +1,4 @@
-"""Results written as JSON."""
+"""Results as JSON files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from elva_jax.errors import ConfigError
 
 
 def save_json(result: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes the whole result as JSON (numbers that do not exist are null) and returns the path.
+    """Writes a result as JSON, with null for numbers that are not finite, and returns the path.
 
     Raises:
-      ConfigError: it cannot be written there.
+      ConfigError: the file cannot be written.
     """
     path = Path(path)
+    text = json.dumps(jsonable(result), indent=1, allow_nan=False, ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(jsonable(result), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+        path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"--json {path}: {error.strerror or error}; name a file that can be written"
@@ -32,7 +30,11 @@ def save_json(result: Mapping[str, Any], path: str | Path) -> Path:
 
 
 def jsonable(value: Any) -> Any:
-    """The same tree in JSON's types: tuples become lists, NumPy scalars Python numbers, NaN and infinities None."""
+    """The same tree in JSON's types.
+
+    Tuples become lists, NumPy scalars and arrays become numbers and lists, NaN and infinity become
+    None.
+    """
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

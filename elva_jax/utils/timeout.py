@@ -1,4 +1,4 @@
-"""Giving up on a medium that takes too long."""
+"""A time limit for work that may hang, such as reading a damaged video."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Impatient(Exception):
-    """The time is over."""
+class TimeLimitExceeded(Exception):
+    """The work took longer than its limit."""
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work()`, or what it raises.
+def run_with_time_limit(seconds: float, work: Callable[[], T]) -> T:
+    """Returns the result of `work()`, or raises what it raises.
 
-    The work runs on a thread of its own, which is left behind when the time is over: Python code in it then ends at its next step, and
-    a call into a decoder that never returns can do no more harm than to keep a thread.
+    The work runs in a thread of its own. After the limit that thread is abandoned: Python code ends
+    at its next bytecode, and a call into a native decoder that never returns only occupies a thread.
 
     Args:
-      seconds: the most it may take; 0: no limit, on the caller's own thread.
-      work: takes nothing.
+      seconds: the limit; 0: none, and the work runs in the caller's thread.
+      work: a function without arguments.
 
     Raises:
-      Impatient: it takes longer.
+      TimeLimitExceeded: the work takes longer.
     """
     if not seconds:
         return work()
-    outcome: list[tuple[bool, T | BaseException]] = []
+    results: list[T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append((True, work()))
+            results.append(work())
         except BaseException as error:
-            outcome.append((False, error))
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-        )
-        raise Impatient(f"takes longer than {seconds:g} s")
-    done, value = outcome[0]
-    if done:
-        return value
-    raise value
+    if results:
+        return results[0]
+    if errors:
+        raise errors[0]
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    )
+    raise TimeLimitExceeded(f"takes longer than {seconds:g} s")

@@ -1,4 +1,7 @@
-"""Parameter trees as flat mappings from path to leaf, and back."""
+"""Trees of arrays as flat dictionaries from '/'-joined path to leaf, and back.
+
+{"a": {"b": 1, "c": 2}}  <->  {"a/b": 1, "a/c": 2}
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,16 @@ import jax
 from flax import traverse_util
 
 
-def key_path(path) -> str:
-    """'/'-joined name of a leaf, as freezing's regular expressions, tables of names and error messages see it."""
+def key_path(path: tuple[Any, ...]) -> str:
+    """The '/'-joined name of a leaf, given its path as JAX's tree functions report it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flat(tree) -> dict[str, Any]:
-    """The leaves of a tree by '/'-joined path."""
+def flatten_paths(tree: Any) -> dict[str, Any]:
+    """The leaves of any pytree (optimizer states included) by '/'-joined path."""
     return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of leaves by '/'-joined path."""
-    return traverse_util.unflatten_dict(dict(params), sep="/")
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names with dots between."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= (
-            dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return flat
+def unflatten_paths(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dictionaries of leaves by '/'-joined path."""
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")

@@ -12,6 +12,7 @@ from elva_jax.hf import load
 from elva_jax.hf.safetensors_io import open_store
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.qwen2 import Qwen2
+from elva_jax.utils.trees import unflatten_paths
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +69,7 @@ def params_of(config_of):
             path: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
             for path, shape in shapes.items()
         }
-        return load.nested(load.load_params(folder, targets, config, kind=kind).params)
+        return unflatten_paths(load.load_params(folder, targets, config, kind=kind).params)
 
     return read
 

@@ -16,6 +16,7 @@ from elva_jax.hf.safetensors_io import open_store
 from elva_jax.models.build import vision_tower
 from elva_jax.models.towers.common import patchify
 from elva_jax.models.towers.eva_clip import MEAN, STD
+from elva_jax.utils.trees import unflatten_paths
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (2, 25, 25, 3)).astype(np.float32)
 TINY = {
@@ -390,7 +391,7 @@ def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
         path: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
         for path, shape in shapes.items()
     }
-    params = load.nested(
+    params = unflatten_paths(
         load.load_params(folder, targets, run, kind="teacher", allow_pickle=True).params
     )["vision"]
     got = jax.jit(vision_tower(run).apply)({"params": params}, SQUARE)

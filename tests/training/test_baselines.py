@@ -22,7 +22,7 @@ from elva_jax.tasks.objective import make_objective
 from elva_jax.training import loop, train
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.optimizer import joined, make_optimizer, trained
-from elva_jax.utils.trees import flat, nested
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
 from elva_jax.video.layout import Clip, Text, build_layout
 
 TOWER = "elva/patch_embed/tower/"
@@ -67,7 +67,7 @@ def teacher(config_dir, data_dir, tmp_path_factory):
         path: rng.normal("scale" in path, 0.2, shape).astype(np.float32)
         for path, shape in shapes.items()
     }
-    save_weights(folder, nested(params), config, "teacher")
+    save_weights(folder, unflatten_paths(params), config, "teacher")
     return folder, {path.removeprefix("vision/"): leaf for path, leaf in params.items()}
 
 
@@ -101,7 +101,7 @@ def test_pooling_trains(pooled):
 def test_the_encoder_based_model_trains_behind_a_frozen_teacher(encoder, teacher):
     assert len(losses(encoder)) == 4
     assert np.isfinite(losses(encoder)).all()
-    got = flat(load_run(encoder).params["elva"]["patch_embed"])
+    got = flatten_paths(load_run(encoder).params["elva"]["patch_embed"])
     assert {path.removeprefix("tower/") for path in got if path.startswith("tower/")} == set(
         teacher[1]
     )

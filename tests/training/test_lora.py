@@ -11,7 +11,7 @@ from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.models import lora
 from elva_jax.parallel.mesh import make_mesh, shard_batch
 from elva_jax.tasks import objective
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 
 RANK, ALPHA = 2, 6.0
 
@@ -54,7 +54,7 @@ def test_fresh_factors_change_nothing_and_merged_ones_change_what_they_did(adapt
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
     ours, plain = (jax.jit(lambda p, f=f: f(p, {}, batch)[0]) for f in (ours, plain))
     merged = {"elva": lora.merge(params["elva"], ALPHA)}
-    assert not any(map(lora.is_factor, flat(merged)))
+    assert not any(map(lora.is_factor, flatten_paths(merged)))
     assert float(ours(params)) == float(plain(merged))
     params = drawn(params)
     assert abs(float(ours(params)) - float(plain(merged))) > 1e-3
@@ -68,13 +68,13 @@ def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
     ours, plain, params = losses(adapting)
     params = drawn(params)
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
-    got = flat(jax.jit(jax.grad(lambda p: ours(p, {}, batch)[0]))(params))
-    of_merged = flat(
+    got = flatten_paths(jax.jit(jax.grad(lambda p: ours(p, {}, batch)[0]))(params))
+    of_merged = flatten_paths(
         jax.jit(jax.grad(lambda p: plain(p, {}, batch)[0]))(
             {"elva": lora.merge(params["elva"], ALPHA)}
         )
     )
-    here = flat(params)
+    here = flatten_paths(params)
     names = [path.removesuffix("_lora/a") for path in here if path.endswith("_lora/a")]
     assert [name.rpartition("/")[2] for name in names] == ["down_proj", "q_proj"]
     for name in names:
@@ -99,17 +99,19 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
     adapting.stages.sft.optimizer.accumulate = 2
     adapting.stages.sft.optimizer.lora.also = ("patch_embed/out_proj",)
     train_step, state, setting = stage_of(adapting, "sft")
-    before = jax.device_get(flat(state.params))
+    before = jax.device_get(flatten_paths(state.params))
     batch = shard_batch(tiny_run.random_batch(adapting, "sft"), make_mesh(adapting.mesh))
     for _ in range(2):
         state, _ = train_step(state, {}, batch)
     moving = set()
-    for path, leaf in flat(state.params).items():
+    for path, leaf in flatten_paths(state.params).items():
         trains = lora.is_factor(path) or path.startswith("elva/patch_embed/out_proj")
         assert leaf.dtype == (jnp.float32 if trains else jnp.bfloat16), path
         assert np.array_equal(leaf, before[path]) != trains, path
         moving |= {path} if trains else set()
-    moments = {path.partition("/mu/")[2] for path in flat(state.opt_state) if "/mu/" in path}
+    moments = {
+        path.partition("/mu/")[2] for path in flatten_paths(state.opt_state) if "/mu/" in path
+    }
     assert moments == moving
 
     with Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
@@ -119,10 +121,10 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
     with Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
         restored, _ = saves.restore(setting.shapes)
     again, _ = train_step(restored, {}, batch)
-    for path, leaf in flat(whole).items():
-        np.testing.assert_array_equal(flat(again)[path], leaf, err_msg=path)
+    for path, leaf in flatten_paths(whole).items():
+        np.testing.assert_array_equal(flatten_paths(again)[path], leaf, err_msg=path)
 
-    merged = flat(
+    merged = flatten_paths(
         {
             "elva": lora.merge(
                 jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), here.params["elva"]), ALPHA
@@ -130,7 +132,7 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
         }
     )
     saved = restore.open_run(tmp_path / "sft")
-    loaded = flat(saved.load_float32().params)
+    loaded = flatten_paths(saved.load_float32().params)
     assert loaded.keys() == merged.keys() == saved.shapes.keys()
     for path, leaf in merged.items():
         np.testing.assert_allclose(loaded[path], leaf, rtol=1e-6, err_msg=path)

@@ -7,7 +7,7 @@ import pytest
 
 from elva_jax.tasks.objective import make_objective
 from elva_jax.training import mfu
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import Kind
 
 
@@ -16,7 +16,7 @@ def parameters(config):
     """Of a stage: labels of the optimiser, all trained but for those whose path holds a word, and shapes."""
 
     def make(stage, frozen="nothing"):
-        shapes = flat(
+        shapes = flatten_paths(
             nn.meta.unbox(jax.eval_shape(make_objective(config, stage).init, jax.random.key(0)))
         )
         return {path: "frozen" if frozen in path else "adamw" for path in shapes}, shapes

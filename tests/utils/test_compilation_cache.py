@@ -12,7 +12,7 @@ from jax._src import monitoring
 
 from elva_jax.tools.bench.random_model import random_patches, random_weights
 from elva_jax.inference.prefill import prefill
-from elva_jax.utils.compilation_cache import keep_programs
+from elva_jax.utils.compilation_cache import enable_compilation_cache
 from elva_jax.inference.batching import build_rows
 from elva_jax.models.config import (DecoderConfig, ElvaConfig, PatchEmbedConfig)
 from elva_jax.ops.merging import MergeLayer, Merging
@@ -24,7 +24,7 @@ def listen(event, **_):
     if name in counts:
         counts[name] += 1
 monitoring.register_event_listener(listen)
-keep_programs()
+enable_compilation_cache()
 decoder = DecoderConfig(64, 32, 48, 3, 4, 2, 8)
 config = ElvaConfig(decoder, PatchEmbedConfig(4, 16), Merging((MergeLayer(1),)))
 clip = Clip(((2, 2),) * 4)

@@ -6,21 +6,21 @@ import time
 
 import pytest
 
-from elva_jax.utils.timeout import Impatient, within
+from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 
 @pytest.mark.parametrize("seconds", [0, 30])
 def test_results_and_errors_come_through(seconds):
-    assert within(seconds, lambda: 3) == 3
+    assert run_with_time_limit(seconds, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        within(seconds, lambda: 1 / 0)
+        run_with_time_limit(seconds, lambda: 1 / 0)
 
 
 def test_a_call_that_never_returns_is_left_behind():
     """A read from a pipe to which nobody writes blocks inside the system, as a decoder may."""
     read, write = os.pipe()
-    with pytest.raises(Impatient, match=r"takes longer than 0\.2 s"):
-        within(0.2, lambda: os.read(read, 1))
+    with pytest.raises(TimeLimitExceeded, match=r"takes longer than 0\.2 s"):
+        run_with_time_limit(0.2, lambda: os.read(read, 1))
     os.write(write, b"x")
     os.close(write)
 
@@ -33,7 +33,7 @@ def test_python_code_ends_soon_after():
             beats.append(threading.current_thread())
             time.sleep(0.001)
 
-    with pytest.raises(Impatient):
-        within(0.1, count)
+    with pytest.raises(TimeLimitExceeded):
+        run_with_time_limit(0.1, count)
     beats[0].join(30)
     assert not beats[0].is_alive()

@@ -25,7 +25,7 @@ from elva_jax.tasks.objective import guided, make_objective
 from elva_jax.tools.plan import hlo
 from elva_jax.training import loop
 from elva_jax.training.optimizer import trained
-from elva_jax.utils.trees import nested
+from elva_jax.utils.trees import unflatten_paths
 from elva_jax.video.layout import TokenLayout
 
 COMPILER = {
@@ -142,7 +142,7 @@ def teacher_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
         for path, shape in shapes.items()
     }
-    return {"teacher": nested(leaves)["vision"]}
+    return {"teacher": unflatten_paths(leaves)["vision"]}
 
 
 def local_bytes(tree: Any) -> int:

@@ -28,7 +28,7 @@ from elva_jax.tools.recaption.manifest import Item
 from elva_jax.tools.recaption.output import Journal, llava
 from elva_jax.tools.recaption.plan import Plan
 from elva_jax.tools.recaption.prompts import prompt
-from elva_jax.utils.timeout import Impatient, within
+from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 TIME_LIMIT = 120.0  # seconds that reading a medium may take
 FAILURES_IN_A_ROW = 20  # after which the engine is taken to be down
@@ -113,8 +113,8 @@ def _outcomes(
 
     def work(item: Item) -> Reply:
         try:
-            frames = within(TIME_LIMIT, lambda: media.load(item, max_frames))
-        except Impatient as error:
+            frames = run_with_time_limit(TIME_LIMIT, lambda: media.load(item, max_frames))
+        except TimeLimitExceeded as error:
             raise VideoError(item.medium, f"{error} to read") from None
         return engine.describe(
             item.kind,
