@@ -11,7 +11,7 @@ from elva_jax.checkpoints.restore import load_run
 from elva_jax.cli import main
 from elva_jax.inference.model import Generator
 from elva_jax.training.metric_writers import read_metrics
-from elva_jax.utils.trees import flat
+from elva_jax.utils.trees import flatten_paths
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "run_of_3e843db.tar.xz"
 CONFIG = Path(__file__).parent / "training" / "tiny_run.py"
@@ -64,7 +64,7 @@ def test_it_resumes_and_ends_as_the_uninterrupted_run(saved):
     for now, then in zip(reported[4:], saved["metrics"], strict=True):
         assert then.keys() <= now.keys()
         np.testing.assert_allclose([now[name] for name in then], list(then.values()), **TOLERANCE)
-    params = flat(load_run("run").params)
+    params = flatten_paths(load_run("run").params)
     assert params.keys() == saved["end"].keys()
     for name, (total, size) in saved["end"].items():
         value = np.asarray(params[name], np.float64)
