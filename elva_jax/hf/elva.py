@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,16 @@ from elva_jax.config import schema
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.errors import ConvertError
 from elva_jax.hf import qwen2
-from elva_jax.hf.param_mapping import Rule, Table
-from elva_jax.hf.qwen2 import TRANSPOSED
+from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.safetensors_io import Store, read_json
 
 MODEL_TYPE = "elva"
-RUN_FILE = "elva_jax.json"  # in an exported folder: the configuration of the run that it comes from
+RUN_FILE = "elva_jax.json"  # the configuration of the run that a folder was exported from
 FRAME, PATCH, LINE = VISUAL_TOKENS
-MEDIA = (
-    "longest_edge",
-    "upscale",
-    "num_frames",
-    "fps",
-)  # in a stage's `data` and in processor_config.json
+# Keys of both a stage's `data` and processor_config.json.
+MEDIA = ("longest_edge", "upscale", "num_frames", "fps")
 
-# Ours in config.model -> theirs in config.json, where the values are the same.
+# Our name in config.model -> theirs in config.json, where the values are the same.
 _SAME = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -64,8 +58,8 @@ def to_hf_config(
 
     Args:
       model: a run's `config.model`.
-      dtype: of the exported weights.
-      visual_ids: what stands for `<FRAME>`, patches and `<LINE>` in input_ids.
+      dtype: dtype of the exported weights.
+      visual_ids: ids that stand for `<FRAME>`, `<PATCH>` and `<LINE>` in input_ids.
       **others: pad_token_id, eos_token_id, system_prompt.
     """
     rope = {"rope_type": model.rope_scaling, "rope_theta": float(model.rope_theta)}
@@ -80,9 +74,7 @@ def to_hf_config(
         "architectures": ["ElvaForCausalLM"],
         "auto_map": _AUTO_MAP,
         "dtype": dtype,
-        **{
-            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
-        },
+        **{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()},
         "rope_parameters": rope,
         "merging": bool(model.merge_layers),
         **dict(zip(("frame_token_id", "patch_token_id", "line_token_id"), visual_ids, strict=True)),
@@ -91,15 +83,13 @@ def to_hf_config(
 
 
 def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
-    """A run's `config.model` from the folder's config.json; keys of ours that it does not know keep their defaults.
+    """A run's `config.model` from the folder's config.json, with defaults for keys not in it.
 
     Raises:
-      ConvertError: it is not of an ELVA, or lacks a key.
+      ConvertError: it describes another model, or lacks a key.
     """
-    if config.get("model_type") != MODEL_TYPE:
-        raise ConvertError(
-            f"config.json: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}"
-        )
+    if (kind := config.get("model_type")) != MODEL_TYPE:
+        raise ConvertError(f"config.json: model_type is {kind!r}, not {MODEL_TYPE!r}")
     rope = config.get("rope_parameters") or {}
     if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in config]:
         raise ConvertError(f"config.json: lacks {', '.join(missing)}")
@@ -119,53 +109,44 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
 
 
 def data_settings(folder: Path) -> dict[str, Any]:
-    """How a folder's processor reads media and conversations, as values of a stage's `data`."""
+    """How a folder's processor reads media and conversations, as values for a stage's `data`."""
     config, processor = (
         read_json(folder / name) if (folder / name).is_file() else {}
         for name in ("config.json", "processor_config.json")
     )
     media = processor.get("image_processor") or {}
     found = {name: media[name] for name in MEDIA if name in media}
-    return {
-        **found,
-        "fps": float(found.get("fps", 0.0)),
-        "system_prompt": config.get("system_prompt", ""),
-    }
+    prompt = config.get("system_prompt", "")
+    return {**found, "fps": float(found.get("fps", 0.0)), "system_prompt": prompt}
 
 
-# What shapes do not show, so that a difference would pass unseen; RoPE's context and the merging layers are the run's to choose.
+# Settings that shapes do not show, so that a difference would go unnoticed. RoPE's context and the
+# merging layers are left to the run.
 STRICT = (*qwen2.STRICT, "patch_size", "patch_heads", "patch_embed", "tie_embeddings")
-
-
-def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
-    """Where ELVA's parameters lie in a folder, for a run's `config.model`.
-
-    Raises:
-      ConvertError: numbers of config.json that differ from the run's.
-    """
-    theirs = from_hf_config(config)
-    differ = [
-        f"{key} is {theirs[key]}, the run has model.{key} = {model[key]}"
-        for key in STRICT
-        if theirs[key] != model[key]
-    ]
-    if differ:
-        raise ConvertError(f"{store.path}: {'; '.join(differ)}")
-    return dataclasses.replace(TABLE, growing="v")
-
 
 # Parameters of `models.elva.Elva`; the decoder's tensors are named as in Qwen2.
 TABLE = Table(
     (
         *qwen2.RULES,
-        Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", TRANSPOSED),
+        Rule("patch_embed/proj/kernel", "model.patch_embed.proj.weight", LINEAR),
         Rule("patch_embed/proj/bias", "model.patch_embed.proj.bias"),
         Rule("patch_embed/frame", "model.patch_embed.frame_token"),
         Rule("patch_embed/line", "model.patch_embed.line_token"),
         *(
-            Rule(f"patch_embed/{name}_kernel", f"model.patch_embed.{name}_proj.weight", TRANSPOSED)
+            Rule(f"patch_embed/{name}_kernel", f"model.patch_embed.{name}_proj.weight", LINEAR)
             for name in "qkv"
         ),
-        Rule("patch_embed/out_proj/kernel", "model.patch_embed.out_proj.weight", TRANSPOSED),
+        Rule("patch_embed/out_proj/kernel", "model.patch_embed.out_proj.weight", LINEAR),
     )
 )
+
+
+def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
+    """The tensor names of a folder for a run's `config.model`.
+
+    Raises:
+      ConvertError: settings of config.json that differ from the run's.
+    """
+    if differ := qwen2.differences(from_hf_config(config), model, STRICT):
+        raise ConvertError(f"{store.path}: {'; '.join(differ)}")
+    return TABLE

@@ -1,8 +1,9 @@
-"""EVA-CLIP vision towers: the model's configuration to `config.teacher`, and the names of their tensors.
+"""EVA-CLIP vision towers: the authors' configuration to `config.teacher`, and tensor names.
 
-The layout is that of the authors' public checkpoints (EVA01_CLIP_g_14_*.pt, EVA02_CLIP_L_*.pt and so on, class EVAVisionTransformer):
-names such as visual.blocks.0.attn.proj.weight, with or without "visual.". Those files come without a config.json; the authors' own file of
-the model (eva_clip/model_configs/EVA01-CLIP-g-14.json and so on), which holds a "vision_cfg", is to be put beside them under that name.
+Tensors are named as in the authors' published checkpoints (EVA01_CLIP_g_14_*.pt and so on, class
+EVAVisionTransformer), for example visual.blocks.0.attn.proj.weight, with or without "visual.".
+Those files come without a config.json: put the authors' file for the model beside them under that
+name; it holds a "vision_cfg" (eva_clip/model_configs/EVA01-CLIP-g-14.json and so on).
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from elva_jax.errors import ConvertError
-from elva_jax.hf.param_mapping import Rule, Table
+from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.safetensors_io import Store
-from elva_jax.hf.siglip import refuse_differences
+from elva_jax.hf.siglip import (
+    HEADS_IN,
+    HEADS_IN_BIAS,
+    HEADS_OUT,
+    PATCHES,
+    axis_sizes,
+    refuse_differences,
+    weight_and_bias,
+)
 
-# The text tower, CLIP's projection, tables that follow from the configuration, and what only masked pre-training needs.
+# The text tower, CLIP's projection, tables that follow from the configuration, and the mask token,
+# which only masked pre-training needs.
 IGNORED = (
     r"text\..*",
     r"logit_scale",
@@ -23,62 +33,45 @@ IGNORED = (
     r".*rope\.freqs_(cos|sin)",
     r"(visual\.)?mask_token",
 )
+_OURS, _THEIRS = "vision/layers/", "visual.blocks.{}."
 
 
 def _shared_rules() -> Iterator[Rule]:
-    yield Rule("vision/patch_kernel", "visual.patch_embed.proj.weight", "c t p q -> (p q t) c")
-    yield Rule("vision/patch_bias", "visual.patch_embed.proj.bias")
-    yield Rule("vision/class_token", "visual.cls_token", "u n c -> (u n) c")
-    yield Rule("vision/position_embedding", "visual.pos_embed", "u s c -> (u s) c")
-    ours, theirs = "vision/layers/", "visual.blocks.{}."
+    yield from weight_and_bias("vision/patch", "visual.patch_embed.proj", pattern=PATCHES)
+    yield Rule("vision/class_token", "visual.cls_token", "1 1 width -> 1 width")
+    yield Rule("vision/position_embedding", "visual.pos_embed", "1 place width -> place width")
     for i in (1, 2):
-        yield Rule(f"{ours}norm{i}_scale", f"{theirs}norm{i}.weight")
-        yield Rule(f"{ours}norm{i}_bias", f"{theirs}norm{i}.bias")
+        yield from weight_and_bias(f"{_OURS}norm{i}", f"{_THEIRS}norm{i}", "scale")
     for name in ("query", "value"):
-        yield Rule(f"{ours}{name}_bias", f"{theirs}attn.{name[0]}_bias", "(h d) -> h d")
-    yield Rule(f"{ours}out_kernel", f"{theirs}attn.proj.weight", "c (h d) -> h d c")
-    yield Rule(f"{ours}out_bias", f"{theirs}attn.proj.bias")
-    yield Rule("vision/post_norm_scale", "visual.norm.weight")
-    yield Rule("vision/post_norm_bias", "visual.norm.bias")
+        yield Rule(f"{_OURS}{name}_bias", f"{_THEIRS}attn.{name[0]}_bias", HEADS_IN_BIAS)
+    yield from weight_and_bias(f"{_OURS}out", f"{_THEIRS}attn.proj", pattern=HEADS_OUT)
+    yield from weight_and_bias("vision/post_norm", "visual.norm", "scale")
 
 
-def _first_rules() -> Iterator[Rule]:
-    ours, theirs = "vision/layers/", "visual.blocks.{}."
+def _eva01_rules() -> Iterator[Rule]:
     for k, name in enumerate(("query", "key", "value")):
-        yield Rule(
-            f"{ours}{name}_kernel", f"{theirs}attn.qkv.weight", "(h d) c -> c h d", part=(k, 3)
-        )
-    yield from _linear_rules({"fc1": "mlp.fc1", "fc2": "mlp.fc2"})
+        yield Rule(f"{_OURS}{name}_kernel", f"{_THEIRS}attn.qkv.weight", HEADS_IN, part=(k, 3))
+    for name in ("fc1", "fc2"):
+        yield from weight_and_bias(f"{_OURS}{name}", f"{_THEIRS}mlp.{name}", pattern=LINEAR)
 
 
-def _second_rules() -> Iterator[Rule]:
-    ours, theirs = "vision/layers/", "visual.blocks.{}."
+def _eva02_rules() -> Iterator[Rule]:
     for name in ("query", "key", "value"):
-        yield Rule(
-            f"{ours}{name}_kernel", f"{theirs}attn.{name[0]}_proj.weight", "(h d) c -> c h d"
-        )
-    for name, norm in (("attention_norm", "attn.inner_attn_ln"), ("mlp_norm", "mlp.ffn_ln")):
-        yield Rule(f"{ours}{name}_scale", f"{theirs}{norm}.weight")
-        yield Rule(f"{ours}{name}_bias", f"{theirs}{norm}.bias")
-    yield from _linear_rules({"gate": "mlp.w1", "fc1": "mlp.w2", "fc2": "mlp.w3"})
-
-
-def _linear_rules(names: Mapping[str, str]) -> Iterator[Rule]:
-    for ours, theirs in names.items():
-        yield Rule(
-            f"vision/layers/{ours}_kernel", f"visual.blocks.{{}}.{theirs}.weight", "o i -> i o"
-        )
-        yield Rule(f"vision/layers/{ours}_bias", f"visual.blocks.{{}}.{theirs}.bias")
+        yield Rule(f"{_OURS}{name}_kernel", f"{_THEIRS}attn.{name[0]}_proj.weight", HEADS_IN)
+    for ours, theirs in (("attention_norm", "attn.inner_attn_ln"), ("mlp_norm", "mlp.ffn_ln")):
+        yield from weight_and_bias(f"{_OURS}{ours}", f"{_THEIRS}{theirs}", "scale")
+    for ours, theirs in (("gate", "mlp.w1"), ("fc1", "mlp.w2"), ("fc2", "mlp.w3")):
+        yield from weight_and_bias(f"{_OURS}{ours}", f"{_THEIRS}{theirs}", pattern=LINEAR)
 
 
 RULES = {
-    "eva_clip": (*_shared_rules(), *_first_rules()),
-    "eva02_clip": (*_shared_rules(), *_second_rules()),
+    "eva_clip": (*_shared_rules(), *_eva01_rules()),
+    "eva02_clip": (*_shared_rules(), *_eva02_rules()),
 }
 
 
 def is_eva_clip(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is the authors' of an EVA-CLIP."""
+    """Whether a configuration is that of an EVA-CLIP, as its authors publish it."""
     return "eva_model_name" in (config.get("vision_cfg") or {})
 
 
@@ -86,32 +79,30 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Values of `config.teacher` from the authors' configuration.
 
     Raises:
-      ConvertError: no EVA-CLIP, a key that is missing, or a variant that the tower has not (such as the post-norm of EVA02-CLIP-E).
+      ConvertError: not an EVA-CLIP, a missing key, or a variant that our tower lacks (such as the
+        post-norm of EVA02-CLIP-E).
     """
     vision = config.get("vision_cfg") or {}
-    if missing := [
-        key
-        for key in ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
-        if key not in vision
-    ]:
+    needed = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
+    if missing := [key for key in needed if key not in vision]:
         raise ConvertError(
-            f"{where}: the vision_cfg of its config.json lacks {', '.join(missing)}; take the authors' file of the model"
+            f"{where}: the vision_cfg of its config.json lacks {', '.join(missing)}; use the"
+            " authors' file for the model"
         )
-    modern = [bool(vision.get(key)) for key in ("rope", "naiveswiglu", "subln")]
+    eva02 = [bool(vision.get(key)) for key in ("rope", "naiveswiglu", "subln")]
     grid = vision["image_size"] // vision["patch_size"]
-    scaled = not modern[0] or (
+    known_rope = not eva02[0] or (
         vision.get("pt_hw_seq_len", 16) == 16 and (vision.get("intp_freq") or grid == 16)
     )
-    plain = not any(
-        vision.get(key)
-        for key in ("postnorm", "global_average_pool", "ls_init_value", "use_mean_pooling")
-    )
-    if len(set(modern)) > 1 or not scaled or not plain or not vision.get("qkv_bias", True):
+    lacking = ("postnorm", "global_average_pool", "ls_init_value", "use_mean_pooling")
+    plain = vision.get("qkv_bias", True) and not any(vision.get(key) for key in lacking)
+    if len(set(eva02)) > 1 or not known_rope or not plain:
         raise ConvertError(
-            f"{where}: only EVA01-CLIP, and EVA02-CLIP with rope, naiveswiglu and subln on a grid of 16, can be read"
+            f"{where}: only EVA01-CLIP, and EVA02-CLIP with rope, naiveswiglu and subln on a grid"
+            " of 16, can be read"
         )
     return {
-        "kind": "eva02_clip" if modern[0] else "eva_clip",
+        "kind": "eva02_clip" if eva02[0] else "eva_clip",
         "image_size": vision["image_size"],
         "patch_size": vision["patch_size"],
         "hidden_size": vision["width"],
@@ -122,20 +113,11 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: Store) -> Table:
-    """Where the tower's parameters lie in a store, for a run's `config.teacher`.
+    """The tensor names of a folder for a run's `config.teacher`.
 
     Raises:
       ConvertError: numbers of the configuration that differ from the run's.
     """
     refuse_differences(read_config(config, str(store.path)), teacher, store)
-    patch, heads = teacher["patch_size"], teacher["num_heads"]
-    sizes = {
-        "p": patch,
-        "q": patch,
-        "t": 3,
-        "u": 1,
-        "n": 1,
-        "h": heads,
-        "d": teacher["hidden_size"] // heads,
-    }
-    return Table(RULES[teacher["kind"]], sizes, prefix="visual.", ignored=IGNORED)
+    rules = RULES[teacher["kind"]]
+    return Table(rules, axis_sizes(teacher), prefix="visual.", ignored=IGNORED)

@@ -1,106 +1,115 @@
-"""Tables of names: which tensor on disk is which parameter of ours, and how its axes lie; one table serves both directions."""
+"""Name tables: which tensor in a folder is which of our parameters, and how its axes are arranged.
+
+One rule per parameter serves both directions. Its einops pattern reads from their axes to ours; the
+weight of a PyTorch linear layer whose outputs we split into heads, for example, has the pattern
+
+    theirs [heads * dim, width]   "(heads dim) width -> width heads dim"   ours [width, heads, dim]
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
+import einops
 import numpy as np
 
 from elva_jax.errors import ConvertError
 
 Shape = tuple[int, ...]
-Groups = tuple[tuple[str, ...], ...]
+
+LINEAR = "outputs inputs -> inputs outputs"
+VOCAB = "vocab"  # axis of which a folder may hold fewer entries than we want: rows of a vocabulary
 
 
-class Rule(NamedTuple):
-    """One parameter of ours.
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where one of our parameters is stored.
 
-    `axes` reads "theirs -> ours": one letter an axis, brackets around axes that lie flattened in one, the slowest first. So
-    "(h d) c -> c h d" is a PyTorch linear [H*Dh, C] whose outputs we split into heads. With {} in `theirs`, `axes` is about one layer.
+    Attributes:
+      ours: '/'-joined path of the parameter.
+      theirs: name in the folder; {} is the layer where ours stacks layers on a leading axis.
+      pattern: einops pattern from theirs (of one layer) to ours; empty where the axes are the same.
+      part: (k, n) where ours is the k-th of n equal parts of their first axis.
+      optional: whether the tensor may be missing, so that the parameter is 0.
     """
 
-    ours: str  # '/'-joined path
-    theirs: (
-        str  # name on disk; {}: the number of the layer, where ours are stacked on a leading axis
-    )
-    axes: str = ""  # "": as they are
-    part: tuple[int, int] | None = (
-        None  # (k, n): ours is the k-th of n equal parts of their first axis
-    )
-    zeros: bool = False  # whether it may be absent and is 0 then
+    ours: str
+    theirs: str
+    pattern: str = ""
+    _: dataclasses.KW_ONLY
+    part: tuple[int, int] | None = None
+    optional: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether ours stacks all layers on a leading axis."""
+        return "{}" in self.theirs
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rules of one layout."""
+    """The rules of one family of models.
+
+    Attributes:
+      rules: one per parameter.
+      sizes: sizes of axes that patterns only name inside parentheses.
+      prefix: beginning of `theirs` that names in a folder may lack.
+      ignored: regular expressions of names in a folder that are not needed.
+    """
 
     rules: tuple[Rule, ...]
-    sizes: Mapping[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # of axes that only appear inside brackets with others
-    prefix: str = ""  # the beginning of `theirs` that names on disk may lack
-    ignored: tuple[str, ...] = ()  # regular expressions of names on disk that are not wanted
-    growing: str = ""  # axes of which the disk may hold fewer than we have: rows of a vocabulary
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
 
     def match(self, name: str) -> list[tuple[Rule, int | None]]:
-        """The rules that a name on disk falls under, with its layer; several where one tensor holds several parameters."""
-        found = ((rule, _pattern(self.prefix, rule.theirs).fullmatch(name)) for rule in self.rules)
-        return [
-            (rule, int(match["layer"]) if "{}" in rule.theirs else None)
-            for rule, match in found
-            if match
-        ]
+        """The rules for a name in a folder, each with the layer; several if one tensor is split."""
+        found = ((rule, _regex(self.prefix, rule.theirs).fullmatch(name)) for rule in self.rules)
+        return [(rule, int(hit["layer"]) if rule.stacked else None) for rule, hit in found if hit]
 
     def their_shape(self, rule: Rule, shape: Shape) -> Shape:
-        """The shape on disk of what is `shape` (of one layer) with us."""
-        if not rule.axes:
-            return shape
-        theirs, ours = _parse(rule.axes)
-        sizes = _solve(ours, shape, self.sizes)
-        out = [math.prod(sizes[axis] for axis in group) for group in theirs]
-        if rule.part:
-            out[0] *= rule.part[1]
-        return tuple(out)
+        """The shape in a folder of a parameter that has `shape` (of one layer) here."""
+        # No memory is taken: all elements of the broadcast array are one and the same.
+        out = self._rearrange(rule, np.broadcast_to(np.int8(0), shape), reverse=True).shape
+        return (out[0] * rule.part[1], *out[1:]) if rule.part else out
 
     def to_ours(self, rule: Rule, value: np.ndarray) -> np.ndarray:
-        """A tensor on disk (of one layer) in our shape; a view, unless it flattens what does not lie together."""
+        """A tensor of a folder (one layer) in our layout, as a view wherever NumPy can give one."""
         if rule.part:
             k, n = rule.part
             size = len(value) // n
             value = value[k * size : (k + 1) * size]
-        return _rearrange(value, *_parse(rule.axes), self.sizes) if rule.axes else value
+        return self._rearrange(rule, value)
 
     def to_theirs(self, path: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and values of the tensors that one parameter of ours becomes.
+        """Names and values of the tensors that one of our parameters becomes.
 
         Raises:
-          ConvertError: the table does not know it, or it is part of a tensor of theirs.
+          ConvertError: the table does not know it, or it is only a part of a tensor.
         """
         rule = next((rule for rule in self.rules if rule.ours == path), None)
         if rule is None or rule.part:
             raise ConvertError(f"{path}: the table of names has no tensor of its own for it")
-        layers = (
-            [(rule.theirs.format(i), value[i]) for i in range(len(value))]
-            if "{}" in rule.theirs
-            else [(rule.theirs, value)]
-        )
-        for name, layer in layers:
-            yield (
-                name,
-                _rearrange(layer, *reversed(_parse(rule.axes)), self.sizes) if rule.axes else layer,
-            )
+        for layer, piece in enumerate(value if rule.stacked else [value]):
+            yield rule.theirs.format(layer), self._rearrange(rule, piece, reverse=True)
+
+    def _rearrange(self, rule: Rule, value: np.ndarray, *, reverse: bool = False) -> np.ndarray:
+        if not rule.pattern:
+            return value
+        source, target = rule.pattern.split(" -> ")[:: -1 if reverse else 1]
+        sizes = {axis: n for axis, n in self.sizes.items() if axis in re.findall(r"\w+", source)}
+        return einops.rearrange(value, f"{source} -> {target}", **sizes)
 
 
-class Source(NamedTuple):
-    """Where one parameter comes from."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one parameter is read from."""
 
     rule: Rule
-    names: tuple[str | None, ...]  # on disk, of every layer; None: zeros
+    names: tuple[str | None, ...]  # in the folder, one per layer; None: zeros
 
 
 def plan(
@@ -110,126 +119,87 @@ def plan(
     wanted: Mapping[str, Shape],
     where: str,
 ) -> dict[str, Source]:
-    """Settles where every wanted parameter comes from, before anything is read.
+    """Finds the source of every wanted parameter before anything is read.
 
     Args:
-      table: the layout on disk.
-      shapes: of all tensors on disk, by name.
-      dtypes: likewise.
+      table: the names in the folder.
+      shapes: shapes of all tensors in the folder, by name.
+      dtypes: their dtypes, by name.
       wanted: shapes of our parameters by path; those without a rule are left out.
       where: the folder, for the message.
 
     Raises:
-      ConvertError: one line with all that is missing, unexpected, of another shape, or not of a floating dtype.
+      ConvertError: one line with every tensor that is missing, unexpected, of another shape or not
+        of a floating-point dtype.
     """
     found: dict[tuple[str, int | None], str] = {}
-    unexpected = []
+    missing, unexpected, wrong = [], [], []
     for name in shapes:
         if any(re.fullmatch(pattern, name) for pattern in table.ignored):
             continue
-        places = [
-            (rule.ours, layer) for rule, layer in table.match(name) if _holds(rule, layer, wanted)
+        uses = [
+            (rule.ours, layer)
+            for rule, layer in table.match(name)
+            if rule.ours in wanted and (layer is None or layer < wanted[rule.ours][0])
         ]
-        found |= dict.fromkeys(places, name)
-        if not places:
+        found |= dict.fromkeys(uses, name)
+        if not uses:
             unexpected.append(f"{name} {list(shapes[name])} is unexpected")
-    sources, missing, wrong = {}, [], []
+    sources = {}
     for rule in table.rules:
         if rule.ours not in wanted:
             continue
-        stacked = "{}" in rule.theirs
         shape = wanted[rule.ours]
-        layers = range(shape[0]) if stacked else (None,)
+        layers = range(shape[0]) if rule.stacked else (None,)
         names = tuple(found.get((rule.ours, layer)) for layer in layers)
-        expected = table.their_shape(rule, shape[1:] if stacked else shape)
+        expected = table.their_shape(rule, shape[1:] if rule.stacked else shape)
         for layer, name in zip(layers, names, strict=True):
             if name is None:
-                missing += (
-                    []
-                    if rule.zeros
-                    else [f"{rule.theirs.format(layer)} {list(expected)} is missing"]
-                )
-            elif not _fits(table, rule, expected, shapes[name]):
+                if not rule.optional:
+                    missing.append(f"{rule.theirs.format(layer)} {list(expected)} is missing")
+            elif not _fits(rule, expected, shapes[name]):
                 wrong.append(f"{name} is {list(shapes[name])}, expected {list(expected)}")
-            elif dtypes[name].kind not in "fV":
-                wrong.append(
-                    f"{name} is {dtypes[name]}, not a float; give the checkpoint before it was quantised"
-                )
-        sources[rule.ours] = Source(rule, names)
+            elif dtypes[name].kind not in "fV":  # NumPy counts bfloat16 as V
+                advice = "use the checkpoint from before quantization"
+                wrong.append(f"{name} is {dtypes[name]}, not a float; {advice}")
+        sources[rule.ours] = Source(rule=rule, names=names)
     if problems := [*missing, *unexpected, *dict.fromkeys(wrong)]:
-        raise ConvertError(
-            f"{where} does not fit the configuration: {'; '.join(_by_layer(problems))}"
-        )
+        listed = "; ".join(_group_by_layer(problems))
+        raise ConvertError(f"{where} does not fit the configuration: {listed}")
     return sources
 
 
-def _by_layer(problems: Sequence[str]) -> list[str]:
-    """The problems, with those that only differ in the layer as one, so that all of them can be listed."""
+def _group_by_layer(problems: Sequence[str]) -> list[str]:
+    """Joins problems that differ only in the layer, so that the message can list all of them."""
     layers: dict[str, list[int]] = {}
     for problem in problems:
         number = re.search(r"\.(\d+)\.", problem)
-        layers.setdefault(re.sub(r"\.\d+\.", ".{}.", problem, count=1), []).extend(
-            [int(number[1])] if number else []
-        )
+        text = re.sub(r"\.\d+\.", ".{}.", problem, count=1)
+        layers.setdefault(text, []).extend([int(number[1])] if number else [])
     out = []
-    for problem, found in layers.items():
+    for text, found in layers.items():
         if len(found) < 2:
-            out.append(problem.replace("{}", str(found[0])) if found else problem)
+            out.append(text.replace("{}", str(found[0])) if found else text)
             continue
-        together = sorted(found) == list(range(min(found), max(found) + 1))
-        out.append(
-            f"{problem} for {{}} = {f'{min(found)} … {max(found)}' if together else ', '.join(map(str, sorted(found)))}"
-        )
+        found.sort()
+        consecutive = found == list(range(found[0], found[-1] + 1))
+        numbers = f"{found[0]} … {found[-1]}" if consecutive else ", ".join(map(str, found))
+        out.append(f"{text} for {{}} = {numbers}")
     return out
 
 
-def _holds(rule: Rule, layer: int | None, wanted: Mapping[str, Shape]) -> bool:
-    return rule.ours in wanted and (layer is None or layer < wanted[rule.ours][0])
-
-
-def _fits(table: Table, rule: Rule, expected: Shape, actual: Shape) -> bool:
+def _fits(rule: Rule, expected: Shape, actual: Shape) -> bool:
     if len(expected) != len(actual):
         return False
-    groups = _parse(rule.axes)[0] if rule.axes and table.growing else ((),) * len(expected)
-    can_grow = [len(group) == 1 and group[0] in table.growing for group in groups]
+    axes = rule.pattern.split() if VOCAB in rule.pattern else [""] * len(expected)
     return all(
-        here == there or (grows and there < here)
-        for here, there, grows in zip(expected, actual, can_grow, strict=True)
+        here == there or (axis == VOCAB and there < here)
+        for here, there, axis in zip(expected, actual, axes, strict=False)
     )
 
 
 @functools.cache
-def _pattern(prefix: str, theirs: str) -> re.Pattern[str]:
+def _regex(prefix: str, theirs: str) -> re.Pattern[str]:
     optional = prefix if theirs.startswith(prefix) else ""
     rest = re.escape(theirs.removeprefix(optional)).replace(re.escape("{}"), r"(?P<layer>\d+)")
     return re.compile(f"(?:{re.escape(optional)})?{rest}")
-
-
-@functools.cache
-def _parse(axes: str) -> tuple[Groups, Groups]:
-    """The groups of axes on both sides of the arrow."""
-    theirs, ours = (
-        tuple(tuple(re.findall(r"\w", word)) for word in re.findall(r"\([^)]*\)|\w", side))
-        for side in axes.split("->")
-    )
-    return theirs, ours
-
-
-def _solve(groups: Groups, shape: Shape, known: Mapping[str, int]) -> dict[str, int]:
-    """The size of every axis; at most one of a group may be unknown."""
-    sizes = dict(known)
-    for group, size in zip(groups, shape, strict=True):
-        unknown = [axis for axis in group if axis not in known]
-        for axis in unknown:
-            sizes[axis] = size // math.prod(known[other] for other in group if other != axis)
-    return sizes
-
-
-def _rearrange(
-    value: np.ndarray, source: Groups, target: Groups, known: Mapping[str, int]
-) -> np.ndarray:
-    sizes = _solve(source, value.shape, known)
-    flat: Sequence[str] = [axis for group in source for axis in group]
-    order = [flat.index(axis) for group in target for axis in group]
-    apart = value.reshape([sizes[axis] for axis in flat]).transpose(order)
-    return apart.reshape([math.prod(sizes[axis] for axis in group) for group in target])

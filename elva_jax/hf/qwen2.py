@@ -1,21 +1,21 @@
-"""Qwen2, Qwen2.5 and Llama from Hugging Face: config.json to `config.model`, and the names of the decoder's tensors."""
+"""Qwen2, Qwen2.5 and Llama: config.json to `config.model`, and the decoder's tensor names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from elva_jax.errors import ConvertError
-from elva_jax.hf.param_mapping import Rule, Table
+from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.safetensors_io import Store
 from elva_jax.ops.rope import KINDS
 
 MODEL_TYPES = ("qwen2", "llama")
-TRANSPOSED = "o i -> i o"  # PyTorch's linear maps are [out, in]
-ROWS = 4096  # of a vocabulary that are compared at once
-# Ours in config.model -> theirs in config.json.
+ROWS = 4096  # of a vocabulary, compared at a time
+# Our name in config.model -> theirs in config.json.
 SAME = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -25,10 +25,11 @@ SAME = {
     "rms_norm_eps": "rms_norm_eps",
     "max_position": "max_position_embeddings",
 }
-# What shapes do not show, so that a difference would pass unseen. The context may be extended: max_position and rope_scaling are the run's.
+# Settings that shapes do not show, so that a difference would go unnoticed. max_position and
+# rope_scaling are left to the run, which may extend the context.
 STRICT = ("num_heads", "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
 THETA = 10_000.0  # transformers' default where config.json has none
-# Numbers of YaRN and the values that leave its formula as `ops.rope` has it.
+# Settings of YaRN, with the values that agree with the formula of `ops.rope`.
 YARN = {
     "beta_fast": (32, 32.0),
     "beta_slow": (1, 1.0),
@@ -37,28 +38,24 @@ YARN = {
     "mscale_all_dim": (None,),
 }
 
-
-def _layer_rules() -> Iterator[Rule]:
-    for block, names in (("self_attn", "qkvo"), ("mlp", ("gate", "up", "down"))):
-        for name in names:
-            yield Rule(
-                f"decoder/layers/{name}_proj/kernel",
-                f"model.layers.{{}}.{block}.{name}_proj.weight",
-                TRANSPOSED,
-            )
-    for name in "qkv":
-        yield Rule(
-            f"decoder/layers/{name}_proj/bias", f"model.layers.{{}}.self_attn.{name}_proj.bias"
-        )
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        yield Rule(f"decoder/layers/{name}/scale", f"model.layers.{{}}.{name}.weight")
-
-
+_LAYER = "model.layers.{}."
+_ATTENTION = {f"{name}_proj": f"{_LAYER}self_attn.{name}_proj" for name in "qkvo"}
+_MLP = {f"{name}_proj": f"{_LAYER}mlp.{name}_proj" for name in ("gate", "up", "down")}
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 RULES = (
-    Rule("decoder/embed_tokens", "model.embed_tokens.weight", "v d -> v d"),
-    *_layer_rules(),
+    Rule("decoder/embed_tokens", "model.embed_tokens.weight", "vocab width -> vocab width"),
+    *(
+        Rule(f"decoder/layers/{ours}/kernel", f"{theirs}.weight", LINEAR)
+        for ours, theirs in (_ATTENTION | _MLP).items()
+    ),
+    *(
+        Rule(f"decoder/layers/{ours}/bias", f"{theirs}.bias")
+        for ours, theirs in _ATTENTION.items()
+        if ours != "o_proj"
+    ),
+    *(Rule(f"decoder/layers/{name}/scale", f"{_LAYER}{name}.weight") for name in _NORMS),
     Rule("decoder/norm/scale", "model.norm.weight"),
-    Rule("decoder/lm_head", "lm_head.weight", "v d -> d v"),
+    Rule("decoder/lm_head", "lm_head.weight", "vocab width -> width vocab"),
 )
 
 
@@ -66,16 +63,15 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Values of `config.model` from config.json.
 
     Raises:
-      ConvertError: another architecture, a key that is missing, or a feature that the decoder lacks.
+      ConvertError: another architecture, a missing key, or a feature that our decoder lacks.
     """
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
-        raise ConvertError(
-            f"{where}: model_type is {kind!r}; the decoder reads {', '.join(MODEL_TYPES)}"
-        )
+        known = ", ".join(MODEL_TYPES)
+        raise ConvertError(f"{where}: model_type is {kind!r}; the decoder reads {known}")
     if missing := [key for key in SAME.values() if key not in config]:
-        raise ConvertError(f"{where}: config.json lacks {', '.join(missing)}; fetch it again")
-    _refuse(config, kind, where)
+        raise ConvertError(f"{where}: config.json lacks {', '.join(missing)}; download it again")
+    _refuse_unsupported(config, where)
     values = {ours: config[theirs] for ours, theirs in SAME.items()}
     values["num_kv_heads"] = config.get("num_key_value_heads") or values["num_heads"]
     values["head_dim"] = config.get("head_dim") or values["hidden_size"] // values["num_heads"]
@@ -85,56 +81,57 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**values, **_rope(config, where)}
 
 
-def _refuse(config: Mapping[str, Any], kind: str, where: str) -> None:
-    """Features that would change the result without changing a shape."""
-    if config.get("hidden_act", "silu") != "silu":
+def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+    """Raises ConvertError for features that change the result without changing a shape."""
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise ConvertError(f"{where}: hidden_act is {activation!r}; the decoder has only silu")
+    if _uses_sliding_window(config):
         raise ConvertError(
-            f"{where}: hidden_act is {config['hidden_act']!r}; the decoder has silu only"
+            f"{where}: uses a sliding window of {config['sliding_window']} tokens, which the"
+            " decoder does not support; if no sequence will be longer, set use_sliding_window"
+            " to false in its config.json"
         )
-    sliding = config.get("layer_types")
-    if sliding is None:
-        sliding = (
-            ["sliding_attention"]
-            if config.get("max_window_layers", 28) < config["num_hidden_layers"]
-            else []
-        )
-    if (
-        config.get("use_sliding_window")
-        and config.get("sliding_window")
-        and "sliding_attention" in sliding
-    ):
-        raise ConvertError(
-            f"{where}: uses a sliding window of {config['sliding_window']} tokens, which the decoder has not; where no sequence will be"
-            " longer, set use_sliding_window to false in its config.json"
-        )
-    if kind == "llama":
+    if config["model_type"] == "llama":
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
                 raise ConvertError(
-                    f"{where}: has {key}, which the decoder has no place for; only Llamas without it can be read"
+                    f"{where}: has {key}, for which the decoder has no parameter; only a Llama"
+                    " without it can be read"
                 )
 
 
+def _uses_sliding_window(config: Mapping[str, Any]) -> bool:
+    if not (config.get("use_sliding_window") and config.get("sliding_window")):
+        return False
+    layer_types = config.get("layer_types")
+    if layer_types is None:  # files from before transformers 5
+        return config.get("max_window_layers", 28) < config["num_hidden_layers"]
+    return "sliding_attention" in layer_types
+
+
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """RoPE, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (earlier)."""
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in KINDS:
+        known = ", ".join(KINDS)
         raise ConvertError(
-            f"{where}: RoPE scaling {scaling!r} is not one of {', '.join(KINDS)}; give a checkpoint without it"
+            f"{where}: RoPE scaling {scaling!r} is not one of {known}; use a checkpoint without it"
         )
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ConvertError(
-            f"{where}: rotates a part of each head only (partial_rotary_factor), which the decoder has not"
+            f"{where}: rotates only a part of each head (partial_rotary_factor), which the decoder"
+            " does not support"
         )
     for key, allowed in YARN.items():
         if rope.get(key, allowed[0]) not in allowed:
             raise ConvertError(
-                f"{where}: RoPE scaling sets {key} to {rope[key]}; the configuration has no key for it, only {allowed[-1]} fits"
+                f"{where}: RoPE scaling sets {key} to {rope[key]}; the configuration has no key for"
+                f" it, only {allowed[-1]} is supported"
             )
     trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
     if scaling == "dynamic":
-        trained = config["max_position_embeddings"]  # transformers counts from there
+        trained = config["max_position_embeddings"]  # as transformers does
     return {
         "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or THETA),
         "rope_scaling": scaling,
@@ -144,38 +141,43 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
-    """Where the decoder's parameters lie in a store, for a run's `config.model`.
+    """The tensor names of a folder for a run's `config.model`.
 
     Raises:
-      ConvertError: numbers of config.json that differ from the run's, or a head that is said to be tied and is not.
+      ConvertError: settings of config.json that differ from the run's, or a head that differs from
+        the embedding although config.json ties them.
     """
     theirs = read_config(config, str(store.path))
-    differ = [
-        f"{key} is {theirs[key]}, the run has model.{key} = {model[key]}"
-        for key in STRICT
-        if theirs[key] != model[key]
-    ]
+    differ = differences(theirs, model, STRICT)
     if model["tie_embeddings"] and not theirs["tie_embeddings"]:
         differ.append("its head is not tied to the embedding; set model.tie_embeddings to False")
     if differ:
         raise ConvertError(f"{store.path}: {'; '.join(differ)}")
-    rules = RULES
-    if config["model_type"] == "llama":
-        rules = tuple(
-            rule._replace(zeros=True) if rule.ours.endswith("/bias") else rule for rule in rules
-        )
     ignored = [r".*rotary_emb\.inv_freq"]
+    changes: dict[str, dict[str, Any]] = {}
+    if config["model_type"] == "llama":
+        changes = {rule.ours: {"optional": True} for rule in RULES if rule.ours.endswith("/bias")}
     if theirs["tie_embeddings"]:
-        rules = tuple(
-            rule._replace(theirs=RULES[0].theirs) if rule.ours == "decoder/lm_head" else rule
-            for rule in rules
-        )
+        changes["decoder/lm_head"] = {"theirs": RULES[0].theirs}
         ignored.append(r"lm_head\.weight")
         _check_tied(store)
-    return Table(rules, prefix="model.", ignored=tuple(ignored), growing="v")
+    rules = tuple(dataclasses.replace(rule, **changes.get(rule.ours, {})) for rule in RULES)
+    return Table(rules, prefix="model.", ignored=tuple(ignored))
+
+
+def differences(
+    theirs: Mapping[str, Any], model: Mapping[str, Any], keys: tuple[str, ...]
+) -> list[str]:
+    """A phrase for each of `keys` in which a folder differs from a run's `config.model`."""
+    return [
+        f"{key} is {theirs[key]}, the run has model.{key} = {model[key]}"
+        for key in keys
+        if theirs[key] != model[key]
+    ]
 
 
 def _check_tied(store: Store) -> None:
+    """Raises ConvertError if the folder has a head that differs from its embedding."""
     names = {name.removeprefix("model."): name for name in store.names()}
     if "lm_head.weight" not in names or "embed_tokens.weight" not in names:
         return
@@ -188,5 +190,6 @@ def _check_tied(store: Store) -> None:
         store.release(names[name])
     if not same:
         raise ConvertError(
-            f"{store.where(names['lm_head.weight'])} differs from the embedding, but config.json says tie_word_embeddings; set it to false"
+            f"{store.where(names['lm_head.weight'])} differs from the embedding, but config.json"
+            " says tie_word_embeddings; set it to false"
         )

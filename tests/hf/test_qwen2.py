@@ -181,7 +181,7 @@ def test_parameters_arrive_in_the_wanted_dtype(save, params_of, dtype):
                 "sliding_window": 8,
                 "layer_types": ["full_attention", "sliding_attention"],
             },
-            "where no sequence will be longer, set use_sliding_window to false",
+            "if no sequence will be longer, set use_sliding_window to false",
         ),
         (
             rope("llama3", factor=8.0),
