@@ -1,0 +1,1 @@
+"""Tools around training and inference: benchmarks, resource plans, captioning, data sets."""

@@ -1,1 +1,1 @@
-"""`elva recaption`: detailed captions for images and videos by a vision-language model (paper, recaptioning)."""
+"""`elva recaption`: detailed captions by a vision-language model (paper, recaptioning)."""

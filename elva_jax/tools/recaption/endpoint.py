@@ -1,20 +1,18 @@
-"""The engine behind an OpenAI-compatible endpoint, such as vLLM's."""
+"""The engine for an OpenAI-compatible endpoint such as vLLM's."""
 
 from __future__ import annotations
 
 import base64
 import email.utils
-import http.client
 import io
 import json
 import random
 import threading
 import time
-import urllib.error
-import urllib.request
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -22,38 +20,40 @@ from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.engine import Failed, Kind, Reply
 
 JPEG_QUALITY = 92
-MAX_WAIT = 60.0  # seconds that back-off grows to
-MAX_RETRY_AFTER = 600.0  # seconds that a server may ask us to wait
+MAX_BACK_OFF = 60.0  # seconds
+MAX_RETRY_AFTER = 600.0  # seconds; longest wait that a server may ask for
 MAX_RESPONSE = 16 << 20  # bytes
-FATAL = (401, 403, 404, 405)  # a wrong key, address or model, whatever the request
+FATAL = (401, 403, 404, 405)  # a wrong key, address or model fails every request
 TRANSIENT = (408, 409, 425, 429)
 
 
-class _Again(Exception):
-    """A try that failed in a way that may pass.
+class _Retryable(Exception):
+    """A try that failed for a reason that may pass.
 
     Args:
       reason: in a few words.
-      after: seconds that the server asks to wait.
+      retry_after: seconds that the server asks the client to wait.
     """
 
-    def __init__(self, reason: str, after: float = 0.0):
+    def __init__(self, reason: str, retry_after: float = 0.0):
         super().__init__(reason)
-        self.after = after
+        self.retry_after = retry_after
 
 
 class Endpoint:
-    """Asks `{url}/chat/completions`, with a picture or frames as JPEG data URLs.
+    """Posts to `{url}/chat/completions`, with the image or the frames as JPEG data URLs.
 
     Args:
-      url: up to and with the version, such as http://localhost:8000/v1.
-      model: the name that the server knows it by.
+      url: address including the version, such as http://localhost:8000/v1.
+      model: the name under which the server knows the model.
       api_key: sent as a bearer token; "" for none.
       max_new_tokens: longest answer.
       timeout: seconds without a byte after which a try is given up.
-      tries: of a request, at most.
-      back_off: seconds before the second try; doubled with every further one, and drawn between a half and the whole of that.
-      frames_as: a video as a series of images, which every server takes, or as one video in vLLM's form, of half as many tokens.
+      tries: most tries per request.
+      back_off: seconds before the second try. The wait doubles with every further try, and is drawn
+        uniformly between half of that and all of it.
+      frames_as: how a video is sent: "images", which every server accepts, or "video", vLLM's form
+        of one video, which takes half as many tokens.
     """
 
     def __init__(
@@ -73,74 +73,74 @@ class Endpoint:
                 f"--endpoint={url}: must be an address such as http://localhost:8000/v1"
             )
         self._url = url.rstrip("/") + "/chat/completions"
-        self._model = model
-        self._headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._request = {"model": model, "max_tokens": max_new_tokens, "temperature": 0.0}
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.Client(
+            headers=headers | {"Content-Type": "application/json"},
+            timeout=timeout,
+            # A request takes seconds: no connection is worth keeping for the next one.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
-        self._max_new_tokens = max_new_tokens
-        self._timeout = timeout
-        self._tries = tries
-        self._back_off = back_off
+        self._timeout, self._tries, self._back_off = timeout, tries, back_off
         self._frames_as = frames_as
         self._stopped = threading.Event()
 
     def describe(self, kind: Kind, frames: list[np.ndarray], prompt: str) -> Reply:
-        """See `Engine.describe`; several tries are made where a failure may pass."""
+        """See `Engine.describe`; failures that may pass are tried again."""
         content = [*self._media(kind, frames), {"type": "text", "text": prompt}]
-        request = {"model": self._model, "max_tokens": self._max_new_tokens, "temperature": 0.0}
-        body = json.dumps(request | {"messages": [{"role": "user", "content": content}]}).encode()
-        for attempt in range(1, self._tries + 1):
+        messages = [{"role": "user", "content": content}]
+        body = json.dumps(self._request | {"messages": messages}).encode()
+        attempt = 1
+        while True:
             try:
-                return self._try(body)
-            except _Again as again:
+                return self._post(body)
+            except _Retryable as failure:
                 if attempt == self._tries:
-                    raise Failed(f"{again} ({attempt} tries)") from None
-                wait = min(self._back_off * 2 ** (attempt - 1), MAX_WAIT) * random.uniform(0.5, 1.0)
-                if self._stopped.wait(max(wait, again.after)):
-                    raise Failed(f"{again} (interrupted)") from None
-        raise AssertionError("unreachable: the last try returns or raises")
+                    raise Failed(f"{failure} ({attempt} tries)") from None
+                longest = min(self._back_off * 2 ** (attempt - 1), MAX_BACK_OFF)
+                wait = max(longest * random.uniform(0.5, 1.0), failure.retry_after)
+                if self._stopped.wait(wait):
+                    raise Failed(f"{failure} (interrupted)") from None
+            attempt += 1
 
     def stop(self) -> None:
         """See `Engine.stop`."""
         self._stopped.set()
 
     def _media(self, kind: Kind, frames: list[np.ndarray]) -> list[dict[str, Any]]:
-        pictures = [_jpeg(frame) for frame in frames]
+        encoded = [_jpeg(frame) for frame in frames]
         if kind == "video" and self._frames_as == "video":
-            return [
-                {
-                    "type": "video_url",
-                    "video_url": {"url": f"data:video/jpeg;base64,{','.join(pictures)}"},
-                }
-            ]
-        return [
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
-            for picture in pictures
-        ]
+            url = f"data:video/jpeg;base64,{','.join(encoded)}"
+            return [{"type": "video_url", "video_url": {"url": url}}]
+        urls = [f"data:image/jpeg;base64,{frame}" for frame in encoded]
+        return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
-    def _try(self, body: bytes) -> Reply:
-        request = urllib.request.Request(self._url, body, self._headers)
+    def _post(self, body: bytes) -> Reply:
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                answer = response.read(MAX_RESPONSE)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._status(error) from None
-        except urllib.error.URLError as error:
-            raise _Again(f"no connection ({error.reason})") from None
-        except TimeoutError:
-            raise _Again(f"no answer for {self._timeout:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _Again(f"the answer broke off ({type(error).__name__})") from None
-        return _reply(answer)
+            with self._client.stream("POST", self._url, content=body) as response:
+                answer = bytearray()
+                for chunk in response.iter_bytes():
+                    answer += chunk
+                    if len(answer) > MAX_RESPONSE:
+                        raise _Retryable(f"the answer exceeds {MAX_RESPONSE >> 20} MiB")
+        except httpx.ConnectError as error:
+            raise _Retryable(f"no connection ({error})") from None
+        except httpx.TimeoutException:
+            raise _Retryable(f"no answer for {self._timeout:g} s") from None
+        except httpx.RequestError as error:
+            raise _Retryable(f"the answer broke off ({type(error).__name__})") from None
+        if not response.is_success:
+            raise self._status_error(response, bytes(answer))
+        return _reply(bytes(answer))
 
-    def _status(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP status means: _Again, Failed or ConfigError."""
-        reason = f"HTTP {error.code}{_detail(error)}"
-        if error.code in FATAL:
+    def _status_error(self, response: httpx.Response, body: bytes) -> Exception:
+        """The exception for an HTTP status: _Retryable, Failed or ConfigError."""
+        status, detail = response.status_code, " ".join(body.decode(errors="replace").split())
+        reason = f"HTTP {status}: {detail[:200]}" if detail else f"HTTP {status}"
+        if status in FATAL:
             return ConfigError(f"{self._url}: {reason}; check --endpoint, --model and the key")
-        if error.code in TRANSIENT or error.code >= 500:
-            return _Again(reason, _retry_after(error.headers.get("Retry-After")))
+        if status in TRANSIENT or status >= 500:
+            return _Retryable(reason, _retry_after(response.headers.get("Retry-After")))
         return Failed(reason)
 
 
@@ -150,17 +150,8 @@ def _jpeg(frame: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
-    """The first words of an error's body."""
-    try:
-        text = error.read(2000).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return ""
-    return f": {' '.join(text.split())[:200]}" if text.strip() else ""
-
-
 def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as seconds or as a date; 0 where it says nothing."""
+    """The seconds of a Retry-After header, which holds seconds or a date; 0 if it is unusable."""
     if not value:
         return 0.0
     try:
@@ -177,19 +168,15 @@ def _reply(answer: bytes) -> Reply:
     try:
         value = json.loads(answer)
         choice = value["choices"][0]
-        text, usage = choice["message"].get("content"), value.get("usage") or {}
-        refusal = choice["message"].get(
-            "refusal"
-        )  # a field of its own where the server tells it apart
-        finish = "content_filter" if refusal else str(choice.get("finish_reason") or "stop")
-        text = (
-            str(text or refusal or "").encode(errors="replace").decode()
-        )  # JSON can write half a surrogate pair, UTF-8 cannot
+        usage = value.get("usage") or {}
+        refusal = choice["message"].get("refusal")  # some servers keep it apart from the content
+        text = str(choice["message"].get("content") or refusal or "")
         return Reply(
-            text,
-            finish,
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
+            # JSON can hold half of a surrogate pair, UTF-8 cannot.
+            text=text.encode(errors="replace").decode(),
+            finish="content_filter" if refusal else str(choice.get("finish_reason") or "stop"),
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            new_tokens=int(usage.get("completion_tokens") or 0),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _Again(f"not a chat completion: {answer[:80]!r}") from None
+        raise _Retryable(f"not a chat completion: {answer[:80]!r}") from None

@@ -1,8 +1,9 @@
-"""What every engine is: something that looks at frames, reads a prompt and answers."""
+"""The interface of captioning engines: frames and a prompt in, an answer out."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+import dataclasses
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -11,29 +12,30 @@ from elva_jax.errors import ElvaError
 Kind = Literal["image", "video"]
 
 
-class Reply(NamedTuple):
-    """An answer as the model gave it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The answer as the model gave it."""
 
     text: str
-    finish: str  # "stop"; "length" where the limit of new tokens cut it off
-    prompt_tokens: int  # 0 where the engine does not tell
+    finish: str  # "stop"; "length" if the limit of new tokens cut it off; "content_filter"
+    prompt_tokens: int  # 0 if the engine does not report it
     new_tokens: int
 
 
 class Failed(ElvaError):
-    """A request that got no answer; the next start asks again."""
+    """A request without an answer; the next start sends it again."""
 
 
 class Engine(Protocol):
-    """An engine is called from several threads at once."""
+    """Answers prompts about frames; called from several threads at once."""
 
     def describe(self, kind: Kind, frames: list[np.ndarray], prompt: str) -> Reply:
-        """Answers `prompt` about `frames`, uint8 [H, W, 3] each, of edges that are multiples of 28.
+        """Answers `prompt` about `frames`, uint8 [H, W, 3] each, with edges divisible by 28.
 
         Raises:
-          Failed: no answer to this request.
-          ConfigError: no request can succeed, such as a wrong key or model.
+          Failed: this request got no answer.
+          ConfigError: no request can succeed, for example with a wrong key or model.
         """
 
     def stop(self) -> None:
-        """Gives up waiting for another try, in whatever thread."""
+        """Ends the waiting between tries, in all threads."""

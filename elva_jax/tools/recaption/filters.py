@@ -1,4 +1,4 @@
-"""What is wrong with an answer, if anything: nothing to say, cut off, a refusal, or the same again and again."""
+"""Filters for answers that are no captions: empty, cut off, refused, or repeating themselves."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from collections import Counter
 from elva_jax.tools.recaption.engine import Reply
 
 MIN_WORDS = 8
-LOOP = 4  # times that a phrase stands in a row
-PHRASE = 20  # words of such a phrase at most
-SAME_SENTENCES = 3  # times that a sentence of four words or more stands anywhere
+LOOP = 4  # occurrences of a phrase in a row that count as repetition
+PHRASE = 20  # most words of such a phrase
+SAME_SENTENCES = 3  # occurrences of a sentence (four words or more) that count as repetition
 
-# A refusal speaks about itself at the beginning; "a man who cannot reach" later in a caption is none.
-_UNABLE = r"(?:sorry|unable|not able|cannot|can['’]t|can not|won['’]t|not comfortable|don['’]t have the ability)"
+# A refusal speaks about the model at the beginning of the answer; "a man who cannot reach" later
+# in a caption is no refusal.
+_UNABLE = (
+    r"(?:sorry|unable|not able|cannot|can['’]t|can not|won['’]t|not comfortable"
+    r"|don['’]t have the ability)"
+)
+_HEDGE = r"(?:(?:really|very|truly|so|currently|afraid(?: that)? i) )?"
 _REFUSAL = re.compile(
-    rf"\bi(?:['’]?m| am)? (?:(?:really|very|truly|so|currently|afraid(?: that)? i) )?(?:apologi[sz]e|{_UNABLE})\b"
-    r"|^(?:sorry|unfortunately,? i)\b|\bas an ai\b|\b(?:against|violates?)\b[^.]{0,40}\b(?:policy|policies|guidelines)\b"
+    rf"\bi(?:['’]?m| am)? {_HEDGE}(?:apologi[sz]e|{_UNABLE})\b"
+    r"|^(?:sorry|unfortunately,? i)\b"
+    r"|\bas an ai\b"
+    r"|\b(?:against|violates?)\b[^.]{0,40}\b(?:policy|policies|guidelines)\b"
     r"|\bno (?:image|video|picture) (?:was |is |has been )?(?:provided|attached|given)\b",
     re.IGNORECASE,
 )
 
 
 def reason(reply: Reply) -> str | None:
-    """Why a reply is no caption: "truncated", "empty", "refusal", "repetition"; None where it is one."""
+    """Why a reply is rejected: "truncated", "empty", "refusal" or "repetition"; None: accepted."""
     text = reply.text.strip()
     if reply.finish == "content_filter" or _REFUSAL.search(text[:200]):
         return "refusal"
-    if repeats(text):  # before "truncated": what loops runs into the limit
+    if repeats(text):  # before "truncated", because a loop runs into the limit of tokens
         return "repetition"
     if reply.finish == "length":
         return "truncated"
@@ -35,7 +42,7 @@ def reason(reply: Reply) -> str | None:
 
 
 def repeats(text: str) -> bool:
-    """Whether a phrase of up to 20 words stands four times in a row, or a sentence three times anywhere."""
+    """Whether a phrase of up to 20 words occurs four times in a row, or a sentence three times."""
     sentences = (
         re.sub(r"\W+", " ", sentence).strip().lower() for sentence in re.split(r"[.!?\n]+", text)
     )
@@ -44,7 +51,7 @@ def repeats(text: str) -> bool:
         return True
     words = re.findall(r"\w+", text.lower())
     for length in range(1, PHRASE + 1):
-        run = 0  # words that equal the one `length` before
+        run = 0  # consecutive words equal to the word `length` places before
         for before, after in zip(words, words[length:], strict=False):
             run = run + 1 if before == after else 0
             if run == length * (LOOP - 1):

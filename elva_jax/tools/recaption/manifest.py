@@ -1,4 +1,4 @@
-"""The manifest: a JSON line a medium, with what is known about it."""
+"""The manifest: one JSON line per medium, with hints for its caption."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ class Item:
 
     id: str
     kind: Kind
-    medium: str  # as the manifest names it
-    path: Path | None  # None where that name leads out of the folder of media
+    medium: str  # path as the manifest has it
+    path: Path | None  # None if that path leads out of the folder of media
     caption: str = ""
     objects: tuple[str, ...] = ()
     ocr: tuple[str, ...] = ()
 
 
 def read(path: Path, media_dir: Path) -> Iterator[Item]:
-    """Yields the items of a JSONL manifest: `id`, `image` or `video` (relative to `media_dir`), optional `caption`, `objects`, `ocr`.
+    """Yields the items of a JSONL manifest.
+
+    A line has `id`, and `image` or `video` (relative to `media_dir`); `caption`, `objects` and
+    `ocr` are optional.
 
     Raises:
-      DataError: no such file, or a line that is not such an object, or an id that is there twice; the message names the line.
+      DataError: no such file, an invalid line, or an id that occurs twice; names the line.
     """
     seen: set[str] = set()
     media_dir = media_dir.resolve()
@@ -40,19 +43,15 @@ def read(path: Path, media_dir: Path) -> Iterator[Item]:
                 if not line.strip():
                     continue
                 try:
-                    line.decode()
-                    value = json.loads(line)
-                    json.dumps(
-                        value, ensure_ascii=False
-                    ).encode()  # half a surrogate pair, which JSON can write and a file name cannot
-                    item = _item(value, media_dir)
+                    item = _parse(line, media_dir)
                 except (ValueError, RecursionError) as error:  # of JSON, UTF-8 or a field
                     raise DataError(
-                        f"{path}:{number}: {error}; a line is {{'id': ..., 'image' or 'video': ...}}"
+                        f"{path}:{number}: {error}; "
+                        "a line is {'id': ..., 'image' or 'video': ...}"
                     ) from None
                 if item.id in seen:
                     raise DataError(
-                        f"{path}:{number}: id '{item.id}' is there twice; ids must differ"
+                        f"{path}:{number}: id '{item.id}' occurs twice; ids must differ"
                     )
                 seen.add(item.id)
                 yield item
@@ -62,10 +61,13 @@ def read(path: Path, media_dir: Path) -> Iterator[Item]:
         ) from None
 
 
-def _item(value: Any, media_dir: Path) -> Item:
+def _parse(line: bytes, media_dir: Path) -> Item:
+    value = json.loads(line.decode())
+    # JSON can hold half of a surrogate pair, which no file name can: this raises ValueError.
+    json.dumps(value, ensure_ascii=False).encode()
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    kinds = [kind for kind in ("image", "video") if kind in value]
+    kinds: list[Kind] = [kind for kind in ("image", "video") if kind in value]
     if len(kinds) != 1:
         raise ValueError("needs either 'image' or 'video'")
     medium = value[kinds[0]]
@@ -78,18 +80,18 @@ def _item(value: Any, media_dir: Path) -> Item:
         raise ValueError("'caption' is not text")
     id = str(value["id"])
     return Item(
-        id,
-        kinds[0],
-        medium,
-        _inside(media_dir, medium, id),
-        caption,
-        _strings(value, "objects"),
-        _strings(value, "ocr"),
+        id=id,
+        kind=kinds[0],
+        medium=medium,
+        path=_resolve(media_dir, medium, id),
+        caption=caption,
+        objects=_strings(value, "objects"),
+        ocr=_strings(value, "ocr"),
     )
 
 
-def _inside(media_dir: Path, medium: str, id: str) -> Path | None:
-    """The path of a medium; None where it leads out of the folder, for a manifest may come from anywhere."""
+def _resolve(media_dir: Path, medium: str, id: str) -> Path | None:
+    """The path of a medium; None if it leads out of the folder, since manifests are not trusted."""
     try:
         return Path(inside(media_dir, medium, id))
     except RecordError:

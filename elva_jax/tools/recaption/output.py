@@ -1,18 +1,20 @@
-"""JSONL files that survive being killed: a line is either whole or not there."""
+"""The output of a run: journals in JSONL that survive a kill, and the settings file."""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.recaption.manifest import Item
+from elva_jax.utils.files import lock, write_atomic
 
-# What a caption answers, by chance of the id; a model trained on the captions should not hang on one wording.
+# Questions that a caption answers, chosen by the hash of the id: a model trained on the captions
+# should not depend on one wording.
 QUESTIONS = {
     "image": (
         "Describe this image in detail.",
@@ -27,84 +29,85 @@ QUESTIONS = {
 }
 
 
-def recover(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a journal, and their length in bytes; a last line without its end was torn by a kill, and does not count.
+def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The complete lines of a journal, and their length in bytes.
+
+    A last line without its newline was cut off by a kill and is left out.
 
     Raises:
       DataError: a line is not an object with an id.
     """
     content = path.read_bytes() if path.exists() else b""
-    whole = content.rfind(b"\n") + 1
+    complete = content.rfind(b"\n") + 1
     lines = []
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    for number, line in enumerate(content[:complete].splitlines(), 1):
         try:
             lines.append(json.loads(line))
             lines[-1]["id"]
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: not a line of ours; repair or remove it") from None
-    return lines, whole
+            raise DataError(
+                f"{path}:{number}: not a JSON object with an id; repair or remove this line"
+            ) from None
+    return lines, complete
 
 
-def agree(out: Path, settings: dict[str, Any]) -> None:
-    """Keeps beside `out` what its captions depend on, so that a later start cannot mix them with others.
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Compares the settings with those stored beside `out`, and stores them at the first start.
 
     Raises:
-      ConfigError: the captions there were begun with other settings.
+      ConfigError: the captions there were started with other settings.
     """
     path = out.with_name(f"{out.stem}.settings.json")
-    begun = json.loads(path.read_text()) if path.exists() else settings
+    stored = json.loads(path.read_text()) if path.exists() else settings
     changed = [
-        f"{name} {begun.get(name)!r}, now {settings[name]!r}"
-        for name in settings
-        if begun.get(name) != settings[name]
+        f"{name} {stored.get(name)!r}, now {value!r}"
+        for name, value in settings.items()
+        if stored.get(name) != value
     ]
     if changed:
         raise ConfigError(
-            f"{out}: begun with {'; '.join(changed)}: restore that, or name another --out"
+            f"{out}: started with {'; '.join(changed)}: restore that, or name another --out"
         )
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    write_atomic(path, json.dumps(settings, indent=2) + "\n")
 
 
 class Journal:
-    """Appends JSON objects to a file, of which it is the only writer.
+    """A JSONL file that this process alone appends to; `open_journal` makes one.
 
-    What a kill left of a last line is cut off when the file is opened; everything before it is in `lines`.
-
-    Raises:
-      DataError: another process writes the file, or a line in it is not JSON.
+    Args:
+      lines: the objects it held when it was opened.
+      file: open for appending bytes.
     """
 
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.lines, whole = recover(path)
-            os.ftruncate(self._file, whole)
-        except BlockingIOError:
-            os.close(self._file)
-            raise DataError(
-                f"{path}: another process writes it; give each its own --out or --shard"
-            ) from None
-        except DataError:
-            os.close(self._file)
-            raise
+    def __init__(self, lines: list[dict[str, Any]], file: IO[bytes]):
+        self.lines = lines
+        self._file = file
 
     def append(self, value: dict[str, Any]) -> None:
-        """Writes one line, whole."""
-        data = (json.dumps(value, ensure_ascii=False) + "\n").encode()
-        while data:  # a full disk raises; a short write goes on
-            data = data[os.write(self._file, data) :]
+        """Writes one line and hands it to the operating system."""
+        self._file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        self._file.flush()
 
-    def close(self) -> None:
-        """Releases the file."""
-        os.close(self._file)
 
-    def __enter__(self) -> Journal:
-        return self
+@contextlib.contextmanager
+def open_journal(path: Path) -> Iterator[Journal]:
+    """Locks a journal, cuts off an incomplete last line, and opens it for appending.
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    Raises:
+      DataError: another process writes the file, or a line in it is invalid.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(path, wait=False))
+        except BlockingIOError:
+            raise DataError(
+                f"{path}: another process writes it; give each process its own --out or --shard"
+            ) from None
+        lines, complete = read_journal(path)
+        file = stack.enter_context(path.open("ab"))
+        file.truncate(complete)
+        yield Journal(lines, file)
 
 
 def llava(item: Item, caption: str) -> dict[str, Any]:

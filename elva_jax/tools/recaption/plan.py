@@ -1,82 +1,79 @@
-"""Which items of a manifest this process describes: its shard, without what is there twice."""
+"""Chooses the items of a manifest for this process: its shard, each content once."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from elva_jax.tools.recaption.manifest import Item
+from elva_jax.utils.files import sha256
 
 
-class Plan(NamedTuple):
-    """The items of one shard, in the order of the manifest."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The items of one shard, in the order of the manifest.
 
-    items: list[Item]  # each content once
-    duplicates: list[
-        tuple[Item, str]
-    ]  # an item whose bytes are those of an earlier one, and that one's id
-
-
-def plan(items: Iterable[Item], shard: int = 0, shards: int = 1) -> Plan:
-    """Takes the items of shard `shard` (from 0) of `shards`, and leaves out repeated contents.
-
-    A shard is chosen by a medium's size in bytes: files of the same content are then in the same shard, so that every process finds its
-    own duplicates, and reads only those files whose size is there more than once.
+    Attributes:
+      items: each content once.
+      duplicates: items with the same bytes as an earlier one, with the id of that one.
     """
-    groups: dict[int, list[int]] = {}
+
+    items: list[Item]
+    duplicates: list[tuple[Item, str]]
+
+
+def plan_shard(items: Iterable[Item], shard: int = 0, shards: int = 1) -> Plan:
+    """Takes the items of shard `shard` (from 0) of `shards`, without repeated contents.
+
+    The size of a file in bytes chooses its shard. Equal files are therefore in the same shard, so
+    that every process finds its duplicates alone, and hashes only files whose size occurs twice.
+    """
+    by_size: dict[int, list[tuple[Item, Path]]] = defaultdict(list)
     mine: list[Item] = []
     for item in items:
         size = _size(item.path)
-        if _hash(str(size) if size is not None else item.id) % shards != shard:
-            continue
-        if size is not None:
-            groups.setdefault(size, []).append(len(mine))
-        mine.append(item)
-    first_of: dict[int, str] = {}
-    for indices in groups.values():
-        if len(indices) > 1:
-            first_of |= _repeated(mine, indices)
-    kept = [item for index, item in enumerate(mine) if index not in first_of]
-    return Plan(kept, [(mine[index], first_of[index]) for index in sorted(first_of)])
+        key = item.id if size is None else str(size)
+        if _hash(key) % shards == shard:
+            mine.append(item)
+            if size is not None and item.path is not None:
+                by_size[size].append((item, item.path))
+    original: dict[str, str] = {}  # id of a duplicate -> id of the first item with its content
+    for group in by_size.values():
+        if len(group) > 1:
+            original |= _duplicates(group)
+    return Plan(
+        items=[item for item in mine if item.id not in original],
+        duplicates=[(item, original[item.id]) for item in mine if item.id in original],
+    )
 
 
-def _repeated(items: list[Item], indices: list[int]) -> dict[int, str]:
-    firsts: dict[bytes, str] = {}
+def _duplicates(items: list[tuple[Item, Path]]) -> dict[str, str]:
+    firsts: dict[tuple[str, ...], str] = {}
     found = {}
-    for index in indices:
+    for item, path in items:
         try:
-            digest = content_hash(items[index].path)
-        except OSError:  # reading it for the model will say why
+            content = tuple(sha256(file) for file in _files(path))
+        except OSError:  # reported when the item is read for the model
             continue
-        first = firsts.setdefault(digest, items[index].id)
-        if first != items[index].id:
-            found[index] = first
+        first = firsts.setdefault(content, item.id)
+        if first != item.id:
+            found[item.id] = first
     return found
 
 
-def content_hash(path: Path) -> bytes:
-    """SHA-256 of a file, or of the files of a folder of frames in order of their names."""
-    digest = hashlib.sha256()
-    for file in _files(path):
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.digest()
-
-
 def _size(path: Path | None) -> int | None:
-    """Bytes; None where there is nothing that can be read."""
-    if path is None:
-        return None
+    """The size in bytes; None if nothing there can be read."""
     try:
-        return sum(file.stat().st_size for file in _files(path))
+        return None if path is None else sum(file.stat().st_size for file in _files(path))
     except OSError:
         return None
 
 
 def _files(path: Path) -> list[Path]:
+    """The file, or the files of a folder of frames in the order of their names."""
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 

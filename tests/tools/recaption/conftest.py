@@ -1,4 +1,4 @@
-"""A manifest of small pictures, and a server that answers as it is told."""
+"""A manifest of small pictures, and a server with programmable answers."""
 
 import http.server
 import json
@@ -25,7 +25,7 @@ def completion(text=CAPTION, finish="stop"):
 
 
 class Server:
-    """Answers by `answer(handler, number, request)`, where `number` counts the requests from 0; keeps them all."""
+    """Calls `answer(handler, number, request)`, with requests numbered from 0, and records all."""
 
     def __init__(self):
         self.answer = lambda handler, number, request: send(handler, 200, completion())
@@ -58,7 +58,7 @@ class Server:
 
 
 def send(handler, status, body, headers=(), length=None):
-    """Sends a response; a `length` beyond the body's makes it half a response."""
+    """Sends a response; a `length` beyond the body's makes it an incomplete one."""
     data = body.encode() if isinstance(body, str) else body
     handler.send_response(status)
     for name, value in headers:
@@ -77,7 +77,7 @@ def server():
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Builds manifest.jsonl over `count` different pictures, `more` lines added, and gives its path."""
+    """Returns a function that writes manifest.jsonl for `count` pictures and `more` lines."""
 
     def build(count, more=()):
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The endpoint engine against a server that fails in every ordinary way."""
+"""The endpoint engine against a server that fails in all ordinary ways."""
 
 import base64
 import email.utils
@@ -12,7 +12,7 @@ from PIL import Image
 
 from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.endpoint import Endpoint
-from elva_jax.tools.recaption.engine import Failed
+from elva_jax.tools.recaption.engine import Failed, Reply
 
 from .conftest import CAPTION, completion, send
 
@@ -60,32 +60,32 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_passing_fault_is_tried_again(server, fault):
+def test_a_transient_fault_is_tried_again(server, fault):
     def first_fails(handler, number, request):
         fault(handler, number, request) if number == 0 else send(handler, 200, completion())
 
     server.answer = first_fails
     reply = engine(server).describe("image", FRAMES[:1], "?")
-    assert reply == (CAPTION, "stop", 100, 20)
+    assert reply == Reply(text=CAPTION, finish="stop", prompt_tokens=100, new_tokens=20)
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_lasting_fault_fails_the_request_after_all_tries(server, fault):
+def test_a_persistent_fault_fails_the_request_after_all_tries(server, fault):
     server.answer = fault
     with pytest.raises(Failed, match=r"2 tries"):
         engine(server, tries=2).describe("image", FRAMES[:1], "?")
     assert len(server.requests) == 2
 
 
-def test_a_server_that_is_not_there_fails_the_request(server):
+def test_an_unreachable_server_fails_the_request(server):
     server.close()
     with pytest.raises(Failed, match="no connection"):
         engine(server).describe("image", FRAMES[:1], "?")
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_request_that_is_wrong_is_not_repeated(server, status):
+def test_a_rejected_request_is_not_repeated(server, status):
     server.answer = lambda handler, number, request: send(handler, status, "the prompt is too long")
     with pytest.raises(Failed, match=f"HTTP {status}: the prompt is too long"):
         engine(server).describe("image", FRAMES[:1], "?")
@@ -93,7 +93,7 @@ def test_a_request_that_is_wrong_is_not_repeated(server, status):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_no_request_can_mend_ends_the_run(server, status):
+def test_a_status_that_every_request_would_get_ends_the_run(server, status):
     server.answer = with_status(status)
     with pytest.raises(ConfigError, match=f"HTTP {status}.*--endpoint"):
         engine(server).describe("image", FRAMES[:1], "?")
@@ -101,7 +101,7 @@ def test_what_no_request_can_mend_ends_the_run(server, status):
 
 
 class Waits:
-    """In place of the engine's event: keeps how long it would have waited."""
+    """Replaces the engine's event, and records the waits without waiting."""
 
     def __init__(self):
         self.seconds = []
@@ -155,7 +155,7 @@ def pixels(url, head="data:image/jpeg;base64,"):
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(part)))) for part in parts]
 
 
-def test_frames_go_out_in_order_with_the_prompt_behind_them(server):
+def test_frames_are_sent_in_order_followed_by_the_prompt(server):
     engine(server, api_key="secret", max_new_tokens=77).describe("video", FRAMES, "What happens?")
     (request,), ((path, headers),) = server.requests, server.headers
     assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret")
@@ -166,7 +166,7 @@ def test_frames_go_out_in_order_with_the_prompt_behind_them(server):
     np.testing.assert_allclose(sent, FRAMES, atol=3)
 
 
-def test_a_video_can_go_out_in_one_piece(server):
+def test_a_video_can_be_sent_in_one_piece(server):
     engine(server, frames_as="video").describe("video", FRAMES, "?")
     media, _ = server.requests[0]["messages"][0]["content"]
     np.testing.assert_allclose(
@@ -174,21 +174,22 @@ def test_a_video_can_go_out_in_one_piece(server):
     )
 
 
-def test_text_that_no_file_can_hold_is_made_good(server):
+def test_text_that_utf8_cannot_encode_is_repaired(server):
     server.answer = with_body(
         '{"choices": [{"message": {"content": "a \\ud83d cat"}, "finish_reason": "stop"}]}'
     )
     assert engine(server).describe("image", FRAMES[:1], "?").text == "a ? cat"
 
 
-def test_a_refusal_in_a_field_of_its_own_is_seen(server):
+def test_a_refusal_in_its_own_field_is_recognized(server):
     server.answer = with_body(
         '{"choices": [{"message": {"content": null, "refusal": "No."}, "finish_reason": "stop"}]}'
     )
-    assert engine(server).describe("image", FRAMES[:1], "?") == ("No.", "content_filter", 0, 0)
+    reply = engine(server).describe("image", FRAMES[:1], "?")
+    assert reply == Reply(text="No.", finish="content_filter", prompt_tokens=0, new_tokens=0)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "file:///etc/passwd", "http://"])
-def test_an_address_must_be_one(url):
+def test_an_invalid_address_is_refused(url):
     with pytest.raises(ConfigError, match="--endpoint"):
         Endpoint(url, "qwen")

@@ -1,4 +1,4 @@
-"""Which answers are captions."""
+"""Which answers are accepted as captions."""
 
 import pytest
 
@@ -6,8 +6,9 @@ from elva_jax.tools.recaption.engine import Reply
 from elva_jax.tools.recaption.filters import reason
 
 GOOD = (
-    "A man in a red coat stands on a bridge, cannot reach the rail, and holds a very, very old map. "
-    'Behind him a sign reads "SORRY, WE\'RE CLOSED". We see two boats, then two more boats, and a grey, grey sky.'
+    "A man in a red coat stands on a bridge, cannot reach the rail, and holds a very, very "
+    'old map. Behind him a sign reads "SORRY, WE\'RE CLOSED". We see two boats, then two more '
+    "boats, and a grey, grey sky."
 )
 LINE = "The woman in the blue dress walks to the left. "
 
@@ -21,7 +22,8 @@ LINE = "The woman in the blue dress walks to the left. "
         ("", "stop", "empty"),
         ("A cat.", "stop", "empty"),
         (
-            "I'm sorry, but I can't help with identifying people in this picture, nor with describing them.",
+            "I'm sorry, but I can't help with identifying people in this picture, nor with "
+            "describing them.",
             "stop",
             "refusal",
         ),
@@ -76,4 +78,4 @@ LINE = "The woman in the blue dress walks to the left. "
     ],
 )
 def test_reason(text, finish, expected):
-    assert reason(Reply(text, finish, 0, 0)) == expected
+    assert reason(Reply(text=text, finish=finish, prompt_tokens=0, new_tokens=0)) == expected

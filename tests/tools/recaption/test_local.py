@@ -1,4 +1,4 @@
-"""The engine in this process with a tiny random Qwen2-VL, against transformers' own processing and plain greedy decoding."""
+"""The local engine with a tiny random Qwen2-VL, against transformers' processing and decoding."""
 
 import json
 
@@ -11,6 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from elva_jax.cli import main
 from elva_jax.data import tokenizer as tokenizers
+from elva_jax.tools.recaption.engine import Reply
 from elva_jax.tools.recaption.local import Local, patches
 
 from .conftest import read_lines
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
 
 
 def processed(frame):
-    """transformers' patches of one image: [N, 3, 2, 14 * 14], both of the two frames being this one; and its grid."""
+    """transformers' patches of one image, [N, 3, 2, 14 * 14] (the frame twice), and its grid."""
     out = Qwen2VLImageProcessorPil()(images=Image.fromarray(frame), return_tensors="np")
     return out["pixel_values"].reshape(-1, 3, 2, 196), out["image_grid_thw"][0].tolist()
 
@@ -90,9 +91,10 @@ def test_patches_of_a_video_pair_frames_and_repeat_the_last():
 
 
 def greedy(engine, kind, frames, prompt, count):
-    """Token by token, the whole sequence anew each time, from a prompt that is written out."""
+    """Decodes without a cache, from a prompt that is written out."""
     values, grid = patches(frames)
-    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    text += "<|im_start|>user\n<|vision_start|>"
     text += f"<|{kind}_pad|>" * (grid[0] * grid[1] * grid[2] // 4)
     text += f"<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
     ids = torch.tensor([engine._tokenizer(text).input_ids])
@@ -118,8 +120,13 @@ def test_answers_are_the_likeliest_tokens(folder, kind, frames, monkeypatch):
     assert len(set(expected)) > 1
     decode = engine._tokenizer.decode
     reply = engine.describe(kind, frames, "What is there?")
-    assert reply == (decode(expected, skip_special_tokens=True).strip(), "length", length, 6)
-    # The same answer, where its fourth token (the first of its kind) ends the turn.
+    assert reply == Reply(
+        text=decode(expected, skip_special_tokens=True).strip(),
+        finish="length",
+        prompt_tokens=length,
+        new_tokens=6,
+    )
+    # The same answer again, where a later token (the first of its kind) ends the turn.
     end = next(k for k in range(1, 6) if expected[k] not in expected[:k])
     monkeypatch.setattr(engine._tokenizer, "convert_tokens_to_ids", lambda token: expected[end])
     reply = engine.describe(kind, frames, "What is there?")

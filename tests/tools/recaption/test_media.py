@@ -1,4 +1,4 @@
-"""What the model sees of an item, and what it is asked."""
+"""Frames and prompts of an item."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from elva_jax.errors import VideoError
 from elva_jax.tools.recaption.manifest import Item
-from elva_jax.tools.recaption.media import load, measure
+from elva_jax.tools.recaption.media import Size, load, measure
 from elva_jax.tools.recaption.prompts import prompt
 
 
@@ -43,18 +43,18 @@ def test_images_keep_their_shape_under_1280_tokens(tmp_path, height, width):
     assert found[0] * found[1] <= 1280 * 28 * 28
     assert math.isclose(found[0] / found[1], height / width, rel_tol=0.15)
     size = measure(item, 128)
-    assert size == (1, *found)
+    assert size == Size(frames=1, height=found[0], width=found[1])
     assert size.tokens(2) == found[0] * found[1] // 784
 
 
-def test_videos_have_a_frame_a_second_under_360_by_420_pixels(tmp_path):
+def test_videos_have_one_frame_per_second_under_360_by_420_pixels(tmp_path):
     item = video(tmp_path, seconds=5, height=480, width=640)
     frames = load(item, 128)
     assert [round(frame.mean() / 20) for frame in frames] == [0, 1, 2, 3, 4]
     height, width = frames[0].shape[:2]
     assert (height % 28, width % 28) == (0, 0)
     assert height * width <= 360 * 420 < (height + 28) * (width + 28)
-    assert measure(item, 128) == (5, height, width)
+    assert measure(item, 128) == Size(frames=5, height=height, width=width)
     assert measure(item, 128).tokens(2) == 3 * height * width // 784
 
 
@@ -67,7 +67,7 @@ def test_long_videos_are_spread_over_the_frames_that_may_be_sent(tmp_path):
 @pytest.mark.parametrize(
     "path", [None, "missing.png", "text.png", "empty.mp4", "thin.png", "x" * 300]
 )
-def test_what_cannot_be_read_is_named(tmp_path, path):
+def test_unreadable_media_are_named(tmp_path, path):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.mp4").touch()
     Image.new("RGB", (2010, 10)).save(tmp_path / "thin.png")

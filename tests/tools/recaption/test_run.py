@@ -16,7 +16,7 @@ from elva_jax.cli import main
 from elva_jax.config import schema
 from elva_jax.data.sources import open_examples
 from elva_jax.tools.recaption.manifest import Item
-from elva_jax.tools.recaption.output import Journal
+from elva_jax.tools.recaption.output import open_journal
 from elva_jax.tools.recaption.prompts import prompt
 from elva_jax.video.read import read_frames
 
@@ -67,7 +67,7 @@ def test_captions_come_out_as_llava_conversations(server, manifest):
 
 
 def test_captions_are_a_source_for_training(server, manifest):
-    """What comes out goes into a mixture as it is, with the manifest's folder of media."""
+    """The output can be used in a mixture as it is, with the manifest's folder of media."""
     path = manifest(2)
     assert recaption(server, path) == 0
     examples = open_examples(schema.source(str(path.parent / "captions.jsonl")), "")
@@ -83,7 +83,7 @@ def test_captions_of_two_models_never_share_a_file(server, manifest, capsys):
     assert recaption(server, path, "--model", "first") == 0
     assert recaption(server, path, "--model", "second") == 2
     assert (
-        "begun with model 'first', now 'second': restore that, or name another --out"
+        "started with model 'first', now 'second': restore that, or name another --out"
         in capsys.readouterr().err
     )
     assert len(server.requests) == 2
@@ -99,7 +99,7 @@ def test_links_out_of_the_folder_of_media_are_not_followed(server, manifest):
     assert results(path)[1] == {"link": "unreadable"}
 
 
-def test_a_video_goes_out_as_a_frame_a_second(server, manifest):
+def test_a_video_is_sent_as_one_frame_per_second(server, manifest):
     path = manifest(0)
     pictures = [Image.new("RGB", (60, 60), (60 * k, 0, 0)) for k in range(4)]
     pictures[0].save(
@@ -115,7 +115,7 @@ def test_a_video_goes_out_as_a_frame_a_second(server, manifest):
     assert line["conversations"][0]["value"].startswith("<video>\n")
 
 
-def test_what_is_no_caption_is_counted_with_its_reason(server, manifest, capsys):
+def test_rejected_answers_are_counted_with_their_reason(server, manifest, capsys):
     path = manifest(
         7,
         [
@@ -186,14 +186,14 @@ def test_a_wrong_key_ends_the_run_at_once(server, manifest, capsys):
     assert len(server.requests) <= 4
 
 
-def test_as_many_requests_as_asked_for_are_under_way(server, manifest):
+def test_as_many_requests_as_asked_for_run_at_a_time(server, manifest):
     meeting, lock, now, most = threading.Barrier(3, timeout=20), threading.Lock(), [0], [0]
 
     def meet(handler, number, request):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        meeting.wait()  # nobody gets through unless three are here
+        meeting.wait()  # passes only if three requests are here
         with lock:
             now[0] -= 1
         send(handler, 200, completion())
@@ -205,7 +205,7 @@ def test_as_many_requests_as_asked_for_are_under_way(server, manifest):
     assert most[0] == 3
 
 
-def test_killed_and_started_again_there_are_neither_duplicates_nor_holes(server, manifest):
+def test_after_a_kill_a_second_start_leaves_neither_duplicates_nor_gaps(server, manifest):
     path = manifest(12)
     out, hold = path.parent / "captions.jsonl", threading.Event()
 
@@ -239,7 +239,7 @@ def test_killed_and_started_again_there_are_neither_duplicates_nor_holes(server,
     first = out.read_bytes()
     out.write_bytes(
         first + b'{"id": "i5", "image": "pictures/5.p'
-    )  # as a machine that went down might leave it
+    )  # as a crashed machine might leave it
     assert recaption(server, path) == 0
     captions, _ = results(path)
     assert Counter(line["id"] for line in captions) == Counter(f"i{k}" for k in range(12))
@@ -288,7 +288,8 @@ def test_a_dry_run_estimates_and_writes_nothing(server, manifest, capsys):
     assert recaption(server, path, "--dry-run", "--gpus", "2") == 0
     printed = capsys.readouterr().out
     assert "5 requests (5 images, 0 videos)" in printed
-    # Pictures of 30 to 34 by 40 pixels are raised to 56 by 84, which is 6 tokens; 250 tokens are the guess for a caption.
+    # Pictures of 30 to 34 by 40 pixels are enlarged to 56 by 84, which is 6 tokens. A caption is
+    # guessed to have 250 tokens.
     text = len(prompt(Item("i0", "image", "", None))) // 4
     assert f"about {5 * (6 + text):,} tokens to read and 1,250 to write" in printed
     # The paper: 3M images in 2 days on 16 GPUs, so 0.92 s each on one, and half of that on two.
@@ -299,7 +300,7 @@ def test_a_dry_run_estimates_and_writes_nothing(server, manifest, capsys):
 
 def test_two_processes_cannot_write_one_file(server, manifest, capsys):
     path = manifest(2)
-    with Journal(path.parent / "captions.jsonl"):
+    with open_journal(path.parent / "captions.jsonl"):
         assert recaption(server, path) == 1
     assert "another process writes it" in capsys.readouterr().err
 
@@ -315,7 +316,7 @@ def test_two_processes_cannot_write_one_file(server, manifest, capsys):
         ('{"id": "1", "image": ["a"]}', "'image' is not a path"),
         ('{"id": "1", "image": "a", "caption": 3}', "'caption' is not text"),
         ('{"id": "1", "image": "a", "objects": "cat"}', "'objects' is not a list of strings"),
-        ('{"id": "0", "image": "a"}', "id '0' is there twice"),
+        ('{"id": "0", "image": "a"}', "id '0' occurs twice"),
         ("\udcff", "manifest.jsonl:2: "),
         ('{"id": "1", "image": "\\ud800"}', "manifest.jsonl:2: "),
         ("[" * 10**5, "manifest.jsonl:2: "),
