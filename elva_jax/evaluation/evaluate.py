@@ -22,7 +22,7 @@ from elva_jax.evaluation.scores import Score, summarise
 from elva_jax.inference.batching import Lengths
 from elva_jax.inference.model import Answer, Generator
 from elva_jax.inference.scoring import Choice, Likelihood
-from elva_jax.ops.attention import Chosen, chosen_for
+from elva_jax.ops.attention import Implementation, choose_implementation
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import clip_tokens
@@ -196,11 +196,9 @@ def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _attention(generator: Generator) -> Chosen:
-    decoder = generator.model.decoder
-    return chosen_for(
-        decoder.num_heads, decoder.head_dim, generator.model.dtype, generator.model.attention
-    )
+def _attention(generator: Generator) -> Implementation:
+    model = generator.model
+    return choose_implementation(model.decoder.head_dim, model.dtype, model.attention)
 
 
 def _sizing(generator: Generator) -> dict[str, Any]:

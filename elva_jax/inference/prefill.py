@@ -115,7 +115,7 @@ def _run(
 ) -> tuple[jax.Array, KeysValues]:
     # A row is one example with its padding behind it.
     attend = partial(
-        packed_attention, segment_BxS=seen.segment, single=True, implementation=config.attention
+        packed_attention, segment=seen.segment, single=True, implementation=config.attention
     )
     layer = DecoderLayer(config.decoder, jnp.dtype(config.dtype), parent=None)
     x, (k, v) = layer.apply({"params": params}, x, seen.cos, seen.sin, attend)

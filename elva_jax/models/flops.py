@@ -1,6 +1,6 @@
 """FLOPs of a video and its answer, by the paper's accounting (Table 5) and as this code really runs. One multiply-add is 2 FLOPs.
 
-Our own cost is that of the matrix products of `models/`, `ops/attention.py` and `inference/` at their static, padded lengths; what is
+Our own cost is that of the matrix products of `models/`, `ops/attention` and `inference/` at their static, padded lengths; what is
 element by element (norms, RoPE, softmax) is left out but for merging, which is nothing else. `analysis/xla.py` holds it against XLA.
 """
 
@@ -13,7 +13,8 @@ from typing import NamedTuple
 from elva_jax.errors import ConfigError
 from elva_jax.models.config import DecoderConfig, ElvaConfig, SiglipConfig
 from elva_jax.models.elva import Segment, segments
-from elva_jax.ops import attention
+from elva_jax.ops.attention.blocked import LONG, SINGLE_BLOCK
+from elva_jax.ops.attention.tiled import TILE
 from elva_jax.ops.merging import MergeLayer
 
 Parts = dict[str, float]
@@ -90,13 +91,10 @@ def patch_embedding(config: ElvaConfig, patches: int, tokens: int) -> float:
 
 def attended_pairs(length: int) -> int:
     """Pairs of query and key that prefill's attention works on: a block of queries meets all keys up to its own last one."""
-    if length > attention.LONG:
-        tiles = -(-length // attention.TILE)
-        return attention.TILE**2 * tiles * (tiles + 1) // 2
-    stops = [
-        min(start + attention.SINGLE_BLOCK, length)
-        for start in range(0, length, attention.SINGLE_BLOCK)
-    ]
+    if length > LONG:
+        tiles = -(-length // TILE)
+        return TILE**2 * tiles * (tiles + 1) // 2
+    stops = [min(start + SINGLE_BLOCK, length) for start in range(0, length, SINGLE_BLOCK)]
     return sum((stop - start) * stop for start, stop in zip((0, *stops), stops, strict=False))
 
 

@@ -198,8 +198,8 @@ class Qwen2(nn.Module):
         split, keys = split_of("batch", "seq", "heads"), split_of("batch", "seq", "kv_heads")
         attend = partial(
             attention_ops.packed_attention,
-            segment_BxS=segment_BxS,
-            turn_BxS=turn_BxS,
+            segment=segment_BxS,
+            turn=turn_BxS,
             implementation=self.attention,
             split=split
             if split == keys

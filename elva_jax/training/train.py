@@ -28,7 +28,7 @@ from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.lora import is_factor
-from elva_jax.ops.attention import chosen_for
+from elva_jax.ops.attention import choose_implementation
 from elva_jax.parallel.distributed import agree, wait
 from elva_jax.parallel.mesh import check_stage, describe, make_mesh, replicated
 from elva_jax.tasks.objective import guided, make_objective
@@ -91,8 +91,8 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
         wait("mirror")
     tokenizer = _open(config, workdir)
     model = config.model
-    attention = chosen_for(
-        model.num_heads, model.head_dim, model.dtype, model.attention, mesh.shape["context"]
+    attention = choose_implementation(
+        model.head_dim, model.dtype, model.attention, mesh.shape["context"]
     )
     console.print(f"{describe(mesh)}; attention: {attention}", markup=False, highlight=False)
     ledger, trace = Ledger(workdir), Profile(workdir / "profile", profile)

@@ -1,4 +1,4 @@
-"""Attention against PyTorch's, with the mask written out."""
+"""Attention against PyTorch's with an explicit mask."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ import torch
 
 from elva_jax.errors import ConfigError
 from elva_jax.ops import attention
+from elva_jax.ops.attention import cudnn
 
 
 def random_inputs(batch, length, heads, kv_heads, width, seed=0):
@@ -55,7 +56,7 @@ def test_packed_attention_equals_pytorch(kind, length, heads, kv_heads):
 
 @pytest.mark.parametrize("length", [9, 128, 300, 1025, 1536])
 def test_a_single_example_with_padding_equals_pytorch(length):
-    """What comes out for padding means nothing, but it is finite."""
+    """The output at padding is meaningless, but finite."""
     q, k, v = random_inputs(2, length, 6, 2, 8)
     segment = np.ones((2, length), int)
     segment[1, length // 2 :] = 0
@@ -103,36 +104,44 @@ def test_cudnn_is_refused_where_it_cannot_run():
 
 
 def test_the_choice_says_why():
-    assert str(attention.chosen_for(4, 24, "float32", "auto")) == "xla (cudnn needs a GPU, not cpu)"
-    assert str(attention.chosen_for(4, 24, "float32", "xla")) == "xla (as model.attention says)"
+    assert (
+        str(attention.choose_implementation(24, "float32", "auto"))
+        == "xla (cudnn needs a GPU, not cpu)"
+    )
+    assert (
+        str(attention.choose_implementation(24, "float32", "xla"))
+        == "xla (as model.attention says)"
+    )
 
 
 def test_cudnn_takes_whole_sequences_alone(monkeypatch):
-    monkeypatch.setattr(attention, "_cudnn_obstacle", lambda q: "")
-    assert attention.chosen_for(4, 64, "bfloat16", "auto").name == "cudnn"
+    monkeypatch.setattr(cudnn, "obstacle", lambda head_dim, dtype: "")
+    assert attention.choose_implementation(64, "bfloat16", "auto").name == "cudnn"
     assert (
-        str(attention.chosen_for(4, 64, "bfloat16", "auto", 2))
+        str(attention.choose_implementation(64, "bfloat16", "auto", 2))
         == "xla (cudnn needs whole sequences, which mesh.context = 2 splits)"
     )
     with pytest.raises(
         ConfigError,
         match=r"cudnn needs whole sequences, which mesh\.context = 2 splits; use auto or xla",
     ):
-        attention.chosen_for(4, 64, "bfloat16", "cudnn", 2)
+        attention.choose_implementation(64, "bfloat16", "cudnn", 2)
 
 
 @pytest.mark.parametrize(
     ("single", "call"), [(True, "__cudnn$fmhaSoftmax"), (False, "__cudnn$fmhaScaleBiasSoftmax")]
 )
 def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
-    """Without a GPU: the program for one, which holds cuDNN's fused kernels; a single example needs no mask, packed ones have theirs.
+    """The program for a GPU, lowered without one, holds cuDNN's fused kernels.
 
-    JAX asks for the version of an installed cuDNN before it lowers, and we for a GPU; those two questions alone are answered here.
+    A single example needs no mask, packed ones have theirs. JAX asks for the version of an
+    installed cuDNN before it lowers, and we ask for a GPU; only those two questions are answered
+    here.
     """
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(attention, "_cudnn_obstacle", lambda q: "")
+    monkeypatch.setattr(cudnn, "obstacle", lambda head_dim, dtype: "")
     q, kv = (jax.ShapeDtypeStruct((2, 256, heads, 128), jnp.bfloat16) for heads in (12, 2))
     segment = jax.ShapeDtypeStruct((2, 256), jnp.int32)
 

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from elva_jax.config import schema
-from elva_jax.ops.attention import LARGE_BLOCK, packed_attention
+from elva_jax.ops.attention import packed_attention
+from elva_jax.ops.attention.blocked import LARGE_BLOCK
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tools.plan import hlo
 

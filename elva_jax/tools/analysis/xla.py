@@ -101,7 +101,7 @@ def _prefill_layer(decoder: DecoderConfig, length: int, last: bool) -> float:
     """One layer; of the last one inference keeps the keys and values alone, and XLA drops what makes its hidden states."""
 
     def run(params, x, angle, segment):
-        attend = partial(packed_attention, single=True, segment_BxS=segment, implementation="xla")
+        attend = partial(packed_attention, single=True, segment=segment, implementation="xla")
         x, keys_values = DecoderLayer(decoder).apply({"params": params}, x, angle, angle, attend)
         return keys_values if last else (x, keys_values)
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from elva_jax.ops.attention import chosen, packed_attention
+    from elva_jax.ops.attention import choose_implementation, packed_attention
     from elva_jax.tools.bench.timing import interleaved, machine
 
     dtype = dtype_of(args)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "length": length,
-                "implementation": chosen(q).name,
+                "implementation": choose_implementation(args.head_dim, dtype).name,
                 "seconds": {
                     name: spread._asdict()
                     for name, spread in interleaved(runs, args.repeats).items()

@@ -2,12 +2,13 @@
 
 XLA's CPU backend widens bfloat16 to float32 almost everywhere, which GPUs do not. It leaves float16 alone once its own libraries for
 matrix products are off, so the step is compiled in float16: the same bytes as bfloat16, in the same places. Attention is the stand-in
-`ops.attention.PLAN`, which holds what cuDNN's kernel holds, or XLA's own where sequences are split; both are for the sizes alone, nothing
-is ever run.
+`plan.attention.fused_shapes`, which holds what cuDNN's kernel holds, or XLA's own where sequences are split; both are for the sizes alone,
+nothing is ever run.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ from ml_collections import ConfigDict
 from elva_jax.data.packing import budgets
 from elva_jax.errors import ElvaError
 from elva_jax.models.build import config_from_dict, parameter_shapes
-from elva_jax.ops.attention import PLAN
+from elva_jax.ops.attention import replaced_by
 from elva_jax.parallel.mesh import batch_sharding, replicated
 from elva_jax.tasks.objective import guided, make_objective
 from elva_jax.tools.plan import hlo
+from elva_jax.tools.plan.attention import fused_shapes
 from elva_jax.training import loop
 from elva_jax.training.optimizer import trained
 from elva_jax.utils.trees import unflatten_paths
@@ -74,13 +76,15 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
     # The teacher keeps its type: JAX has no attention in float16 for CPUs.
     for group, key in ((config.model, "dtype"), (config.stages[name].optimizer, "frozen_dtype")):
         group[key] = {"bfloat16": "float16"}.get(group[key], group[key])
-    if mesh.shape["context"] == 1:  # otherwise cuDNN's kernel, whose stand-in it is, does not run
-        config.model.attention = PLAN
     objective = make_objective(config, name)
     setting = loop.set_up(config, name, objective, mesh, steps)
     step = loop.make_step(config, name, objective, setting)
     frozen, batch = teacher_shapes(config, name, mesh), batch_shapes(config, name, mesh)
-    compiled = step.trace(setting.shapes, frozen, batch).lower().compile(compiler_options=COMPILER)
+    # cuDNN's kernel, whose stand-in it is, does not run where sequences are split.
+    whole = mesh.shape["context"] == 1
+    with replaced_by(fused_shapes) if whole else contextlib.nullcontext():
+        traced = step.trace(setting.shapes, frozen, batch)
+    compiled = traced.lower().compile(compiler_options=COMPILER)
     memory = compiled.memory_analysis()
     params = setting.shapes.params
     moving = trained(params, setting.optimizer.labels)

@@ -14,7 +14,7 @@ import pytest
 from elva_jax.inference import prefill
 from elva_jax.inference.params import Weights
 from elva_jax.models.build import config_from_dict
-from elva_jax.ops import attention
+from elva_jax.ops.attention import cudnn
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tasks.objective import make_objective
 from elva_jax.tools.plan.program import batch_shapes, teacher_shapes
@@ -29,7 +29,7 @@ def a_gpu_as_far_as_lowering_goes(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(attention, "_cudnn_obstacle", lambda q: "")
+    monkeypatch.setattr(cudnn, "obstacle", lambda head_dim, dtype: "")
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""`packed_attention`, and the choice of the implementation that computes it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from elva_jax.errors import ConfigError
+from elva_jax.ops.attention import cudnn
+from elva_jax.ops.attention.blocked import LONG, blocked_attention
+from elva_jax.ops.attention.context_parallel import context_parallel_attention
+from elva_jax.ops.attention.tiled import tiled_attention
+from elva_jax.parallel.sharding import mesh_axes
+from elva_jax.utils.arrays import AnyArray
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+UNSPLIT = PartitionSpec(None, None, None)  # rows, sequence and heads
+
+_replacement: ContextVar[Callable[..., jax.Array] | None] = ContextVar("_replacement", default=None)
+
+
+def packed_attention(
+    q: Float[AnyArray, "B S H Dh"],
+    k: Float[AnyArray, "B S K Dh"],
+    v: Float[AnyArray, "B S K Dh"],
+    segment: Int[AnyArray, "B S"],
+    turn: Int[AnyArray, "B S"] | None = None,
+    *,
+    single: bool = False,
+    implementation: str = "auto",
+    split: PartitionSpec = UNSPLIT,
+) -> Float[Array, "B S H Dh"]:
+    """Causal self-attention within packed examples.
+
+    Padding (segment 0) attends to padding only, which keeps its rows finite, and no other token
+    attends to it.
+
+    Args:
+      q: queries; H is a multiple of K, and query head h reads key head h // (H / K).
+      k: keys.
+      v: values.
+      segment: which packed example each token belongs to.
+      turn: which of its example's independent turns; every turn attends to turn 0 and to itself.
+        None: all tokens are of turn 0.
+      single: promises that every row is one example without turns, followed by its padding, so
+        that only causality has to be masked. Padding then attends to the example, and its output
+        is meaningless. For inference: long sequences have no gradient.
+      implementation: xla works block by block on any device; cudnn is the fused kernel (GPU, half
+        precision, head width up to 128); auto takes cudnn where it can run.
+      split: how the current mesh splits rows, sequence and heads. Where it splits the sequence,
+        which only xla supports, queries stay on their devices and meet keys and values that are
+        gathered whole.
+
+    Returns:
+      The attended values in the type of v; the softmax is computed in float32.
+
+    Raises:
+      ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
+    """
+    if replacement := _replacement.get():
+        return replacement(q, k, v)
+    length, sizes = q.shape[1], jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(sizes[name] for name in mesh_axes(split[1]))
+    if choose_implementation(q.shape[-1], q.dtype, implementation, parts).name == "cudnn":
+        return cudnn.fused_attention(q, k, v, segment, turn, single=single)
+    if parts > 1 and length % parts == 0:
+        return context_parallel_attention(q, k, v, segment, turn, split)
+    if single and length > LONG:
+        return tiled_attention(q, k, v)
+    return blocked_attention(q, k, v, segment, turn, single=single)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """The implementation that runs, and why."""
+
+    name: str  # xla | cudnn
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def choose_implementation(
+    head_dim: int, dtype: DTypeLike, implementation: str = "auto", parts: int = 1
+) -> Implementation:
+    """What `packed_attention` uses on this machine, with a mesh that splits sequences into `parts`.
+
+    Raises:
+      ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"model.attention: {implementation!r} is unknown; "
+            f"use one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    obstacle = cudnn.obstacle(head_dim, jnp.dtype(dtype)) or (
+        f"needs whole sequences, which mesh.context = {parts} splits" if parts > 1 else ""
+    )
+    if implementation == "cudnn" and obstacle:
+        raise ConfigError(f"model.attention: cudnn {obstacle}; use auto or xla")
+    if implementation == "xla":
+        return Implementation(name="xla", reason="as model.attention says")
+    if obstacle:
+        return Implementation(name="xla", reason=f"cudnn {obstacle}")
+    return Implementation(name="cudnn", reason="a GPU in half precision")
+
+
+@contextlib.contextmanager
+def replaced_by(function: Callable[..., jax.Array]) -> Iterator[None]:
+    """Traces `packed_attention` as `function(q, k, v)`, for programs that are only measured.
+
+    An explicit switch, because such a function is no implementation that a configuration may name:
+    its numbers mean nothing (see `elva_jax.tools.plan`).
+    """
+    token = _replacement.set(function)
+    try:
+        yield
+    finally:
+        _replacement.reset(token)
