@@ -26,7 +26,7 @@ class ElvaOutput(NamedTuple):
     layout: TokenLayout  # [B, C] of the surviving tokens
     size: jax.Array  # [B, C] float32, how many original tokens each stands for
     survivor: jax.Array  # [B, S] int32, where every original token is now; -1 for PAD
-    stats: dict[str, jax.Array]  # scalars
+    merges: tuple[merging_ops.MergeStats, ...]  # of each merging layer, [B]
 
 
 class Segment(NamedTuple):
@@ -142,13 +142,12 @@ class Elva(nn.Module):
                 f"merge_buckets: {len(buckets)} for {len(rules)} merging layers; give one each, or none"
             )
         buckets = buckets or tuple(rule.bucket or 0 for rule in rules)
-        original = layout = TokenLayout(*(jnp.asarray(field) for field in layout))
+        layout = TokenLayout(*(jnp.asarray(field) for field in layout))
         batch, length = layout.kind.shape
         x = self.embed(patches_BxNxK, layout)
         size = jnp.ones((batch, length), jnp.float32)
         survivor = jnp.where(layout.kind != Kind.PAD, jnp.arange(length, dtype=jnp.int32)[None], -1)
-        stats: dict[str, jax.Array] = {"padding": _padding(layout)}
-        visual = []
+        merges: list[merging_ops.MergeStats] = []
         for piece in segments(self.config, merging):
             if piece.merge is not None:
                 merged = merge_batch(
@@ -156,11 +155,7 @@ class Elva(nn.Module):
                 )
                 survivor = jax.vmap(merging_ops.compose)(survivor, merged.survivor)
                 x, layout, size = merged.x, merged.layout, merged.size
-                stats |= _merge_stats(piece.merge, merged, original)
-            visual.append(
-                (piece.stop - piece.start)
-                * _share(original, layout, (Kind.FRAME, Kind.PATCH, Kind.LINE))
-            )
+                merges.append(merged.stats)
             x = self.decoder.layers(
                 x,
                 layout.position,
@@ -170,9 +165,7 @@ class Elva(nn.Module):
                 turn_BxS=layout.turn,
                 rope_length=rope_length,
             )
-        if rules:
-            stats["merge/kept_mean"] = sum(visual) / self.config.decoder.num_layers
-        return ElvaOutput(self.decoder.finish(x), layout, size, survivor, stats)
+        return ElvaOutput(self.decoder.finish(x), layout, size, survivor, tuple(merges))
 
     def embed(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
         """Input embeddings [B, S, D]: text from the table, visual tokens from the patch embedding, zeros at padding."""
@@ -186,35 +179,3 @@ class Elva(nn.Module):
     def head(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
         return self.decoder.head(hidden)
-
-
-def _count(layout: TokenLayout, kinds: tuple[Kind, ...]) -> jax.Array:
-    return sum(jnp.sum(layout.kind == kind, dtype=jnp.float32) for kind in kinds)
-
-
-def _share(before: TokenLayout, after: TokenLayout, kinds: tuple[Kind, ...]) -> jax.Array:
-    """The part of the batch's tokens of these kinds that is still there; 1 where there never was one."""
-    total = _count(before, kinds)
-    return jnp.where(total > 0, _count(after, kinds) / jnp.maximum(total, 1.0), 1.0)
-
-
-def _padding(layout: TokenLayout) -> jax.Array:
-    return _count(layout, (Kind.PAD,)) / layout.kind.size
-
-
-def _merge_stats(
-    index: int, merged: merging_ops.Merged, original: TokenLayout
-) -> dict[str, jax.Array]:
-    """Scalars over the batch behind the index-th merging layer."""
-    return {
-        f"merge/kept_{index}": _share(
-            original, merged.layout, (Kind.PATCH,)
-        ),  # part of the original patches
-        f"merge/forced_{index}": jnp.sum(merged.stats.forced).astype(
-            jnp.float32
-        ),  # merges that only the bucket asked for
-        f"merge/overflow_{index}": jnp.sum(merged.stats.overflow).astype(
-            jnp.float32
-        ),  # tokens without room: must be 0
-        f"merge/padding_{index}": _padding(merged.layout),  # part of the bucket left empty
-    }

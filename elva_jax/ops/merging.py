@@ -47,14 +47,17 @@ NO_MERGING = Merging()
 
 
 class MergeStats(NamedTuple):
-    """int32 scalars about one sequence (one packed row)."""
+    """Counts of one sequence (one packed row), int32 scalars; [B] for a batch of them."""
 
     entering: jax.Array  # mergeable tokens that came in
     kept: jax.Array  # mergeable tokens that go out
     forced: jax.Array  # merges that only the bucket asked for
     tokens: jax.Array  # all tokens that came in, without PAD
     survivors: jax.Array  # all tokens that go out, without PAD
-    overflow: jax.Array  # tokens that had no room although everything mergeable had merged; callers must see to it that this is 0
+    overflow: jax.Array  # tokens that do not fit although all that may merge has; must be 0
+    patches: jax.Array  # PATCH tokens that go out
+    visual: jax.Array  # FRAME, PATCH and LINE tokens that go out
+    padding: jax.Array  # places of the bucket that stay empty
 
 
 class Merged(NamedTuple):
@@ -146,6 +149,7 @@ def merge(
 
     x_CxD, size_C = _means(x_SxD, size_S.astype(jnp.float32), survivor_S, capacity)
     x_CxD = jnp.where(overflow > 0, jnp.full_like(x_CxD, jnp.nan), x_CxD)
+    merged_layout = _compact(layout, kept_S, index_S, capacity)
     stats = MergeStats(
         entering=_count(mergeable_S),
         kept=_count(mergeable_S & kept_S),
@@ -153,9 +157,12 @@ def merge(
         tokens=_count(used_S),
         survivors=survivors - overflow,
         overflow=overflow,
+        patches=_count(merged_layout.kind == Kind.PATCH),
+        visual=_count((merged_layout.kind != Kind.PAD) & (merged_layout.kind != Kind.TEXT)),
+        padding=_count(merged_layout.kind == Kind.PAD),
     )
     survivor_S = jnp.where(survivor_S < capacity, survivor_S, -1)
-    return Merged(x_CxD, _compact(layout, kept_S, index_S, capacity), size_C, survivor_S, stats)
+    return Merged(x_CxD, merged_layout, size_C, survivor_S, stats)
 
 
 def is_mergeable(layout: TokenLayout, merge_lines: bool = False) -> jax.Array:

@@ -8,22 +8,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from ml_collections import ConfigDict
 
 from elva_jax.models.build import config_from_dict, teacher_config, vision_tower
-from elva_jax.models.config import LoraConfig
-from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.models.config import ElvaConfig, LoraConfig
+from elva_jax.models.elva import Elva, ElvaOutput, segments, smallest_inputs
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
 from elva_jax.models.towers.siglip import Siglip
 from elva_jax.ops.pooling import adaptive_average_pool
 from elva_jax.tasks import losses
-from elva_jax.video.layout import Kind
+from elva_jax.video.layout import Kind, TokenLayout
 
 TEACHER_SCORES = (
     2**26
 )  # attention scores of a row's frames in one layer of the teacher that may exist at once; more frames take turns
 CHUNK_LOGITS = 2**25  # float32 logits of one row that may exist at once; longer rows are cut
+
+
+class MergeMetrics(struct.PyTreeNode):
+    """Scalars over a batch after one merging layer."""
+
+    kept: jax.Array  # share of the batch's patches that are left
+    forced: jax.Array  # merges that only the bucket asked for
+    overflow: jax.Array  # tokens that did not fit into the bucket; must be 0
+    padding: jax.Array  # share of the bucket that is empty
 
 
 class Objective(NamedTuple):
@@ -84,8 +94,8 @@ def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
             merging=stage.merging,
             buckets=tuple(stage.merge_buckets),
         )
-        tokens = jnp.sum(batch["layout"].kind != Kind.PAD, dtype=jnp.float32)
-        total, metrics = jnp.float32(0), {"tokens": tokens, **out.stats}
+        metrics = token_metrics(model.config, batch["layout"], out, merging=stage.merging)
+        total = jnp.float32(0)
         if stage.loss.generation:
             value, extra = _generation(
                 out, vocabulary_head(params["elva"]["decoder"]), batch, config.model.vocab_size
@@ -107,6 +117,43 @@ def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
         _with_row_weight,
         {"heads": config.model.num_heads, "kv_heads": config.model.num_kv_heads},
     )
+
+
+def token_metrics(
+    config: ElvaConfig, before: TokenLayout, out: ElvaOutput, *, merging: bool
+) -> dict[str, Any]:
+    """The number of tokens, the share of padding, and what is left of them after each merge.
+
+    `merge/kept_mean` is the share of visual tokens that are left, averaged over the decoder's layers.
+    """
+
+    def count(*kinds: Kind) -> jax.Array:
+        return sum(jnp.sum(before.kind == kind, dtype=jnp.float32) for kind in kinds)
+
+    def share(left: jax.Array, total: jax.Array) -> jax.Array:  # 1 where there never was one
+        left = jnp.sum(left).astype(jnp.float32)
+        return jnp.where(total > 0, left / jnp.maximum(total, 1.0), 1.0)
+
+    padding, size = count(Kind.PAD), before.kind.size
+    metrics = {"tokens": size - padding, "padding": padding / size}
+    if not merging:
+        return metrics
+    patches, visual = count(Kind.PATCH), count(Kind.FRAME, Kind.PATCH, Kind.LINE)
+    metrics["merge"] = tuple(
+        MergeMetrics(
+            kept=share(stats.patches, patches),
+            forced=jnp.sum(stats.forced).astype(jnp.float32),
+            overflow=jnp.sum(stats.overflow).astype(jnp.float32),
+            padding=jnp.sum(stats.padding) / jnp.sum(stats.padding + stats.survivors),
+        )
+        for stats in out.merges
+    )
+    layers = [
+        (piece.stop - piece.start)
+        * (1.0 if piece.merge is None else share(out.merges[piece.merge].visual, visual))
+        for piece in segments(config, merging)
+    ]
+    return metrics | {"merge/kept_mean": sum(layers) / config.decoder.num_layers}
 
 
 def _lora_config(stage: ConfigDict) -> LoraConfig | None:

@@ -28,7 +28,7 @@ from elva_jax.parallel.sharding import (
 )
 from elva_jax.tasks.objective import Objective
 from elva_jax.training.goodput import Ledger, SaveTimer, StepClock
-from elva_jax.training.metric_writers import open_writers
+from elva_jax.training.metric_writers import flatten, open_writers, unflatten
 from elva_jax.training.metrics import Progress, Window
 from elva_jax.training.mfu import Speed
 from elva_jax.training.optimizer import Optimizer, keep_frozen, make_optimizer
@@ -220,7 +220,8 @@ def train(
             clock.lap("host")
             permanent = step == steps or step % config.checkpoint.every == 0
             if permanent or stopping or due:
-                position = {"batches": batches.get_state(), "window": window.fetch()}
+                steps_of_window = [flatten(metrics) for metrics in window.fetch()]
+                position = {"batches": batches.get_state(), "window": steps_of_window}
                 checkpoints.save(step, state, position, config, stage_name, temporary=not permanent)
                 timer.restart()
                 clock.lap("save")
@@ -264,10 +265,10 @@ def _restore(
         else f"; saved by {len(positions)} process(es): data are dealt out anew"
     )
     progress.note(f"{stage_name}: goes on from step {int(state.step)}{anew}")
-    return state, Window(positions[0]["window"])
+    return state, Window([unflatten(step) for step in positions[0]["window"]])
 
 
-def _check(values: Mapping[str, float], step: int, config: ConfigDict, folder: Path) -> None:
+def _check(values: Mapping[str, Any], step: int, config: ConfigDict, folder: Path) -> None:
     """Ends a run that cannot go on; a bad step has changed nothing, so that no harm was done by noticing it a step late."""
     if values.get("bad_run", 0) >= config.log.max_bad_steps:
         raise TrainingError(
@@ -275,8 +276,9 @@ def _check(values: Mapping[str, float], step: int, config: ConfigDict, folder: P
             f" the weights of the last good step are kept in {folder}: lower the learning rate of stages.{folder.name}.optimizer,"
             " or look at the data there"
         )
-    for name, value in values.items():
-        if name.startswith("merge/overflow") and value > 0:
-            raise TrainingError(
-                f"{folder.name}: step {step}: {value:.0f} tokens had no room behind a merge; raise stages.{folder.name}.merge_buckets"
-            )
+    overflow = sum(layer.overflow for layer in values.get("merge", ()))
+    if overflow:
+        raise TrainingError(
+            f"{folder.name}: step {step}: {overflow:.0f} tokens did not fit into the merge bucket;"
+            f" raise stages.{folder.name}.merge_buckets"
+        )

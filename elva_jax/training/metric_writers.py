@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -16,7 +17,10 @@ from ml_collections import ConfigDict
 
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError
+from elva_jax.tasks.objective import MergeMetrics
 from elva_jax.utils.files import write_atomic
+
+MERGE_FIELDS = tuple(field.name for field in dataclasses.fields(MergeMetrics))
 
 
 class Writer(Protocol):
@@ -109,11 +113,35 @@ class Writers:
     def __init__(self, writers: list[Writer]):
         self._writers = writers
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a report to each; numbers that are not finite become None."""
-        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds a report to each writer; numbers that are not finite become None."""
+        plain = {
+            name: value if math.isfinite(value) else None
+            for name, value in flatten(metrics).items()
+        }
         for writer in self._writers:
             writer.write(step, plain)
+
+
+def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by the names they are written with: `kept` after merging layer 0 is `merge/kept_0`."""
+    flat = {name: value for name, value in metrics.items() if name != "merge"}
+    for k, layer in enumerate(metrics.get("merge", ())):
+        flat |= {_merge_name(name, k): getattr(layer, name) for name in MERGE_FIELDS}
+    return flat
+
+
+def unflatten(flat: Mapping[str, float]) -> dict[str, Any]:
+    """The way back from `flatten`, for what a checkpoint has saved."""
+    metrics, layers = dict(flat), []
+    while _merge_name("kept", len(layers)) in metrics:
+        names = {name: _merge_name(name, len(layers)) for name in MERGE_FIELDS}
+        layers.append(MergeMetrics(**{name: metrics.pop(key) for name, key in names.items()}))
+    return metrics | ({"merge": tuple(layers)} if layers else {})
+
+
+def _merge_name(field: str, layer: int) -> str:
+    return f"merge/{field}_{layer}"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from elva_jax.training.goodput import STEP, clock_face
+from elva_jax.utils.trees import key_path
 
 # Fields that differ between two equal runs.
 TIMING = (
@@ -23,11 +25,7 @@ TIMING = (
     *(f"{name}_share" for name in STEP),
 )
 TERMS = ("loss", "generation", "tube", "contrastive", "sigmoid")  # the losses, in the order shown
-SUMMED = (
-    "tokens",
-    "merge/forced",
-    "merge/overflow",
-)  # beginnings of names that add up over micro-batches and steps; others average
+SUMMED = ("tokens", "forced", "overflow")  # add up over micro-batches and steps; others average
 LAST = (
     "bad_steps",
     "bad_run",
@@ -38,43 +36,49 @@ LAST = (
 class Window:
     """The steps since the last report; device arrays until they are asked for, one step late so that no device waits."""
 
-    def __init__(self, steps: list[dict[str, float]] | None = None):
-        self._done: list[dict[str, float]] = list(steps or [])
-        self._pending: Mapping[str, jax.Array | float] | None = None
+    def __init__(self, steps: list[dict[str, Any]] | None = None):
+        self._done: list[dict[str, Any]] = list(steps or [])
+        self._pending: Mapping[str, Any] | None = None
 
-    def add(self, metrics: Mapping[str, jax.Array | float]) -> None:
+    def add(self, metrics: Mapping[str, Any]) -> None:
         """Takes a step's metrics, device arrays among them, and fetches those of the step before."""
         self.fetch()
         self._pending = metrics
 
-    def fetch(self) -> list[dict[str, float]]:
-        """All steps of the window on the host (waits for the last one); JSON-able, so that a checkpoint can carry them."""
+    def fetch(self) -> list[dict[str, Any]]:
+        """The metrics of all steps since the last report as numbers; waits for the last step."""
         if self._pending is not None:
-            self._done.append(
-                {name: float(value) for name, value in jax.device_get(dict(self._pending)).items()}
-            )
+            self._done.append(jax.tree.map(float, jax.device_get(dict(self._pending))))
             self._pending = None
         return list(self._done)
 
     @property
-    def latest(self) -> dict[str, float]:
+    def latest(self) -> dict[str, Any]:
         """The newest step that is already on the host; empty at the start of a window."""
         return self._done[-1] if self._done else {}
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, Any]:
         """Closes the window: means over its steps of what is finite; counters and rate as of the last; `tokens` summed."""
         steps, self._done = self.fetch(), []
-        out: dict[str, float] = {}
+        out: dict[str, Any] = {}
         for name in steps[-1]:
-            values = [step[name] for step in steps if name in step]
-            finite = [value for value in values if math.isfinite(value)]
-            if name in LAST:
-                out[name] = values[-1]
-            elif name.startswith(SUMMED):
-                out[name] = sum(values)
-            else:
-                out[name] = sum(finite) / len(finite) if finite else math.nan
+            rows = [{name: step[name]} for step in steps if name in step]
+            out |= jax.tree_util.tree_map_with_path(_over_steps, *rows)
         return out
+
+
+def is_summed(path: jax.tree_util.KeyPath) -> bool:
+    """Whether a metric is a count, which adds up over micro-batches and steps."""
+    return key_path(path[-1:]) in SUMMED
+
+
+def _over_steps(path: jax.tree_util.KeyPath, *values: float) -> float:
+    if key_path(path[-1:]) in LAST:
+        return values[-1]
+    if is_summed(path):
+        return sum(values)
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class Progress:

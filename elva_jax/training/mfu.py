@@ -104,24 +104,17 @@ class ModelFlops:
             if path.endswith(MATRICES)
         }
 
-    def __call__(self, content: Content, reports: Mapping[str, float]) -> float:
+    def __call__(self, content: Content, reports: Mapping[str, Any]) -> float:
         """Of so much content, with the shares of visual tokens that stay after a merge from `reports` where tokens merge."""
         return self._elva(content, reports) if self._model else self._teacher(content)
 
-    def _elva(self, content: Content, reports: Mapping[str, float]) -> float:
+    def _elva(self, content: Content, reports: Mapping[str, Any]) -> float:
         model = self._model
         c, text = model.decoder, content.tokens - content.visual
         tokens = text + content.visual * reports.get("merge/kept_mean", 1.0)  # mean over layers
         pairs = content.pairs * (tokens / max(content.tokens, 1.0)) ** 2
         layers = 2.0 * tokens * c.num_layers * flops.layer_weights(c)
-        kept = min(
-            (
-                value
-                for name, value in reports.items()
-                if name.startswith("merge/kept_") and name[-1].isdigit()
-            ),
-            default=1.0,
-        )
+        kept = min((layer.kept for layer in reports.get("merge", ())), default=1.0)
         head = flops.head(c, 1) * (text + content.visual * kept)
         # Forward, gradient of the inputs, gradient of the parameters; a frozen part with nothing trained before it goes forward alone.
         if model.tower is None:
@@ -189,7 +182,7 @@ class Speed:
         """A step on this process's batch."""
         self._content, self._steps = self._content + content(batch), self._steps + 1
 
-    def report(self, timing: dict[str, float], values: Mapping[str, float]) -> dict[str, float]:
+    def report(self, timing: dict[str, float], values: Mapping[str, Any]) -> dict[str, float]:
         """`timing` of the clock, and what it means for these means of a window; closes the stretch."""
         done, steps = self._content, self._steps
         self._content, self._steps = Content(), 0

@@ -15,10 +15,10 @@ from elva_jax.parallel.distributed import wait
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
 from elva_jax.tasks.objective import Objective
-from elva_jax.training.metrics import SUMMED
+from elva_jax.training.metrics import is_summed
 from elva_jax.training.optimizer import Optimizer, joined, trained
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # scalars by name; `merge`: a MergeMetrics for each merging layer
 LossFn = Callable[
     [Any, Any, Any], tuple[jax.Array, Metrics]
 ]  # (params, frozen trees, batch) -> (loss, metrics)
@@ -54,10 +54,9 @@ def value_and_grad(
 
     zeros = zero.keep(jax.tree.map(jnp.zeros_like, params))
     total, (losses, metrics) = jax.lax.scan(add, zeros, micro)
-    metrics = {
-        name: values.sum(0) if name.startswith(SUMMED) else values.mean(0)
-        for name, values in metrics.items()
-    }
+    metrics = jax.tree_util.tree_map_with_path(
+        lambda path, values: values.sum(0) if is_summed(path) else values.mean(0), metrics
+    )
     return losses.mean(0), metrics, jax.tree.map(lambda g: g / accumulate, total)
 
 

@@ -15,6 +15,7 @@ from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig
 from elva_jax.models.elva import Elva, Segment, segments
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
+from elva_jax.tasks.objective import token_metrics
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
 LENGTH, PATCHES, VOCAB = 56, 24, 61
@@ -91,8 +92,10 @@ def test_without_merging_every_token_stays_where_it_is(forward, params):
     np.testing.assert_array_equal(
         out.survivor, np.where(layout.kind == Kind.PAD, -1, np.arange(LENGTH))
     )
-    assert set(out.stats) == {"padding"}
-    assert float(out.stats["padding"]) == pytest.approx(np.mean(layout.kind == Kind.PAD))
+    assert out.merges == ()
+    metrics = token_metrics(CONFIG, layout, out, merging=False)
+    assert metrics.keys() == {"tokens", "padding"}
+    assert float(metrics["padding"]) == pytest.approx(np.mean(layout.kind == Kind.PAD))
 
 
 def test_text_is_embedded_by_the_table_and_padding_is_zero(model, params):
@@ -126,16 +129,25 @@ def test_survivors_and_statistics_of_two_merging_layers(forward, params):
     # Row 0 is a static video: one token a tube is left. Row 1 keeps half or less of its 12 patches, at least one a tube.
     assert int((kept.kind[0] == Kind.PATCH).sum()) == 4
     assert int((kept.kind[1] == Kind.PATCH).sum()) == 6
-    assert float(out.stats["merge/kept_1"]) == pytest.approx(10 / 24)
-    assert float(out.stats["merge/forced_0"]) == float(out.stats["merge/overflow_1"]) == 0
+    first, second = out.merges
+    np.testing.assert_array_equal(second.patches, [4, 6])
+    assert np.asarray([first.forced, second.overflow]).sum() == 0
+    unmerged = np.isin(layout.kind, (Kind.FRAME, Kind.LINE)).sum(axis=1)
+    for stats in out.merges:
+        np.testing.assert_array_equal(stats.visual - stats.patches, unmerged)
+    np.testing.assert_array_equal(second.padding, (kept.kind == Kind.PAD).sum(axis=1))
+    np.testing.assert_array_equal(second.padding + second.survivors, kept.kind.shape[1])
+
+    metrics = token_metrics(CONFIG, layout, out, merging=True)
+    layers = metrics["merge"]
+    assert float(layers[1].kept) == pytest.approx(10 / 24)
+    assert float(layers[0].forced) == float(layers[1].overflow) == 0
     visual = np.isin(layout.kind, (Kind.FRAME, Kind.PATCH, Kind.LINE)).sum()
-    after = [float(out.stats[f"merge/kept_{k}"]) * 24 + visual - 24 for k in (0, 1)]
-    assert float(out.stats["merge/kept_mean"]) == pytest.approx(
+    after = [float(layer.kept) * 24 + visual - 24 for layer in layers]
+    assert float(metrics["merge/kept_mean"]) == pytest.approx(
         (2 * after[0] + after[1]) / (3 * visual)
     )
-    assert float(out.stats["merge/padding_1"]) == pytest.approx(
-        float((kept.kind == Kind.PAD).mean())
-    )
+    assert float(layers[1].padding) == pytest.approx(float((kept.kind == Kind.PAD).mean()))
 
 
 def test_buckets_shorten_the_sequence_and_change_no_result(forward, params):

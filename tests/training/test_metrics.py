@@ -12,7 +12,8 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from elva_jax.errors import ConfigError
-from elva_jax.training.metric_writers import open_writers, read_metrics
+from elva_jax.tasks.objective import MergeMetrics
+from elva_jax.training.metric_writers import flatten, open_writers, read_metrics, unflatten
 from elva_jax.training.metrics import Progress, Window
 
 
@@ -38,6 +39,24 @@ def test_a_saved_window_goes_on_where_it_was():
     for value in values[2:]:
         cut.add({"loss": jnp.float32(value)})
     assert cut.report() == whole.report()
+
+
+def test_merging_layers_are_reduced_field_by_field_and_written_by_number():
+    """As a checkpoint carries them, too: by name, and back."""
+    window = Window()
+    for kept, forced in ((0.5, 3.0), (0.25, 0.0)):
+        layer = MergeMetrics(kept=kept, forced=forced, overflow=0.0, padding=kept / 2)
+        window.add({"merge": (layer, layer.replace(forced=1.0)), "merge/kept_mean": kept})
+    steps = [flatten(step) for step in window.fetch()]
+    assert Window([unflatten(step) for step in steps]).report() == (report := window.report())
+    assert flatten(report) == {
+        "merge/kept_mean": 0.375,
+        **{f"merge/kept_{k}": 0.375 for k in (0, 1)},
+        **{f"merge/overflow_{k}": 0.0 for k in (0, 1)},
+        **{f"merge/padding_{k}": 0.1875 for k in (0, 1)},
+        "merge/forced_0": 3.0,
+        "merge/forced_1": 2.0,
+    }
 
 
 def test_lines_of_a_run_that_was_cut_off_are_removed(tmp_path, config):

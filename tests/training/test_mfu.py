@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from elva_jax.tasks.objective import make_objective
+from elva_jax.tasks.objective import MergeMetrics, make_objective
 from elva_jax.training import mfu
 from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import Kind
@@ -69,7 +69,11 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     assert expected < whole < expected + 6 * (content.patches + visual) * front + 1e6
 
     half = mfu.ModelFlops(config, "sft", *parameters("sft"))(
-        content, {"merge/kept_mean": 0.5, "merge/kept_0": 0.25}
+        content,
+        {
+            "merge/kept_mean": 0.5,
+            "merge": (MergeMetrics(kept=0.25, forced=0, overflow=0, padding=0),),
+        },
     )
     left, end = tokens - visual / 2, tokens - visual * 0.75
     assert whole - half == pytest.approx(
