@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"elva {args.command}: {error}", file=sys.stderr, flush=True)
         status = 2 if isinstance(error, ConfigError) else 1
         if "elva_jax.parallel.distributed" in sys.modules:
-            sys.modules["elva_jax.parallel.distributed"].leave(status)
+            sys.modules["elva_jax.parallel.distributed"].exit_if_distributed(status)
         return status
     except KeyboardInterrupt:
         print(f"elva {args.command}: interrupted", file=sys.stderr)

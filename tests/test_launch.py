@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elva_jax.parallel.distributed import find
+from elva_jax.parallel.launchers import detect_process
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -99,7 +99,10 @@ def test_a_manifest_agrees_with_itself(name):
     environ = {entry["name"]: entry["value"] for entry in container["env"]}
     environ |= {"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     port = container["ports"][0]["containerPort"]
-    assert find(environ)[:4] == ("Kubernetes", f"{first}:{port}", job["parallelism"], 3)
+    process = detect_process(environ)
+    assert process.launcher == "Kubernetes"
+    assert process.coordinator == f"{first}:{port}"
+    assert (process.num_processes, process.process_id) == (job["parallelism"], 3)
     assert job["parallelism"] == job["completions"]
 
 

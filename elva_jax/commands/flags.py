@@ -39,7 +39,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """How several processes find one another; `place` reads it."""
+    """How several processes find one another; `process_options` reads it."""
     group = parser.add_argument_group(
         "several processes", "Under srun, mpirun or a Job of Kubernetes most of this is known."
     )
@@ -68,8 +68,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def place(args: argparse.Namespace) -> dict[str, Any]:
-    """What `parallel.processes.find` takes from the command line."""
+def process_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `parallel.launchers.detect_process` from the command line."""
     return {
         name: getattr(args, name)
         for name in ("coordinator", "num_processes", "process_id", "local_devices")

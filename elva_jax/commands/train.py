@@ -60,11 +60,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         args.parser.error("the following arguments are required: --workdir")
     # Until the run itself listens there is nothing to save; PREEMPTED of training/stopping.py, which is slow to import.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_TEMPFAIL))
-    from elva_jax.parallel import distributed
+    from elva_jax.parallel import distributed, launchers
 
-    place = None if args.distributed == "off" else distributed.find(os.environ, **flags.place(args))
-    distributed.start(place, distributed.facts(config), args.start_timeout, args.heartbeat_timeout)
+    process = None
+    if args.distributed != "off":
+        process = launchers.detect_process(os.environ, **flags.process_options(args))
+    distributed.initialize(
+        process,
+        distributed.run_fingerprint(config),
+        start_timeout=args.start_timeout,
+        heartbeat_timeout=args.heartbeat_timeout,
+    )
     from elva_jax.training import train
 
-    with distributed.watching_others():
+    with distributed.explain_lost_processes():
         return train.run(config, args.workdir, args.profile)

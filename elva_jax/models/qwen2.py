@@ -17,7 +17,7 @@ from elva_jax.models import lora
 from elva_jax.models.config import DecoderConfig, LoraConfig
 from elva_jax.ops import attention as attention_ops
 from elva_jax.ops import linear, rope
-from elva_jax.parallel.sharding import split_of
+from elva_jax.parallel.sharding import activation_spec
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -195,7 +195,10 @@ class Qwen2(nn.Module):
     ) -> jax.Array:
         """Hidden states [B, S, D] behind layers start … stop − 1."""
         cos, sin = angles(self.config, position_BxS, rope_length)
-        split, keys = split_of("batch", "seq", "heads"), split_of("batch", "seq", "kv_heads")
+        split, keys = (
+            activation_spec("batch", "seq", "heads"),
+            activation_spec("batch", "seq", "kv_heads"),
+        )
         attend = partial(
             attention_ops.packed_attention,
             segment=segment_BxS,

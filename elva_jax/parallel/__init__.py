@@ -1,0 +1,1 @@
+"""The device mesh, sharding rules, ZeRO, and the start of several processes."""

@@ -1,6 +1,10 @@
-"""A meeting of all processes before JAX starts, so that one that stays away, or differs, is named in one line on every host.
+"""A meeting of all processes before JAX starts.
 
-Process 0 listens where JAX's coordinator will; each of the others sends one line of JSON and waits for one line back.
+    1, 2, … -> 0   {"index", "facts"}           process 0 listens at the coordinator's port
+    0 -> 1, 2, …   {} or {"kind", "text"}       start, or the error that every process raises
+
+So the output of every host names the process that is missing or differs, in one line. Messages are
+lines of JSON.
 """
 
 from __future__ import annotations
@@ -15,81 +19,64 @@ from flax.traverse_util import flatten_dict
 
 from elva_jax.errors import ConfigError, StartError
 
-PAUSE = 0.5  # seconds between two tries to reach process 0
-GREETING = 10.0  # seconds for a line to arrive on a connection that is open
-LONGEST = 1 << 22  # bytes of a line; more is no process of ours
-SHOWN = 5  # differences and missing processes that a message lists
+RETRY_SECONDS = 0.5  # between two attempts to reach process 0
+MESSAGE_SECONDS = 10.0  # for a message to arrive on an open connection
+MAX_MESSAGE_BYTES = 1 << 22  # more does not come from a process of ours
+MAX_LISTED = 5  # differences and missing processes in an error
 
 
-def meet(
+def rendezvous(
     coordinator: str, count: int, index: int, facts: Mapping[str, Any], timeout: float
 ) -> None:
-    """Returns when all `count` processes have met and agree on `facts`.
+    """Returns when all processes have met and have the same facts.
 
     Args:
       coordinator: HOST:PORT of process 0.
-      count: processes.
-      index: this one.
-      facts: JSON-able, nested as deeply as wanted; compared with those of process 0 leaf by leaf.
+      count: the number of processes.
+      index: this process.
+      facts: nested JSON-able values, compared with those of process 0 leaf by leaf.
       timeout: seconds to wait.
 
     Raises:
       StartError: process 0 cannot be reached, or others did not come, in time.
-      ConfigError: two processes have the same number, or differ in `count` or a fact.
+      ConfigError: two processes have the same index, or differ in `count` or a fact.
     """
     host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + timeout
-    hello = {
-        "index": index,
-        "facts": {"number of processes": count, **json.loads(json.dumps(facts))},
-    }
+    facts = {"number of processes": count, **json.loads(json.dumps(facts))}
     if index == 0:
-        _host(int(port), count, hello, deadline, timeout)
+        _serve(int(port), count, facts, deadline, timeout)
     else:
-        _visit(host.strip("[]"), int(port), hello, deadline, timeout)
+        hello = {"index": index, "facts": facts}
+        _connect(host.strip("[]"), int(port), hello, deadline, timeout)
 
 
-def _host(port: int, count: int, own: dict[str, Any], deadline: float, timeout: float) -> None:
-    dual = socket.has_dualstack_ipv6()
-    try:
-        server = socket.create_server(
-            ("", port),
-            family=socket.AF_INET6 if dual else socket.AF_INET,
-            dualstack_ipv6=dual,
-            backlog=max(count, 16),
-        )
-    except OSError as error:
-        raise StartError(
-            f"process 0 cannot listen on port {port}: {error.strerror}; give --coordinator another port"
-        ) from None
+def _serve(port: int, count: int, facts: dict[str, Any], deadline: float, timeout: float) -> None:
+    """Process 0: collects the others, and answers all of them at once."""
     waiting: dict[int, socket.socket] = {}
-    problem: Exception | None = None
-    with server:
+    problem: ConfigError | StartError | None = None
+    with _listen(port, count) as server:
         while problem is None:
-            waiting = {
-                index: connection for index, connection in waiting.items() if not _gone(connection)
-            }
+            # A process may have died while it waited, and its launcher may start it again.
+            waiting = {i: other for i, other in waiting.items() if not _is_closed(other)}
             if len(waiting) == count - 1:
                 break
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
             except TimeoutError:
-                problem = _missing(
-                    [index for index in range(1, count) if index not in waiting], count, timeout
-                )
+                problem = _missing(set(range(1, count)) - waiting.keys(), count, timeout)
                 break
-            hello = _receive(connection, min(deadline, time.monotonic() + GREETING))
+            hello = _receive(connection, min(deadline, time.monotonic() + MESSAGE_SECONDS))
             if hello is None or not {"index", "facts"} <= hello.keys():
-                connection.close()
+                connection.close()  # not a process of ours
                 continue
             index = hello["index"]
-            reason = _difference(own["facts"], hello["facts"], index)
-            if not reason and (index == 0 or (index in waiting and not _gone(waiting[index]))):
-                reason = f"two processes say that they are process {index}"
+            reason = _difference(facts, hello["facts"], index)
+            if not reason and (index == 0 or (index in waiting and not _is_closed(waiting[index]))):
+                reason = f"two processes claim to be process {index}"
             if reason:
-                problem = ConfigError(reason)
-                index = -1
+                problem, index = ConfigError(reason), -1  # -1: does not replace the first claimant
             waiting[index] = connection
         answer = {} if problem is None else {"kind": type(problem).__name__, "text": str(problem)}
         for connection in waiting.values():
@@ -99,16 +86,32 @@ def _host(port: int, count: int, own: dict[str, Any], deadline: float, timeout: 
         raise problem
 
 
-def _missing(missing: list[int], count: int, timeout: float) -> StartError:
-    listed = ", ".join(map(str, missing[:SHOWN])) + (" …" if len(missing) > SHOWN else "")
+def _listen(port: int, count: int) -> socket.socket:
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        return socket.create_server(
+            ("", port), family=family, dualstack_ipv6=dual, backlog=max(count, 16)
+        )
+    except OSError as error:
+        raise StartError(
+            f"process 0 cannot listen on port {port}: {error.strerror};"
+            " give --coordinator another port"
+        ) from None
+
+
+def _missing(indices: set[int], count: int, timeout: float) -> StartError:
+    listed = ", ".join(map(str, sorted(indices)[:MAX_LISTED]))
+    more = " …" if len(indices) > MAX_LISTED else ""
     return StartError(
-        f"{len(missing)} of {count} processes did not come within {timeout:.0f} s: {listed}; see what became of them"
+        f"{len(indices)} of {count} processes did not come within {timeout:.0f} s: {listed}{more};"
+        " check the logs of those processes"
     )
 
 
-def _gone(connection: socket.socket) -> bool:
-    """Whether the other side has closed, or died; a launcher may then start it anew."""
-    connection.setblocking(False)
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed the connection, or died."""
+    connection.settimeout(0)
     try:
         return connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
@@ -116,16 +119,17 @@ def _gone(connection: socket.socket) -> bool:
     except OSError:
         return True
     finally:
-        connection.setblocking(True)
+        connection.settimeout(None)
 
 
-def _visit(host: str, port: int, hello: dict[str, Any], deadline: float, timeout: float) -> None:
+def _connect(host: str, port: int, hello: dict[str, Any], deadline: float, timeout: float) -> None:
+    """Any other process: sends its facts until process 0 has answered."""
     reason = ""
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
                 _send(connection, hello)
-                # Process 0 answers at its own deadline at the latest, which is later than ours where it started later.
+                # Process 0 answers by its own deadline, which is later if it started later.
                 answer = _receive(connection, deadline + timeout)
         except OSError as error:
             answer, reason = None, error.strerror or str(error)
@@ -133,10 +137,11 @@ def _visit(host: str, port: int, hello: dict[str, Any], deadline: float, timeout
             return
         if answer:
             raise (ConfigError if answer["kind"] == "ConfigError" else StartError)(answer["text"])
-        time.sleep(PAUSE)
+        time.sleep(RETRY_SECONDS)
     raise StartError(
-        f"process 0 did not answer at {host}:{port} within {timeout:.0f} s ({reason or 'it closed the connection'});"
-        " is it running, and does its host let this port in?"
+        f"process 0 did not answer at {host}:{port} within {timeout:.0f} s"
+        f" ({reason or 'it closed the connection'});"
+        " is it running, and does its host accept connections to this port?"
     )
 
 
@@ -144,18 +149,18 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     try:
         connection.sendall(json.dumps(message).encode() + b"\n")
     except OSError:
-        return  # who has gone away misses it
+        return  # the other process has ended
 
 
 def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | None:
-    """One line of JSON; None where none comes."""
+    """One line of JSON; None if no valid one arrives."""
     text = b""
     try:
         while not text.endswith(b"\n"):
             connection.settimeout(max(deadline - time.monotonic(), 0.01))
             piece = connection.recv(1 << 16)
             text += piece
-            if not piece or len(text) > LONGEST:
+            if not piece or len(text) > MAX_MESSAGE_BYTES:
                 return None
         message = json.loads(text)
     except (OSError, ValueError):
@@ -163,8 +168,8 @@ def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | Non
     return message if isinstance(message, dict) else None
 
 
-def _difference(own: Mapping[str, Any], other: Mapping[str, Any], index: int) -> str:
-    """What process `index` has that process 0 has not; empty where they agree."""
+def _difference(own: dict[str, Any], other: dict[str, Any], index: int) -> str:
+    """How the facts of process `index` differ from those of process 0; empty where they agree."""
     mine, theirs = flatten_dict(own, sep="."), flatten_dict(other, sep=".")
     names = [
         name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)
@@ -172,8 +177,8 @@ def _difference(own: Mapping[str, Any], other: Mapping[str, Any], index: int) ->
     if not names:
         return ""
     listed = "; ".join(
-        f"{name}: {theirs.get(name)!r}, in process 0 {mine.get(name)!r}" for name in names[:SHOWN]
+        f"{name}: {theirs.get(name)!r}, in process 0 {mine.get(name)!r}"
+        for name in names[:MAX_LISTED]
     )
-    return f"process {index} differs: {listed}" + (
-        f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    )
+    more = f"; and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"process {index} differs: {listed}{more}"

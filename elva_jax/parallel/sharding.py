@@ -1,11 +1,15 @@
-"""One table from logical axis names to mesh axes, for parameters and for activations."""
+"""One table from logical axis names to mesh axes, for parameters and for activations.
+
+kernel of q_proj   [layers, embed, heads]   stored    [  -  , fsdp,   tensor]
+its activation     [batch,  seq,   heads]   computed  [data x fsdp, context, tensor]
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,41 +18,55 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from elva_jax.errors import ConfigError
 from elva_jax.parallel.mesh import BATCH_AXES
 
-# logical name -> (mesh axes of a parameter's dimension, mesh axes of an activation's dimension)
-RULES: dict[str, tuple[Any, Any]] = {
-    "batch": (None, BATCH_AXES),
-    "seq": (None, "context"),
-    "embed": ("fsdp", None),
-    "mlp": ("tensor", "tensor"),
-    "heads": ("tensor", "tensor"),
-    "kv_heads": ("tensor", "tensor"),
-    "head_dim": (None, None),
-    "vocab": ("tensor", "tensor"),
-    "layers": (None, None),
-    "patch": (None, None),
-    "patch_width": ("tensor", None),
+MeshAxes = str | tuple[str, ...] | None
+
+
+class Rule(NamedTuple):
+    """The mesh axes that split a dimension with a logical name."""
+
+    parameter: MeshAxes
+    activation: MeshAxes
+
+
+RULES = {
+    "batch": Rule(None, BATCH_AXES),
+    "seq": Rule(None, "context"),
+    "embed": Rule("fsdp", None),
+    "mlp": Rule("tensor", "tensor"),
+    "heads": Rule("tensor", "tensor"),
+    "kv_heads": Rule("tensor", "tensor"),
+    "head_dim": Rule(None, None),
+    "vocab": Rule("tensor", "tensor"),
+    "layers": Rule(None, None),
+    "patch": Rule(None, None),
+    "patch_width": Rule("tensor", None),
 }
 
 
-def _is_spec(leaf) -> bool:
+def _is_spec(leaf: Any) -> bool:
     return isinstance(leaf, PartitionSpec)
 
 
-def logical_axes(abstract_variables):
-    """Logical names of every parameter, as a tree of PartitionSpec, from Linen's metadata on (abstract) boxed variables."""
+def logical_axes(abstract_variables: Any) -> Any:
+    """Logical names of every parameter as a tree of PartitionSpec, from boxed Linen variables."""
     return nn.get_partition_spec(abstract_variables)
 
 
-def check_collisions(names: tuple[str | None, ...], where: str, column: int = 0) -> None:
-    """Refuses an array of which two dimensions would fall on one mesh axis, or a name that the table lacks.
+def check_collisions(
+    names: tuple[str | None, ...], where: str, *, activation: bool = False
+) -> None:
+    """Refuses an array of which the table would split two dimensions over one mesh axis.
+
+    Linen would silently drop the second of them.
 
     Args:
-      names: logical names of its dimensions.
-      where: its name.
-      column: 0 for a parameter, 1 for an activation.
+      names: the logical names of its dimensions.
+      where: the name of the array, for the error.
+      activation: whether the array is an activation, not a parameter.
 
     Raises:
-      ConfigError: naming `where`, the logical names and the mesh axis.
+      ConfigError: naming `where`, the logical names and the mesh axis; or a name is not in the
+        table.
     """
     taken: dict[str, str] = {}
     for name in names:
@@ -56,26 +74,27 @@ def check_collisions(names: tuple[str | None, ...], where: str, column: int = 0)
             continue
         if name not in RULES:
             raise ConfigError(
-                f"{where}: unknown logical axis '{name}'; the table in elva_jax/parallel/sharding.py has {', '.join(RULES)}"
+                f"{where}: unknown logical axis '{name}'; the table in"
+                f" elva_jax/parallel/sharding.py has {', '.join(RULES)}"
             )
-        axes = RULES[name][column]
-        for axis in mesh_axes(axes):
+        rule = RULES[name]
+        for axis in mesh_axes(rule.activation if activation else rule.parameter):
             if axis in taken:
                 raise ConfigError(
-                    f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on mesh axis '{axis}'"
+                    f"{where}: logical axes '{taken[axis]}' and '{name}' of {names} both fall on"
+                    f" mesh axis '{axis}'"
                 )
             taken[axis] = name
 
 
-def _parts(axes, mesh: Mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
+def _divisible_rules(
+    abstract_variables: Any, mesh: Mesh, counts: Mapping[str, int] | None
+) -> dict[str, Rule]:
+    """The table, without the mesh axes that do not divide every dimension of a name in the model.
 
-
-def _fitting(
-    abstract_variables, mesh: Mesh, counts: Mapping[str, int]
-) -> dict[str, tuple[Any, Any]]:
-    """The table without what the mesh does not divide: a name is split everywhere in a model or nowhere."""
-    sizes = {name: {count} for name, count in counts.items()}
+    So a name is split everywhere or nowhere.
+    """
+    sizes = {name: {count} for name, count in (counts or {}).items()}
     specs, shapes = logical_axes(abstract_variables), nn.meta.unbox(abstract_variables)
     for spec, leaf in zip(
         jax.tree.leaves(specs, is_leaf=_is_spec), jax.tree.leaves(shapes), strict=True
@@ -83,65 +102,74 @@ def _fitting(
         for name, size in zip(spec, leaf.shape, strict=False):
             sizes.setdefault(name, set()).add(size)
 
-    def kept(name: str, axes):
-        return axes if all(size % _parts(axes, mesh) == 0 for size in sizes.get(name, ())) else None
+    def kept(name: str, axes: MeshAxes) -> MeshAxes:
+        parts = math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
+        return axes if all(size % parts == 0 for size in sizes.get(name, ())) else None
 
-    return {name: tuple(kept(name, axes) for axes in columns) for name, columns in RULES.items()}
+    return {name: Rule(*(kept(name, axes) for axes in rule)) for name, rule in RULES.items()}
 
 
-def parameter_shardings(abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None):
-    """NamedSharding of every parameter, in the tree of the unboxed variables.
+def parameter_shardings(
+    abstract_variables: Any, mesh: Mesh, counts: Mapping[str, int] | None = None
+) -> Any:
+    """The NamedSharding of every parameter, in the tree of the unboxed variables.
 
     Args:
-      abstract_variables: boxed variables from `jax.eval_shape(model.init, ...)`; parameters without metadata are replicated.
+      abstract_variables: boxed variables from `jax.eval_shape(model.init, ...)`; parameters without
+        metadata are replicated.
       mesh: the device mesh.
-      counts: sizes that no parameter shows, such as the number of key-value heads behind a flat kernel; what the mesh does not divide
-        (two key-value heads over four devices) stays whole.
+      counts: sizes that no parameter shows, such as the number of key-value heads in a flat kernel;
+        where the mesh does not divide one (two key-value heads over four devices), that dimension
+        is not split.
 
     Raises:
-      ConfigError: two dimensions of a parameter fall on one mesh axis.
+      ConfigError: two dimensions of a parameter would be split over one mesh axis.
     """
-    rules = _fitting(abstract_variables, mesh, counts or {})
+    rules = _divisible_rules(abstract_variables, mesh, counts)
 
-    def one(path, spec):
+    def sharding(path: tuple[Any, ...], spec: PartitionSpec) -> NamedSharding:
         check_collisions(tuple(spec), jax.tree_util.keystr(path, simple=True, separator="/"))
         return NamedSharding(
-            mesh, PartitionSpec(*(rules[name][0] if name else None for name in spec))
+            mesh, PartitionSpec(*(rules[name].parameter if name else None for name in spec))
         )
 
-    return jax.tree_util.tree_map_with_path(one, logical_axes(abstract_variables), is_leaf=_is_spec)
-
-
-def activation_rules(
-    abstract_variables, mesh: Mesh, counts: Mapping[str, int] | None = None
-) -> tuple[tuple[str, Any], ...]:
-    """The table's activation column as Linen wants it; arguments as for `parameter_shardings`."""
-    return tuple(
-        (name, axes) for name, (_, axes) in _fitting(abstract_variables, mesh, counts or {}).items()
+    return jax.tree_util.tree_map_with_path(
+        sharding, logical_axes(abstract_variables), is_leaf=_is_spec
     )
 
 
-def split_of(*names: str) -> PartitionSpec:
-    """How the mesh in force splits an activation of these logical axes; mesh axes of size 1 are left out."""
+def activation_rules(
+    abstract_variables: Any, mesh: Mesh, counts: Mapping[str, int] | None = None
+) -> tuple[tuple[str, MeshAxes], ...]:
+    """The rules for activations in Linen's form; arguments as for `parameter_shardings`."""
+    rules = _divisible_rules(abstract_variables, mesh, counts)
+    return tuple((name, rule.activation) for name, rule in rules.items())
+
+
+def activation_spec(*names: str) -> PartitionSpec:
+    """How the mesh in use splits an activation with these logical axes, without axes of size 1."""
     if not nn.get_logical_axis_rules():
         return PartitionSpec(*(None for _ in names))
     sizes = jax.sharding.get_abstract_mesh().shape
-    parts = [mesh_axes(part) for part in nn.logical_to_mesh_axes(names)]
+    parts = [mesh_axes(part) for part in nn.logical_to_mesh_axes(names) or ()]
     return PartitionSpec(
         *(tuple(name for name in part if sizes[name] > 1) or None for part in parts)
     )
 
 
 def mesh_axes(*parts: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the mesh axes in parts of a PartitionSpec, one after the other."""
+    """The names of all mesh axes in parts of a PartitionSpec, in order."""
     return tuple(
         name for part in parts for name in ((part,) if isinstance(part, str) else part or ())
     )
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
-    """Within it, traced models see the mesh and the activation rules; a single device sees neither, at no cost."""
+def on_mesh(mesh: Mesh, rules: tuple[tuple[str, MeshAxes], ...]) -> Iterator[None]:
+    """Sets the mesh and the activation rules for models that are traced inside.
+
+    On a single device it does nothing, so that programs stay free of sharding constraints.
+    """
     if mesh.size == 1:
         yield
         return
@@ -149,20 +177,24 @@ def on_mesh(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
         yield
 
 
-def state_shardings(state, params_shardings, mesh: Mesh):
-    """Shardings of a whole TrainState: what has a parameter's path and shape (Adam's moments) lies as it does, the rest is whole."""
+def state_shardings(state: Any, params_shardings: Any, mesh: Mesh) -> Any:
+    """The shardings of a whole TrainState.
+
+    What has the path (after any prefix) and the shape of a parameter, such as Adam's moments, is
+    sharded as that parameter; the rest is replicated.
+    """
     shapes = jax.tree_util.tree_leaves_with_path(state.params)
     known = {
-        tuple(path): (leaf.shape, where)
-        for (path, leaf), where in zip(shapes, jax.tree.leaves(params_shardings), strict=True)
+        tuple(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(shapes, jax.tree.leaves(params_shardings), strict=True)
     }
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def one(path, leaf):
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for start in range(len(path)):
-            shape, where = known.get(tuple(path[start:]), (None, None))
-            if shape == leaf.shape:
-                return where
-        return whole
+            shape, found = known.get(tuple(path[start:]), (None, None))
+            if found is not None and shape == leaf.shape:
+                return found
+        return replicated
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return jax.tree_util.tree_map_with_path(sharding, state)

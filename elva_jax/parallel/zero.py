@@ -1,18 +1,23 @@
 """How much of a training step is sharded over the mesh axis `fsdp` (ZeRO, arXiv 1910.02054).
 
-Between steps parameters and optimiser always lie sharded, in float32, so that a checkpoint never depends on the level; gradients and
-their sum over micro-batches are sharded too, each as its parameter. The levels differ in what the forward and the backward pass read:
+Between steps, parameters and optimizer state are always sharded, in float32, so a checkpoint never
+depends on the level. Gradients and their sum over micro-batches are sharded like their parameters.
+The levels differ in what the forward and backward passes read:
 
-3  shards, gathered layer by layer, in each pass of each micro-batch: least memory.
-2  a whole copy, gathered once a step, in the compute type where the model computes with it: fewest bytes on the wire.
+    level 3   shards ──all-gather──> one layer ──> forward      per layer, pass and micro-batch:
+                                                                least memory
+    level 2   shards ──all-gather──> whole copy ──> all layers  once per step, dense kernels in the
+                                                                compute type: least traffic
+    both      gradients ──reduce-scatter──> shards, float32
 
-Both compute the same numbers, apart from the order of sums.
+Both compute the same numbers, apart from the order of summation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,52 +27,55 @@ LEVELS = (2, 3)
 AXIS = "fsdp"
 
 
-class Zero(NamedTuple):
-    """Two functions of trees shaped like the parameters."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Zero:
+    """Two functions of trees with the structure of the parameters."""
 
-    use: Callable[[Any], Any]  # parameters as stored -> as the forward and backward pass read them
-    keep: Callable[
-        [Any], Any
-    ]  # gradients, or their sum -> float32, each where its parameter is stored
+    gather_params: Callable[[Any], Any]  # stored parameters -> those that both passes read
+    shard_grads: Callable[[Any], Any]  # gradients or their sum -> float32, sharded as stored
 
 
 def make_zero(level: int, shardings: Any, dtype: str) -> Zero:
-    """The placement of a training step.
+    """Builds the functions of a level.
 
     Args:
       level: one of LEVELS.
-      shardings: tree of NamedSharding, where parameters are stored.
-      dtype: compute type; `nn.Dense` casts its kernel to it at every use, so that a whole copy need be no wider.
+      shardings: a tree of NamedSharding, how parameters are stored.
+      dtype: the compute type. `nn.Dense` casts its kernel to it at every use, so a whole copy need
+        not be wider.
     """
 
-    def copy(path, leaf, stored):
-        whole = _whole(stored)
+    def gather(path: tuple[Any, ...], leaf: jax.Array, stored: NamedSharding) -> jax.Array:
+        whole = _without_fsdp(stored)
         if whole == stored:
             return leaf
         dense = bool(path) and path[-1].key == "kernel"
         return jax.lax.with_sharding_constraint(leaf.astype(dtype) if dense else leaf, whole)
 
-    def use(params):
-        return params if level == 3 else jax.tree_util.tree_map_with_path(copy, params, shardings)
+    def gather_params(params: Any) -> Any:
+        if level == 3:
+            return params  # XLA gathers each layer where the scan over layers reads it
+        return jax.tree_util.tree_map_with_path(gather, params, shardings)
 
-    def keep(grads):  # pinned before the cast: devices exchange their shares in the compute type
+    def shard_grads(grads: Any) -> Any:
+        # Constrained before the cast, so that devices exchange gradients in the compute type.
         return jax.tree.map(
-            lambda leaf, stored: _pin(leaf, stored).astype(jnp.float32), grads, shardings
+            lambda leaf, stored: _constrain(leaf, stored).astype(jnp.float32), grads, shardings
         )
 
-    return Zero(use, keep)
+    return Zero(gather_params=gather_params, shard_grads=shard_grads)
 
 
-def _pin(leaf: jax.Array, where: NamedSharding) -> jax.Array:
-    return leaf if where.mesh.size == 1 else jax.lax.with_sharding_constraint(leaf, where)
+def _constrain(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if sharding.mesh.size == 1:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, sharding)
 
 
-def _whole(where: NamedSharding) -> NamedSharding:
-    """The same without the axis of ZeRO."""
-
-    def kept(axes):
+def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
+    def kept(axes: Any) -> Any:
         names = (axes,) if isinstance(axes, str) else axes or ()
         left = tuple(name for name in names if name != AXIS)
         return left[0] if len(left) == 1 else left or None
 
-    return NamedSharding(where.mesh, PartitionSpec(*(kept(axes) for axes in where.spec)))
+    return NamedSharding(sharding.mesh, PartitionSpec(*(kept(axes) for axes in sharding.spec)))

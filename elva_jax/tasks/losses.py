@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from elva_jax.errors import ConfigError
-from elva_jax.parallel.sharding import mesh_axes, split_of
+from elva_jax.parallel.sharding import activation_spec, mesh_axes
 from elva_jax.video.layout import Kind, TokenLayout
 
 Metrics = dict[str, jax.Array]
@@ -41,7 +41,7 @@ def generation_loss(
             return _chunked_sums(hidden_BxSxD, head_fn, target_BxS, weight_BxS, chunk)
         return _token_sums(head_fn(hidden_BxSxD), target_BxS, weight_BxS)
 
-    tokens = split_of("batch", "seq")
+    tokens = activation_spec("batch", "seq")
     axes = mesh_axes(*tokens)  # none: XLA refuses a manual region that splits nothing
 
     def shard(head_fn, *arrays):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elva_jax.parallel.distributed import wait
+from elva_jax.parallel.distributed import barrier
 
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 PREEMPTED = os.EX_TEMPFAIL  # exit status after SIGTERM, 75: start the same command again
@@ -75,7 +75,7 @@ class Agreement:
         if jax.process_count() == 1:
             return list(values)
         self._asked += 1
-        wait(f"{self._name}: {self._asked}")
+        barrier(f"{self._name}: {self._asked}")
         return np.asarray(self._send(values)).tolist()
 
     def late(self, values: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from elva_jax.checkpoints.state import TrainState
-from elva_jax.parallel.distributed import wait
+from elva_jax.parallel.distributed import barrier
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
 from elva_jax.tasks.objective import Objective
@@ -32,13 +32,13 @@ def value_and_grad(
     Micro-batch i takes rows i, i + A, i + 2A, ... so that rows stay on the device that holds them. With `zero`, parameters are read as it
     says, and every gradient lies where its parameter is stored.
     """
-    zero = zero or Zero(*(lambda tree: tree,) * 2)
+    zero = zero or Zero(gather_params=lambda tree: tree, shard_grads=lambda tree: tree)
     value_of = jax.value_and_grad(loss_fn, has_aux=True)
-    used = zero.use(params)
+    used = zero.gather_params(params)
 
     def gradient(rows):
         out, grads = value_of(used, frozen, rows)
-        return out, zero.keep(grads)
+        return out, zero.shard_grads(grads)
 
     if accumulate == 1:
         (loss, metrics), grads = gradient(batch)
@@ -50,9 +50,9 @@ def value_and_grad(
 
     def add(total, rows):
         (loss, metrics), grads = gradient(rows)
-        return zero.keep(jax.tree.map(jnp.add, total, grads)), (loss, metrics)
+        return zero.shard_grads(jax.tree.map(jnp.add, total, grads)), (loss, metrics)
 
-    zeros = zero.keep(jax.tree.map(jnp.zeros_like, params))
+    zeros = zero.shard_grads(jax.tree.map(jnp.zeros_like, params))
     total, (losses, metrics) = jax.lax.scan(add, zeros, micro)
     metrics = jax.tree_util.tree_map_with_path(
         lambda path, values: values.sum(0) if is_summed(path) else values.mean(0), metrics
@@ -144,5 +144,5 @@ class TrainStep:
     def __call__(self, state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
         if self._program is None:
             self._program = self.trace(state, frozen, batch).lower().compile()
-            wait("training step compiled")  # takes each process its own time
+            barrier("training step compiled")  # takes each process its own time
         return self._program(state, frozen, batch)

@@ -29,8 +29,8 @@ from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.lora import is_factor
 from elva_jax.ops.attention import choose_implementation
-from elva_jax.parallel.distributed import agree, wait
-from elva_jax.parallel.mesh import check_stage, describe, make_mesh, replicated
+from elva_jax.parallel.distributed import assert_equal_across_processes, barrier
+from elva_jax.parallel.mesh import check_stage, describe_mesh, make_mesh, replicated
 from elva_jax.tasks.objective import guided, make_objective
 from elva_jax.training import loop, plots
 from elva_jax.training.goodput import Ledger, in_words
@@ -88,13 +88,13 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
             highlight=False,
         )
     if config.checkpoint.mirror and jax.process_count() > 1:
-        wait("mirror")
+        barrier("mirror")
     tokenizer = _open(config, workdir)
     model = config.model
     attention = choose_implementation(
         model.head_dim, model.dtype, model.attention, mesh.shape["context"]
     )
-    console.print(f"{describe(mesh)}; attention: {attention}", markup=False, highlight=False)
+    console.print(f"{describe_mesh(mesh)}; attention: {attention}", markup=False, highlight=False)
     ledger, trace = Ledger(workdir), Profile(workdir / "profile", profile)
     status = 0
     say = partial(console.print, markup=False, highlight=False)
@@ -189,7 +189,9 @@ def _open_data(
     else:
         size = config.teacher.image_size if guided(stage) else None
         batches = pipeline.make_batches(config, name, tokenizer, teacher_size=size, **place)
-    agree(f"stages.{name}.data.mixture", batches.get_state()["settings"]["mixture"])
+    assert_equal_across_processes(
+        f"stages.{name}.data.mixture", batches.get_state()["settings"]["mixture"]
+    )
     if stage.steps:
         return batches, stage.steps
     examples = stage.epochs * pipeline.examples_per_epoch(config, name)
@@ -217,7 +219,7 @@ def _open(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
             f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens"
         )
     entries = ("config.json", "tokenizer", *config.curriculum)
-    agree(
+    assert_equal_across_processes(
         f"--workdir {workdir}", [name for name in entries if (workdir / name).exists()]
     )  # all have looked before any writes
     if jax.process_index() == 0:
@@ -227,7 +229,9 @@ def _open(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
             tokenizer.save_pretrained(temporary)
             temporary.rename(folder)
         write_atomic(settings, json.dumps(config_to_dict(config), indent=2) + "\n")
-    agree(f"--workdir {workdir}, which all hosts must share", _appears(settings))
+    assert_equal_across_processes(
+        f"--workdir {workdir}, which all hosts must share", _appears(settings)
+    )
     return tokenizer
 
 

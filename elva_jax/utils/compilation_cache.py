@@ -18,7 +18,7 @@ def enable_compilation_cache(folder: str | Path | None = None) -> None:
         user's cache folder.
     """
     if folder is None:
-        if jax.config.jax_compilation_cache_dir:
+        if jax.config.values["jax_compilation_cache_dir"]:
             return
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = cache / "elva_jax" / "programs"

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 from elva_jax.models.build import teacher_config
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.parallel import distributed
-from elva_jax.parallel.mesh import AXES, describe, make_mesh, shard_batch
+from elva_jax.parallel.launchers import detect_process
+from elva_jax.parallel.mesh import AXES, describe_mesh, make_mesh, shard_batch
 from elva_jax.parallel.sharding import activation_rules, on_mesh, parameter_shardings
 from elva_jax.parallel.zero import make_zero
 from elva_jax.tasks.objective import make_objective
@@ -140,7 +141,7 @@ def compare(case: str, folder: Path | None = None) -> dict:
     with on_mesh(mesh, activation_rules(boxed, mesh, objective.counts)):
         compiled = program.lower(*inputs).compile()
     want_loss, want = alone(stage, accumulate, folder)
-    distributed.wait(case)  # compiling takes each its own time
+    distributed.barrier(case)  # compiling takes each its own time
     loss, grads = compiled(*inputs)
     where, worst, largest, pinned = "", 0.0, 0.0, True
     leaves = zip(tree_leaves(grads), jax.tree.leaves(want), jax.tree.leaves(shardings), strict=True)
@@ -176,8 +177,13 @@ def main() -> None:
     parser.add_argument("--process-id", type=int, default=0)
     args = parser.parse_args()
     if args.coordinator:
-        distributed.start(
-            distributed.find({}, args.coordinator, args.num_processes, args.process_id),
+        distributed.initialize(
+            detect_process(
+                {},
+                coordinator=args.coordinator,
+                num_processes=args.num_processes,
+                process_id=args.process_id,
+            ),
             {"cases": args.cases},
         )
         # Inner axes stay within a process: along data and fsdp processes come one after the other.
@@ -185,10 +191,10 @@ def main() -> None:
             ConfigDict({"data": args.num_processes, "fsdp": -1, "context": 1, "tensor": 1})
         )
         for index, row in enumerate(mesh.devices):
-            assert {device.process_index for device in row.flat} == {index}, describe(mesh)
-        assert describe(mesh).endswith(
+            assert {device.process_index for device in row.flat} == {index}, describe_mesh(mesh)
+        assert describe_mesh(mesh).endswith(
             f"data {args.num_processes} (across processes), fsdp {jax.local_device_count()}"
-        ), describe(mesh)
+        ), describe_mesh(mesh)
     cases = (
         matrix(jax.device_count(), jax.local_device_count())
         if args.cases == ["all"]

@@ -12,7 +12,7 @@ from jax._src.clusters.ompi_cluster import OmpiCluster
 
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError
-from elva_jax.parallel.distributed import Place, find, first_host
+from elva_jax.parallel.launchers import ProcessSpec, detect_process, first_host
 from elva_jax.parallel.mesh import make_mesh
 
 TINY = Path(__file__).parents[1] / "training" / "tiny_run.py"
@@ -41,9 +41,9 @@ PODS = {
 
 
 def test_alone():
-    assert find({}) is None
+    assert detect_process({}) is None
     assert (
-        find(
+        detect_process(
             {
                 "SLURM_JOB_ID": "1",
                 "SLURM_PROCID": "0",
@@ -53,25 +53,28 @@ def test_alone():
         )
         is None
     )
-    assert find({"ELVA_NUM_PROCESSES": "1"}) is None
+    assert detect_process({"ELVA_NUM_PROCESSES": "1"}) is None
 
 
 def test_flags():
-    assert find({}, "10.0.0.1:1234", 2, 1) == Place("flags", "10.0.0.1:1234", 2, 1)
-    assert find({}, "[fe80::1]:1234", 2, 0, (0, 1)).local_devices == (0, 1)
-    assert find({"ELVA_COORDINATOR": "a:1", "ELVA_NUM_PROCESSES": "3"}, process_id=2) == Place(
-        "flags", "a:1", 3, 2
+    given = {"coordinator": "10.0.0.1:1234", "num_processes": 2, "process_id": 1}
+    assert detect_process({}, **given) == ProcessSpec(launcher="flags", **given)
+    given |= {"coordinator": "[fe80::1]:1234", "local_devices": (0, 1)}
+    assert detect_process({}, **given).local_devices == (0, 1)
+    environ = {"ELVA_COORDINATOR": "a:1", "ELVA_NUM_PROCESSES": "3"}
+    assert detect_process(environ, process_id=2) == ProcessSpec(
+        launcher="flags", coordinator="a:1", num_processes=3, process_id=2
     )
 
 
 def test_slurm_as_jax_reads_it(monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    place = find(SLURM)
-    assert place.source == "Slurm"
-    assert place.coordinator == SlurmCluster.get_coordinator_address(None, None)
+    process = detect_process(SLURM)
+    assert process.launcher == "Slurm"
+    assert process.coordinator == SlurmCluster.get_coordinator_address(None, None)
     assert (
-        (place.count, place.index)
+        (process.num_processes, process.process_id)
         == (SlurmCluster.get_process_count(), SlurmCluster.get_process_id())
         == (8, 5)
     )
@@ -80,7 +83,9 @@ def test_slurm_as_jax_reads_it(monkeypatch):
 def test_open_mpi_as_jax_reads_it(monkeypatch):
     for name, value in MPI.items():
         monkeypatch.setenv(name, value)
-    assert find(MPI)[:4] == ("Open MPI", OmpiCluster.get_coordinator_address(None, None), 2, 1)
+    expected = {"launcher": "Open MPI", "num_processes": 2, "process_id": 1}
+    address = OmpiCluster.get_coordinator_address(None, None)
+    assert detect_process(MPI) == ProcessSpec(coordinator=address, **expected)
     without = {
         name: value for name, value in MPI.items() if name != "OMPI_MCA_orte_hnp_uri"
     }  # Open MPI 5
@@ -88,17 +93,19 @@ def test_open_mpi_as_jax_reads_it(monkeypatch):
         ConfigError,
         match=r"--coordinator \(or ELVA_COORDINATOR\): not given, and Open MPI does not say",
     ):
-        find(without)
-    assert find(without, coordinator="a:1") == Place("Open MPI", "a:1", 2, 1)
+        detect_process(without)
+    assert detect_process(without, coordinator="a:1") == ProcessSpec(coordinator="a:1", **expected)
 
 
 def test_kubernetes():
-    assert find(PODS) == Place("Kubernetes", "job-0.pods:8476", 4, 3)
+    assert detect_process(PODS) == ProcessSpec(
+        launcher="Kubernetes", coordinator="job-0.pods:8476", num_processes=4, process_id=3
+    )
     with pytest.raises(
         ConfigError,
         match=r"ELVA_NUM_PROCESSES\): not given, and Kubernetes does not say; .*--distributed off",
     ):
-        find({name: value for name, value in PODS.items() if not name.startswith("ELVA")})
+        detect_process({name: value for name, value in PODS.items() if not name.startswith("ELVA")})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,9 @@ def test_kubernetes():
 def test_a_share_of_the_gpus(visible, tasks, devices):
     environ = {**SLURM, "SLURM_STEP_TASKS_PER_NODE": tasks}
     assert (
-        find(environ | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})).local_devices
+        detect_process(
+            environ | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+        ).local_devices
         == devices
     )
 
@@ -150,7 +159,7 @@ def test_a_share_of_the_gpus(visible, tasks, devices):
 )
 def test_what_cannot_be_is_refused(environ, flags, message):
     with pytest.raises(ConfigError, match=message):
-        find(environ, **flags)
+        detect_process(environ, **flags)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +208,11 @@ def test_processes_that_stay_away_or_differ_end_in_one_line(tmp_path, port):
         train(tmp_path / "c", *flags, "1", "--config.seed=1"),
     ]
     expected = [
-        (lonely, 1, "1 of 2 processes did not come within 2 s: 1; see what became of them"),
+        (
+            lonely,
+            1,
+            "1 of 2 processes did not come within 2 s: 1; check the logs of those processes",
+        ),
         (lost, 1, "process 0 did not answer at 127.0.0.1:9 within 2 s (Connection refused)"),
         *((process, 2, "process 1 differs: config.seed: 1, in process 0 0") for process in pair),
     ]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from elva_jax.errors import ConfigError, StartError
-from elva_jax.parallel.handshake import meet
+from elva_jax.parallel.handshake import rendezvous
 
 FACTS = {"code": "abc", "config": {"seed": 0, "stages": {"sft": {"steps": 4}}}}
 
@@ -19,7 +19,7 @@ def together(calls, port, timeout=20.0):
 
     def one(place, index, facts, count):
         try:
-            meet(f"127.0.0.1:{port}", count, index, facts, timeout)
+            rendezvous(f"127.0.0.1:{port}", count, index, facts, timeout)
         except Exception as error:
             raised[place] = error
 
@@ -57,10 +57,7 @@ def test_equal_processes_meet_in_any_order(port):
             [(0, FACTS, 2), (1, FACTS, 3)],
             "process 1 differs: number of processes: 3, in process 0 2",
         ),
-        (
-            [(0, FACTS, 3), (1, FACTS, 3), (1, FACTS, 3)],
-            "two processes say that they are process 1",
-        ),
+        ([(0, FACTS, 3), (1, FACTS, 3), (1, FACTS, 3)], "two processes claim to be process 1"),
     ],
 )
 def test_a_difference_is_told_to_every_process(calls, message, port):
@@ -90,7 +87,7 @@ def test_strangers_and_the_dead_do_not_count(port):
 
     def host():
         try:
-            meet(f"127.0.0.1:{port}", 3, 0, FACTS, 30)
+            rendezvous(f"127.0.0.1:{port}", 3, 0, FACTS, 30)
         except Exception as error:
             errors.append(error)
 

@@ -7,7 +7,14 @@ from jax.sharding import AbstractMesh
 
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError
-from elva_jax.parallel.mesh import AXES, check_batch, check_length, describe, make_mesh, shard_batch
+from elva_jax.parallel.mesh import (
+    AXES,
+    check_batch,
+    check_length,
+    describe_mesh,
+    make_mesh,
+    shard_batch,
+)
 
 
 def mesh_config(**sizes):
@@ -54,7 +61,7 @@ def test_a_sequence_must_split():
 
 def test_a_mesh_says_what_it_is():
     """Two processes: `equality.py`."""
-    assert describe(make_mesh(schema.mesh())).startswith(
+    assert describe_mesh(make_mesh(schema.mesh())).startswith(
         f"{jax.device_count()} device(s) of 1 process(es)"
     )
 

@@ -63,7 +63,7 @@ def test_no_activation_collides(stage, tiny_run, monkeypatch):
     assert any(names[0] == "batch" for names, _ in seen)
     for names, ndim in seen:
         assert len(names) == ndim
-        check_collisions(names, f"an activation of stage {stage}", column=1)
+        check_collisions(names, f"an activation of stage {stage}", activation=True)
 
 
 def test_unknown_names_are_refused():

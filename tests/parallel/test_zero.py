@@ -4,7 +4,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from elva_jax.config import schema
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.parallel.zero import _whole
+from elva_jax.parallel.zero import _without_fsdp
 
 
 def test_levels_differ_in_when_weights_are_gathered(on_eight_devices):
@@ -16,11 +16,13 @@ def test_levels_differ_in_when_weights_are_gathered(on_eight_devices):
         assert report["result"] == [None, "fsdp", None], report
 
 
-def test_whole_keeps_the_other_axes():
+def test_without_fsdp_keeps_the_other_axes():
     mesh = make_mesh(schema.mesh())
     for spec, whole in (
         (("fsdp", "tensor"), (None, "tensor")),
         ((("data", "fsdp"), None), ("data", None)),
         ((None,), (None,)),
     ):
-        assert _whole(NamedSharding(mesh, PartitionSpec(*spec))).spec == PartitionSpec(*whole)
+        assert _without_fsdp(NamedSharding(mesh, PartitionSpec(*spec))).spec == PartitionSpec(
+            *whole
+        )
