@@ -1,4 +1,4 @@
-"""Checksums of a saved step: Orbax hands flipped bytes of an array on without a word."""
+"""Checksums of a saved step, because Orbax returns arrays with flipped bits without an error."""
 
 from __future__ import annotations
 
@@ -8,68 +8,51 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+
 from elva_jax.utils.files import write_atomic
 
-NAME = "checksums.json"  # {path below the step: [bytes, CRC-32]}
-THREADS = 8  # files read at once
-PIECE = 2**22  # bytes read at once of a file
+FILE_NAME = "checksums.json"  # {path relative to the step: [bytes, CRC-32]}
+THREADS = 8  # files read at the same time
+CHUNK_BYTES = 2**22
 
 
-def write(step: Path) -> None:
-    """Notes size and checksum of every file of a step's items, in `NAME` beside them."""
-    files = sorted(
-        path
-        for item in step.iterdir()
-        if item.is_dir()
-        for path in item.rglob("*")
-        if path.is_file()
-    )
+def write_checksums(step: Path) -> None:
+    """Records size and checksum of every file of a step's items."""
+    files = sorted(path for path in step.glob("*/**/*") if path.is_file())
     with ThreadPoolExecutor(THREADS) as pool:
-        sums = dict(
-            zip(
-                (path.relative_to(step).as_posix() for path in files),
-                pool.map(_sum, files),
-                strict=True,
-            )
-        )
-    write_atomic(step / NAME, json.dumps(sums) + "\n")
+        names = (path.relative_to(step).as_posix() for path in files)
+        sums = dict(zip(names, pool.map(_size_and_crc, files), strict=True))
+    write_atomic(step / FILE_NAME, json.dumps(sums) + "\n")
 
 
-def damage(step: Path, items: tuple[str, ...], index: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a saved step, in a few words, or None.
+def find_damage(step: Path, items: tuple[str, ...]) -> str | None:
+    """Says in a few words what is wrong with items of a saved step, or None.
 
-    Args:
-      step: its directory.
-      items: names of the items that it must have, and that are read.
-      index, count: this process's share of the files, so that several read each of them once.
+    Several processes divide the files among them, so each reads only its share.
     """
     for item in items:
         if not (step / item).is_dir():
             return f"{item} is missing"
-    if not (step / NAME).is_file():
-        return None  # saved before there were checksums
+    if not (step / FILE_NAME).is_file():
+        return None  # saved by a version without checksums
     try:
-        sums: Mapping[str, list[int]] = json.loads((step / NAME).read_text())
-        names = [name for name in sorted(sums) if name.partition("/")[0] in items][index::count]
+        sums: Mapping[str, list[int]] = json.loads((step / FILE_NAME).read_text())
+        names = [name for name in sorted(sums) if name.partition("/")[0] in items]
+        names = names[jax.process_index() :: jax.process_count()]
         with ThreadPoolExecutor(THREADS) as pool:
-            found = pool.map(lambda name: _compare(step / name, *sums[name]), names)
-            return next(
-                (
-                    f"{name} {problem}"
-                    for name, problem in zip(names, found, strict=True)
-                    if problem
-                ),
-                None,
-            )
+            problems = pool.map(lambda name: _compare(step / name, *sums[name]), names)
+            found = zip(names, problems, strict=True)
+            return next((f"{name} {problem}" for name, problem in found if problem), None)
     except (ValueError, TypeError, AttributeError):
-        return f"{NAME} is not readable"
+        return f"{FILE_NAME} is not readable"
 
 
-def _sum(path: Path) -> tuple[int, int]:
+def _size_and_crc(path: Path) -> tuple[int, int]:
     size = checksum = 0
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE):
-            size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+        while chunk := file.read(CHUNK_BYTES):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
     return size, checksum
 
 
@@ -78,7 +61,7 @@ def _compare(path: Path, size: int, checksum: int) -> str | None:
         found = path.stat().st_size
         if found != size:
             return f"has {found} bytes of {size}"
-        return None if _sum(path)[1] == checksum else "is not what was saved"
+        return None if _size_and_crc(path)[1] == checksum else "is not what was saved"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

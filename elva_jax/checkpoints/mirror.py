@@ -1,4 +1,4 @@
-"""A second copy of a run on other storage, in which every step is there as a whole or not at all."""
+"""A second copy of a run on other storage, in which every step is complete or absent."""
 
 from __future__ import annotations
 
@@ -11,42 +11,39 @@ import jax
 
 from elva_jax.checkpoints.format import saved_steps
 
-BESIDE = ("metrics.jsonl", "finished.json")  # files of a stage that a restart reads
-SHARED = ("config.json", "tokenizer")  # and of the run
-UNFINISHED = ".unfinished"
+STAGE_FILES = ("metrics.jsonl", "finished.json")  # what a restart reads beside a stage's steps
+RUN_FILES = ("config.json", "tokenizer")
+UNFINISHED = ".unfinished"  # suffix of a copy that is not complete
 
 
 class Mirror:
-    """Copies the saved steps of a run in the background; only the first process does. A context manager that waits for the last copy.
+    """Copies the saved steps of a run in the background, from the first process.
 
-    A step that is overtaken by a newer one before its turn is left out. A copy that fails is told, and harms nothing.
+    A context manager that waits for the last copy. A step whose turn comes after a newer one was
+    saved is skipped. A copy that fails is reported and does not stop the run.
 
     Args:
-      folder: where the copy is; "": nowhere.
-      workdir: of the run.
-      keep: newest steps of each stage that the copy keeps, one at least; 0: all.
-      say: takes a line for whoever watches.
+      folder: where the copy is; "" for none.
+      workdir: the run's.
+      keep: the number of newest steps of each stage to keep; 0: all.
+      report: takes one line of text.
     """
 
-    def __init__(self, folder: str, workdir: Path, keep: int, say: Callable[[str], None]):
-        self._folder, self._workdir, self._keep, self._say = (
-            Path(folder).absolute(),
-            workdir.absolute(),
-            keep,
-            say,
-        )
+    def __init__(self, folder: str, workdir: Path, *, keep: int, report: Callable[[str], None]):
+        self._folder, self._workdir = Path(folder).absolute(), workdir.absolute()
+        self._keep, self._report = keep, report
         self._worker = ThreadPoolExecutor(1) if folder and jax.process_index() == 0 else None
         self._newest: Path | None = None
 
     def __enter__(self) -> Mirror:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._worker:
             self._worker.shutdown()
 
     def copy(self, step: Path) -> None:
-        """Begins to copy the directory of a saved step."""
+        """Starts to copy the directory of a saved step."""
         if self._worker:
             self._newest = step
             self._worker.submit(self._copy, step)
@@ -55,51 +52,48 @@ class Mirror:
         if step != self._newest:
             return
         try:
-            stage = self._folder / step.parents[1].relative_to(self._workdir)
-            target = stage / "checkpoints" / step.name
-            if not target.is_dir():
-                _copy_whole(step, target)
-            for source in (
-                *(step.parents[1] / name for name in BESIDE),
-                *(self._workdir / name for name in SHARED),
-            ):
-                there = self._folder / source.relative_to(self._workdir)
-                if source.exists() and not there.is_dir():  # folders, the tokenizer's, never change
-                    _copy_whole(source, there)
-            for old in saved_steps(stage)[: -self._keep or None] if self._keep else ():
-                if old < int(step.name):
-                    shutil.rmtree(
-                        (stage / "checkpoints" / str(old)).rename(
-                            target.with_name(f"{old}{UNFINISHED}")
-                        )
-                    )
+            self._copy_step(step)
         except (OSError, shutil.Error) as error:
             reason = getattr(error, "strerror", None) or error
-            self._say(
-                f"{self._folder}: step {step.name} could not be copied there ({reason}); training goes on"
+            self._report(
+                f"{self._folder}: step {step.name} could not be copied there ({reason});"
+                " training continues"
             )
 
+    def _copy_step(self, step: Path) -> None:
+        stage = step.parents[1]
+        target = self._folder / step.relative_to(self._workdir)
+        if not target.is_dir():
+            _copy_complete(step, target)
+        files = [stage / name for name in STAGE_FILES] + [
+            self._workdir / name for name in RUN_FILES
+        ]
+        for source in files:
+            copy = self._folder / source.relative_to(self._workdir)
+            if source.exists() and not copy.is_dir():  # the tokenizer's folder never changes
+                _copy_complete(source, copy)
+        if self._keep:
+            for old in saved_steps(target.parents[1])[: -self._keep]:
+                if old < int(step.name):
+                    removed = target.with_name(f"{old}{UNFINISHED}")
+                    shutil.rmtree(target.with_name(str(old)).rename(removed))
 
-def fetch(folder: str, workdir: Path) -> bool:
-    """Brings a run back from its copy where `workdir` is empty; config.json, by which a run is known, comes last. Safe to repeat.
 
-    Returns:
-      whether there was something to bring.
+def restore_from_mirror(folder: str, workdir: Path) -> bool:
+    """Copies a run back where `workdir` holds none, and says whether it did.
+
+    Safe to repeat after an interruption: config.json, which marks a run, is copied last.
     """
     copy = Path(folder)
     if not folder or (workdir / "config.json").exists() or not (copy / "config.json").exists():
         return False
-    shutil.copytree(
-        copy,
-        workdir,
-        ignore=shutil.ignore_patterns(f"*{UNFINISHED}", "config.json"),
-        dirs_exist_ok=True,
-    )
-    _copy_whole(copy / "config.json", workdir / "config.json")
+    ignored = shutil.ignore_patterns(f"*{UNFINISHED}", "config.json")
+    shutil.copytree(copy, workdir, ignore=ignored, dirs_exist_ok=True)
+    _copy_complete(copy / "config.json", workdir / "config.json")
     return True
 
 
-def _copy_whole(source: Path, target: Path) -> None:
+def _copy_complete(source: Path, target: Path) -> None:
     """Copies a file or folder under another name, and renames it when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + UNFINISHED)

@@ -1,4 +1,4 @@
-"""What a training step carries."""
+"""The state of training: what a step changes, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from flax import struct
 
 
 class TrainState(struct.PyTreeNode):
-    """All that changes from step to step; the whole of it is saved, and the whole of it is donated."""
+    """All that changes from step to step; saved as a whole, and donated as a whole."""
 
     step: jax.Array  # int32, batches seen
-    bad_steps: (
-        jax.Array
-    )  # int32, steps skipped so far because the loss or the gradient was not finite
-    bad_run: jax.Array  # int32, how many of them in a row up to now
+    bad_steps: jax.Array  # int32, steps skipped so far, with a loss or gradient that is not finite
+    bad_run: jax.Array  # int32, how many of these in a row, up to this step
     params: Any
     opt_state: optax.OptState
 
 
-def create(params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state at step 0."""
+def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state at step 0."""
 
-    def zero() -> jax.Array:  # one buffer each: donated arrays must not be shared
+    def zero() -> jax.Array:  # a buffer for each counter: donated arrays must not be shared
         return jnp.zeros((), jnp.int32)
 
     return TrainState(

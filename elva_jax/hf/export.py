@@ -65,11 +65,11 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
     run = open_run(run_path)
     if run.config.stages[run.stage].kind != "elva":
         raise ConvertError(
-            f"{run.where}: stage {run.stage} trains a {run.config.stages[run.stage].kind}; give an ELVA stage"
+            f"{run.path}: stage {run.stage} trains a {run.config.stages[run.stage].kind}; give an ELVA stage"
         )
     if run.config.model.patch_embed == "encoder":
         raise ConvertError(
-            f"{run.where}: has model.patch_embed = encoder; the PyTorch side knows ELVA, not the encoder-based baseline"
+            f"{run.path}: has model.patch_embed = encoder; the PyTorch side knows ELVA, not the encoder-based baseline"
         )
     with tempfile.TemporaryDirectory() as folder:
         files = _files(run, Path(folder), dtype, Path(out).name)
@@ -88,7 +88,7 @@ def _tensors(run: SavedRun, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
                 value = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
             if not np.isfinite(value).all():
                 raise ConvertError(
-                    f"{run.where}: {path} holds values that are not finite in {dtype}; export as float32 to look at them"
+                    f"{run.path}: {path} holds values that are not finite in {dtype}; export as float32 to look at them"
                 )
             yield name, value
 

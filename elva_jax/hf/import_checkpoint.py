@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from elva_jax.checkpoints.restore import save_weights
+from elva_jax.checkpoints.save import save_weights
 from elva_jax.config import schema
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START

@@ -168,7 +168,11 @@ def load_folder(path: str | Path) -> Run:
         for name, shape in shapes.items()
     }
     return Run(
-        config, stage, unflatten_paths(load_store(store, targets, config).params), store.path, step
+        config=config,
+        stage=stage,
+        params=unflatten_paths(load_store(store, targets, config).params),
+        tokenizer_dir=store.path,
+        step=step,
     )
 
 

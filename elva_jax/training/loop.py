@@ -171,7 +171,13 @@ def train(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(console, stage_name, steps))
         checkpoints = stack.enter_context(
-            Checkpoints(folder / "checkpoints", keep, on_error, progress.note, mirror.copy)
+            Checkpoints(
+                folder / "checkpoints",
+                keep=keep,
+                on_error=on_error,
+                report=progress.note,
+                on_saved=mirror.copy,
+            )
         )
         if checkpoints.latest is None:
             state, window = fresh_state(config, stage_name, objective, setting, weights), Window()
@@ -203,7 +209,7 @@ def train(
                 progress.note(
                     f"{stage_name}: the trace of steps up to {step} is in {profile.folder}"
                 )
-            checkpoints.look()
+            checkpoints.poll()
             stopping, due = agreement.late([stop.code, timer.due])
             if step % config.log.every == 0 or step == steps:
                 values = window.report()
@@ -227,7 +233,7 @@ def train(
                 clock.lap("save")
             if stopping and step < steps:
                 break
-        checkpoints.settle()
+        checkpoints.wait()
         clock.lap("save")
         saved = checkpoints.latest
         if stopping and step < steps:

@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.format import has_checkpoint, saved_steps
-from elva_jax.checkpoints.mirror import Mirror, fetch
+from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
 from elva_jax.config.serialize import config_from_dict, config_to_dict
 from elva_jax.config.validate import validate
 from elva_jax.data import pipeline
@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
     for name in config.curriculum:
         check_stage(mesh, config.stages[name], f"stages.{name}.")
     console = Console(soft_wrap=True, quiet=jax.process_index() > 0)
-    if jax.process_index() == 0 and fetch(config.checkpoint.mirror, workdir):
+    if jax.process_index() == 0 and restore_from_mirror(config.checkpoint.mirror, workdir):
         console.print(
             f"{workdir}: brought back from {config.checkpoint.mirror}",
             markup=False,
@@ -100,7 +100,9 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
     say = partial(console.print, markup=False, highlight=False)
     with (
         StopSignal() as stop,
-        Mirror(config.checkpoint.mirror, workdir, config.checkpoint.keep, say) as mirror,
+        Mirror(
+            config.checkpoint.mirror, workdir, keep=config.checkpoint.keep, report=say
+        ) as mirror,
     ):
         for name in config.curriculum:
             if _finished(workdir / name):

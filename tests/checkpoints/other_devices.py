@@ -44,7 +44,7 @@ def main(folder):
                 )
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-            checkpoints.settle()
+            checkpoints.wait()
             restored, _ = checkpoints.restore(jax.tree.map(target, state))
             for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
                 assert two.sharding.mesh.size == mesh.size

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from elva_jax.checkpoints.mirror import Mirror, fetch
+from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
 
 
 @pytest.fixture
@@ -37,16 +37,16 @@ def contents(folder):
 def test_a_lost_workdir_comes_back(run, tmp_path):
     workdir, save = run
     copy, said = tmp_path / "other", []
-    with Mirror(str(copy), workdir, 2, said.append) as mirror:
+    with Mirror(str(copy), workdir, keep=2, report=said.append) as mirror:
         mirror.copy(save(4))
-    with Mirror(str(copy), workdir, 2, said.append) as mirror:
+    with Mirror(str(copy), workdir, keep=2, report=said.append) as mirror:
         mirror.copy(save(8))
     before = contents(workdir)
     assert contents(copy) == before
-    assert not fetch(str(copy), workdir)  # nothing is missing
+    assert not restore_from_mirror(str(copy), workdir)  # nothing is missing
     shutil.rmtree(workdir)
     (copy / "video" / "checkpoints" / "9.unfinished").mkdir()
-    assert fetch(str(copy), workdir)
+    assert restore_from_mirror(str(copy), workdir)
     assert contents(workdir) == before
     assert not (workdir / "video" / "checkpoints" / "9.unfinished").exists()
     assert said == []
@@ -55,11 +55,11 @@ def test_a_lost_workdir_comes_back(run, tmp_path):
 def test_old_steps_go_and_overtaken_ones_are_left_out(run, tmp_path):
     workdir, save = run
     for step in (4, 8, 12):
-        with Mirror(str(tmp_path / "other"), workdir, 2, print) as mirror:
+        with Mirror(str(tmp_path / "other"), workdir, keep=2, report=print) as mirror:
             mirror.copy(save(step))
     steps = tmp_path / "other" / "video" / "checkpoints"
     assert sorted(path.name for path in steps.iterdir()) == ["12", "8"]
-    mirror = Mirror(str(tmp_path / "other"), workdir, 2, print)
+    mirror = Mirror(str(tmp_path / "other"), workdir, keep=2, report=print)
     mirror._newest = workdir / "none"
     mirror._copy(save(16))
     mirror.__exit__()
@@ -70,15 +70,15 @@ def test_a_copy_that_fails_is_told(run, tmp_path):
     workdir, save = run
     (tmp_path / "other").write_text("a file")
     said = []
-    with Mirror(str(tmp_path / "other"), workdir, 2, said.append) as mirror:
+    with Mirror(str(tmp_path / "other"), workdir, keep=2, report=said.append) as mirror:
         mirror.copy(save(4))
     (line,) = said
     assert "other: step 4 could not be copied there (" in line
-    assert line.endswith("; training goes on")
+    assert line.endswith("; training continues")
 
 
 def test_without_a_folder_nothing_is_done(run):
     workdir, save = run
-    with Mirror("", workdir, 2, print) as mirror:
+    with Mirror("", workdir, keep=2, report=print) as mirror:
         mirror.copy(save(4))
-    assert not fetch("", workdir / "new")
+    assert not restore_from_mirror("", workdir / "new")

@@ -35,7 +35,7 @@ def target_of(state):
 
 
 def save(folder, state, steps, config, data=None, keep=2, temporary=()):
-    with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+    with Checkpoints(folder / "checkpoints", keep=keep) as checkpoints:
         for step in steps:
             checkpoints.save(
                 step, state, data or {"at": step}, config, "video", temporary=step in temporary
@@ -227,7 +227,7 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, config, spoil, wor
     save(tmp_path, new, [8], config)
     spoil(tmp_path / "checkpoints" / "8")
     told = []
-    with Checkpoints(tmp_path / "checkpoints", keep=2, say=told.append) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", keep=2, report=told.append) as checkpoints:
         restored, (data,) = checkpoints.restore(target_of(old))
         assert data == {"at": 4}
         np.testing.assert_array_equal(
@@ -283,10 +283,12 @@ def test_a_full_disk_leaves_the_last_good_step(tmp_path, config, disk, room):
     state = make_state(width=200_000)
     save(tmp_path, state, [4], config)
     told = []
-    with Checkpoints(tmp_path / "checkpoints", on_error="continue", say=told.append) as checkpoints:
+    with Checkpoints(
+        tmp_path / "checkpoints", on_error="continue", report=told.append
+    ) as checkpoints:
         disk(room)
         checkpoints.save(8, state, {"at": 8}, config, "video")
-        checkpoints.settle()
+        checkpoints.wait()
         disk(resource.RLIM_INFINITY)
         assert saved_steps(tmp_path) == [4]
         assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["4"]
@@ -294,13 +296,13 @@ def test_a_full_disk_leaves_the_last_good_step(tmp_path, config, disk, room):
     (line,) = told
     assert "step 8 could not be saved (" in line
     assert "File too large" in line
-    assert "step 4 is the last good one; training goes on" in line
+    assert "step 4 is the last good one; training continues" in line
     assert saved_steps(tmp_path) == [4, 12]
 
     disk(room)
     with pytest.raises(
         CheckpointError,
-        match=r"step 16 could not be saved .* step 12 is the last good one: make room",
+        match=r"step 16 could not be saved .* step 12 is the last good one: free some space",
     ):
         save(tmp_path, state, [16], config)
     disk(resource.RLIM_INFINITY)

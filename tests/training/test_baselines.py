@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from elva_jax.checkpoints.restore import load_run, save_weights
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.checkpoints.save import save_weights
 from elva_jax.cli import main
 from elva_jax.config import schema
 from elva_jax.config.load import load
