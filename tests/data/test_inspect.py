@@ -1,4 +1,4 @@
-"""`elva data inspect` and `elva data show` on sources that are not built, and on one that is."""
+"""`elva data inspect` and `elva data show` on plain sources and on a built data set."""
 
 import json
 
@@ -22,7 +22,7 @@ def elva(capsys):
 
 @pytest.fixture
 def notes(tmp_path):
-    """Four stills, one of which is missing, and a folder of frames."""
+    """Four stills, of which one is missing, and a folder of frames."""
     root = tmp_path / "media"
     (root / "frames").mkdir(parents=True)
     for k in range(3):
@@ -161,7 +161,7 @@ def test_records_of_a_built_data_set_are_written_out(data_dir, tmp_path, elva):
         ),
     ],
 )
-def test_misuse_is_explained_in_a_line(notes, data_dir, tmp_path, elva, words, message):
+def test_misuse_is_explained_in_one_line(notes, data_dir, tmp_path, elva, words, message):
     words = [{"NOTES": notes, "OUT": tmp_path / "out"}.get(word, word) for word in words]
     status, _, err = elva(*words, "--data-dir", data_dir)
     assert status in (1, 2)

@@ -1,0 +1,1 @@
+"""`elva data`: builds data sets, counts them, and shows their records."""

@@ -1,15 +1,18 @@
-"""What is in a data set: counted record by record, or read from the manifest of a built one."""
+"""Statistics of a data set, counted record by record, and their presentation."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from elva_jax.data.example import Example
 from elva_jax.data.safe_read import Rejected
-from elva_jax.tools.datasets.build.prepare import Counting, Preparation
+from elva_jax.tools.datasets import pictures
+from elva_jax.tools.datasets.build.prepare import Preparation, TokenSettings
 from elva_jax.tools.datasets.build.statistics import Histogram, Statistics, most
+from elva_jax.utils.json import save_json
 
 ROWS = (
     ("turns of a record", "turns"),
@@ -24,22 +27,20 @@ TOP = 5  # resolutions and reasons listed
 
 
 def spread(total: int, limit: int) -> Sequence[int]:
-    """At most `limit` numbers evenly spread over 0 … total - 1; 0 takes all."""
-    return (
-        range(total)
-        if not 0 < limit < total
-        else [(2 * k + 1) * total // (2 * limit) for k in range(limit)]
-    )
+    """At most `limit` numbers evenly spread over 0 … total - 1; a limit of 0 takes all."""
+    if not 0 < limit < total:
+        return range(total)
+    return [(2 * k + 1) * total // (2 * limit) for k in range(limit)]
 
 
 def count(
     examples: Sequence[Example],
-    counting: Counting,
+    settings: TokenSettings,
     indices: Sequence[int],
     advance: Callable[[int], None] = lambda number: None,
 ) -> Statistics:
-    """Counts records as `elva data build` would, without keeping anything of them."""
-    preparation, statistics = Preparation(examples, counting), Statistics()
+    """Counts records as `elva data build` does, without storing them."""
+    preparation, statistics = Preparation(examples, settings), Statistics()
     for index in indices:
         found = preparation.measure(index)
         if isinstance(found, Rejected):
@@ -50,36 +51,28 @@ def count(
     return statistics
 
 
-def table(statistics: Statistics, counting: Counting) -> str:
-    """The numbers in words and columns."""
-    rejected = statistics.rejected.total()
-    media = (
-        ", ".join(
-            f"{number:,} {kind}s" for kind, number in sorted(statistics.media.items(), reverse=True)
-        )
-        or "no media"
-    )
+def table(statistics: Statistics, settings: TokenSettings) -> str:
+    """Formats statistics as text."""
+    kinds = sorted(statistics.media.items(), reverse=True)
+    media = ", ".join(f"{number:,} {kind}s" for kind, number in kinds) or "no media"
+    size = f"{statistics.bytes / 2**30:.3f} GiB"
+    headings = ("least", *(f"{share:.0%}" for share in SHARES), "most", "mean")
     lines = [
-        f"{statistics.records:,} records, {rejected:,} rejected",
-        f"{media}, {statistics.bytes / 2**30:.3f} GiB, {statistics.seconds.total / 3600:,.2f} hours of video",
+        f"{statistics.records:,} records, {statistics.rejected.total():,} rejected",
+        f"{media}, {size}, {statistics.seconds.total / 3600:,.2f} hours of video",
         "",
-        f"{'':22}"
-        + "".join(
-            f"{name:>10}"
-            for name in ("least", *(f"{share:.0%}" for share in SHARES), "most", "mean")
-        ),
+        f"{'':22}" + "".join(f"{heading:>10}" for heading in headings),
     ]
     for label, name in ROWS:
         histogram = getattr(statistics, name)
         if histogram.count:
-            lines.append(
-                f"{label:22}" + "".join(f"{_number(value):>10}" for value in _values(histogram))
-            )
-    lines += [_counted_for(counting), ""]
+            cells = "".join(f"{_number(value):>10}" for value in _values(histogram))
+            lines.append(f"{label:22}{cells}")
+    lines += [_describe(settings), ""]
     if statistics.resolutions:
         found = most(statistics.resolutions)
         shown = [
-            f"{number:,} of {size}" if size != "others" else f"{number:,} others"
+            f"{number:,} others" if size == "others" else f"{number:,} of {size}"
             for size, number in found[:TOP]
         ]
         lines.append(f"resolutions: {', '.join(shown)}{', …' if len(found) > TOP else ''}")
@@ -89,44 +82,42 @@ def table(statistics: Statistics, counting: Counting) -> str:
 
 
 def _values(histogram: Histogram) -> list[float]:
-    return [
-        histogram.low,
-        *(histogram.quantile(share) for share in SHARES),
-        histogram.high,
-        histogram.total / histogram.count,
-    ]
+    quantiles = [histogram.quantile(share) for share in SHARES]
+    return [histogram.low, *quantiles, histogram.high, histogram.total / histogram.count]
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
-def _counted_for(counting: Counting) -> str:
-    text = (
-        f"text by {counting.tokenizer}"
-        if counting.tokenizer
-        else "text is not counted without --tokenizer"
-    )
-    edges = f"a longest edge of {counting.longest_edge} and patches of {counting.patch_size} pixels"
-    return f"(visual tokens at {counting.frames} frames, {edges}; {text})"
-
-
-def title(name: str, statistics: Statistics, counting: Counting) -> str:
-    """Of the histogram."""
-    return f"{name}: {statistics.records:,} records\n{_counted_for(counting)}"
+def _describe(settings: TokenSettings) -> str:
+    text = "text is not counted without --tokenizer"
+    if settings.tokenizer:
+        text = f"text by {settings.tokenizer}"
+    edges = f"a longest edge of {settings.longest_edge} and patches of {settings.patch_size} pixels"
+    return f"(visual tokens at {settings.frames} frames, {edges}; {text})"
 
 
 def write(
-    out: Path, name: str, statistics: Statistics, counting: Counting, examples: Sequence[Example]
+    out: Path,
+    name: str,
+    statistics: Statistics,
+    settings: TokenSettings,
+    examples: Sequence[Example],
 ) -> list[Path]:
-    """Writes statistics.json, the sheet of frames of `examples`, and the histogram of lengths; returns their paths."""
-    from elva_jax.tools.datasets import pictures
-    from elva_jax.utils.json import save_json
+    """Writes statistics.json, frames of `examples`, and a histogram of lengths; returns the paths.
 
+    Args:
+      out: folder to write to.
+      name: of the data set.
+      statistics: of the data set.
+      settings: how its tokens were counted.
+      examples: shown on the sheet of frames.
+    """
     out.mkdir(parents=True, exist_ok=True)
     numbers: dict[str, Any] = {
         "name": name,
-        "tokens_at": counting._asdict(),
+        "tokens_at": dataclasses.asdict(settings),
         "statistics": statistics.to_json(),
     }
     histograms = {
@@ -136,8 +127,9 @@ def write(
     }
     sheet = out / "sheet.png"
     pictures.sheet(examples).save(sheet)
+    title = f"{name}: {statistics.records:,} records\n{_describe(settings)}"
     return [
         save_json(numbers, out / "statistics.json"),
         sheet,
-        pictures.lengths(histograms, title(name, statistics, counting), out / "tokens.png"),
+        pictures.lengths(histograms, title, out / "tokens.png"),
     ]

@@ -1,12 +1,17 @@
-"""Pictures of a data set: frames of some of its records beside what is said about them, and how long its records are."""
+"""Pictures of a data set: frames of some records with their text, and a histogram of lengths."""
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from elva_jax.data.example import Example
@@ -15,18 +20,16 @@ from elva_jax.tools.datasets.build.statistics import Histogram
 from elva_jax.video.picture import Picture
 from elva_jax.video.read import read_frames
 
-ROW = 144  # pixels of a row's height
-FRAMES = 6  # most frames of a record
-COLUMNS = 64  # characters of a line
-LINE = 16  # pixels of a line's height
+ROW = 144  # height of a row in pixels
+FRAMES = 6  # most frames per record
+COLUMNS = 64  # characters per line
+LINE = 16  # height of a line in pixels
 GAP = 6  # pixels
-BARS = 40  # of a histogram, at most
+BARS = 40  # most bars of a histogram
 
 
 def sheet(examples: Sequence[Example]) -> Image.Image:
-    """A row an example: frames spread over its media, and the beginning of its conversation."""
-    from matplotlib import font_manager
-
+    """One row per example: frames of its media, and the beginning of its conversation."""
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), LINE * 3 // 4)
     rows = [(_frames(example), _text(example)) for example in examples]
     left = max((sum(tile.width + GAP for tile in tiles) for tiles, _ in rows), default=0) + GAP
@@ -43,17 +46,13 @@ def sheet(examples: Sequence[Example]) -> Image.Image:
 
 
 def _frames(example: Example) -> list[Image.Image]:
-    """Some frames of each medium, all of one height; none of a medium that cannot be read."""
-    tiles, each = [], max(1, FRAMES // max(len(example.media), 1))
+    """Some frames of each readable medium, all of one height."""
+    tiles: list[Any] = []
+    each = max(1, FRAMES // max(len(example.media), 1))
     for medium in example.media[:FRAMES]:
-        source = medium.source
-        try:
-            found = read_frames(
-                source, num_frames=each if medium.kind == "video" else 1, transform=_tile
-            ).pixels
-        except VideoError:
-            continue
-        tiles += found
+        count = each if medium.kind == "video" else 1
+        with contextlib.suppress(VideoError):
+            tiles += read_frames(medium.source, num_frames=count, transform=_tile).pixels
     return tiles
 
 
@@ -63,7 +62,7 @@ def _tile(picture: Picture) -> Image.Image:
 
 
 def _text(example: Example) -> list[str]:
-    """As many lines as a row has room for."""
+    """The conversation, cut to the lines that fit into a row."""
     said = [f"[{example.key}]", *([f"system: {example.system}"] if example.system else [])]
     for turn in example.turns:
         said += [f"Q: {turn.question}", f"A: {turn.answer}"]
@@ -73,16 +72,13 @@ def _text(example: Example) -> list[str]:
 
 
 def lengths(histograms: Mapping[str, Histogram], title: str, path: str | Path) -> Path:
-    """Draws how many records have how many tokens, and returns the path of the PNG.
+    """Draws histograms of the tokens per record, and returns the path of the PNG.
 
     Args:
-      histograms: name -> numbers of tokens; those without any are left out.
-      title: what is counted.
+      histograms: by name; empty ones are left out.
+      title: of the figure.
       path: file to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Writes one record of a source to a folder, for a person to look at."""
+"""Writes one record of a source to a folder, for people to look at."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from elva_jax.tools.datasets.build import start
 from elva_jax.video.picture import Picture
 from elva_jax.video.read import read_frames
 
-SHEET_FRAMES = 16  # most frames of a medium on the sheet
-SHEET_EDGE = 256  # pixels; larger frames are shown at this edge, those of half of it doubled
-STARTS = {
+SHEET_FRAMES = 16  # most frames per medium
+SHEET_EDGE = 256  # pixels; larger frames are reduced to this edge, those up to half of it doubled
+STARTS = {  # first bytes of a file -> its suffix
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG": ".png",
     b"GIF8": ".gif",
@@ -35,22 +35,22 @@ STARTS = {
 def show(
     data_dir: str | Path, name: str, split: str, index: int, out: str | Path, root: str = ""
 ) -> Path:
-    """Writes the media, a sheet of the frames of each, the annotation, and the first open question with its answer.
+    """Writes media, a sheet of frames of each, the annotation, and the first open question.
 
     Args:
-      data_dir: where data sets are built.
+      data_dir: the folder of built data sets.
       name: a file, or a data set such as moving_shapes/easy.
       split: split of a data set.
-      index: which record, from 0.
-      out: folder to write to, made if missing.
-      root: folder that a file's media paths are relative to; "": the file's.
+      index: number of the record, from 0.
+      out: folder to write to; created if missing.
+      root: folder of a file's media paths; "": the file's folder.
 
     Returns:
-      The path of the first medium written, or of the annotation where there is none.
+      The path of the first medium, or of the annotation if there are no media.
 
     Raises:
       DataError: no such source, split or record.
-      VideoError: a medium that cannot be read.
+      VideoError: a medium cannot be read.
     """
     examples = start.open_source(name, data_dir, split, root)
     if not 0 <= index < len(examples):
@@ -75,13 +75,13 @@ def show(
 
 
 def _annotation(examples: Sequence[Example], index: int, example: Example) -> Any:
-    """The record's own annotation where it has one, or else the conversation."""
+    """The annotation of the record, or the conversation if it has none."""
     record = getattr(examples, "records", {index: {}})[index]
     return sources.annotation(record) if "annotation" in record else conversation(example)
 
 
 def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
-    """Writes a medium and its sheet; the second one is called video-2 and frames-2, and so on."""
+    """Writes a medium and its sheet; the second one is named video-2 and frames-2, and so on."""
     ending = f"-{number}" if number > 1 else ""
     frames = read_frames(
         medium.source,
@@ -89,17 +89,12 @@ def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
         name=key if isinstance(medium.source, bytes) else None,
         transform=_small,
     ).pixels
-    sheet(frames, scale=2 if max(frames[0].shape) <= SHEET_EDGE // 2 else 1).save(
-        folder / f"frames{ending}.png"
-    )
+    scale = 2 if max(frames[0].shape) <= SHEET_EDGE // 2 else 1
+    sheet(frames, scale=scale).save(folder / f"frames{ending}.png")
     path = folder / f"{medium.kind}{ending}"
     if isinstance(medium.source, bytes):
-        path = path.with_suffix(
-            next(
-                (suffix for start, suffix in STARTS.items() if medium.source.startswith(start)),
-                ".mp4",
-            )
-        )
+        suffixes = (end for start, end in STARTS.items() if medium.source.startswith(start))
+        path = path.with_suffix(next(suffixes, ".mp4"))
         path.write_bytes(medium.source)
     elif Path(medium.source).is_dir():
         shutil.copytree(medium.source, path, dirs_exist_ok=True)
@@ -110,13 +105,15 @@ def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
 
 
 def _small(picture: Picture) -> np.ndarray:
-    """A picture within the edge of a sheet, uint8 [h, w, 3]."""
+    """A picture reduced to the edge of a sheet, uint8 [h, w, 3]."""
     share = min(1.0, SHEET_EDGE / max(picture.height, picture.width))
     return picture.at((max(1, round(picture.height * share)), max(1, round(picture.width * share))))
 
 
-def sheet(frames, columns: int = 8, scale: int = 2, gap: int = 4) -> Image.Image:
-    """Frames (uint8 HxWx3, one size) side by side, `columns` to a row, enlarged `scale` times."""
+def sheet(
+    frames: Sequence[np.ndarray], columns: int = 8, scale: int = 2, gap: int = 4
+) -> Image.Image:
+    """Frames (uint8 HxWx3, one size) in rows of `columns`, enlarged `scale` times."""
     height, width = (side * scale for side in frames[0].shape[:2])
     columns = min(columns, len(frames))
     rows = -(-len(frames) // columns)

@@ -1,4 +1,4 @@
-"""A source of every kind of record there is, good and bad, with real media."""
+"""A source with every kind of record, good and bad, and with real media."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def video(
     rate: int = 6,
     path: Path | None = None,
 ) -> bytes:
-    """A real mp4 whose frames' brightness names the clip and the frame; in a file, its header comes first."""
+    """A real mp4 with a brightness per clip and frame; in a file, its header comes first."""
     out = io.BytesIO()
     options = {"movflags": "faststart"} if path else {}
     with av.open(
@@ -37,7 +37,7 @@ def video(
 
 
 def image(seed: int, form: str = "PNG", size: tuple[int, int] = (24, 40)) -> bytes:
-    """An encoded picture of a ramp of greys."""
+    """An encoded picture of a gray ramp."""
     out = io.BytesIO()
     ramp = np.linspace(seed % 100, 200, size[0] * size[1] * 3).astype(np.uint8).reshape(*size, 3)
     Image.fromarray(ramp).save(out, form)
@@ -51,7 +51,7 @@ def talk(*texts: str, **fields) -> dict:
 
 
 def good() -> list[dict]:
-    """Records of several turns, several media, stills, a system turn, and none at all."""
+    """Records with several turns, several media, stills, a system turn, and without media."""
     records = [
         talk(f"<video>\nWhat is in clip {k}?", f"A grey field, number {k}.", video=f"clips/{k}.mp4")
         for k in range(8)
@@ -109,7 +109,7 @@ def write_media(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory) -> Path:
-    """notes.jsonl: the good records with a bad one behind each of the first eight, and a line that is no JSON."""
+    """notes.jsonl: good records, a bad one after each of the first eight, and an invalid line."""
     root = write_media(tmp_path_factory.mktemp("source") / "media")
     bad = [record for record, _ in BAD.values()]
     lines = []
@@ -124,7 +124,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def elva(capsys):
-    """Runs `elva data …` here; gives (status, output, errors)."""
+    """Runs `elva data …` in this process; returns (status, output, errors)."""
 
     def run(*words) -> tuple[int, str, str]:
         try:
@@ -138,7 +138,7 @@ def elva(capsys):
 
 @pytest.fixture(scope="session")
 def made():
-    """What makes and names media and records."""
+    """The functions that make media and records."""
 
     class Made:
         bad = BAD
@@ -149,7 +149,7 @@ def made():
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything under a folder, but the notes of a build that TFDS does not read."""
+    """All files under a folder, except the state of a build, which TFDS does not read."""
     paths = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and "build" not in path.parts
     ]

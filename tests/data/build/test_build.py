@@ -1,4 +1,4 @@
-"""`elva data build`: what it builds is what the source's own reader gives; sharded, over hosts, checked, and never silently other."""
+"""`elva data build`: the same examples as the source's reader, in shards, over hosts, verified."""
 
 import csv
 import dataclasses
@@ -17,7 +17,7 @@ from elva_jax.tools.datasets.build import shard, start
 
 
 def with_bytes(example):
-    """An example whose media are the files' bytes."""
+    """An example with the bytes of its files as media."""
     media = [
         m
         if isinstance(m.source, bytes)
@@ -39,7 +39,7 @@ def readable(examples):
 
 @pytest.fixture(scope="module")
 def built(source, tmp_path_factory):
-    """notes, built in four files by one process."""
+    """The source, built as four files by one process."""
     from elva_jax import cli
 
     folder = tmp_path_factory.mktemp("built")
@@ -88,8 +88,13 @@ def test_it_is_a_data_set_of_tfds(built):
 
 
 def test_its_shards_are_those_that_tfds_itself_would_write(source, built, tmp_path):
-    plan, preparation = start.begin(str(source), tmp_path / "state", name="notes", shard_size=5)
-    builder = shard.builder(plan._replace(data_dir=tmp_path / "tfds"), preparation)
+    plan, preparation = start.begin(
+        start.BuildOptions(
+            source=str(source), name="notes", data_dir=tmp_path / "state", shard_size=5
+        )
+    )
+    elsewhere = dataclasses.replace(plan, data_dir=tmp_path / "tfds")
+    builder = shard.builder(elsewhere, preparation)
     builder.download_and_prepare()
     ours, theirs = tfds.builder("notes", data_dir=built), builder
     assert {path.name for path in ours.data_path.glob("*")} >= {
@@ -249,7 +254,7 @@ def test_splits_share_a_data_set(source, built, tmp_path, elva):
     assert list(one) == list(two)
 
 
-def test_files_without_a_single_good_record_do_no_harm(source, tmp_path, elva):
+def test_files_without_a_usable_record_do_no_harm(source, tmp_path, elva):
     status, out, err = elva(
         "build",
         source,
@@ -267,7 +272,7 @@ def test_files_without_a_single_good_record_do_no_harm(source, tmp_path, elva):
     assert len(list(sources.open_examples(schema.source("fine", "train"), tmp_path))) == 11
 
 
-def test_a_source_without_a_single_good_record_is_no_data_set(tmp_path, made, elva):
+def test_a_source_without_a_usable_record_is_no_data_set(tmp_path, made, elva):
     (tmp_path / "bad.jsonl").write_text(
         "\n".join([json.dumps(made.talk("What?", "This.", video="none.mp4"))] * 3)
     )
@@ -284,10 +289,10 @@ def test_a_source_without_a_single_good_record_is_no_data_set(tmp_path, made, el
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--longest-edge", "32"], "longest_edge = 0, and is asked for with 32"),
-        (["--shard-size", "4"], "shards = 4, and is asked for with 5"),
+        (["--longest-edge", "32"], "longest_edge = 0, not 32"),
+        (["--shard-size", "4"], "shards = 4, not 5"),
         (["--frames", "8"], "tokens_at = "),
-        (["--root", "ROOT"], 'root = "", and is asked for with'),
+        (["--root", "ROOT"], 'root = "", not '),
     ],
 )
 def test_other_settings_are_refused(source, built, elva, contents, change, message):
@@ -297,7 +302,7 @@ def test_other_settings_are_refused(source, built, elva, contents, change, messa
         "build", source, "--name", "notes", "--data-dir", built, "--shard-size", "5", *change
     )
     assert status == 1
-    assert f"split 'train' was begun with {message}" in err
+    assert f"split 'train' was started with {message}" in err
     assert err.count("\n") == 1
     assert contents(built / "notes") == before
 
@@ -311,10 +316,10 @@ def test_a_source_that_changed_is_refused(tmp_path, made, elva):
     notes.write_text(json.dumps(made.good()[0]).replace("grey", "gray"))  # as long as it was
     status, _, err = elva(*arguments)
     assert status == 1
-    assert "was begun with content = " in err
+    assert "was started with content = " in err
 
 
-def test_a_flipped_byte_is_found_and_mended(source, tmp_path, elva, contents):
+def test_a_flipped_byte_is_found_and_repaired(source, tmp_path, elva, contents):
     arguments = [
         "build",
         source,
@@ -383,7 +388,7 @@ def test_a_flipped_byte_is_found_and_mended(source, tmp_path, elva, contents):
         ),
     ],
 )
-def test_misuse_is_explained_in_a_line(source, tmp_path, elva, words, status, message):
+def test_misuse_is_explained_in_one_line(source, tmp_path, elva, words, status, message):
     words = [source if word == "SOURCE" else word for word in words]
     got, out, err = elva("build", *words, "--data-dir", tmp_path)
     assert got == status
@@ -392,7 +397,7 @@ def test_misuse_is_explained_in_a_line(source, tmp_path, elva, words, status, me
     assert not (tmp_path / "x" / "1.0.0" / "dataset_info.json").exists()
 
 
-def test_a_data_set_of_someone_else_is_left_alone(source, data_dir, tmp_path, elva):
+def test_a_foreign_data_set_is_left_alone(source, data_dir, tmp_path, elva):
     (tmp_path / "foreign/1.0.0").mkdir(parents=True)
     (tmp_path / "foreign/1.0.0/dataset_info.json").write_text("{}")
     status, _, err = elva("build", source, "--name", "foreign", "--data-dir", tmp_path)

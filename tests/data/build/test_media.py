@@ -1,4 +1,4 @@
-"""What is kept of a medium: its own bytes, or the same pictures smaller, shown at the same times."""
+"""Stored media: the original bytes, or smaller frames at the same times."""
 
 import io
 import pickle
@@ -18,7 +18,7 @@ LEVELS = (16, 80, 150, 220)
 
 
 def numbered(k: int, height: int, width: int) -> np.ndarray:
-    """A frame whose left, middle and right thirds spell its number."""
+    """A frame with its number encoded in the gray levels of its thirds."""
     digits = np.array([k // 16 % 4, k // 4 % 4, k % 4])
     columns = np.array(LEVELS, np.uint8)[digits[np.arange(width) * 3 // width]]
     return np.broadcast_to(columns[None, :, None], (height, width, 3)).copy()
@@ -57,7 +57,7 @@ UNEVEN = [0, 1, 2, 5, 6, 7, 20, 21, 22, 23, 40, 41, 55]
 def test_a_larger_video_shows_the_same_frames_at_the_same_times(form, ticks):
     data = encode(ticks, form, bf="2")
     packed, size = pack(Media(data, "video"), 64, "clip")
-    assert size[:2] == (48, 64)
+    assert (size.height, size.width) == (48, 64)
     assert size == probe(Media(packed, "video"), "clip")
     assert packed == pack(Media(data, "video"), 64, "clip")[0]
     for count in (1, 2, 3, 7, 13, 40):
@@ -86,11 +86,14 @@ def test_a_larger_video_is_small_upright_and_of_its_colours():
 
 
 @pytest.mark.parametrize("edge", [0, 160, 161])
-def test_what_is_small_enough_stays_byte_for_byte(tmp_path, edge):
+def test_small_media_stay_byte_for_byte(tmp_path, edge):
     data = encode(range(7))
     (tmp_path / "clip.mp4").write_bytes(data)
     for source in (data, str(tmp_path / "clip.mp4")):
-        assert pack(Media(source, "video"), edge, "clip") == (data, Size(120, 160, 7, 0.7))
+        assert pack(Media(source, "video"), edge, "clip") == (
+            data,
+            Size(height=120, width=160, frames=7, seconds=0.7),
+        )
 
 
 @pytest.mark.parametrize(("form", "kept"), [("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "PNG")])
@@ -100,7 +103,7 @@ def test_larger_images_are_resized(form, kept):
         out, form
     )
     packed, size = pack(Media(out.getvalue(), "image"), 100, "x")
-    assert size == (30, 100, 1, 0.0)
+    assert size == Size(height=30, width=100, frames=1, seconds=0.0)
     image = Image.open(io.BytesIO(packed))
     assert (image.format, image.size) == (kept, (100, 30))
     whole = np.asarray(
@@ -113,7 +116,7 @@ def test_larger_images_are_resized(form, kept):
     assert pack(Media(out.getvalue(), "image"), 300, "x")[0] == out.getvalue()
 
 
-def test_a_folder_of_frames_becomes_a_video_of_a_frame_a_second(tmp_path):
+def test_a_folder_of_frames_becomes_a_video_of_one_frame_per_second(tmp_path):
     for k in range(5):
         Image.fromarray(numbered(k, 60, 91)).save(tmp_path / f"f{k}.png")
     for edge, width in ((0, 92), (46, 46)):
@@ -134,14 +137,14 @@ def test_an_animation_keeps_its_delays():
         out, "GIF", save_all=True, append_images=frames[1:], duration=[100, 500, 200, 1000]
     )
     packed, size = pack(Media(out.getvalue(), "video"), 45, "x")
-    assert size == (30, 44, 4, 1.8)
+    assert size == Size(height=30, width=44, frames=4, seconds=1.8)
     before, after = read_frames(out.getvalue(), num_frames=9), read_frames(packed, num_frames=9)
     assert [number(frame) for frame in after.pixels] == [number(frame) for frame in before.pixels]
     assert after.times.tolist() == before.times.tolist()
 
 
 @pytest.mark.parametrize("edge", [0, 64])
-def test_what_ends_early_is_refused(tmp_path, edge):
+def test_truncated_videos_are_refused(tmp_path, edge):
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w", container_options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=10, options={"threads": "1"})
@@ -159,7 +162,7 @@ def test_what_ends_early_is_refused(tmp_path, edge):
         probe(Media(str(path), "video"), "x")
 
 
-def test_what_no_record_can_hold_is_refused(tmp_path, monkeypatch):
+def test_media_beyond_the_limit_of_a_record_are_refused(tmp_path, monkeypatch):
     data = encode(range(7))
     monkeypatch.setattr("elva_jax.tools.datasets.build.media.LARGEST", len(data) - 1)
     with pytest.raises(
@@ -170,7 +173,7 @@ def test_what_no_record_can_hold_is_refused(tmp_path, monkeypatch):
     assert len(pack(Media(data, "video"), 32, "clip")[0]) < len(data)
 
 
-def test_errors_survive_the_way_out_of_a_worker():
+def test_errors_can_be_pickled():
     with pytest.raises(VideoError) as caught:
         probe(Media(b"nothing", "video"), "clip7")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -1,4 +1,4 @@
-"""Real processes, killed and interrupted in the middle: what was finished stays, the rest is built anew."""
+"""Real builds that are killed or interrupted: finished shards stay, the others are built again."""
 
 import json
 import os
@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from elva_jax.utils.files import lock
 
 SHARDS = 6
 
@@ -34,8 +36,11 @@ def arguments(slow, data_dir, workers):
 
 
 def begin(slow, data_dir, workers):
-    """Starts a build in a process of its own, which takes interruptions as on a terminal, and waits for its first file."""
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from elva_jax.cli import main; sys.exit(main())"
+    """Starts a build in its own process, with Ctrl-C as on a terminal; waits for its first file."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from elva_jax.cli import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", code, *map(str, arguments(slow, data_dir, workers))]
     process = subprocess.Popen(
         command,
@@ -67,7 +72,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(slow, tmp_path_factory, contents):
-    """What a build gives that nothing disturbs."""
+    """The files of an undisturbed build."""
     from elva_jax import cli
 
     folder = tmp_path_factory.mktemp("whole")
@@ -76,14 +81,14 @@ def whole(slow, tmp_path_factory, contents):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(slow, tmp_path, elva, whole, contents):
+def test_a_killed_build_ends_like_an_undisturbed_one(slow, tmp_path, elva, whole, contents):
     process, state = begin(slow, tmp_path, 2)
     workers = children(process)
     assert len(workers) >= 2
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 60
-    while any(is_running(pid) for pid in workers):  # they follow their parent
+    while any(is_running(pid) for pid in workers):  # workers end with their parent
         assert time.monotonic() < deadline
         time.sleep(0.01)
     finished = {path: path.stat().st_mtime_ns for path in state.glob("0*.json")}
@@ -103,7 +108,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(slow, tmp_path, elva
 
 
 @pytest.mark.slow
-def test_interrupted_it_says_one_line_and_goes_on(slow, tmp_path, elva, whole, contents):
+def test_an_interrupted_build_prints_one_line_and_continues(slow, tmp_path, elva, whole, contents):
     process, state = begin(slow, tmp_path, 1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -111,13 +116,14 @@ def test_interrupted_it_says_one_line_and_goes_on(slow, tmp_path, elva, whole, c
     finished = len(list(state.glob("0*.json")))
     assert (out, err) == (
         "",
-        f"elva data: interrupted; {finished} of {SHARDS} files are built, start again to go on\n",
+        f"elva data: interrupted; {finished} of {SHARDS} files are built, "
+        "start again to continue\n",
     )
     assert elva(*arguments(slow, tmp_path, 1)[1:])[0] == 0
     assert contents(tmp_path) == whole
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half(slow, tmp_path, elva):
+def test_a_full_disk_gives_one_line_and_leaves_no_partial_file(slow, tmp_path, elva):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -126,21 +132,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(slow, tmp_path, elva):
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert status == 1
     assert err.endswith(
-        "cannot be written (write() failed: File too large); start again to go on\n"
+        "cannot be written (write() failed: File too large); start again to continue\n"
     )
     assert err.count("\n") == 1
     assert [path.name for path in (tmp_path / "slow/1.0.0").iterdir()] == ["build"]
 
 
-def test_an_unfinished_file_of_another_process_is_waited_for(slow, tmp_path, elva):
-    import fcntl
-
+def test_an_unfinished_file_of_another_process_is_refused(slow, tmp_path, elva):
     from elva_jax.tools.datasets.build import start
 
-    plan, _ = start.begin(str(slow), tmp_path, name="slow", longest_edge=64, shard_size=2)
+    plan, _ = start.begin(
+        start.BuildOptions(
+            source=str(slow), name="slow", data_dir=tmp_path, longest_edge=64, shard_size=2
+        )
+    )
     busy = plan.file(0).with_name(f".{plan.file(0).name}.{os.uname().nodename}.tmp")
-    with busy.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(busy):
         status, _, err = elva(*arguments(slow, tmp_path, 1)[1:])
     assert status == 1
-    assert "another process builds this shard; wait for it, or give each its own --shard" in err
+    assert (
+        "another process builds this shard; wait for it, or give each process its own --shard"
+        in err
+    )

@@ -1,4 +1,4 @@
-"""Sums and histograms that are merged part by part."""
+"""Sums and histograms that merge."""
 
 import json
 
@@ -37,11 +37,21 @@ def test_whole_numbers_below_a_thousand_are_exact():
 
 def example(k: int) -> Measured:
     kinds = ["video", "image"][: k % 3]
-    sizes = [Size(10 + k % 7, 20, 3, k / 7), Size(5, 6, 1, 0.0)][: len(kinds)]
-    return Measured(kinds, sizes, 1 + k % 4, 100 * k, 10 + k if k % 2 else None, 5 * k)
+    sizes = [
+        Size(height=10 + k % 7, width=20, frames=3, seconds=k / 7),
+        Size(height=5, width=6, frames=1, seconds=0.0),
+    ]
+    return Measured(
+        kinds=kinds,
+        sizes=sizes[: len(kinds)],
+        turns=1 + k % 4,
+        bytes=100 * k,
+        text_tokens=10 + k if k % 2 else None,
+        visual_tokens=5 * k,
+    )
 
 
-def test_parts_merged_are_the_whole_even_from_files():
+def test_merged_parts_equal_the_whole_also_from_files():
     whole, merged = Statistics(), Statistics()
     for part in range(5):
         found = Statistics()
@@ -68,5 +78,15 @@ def test_reasons_and_resolutions_are_listed_up_to_a_limit():
     assert statistics.first["other reasons"] == f"key{REASONS}"
     for k in range(1, 6):
         for _ in range(k):
-            statistics.add(Measured(["image"], [Size(k, k, 1, 0.0)], 1, 1, None, 1))
+            size = Size(height=k, width=k, frames=1, seconds=0.0)
+            statistics.add(
+                Measured(
+                    kinds=["image"],
+                    sizes=[size],
+                    turns=1,
+                    bytes=1,
+                    text_tokens=None,
+                    visual_tokens=1,
+                )
+            )
     assert statistics.to_json(2)["resolutions"] == {"5x5": 5, "4x4": 4, "others": 6}

@@ -1,4 +1,4 @@
-"""The TFDS builder of moving_shapes: real ArrayRecord files, without TensorFlow, safe against interruption."""
+"""The TFDS builder of moving_shapes: real ArrayRecord files, without TensorFlow, resumable."""
 
 import json
 import os
@@ -68,7 +68,8 @@ def test_builds_and_reads_without_tensorflow(tmp_path):
     code = (
         "import sys\nfrom elva_jax.tools.datasets.moving_shapes.builder import build\n"
         f"b = build({str(tmp_path)!r}, 'hard', sizes={{'train': 3}}, workers=1)\n"
-        "print(len(b.as_data_source('train')), sorted(m for m in ('tensorflow', 'jax') if m in sys.modules))\n"
+        "loaded = sorted(m for m in ('tensorflow', 'jax') if m in sys.modules)\n"
+        "print(len(b.as_data_source('train')), loaded)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "3 []"
@@ -107,8 +108,11 @@ def test_unknown_names_are_refused(tmp_path, wrong, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_build_is_taken_up_again(tmp_path):
-    code = f"from elva_jax.tools.datasets.moving_shapes.builder import build\nbuild({str(tmp_path)!r}, 'easy', sizes={{'train': 100000}}, workers=1)"
+def test_a_killed_build_can_be_repeated(tmp_path):
+    code = (
+        "from elva_jax.tools.datasets.moving_shapes.builder import build\n"
+        f"build({str(tmp_path)!r}, 'easy', sizes={{'train': 100000}}, workers=1)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code])
     place = tmp_path / "moving_shapes" / "easy"
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""What moving_shapes says is true of the pixels that PyAV decodes."""
+"""The annotations of moving_shapes against the pixels that PyAV decodes."""
 
 import io
 import itertools
@@ -17,13 +17,13 @@ from elva_jax.tools.datasets.moving_shapes.style import COLOURS, EASY, STYLES
 
 
 def decode(media):
-    """All frames of a file, uint8[T, h, w, 3], with PyAV alone."""
+    """All frames of a file, uint8[T, h, w, 3], by PyAV alone."""
     with av.open(io.BytesIO(media)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def clips(theme, count, style="easy", split="train", order=None):
-    """(scene, annotation, decoded frames) of the first records with a theme."""
+    """(scene, annotation, decoded frames) of the first `count` records with a theme."""
     found = []
     for index in range(10_000):
         scene = records.scene_of(style, 0, split, index, 10_000)
@@ -41,7 +41,7 @@ def clips(theme, count, style="easy", split="train", order=None):
 
 
 def colour_at(picture, x, y):
-    """The palette's colour nearest to the mean of the 3 x 3 pixels around a point; None where background grey is nearer."""
+    """The palette's color nearest to the mean of 3 x 3 pixels; None if they are gray."""
     x, y = int(x), int(y)
     pixel = picture[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].reshape(-1, 3).mean(0)
     if np.ptp(pixel) < 40:
@@ -199,7 +199,8 @@ def test_same_seed_gives_same_bytes_in_another_process():
         "for style in ('hard', 'easy'):\n"
         "    for split, index in (('train', 5), ('long', 1), ('image', 70), ('train', 4)):\n"
         "        r = record_of(style, 7, split, index, 100)\n"
-        "        print(style, split, index, hashlib.sha256(r['media'] + r['annotation'] + r['id'].encode()).hexdigest())\n"
+        "        content = r['media'] + r['annotation'] + r['id'].encode()\n"
+        "        print(style, split, index, hashlib.sha256(content).hexdigest())\n"
     )
     runs = [
         subprocess.run(

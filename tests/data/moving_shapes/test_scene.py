@@ -1,11 +1,11 @@
-"""Scenes of moving_shapes: events that show in the sampled frames, and motion that one frame does not give away."""
+"""Scenes of moving_shapes: events visible in the sampled frames, motion hidden in a single one."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elva_jax.tools.datasets.moving_shapes.scene import THEMES, centre, sample, sampled_frames
+from elva_jax.tools.datasets.moving_shapes.scene import THEMES, center, sample, sampled_frames
 from elva_jax.tools.datasets.moving_shapes.style import EASY, STYLES
 
 VIDEO_SPLITS = ("train", "validation", "test")
@@ -22,8 +22,8 @@ def visible(thing, frame):
 
 
 @given(st.integers(8, 64), st.integers(1, 8))
-def test_sampled_frames_are_those_on_display_at_equal_steps(frames, count):
-    """At 0.5/count, 1.5/count … of a clip whose frame k is on display from k/frames to (k+1)/frames."""
+def test_sampled_frames_are_those_shown_at_equal_steps(frames, count):
+    """At 0.5/count, 1.5/count … of a clip that shows frame k from k/frames to (k+1)/frames."""
     for i, k in enumerate(sampled_frames(frames, count)):
         assert k / frames <= (i + 0.5) / count < (k + 1) / frames
 
@@ -64,7 +64,7 @@ def test_long_clips_hide_a_short_flash(style, index):
 def test_objects_lie_inside_and_moving_ones_come_and_go(scene):
     for thing in scene.things:
         for frame in range(scene.frames):
-            x, y = centre(thing, scene, frame)
+            x, y = center(thing, scene, frame)
             if thing.motion:
                 assert -thing.reach <= x <= scene.width + thing.reach
                 assert -thing.reach <= y <= scene.height + thing.reach
@@ -72,7 +72,7 @@ def test_objects_lie_inside_and_moving_ones_come_and_go(scene):
                 assert 0 < x < scene.width
                 assert 0 < y < scene.height
     shown = [
-        centre(t, scene, f) for t in scene.things for f in sampled_frames(scene.frames) if t.motion
+        center(t, scene, f) for t in scene.things for f in sampled_frames(scene.frames) if t.motion
     ]
     assert not shown or any(0 <= x <= scene.width and 0 <= y <= scene.height for x, y in shown)
 
@@ -86,9 +86,9 @@ def test_every_theme_occurs_and_digits_and_directions_are_even():
 
 @pytest.fixture(scope="module")
 def movers():
-    """Centres of moving objects in the four sampled frames, [n, 4, 2] in canvas widths and heights, and their directions [n].
+    """Centers of moving objects, [n, 4, 2] as shares of the canvas, and their directions [n].
 
-    Where nothing of an object can be seen, its centre is (-0.2, -0.2), whichever side it left on.
+    The center of an invisible object is (-0.2, -0.2), whichever side it left on.
     """
     places, directions = [], []
     for index in range(12_000):
@@ -100,13 +100,13 @@ def movers():
 
 
 def _seen(thing, scene, frame):
-    x, y = centre(thing, scene, frame)
+    x, y = center(thing, scene, frame)
     hidden = min(x, y, scene.width - x, scene.height - y) < 0.01 - thing.radius
     return (-0.2, -0.2) if hidden else (x / scene.width, y / scene.height)
 
 
 def best_from_one_frame(places, directions, frame, bins=7):
-    """Accuracy on the second half of the likeliest direction in each cell of a grid, counted on the first half."""
+    """Accuracy of the likeliest direction per cell of a grid: first half counted, second tested."""
     names, label = np.unique(directions, return_inverse=True)
     cell = np.clip(((places[:, frame] + 0.2) / 1.4 * bins).astype(int), 0, bins - 1)
     cell = cell[:, 0] * bins + cell[:, 1]
@@ -126,12 +126,12 @@ def test_one_frame_does_not_tell_which_way_along_an_axis(movers, frame):
 
 @pytest.mark.parametrize("frame", range(4))
 def test_one_frame_tells_direction_little_better_than_chance(movers, frame):
-    """The rest above a quarter is the axis, seen where an edge cuts an object more than its way across allows; 0.33 by calculation."""
+    """Calculated: 0.33, above a quarter because an edge can reveal the axis of an object."""
     assert best_from_one_frame(*movers, frame) < 0.36
 
 
 def test_two_frames_tell_direction(movers):
-    """The nearest shift between neighbouring sampled frames, a plain reading of the motion, is right nearly always."""
+    """The smallest shift between consecutive sampled frames is nearly always the direction."""
     places, directions = movers
     steps = np.diff(places, axis=1)
     inside = ((places > 0) & (places < 1)).all(-1)

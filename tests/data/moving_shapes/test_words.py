@@ -1,4 +1,4 @@
-"""What moving_shapes says, over thousands of scenes that are not drawn: families, letters, and nothing to be had from the text alone."""
+"""Texts of moving_shapes over thousands of scenes: balanced, and without cues to the answer."""
 
 import collections
 import math
@@ -25,7 +25,7 @@ def annotations(style):
 
 @pytest.fixture(scope="module")
 def questions(annotations):
-    """Questions of all families, as family -> list."""
+    """Questions by family."""
     by_family = collections.defaultdict(list)
     for annotation in annotations:
         for question in annotation["questions"]:
@@ -34,7 +34,7 @@ def questions(annotations):
 
 
 def accuracy(items, features, target):
-    """The share of the second half whose target is the majority among equal features in the first half."""
+    """Accuracy on the second half of the majority target per feature in the first half."""
     half = len(items) // 2
     votes = collections.defaultdict(collections.Counter)
     for item in items[:half]:
@@ -46,7 +46,7 @@ def accuracy(items, features, target):
 
 
 def limit(chance, count):
-    """Chance and four standard errors of `count` trials."""
+    """Chance plus four standard errors of `count` trials."""
     return chance + 4 * math.sqrt(chance * (1 - chance) / count)
 
 
@@ -74,7 +74,7 @@ def test_majority_answer_to_the_same_words_is_at_chance(questions, style, family
 
 
 def shared(options, option):
-    """How many words an option shares with the others: wrong options made from the right one would give it away."""
+    """The number of options that share a word with this one; the right one must not stand out."""
     return sum(
         bool(set(option.split()) & set(other.split())) for other in options if other is not option
     )
@@ -104,7 +104,7 @@ def test_majority_letter_is_at_chance(questions, family, cue):
 
 @pytest.mark.parametrize("family", language.FAMILIES)
 def test_likeliest_option_by_frequency_is_at_chance(questions, family):
-    """Naming the option that was right most often, among the times it was offered with the same question."""
+    """Chooses the option that was right most often when offered with the same question."""
     items = questions[family]
     half = len(items) // 2
     offered, right = collections.Counter(), collections.Counter()
@@ -145,7 +145,8 @@ def test_families_and_letters_are_balanced_in_the_splits_for_evaluation(name, sp
     for family in language.FAMILIES:
         letters = collections.Counter(q["letter"] for q in asked if q["family"] == family)
         share = families[family] / 4
-        # Letters take turns, but a question that a scene cannot be asked (a place, where everything moves) leaves its turn empty.
+        # Letters take turns, but a scene without an answer (a place, if everything moves) leaves
+        # its turn empty.
         assert all(abs(letters[letter] - share) <= 0.1 * share + 3 for letter in "ABCD"), (
             family,
             letters,
@@ -153,7 +154,7 @@ def test_families_and_letters_are_balanced_in_the_splits_for_evaluation(name, sp
 
 
 def test_most_options_about_objects_are_objects_of_the_video(annotations):
-    """The any-object baseline: naming some option that is in the video is right between a quarter and a third of the times."""
+    """The any-object baseline (some option that is in the video) is right less than a third."""
     expected = collections.defaultdict(list)
     for annotation in annotations:
         present = set(annotation["named_objects"])
@@ -165,7 +166,7 @@ def test_most_options_about_objects_are_objects_of_the_video(annotations):
     assert all(0.25 <= sum(v) / len(v) < 0.31 for v in expected.values())
 
 
-def test_every_kind_of_words_is_there(annotations):
+def test_every_kind_of_text_is_there(annotations):
     for annotation in annotations:
         objects = annotation["captions"]["object"]
         assert len(objects) >= len(annotation["objects"]) or not annotation["objects"]

@@ -1,1 +1,1 @@
-"""`elva data build`: any source into ArrayRecord files, sharded, resumable and checksummed, with a manifest."""
+"""`elva data build`: any source as ArrayRecord files, sharded, resumable, and with checksums."""

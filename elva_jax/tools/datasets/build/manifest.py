@@ -1,9 +1,8 @@
-"""What a finished build leaves beside its shards: the manifest, the rejected records, and the metadata that TFDS reads."""
+"""The files beside the shards of a finished build: manifest, rejected records, TFDS metadata."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from elva_jax.errors import DataError
-from elva_jax.tools.datasets.build.plan import Plan, read_json, write
-from elva_jax.tools.datasets.build.prepare import Counting
-from elva_jax.tools.datasets.build.shard import Builder, is_finished, sha256
+from elva_jax.tools.datasets.build.plan import Plan, read_json
+from elva_jax.tools.datasets.build.prepare import TokenSettings
+from elva_jax.tools.datasets.build.shard import Builder, is_finished
 from elva_jax.tools.datasets.build.statistics import LISTED, Statistics
+from elva_jax.utils.files import open_atomic, sha256, write_atomic
 
 
 def missing(plan: Plan) -> list[int]:
@@ -25,26 +25,25 @@ def missing(plan: Plan) -> list[int]:
 
 
 def finish(plan: Plan) -> dict[str, Any]:
-    """Makes a data set of finished shards, and returns its manifest; safe to repeat, and to be done by several hosts.
+    """Makes a data set of finished shards and returns its manifest.
+
+    Can be repeated, and several hosts can do it at the same time.
 
     Raises:
-      DataError: not one record could be used.
+      DataError: no record of the source is usable.
     """
     statistics, shards = Statistics(), []
-    rejected = rejected_path(plan.folder, plan.split)
-    temporary = rejected.with_name(f".{rejected.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with open_atomic(rejected_path(plan.folder, plan.split)) as file:
         for shard in range(plan.shards):
             entry = read_json(plan.entry(shard))
             statistics.merge(Statistics.from_json(entry.pop("statistics")))
             for record in entry.pop("rejected"):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
             shards.append({name: value for name, value in entry.items() if name != "plan"})
-    temporary.replace(rejected)
     if not statistics.records:
         reasons = "; ".join(
-            f"{n} x {reason} (first: {statistics.first[reason]})"
-            for reason, n in statistics.rejected.most_common(3)
+            f"{number} x {reason} (first: {statistics.first[reason]})"
+            for reason, number in statistics.rejected.most_common(3)
         )
         raise DataError(f"{plan.folder}: none of {plan.records} records can be used: {reasons}")
     found = {
@@ -54,11 +53,11 @@ def finish(plan: Plan) -> dict[str, Any]:
         "statistics": statistics.to_json(LISTED),
         "shards": shards,
     }
-    write(manifest_path(plan.folder, plan.split), json.dumps(found, indent=1, ensure_ascii=False))
+    content = json.dumps(found, indent=1, ensure_ascii=False)
+    write_atomic(manifest_path(plan.folder, plan.split), content + "\n")
     _write_metadata(plan)
-    for left in plan.folder.glob(
-        f".{plan.name}-{plan.split}.array_record-*.tmp"
-    ):  # of processes that were killed
+    # Unfinished shards of processes that were killed.
+    for left in plan.folder.glob(f".{plan.name}-{plan.split}.array_record-*.tmp"):
         left.unlink(missing_ok=True)
     return found
 
@@ -69,45 +68,48 @@ def manifest_path(folder: Path, split: str) -> Path:
 
 
 def rejected_path(folder: Path, split: str) -> Path:
-    """Where the records of a split that were rejected are listed, with the reasons."""
+    """The list of a split's rejected records, with the reasons."""
     return folder / f"rejected-{split}.jsonl"
 
 
-def statistics(folder: Path, split: str) -> tuple[Statistics, Counting] | None:
-    """What the manifest of a split counts, and what its tokens are counted for; None where there is no manifest."""
+def statistics(folder: Path, split: str) -> tuple[Statistics, TokenSettings] | None:
+    """The statistics in the manifest of a split, and how its tokens were counted."""
     if not manifest_path(folder, split).exists():
         return None
     found = read_json(manifest_path(folder, split))
-    return Statistics.from_json(found["statistics"]), Counting(**found["source"]["tokens_at"])
+    settings = TokenSettings(**found["source"]["tokens_at"])
+    return Statistics.from_json(found["statistics"]), settings
 
 
 def verify(folder: Path, split: str) -> Iterator[tuple[str, str]]:
-    """Yields each shard's file and what is wrong with it: "" where it has the bytes that were built.
+    """Yields the file of each shard and its damage: "" if it has the bytes that were built.
 
     Raises:
       DataError: there is no manifest.
     """
-    if not manifest_path(folder, split).exists():
+    path = manifest_path(folder, split)
+    if not path.exists():
         raise DataError(
-            f"{manifest_path(folder, split)}: not there; only what `elva data build SOURCE --name …` finished has checksums"
+            f"{path}: not there; only what `elva data build SOURCE --name …` finished has checksums"
         )
-    for shard in read_json(manifest_path(folder, split))["shards"]:
-        file = folder / shard["file"]
-        if not file.exists():
-            yield shard["file"], "is missing"
-        elif file.stat().st_size != shard["bytes"]:
-            yield shard["file"], f"has {file.stat().st_size:,} bytes, not {shard['bytes']:,}"
-        else:
-            yield (
-                shard["file"],
-                ""
-                if sha256(file) == shard["sha256"]
-                else "its bytes have changed (SHA-256 differs)",
-            )
+    for shard in read_json(path)["shards"]:
+        yield shard["file"], _damage(folder / shard["file"], shard)
+
+
+def _damage(file: Path, shard: dict[str, Any]) -> str:
+    if not file.exists():
+        return "is missing"
+    size = file.stat().st_size
+    if size != shard["bytes"]:
+        return f"has {size:,} bytes, not {shard['bytes']:,}"
+    return "" if sha256(file) == shard["sha256"] else "its bytes have changed (SHA-256 differs)"
 
 
 def _write_metadata(plan: Plan) -> None:
-    """Writes TFDS's metadata of all finished splits; features.json, by which it knows a data set, comes last."""
+    """Writes TFDS's metadata of all finished splits.
+
+    TFDS recognizes a data set by features.json, so that file comes last.
+    """
     builder = Builder(plan.name, plan.data_dir, {})
     splits = []
     for file in sorted(plan.folder.glob("manifest-*.json")):
@@ -119,11 +121,8 @@ def _write_metadata(plan: Plan) -> None:
             filetype_suffix="array_record",
         )
         lengths = [shard["records"] for shard in found["shards"]]
-        splits.append(
-            tfds.core.SplitInfo(
-                found["split"], lengths, sum(shard["bytes"] for shard in found["shards"]), template
-            )
-        )
+        size = sum(shard["bytes"] for shard in found["shards"])
+        splits.append(tfds.core.SplitInfo(found["split"], lengths, size, template))
     builder.info.set_splits(tfds.core.SplitDict(splits))
     folder = Path(tempfile.mkdtemp(dir=plan.state))
     try:

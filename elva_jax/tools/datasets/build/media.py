@@ -1,13 +1,14 @@
-"""A medium as a data set keeps it: its file's own bytes, or a smaller file of the same pictures."""
+"""Media as a data set stores them: their own bytes, or a smaller file of the same frames."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -20,52 +21,54 @@ from elva_jax.video.picture import Picture
 from elva_jax.video.read import Pictures, open_media
 from elva_jax.video.reader import ONE_THREAD, VideoFile
 
-LARGEST = 2**30  # bytes of a medium; a record of ArrayRecord and protocol buffers ends at 2 GiB
+LARGEST = 2**30  # bytes of a medium; ArrayRecord and protocol buffers limit a record to 2 GiB
 JPEG_START = b"\xff\xd8"
 JPEG_QUALITY = 95
-# x264 on one thread: the same bytes on every machine. Without B-frames times are stored as they are; a key frame a second or so
-# keeps the way to a sampled frame short.
+# One thread of x264 writes the same bytes on every machine. Without B-frames, times are stored
+# unchanged. A key frame about every second keeps seeking short.
 X264 = {"crf": "23", "preset": "veryfast", "bf": "0", "g": "32", "threads": "1"}
 
 
-class Size(NamedTuple):
-    """How large a medium is."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """The size of a medium."""
 
     height: int  # pixels, upright
     width: int
-    frames: int  # 1 of an image
-    seconds: float  # 0 of an image
+    frames: int  # 1 for an image
+    seconds: float  # 0 for an image
 
 
 def probe(medium: Media, name: str) -> Size:
-    """The size of a medium from its packets' headers and its first frame alone.
+    """The size of a medium, from packet headers and the first frame alone.
 
     Args:
-      medium: as a reader gives it.
-      name: what errors call a medium that has no path.
+      medium: as a reader returns it.
+      name: name in error messages of a medium without a path.
 
     Raises:
       VideoError: it cannot be read, or is truncated.
     """
-    with closing(_opened(medium, name)) as opened:
+    with closing(_open(medium, name)) as opened:
         return _size(opened, medium.kind)
 
 
 def pack(medium: Media, longest_edge: int, name: str) -> tuple[bytes, Size]:
-    """The bytes to keep of a medium, and the size of what they show.
+    """The bytes to store for a medium, and the size of their frames.
 
-    A medium within `longest_edge` stays as it is, byte for byte. A larger video becomes H.264 in mp4 with all its frames at their times,
-    without sound; a larger image stays JPEG, or becomes PNG. A folder of frames becomes a video of a frame a second whatever its size.
+    A medium within `longest_edge` is stored byte for byte. A larger video becomes H.264 in mp4
+    with all frames at their times, without sound. A larger image stays JPEG, or becomes PNG. A
+    folder of frames always becomes a video of one frame per second.
 
     Args:
-      medium: as a reader gives it.
-      longest_edge: pixels; 0: any size stays.
-      name: what errors call a medium that has no path.
+      medium: as a reader returns it.
+      longest_edge: pixels; 0: no limit.
+      name: name in error messages of a medium without a path.
 
     Raises:
-      VideoError: it cannot be read, is truncated, or is too large to be kept.
+      VideoError: it cannot be read, is truncated, or is too large for a record.
     """
-    with closing(_opened(medium, name)) as opened:
+    with closing(_open(medium, name)) as opened:
         size = _size(opened, medium.kind)
         folder = isinstance(medium.source, str) and Path(medium.source).is_dir()
         shrinks = 0 < longest_edge < max(size.height, size.width)
@@ -74,24 +77,22 @@ def pack(medium: Media, longest_edge: int, name: str) -> tuple[bytes, Size]:
         height, width = _fit(size.height, size.width, longest_edge if shrinks else 0)
         if medium.kind == "video" and size.seconds:
             data, frames = _encode_video(opened, height, width, size)
-            size = size._replace(frames=frames)
         else:
-            data = _encode_image(
-                _first(opened, medium.kind).at((height, width)), _content(medium.source, name)[:2]
-            )
-    return _content(data, name), size._replace(height=height, width=width)
+            pixels = _first(opened, medium.kind).at((height, width))
+            data, frames = _encode_image(pixels, _content(medium.source, name)[:2]), size.frames
+    size = dataclasses.replace(size, height=height, width=width, frames=frames)
+    return _content(data, name), size
 
 
-def _opened(medium: Media, name: str) -> VideoFile | Pictures:
+def _open(medium: Media, name: str) -> VideoFile | Pictures:
     source = medium.source
-    return open_media(
-        source if isinstance(source, bytes) else Path(source),
-        name if isinstance(source, bytes) else source,
-    )
+    if isinstance(source, bytes):
+        return open_media(source, name)
+    return open_media(Path(source), source)
 
 
 def _first(opened: VideoFile | Pictures, kind: str) -> Picture:
-    """The frame that an image's sample shows, or a video's first one."""
+    """The frame that stands for an image, or the first frame of a video."""
     time = opened.duration / 2 if kind == "image" else Fraction(0)
     ((_, picture),) = opened.frames_at([time])
     return picture
@@ -99,34 +100,34 @@ def _first(opened: VideoFile | Pictures, kind: str) -> Picture:
 
 def _size(opened: VideoFile | Pictures, kind: str) -> Size:
     first = _first(opened, kind)
-    height, width = first.height, first.width
-    return (
-        Size(height, width, 1, 0.0)
-        if kind == "image"
-        else Size(height, width, opened.count(), float(opened.duration))
-    )
+    frames, seconds = (1, 0.0) if kind == "image" else (opened.count(), float(opened.duration))
+    return Size(height=first.height, width=first.width, frames=frames, seconds=seconds)
 
 
 def _content(source: bytes | str, name: str) -> bytes:
-    """A file's bytes."""
+    """The bytes of a file."""
     if isinstance(source, str):
         name, length = source, Path(source).stat().st_size
     else:
         length = len(source)
     if length > LARGEST:
-        raise VideoError(
-            name,
-            f"has more than {LARGEST >> 20} MiB, the limit of a record; transcode it with a longest edge",
-        )
+        limit = f"has more than {LARGEST >> 20} MiB, the limit of a record"
+        raise VideoError(name, f"{limit}; transcode it with a longest edge")
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
 def _fit(height: int, width: int, longest_edge: int) -> tuple[int, int]:
-    """The nearest even edges, as H.264's chroma wants them, in proportion and within `longest_edge` (0: as large as they are)."""
-    limit, longest = longest_edge or max(height, width), max(height, width)
-    return tuple(
-        max(2, min(round(edge * limit / longest / 2), limit // 2) * 2) for edge in (height, width)
-    )
+    """The nearest size in proportion within `longest_edge` (0: no limit), with even edges.
+
+    The chroma planes of H.264 have half the resolution, so edges must be even.
+    """
+    longest = max(height, width)
+    limit = longest_edge or longest
+
+    def edge(length: int) -> int:
+        return max(2, min(round(length * limit / longest / 2), limit // 2) * 2)
+
+    return edge(height), edge(width)
 
 
 def _encode_image(pixels: np.ndarray, start: bytes) -> bytes:
@@ -141,7 +142,7 @@ def _encode_image(pixels: np.ndarray, start: bytes) -> bytes:
 def _encode_video(
     opened: VideoFile | Pictures, height: int, width: int, size: Size
 ) -> tuple[bytes, int]:
-    """All frames at their times, H.264 in mp4, and how many they are."""
+    """Encodes all frames at their times as H.264 in mp4; returns the file and their number."""
     out, base = io.BytesIO(), opened.time_base
     end = round(opened.duration / base)
     with av.open(out, "w", format="mp4") as output:
@@ -149,14 +150,14 @@ def _encode_video(
         stream = output.add_stream("libx264", rate=max(rate, Fraction(1, 1001)), options=X264)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.time_base = base
-        last, count = None, 0
+        last: Any = None
+        count = 0
         for packet in _packets(stream, _frames(opened, (height, width), base, end)):
             if last is not None:
                 output.mux(last)
             last, count = packet, count + 1
-        last.duration = max(
-            end - last.pts, 1
-        )  # the muxer knows from the next frame how long one is shown, but of the last one
+        # The muxer takes the duration of a frame from the next one, and the last one has none.
+        last.duration = max(end - last.pts, 1)
         output.mux(last)
     return out.getvalue(), count
 
@@ -164,14 +165,13 @@ def _encode_video(
 def _frames(
     opened: VideoFile | Pictures, size: tuple[int, int], base: Fraction, end: int
 ) -> Iterator[av.VideoFrame]:
+    """Frames with increasing times before the declared end; the first of those at one time."""
     previous, reformatter = -1, VideoReformatter()
     for time, picture in opened.all_frames():
         frame = av.VideoFrame.from_ndarray(picture.at(size), format="rgb24")
         frame = reformatter.reformat(frame, format="yuv420p", **ONE_THREAD)
         pts = round(time / base)
-        if (
-            previous < pts < end or previous < 0
-        ):  # of frames at one time the first; none behind the end that the file declares
+        if previous < pts < end or previous < 0:
             frame.pts, frame.time_base, previous = pts, base, pts
             yield frame
 

@@ -1,48 +1,54 @@
-"""What is to be built, settled before the first record is read: the same on every host and after every restart."""
+"""The plan of a build, fixed before the first record is read.
+
+Every host and every restart makes the same plan, and refuses to continue a different one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from elva_jax.errors import ConfigError, DataError
+from elva_jax.utils.files import write_atomic
 
-VERSION = "1.0.0"  # of the record format, and the folder that TFDS looks for
+VERSION = "1.0.0"  # of the record format; also the folder that TFDS looks for
 END = 2**20  # bytes read at either end of a file that is not text
-TEXT = (".json", ".jsonl", ".csv")  # files that are read whole for the fingerprint
+TEXT = (".json", ".jsonl", ".csv")  # files whose whole content goes into the fingerprint
 
 
-class Plan(NamedTuple):
-    """One split of a data set, cut into shards of neighbouring records."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One split of a data set, cut into shards of consecutive records."""
 
     data_dir: Path
     name: str
     split: str
     records: int  # of the source
-    shards: int  # files
-    settings: dict[str, Any]  # JSON-able; what the bytes of the files depend on
+    shards: int  # one file each
+    settings: dict[str, Any]  # JSON-able; everything that the bytes of the files depend on
 
     @property
     def folder(self) -> Path:
-        """Where TFDS expects the files."""
+        """The folder in which TFDS expects the files."""
         return self.data_dir / self.name / VERSION
 
     @property
     def state(self) -> Path:
-        """Where the plan and the entries of finished shards are."""
+        """The folder of the plan and of the entries of finished shards."""
         return self.folder / "build" / self.split
 
     @property
     def digest(self) -> str:
-        """Names the plan: SHA-256 of its settings."""
+        """Identifies the plan: SHA-256 of its settings."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
     def part(self, shard: int) -> range:
-        """The source's records that go into a shard."""
+        """The records of the source that go into a shard."""
         return range(shard * self.records // self.shards, (shard + 1) * self.records // self.shards)
 
     def of_host(self, host: int, hosts: int) -> range:
@@ -52,42 +58,41 @@ class Plan(NamedTuple):
           ConfigError: there are more hosts than shards.
         """
         if hosts > self.shards:
-            raise ConfigError(
-                f"--shard {host}/{hosts}: there are only {self.shards} files to build; lower --shard-size"
-            )
+            files = f"there are only {self.shards} files to build"
+            raise ConfigError(f"--shard {host}/{hosts}: {files}; lower --shard-size")
         return range(host * self.shards // hosts, (host + 1) * self.shards // hosts)
 
     def file(self, shard: int) -> Path:
-        """The file of a shard, named as TFDS does."""
-        return (
-            self.folder / f"{self.name}-{self.split}.array_record-{shard:05d}-of-{self.shards:05d}"
-        )
+        """The file of a shard, named as TFDS names it."""
+        place = f"{shard:05d}-of-{self.shards:05d}"
+        return self.folder / f"{self.name}-{self.split}.array_record-{place}"
 
     def entry(self, shard: int) -> Path:
-        """The file that says that a shard is finished, and what is in it."""
+        """The file that records that a shard is finished, with its statistics."""
         return self.state / f"{shard:05d}.json"
 
     def begin(self) -> None:
-        """Writes the plan down, or finds that it is the one that was begun here.
+        """Stores the plan, or compares it with the stored one.
 
         Raises:
-          DataError: the folder holds something else.
+          DataError: the folder holds another data set or another plan.
         """
         path = self.state / "plan.json"
         if not path.exists():
             if (self.folder / "dataset_info.json").exists() and not self.state.parent.exists():
                 raise DataError(
-                    f"{self.folder}: holds a data set that was not built from a source; choose another --name"
+                    f"{self.folder}: holds a data set that was not built from a source; "
+                    "choose another --name"
                 )
             self.state.mkdir(parents=True, exist_ok=True)
-            write(path, json.dumps(self._content(), indent=1))
-        found = read_json(path)
+            write_atomic(path, json.dumps(self._content(), indent=1) + "\n")
+        stored = read_json(path)
         for key, value in self._content().items():
-            if found.get(key) != value:
-                what = f"{key} = {_short(found.get(key))}, and is asked for with {_short(value)}"
+            if stored.get(key) != value:
                 raise DataError(
-                    f"{self.folder}: split '{self.split}' was begun with {what}; give what was given then, choose another --name, "
-                    f"or delete {self.state} to begin anew"
+                    f"{self.folder}: split '{self.split}' was started with "
+                    f"{key} = {_short(stored.get(key))}, not {_short(value)}; restore that "
+                    f"setting, choose another --name, or delete {self.state} to start over"
                 )
 
     def _content(self) -> dict[str, Any]:
@@ -95,7 +100,10 @@ class Plan(NamedTuple):
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Names the content of a source: the names and sizes of its files, the whole of text, and both ends of other files."""
+    """Identifies the content of a source.
+
+    Hashes the names and sizes of its files, all bytes of text files, and both ends of others.
+    """
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -111,15 +119,8 @@ def fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file that is whole or not there, whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """One of the files written here.
+    """Reads a plan, an entry or a manifest.
 
     Raises:
       DataError: it is missing or damaged.
@@ -127,13 +128,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path}: missing or damaged ({getattr(error, 'strerror', None) or error}); delete it to build anew"
+            f"{path}: missing or damaged ({reason}); delete it to build it again"
         ) from None
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Increasing numbers in words: 0-3, 7."""
+    """Formats increasing numbers as ranges: 0-3, 7."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:

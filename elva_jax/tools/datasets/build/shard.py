@@ -1,11 +1,14 @@
-"""One shard of a plan: written under another name, then renamed, then entered with its checksum; so it is whole or not there."""
+"""Builds one shard of a plan.
+
+    .NAME.HOST.tmp  --rename-->  NAME  --checksum-->  build/SPLIT/00003.json
+
+The entry in build/ is written last, so that a shard is either complete or not there.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,33 +22,32 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from elva_jax.data import record
 from elva_jax.data.safe_read import Rejected
 from elva_jax.errors import DataError
-from elva_jax.tools.datasets.build.plan import VERSION, Plan, read_json, write
+from elva_jax.tools.datasets.build.plan import VERSION, Plan, read_json
 from elva_jax.tools.datasets.build.prepare import Preparation
 from elva_jax.tools.datasets.build.statistics import Statistics
+from elva_jax.utils.files import lock, sha256, write_atomic
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
+ShardsBySplit = Mapping[str, Sequence[Callable[[], Examples]]]
 
 
-class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """A source as TFDS sees it. Its own `download_and_prepare` gives the same shards, in one process that cannot be resumed.
+class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A source as a TFDS builder.
+
+    Its own `download_and_prepare` writes the same shards, but in one process that cannot be
+    resumed.
 
     Args:
       name: of the data set.
-      data_dir: the folder under which data sets are built.
-      shards: of each split, functions that yield a shard's (key, record).
+      data_dir: the folder of built data sets.
+      shards: for each split, functions that yield the (key, record) pairs of a shard.
     """
 
-    code_path = epath.Path(
-        __file__
-    )  # TFDS would look for it with importlib_resources, which it does not install
+    # TFDS would look for it with importlib_resources, which it does not install.
+    code_path = epath.Path(__file__)
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(
-        self,
-        name: str,
-        data_dir: str | Path,
-        shards: Mapping[str, Sequence[Callable[[], Examples]]],
-    ):
+    def __init__(self, name: str, data_dir: str | Path, shards: ShardsBySplit):
         self.name = name
         self._shards = shards
         super().__init__(data_dir=str(data_dir), file_format="array_record")
@@ -59,20 +61,21 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(format=record.FORMAT),
         )
 
-    def _shard_iterators_per_split(
-        self, dl_manager
-    ) -> Mapping[str, Sequence[Callable[[], Examples]]]:
+    def _shard_iterators_per_split(self, dl_manager) -> ShardsBySplit:
         del dl_manager
         return self._shards
 
     def write(self, path: Path, examples: Examples) -> None:
-        """Writes a shard as `download_and_prepare` does, but never holds more than one record, and the same bytes in every process."""
-        serializer = ExampleSerializer(self.info.features.get_serialized_info())
+        """Writes a shard as `download_and_prepare` does.
+
+        Holds one record at a time, and writes the same bytes in every process.
+        """
+        features = self.info.features
+        serializer = ExampleSerializer(features.get_serialized_info())
 
         def serialize(value: dict[str, Any]) -> bytes:
-            return serializer.get_tf_example(
-                self.info.features.encode_example(value)
-            ).SerializeToString(deterministic=True)
+            example = serializer.get_tf_example(features.encode_example(value))
+            return example.SerializeToString(deterministic=True)
 
         self._example_writer().write(path, ((key, serialize(value)) for key, value in examples))
 
@@ -91,18 +94,18 @@ def examples(
     preparation: Preparation,
     shard: int,
     statistics: Statistics,
-    rejected: list[dict[str, str]],
+    rejected: list[dict[str, Any]],
     report: Callable[[], None] = lambda: None,
 ) -> Examples:
-    """Yields (number in the source, record) of a shard's good records; counts them, and lists the others.
+    """Yields (number in the source, record) for the usable records of a shard.
 
     Args:
       plan: of the data set.
-      preparation: of the source's records.
-      shard: which one.
-      statistics: what counts them.
-      rejected: takes the key and the reason of the others.
-      report: called behind each record.
+      preparation: of the records of the source.
+      shard: its number.
+      statistics: is updated with all records.
+      rejected: gets number, key and reason of the unusable records.
+      report: called after each record.
     """
     for index in plan.part(shard):
         found = preparation.pack(index)
@@ -117,10 +120,10 @@ def examples(
 
 
 def is_finished(plan: Plan, shard: int) -> bool:
-    """Whether a shard is there, whole.
+    """Whether a shard is complete.
 
     Raises:
-      DataError: it is one of another plan.
+      DataError: it belongs to another plan.
     """
     path = plan.entry(shard)
     if not path.exists():
@@ -128,7 +131,8 @@ def is_finished(plan: Plan, shard: int) -> bool:
     entry = read_json(path)
     if entry["plan"] != plan.digest:
         raise DataError(
-            f"{path}: belongs to a build with other settings; choose another --name, or delete {plan.state} to begin anew"
+            f"{path}: belongs to a build with other settings; choose another --name, "
+            f"or delete {plan.state} to start over"
         )
     file = plan.file(shard)
     return file.exists() and file.stat().st_size == entry["bytes"]
@@ -137,22 +141,24 @@ def is_finished(plan: Plan, shard: int) -> bool:
 def build(
     plan: Plan, preparation: Preparation, shard: int, report: Callable[[], None] = lambda: None
 ) -> None:
-    """Builds a shard that is not finished.
+    """Builds a shard unless it is finished.
 
     Raises:
       DataError: another process builds it, or it cannot be written.
     """
     file = plan.file(shard)
     temporary = file.with_name(f".{file.name}.{os.uname().nodename}.tmp")
-    statistics, rejected = Statistics(), []
+    statistics = Statistics()
+    rejected: list[dict[str, Any]] = []
     try:
         with _locked(temporary):
             if is_finished(plan, shard):
                 return
             generated = examples(plan, preparation, shard, statistics, rejected, report)
             Builder(plan.name, plan.data_dir, {}).write(temporary, generated)
-            digest = sha256(temporary)
-            size = temporary.stat().st_size
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            digest, size = sha256(temporary), temporary.stat().st_size
             temporary.replace(file)
             part = plan.part(shard)
             entry = {
@@ -166,28 +172,22 @@ def build(
                 "statistics": statistics.to_json(),
                 "rejected": rejected,
             }
-            write(plan.entry(shard), json.dumps(entry, ensure_ascii=False))
-    except (OSError, RuntimeError) as error:  # ArrayRecord's own errors are of the latter type
+            write_atomic(plan.entry(shard), json.dumps(entry, ensure_ascii=False) + "\n")
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
         reason = getattr(error, "strerror", None) or str(error).split(";")[0]
-        raise DataError(f"{file}: cannot be written ({reason}); start again to go on") from None
-
-
-def sha256(path: Path) -> str:
-    """Of a file, whose bytes are on the disk when this returns."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise DataError(f"{file}: cannot be written ({reason}); start again to continue") from None
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an unfinished shard, and leaves none behind."""
-    with path.open("ab") as file:
+    """Holds the lock on an unfinished shard, and removes the file at the end."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(lock(path, wait=False))
         except BlockingIOError:
             raise DataError(
-                f"{path}: another process builds this shard; wait for it, or give each its own --shard"
+                f"{path}: another process builds this shard; wait for it, "
+                "or give each process its own --shard"
             ) from None
         try:
             yield

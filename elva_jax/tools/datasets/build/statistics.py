@@ -1,4 +1,4 @@
-"""What is counted of a data set: sums and histograms that are merged part by part, never a list of its records."""
+"""Statistics of a data set: sums and histograms that merge, and never a list of its records."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from elva_jax.tools.datasets.build.media import Size
 
 QUANTILES = (5, 25, 50, 75, 95, 99)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
-REASONS = 100  # different reasons counted apart
-LISTED = 50  # most frequent resolutions in a summary
+REASONS = 100  # most different reasons counted separately
+LISTED = 50  # resolutions in a summary
 
 
-class Measured(NamedTuple):
-    """What is counted of one example."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The measurements of one example."""
 
-    kinds: Sequence[str]  # video | image, of each medium
+    kinds: Sequence[str]  # video | image, for each medium
     sizes: Sequence[Size]
     turns: int
-    bytes: int  # of its media as they are kept
+    bytes: int  # of its media as they are stored
     text_tokens: int | None  # None without a tokenizer
     visual_tokens: int
 
 
 class Histogram:
-    """Numbers from 0, each rounded to three digits, with their exact count, sum and extremes: at most 900 bins a power of ten."""
+    """Counts of non-negative numbers rounded to three digits: at most 900 bins per power of ten.
 
-    def __init__(self):
-        self.count, self.total, self.low, self.high = 0, 0, math.inf, 0
+    Count, sum, smallest and largest number are exact.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: float = 0
+        self.low: float = math.inf
+        self.high: float = 0
         self.bins: Counter[float] = Counter()
 
     def add(self, value: float) -> None:
@@ -43,14 +50,14 @@ class Histogram:
         self.bins[float(f"{value:.2e}")] += 1
 
     def merge(self, other: Histogram) -> None:
-        """Counts what another one has counted."""
+        """Adds the counts of another histogram."""
         self.count += other.count
         self.total += other.total
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.bins.update(other.bins)
 
     def quantile(self, share: float) -> float:
-        """The least number that `share` of all do not exceed, to three digits; 0 of no numbers."""
+        """The least number that `share` of all do not exceed, to three digits; 0 if empty."""
         left = share * self.count
         for value in sorted(self.bins):
             left -= self.bins[value]
@@ -59,7 +66,7 @@ class Histogram:
         return self.high
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-able, with mean and quantiles for a reader."""
+        """All counts as JSON, with mean and quantiles for human readers."""
         if not self.count:
             return {"count": 0}
         return {
@@ -74,7 +81,7 @@ class Histogram:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Histogram:
-        """What `to_json` gave."""
+        """Restores the result of `to_json`."""
         self = cls()
         if value["count"]:
             self.count, self.total, self.low, self.high = (
@@ -85,7 +92,7 @@ class Histogram:
 
 
 def most(counted: Counter[str]) -> list[tuple[str, int]]:
-    """The most frequent first, of equals by name."""
+    """Sorted by frequency, then by name."""
     return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -94,22 +101,18 @@ HISTOGRAMS = ("turns", "seconds", "longest_edge", "text_tokens", "visual_tokens"
 
 @dataclasses.dataclass
 class Statistics:
-    """Of the examples of a data set or a part of it."""
+    """Statistics of the examples of a data set, or of a part of it."""
 
     records: int = 0
     bytes: int = 0  # of media
     media: Counter[str] = dataclasses.field(default_factory=Counter)  # by kind
-    resolutions: Counter[str] = dataclasses.field(
-        default_factory=Counter
-    )  # "640x360", of each medium
+    resolutions: Counter[str] = dataclasses.field(default_factory=Counter)  # by "WIDTHxHEIGHT"
     rejected: Counter[str] = dataclasses.field(default_factory=Counter)  # by reason
-    first: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # reason -> the first such record's key
-    turns: Histogram = dataclasses.field(default_factory=Histogram)  # of an example
-    seconds: Histogram = dataclasses.field(default_factory=Histogram)  # of a video
-    longest_edge: Histogram = dataclasses.field(default_factory=Histogram)  # of a medium
-    text_tokens: Histogram = dataclasses.field(default_factory=Histogram)  # of an example
+    first: dict[str, str] = dataclasses.field(default_factory=dict)  # reason -> first record's key
+    turns: Histogram = dataclasses.field(default_factory=Histogram)  # per example
+    seconds: Histogram = dataclasses.field(default_factory=Histogram)  # per video
+    longest_edge: Histogram = dataclasses.field(default_factory=Histogram)  # per medium
+    text_tokens: Histogram = dataclasses.field(default_factory=Histogram)  # per example
     visual_tokens: Histogram = dataclasses.field(default_factory=Histogram)
     tokens: Histogram = dataclasses.field(default_factory=Histogram)
 
@@ -130,16 +133,15 @@ class Statistics:
             self.tokens.add(example.text_tokens + example.visual_tokens)
 
     def reject(self, key: str, reason: str, number: int = 1) -> None:
-        """Counts records without an example; reasons that differ in numbers alone count as one."""
+        """Counts rejected records; reasons that differ only in numbers count as one."""
         reason = NUMBER.sub("#", reason)
-        reason = (
-            reason if reason in self.rejected or len(self.rejected) < REASONS else "other reasons"
-        )
+        if reason not in self.rejected and len(self.rejected) >= REASONS:
+            reason = "other reasons"
         self.rejected[reason] += number
         self.first.setdefault(reason, key)
 
     def merge(self, other: Statistics) -> None:
-        """Counts what was counted of a later part."""
+        """Adds the statistics of a later part."""
         self.records += other.records
         self.bytes += other.bytes
         self.media.update(other.media)
@@ -150,8 +152,14 @@ class Statistics:
             getattr(self, name).merge(getattr(other, name))
 
     def to_json(self, listed: int | None = None) -> dict[str, Any]:
-        """Everything, JSON-able; `listed`: of the resolutions the most frequent ones, and how many more there are."""
-        shown = most(self.resolutions)[:listed]
+        """All statistics as JSON.
+
+        Args:
+          listed: most resolutions that are listed; the others are summed up. None: no limit.
+        """
+        resolutions = dict(most(self.resolutions)[:listed])
+        if rest := self.resolutions.total() - sum(resolutions.values()):
+            resolutions["others"] = rest
         return {
             "records": self.records,
             "rejected": {
@@ -160,28 +168,19 @@ class Statistics:
             },
             "media": dict(sorted(self.media.items())),
             "bytes": self.bytes,
-            "resolutions": {
-                **dict(shown),
-                **(
-                    {"others": rest}
-                    if (rest := self.resolutions.total() - sum(n for _, n in shown))
-                    else {}
-                ),
-            },
+            "resolutions": resolutions,
             **{name: getattr(self, name).to_json() for name in HISTOGRAMS},
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Statistics:
-        """What `to_json` gave."""
+        """Restores the result of `to_json`."""
         return cls(
             records=value["records"],
             bytes=value["bytes"],
             media=Counter(value["media"]),
             resolutions=Counter(value["resolutions"]),
-            rejected=Counter(
-                {reason: entry["records"] for reason, entry in value["rejected"].items()}
-            ),
-            first={reason: entry["first"] for reason, entry in value["rejected"].items()},
+            rejected=Counter({why: entry["records"] for why, entry in value["rejected"].items()}),
+            first={why: entry["first"] for why, entry in value["rejected"].items()},
             **{name: Histogram.from_json(value[name]) for name in HISTOGRAMS},
         )

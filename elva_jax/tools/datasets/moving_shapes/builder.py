@@ -1,9 +1,8 @@
-"""The TFDS builder of moving_shapes (ArrayRecord files, no TensorFlow), and `build`, which prepares it on disk."""
+"""The TFDS builder of moving_shapes (ArrayRecord files, without TensorFlow), and `build`."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import multiprocessing
 import os
@@ -20,8 +19,9 @@ from rich.progress import Progress
 
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.moving_shapes import records
+from elva_jax.utils.files import lock
 
-SIZES = {  # records of each split
+SIZES = {  # records per split
     "easy": {"image": 8000, "train": 14000, "validation": 260, "test": 540, "long": 120},
     "hard": {"image": 4000, "train": 8000, "validation": 260, "test": 540, "long": 120},
 }
@@ -29,24 +29,27 @@ Report = Callable[[str, int, int], None]  # split, records done, records in all
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder):
-    """Rendered clips of coloured shapes that move, appear, change, flash, with digits; and stills of the same.
+    """Clips and stills of colored shapes that move, appear, change and flash, with digits.
 
-    Splits: image (PNG stills, the first 30 % with a single object), train (MP4 clips of 8 frames or more, the first 20 % with a single
-    object), validation and test (such clips of several objects), long (32 to 64 frames with a needle).
-    A record is {"id", "media" (file bytes), "kind" (video | image), "annotation" (UTF-8 JSON of language.annotate)}.
+    Splits: image (PNG stills, the first 30 % with a single object), train (MP4 clips of 8 frames or
+    more, the first 20 % with a single object), validation and test (clips of several objects), long
+    (32 to 64 frames with a needle).
+
+    A record is {"id", "media" (file bytes), "kind" (video | image), "annotation" (UTF-8 JSON of
+    `language.annotate`)}.
 
     Args:
       seed: the data are a function of the config's name, this seed and the sizes.
-      sizes: records of each split; splits left out are not made. None: SIZES of the config.
-      map_fn: makes the records, in order: `map`, or the `imap` of a pool of processes. The data do not depend on it.
-      report: called now and then with (split, records done, records in all).
+      sizes: records per split; other splits are not made. None: `SIZES` of the config.
+      map_fn: makes the records in order: `map`, or `imap` of a process pool. The data do not
+        depend on it.
+      report: called from time to time with (split, records done, records in total).
       **kwargs: of tfds.core.DatasetBuilder: config ("easy" | "hard"), data_dir.
     """
 
     name = "moving_shapes"
-    code_path = epath.Path(
-        __file__
-    )  # TFDS would look for it with importlib_resources, which it does not install
+    # TFDS would look for it with importlib_resources, which it does not install.
+    code_path = epath.Path(__file__)
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own interface)
         tfds.core.BuilderConfig(
@@ -76,7 +79,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Records of each split to be made, in the order of making."""
+        """Records per split, in the order in which the splits are made."""
         sizes = SIZES[self.builder_config.name] if self._sizes is None else self._sizes
         return {split: sizes[split] for split in records.SPLITS if sizes.get(split)}
 
@@ -92,15 +95,16 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
                     "annotation": tfds.features.Scalar(np.object_),
                 }
             ),
-            disable_shuffling=True,  # stills and training clips start with single objects; a slice of a split is a curriculum level
+            # Splits start with single objects, so that a slice of a split is a curriculum level.
+            disable_shuffling=True,
             metadata=tfds.core.MetadataDict(seed=self._seed),
         )
 
     def _log_download_bytes(self) -> None:
-        """Silences TFDS's line about a download: nothing is downloaded."""
+        """Silences TFDS, which would report a download."""
 
     def _log_download_done(self) -> None:
-        """Silences TFDS's line about a download: nothing was downloaded."""
+        """Silences TFDS, which would report a download."""
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
@@ -125,33 +129,32 @@ def build(
     workers: int | None = None,
     console: Console | None = None,
 ) -> MovingShapes:
-    """Prepares one config under `data_dir` and returns its builder; at once where it is there already.
+    """Builds one config under `data_dir` unless it is there, and returns its builder.
 
-    A killed run leaves an `incomplete` folder that the next run removes; two runs at a time wait for each other.
+    A killed run leaves an `incomplete` folder, which the next run removes. A second run at the same
+    time waits for the first.
 
     Args:
       data_dir: the TFDS root; the files go to <data_dir>/moving_shapes/<config_name>/1.0.0.
       config_name: easy | hard.
       seed: see MovingShapes.
       sizes: see MovingShapes.
-      workers: processes that draw and encode; 1: this one; None: one per core.
-      console: where the progress goes; None: standard output.
+      workers: processes that render; 1: this process; None: one per core.
+      console: shows the progress; None: standard output.
 
     Raises:
-      DataError: an unknown config or split, or another seed or other sizes than those of the data already there.
+      DataError: an unknown config or split, or data of another seed or other sizes are there.
     """
     if config_name not in SIZES:
-        raise DataError(
-            f"moving_shapes/{config_name}: no such config; choose one of {', '.join(SIZES)}"
-        )
+        known = ", ".join(SIZES)
+        raise DataError(f"moving_shapes/{config_name}: no such config; choose one of {known}")
     if unknown := set(sizes or ()) - set(records.SPLITS):
-        raise DataError(
-            f"moving_shapes: no split {sorted(unknown)[0]!r}; choose among {', '.join(records.SPLITS)}"
-        )
+        known = ", ".join(records.SPLITS)
+        raise DataError(f"moving_shapes: no split {sorted(unknown)[0]!r}; choose among {known}")
     root = Path(data_dir) / MovingShapes.name
     root.mkdir(parents=True, exist_ok=True)
     with (
-        _locked(root / f".{config_name}.lock"),
+        lock(root / f".{config_name}.lock"),
         _progress(console or Console(), config_name) as report,
         _mapper(workers) as map_fn,
     ):
@@ -168,11 +171,11 @@ def build(
             return builder
         for left in (root / config_name).glob("incomplete.*"):
             shutil.rmtree(left)
-        tfds.display_progress_bar(False)
+        tfds.disable_progress_bar()
         try:
             builder.download_and_prepare()
         finally:
-            tfds.display_progress_bar(True)
+            tfds.enable_progress_bar()
     return builder
 
 
@@ -181,14 +184,14 @@ def _check_same(builder: MovingShapes, seed: int) -> None:
     found_seed = (builder.info.metadata or {}).get("seed")
     if found != builder.sizes or found_seed != seed:
         raise DataError(
-            f"{builder.data_dir}: holds seed {found_seed} and {found}, not seed {seed} and {builder.sizes}; "
-            "delete it or choose another data_dir"
+            f"{builder.data_dir}: holds seed {found_seed} and {found}, "
+            f"not seed {seed} and {builder.sizes}; delete it or choose another data_dir"
         )
 
 
 @contextlib.contextmanager
 def _mapper(workers: int | None) -> Iterator[Callable]:
-    """A `map` over processes, whose start waits for its first use."""
+    """A `map` over a process pool, which starts at its first use."""
     workers = workers or os.cpu_count() or 1
     if workers == 1:
         yield map
@@ -204,15 +207,8 @@ def _mapper(workers: int | None) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
 def _progress(console: Console, config_name: str) -> Iterator[Report]:
-    """Bars on a terminal, elsewhere a line for each finished split."""
+    """Shows bars on a terminal, and prints one line per finished split."""
     start = time.monotonic()
 
     def line(split: str, done: int, total: int) -> None:

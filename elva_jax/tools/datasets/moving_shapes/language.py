@@ -1,90 +1,37 @@
-"""What is said about a scene: captions, questions with open answers, and their wrong options.
+"""Texts for a scene: captions, questions with answers, and wrong options.
 
-Nothing in a question's words or options makes one answer likelier than another; `scene` draws what they ask about symmetrically.
+No words of a question or an option make one answer likelier than another, because `scene` samples
+what they ask about symmetrically.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from elva_jax.tools.datasets.moving_shapes.scene import Look, Scene, Thing
 from elva_jax.tools.datasets.moving_shapes.style import DIRECTIONS, POSITIONS, Style
+from elva_jax.tools.datasets.moving_shapes.wordings import (
+    CAPTION_PROMPTS,
+    CAPTION_WORDINGS,
+    WORDINGS,
+)
 
 FAMILIES = ("colour", "shape", "count", "position", "motion", "order", "change", "needle", "digit")
 NUMBERS = ("one", "two", "three", "four")
 LETTERS = "ABCD"
+Question = tuple[str, str, list[str]]  # question, answer, wrong options
 
-WORDINGS = {
-    "colour": ("What colour is {it}?", "Which colour does {it} have?", "Name the colour of {it}."),
-    "shape": ("What shape is {it}?", "Which shape does {it} have?", "Name the shape of {it}."),
-    "count": ("How many objects are there?", "How many objects can be seen?", "Count the objects."),
-    "position": (
-        "Where is {it}?",
-        "Where can {it} be seen?",
-        "In which part of the picture is {it}?",
-    ),
-    "motion": (
-        "Which way does {it} move?",
-        "In which direction does {it} move?",
-        "Where is {it} heading?",
-    ),
-    "order appear first": (
-        "Which object appears first?",
-        "What comes into view first?",
-        "Which object is shown first?",
-    ),
-    "order appear last": (
-        "Which object appears last?",
-        "What comes into view last?",
-        "Which object is shown last?",
-    ),
-    "order leave first": (
-        "Which object disappears first?",
-        "What goes out of view first?",
-        "Which object is gone first?",
-    ),
-    "order leave last": (
-        "Which object stays longest?",
-        "What remains at the end?",
-        "Which object is the last to stay?",
-    ),
-    "change to": (
-        "What colour does {it} turn into?",
-        "Which colour does {it} have at the end?",
-        "What is the new colour of {it}?",
-    ),
-    "change from": (
-        "What colour is {it} at first?",
-        "Which colour does {it} have at the start?",
-        "What is the old colour of {it}?",
-    ),
-    "needle": (
-        "Which object flashes?",
-        "Which object lights up briefly?",
-        "What flashes for a moment?",
-    ),
-    "digit": ("Which digit is shown?", "What digit can be seen?", "Read the digit."),
-}
-CAPTION_WORDINGS = {
-    "object": ("Describe {it}.", "What can you say about {it}?", "Tell me about {it}."),
-    "place": ("What is {at}?", "Which object is {at}?", "Name the object {at}."),
-}
-CAPTION_PROMPTS = (
-    "Describe the {media}.",
-    "What can be seen in the {media}?",
-    "Tell me about the {media}.",
-    "Write a caption for the {media}.",
-    "Give a full description of the {media}.",
-)
-_PLAIN = 2  # wordings used where the style is not varied
+_PLAIN = 2  # wordings used by a style that is not varied
 
 
 def annotate(scene: Scene, style: Style, seed: int, split: str, index: int) -> dict:
-    """Everything said about one record, JSON-able; a pure function of its arguments.
+    """The annotation of one record as JSON; a pure function of its arguments.
 
     Returns:
-      {"scene", "objects", "named_objects", "captions": {"object", "caption"}, "questions"}: see `captions` and `questions`.
+      {"scene", "objects", "digit", "named_objects", "captions": {"object", "caption"},
+      "questions"}; see `_Speaker`.
     """
     rng = random.Random(f"words/{style.name}/{seed}/{split}/{index}")
     speaker = _Speaker(scene, style, rng)
@@ -105,24 +52,26 @@ def annotate(scene: Scene, style: Style, seed: int, split: str, index: int) -> d
 
 
 def letter_index(key: str, index: int) -> int:
-    """The place of the right option: over every four consecutive indices of a key each place occurs once."""
+    """The place of the right option.
+
+    Each place occurs once in every four consecutive indices of a key.
+    """
     order = [0, 1, 2, 3]
     random.Random(f"letters/{key}/{index // 4}").shuffle(order)
     return order[index % 4]
 
 
-def _facts(thing: Thing) -> dict:
-    facts = {
+def _facts(thing: Thing) -> dict[str, Any]:
+    return {
         "name": thing.look.name,
         "colour": thing.look.colour,
         "shape": thing.look.shape,
         "size": thing.look.size,
+        "position": POSITIONS[thing.cell] if thing.cell >= 0 else None,
+        "motion": thing.motion or None,
+        "turns_to": thing.turns_to or None,
+        "flashes": list(thing.flash) if thing.flash[1] else None,
     }
-    facts["position"] = POSITIONS[thing.cell] if thing.cell >= 0 else None
-    facts["motion"] = thing.motion or None
-    facts["turns_to"] = thing.turns_to or None
-    facts["flashes"] = list(thing.flash) if thing.flash[1] else None
-    return facts
 
 
 def _at(position: str) -> str:
@@ -134,7 +83,7 @@ def _article(words: str) -> str:
 
 
 class _Speaker:
-    """Words for one scene; holds the scene, the style and the record's random numbers."""
+    """Makes the texts for one scene, with the random numbers of its record."""
 
     def __init__(self, scene: Scene, style: Style, rng: random.Random):
         self.scene = scene
@@ -147,7 +96,7 @@ class _Speaker:
         return self.rng.choice(wordings if self.style.varied else wordings[:_PLAIN]).format(**words)
 
     def unique(self, thing: Thing, attribute: str) -> bool:
-        """Whether an attribute of a thing's look tells it from all others; a colour that changes tells nothing."""
+        """Whether an attribute singles out a thing; a changing colour never does."""
         value = getattr(thing.look, attribute)
         if attribute == "colour" and thing.turns_to:
             return False
@@ -158,7 +107,7 @@ class _Speaker:
         )
 
     def refer(self, thing: Thing, hide: Sequence[str] = ()) -> str | None:
-        """A short name of a thing that does not tell what is hidden (colour, shape, position), or None."""
+        """A short name of a thing that does not tell `hide` (colour, shape, position), or None."""
         names = []
         if "colour" not in hide and self.unique(thing, "colour"):
             names.append(f"the {thing.look.colour} object")
@@ -175,7 +124,7 @@ class _Speaker:
     # Captions
 
     def object_captions(self) -> list[dict]:
-        """Short captions about one named object each, asked for by colour, by shape or by place."""
+        """Short captions of single objects, which are named by colour, shape or place."""
         out = []
         for thing in self.scene.things:
             if name := self.refer(thing):
@@ -196,11 +145,12 @@ class _Speaker:
         return out
 
     def noun(self, thing: Thing) -> str:
+        """A phrase such as `a red circle`, with the size if the style has several."""
         size = f"{thing.look.size} " if len(self.style.sizes) > 1 else ""
         return _article(f"{size}{thing.look.name}")
 
     def describe(self, thing: Thing) -> str:
-        """A phrase such as `a red circle at the top left`, with what happens to it."""
+        """A phrase such as `a red circle at the top left that flashes`."""
         words = self.noun(thing)
         words += f" moving {thing.motion}" if thing.motion else f" {_at(POSITIONS[thing.cell])}"
         if thing.turns_to:
@@ -210,7 +160,7 @@ class _Speaker:
         return words
 
     def scene_captions(self) -> list[dict]:
-        """Dense captions of the whole clip, in two wordings."""
+        """Captions of the whole clip, in two wordings."""
         media = "image" if self.scene.frames == 1 else "video"
         return [
             {"question": prompt.format(media=media), "answer": text}
@@ -222,7 +172,7 @@ class _Speaker:
 
     def _texts(self) -> list[str]:
         return (
-            [self._order_text(True), self._order_text(False)]
+            [self._order_text(self.describe), self._order_text(self.noun)]
             if self.scene.order
             else [self._listing(), self._counting()]
         )
@@ -256,12 +206,11 @@ class _Speaker:
             events.append("flashes")
         return events
 
-    def _order_text(self, where: bool) -> str:
-        names = [self.describe(t) if where else self.noun(t) for t in self.ranked()]
+    def _order_text(self, name: Callable[[Thing], str]) -> str:
+        names = [name(thing) for thing in self.ranked()]
         if self.scene.order == "leave":
-            text = _sentence(
-                f"first {names[0]} disappears, then {', then '.join(names[1:-1])}, and {names[-1]} stays"
-            )
+            middle = ", then ".join(names[1:-1])
+            text = _sentence(f"first {names[0]} disappears, then {middle}, and {names[-1]} stays")
         else:
             text = _sentence(f"first {names[0]} appears, then {', then '.join(names[1:])}")
         return text + f" The digit {self.scene.digit.value} is shown." if self.scene.digit else text
@@ -270,13 +219,17 @@ class _Speaker:
         return self.rng.sample(self.scene.things, len(self.scene.things))
 
     def ranked(self) -> list[Thing]:
-        """The things in the order in which they appear (or disappear)."""
+        """The things in the order in which they appear or disappear."""
         return sorted(self.scene.things, key=lambda t: (t.enters, t.leaves))
 
     # Questions
 
     def questions(self, key: str, index: int) -> list[dict]:
-        """The record's questions: {family, question, answer, options of four, letter}, families balanced over consecutive indices."""
+        """The record's questions; families are balanced over consecutive indices.
+
+        Returns:
+          {"family", "question", "answer", "options": four of them, "letter"} per question.
+        """
         out = []
         for family, number in self._families(index):
             for variant, (question, answer, options) in enumerate(_ASK[family](self)):
@@ -297,9 +250,11 @@ class _Speaker:
         return out
 
     def _families(self, index: int) -> list[tuple[str, int]]:
-        """The families asked for, each with a number that counts its questions among the records of this theme."""
+        """The families of the questions, each with its number among the records of this theme."""
         scene, (block, place) = self.scene, divmod(index, 10)
-        turn = (place + block) % 5  # each look family in two of five, moving on through the themes
+        turn = (
+            place + block
+        ) % 5  # each family in two of five records, shifted from block to block
         turns = {"colour": (0, 1), "shape": (2, 3), "position": (4, 0)}
         if scene.frames == 1:
             families = [(family, block) for family in turns if scene.things]
@@ -314,14 +269,15 @@ class _Speaker:
         return families + [(family, block) for family in scene.theme]
 
     def others(self, values: Sequence[str], near: Sequence[str]) -> list[str]:
-        """Wrong options: shuffled, first those that occur in the scene, then the rest; without repetition."""
+        """Wrong options: first those that occur in the scene, then the rest, both shuffled."""
         near = list(dict.fromkeys(near))
         rest = [v for v in values if v not in near]
         self.rng.shuffle(near)
         self.rng.shuffle(rest)
         return near + rest
 
-    def ask_look(self, attribute: str) -> list[tuple]:
+    def ask_look(self, attribute: str) -> list[Question]:
+        """Asks for the colour or the shape of an object."""
         for thing in self._shuffled():
             if attribute == "colour" and thing.turns_to:
                 continue
@@ -339,12 +295,14 @@ class _Speaker:
             )
         ]
 
-    def ask_count(self) -> list[tuple]:
+    def ask_count(self) -> list[Question]:
+        """Asks for the number of objects."""
         return [
             (self.pick(WORDINGS["count"]), NUMBERS[len(self.looks) - 1], self.others(NUMBERS, ()))
         ]
 
-    def ask_position(self) -> list[tuple]:
+    def ask_position(self) -> list[Question]:
+        """Asks where a static object is."""
         for thing in self._shuffled():
             if thing.cell >= 0 and (name := self.refer(thing, hide=("position",))):
                 near = [POSITIONS[t.cell] for t in self.scene.things if t.cell >= 0]
@@ -357,7 +315,8 @@ class _Speaker:
                 ]
         return []
 
-    def ask_motion(self) -> list[tuple]:
+    def ask_motion(self) -> list[Question]:
+        """Asks which way an object moves."""
         movers = [t for t in self._shuffled() if t.motion]
         if not movers or not (name := self.refer(movers[0])):
             return []
@@ -365,7 +324,8 @@ class _Speaker:
             (self.pick(WORDINGS["motion"], it=name), movers[0].motion, self.others(DIRECTIONS, ()))
         ]
 
-    def ask_order(self) -> list[tuple]:
+    def ask_order(self) -> list[Question]:
+        """Asks for the first and the last object of an order."""
         ranked = self.ranked()
         kind = "leave" if self.scene.order == "leave" else "appear"
         return [
@@ -373,10 +333,11 @@ class _Speaker:
             for end, thing in (("first", ranked[0]), ("last", ranked[-1]))
         ]
 
-    def ask_needle(self) -> list[tuple]:
+    def ask_needle(self) -> list[Question]:
+        """Asks which object flashes."""
         return [self._ask_name("needle", next(t for t in self.scene.things if t.flash[1]))]
 
-    def _ask_name(self, wording: str, thing: Thing) -> tuple:
+    def _ask_name(self, wording: str, thing: Thing) -> Question:
         names: list[Look] = [*self.looks, *self.scene.absent]
         return (
             self.pick(WORDINGS[wording]),
@@ -384,7 +345,8 @@ class _Speaker:
             self.others([n.name for n in names], [look.name for look in self.looks]),
         )
 
-    def ask_change(self) -> list[tuple]:
+    def ask_change(self) -> list[Question]:
+        """Asks for the colours after and before a change."""
         thing = next(t for t in self.scene.things if t.turns_to)
         name = self.refer(thing, hide=("position",)) or "the object that changes"
         near = [
@@ -406,12 +368,13 @@ class _Speaker:
             )
         return out
 
-    def ask_digit(self) -> list[tuple]:
-        digit = str(self.scene.digit.value)
+    def ask_digit(self) -> list[Question]:
+        """Asks which digit is shown."""
+        digit = str(self.scene.digit.value) if self.scene.digit else ""
         return [(self.pick(WORDINGS["digit"]), digit, self.others([str(d) for d in range(10)], ()))]
 
 
-_ASK: dict[str, Callable[[_Speaker], list[tuple]]] = {
+_ASK: dict[str, Callable[[_Speaker], list[Question]]] = {
     "colour": lambda s: s.ask_look("colour"),
     "shape": lambda s: s.ask_look("shape"),
     "count": _Speaker.ask_count,

@@ -1,4 +1,4 @@
-"""One record of the data set from its number: scene, words and file."""
+"""One record of the data set from its number: scene, texts and file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from elva_jax.tools.datasets.moving_shapes.scene import Scene, sample
 from elva_jax.tools.datasets.moving_shapes.style import STYLES
 
 SPLITS = ("image", "train", "validation", "test", "long")
-SINGLE_SHARE = {
-    "image": 0.3,
-    "train": 0.2,
-}  # of these splits, from the first record on, shows one object (or digit) alone
+# The first records of these splits show a single object (or digit): an easy start.
+SINGLE_SHARE = {"image": 0.3, "train": 0.2}
 
 
 def scene_of(style: str, seed: int, split: str, index: int, total: int) -> Scene:
@@ -22,16 +20,17 @@ def scene_of(style: str, seed: int, split: str, index: int, total: int) -> Scene
 
 
 def annotation_of(style: str, seed: int, split: str, index: int, total: int) -> dict:
-    """The annotation of a record, without drawing anything: a fraction of a millisecond."""
+    """The annotation of a record without its pixels, in a fraction of a millisecond."""
     return language.annotate(
         scene_of(style, seed, split, index, total), STYLES[style], seed, split, index
     )
 
 
 def record_of(style: str, seed: int, split: str, index: int, total: int) -> dict[str, str | bytes]:
-    """A whole record: {"id", "media" (an MP4 or PNG file), "kind" (video | image), "annotation" (UTF-8 JSON)}.
+    """A whole record; a pure function of its arguments, in any order and any process.
 
-    A pure function of its arguments: records can be made in any order and in any process.
+    Returns:
+      {"id", "media" (an MP4 or PNG file), "kind" (video | image), "annotation" (UTF-8 JSON)}.
     """
     scene = scene_of(style, seed, split, index, total)
     annotation = language.annotate(scene, STYLES[style], seed, split, index)
@@ -44,5 +43,5 @@ def record_of(style: str, seed: int, split: str, index: int, total: int) -> dict
 
 
 def record_of_task(task: tuple[str, int, str, int, int]) -> dict[str, str | bytes]:
-    """`record_of` with its arguments in one tuple, as pools of processes want it."""
+    """`record_of` with its arguments in one tuple, for process pools."""
     return record_of(*task)

@@ -1,4 +1,4 @@
-"""Drawing scenes as RGB frames, and encoding them as real files."""
+"""Draws scenes as RGB frames, and encodes them as image and video files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from elva_jax.tools.datasets.moving_shapes.scene import Scene, centre
+from elva_jax.tools.datasets.moving_shapes.scene import Scene, center
 from elva_jax.tools.datasets.moving_shapes.style import COLOURS
 
-_GLYPHS = (  # rows of a 3 x 5 bitmap, one bit a pixel from the left
+_GLYPHS = (  # rows of a 3 x 5 bitmap, one bit per pixel from the left
     (7, 5, 5, 5, 7),
     (2, 6, 2, 2, 7),
     (7, 1, 7, 4, 7),
@@ -25,7 +25,7 @@ _GLYPHS = (  # rows of a 3 x 5 bitmap, one bit a pixel from the left
     (7, 5, 7, 5, 7),
     (7, 5, 7, 1, 7),
 )
-_DIGIT_PIXEL = (3, 4)  # rows and columns of canvas pixels for one glyph pixel, at scale 1
+_DIGIT_PIXEL = (3, 4)  # rows and columns of canvas pixels per glyph pixel, at scale 1
 
 
 def frames(scene: Scene) -> Iterator[np.ndarray]:
@@ -36,7 +36,7 @@ def frames(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def background(scene: Scene) -> np.ndarray:
-    """The empty canvas, uint8[height, width, 3]: one grey, with still noise where the scene has some."""
+    """The empty canvas, uint8[height, width, 3]: one gray level, with constant noise if any."""
     canvas = np.full((scene.height, scene.width, 3), scene.grey, np.uint8)
     if scene.noise:
         noise = np.random.default_rng(scene.noise_seed).normal(
@@ -47,38 +47,30 @@ def background(scene: Scene) -> np.ndarray:
 
 
 def draw(scene: Scene, index: int, base: np.ndarray | None = None) -> np.ndarray:
-    """One frame, uint8[height, width, 3]; `base` is `background(scene)` where the caller has it."""
+    """One frame, uint8[height, width, 3]; `base` is `background(scene)` if the caller has it."""
     canvas = (background(scene) if base is None else base).copy()
     ink = (255, 255, 255) if scene.grey < 128 else (0, 0, 0)
     for thing in scene.things:
         if thing.flash[0] <= index < thing.flash[1]:
-            _paste(
-                canvas,
-                _square(round(thing.radius + 3 * scene.scale)),
-                *centre(thing, scene, index),
-                ink,
-            )
-    for thing in sorted(scene.things, key=lambda t: t.motion != ""):  # what moves passes in front
+            square = _square(round(thing.radius + 3 * scene.scale))
+            _paste(canvas, square, *center(thing, scene, index), ink)
+    for thing in sorted(scene.things, key=lambda t: t.motion != ""):  # moving things in front
         if thing.enters <= index < thing.leaves:
-            colour = (
-                thing.turns_to if thing.turns_to and index >= thing.turns_at else thing.look.colour
-            )
-            _paste(
-                canvas,
-                _mask(thing.look.shape, thing.radius),
-                *centre(thing, scene, index),
-                COLOURS[colour],
-            )
+            turned = thing.turns_to and index >= thing.turns_at
+            colour = COLOURS[thing.turns_to if turned else thing.look.colour]
+            mask = _mask(thing.look.shape, thing.radius)
+            _paste(canvas, mask, *center(thing, scene, index), colour)
     if scene.digit and scene.digit.enters <= index < scene.digit.leaves:
         _paste(canvas, _glyph(scene.digit.value, scene.scale), scene.digit.x, scene.digit.y, ink)
     return canvas
 
 
 def encode_video(pictures: Iterable[np.ndarray], width: int, height: int, fps: int) -> bytes:
-    """An MPEG-4 file of uint8[height, width, 3] frames.
+    """Encodes uint8[height, width, 3] frames as an MPEG-4 file.
 
-    FFmpeg's own mpeg4 encoder at its best quantiser is in every build, encodes a small clip in a millisecond, decodes twice as fast
-    as H.264, and on one thread its bytes depend on the frames alone.
+    Every build of FFmpeg has its mpeg4 encoder. At the best quantizer it encodes a small clip in a
+    millisecond, decodes twice as fast as H.264, and on one thread its bytes depend on the frames
+    alone.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
@@ -94,7 +86,7 @@ def encode_video(pictures: Iterable[np.ndarray], width: int, height: int, fps: i
 
 
 def encode_image(picture: np.ndarray) -> bytes:
-    """A PNG file of one uint8[height, width, 3] picture."""
+    """Encodes a uint8[height, width, 3] picture as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
@@ -110,7 +102,7 @@ def encode(scene: Scene) -> bytes:
 def _paste(
     canvas: np.ndarray, mask: np.ndarray, x: float, y: float, colour: tuple[int, int, int]
 ) -> None:
-    """Colours the pixels of a mask centred at (x, y), in place; what lies outside the canvas is cut."""
+    """Colors the pixels of a mask centered at (x, y) in place, cut to the canvas."""
     height, width = canvas.shape[:2]
     top, left = round(y - mask.shape[0] / 2), round(x - mask.shape[1] / 2)
     rows = slice(max(top, 0), min(top + mask.shape[0], height))
@@ -127,7 +119,7 @@ def _square(half: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _mask(shape: str, radius: float) -> np.ndarray:
-    """The pixels of a shape, bool[2n, 2n], by their centres' distance from the middle in radii."""
+    """The pixels of a shape, bool[2n, 2n]; x and y count radii from the middle."""
     n = int(np.ceil(radius))
     axis = (np.arange(2 * n) + 0.5 - n) / radius
     x, y = np.meshgrid(axis, axis)

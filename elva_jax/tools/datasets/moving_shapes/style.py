@@ -1,4 +1,4 @@
-"""How the scenes of a builder config look: palette, shapes, canvases, lengths."""
+"""The looks of a builder config: palette, shapes, canvases, lengths."""
 
 from __future__ import annotations
 
@@ -35,25 +35,28 @@ DIRECTIONS = ("left", "right", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What a builder config draws. Lengths are pixels of a canvas whose longest edge is at most 64; larger canvases scale them."""
+    """The parameters of a builder config.
+
+    Lengths are pixels of a canvas with a longest edge of 64 or less; larger canvases scale them up.
+    """
 
     name: str
     colours: tuple[str, ...]  # names in COLOURS
     shapes: tuple[str, ...]
     canvases: tuple[tuple[int, int], ...]  # (width, height)
-    greys: tuple[tuple[int, int], ...]  # ranges of background grey levels
-    sizes: Mapping[str, float]  # name -> radius; a single entry is never spoken of
+    greys: tuple[tuple[int, int], ...]  # ranges of the background's gray level
+    sizes: Mapping[str, float]  # name -> radius; texts never mention the only size
     frames: range  # numbers of frames of a video
     fps: tuple[int, ...]
-    jitter: float  # how far a centre may lie from its lattice point, on either axis
-    noise: tuple[int, int]  # range of the background noise's standard deviation, in grey levels
-    distinct: bool  # whether the objects of a scene differ in colour and in shape; otherwise in the pair alone
+    jitter: float  # largest distance of a center from its lattice point, on either axis
+    noise: tuple[int, int]  # range of the standard deviation of the background, in gray levels
+    distinct: bool  # the objects of a scene differ in both colour and shape, not only in the pair
     movers: int  # most moving objects
-    speed: tuple[
-        float, float
-    ]  # range of the pixels that they move from one of four sampled frames to the next
-    lanes: bool  # whether they move along rows and columns of places, and stand at a place in every sampled frame where the speed fits
-    varied: bool  # whether wordings beyond the plain ones are used
+    speed: tuple[float, float]  # range of pixels moved between two of four sampled frames
+    # Objects move along rows and columns of places, and are at a place in every sampled frame if
+    # the speed fits.
+    lanes: bool
+    varied: bool  # more wordings than the plain ones
 
 
 EASY = Style(

@@ -18,7 +18,7 @@ def build_for_moving_shapes(
     vocab_size: int = 768,
     scenes: int = 1500,
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of the moving_shapes configs, from the words of scenes that are sampled but not drawn; a few seconds."""
+    """Builds the tokenizer from the texts of sampled scenes, without rendering; takes seconds."""
     texts, words = [], set()
     for config in configs:
         for split in ("image", "train"):
