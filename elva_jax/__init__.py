@@ -1,3 +1,106 @@
-"""ELVA, an encoder-free Video-LLM (arXiv 2503.18422), in JAX and Flax."""
+"""ELVA, an encoder-free Video-LLM (arXiv 2503.18422), in JAX and Flax.
+
+The names below are the public API, together with `elva_jax.testing`. Everything else is private:
+modules may move, and functions may change, without notice.
+
+Using a model:      load, ElvaModel, Request, Sampling, Hybrid
+Looking inside:     Merging, MergeLayer, merge, build_layout, TokenLayout, Text, Clip, read_video
+Training:           load_config, train, evaluate, distributed
+Everywhere:         errors, enable_compilation_cache
+
+Nothing is imported before it is used, so `import elva_jax` takes no time and does not start JAX.
+As a library the package prints nothing: problems are exceptions from `elva_jax.errors`, warnings go
+to the logger "elva_jax", and progress goes to a callback.
+
+Example:
+  >>> import elva_jax
+  >>> from elva_jax import testing
+  >>> model = testing.tiny_model()  # for a trained one: elva_jax.load("runs/tiny")
+  >>> model.answer(testing.tiny_video(), "What moves?", max_new_tokens=4)
+  '...'
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elva_jax import errors
+    from elva_jax.config.load import load as load_config
+    from elva_jax.evaluation.evaluate import evaluate
+    from elva_jax.inference.load import load
+    from elva_jax.inference.media import Request
+    from elva_jax.inference.model import ElvaModel
+    from elva_jax.inference.sampling import Sampling
+    from elva_jax.ops.merging import MergeLayer, Merging, merge
+    from elva_jax.parallel import distributed
+    from elva_jax.training.api import train
+    from elva_jax.utils.compilation_cache import enable_compilation_cache
+    from elva_jax.video.hybrid import Hybrid
+    from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
+    from elva_jax.video.read import read_frames as read_video
 
 __version__ = "0.1.0"
+
+# public name -> module, or module:name
+_EXPORTS = {
+    "Clip": "video.layout:Clip",
+    "ElvaModel": "inference.model:ElvaModel",
+    "Hybrid": "video.hybrid:Hybrid",
+    "MergeLayer": "ops.merging:MergeLayer",
+    "Merging": "ops.merging:Merging",
+    "Request": "inference.media:Request",
+    "Sampling": "inference.sampling:Sampling",
+    "Text": "video.layout:Text",
+    "TokenLayout": "video.layout:TokenLayout",
+    "build_layout": "video.layout:build_layout",
+    "distributed": "parallel.distributed",
+    "enable_compilation_cache": "utils.compilation_cache:enable_compilation_cache",
+    "errors": "errors",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "load": "inference.load:load",
+    "load_config": "config.load:load",
+    "merge": "ops.merging:merge",
+    "read_video": "video.read:read_frames",
+    "train": "training.api:train",
+}
+__all__ = [
+    "Clip",
+    "ElvaModel",
+    "Hybrid",
+    "MergeLayer",
+    "Merging",
+    "Request",
+    "Sampling",
+    "Text",
+    "TokenLayout",
+    "build_layout",
+    "distributed",
+    "enable_compilation_cache",
+    "errors",
+    "evaluate",
+    "load",
+    "load_config",
+    "merge",
+    "read_video",
+    "train",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _EXPORTS[name].partition(":")
+    value = importlib.import_module(f"{__name__}.{module}")
+    value = getattr(value, attribute) if attribute else value
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

@@ -9,7 +9,7 @@ import pytest
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.cli import main
-from elva_jax.inference.model import Generator
+from elva_jax.inference.load import load
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.utils.trees import flatten_paths
 
@@ -29,14 +29,16 @@ def saved(tmp_path, monkeypatch):
 
 
 def test_it_answers_and_scores_as_before(saved):
-    model = Generator.from_checkpoint("run")
+    model = load("run")
     for index, question in enumerate(saved["questions"]):
         clip = f"clips/{index}.mp4"
         for merging, answer in question["answers"].items():
             options = {"max_new_tokens": 12, "merging": merging == "True"}
             assert model.answer(clip, question["question"], **options) == answer
         scores = model.score(clip, question["choice"], question["options"])
-        np.testing.assert_allclose(scores, question["scores"], **TOLERANCE)
+        np.testing.assert_allclose(
+            [(score.total, score.tokens) for score in scores], question["scores"], **TOLERANCE
+        )
 
 
 def test_it_is_evaluated_as_before(saved):

@@ -69,9 +69,10 @@ class SavedRun:
             (leaf,) = jax.tree.leaves(reader.restore(self.path / "params", args=args))
         return leaf
 
-    def load_float32(self) -> Run:
+    def load_float32(self, shardings: Mapping[str, Any] | None = None) -> Run:
         """All parameters, as `load_run` returns them, in float32."""
-        return _load(self.path, {}, dict.fromkeys(self.shapes, np.dtype(np.float32)))
+        float32 = dict.fromkeys(self.shapes, np.dtype(np.float32))
+        return _load(self.path, shardings or {}, float32)
 
 
 def load_run(

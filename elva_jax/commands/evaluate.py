@@ -6,11 +6,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import elva_jax
 from elva_jax.commands import flags
+from elva_jax.evaluation import report
+from elva_jax.utils.json import save_json
 
 HELP = """\
-Measures a checkpoint on a split of a data set: exact match on open questions and multiple choice by likelihood,
-family by family, beside the blind, any-object and single-frame baselines.
+Measures a checkpoint on a split of a data set: exact match on open questions and multiple choice by
+likelihood, per family of questions, beside the blind, any-object and single-frame baselines.
 
 example:
   elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json"""
@@ -48,14 +51,11 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
-def run(args: argparse.Namespace, _) -> int:
-    from elva_jax.evaluation import evaluate, report
-    from elva_jax.utils.compilation_cache import enable_compilation_cache
-    from elva_jax.utils.json import save_json
-
+def run(args: argparse.Namespace, _: list[str]) -> int:
+    """Runs the command and returns the exit status."""
     hybrid = flags.hybrid_settings(args)
-    enable_compilation_cache()
-    result = evaluate.evaluate(
+    elva_jax.enable_compilation_cache()
+    result = elva_jax.evaluate(
         args.checkpoint,
         data_dir=args.data_dir,
         name=args.data,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import elva_jax
+
 
 def positive(text: str) -> int:
     """A whole number above 0; for `type=` of an option."""
@@ -184,14 +186,12 @@ def add_answering(parser: argparse.ArgumentParser, longest: int) -> None:
     )
 
 
-def sampling(args: argparse.Namespace) -> Any:
-    """The `inference.sampling.Sampling` that `add_answering`'s options say.
+def sampling(args: argparse.Namespace) -> elva_jax.Sampling:
+    """The `Sampling` of the options of `add_answering`.
 
     Raises:
       ConfigError: an impossible value.
     """
-    from elva_jax.inference.sampling import Sampling
-
-    return Sampling(
+    return elva_jax.Sampling(
         args.temperature, args.top_p, args.repetition_penalty, args.seed, tuple(args.stop)
     )

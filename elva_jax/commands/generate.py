@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
+import elva_jax
 from elva_jax.commands import flags
+from elva_jax.errors import DataError, LayoutError
 
 GENERATE_HELP = """\
 Answers questions about videos, images or folders of frames.
@@ -62,65 +63,58 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_answering(chat, 512)
 
 
-def _open(args: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """The model, and the videos as it takes them."""
+def _open(args: argparse.Namespace) -> tuple[elva_jax.ElvaModel, int | elva_jax.Hybrid | None]:
+    """The model, and how its videos are sampled."""
     given = flags.hybrid_settings(args)
-    from elva_jax.inference.model import Generator
-    from elva_jax.utils.compilation_cache import enable_compilation_cache
-    from elva_jax.video.hybrid import complete
-
-    enable_compilation_cache()
-    generator = Generator.from_checkpoint(args.checkpoint)
-    hybrid = complete(generator.data.longest_edge, generator.model.patch.patch_size, **given)
-    return generator, [
-        generator.load(video, num_frames=args.frames, hybrid=hybrid) for video in args.video
-    ]
+    elva_jax.enable_compilation_cache()
+    model = elva_jax.load(args.checkpoint)
+    return model, model.hybrid(**given) if given else args.frames
 
 
-def _show(pieces) -> None:
+def _show(pieces: Iterable[str]) -> None:
     """Prints an answer as it comes."""
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
 
-def _generate(args: argparse.Namespace, _) -> int:
+def _generate(args: argparse.Namespace, _: list[str]) -> int:
     sampling = flags.sampling(args)
-    generator, media = _open(args)
-    longest = max(args.prompt, key=lambda prompt: len(generator.tokenizer.encode(prompt)))
-    prefilled = generator.prefill(
-        [media], merging=args.merging, prompts=[longest], room=args.max_new_tokens
+    model, frames = _open(args)
+    media = [model.read_media(video, frames=frames) for video in args.video]
+    longest = max(args.prompt, key=lambda prompt: len(model.tokenizer.encode(prompt)))
+    prefilled = model.prefill(
+        [media], prompts=[longest], merging=args.merging, capacity=args.max_new_tokens
     )
     if len(args.prompt) == 1:
-        _show(generator.stream(prefilled, args.prompt[0], args.max_new_tokens, sampling=sampling))
+        _show(prefilled.stream(args.prompt[0], args.max_new_tokens, sampling=sampling))
         return 0
-    for answer in generator.generate(
-        prefilled, [args.prompt], args.max_new_tokens, sampling=sampling
-    )[0]:
+    (answers,) = prefilled.generate([args.prompt], args.max_new_tokens, sampling=sampling)
+    for answer in answers:
         print(answer.text)
     return 0
 
 
-def _chat(args: argparse.Namespace, _) -> int:
-    from elva_jax.errors import DataError, LayoutError
-    from elva_jax.inference.chat import Chat
-
+def _chat(args: argparse.Namespace, _: list[str]) -> int:
     sampling = flags.sampling(args)
-    generator, media = _open(args)
-    chat = Chat(
-        generator, merging=args.merging, max_new_tokens=args.max_new_tokens, sampling=sampling
+    model, frames = _open(args)
+    chat = model.chat(
+        args.video,
+        max_new_tokens=args.max_new_tokens,
+        merging=args.merging,
+        frames=frames,
+        sampling=sampling,
     )
     for question in _lines():
         try:
-            _show(chat.stream(question, media))
-            media = []
-        except (DataError, LayoutError) as error:  # of this question; the conversation goes on
+            _show(chat.stream(question))
+        except (DataError, LayoutError) as error:  # of this question alone
             print(f"elva chat: {error}", file=sys.stderr)
     return 0
 
 
-def _lines():
-    """What the user types, with a prompt where there is a terminal to show it."""
+def _lines() -> Iterator[str]:
+    """The lines that the user types, with a prompt where a terminal shows it."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)

@@ -7,10 +7,12 @@ import os
 import signal
 from collections.abc import Callable
 
+import elva_jax
 from elva_jax.commands import flags
+from elva_jax.parallel import launchers
 
 HELP = """\
-Runs the curriculum of a config, stage by stage; started again with the same --workdir it goes on where it stopped.
+Runs the curriculum of a config, stage by stage; started again with the same --workdir it continues where it stopped.
 
 examples:
   elva train --config configs/tiny.py --workdir runs/tiny
@@ -50,28 +52,25 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    from elva_jax.config.load import load
-
-    config = load(args.config, overrides)
+    """Runs the command and returns the exit status."""
+    config = elva_jax.load_config(args.config, overrides)
     if args.print_config:
         print(config)
         return 0
     if not args.workdir:
         args.parser.error("the following arguments are required: --workdir")
-    # Until the run itself listens there is nothing to save; PREEMPTED of training/stopping.py, which is slow to import.
+    # Until the run handles signals there is nothing to save. The status is that of a run that
+    # SIGTERM has stopped (training.preemption), which is slow to import.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_TEMPFAIL))
-    from elva_jax.parallel import distributed, launchers
-
     process = None
     if args.distributed != "off":
         process = launchers.detect_process(os.environ, **flags.process_options(args))
+    distributed = elva_jax.distributed
     distributed.initialize(
         process,
         distributed.run_fingerprint(config),
         start_timeout=args.start_timeout,
         heartbeat_timeout=args.heartbeat_timeout,
     )
-    from elva_jax.training import train
-
     with distributed.explain_lost_processes():
-        return train.run(config, args.workdir, args.profile)
+        return elva_jax.train(config, args.workdir, progress="terminal", profile=args.profile)

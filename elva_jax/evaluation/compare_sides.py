@@ -96,23 +96,25 @@ class JaxSide:
     def ask(self, video: Any, prompt: str, merging: bool, new_tokens: int) -> Answered:
         """One question about one video: the whole prompt at once, and a greedy answer with a cache."""
         from elva_jax.inference.batching import text_tokens
-        from elva_jax.inference.model import Generator
+        from elva_jax.inference.model import ElvaModel
         from elva_jax.models.elva import Elva
         from elva_jax.video.layout import Kind, build_layout
 
         run = self._load()
-        generator = Generator.from_run(run)
-        generator.end_ids = (-1,)
-        visual = generator.load(video)
+        generator = ElvaModel.from_run(run)
+        generator.engine.end_ids = (-1,)
+        visual = generator.read_media(video)
         prefilled = generator.prefill([[visual]], merging=merging, prompts=[prompt])
-        answer = generator.generate(prefilled, [[prompt]], new_tokens)[0][0]
+        answer = prefilled.generate([[prompt]], new_tokens)[0][0]
         parts = generator.prompt_parts(prompt, [visual])
         layout = build_layout(parts)
 
         @jax.jit
         def forward(params, patches, layout):
-            out = Elva(generator.model).apply({"params": params}, patches, layout, merging=merging)
-            return Elva(generator.model).apply(
+            out = Elva(generator.model_config).apply(
+                {"params": params}, patches, layout, merging=merging
+            )
+            return Elva(generator.model_config).apply(
                 {"params": params}, out.hidden, method="head"
             ), out.layout
 

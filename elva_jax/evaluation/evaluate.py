@@ -20,11 +20,12 @@ from elva_jax.evaluation.answers import exact_match, option_index
 from elva_jax.evaluation.baselines import any_object, middle_frame
 from elva_jax.evaluation.scores import Score, summarise
 from elva_jax.inference.batching import Lengths
-from elva_jax.inference.model import Answer, Generator
+from elva_jax.inference.model import ElvaModel
+from elva_jax.inference.prefilled import Answer, Prefilled
 from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.ops.attention import Implementation, choose_implementation
 from elva_jax.video.clip import Visual
-from elva_jax.video.hybrid import Hybrid, complete
+from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import clip_tokens
 
 BOOTSTRAP_SEED = 0
@@ -108,7 +109,7 @@ def evaluate(
     Every question counts, whether its answer could be used or not; the questions about a video that cannot be read count as wrong.
 
     Args:
-      run: a checkpoint's path, a `training.checkpoint.Run`, or a Generator.
+      run: a checkpoint's path, a `training.checkpoint.Run`, or a ElvaModel.
       data_dir: where data sets are built; None: as the run says.
       name: data set.
       split: split of it.
@@ -143,7 +144,7 @@ def evaluate(
         generator, merging, most_questions, max_new_tokens, written, letters, baselines
     )
     tally, done = Tally(), 0
-    plan = complete(generator.data.longest_edge, generator.model.patch.patch_size, **(hybrid or {}))
+    plan = generator.hybrid(**(hybrid or {}))
     for batch, visuals in _batches(generator, videos, batch_size, num_frames, plan):
         columns.measure(batch, visuals, min(batch_size, len(videos)), tally)
         done += len(batch)
@@ -174,13 +175,13 @@ def evaluate(
     return result | ({"items": tally.predictions} if details else {})
 
 
-def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
+def _result(generator: ElvaModel, tally: Tally) -> dict[str, Any]:
     """What the report says of the model and its answers."""
     families, macro = tally.summaries()
     return {
         "model": {
             "stage": generator.stage,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.weights)),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.engine.weights)),
         },
         "families": families,
         "macro": macro,
@@ -196,12 +197,12 @@ def _result(generator: Generator, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _attention(generator: Generator) -> Implementation:
-    model = generator.model
+def _attention(generator: ElvaModel) -> Implementation:
+    model = generator.model_config
     return choose_implementation(model.decoder.head_dim, model.dtype, model.attention)
 
 
-def _sizing(generator: Generator) -> dict[str, Any]:
+def _sizing(generator: ElvaModel) -> dict[str, Any]:
     config = generator.config
     return {
         "longest_edge": generator.data.longest_edge,
@@ -215,7 +216,7 @@ class Columns:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: ElvaModel,
         merging: bool,
         most_questions: int,
         max_new_tokens: int,
@@ -257,7 +258,7 @@ class Columns:
         prefilled = self.generator.prefill(
             media, merging=self.merging, lengths=self._length("video")
         )
-        options = self.generator.score_options(prefilled, choices, self._length("options"))
+        options = prefilled.score(choices, lengths=self._length("options"))
         listed = answers = None
         if self.letters:
             lettered = [
@@ -267,11 +268,11 @@ class Columns:
                 ]
                 for row in choices
             ]
-            listed = self.generator.score_options(prefilled, lettered, self._length("letters"))
+            listed = prefilled.score(lettered, lengths=self._length("letters"))
         if self.written:
             questions = [[item.question for item in row] for row in items]
-            answers = self.generator.generate(
-                prefilled, questions, self.max_new_tokens, self._length("written")
+            answers = prefilled.generate(
+                questions, self.max_new_tokens, lengths=self._length("written")
             )
         floors = self._floors(media, choices) if self.baselines else {}
         self._tally_tokens(prefilled, len(readable), tally)
@@ -297,7 +298,7 @@ class Columns:
             ("blind", [()] * len(media)),
         ):
             prefilled = self.generator.prefill(shown, merging=False, lengths=lengths)
-            out[column] = self.generator.score_options(prefilled, choices, lengths)
+            out[column] = prefilled.score(choices, lengths=lengths)
         return out
 
     def _length(self, kind: str) -> Lengths:
@@ -345,11 +346,11 @@ class Columns:
             }
         )
 
-    def _tally_tokens(self, prefilled, count: int, tally: Tally) -> None:
+    def _tally_tokens(self, prefilled: Prefilled, count: int, tally: Tally) -> None:
         """Adds how many tokens of each of the first `count` videos every segment worked on."""
-        layers = np.asarray([piece.stop - piece.start for piece in prefilled.prefix.segments])
+        layers = np.asarray([piece.stop - piece.start for piece in prefilled.prefix.blocks])
         for b in range(count):
-            before, after = prefilled.front_tokens[b], prefilled.prefix.tokens[:, b]
+            before, after = prefilled.prefix_tokens[b], prefilled.prefix.tokens[:, b]
             visual = sum(clip_tokens(seen.clip) for seen in prefilled.media[b])
             tally.kept.append(
                 float((layers * (after - (before - visual))).sum() / (layers.sum() * visual))
@@ -369,16 +370,16 @@ def _as_dict(score: Score) -> dict[str, float]:
     return {"accuracy": score.accuracy, "stderr": score.stderr}
 
 
-def _generator(run: Any) -> tuple[Generator, dict[str, Any]]:
+def _generator(run: Any) -> tuple[ElvaModel, dict[str, Any]]:
     """The model to measure, and where it comes from."""
-    if isinstance(run, Generator):
+    if isinstance(run, ElvaModel):
         return run, {"checkpoint": None, "step": None}
     path = None
     if isinstance(run, (str, Path)):
         from elva_jax.hf.load import open_run_or_folder
 
         path, run = str(run), open_run_or_folder(run)
-    return Generator.from_run(run), {"checkpoint": path, "step": int(run.step)}
+    return ElvaModel.from_run(run), {"checkpoint": path, "step": int(run.step)}
 
 
 def _read_split(name: str, split: str, data_dir: Path, limit: int | None) -> list[Video]:
@@ -409,7 +410,7 @@ def _read_split(name: str, split: str, data_dir: Path, limit: int | None) -> lis
 
 
 def _batches(
-    generator: Generator,
+    generator: ElvaModel,
     videos: Sequence[Video],
     size: int,
     num_frames: int | None,
@@ -419,9 +420,7 @@ def _batches(
 
     def read(video: Video) -> Visual | VideoError:
         try:
-            return generator.load(
-                video.source, num_frames=num_frames, hybrid=hybrid, name=video.key
-            )
+            return generator.read_media(video.source, frames=hybrid or num_frames, name=video.key)
         except VideoError as error:
             return error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,13 @@ from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
 from elva_jax.hf.safetensors_io import CONFIGS, Store, is_hub_name, open_store, read_json
 from elva_jax.models.build import parameter_shapes
+from elva_jax.utils.quiet import quiet_libraries
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 STAGE = "converted"  # the stage that holds weights from elsewhere
 BAND = 64  # rows of a matrix that are transposed at once
 Index = tuple[slice, ...]
+Place = Callable[[ConfigDict], Mapping[str, Any]]
 
 
 class Loaded(NamedTuple):
@@ -137,20 +139,26 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
     )
 
 
-def open_run_or_folder(path: str | Path) -> Run:
+@quiet_libraries()
+def open_run_or_folder(path: str | Path, place: Place = lambda config: {}) -> Run:
     """A run, a converted checkpoint or an ELVA's Hugging Face folder, for inference: in float32 whatever it was saved in.
+
+    Args:
+      path: of any of them.
+      place: shardings by '/'-joined parameter path, of a run's configuration; parameters without one go to the first device.
 
     Raises:
       CheckpointError: nothing to load there.
       ConvertError: a folder of another kind, or a damaged one.
     """
     if is_hf_source(path):
-        return load_folder(path)
-    return open_run(path).load_float32()
+        return load_folder(path, place)
+    run = open_run(path)
+    return run.load_float32(place(run.config))
 
 
-def load_folder(path: str | Path) -> Run:
-    """An ELVA's Hugging Face folder as `load_run` gives a run; parameters in float32 on the first device.
+def load_folder(path: str | Path, place: Place = lambda config: {}) -> Run:
+    """An ELVA's Hugging Face folder as `load_run` gives a run, in float32; `place` as in `open_run_or_folder`.
 
     Raises:
       ConvertError: a folder of another kind, or a damaged one.
@@ -162,9 +170,9 @@ def load_folder(path: str | Path) -> Run:
         )
     config, stage, step = folder_config(store)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = parameter_shapes(config, "elva")
+    shapes, shardings = parameter_shapes(config, "elva"), place(config)
     targets = {
-        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
+        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=shardings.get(name, device))
         for name, shape in shapes.items()
     }
     return Run(

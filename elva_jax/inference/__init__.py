@@ -1,0 +1,1 @@
+"""Answers: prefill by layer blocks, KV cache, decoding, scoring, chat, hidden states."""

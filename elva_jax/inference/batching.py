@@ -1,13 +1,13 @@
-"""Rows of a batch on the host: prompts to token layouts, padded to a bounded grid of lengths.
+"""Batches of prompts on the host: token layouts, padded to a bounded grid of lengths.
 
-Every program that inference compiles belongs to shapes from `grid_length` and `grid_batch`, so their number is bounded by the logarithm of
-the longest input, whatever the videos and questions.
+Every program that inference compiles has shapes from `grid_length` and `grid_batch`, so their
+number is bounded by the logarithm of the longest input, whatever the videos and questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from elva_jax.errors import LayoutError
 from elva_jax.video import layout as layouts
 from elva_jax.video.layout import Clip, Text, TokenLayout
 
-HEADROOM = 8  # a steady length leaves room for an eighth more
+HEADROOM = 8  # a steady length has one part in eight to spare
 
 
 def grid_length(tokens: int, smallest: int = 16) -> int:
-    """The smallest length of the grid that holds `tokens`: four steps an octave (…, 64, 80, 96, 112, 128 …), at most a quarter more."""
+    """The smallest length of the grid that holds `tokens`.
+
+    The grid has four steps per octave (…, 64, 80, 96, 112, 128 …), so at most a quarter is padding.
+    """
     tokens = max(tokens, smallest)
     step = max(smallest // 4, 1 << max((tokens - 1).bit_length() - 3, 0))
     return -(-tokens // step) * step
@@ -34,28 +37,33 @@ class Lengths:
     """Chooses padded lengths from the grid.
 
     Args:
-      steady: never less than before under the same name, and with some headroom, so that a stream of batches soon settles on one set of
-        programs.
+      steady: never less than before under the same name, and with some headroom, so that a stream
+        of batches soon settles on one set of programs.
     """
 
-    def __init__(self, steady: bool = False):
+    def __init__(self, *, steady: bool = False) -> None:
         self._steady = steady
-        self._seen: dict[str, int] = {}
+        self._largest: dict[str, int] = {}
 
     def __call__(self, name: str, tokens: int, smallest: int = 16) -> int:
-        """The length for `tokens`, and under `name` if steady."""
+        """The padded length for `tokens`; `name` says which length it is."""
         if not self._steady:
             return grid_length(tokens, smallest)
-        if tokens > self._seen.get(name, 0):
-            self._seen[name] = grid_length(tokens + tokens // HEADROOM, smallest)
-        return self._seen[name]
+        if tokens > self._largest.get(name, 0):
+            self._largest[name] = grid_length(tokens + tokens // HEADROOM, smallest)
+        return self._largest[name]
 
 
-class Prompt(NamedTuple):
-    """A prompt cut behind its last visual token: questions about the same videos share the front."""
+ChooseLength = Callable[..., int]  # (name, tokens, smallest=16) -> a length that holds them
+GRID = Lengths()
 
-    front: tuple[Text | Clip, ...]  # chat header and clips; without clips, the first token
-    question: tuple[int, ...]  # token ids of what follows, up to where the answer begins
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt cut after its last visual token: questions about the same videos share a prefix."""
+
+    prefix: tuple[Text | Clip, ...]  # chat header and clips; without clips, the first token
+    question: tuple[int, ...]  # token ids of the rest, up to where the answer begins
 
 
 def text_tokens(parts: Iterable[Text | Clip]) -> list[int]:
@@ -64,64 +72,68 @@ def text_tokens(parts: Iterable[Text | Clip]) -> list[int]:
 
 
 def split_prompt(parts: Sequence[Text | Clip]) -> Prompt:
-    """Cuts a rendered prompt behind its last clip (without clips, behind its first token).
+    """Splits a rendered prompt after its last clip (without clips, after its first token).
 
     Raises:
       LayoutError: the prompt is empty, or ends with a clip.
     """
     clips = [i for i, part in enumerate(parts) if isinstance(part, Clip)]
     if clips:
-        front, rest = list(parts[: clips[-1] + 1]), parts[clips[-1] + 1 :]
-        tail = text_tokens(rest)
+        prefix, question = list(parts[: clips[-1] + 1]), text_tokens(parts[clips[-1] + 1 :])
     else:
-        tail = text_tokens(parts)
-        front, tail = [Text(tuple(tail[:1]))], tail[1:]
-    if not tail:
-        raise LayoutError("the prompt has no text behind its video; ask something")
-    return Prompt(tuple(front), tuple(tail))
+        tokens = text_tokens(parts)
+        prefix, question = [Text(tuple(tokens[:1]))], tokens[1:]
+    if not question:
+        raise LayoutError("the prompt ends with a video; add a question after it")
+    return Prompt(prefix=tuple(prefix), question=tuple(question))
 
 
-class Rows(NamedTuple):
-    """A batch of prompt fronts, right-padded."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A batch of token sequences, padded on the right."""
 
     patches: np.ndarray  # [B, N, P*P*3] uint8
     layout: TokenLayout  # [B, S]
-    length: np.ndarray  # [B] tokens of each row, which is the position where its text goes on
+    length: np.ndarray  # [B] tokens of each row, which is the position where its text continues
 
 
 def build_rows(
-    fronts: Sequence[Sequence[Text | Clip]],
+    parts: Sequence[Sequence[Text | Clip]],
     patches: Sequence[np.ndarray],
     patch_width: int,
-    lengths: Lengths | None = None,
+    lengths: ChooseLength = GRID,
     frame_patches: int = 1,
 ) -> Rows:
-    """Lays out and pads prompt fronts; the batch is filled up with copies of its last row.
+    """Lays out and pads a batch, which is filled up with copies of its last row.
 
     Args:
-      fronts: [b] chat header and clips of each row.
+      parts: [b] texts and clips of each row.
       patches: [b] the row's patches in the order of its clips and frames, uint8 [n, P*P*3].
       patch_width: P*P*3.
-      lengths: chooses S; None: the grid's length.
-      frame_patches: `ElvaConfig.frame_patches`: above 1, N is a whole number of such frames, because a tower pays for every one of them.
+      lengths: chooses S.
+      frame_patches: the model's `frame_patches`. Above 1, N is a whole number of such frames,
+        because a vision tower pays for every one of them.
 
     Returns:
-      Rows of B = grid_batch(b), S = grid_length(longest) and N = S, so that shapes do not multiply.
+      Rows of B = grid_batch(b), S that holds the longest row, and N = S, so that shapes do not
+      multiply.
+
+    Raises:
+      LayoutError: patches that do not fit the clips.
     """
-    built = [layouts.build_layout(front) for front in fronts]
-    for layout, rows in zip(built, patches, strict=True):
+    built = [layouts.build_layout(row) for row in parts]
+    for layout, values in zip(built, patches, strict=True):
         expected = int(layout.patch_index.max(initial=-1)) + 1
-        if rows.shape != (expected, patch_width):
+        if values.shape != (expected, patch_width):
             raise LayoutError(
-                f"the layout asks for patches of shape ({expected}, {patch_width}), the frames give {rows.shape}"
+                f"the layout asks for patches of shape ({expected}, {patch_width}),"
+                f" the frames give {values.shape}"
             )
     batch = grid_batch(len(built))
-    length = (lengths or Lengths())("front", max(layout.length for layout in built))
-    count = (
-        length
-        if frame_patches == 1
-        else frame_patches * grid_length(-(-max(map(len, patches)) // frame_patches), 1)
-    )
+    count = length = lengths("prefix", max(layout.length for layout in built))
+    if frame_patches > 1:
+        frames = -(-max(map(len, patches)) // frame_patches)
+        count = frame_patches * grid_length(frames, 1)
     out = np.zeros((batch, count, patch_width), np.uint8)
     for row, values in zip(out, patches, strict=False):
         row[: len(values)] = values
@@ -129,6 +141,5 @@ def build_rows(
     padded = [layouts.pack([layout], length) for layout in built]
     padded += padded[-1:] * (batch - len(padded))
     stacked = TokenLayout(*(np.stack(field) for field in zip(*padded, strict=True)))
-    return Rows(
-        out, stacked, np.asarray([int((row.segment > 0).sum()) for row in padded], np.int32)
-    )
+    tokens = [int((row.segment > 0).sum()) for row in padded]
+    return Rows(patches=out, layout=stacked, length=np.asarray(tokens, np.int32))

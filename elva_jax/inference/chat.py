@@ -1,110 +1,144 @@
-"""A conversation about videos: every turn goes on from the keys and values of those before it."""
+"""A conversation about videos: every turn continues from the keys and values of those before it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from elva_jax.data import conversation
 from elva_jax.inference import decode
 from elva_jax.inference.batching import grid_length, split_prompt, text_tokens
-from elva_jax.inference.model import GREEDY, Answer, Generator, Prefilled, check_question, pieces
-from elva_jax.inference.sampling import Sampling
+from elva_jax.inference.engine import Decoding
+from elva_jax.inference.media import Media, check_question
+from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
+from elva_jax.inference.sampling import GREEDY, Sampling
+from elva_jax.ops.merging import Merging
 from elva_jax.video.clip import Visual
+from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
+
+if TYPE_CHECKING:
+    from elva_jax.inference.model import ElvaModel
 
 
 class Chat:
-    """One conversation.
+    """One conversation; `ElvaModel.chat` starts it.
 
     Args:
-      generator: the model.
-      merging: whether its merging layers act.
+      model: who answers.
+      media: what the first question is about.
       max_new_tokens: longest answer.
-      sampling: how tokens are chosen; the seed goes up by one a turn.
+      merging: whether the model's merging layers act, or others instead.
+      frames: how videos are sampled.
+      sampling: how tokens are chosen; the seed goes up by one per turn.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        model: ElvaModel,
+        media: Media = None,
         *,
-        merging: bool = True,
         max_new_tokens: int = 512,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
-    ):
-        self._generator = generator
-        self._merging, self._most, self._sampling = merging, max_new_tokens, sampling
+    ) -> None:
+        self._model, self._merging, self._frames = model, merging, frames
+        self._max_new_tokens, self._sampling = max_new_tokens, sampling
+        self._next = model.read_all(media, frames)  # media that no question has been asked about
         self._parts: list[Text | Clip] = []  # the conversation so far, as the model reads it
         self._media: list[Visual] = []
         self._prefilled: Prefilled | None = None
-        self._state: decode.State | None = None  # behind the last answer
+        self._state: decode.DecodeState | None = None  # after the last answer
 
-    def ask(self, question: str, media: Sequence[Visual] = ()) -> Answer:
-        """Asks a question, with more videos or images if any, and returns the answer.
+    def ask(self, question: str, media: Media = None) -> Answer:
+        """Asks a question, about more videos or images if any, and returns the answer.
 
         Raises:
-          LayoutError: an empty question, or a conversation longer than RoPE can be stretched for.
+          LayoutError: an empty question, or a conversation longer than RoPE can be scaled for.
           DataError: markers in the question that do not match its media.
+          VideoError: media that cannot be read.
         """
         *_, answer = self._turn(question, media)
         return answer
 
-    def stream(self, question: str, media: Sequence[Visual] = ()) -> Iterator[str]:
-        """As `ask`; the answer comes piece by piece. A turn whose answer is not read to its end never happened."""
+    def stream(self, question: str, media: Media = None) -> Iterator[str]:
+        """As `ask`, piece by piece.
+
+        A turn whose answer is not read to its end leaves the conversation as it was.
+        """
         yield from pieces(self._turn(question, media))
 
-    def _turn(self, question: str, media: Sequence[Visual]) -> Iterator[Answer]:
-        generator = self._generator
+    def _turn(self, question: str, media: Media) -> Iterator[Answer]:
+        model, new = self._model, (*self._next, *self._model.read_all(media, self._frames))
         if self._parts:
             check_question(question)
-            parts = conversation.follow_up(
-                question, [item.clip for item in media], generator.tokenizer
-            )
+            clips = [item.clip for item in new]
+            parts = conversation.follow_up(question, clips, model.tokenizer)
         else:
-            parts = generator.prompt_parts(question, media)
-        room = grid_length(self._most, 8)
-        state, self._state = (
-            self._state,
-            None,
-        )  # it is used up below; a turn that is broken off starts from the text again
+            parts = model.prompt_parts(question, new)
+        # Below the state is used up; a turn that is broken off starts from the text again.
+        state, self._state = self._state, None
+        decoding = Decoding(
+            max_new_tokens=self._max_new_tokens,
+            capacity=grid_length(self._max_new_tokens, 8),
+            interval=1,
+            sampling=self._sampling,
+        )
         tokens = text_tokens(parts)
-        if state is not None and not media and self._fits(state, len(tokens)):
-            state = self._continue(state, tokens, room)
+        if state is not None and not new and self._fits(state, len(tokens)):
+            state = self._continue(state, tokens, decoding)
         else:
-            everything, seen = [*self._parts, *parts], [*self._media, *media]
-            self._prefilled = generator.prefill_parts(
-                [everything], [seen], merging=self._merging, room=self._most
-            )
-            ids = split_prompt(everything).question
-            state = generator.begin(self._prefilled, [[ids]], room, sampling=self._sampling)
-        for answers, behind in generator.follow(
-            self._prefilled, state, [1], self._most, room, self._sampling, 1
-        ):
-            answer, fed = answers[0][0], int(behind.step)
+            state = self._restart(parts, new, decoding)
+        assert self._prefilled is not None
+        for progress in model.engine.decode(self._prefilled.prefix, state, [1], decoding):
+            ((answer,),) = as_answers(model.tokenizer, progress, self._sampling)
+            state, fed = progress.state, int(progress.state.step)
             yield answer
-        # What a stop string cut off was fed already; the next turn must not see it.
-        self._state = decode.forget(behind, fed - len(answer.tokens))
+            if answer.finished:
+                break
+        # A stop string may have cut off tokens that were fed; the next turn must not see them.
+        self._state = decode.rollback(state, fed - len(answer.tokens))
         self._parts += [*parts, *([Text(answer.tokens)] if answer.tokens else [])]
-        self._media += media
+        self._media += new
+        self._next = ()
         self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)
 
-    def _fits(self, state: decode.State, tokens: int) -> bool:
-        """Whether so many more tokens and an answer stay within the length that the conversation was prefilled for."""
-        return (
-            int(state.position[0, 0]) + tokens + self._most
-            <= self._prefilled.prefix.config.decoder.max_position
+    def _fits(self, state: decode.DecodeState, tokens: int) -> bool:
+        """Whether a question and its answer stay within the length that was prefilled for."""
+        longest = self._prefilled.prefix.config.decoder.max_position
+        return int(state.position[0, 0]) + tokens + self._max_new_tokens <= longest
+
+    def _restart(
+        self, parts: Sequence[Text | Clip], media: Sequence[Visual], decoding: Decoding
+    ) -> decode.DecodeState:
+        """Reads the whole conversation with the next question."""
+        everything = [*self._parts, *parts]
+        self._prefilled = self._model.prefill_parts(
+            [everything],
+            [[*self._media, *media]],
+            merging=self._merging,
+            capacity=self._max_new_tokens,
+        )
+        questions, prefixes = [[split_prompt(everything).question]], self._prefilled.prefixes
+        return self._model.engine.start(
+            self._prefilled.prefix, questions, decoding, prefix_parts=prefixes
         )
 
-    def _continue(self, state: decode.State, tokens: Sequence[int], room: int) -> decode.State:
-        """Feeds the next question behind the last answer, in a larger tail where the old one is full."""
+    def _continue(
+        self, state: decode.DecodeState, tokens: Sequence[int], decoding: Decoding
+    ) -> decode.DecodeState:
+        """Feeds the next question after the last answer; a full suffix cache grows first."""
         queries = grid_length(len(tokens))
-        needed = int(state.slot) + queries + room
-        if needed > state.seen.shape[-1]:
+        needed = int(state.slot) + queries + decoding.capacity
+        if needed > state.filled.shape[-1]:
             state = decode.grow(state, grid_length(needed))
         padded = np.zeros((1, 1, queries), np.int32)
         padded[0, 0, : len(tokens)] = tokens
-        return self._generator.ask(
-            self._prefilled, state, padded, np.full((1, 1), len(tokens), np.int32), self._sampling
+        length = np.full((1, 1), len(tokens), np.int32)
+        return self._model.engine.feed(
+            self._prefilled.prefix, state, padded, length, decoding.sampling
         )

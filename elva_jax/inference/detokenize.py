@@ -1,4 +1,4 @@
-"""From tokens to the text that a user sees, as it grows."""
+"""From tokens to the text that a user sees, while it grows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ def visible(
     tokenizer: PreTrainedTokenizerBase,
     tokens: Sequence[int],
     stop: Sequence[str] = (),
+    *,
     final: bool = True,
 ) -> tuple[str, bool]:
     """The text of an answer so far, and whether a stop string ended it.
 
     Args:
+      tokenizer: decodes the tokens.
       tokens: of the answer.
-      stop: strings before the first of which it ends.
-      final: False while more tokens may come: then the end of the text that these might still change is held back (half a character,
-        what may become a stop string, white space, which an answer does not end with).
+      stop: the answer ends before the first of these strings.
+      final: False while more tokens may come. Then the end of the text that they might still change
+        is held back: half a character, what may become a stop string, and white space, with which
+        an answer does not end.
     """
     text = tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
     found = [place for place in map(text.find, stop) if place >= 0]
@@ -34,17 +37,14 @@ def visible(
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
-    )
+    """The number of characters at the end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def tokens_before(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop: Sequence[str]
 ) -> int:
-    """How many of the tokens come up to the one that completes a stop string."""
-    return next(
-        (n for n in range(1, len(tokens) + 1) if visible(tokenizer, tokens[:n], stop)[1]),
-        len(tokens),
-    )
+    """The number of tokens up to the one that completes a stop string."""
+    counts = range(1, len(tokens) + 1)
+    return next((n for n in counts if visible(tokenizer, tokens[:n], stop)[1]), len(tokens))

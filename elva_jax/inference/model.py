@@ -1,64 +1,62 @@
-"""Answers about videos from a trained model: decoding, streaming, and the likelihood of given answers."""
+"""`ElvaModel`: questions about videos in, strings out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.checkpoints.restore import Run
+from elva_jax.checkpoints.save import save_weights
 from elva_jax.data import conversation
 from elva_jax.data.tokenizer import VISUAL_TOKENS
+from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConfigError, LayoutError
-from elva_jax.inference import decode, kv_cache
-from elva_jax.inference.batching import Lengths, build_rows, split_prompt, text_tokens
-from elva_jax.inference.detokenize import tokens_before, visible
-from elva_jax.inference.long_context import stretched
-from elva_jax.inference.params import take_apart
-from elva_jax.inference.prefill import Prefix, prefill
-from elva_jax.inference.sampling import Sampling
-from elva_jax.inference.scoring import Choice, Likelihood, Tree, plant
+from elva_jax.hf.export import export
+from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows, split_prompt
+from elva_jax.inference.chat import Chat
+from elva_jax.inference.engine import Engine
+from elva_jax.inference.hidden import HiddenStates
+from elva_jax.inference.media import Media, Request, as_list, check_question
+from elva_jax.inference.params import mesh_shardings, stack_layers, unstack_layers
+from elva_jax.inference.prefilled import END, Answer, Prefilled
+from elva_jax.inference.sampling import GREEDY, Sampling
+from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.models.build import config_from_dict
+from elva_jax.ops.merging import Merging
 from elva_jax.video import clip
 from elva_jax.video.clip import Source, Visual
-from elva_jax.video.hybrid import Hybrid
+from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import Clip, Text
 
-Asked = Sequence[Sequence[Sequence[int]]]  # token ids of the questions of each row
-GREEDY = Sampling()
-WATCHED = 8  # tokens between two looks at an answer that a stop string may end
-END = "<|im_end|>"
 
+class ElvaModel:
+    """A trained model with its tokenizer; `elva_jax.load` makes one.
 
-class Answer(NamedTuple):
-    """A decoded answer."""
+    Wherever a method takes `media`, it is a video, an image or several of them, or None for none.
+    Each is a path (a file, or a folder of frames), the bytes of a file, frames at hand (uint8
+    [H, W, 3] each, all of which are taken), or the result of `read_media`. `<video>` in a prompt
+    says where a video stands; without markers, all of them stand before the question.
 
-    text: str
-    tokens: tuple[int, ...]  # without the ending token
-    finished: bool  # False where max_new_tokens or the model's longest sequence cut it off
-
-
-class Prefilled(NamedTuple):
-    """Rows of videos, ready for any number of questions."""
-
-    media: tuple[tuple[Visual, ...], ...]  # of each row
-    fronts: tuple[tuple[Text | Clip, ...], ...]  # of each row: chat header and clips
-    front_tokens: tuple[int, ...]  # of each row, before any merging
-    prefix: Prefix  # of grid_batch(rows) rows
-
-
-class Generator:
-    """A trained model and its tokenizer.
+    `frames` says how a video is sampled: at most so many frames, uniform in time; a `Hybrid` for
+    frames of two sizes; None as in the last stage of training. `merging` says whether the model's
+    merging layers act (paper, section 3.2); a `Merging` replaces them.
 
     Args:
       config: the run's configuration.
-      params: parameters of the ELVA model, or the tree of an ELVA stage that holds them under "elva".
+      params: parameters of `models.elva.Elva`, or the tree of a stage that holds them as "elva".
       tokenizer: a ChatML tokenizer.
-      stage: whose data settings (frames, longest edge, system prompt) apply; by default the last ELVA stage of the curriculum.
+      stage: whose data settings (frames, longest edge, system prompt) apply; None: the last ELVA
+        stage of the curriculum.
+      mesh: devices over which the parameters are sharded; None: as they are.
 
     Raises:
       ConfigError: there is no such stage, or it is not an ELVA stage.
@@ -70,474 +68,384 @@ class Generator:
         params: Any,
         tokenizer: PreTrainedTokenizerBase,
         stage: str | None = None,
-    ):
-        self.config = config
-        self.stage = stage or last_elva_stage(config)
-        if config.stages[self.stage].kind != "elva":
-            raise ConfigError(
-                f"stage '{self.stage}' trains a {config.stages[self.stage].kind}, which answers nothing; give an ELVA stage"
-            )
-        self.data = config.stages[self.stage].data
-        self.model = dataclasses.replace(
-            config_from_dict(config.model, config.teacher), remat="none"
-        )
-        self.weights = take_apart(self.model, params.get("elva", params))
-        self.tokenizer = tokenizer
-        self.end_ids = tuple(
-            sorted(
-                {
-                    tokenizer.convert_tokens_to_ids(END),
-                    *([tokenizer.eos_token_id] if tokenizer.eos_token_id else []),
-                }
-            )
-        )
-        # Where the tokenizer has tokens that stand for visual ones, they are its last, and never an answer.
-        words = tokenizer.get_vocab()
-        self._words = min(
-            (words[token] for token in VISUAL_TOKENS if token in words), default=len(tokenizer)
-        )
-        self._patch_width = self.model.patch.patch_size**2 * 3
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path) -> Generator:
-        """Loads a run's workdir, one stage of it, one saved step, or an ELVA's Hugging Face folder.
-
-        Raises:
-          CheckpointError: nothing to load there.
-          ConvertError: a folder of another kind, or a damaged one.
-        """
-        from elva_jax.hf.load import open_run_or_folder
-
-        return cls.from_run(open_run_or_folder(path))
-
-    @classmethod
-    def from_run(cls, run: Any) -> Generator:
-        """Takes a `training.checkpoint.Run`."""
-        from elva_jax.data.tokenizer import load
-
-        return cls(run.config, run.params, load(run.tokenizer_dir), run.stage)
-
-    def load(
-        self,
-        source: Source,
         *,
-        num_frames: int | None = None,
-        hybrid: Hybrid | None = None,
-        name: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self.config = config
+        self.stage = elva_stage(config, stage)
+        self.data = config.stages[self.stage].data
+        self.tokenizer = tokenizer
+        built = config_from_dict(config.model, config.teacher)
+        self.model_config = dataclasses.replace(built, remat="none")
+        params = params.get("elva", params)
+        if mesh is not None:
+            params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
+        ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
+        words = tokenizer.get_vocab()
+        # Tokens that stand for visual ones are the tokenizer's last, and never an answer.
+        visual = [words[token] for token in VISUAL_TOKENS if token in words]
+        self.engine = Engine(
+            self.model_config,
+            unstack_layers(self.model_config, params),
+            vocab_size=min(visual, default=len(tokenizer)),
+            end_ids=tuple(sorted(ends)),
+        )
+
+    @classmethod
+    def from_run(cls, run: Run, *, stage: str | None = None, mesh: Mesh | None = None) -> ElvaModel:
+        """Takes a saved run whose weights have been read; `stage` replaces its stage."""
+        tokenizer = load_tokenizer(run.tokenizer_dir)
+        return cls(run.config, run.params, tokenizer, stage or run.stage, mesh=mesh)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameter tree of `models.elva.Elva`, in the types that inference keeps.
+
+        Matrices of the decoder are in the compute type. The layers are stacked for each access.
+        """
+        return stack_layers(self.engine.weights)
+
+    def read_media(
+        self, source: Source, *, frames: int | Hybrid | None = None, name: str | None = None
     ) -> Visual:
-        """Reads a video, image or frames at hand with the stage's settings; `num_frames` or `hybrid` replaces the stage's sampling.
+        """Reads one video or image as the model takes it.
+
+        Args:
+          source: a path, bytes, or frames at hand.
+          frames: how it is sampled.
+          name: what errors call the source.
 
         Raises:
           VideoError: the source cannot be read or has no frames.
         """
+        data, tower = self.data, self.model_config.tower
+        hybrid = frames if isinstance(frames, Hybrid) else None
         return clip.load(
             source,
-            num_frames=num_frames or self.data.num_frames,
-            fps=0.0 if num_frames or hybrid else self.data.fps,
-            longest_edge=self.data.longest_edge,
-            patch_size=self.model.patch.patch_size,
-            upscale=self.data.upscale,
-            square=self.model.tower.image_size if self.model.tower else 0,
+            num_frames=frames if isinstance(frames, int) else data.num_frames,
+            fps=data.fps if frames is None else 0.0,
+            longest_edge=data.longest_edge,
+            patch_size=self.model_config.patch.patch_size,
+            upscale=data.upscale,
+            square=tower.image_size if tower else 0,
             name=name,
             hybrid=hybrid,
         )
 
+    def hybrid(self, **settings: Any) -> Hybrid | None:
+        """The `Hybrid` of some of its fields, the others by the data settings; None without any.
+
+        Raises:
+          ConfigError: settings that cannot be.
+        """
+        patch_size = self.model_config.patch.patch_size
+        return complete(self.data.longest_edge, patch_size, **settings)
+
     def answer(
         self,
-        source: Source | None,
+        media: Media,
         prompt: str,
+        *,
         max_new_tokens: int = 64,
-        merging: bool = True,
-        num_frames: int | None = None,
-        hybrid: Hybrid | None = None,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> str:
-        """Answers one question about one video (None: about nothing).
+        """Answers one question.
 
         Args:
-          source: path, bytes or frames of a video or image.
+          media: what it is about.
           prompt: the question.
           max_new_tokens: longest answer.
-          merging: whether the model's merging layers act.
-          num_frames: frames sampled from the video; by default as the stage says.
-          hybrid: frames of two resolutions instead.
+          merging: whether the model's merging layers act, or others instead.
+          frames: how videos are sampled.
           sampling: how tokens are chosen; greedy by default.
 
         Raises:
-          VideoError, LayoutError: see `load`, `prefill` and `generate`.
+          VideoError: media that cannot be read.
+          DataError: markers in the prompt that do not match the media.
+          LayoutError: an empty prompt, or more tokens than RoPE can be scaled for.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> model.answer(video, "What moves?", max_new_tokens=4)
+          '...'
         """
-        media = () if source is None else (self.load(source, num_frames=num_frames, hybrid=hybrid),)
-        prefilled = self.prefill([media], merging=merging, prompts=[prompt], room=max_new_tokens)
-        return self.generate(prefilled, [[prompt]], max_new_tokens, sampling=sampling)[0][0].text
+        (answer,) = self.generate(
+            [Request(media, prompt)],
+            max_new_tokens=max_new_tokens,
+            merging=merging,
+            frames=frames,
+            sampling=sampling,
+        )
+        return answer.text
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int = 64,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> list[Answer]:
+        """Answers a batch of questions, all decoded together; arguments and errors as in `answer`.
+
+        No answer depends on the other requests of the batch.
+
+        Example:
+          >>> from elva_jax import Request, testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> batch = [Request(video, "What moves?"), Request(None, "Who are you?")]
+          >>> [len(answer.tokens) <= 4 for answer in model.generate(batch, max_new_tokens=4)]
+          [True, True]
+        """
+        if not requests:
+            return []
+        prompts = [request.prompt for request in requests]
+        media = [self.read_all(request.media, frames) for request in requests]
+        prefilled = self.prefill(media, prompts=prompts, merging=merging, capacity=max_new_tokens)
+        questions = [[prompt] for prompt in prompts]
+        rows = prefilled.generate(questions, max_new_tokens, sampling=sampling)
+        return [answer for (answer,) in rows]
+
+    def stream(
+        self,
+        media: Media,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> Iterator[str]:
+        """As `answer`, piece by piece while the tokens are decoded.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> pieces = model.stream(video, "What moves?", max_new_tokens=4)
+          >>> "".join(pieces) == model.answer(video, "What moves?", max_new_tokens=4)
+          True
+        """
+        prefilled = self.prefill(
+            [self.read_all(media, frames)],
+            prompts=[prompt],
+            merging=merging,
+            capacity=max_new_tokens,
+        )
+        yield from prefilled.stream(prompt, max_new_tokens, sampling=sampling)
+
+    def chat(
+        self,
+        media: Media = None,
+        *,
+        max_new_tokens: int = 512,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> Chat:
+        """Starts a conversation about some media; see `Chat.ask` and `Chat.stream`.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> chat = testing.tiny_model().chat(testing.tiny_video(), max_new_tokens=4)
+          >>> for question in ("What moves?", "Where to?"):
+          ...     answer = chat.ask(question)
+        """
+        return Chat(
+            self,
+            media,
+            max_new_tokens=max_new_tokens,
+            merging=merging,
+            frames=frames,
+            sampling=sampling,
+        )
 
     def score(
         self,
-        source: Source | None,
-        question: str,
+        media: Media,
+        prompt: str,
         options: Sequence[str],
-        merging: bool = True,
-        num_frames: int | None = None,
-        hybrid: Hybrid | None = None,
+        *,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
     ) -> list[Likelihood]:
-        """The likelihood of each option as the assistant's whole answer to one question about one video."""
-        media = () if source is None else (self.load(source, num_frames=num_frames, hybrid=hybrid),)
-        prefilled = self.prefill([media], merging=merging, prompts=[question])
-        return self.score_options(prefilled, [[Choice(question, tuple(options))]])[0][0]
+        """The likelihood of each option as the whole answer to one question.
+
+        Raises:
+          LayoutError: no options, or an empty one; and the errors of `answer`.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> [score.tokens for score in model.score(video, "What colour?", ["red", "blue"])]
+          [2, 2]
+        """
+        prefilled = self.prefill([self.read_all(media, frames)], prompts=[prompt], merging=merging)
+        return prefilled.score([[Choice(prompt, tuple(options))]])[0][0]
+
+    def hidden_states(
+        self,
+        media: Media,
+        prompt: str,
+        *,
+        layers: Sequence[int] | None = None,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+    ) -> HiddenStates:
+        """The hidden states of one prompt, up to where its answer begins.
+
+        Args:
+          media: what the prompt is about.
+          prompt: the question.
+          layers: the numbers of layers after which states are kept: 0 is the decoder's input, and
+            the model's number of layers its output before the final norm; None: all.
+          merging: whether the model's merging layers act, or others instead.
+          frames: how videos are sampled.
+
+        Returns:
+          HiddenStates: per layer [C, D], C being the tokens that are left there, with what each of
+          them is, how many tokens it stands for, and the map from the prompt's tokens to them.
+
+        Raises:
+          ConfigError: a layer that the model does not have; and the errors of `answer`.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> hidden = model.hidden_states(video, "What moves?", layers=[0, 2])
+          >>> hidden.states[0].shape[0] == hidden.layout.length
+          True
+          >>> hidden.states[2].shape[0] == hidden.block(2).layout.length < hidden.layout.length
+          True
+        """
+        visuals = self.read_all(media, frames)
+        parts = self.prompt_parts(prompt, visuals)
+        split_prompt(parts)
+        rows = self._rows([parts], [visuals])
+        return self.engine.hidden_states(rows, layers, merging=merging)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
+        """Writes a Hugging Face folder that loads with transformers alone, and with `elva_jax.load`.
+
+        The weights go through a temporary folder beside it, so that much space is needed twice.
+
+        Args:
+          folder: one that does not exist yet, or is empty.
+          dtype: float32 | bfloat16 | float16, of the weights.
+
+        Raises:
+          ConvertError: an encoder-based model, an unknown dtype, weights that `dtype` cannot hold,
+            or a folder with something in it.
+        """
+        parent = Path(folder).absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as temporary:
+            run = Path(temporary)
+            save_weights(run / self.stage, {"elva": self.params}, self.config, self.stage)
+            self.tokenizer.save_pretrained(run / "tokenizer")
+            export(run / self.stage, folder, dtype=dtype)
 
     def prefill(
         self,
         media: Sequence[Sequence[Visual]],
         *,
-        merging: bool = True,
         prompts: Sequence[str] | None = None,
-        room: int = 1,
-        lengths: Lengths | None = None,
+        merging: bool | Merging = True,
+        capacity: int = 1,
+        lengths: ChooseLength = GRID,
     ) -> Prefilled:
-        """Runs the videos of a batch of rows through the decoder, once for all questions about them.
+        """Runs the videos of several rows through the decoder, once for all questions about them.
 
         Args:
           media: the videos and images of each row, in order; () for none.
-          merging: whether the model's merging layers act.
-          prompts: per row, a question that says by `<video>` or `<image>` where its media stand; None: in front of every question.
-          room: tokens that will follow the prompts; where all together outgrow the model's longest sequence, RoPE is stretched.
-          lengths: chooses padded lengths here and in the other methods; None: the grid's smallest.
+          prompts: per row, a question that says where its media stand; None: before every question.
+          merging: whether the model's merging layers act, or others instead.
+          capacity: tokens that will follow the prompts. Where all together exceed the model's
+            longest sequence, RoPE is scaled.
+          lengths: chooses padded lengths.
 
         Raises:
-          LayoutError: no rows, an empty prompt, or more tokens than RoPE can be stretched for.
+          LayoutError: no rows, an empty prompt, or more tokens than RoPE can be scaled for.
           DataError: markers that do not match the media.
         """
         if not media:
             raise LayoutError("nothing to do: the batch has no rows")
-        media = tuple(map(tuple, media))
         prompts = prompts or ["?"] * len(media)
-        parts = [
-            self.prompt_parts(question, row) for question, row in zip(prompts, media, strict=True)
-        ]
-        return self.prefill_parts(parts, media, merging=merging, room=room, lengths=lengths)
+        parts = [self.prompt_parts(text, row) for text, row in zip(prompts, media, strict=True)]
+        return self.prefill_parts(parts, media, merging=merging, capacity=capacity, lengths=lengths)
 
     def prefill_parts(
         self,
         parts: Sequence[Sequence[Text | Clip]],
         media: Sequence[Sequence[Visual]],
         *,
-        merging: bool = True,
-        room: int = 1,
-        lengths: Lengths | None = None,
+        merging: bool | Merging = True,
+        capacity: int = 1,
+        lengths: ChooseLength = GRID,
     ) -> Prefilled:
         """`prefill` of rendered prompts; the clips of a row's parts are its media in order."""
         prompts = [split_prompt(row) for row in parts]
-        patches = [
-            np.concatenate([item.patches for item in row])
-            if row
-            else np.zeros((0, self._patch_width), np.uint8)
-            for row in media
-        ]
-        fronts = [prompt.front for prompt in prompts]
-        rows = build_rows(fronts, patches, self._patch_width, lengths, self.model.frame_patches)
-        longest = max(
-            int(n) + len(prompt.question) for n, prompt in zip(rows.length, prompts, strict=False)
-        )
-        model = stretched(self.model, longest + room)
-        prefix = prefill(model, self.weights, rows, merging, lengths)
+        rows = self._rows([prompt.prefix for prompt in prompts], media, lengths)
+        counts = [int(n) for n in rows.length[: len(media)]]
+        longest = max(n + len(p.question) for n, p in zip(counts, prompts, strict=True))
         return Prefilled(
-            tuple(media), tuple(fronts), tuple(map(int, rows.length[: len(media)])), prefix
+            model=self,
+            media=tuple(map(tuple, media)),
+            prefixes=tuple(prompt.prefix for prompt in prompts),
+            prefix_tokens=tuple(counts),
+            prefix=self.engine.prefill(
+                rows, tokens=longest + capacity, merging=merging, lengths=lengths
+            ),
         )
 
-    def generate(
-        self,
-        prefilled: Prefilled,
-        questions: Sequence[Sequence[str]],
-        max_new_tokens: int = 64,
-        lengths: Lengths | None = None,
-        sampling: Sampling = GREEDY,
-    ) -> list[list[Answer]]:
-        """Answers to the questions of each row, all decoded together.
-
-        An answer ends at `<|im_end|>`, before a stop string, after `max_new_tokens`, or at the model's longest sequence.
-
-        Raises:
-          LayoutError: an empty question, one that places its media unlike the prefilled front, or more tokens than fit the model.
-        """
-        asked = [[self.question(prefilled, b, q) for q in row] for b, row in enumerate(questions)]
-        if not any(asked):
-            return [[] for _ in asked]
-        *_, (answers, _) = self._answers(
-            prefilled,
-            asked,
-            max_new_tokens,
-            lengths,
-            sampling,
-            WATCHED if sampling.stop else max_new_tokens,
-        )
-        return answers
-
-    def stream(
-        self,
-        prefilled: Prefilled,
-        question: str,
-        max_new_tokens: int = 64,
-        lengths: Lengths | None = None,
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[str]:
-        """One answer about a single prefilled row, piece by piece as its tokens are decoded; joined, they are what `generate` gives."""
-        asked = [[self.question(prefilled, 0, question)]]
-        yield from pieces(
-            answer
-            for ((answer,),), _ in self._answers(
-                prefilled, asked, max_new_tokens, lengths, sampling, 1
-            )
-        )
-
-    def begin(
-        self,
-        prefilled: Prefilled,
-        asked: Asked,
-        room: int,
-        lengths: Lengths | None = None,
-        sampling: Sampling = GREEDY,
-    ) -> decode.State:
-        """Feeds texts behind every row's front and chooses the first token of each answer; `room` slots are left for more."""
-        lengths = lengths or Lengths()
-        groups, queries = (
-            lengths("questions", max(map(len, asked)), 1),
-            lengths("question", max(len(ids) for row in asked for ids in row)),
-        )
-        batch = len(prefilled.prefix.length)
-        token, length = (
-            np.zeros((batch, groups, queries), np.int32),
-            np.zeros((batch, groups), np.int32),
-        )
-        mentioned = np.zeros(
-            (batch, groups, self.model.decoder.vocab_size if sampling.mode.penalise else 0), bool
-        )
-        for b, row in enumerate(asked):
-            for g, ids in enumerate(row):
-                token[b, g, : len(ids)], length[b, g] = ids, len(ids)
-            if sampling.mode.penalise:
-                mentioned[b, :, text_tokens(prefilled.fronts[b])] = True
-        state = decode.new_state(
-            prefilled.prefix.config, prefilled.prefix.length, groups, queries + room, mentioned
-        )
-        return self.ask(prefilled, state, token, length, sampling)
-
-    def ask(
-        self, prefilled: Prefilled, state: decode.State, token_BxGxQ, length_BxG, sampling: Sampling
-    ) -> decode.State:
-        """Feeds one more text to every continuation; see `decode.ask`."""
-        prefix = prefilled.prefix
-        return decode.ask(
-            prefix.config,
-            self._rules(sampling),
-            self.weights,
-            prefix.layers,
-            state,
-            token_BxGxQ,
-            length_BxG,
-            sampling.numbers,
-        )
-
-    def follow(
-        self,
-        prefilled: Prefilled,
-        state: decode.State,
-        counts: Sequence[int],
-        most: int,
-        room: int,
-        sampling: Sampling,
-        every: int,
-    ) -> Iterator[tuple[list[list[Answer]], decode.State]]:
-        """The answers so far and the state behind them, again after every `every` tokens until all have ended.
-
-        Args:
-          prefilled, state: behind `begin` or `ask`; the state that is passed in, and every one but the last that comes out, is used up.
-          counts: how many continuations of each row are asked for.
-          most: most tokens of an answer; `room` (static) or fewer.
-        """
-        prefix, rules = prefilled.prefix, self._rules(sampling)
-        tokens: list[list[tuple[int, ...]]] = [[()] * n for n in counts]
-        going = True
-        while going:
-            steps = min(every, most)
-            out, state = decode.advance(
-                prefix.config,
-                rules,
-                self.weights,
-                prefix.layers,
-                state,
-                room,
-                steps,
-                sampling.numbers,
-            )
-            out, alive, most = np.asarray(out), np.asarray(state.alive), most - steps
-            tokens = [
-                [ids + tuple(int(t) for t in out[b, g] if t >= 0) for g, ids in enumerate(row)]
-                for b, row in enumerate(tokens)
-            ]
-            answers = [
-                [
-                    self._answer(ids, not alive[b, g], most == 0, sampling)
-                    for g, ids in enumerate(row)
-                ]
-                for b, row in enumerate(tokens)
-            ]
-            going = most > 0 and not all(answer.finished for row in answers for answer in row)
-            yield answers, state
-
-    def _answers(
-        self,
-        prefilled: Prefilled,
-        asked: Asked,
-        max_new_tokens: int,
-        lengths: Lengths | None,
-        sampling: Sampling,
-        every: int,
-    ) -> Iterator[tuple[list[list[Answer]], decode.State]]:
-        """`follow` from the questions on; an answer also ends at the model's longest sequence."""
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-        longest = max(
-            prefilled.front_tokens[b] + len(ids) for b, row in enumerate(asked) for ids in row
-        )
-        most = min(max_new_tokens, prefilled.prefix.config.decoder.max_position - longest)
-        lengths = lengths or Lengths()
-        room = lengths("answer", most, 8)
-        state = self.begin(prefilled, asked, room, lengths, sampling)
-        yield from self.follow(
-            prefilled, state, [len(row) for row in asked], most, room, sampling, every
-        )
-
-    def score_options(
-        self,
-        prefilled: Prefilled,
-        choices: Sequence[Sequence[Choice]],
-        lengths: Lengths | None = None,
-    ) -> list[list[list[Likelihood]]]:
-        """The likelihood of every option of every question of each row as the assistant's whole answer.
-
-        Raises:
-          LayoutError: an empty question or option, a question without options, or more tokens than fit the model.
-        """
-        trees = [
-            [self._tree(prefilled, b, choice) for choice in row] for b, row in enumerate(choices)
-        ]
-        if not any(trees):
-            return [[] for _ in trees]
-        flat = [tree for row in trees for tree in row]
-        lengths = lengths or Lengths()
-        shape = (len(prefilled.prefix.length), lengths("questions", max(map(len, trees)), 1))
-        queries = lengths("tree", max(len(tree.token) for tree in flat))
-        asked = lengths("option tokens", max(len(tree.source) for tree in flat))
-        token, position = (
-            np.zeros((*shape, queries), np.int32),
-            np.zeros((*shape, queries), np.int32),
-        )
-        branch = np.full((*shape, queries), -1, np.int32)
-        source, target = np.zeros((*shape, asked), np.int32), np.zeros((*shape, asked), np.int32)
-        for b, row in enumerate(trees):
-            for g, tree in enumerate(row):
-                n, m = len(tree.token), len(tree.source)
-                token[b, g, :n], position[b, g, :n], branch[b, g, :n] = (
-                    tree.token,
-                    tree.position,
-                    tree.branch,
-                )
-                source[b, g, :m], target[b, g, :m] = tree.source, tree.target
-        prefix = prefilled.prefix
-        scores = kv_cache.branch_scores(
-            prefix.config, self.weights, prefix.layers, token, position, branch, source, target
-        )
-        scores = np.asarray(scores, np.float64)
-        return [
-            [tree.likelihoods(scores[b, g]) for g, tree in enumerate(row)]
-            for b, row in enumerate(trees)
-        ]
-
-    def prompt_parts(self, question: str, media: Sequence[Visual]) -> list[Text | Clip]:
-        """One question about some media as the model reads it, up to where the answer begins.
+    def prompt_parts(self, prompt: str, media: Sequence[Visual]) -> list[Text | Clip]:
+        """One question as the model reads it, up to where the answer begins.
 
         Raises:
           LayoutError: an empty question.
           DataError: markers that do not match the media.
         """
-        check_question(question)
-        return conversation.prompt_parts(
-            question, [item.clip for item in media], self.tokenizer, self.data.system_prompt
+        clips = [item.clip for item in media]
+        check_question(prompt)
+        system = self.data.system_prompt
+        return conversation.prompt_parts(prompt, clips, self.tokenizer, system)
+
+    def read_all(self, media: Media, frames: int | Hybrid | None = None) -> tuple[Visual, ...]:
+        """Reads media as every method takes them."""
+        return tuple(
+            item if isinstance(item, Visual) else self.read_media(item, frames=frames)
+            for item in as_list(media)
         )
 
-    def question(self, prefilled: Prefilled, row: int, question: str) -> tuple[int, ...]:
-        """Token ids of a question behind the row's front.
-
-        Raises:
-          LayoutError: it is empty, places its media unlike the front, or does not fit the model.
-        """
-        prompt = split_prompt(self.prompt_parts(question, prefilled.media[row]))
-        if prompt.front != prefilled.fronts[row]:
-            raise LayoutError(
-                f"the question '{question[:60]}' places its media unlike the prefilled prompt; prefill with it"
-            )
-        _check_length(prefilled, prefilled.front_tokens[row] + len(prompt.question) + 1)
-        return prompt.question
-
-    def _tree(self, prefilled: Prefilled, row: int, choice: Choice) -> Tree:
-        question = self.question(prefilled, row, choice.question)
-        if not choice.options or not all(option.strip() for option in choice.options):
-            raise LayoutError(
-                f"the question '{choice.question[:60]}' needs options, none of them empty"
-            )
-        options = [
-            conversation.token_ids(self.tokenizer, option.strip() + END)
-            for option in choice.options
-        ]
-        _check_length(
-            prefilled, prefilled.front_tokens[row] + len(question) + max(map(len, options))
-        )
-        return plant(question, options, prefilled.front_tokens[row])
-
-    def _rules(self, sampling: Sampling) -> decode.Rules:
-        return decode.Rules(
-            sampling.mode, min(self._words, self.model.decoder.vocab_size), self.end_ids
-        )
-
-    def _answer(self, ids: tuple[int, ...], ended: bool, cut: bool, sampling: Sampling) -> Answer:
-        text, stopped = visible(self.tokenizer, ids, sampling.stop, final=ended or cut)
-        return Answer(
-            text,
-            ids[: tokens_before(self.tokenizer, ids, sampling.stop)] if stopped else ids,
-            ended or stopped,
-        )
+    def _rows(
+        self,
+        parts: Sequence[Sequence[Text | Clip]],
+        media: Sequence[Sequence[Visual]],
+        lengths: ChooseLength = GRID,
+    ) -> Rows:
+        width = self.model_config.patch.patch_size**2 * 3
+        none = np.zeros((0, width), np.uint8)
+        patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
+        return build_rows(parts, patches, width, lengths, self.model_config.frame_patches)
 
 
-def check_question(question: str) -> None:
-    """Raises LayoutError where a question asks nothing."""
-    if not conversation.MARKER.sub("", question).strip():
-        raise LayoutError("the prompt is empty; ask something")
-
-
-def pieces(answers: Iterable[Answer]) -> Iterator[str]:
-    """What each of the growing answers adds to the one before."""
-    shown = 0
-    for answer in answers:
-        if len(answer.text) > shown:
-            yield answer.text[shown:]
-            shown = len(answer.text)
-
-
-def _check_length(prefilled: Prefilled, tokens: int) -> None:
-    longest = prefilled.prefix.config.decoder.max_position
-    if tokens > longest:
-        raise LayoutError(
-            f"the prompt and its answer take {tokens} tokens, the prefilled model's longest sequence is {longest};"
-            " use fewer frames, or prefill with more room"
-        )
-
-
-def last_elva_stage(config: ConfigDict) -> str:
-    """The last ELVA stage of a curriculum.
+def elva_stage(config: ConfigDict, name: str | None = None) -> str:
+    """The name of a stage that trains an ELVA; by default the last one of the curriculum.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is none, no stage of that name, or one of another kind.
     """
-    names = [name for name in config.curriculum if config.stages[name].kind == "elva"]
-    if not names:
+    if name is not None and name not in config.stages:
+        raise ConfigError(f"no stage '{name}'; the run has {', '.join(config.stages)}")
+    if name is not None and config.stages[name].kind != "elva":
+        raise ConfigError(
+            f"stage '{name}' trains a {config.stages[name].kind}, which answers nothing;"
+            " give an ELVA stage"
+        )
+    names = [each for each in config.curriculum if config.stages[each].kind == "elva"]
+    if name is None and not names:
         raise ConfigError("curriculum: no stage of kind 'elva', so there is no model that answers")
-    return names[-1]
+    return name or names[-1]

@@ -1,7 +1,8 @@
-"""Parameters as inference reads them: one tree a decoder layer, matrices in the compute type.
+"""Parameters as inference reads them: one tree per decoder layer, matrices in the compute type.
 
-Training stacks all layers in one subtree, which suits its scan. A program that slices such a stack copies every weight it reads, and one
-token at a time the weights are all there is to read; so inference takes the stack apart once.
+Training stacks all layers in one subtree, which suits its scan. A program that slices such a stack
+copies every weight it reads, and decoding a token reads little but weights; so inference unstacks
+the layers once.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from elva_jax.errors import ConfigError
 from elva_jax.models.config import ElvaConfig
-from elva_jax.models.elva import input_embeddings, visual_embed
+from elva_jax.models.elva import Elva, input_embeddings, smallest_inputs, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
+from elva_jax.parallel.mesh import AXES
+from elva_jax.parallel.sharding import parameter_shardings
 from elva_jax.video.layout import TokenLayout
 
 
 class Weights(NamedTuple):
-    """The parameters of `Elva`, taken apart."""
+    """The parameters of `Elva` with its decoder layers unstacked."""
 
     visual: Any  # of the patch embedding
     embed_tokens: jax.Array  # [V, D]
@@ -27,14 +32,16 @@ class Weights(NamedTuple):
     layers: tuple[Any, ...]  # of each `DecoderLayer`
 
 
-def take_apart(config: ElvaConfig, params: Any) -> Weights:
-    """Weights of `Elva`'s parameters: float32 stays where the model computes in float32 (patch embedding, norms)."""
+def unstack_layers(config: ElvaConfig, params: Any) -> Weights:
+    """Returns the weights of `Elva`'s parameters.
+
+    What the model computes in float32 (patch embedding, norms) stays float32.
+    """
     dtype, decoder = jnp.dtype(config.dtype), params["decoder"]
 
     def compute_type(path, leaf):
-        return (
-            jnp.asarray(leaf) if "scale" in jax.tree_util.keystr(path) else jnp.asarray(leaf, dtype)
-        )
+        is_norm = "scale" in jax.tree_util.keystr(path)
+        return jnp.asarray(leaf) if is_norm else jnp.asarray(leaf, dtype)
 
     @jax.jit
     def nth(leaf, index):
@@ -53,6 +60,40 @@ def take_apart(config: ElvaConfig, params: Any) -> Weights:
     )
 
 
+def stack_layers(weights: Weights) -> dict[str, Any]:
+    """The inverse of `unstack_layers`: the parameter tree of `Elva`, in the types of `weights`."""
+    decoder = {
+        "embed_tokens": weights.embed_tokens,
+        "norm": weights.norm,
+        "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights.layers),
+    }
+    if weights.lm_head is not None:
+        decoder["lm_head"] = weights.lm_head
+    return {"patch_embed": weights.visual, "decoder": decoder}
+
+
+def mesh_shardings(config: ElvaConfig, mesh: Mesh) -> dict[str, Any]:
+    """The sharding of every parameter of `Elva` by the project's rules.
+
+    Args:
+      config: the model.
+      mesh: axes named as in `parallel.mesh.AXES`; those it lacks count as 1.
+
+    Raises:
+      ConfigError: an axis of another name.
+    """
+    unknown = set(mesh.axis_names) - set(AXES)
+    if unknown:
+        raise ConfigError(f"mesh: no such axis {sorted(unknown)}; use {', '.join(AXES)}")
+    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
+    sizes = [mesh.shape.get(axis, 1) for axis in AXES]
+    whole = Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
+    init = Elva(config).init
+    boxed = jax.eval_shape(init, jax.random.key(0), *smallest_inputs(config))["params"]
+    counts = {"heads": config.decoder.num_heads, "kv_heads": config.decoder.num_kv_heads}
+    return parameter_shardings(boxed, whole, counts)
+
+
 def embed(
     config: ElvaConfig, weights: Weights, patches_BxNxK: jax.Array, layout: TokenLayout
 ) -> jax.Array:
@@ -61,7 +102,12 @@ def embed(
     return input_embeddings(weights.embed_tokens.__getitem__, visual, layout)
 
 
+def final_norm(config: ElvaConfig, weights: Weights, x: jax.Array) -> jax.Array:
+    """The last layer's output [..., D] after the final norm, in the compute type."""
+    return rms_norm(config.decoder).apply({"params": weights.norm}, x).astype(config.dtype)
+
+
 def logits(config: ElvaConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """float32 logits [..., V] of the last layer's output [..., D]: final norm and head."""
-    hidden = rms_norm(config.decoder).apply({"params": weights.norm}, x).astype(config.dtype)
+    hidden = final_norm(config, weights, x)
     return vocabulary_logits(hidden, weights.embed_tokens, weights.lm_head)

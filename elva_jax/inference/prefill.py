@@ -1,11 +1,16 @@
-"""Prefill: the front of a prompt through the decoder, with fewer tokens behind every merging layer.
+"""Prefill: prompts through the decoder, with fewer tokens after every merging layer.
 
-Between two decoder segments the host reads how many tokens survived and goes on with the smallest length of the grid that holds them, so
-redundant video costs less. One program runs any layer of one (batch, length); nothing depends on which length it was.
+    embed ─ layers 0 … k-1 ─ merge ─ layers k … m-1 ─ merge ─ layers m … L-1
+            [B, S, D]                [B, C1, D]               [B, C2, D]
+
+Between two blocks of layers the host reads how many tokens survived and continues with the smallest
+length of the grid that holds them, so redundant video costs less. One program runs any layer of one
+(batch, length); no result depends on which length it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,85 +18,117 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.inference import params as weights_module
-from elva_jax.inference.batching import Lengths, Rows
+from elva_jax.inference import params as params_module
+from elva_jax.inference.batching import GRID, ChooseLength, Rows
+from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.inference.params import Weights
 from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Segment, merge_batch, segments
 from elva_jax.models.qwen2 import DecoderLayer, angles
 from elva_jax.ops.attention import packed_attention
+from elva_jax.ops.merging import NO_MERGING, Merged, Merging
 from elva_jax.video.layout import Kind, TokenLayout
 
 
-class KeysValues(NamedTuple):
-    """What later tokens see of one decoder layer; it is only read."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A prefilled batch of prompt prefixes."""
 
-    k: jax.Array  # [B, K, C, Dh]
-    v: jax.Array  # [B, K, C, Dh]
-    valid: jax.Array  # [B, C] bool
-
-
-class Prefix(NamedTuple):
-    """A prefilled batch of prompt fronts."""
-
-    config: ElvaConfig  # the model that it was made with
-    layers: tuple[KeysValues, ...]  # C is each decoder segment's own
-    segments: tuple[Segment, ...]  # the decoder's pieces
-    tokens: np.ndarray  # int32 [segments, B], tokens that each segment worked on
-    length: np.ndarray  # int32 [B], the position where each row's text goes on
+    config: ElvaConfig  # the model that it was made with, without merging layers
+    layers: tuple[PrefixCache, ...]  # C is each layer block's own
+    blocks: tuple[Segment, ...]  # the decoder's layer blocks
+    tokens: np.ndarray  # int32 [blocks, B], tokens that each block worked on
+    length: np.ndarray  # int32 [B], the position where each row's text continues
 
 
-def prefill(
-    config: ElvaConfig, weights: Weights, rows: Rows, merging: bool, lengths: Lengths | None = None
-) -> Prefix:
-    """Runs prompt fronts through the decoder and keeps the keys and values.
+class Tokens(NamedTuple):
+    """The tokens of a batch between two layers."""
 
-    Args:
-      config: the model; its merging layers' own buckets are not used.
-      weights: its parameters.
-      rows: a padded batch.
-      merging: whether the merging layers act.
-      lengths: chooses the length behind each merging layer; None: the grid's smallest.
-    """
-    lengths = lengths or Lengths()
-    pieces, last = segments(config, merging), config.decoder.num_layers - 1
-    layout = TokenLayout(*(jnp.asarray(field) for field in rows.layout))
-    x = _embed(config, weights._replace(layers=()), rows.patches, layout)
-    size = jnp.ones(layout.kind.shape, jnp.float32)
-    kept, tokens = [], []
-    survivors = (rows.layout.kind != Kind.PAD).sum(axis=1)
-    for piece in pieces:
-        if piece.merge is not None:
-            merged = _merge(config, x, layout, size, piece.merge)
-            survivors = np.asarray(merged.stats.survivors)
-            length = min(
-                lengths(f"merge {piece.merge}", int(survivors.max())), layout.kind.shape[1]
-            )
-            x, layout, size = _cut((merged.x, merged.layout, merged.size), length)
-        seen = _seen(config, layout)
-        for index in range(piece.start, piece.stop):
-            if index < last:
-                x, keys_values = _layer(config, weights.layers[index], x, seen)
-            else:
-                keys_values = _last_layer(config, weights.layers[index], x, seen)
-            kept.append(keys_values)
-        tokens.append(survivors)
-    return Prefix(
-        config, tuple(kept), pieces, np.asarray(tokens, np.int32), np.asarray(rows.length, np.int32)
-    )
+    x: jax.Array  # [B, C, D] hidden states
+    layout: TokenLayout  # [B, C]
+    size: jax.Array  # [B, C] float32, how many original tokens each stands for
 
 
-class _Seen(NamedTuple):
-    """What the layers of one segment need to know of its tokens."""
+class LayerInputs(NamedTuple):
+    """Inputs that all layers of one block share."""
 
     cos: jax.Array  # [B, C, Dh / 2]
     sin: jax.Array  # [B, C, Dh / 2]
     segment: jax.Array  # int32 [B, C], 0 at padding
 
 
+def prefill(
+    config: ElvaConfig,
+    weights: Weights,
+    rows: Rows,
+    merging: Merging = NO_MERGING,
+    lengths: ChooseLength = GRID,
+) -> Prefix:
+    """Runs prompts through the decoder and keeps the keys and values.
+
+    Args:
+      config: the model; its own merging layers are not used.
+      weights: its parameters.
+      rows: a padded batch.
+      merging: the merging layers that act; their buckets are not used.
+      lengths: chooses the length after each merging layer.
+    """
+    config, merges = without_merging(config), dataclasses.replace(config, merge=merging)
+    blocks, last = segments(merges, True), config.decoder.num_layers - 1
+    tokens = embed_rows(config, weights, rows)
+    survivors = (rows.layout.kind != Kind.PAD).sum(axis=1)
+    caches, counts = [], []
+    for block in blocks:
+        if block.merge is not None:
+            tokens, merged = merge_tokens(merges, tokens, block.merge, lengths)
+            survivors = np.asarray(merged.stats.survivors)
+        inputs, x = layer_inputs(config, tokens.layout), tokens.x
+        for index in range(block.start, block.stop):
+            if index < last:
+                x, cache = run_layer(config, weights.layers[index], x, inputs)
+            else:
+                cache = run_last_layer(config, weights.layers[index], x, inputs)
+            caches.append(cache)
+        tokens = tokens._replace(x=x)
+        counts.append(survivors)
+    return Prefix(
+        config=config,
+        layers=tuple(caches),
+        blocks=blocks,
+        tokens=np.asarray(counts, np.int32),
+        length=np.asarray(rows.length, np.int32),
+    )
+
+
+def without_merging(config: ElvaConfig) -> ElvaConfig:
+    """The model without merging layers, so that its programs serve any of them."""
+    return dataclasses.replace(config, merge=NO_MERGING)
+
+
+def embed_rows(config: ElvaConfig, weights: Weights, rows: Rows) -> Tokens:
+    """The decoder's input."""
+    layout = TokenLayout(*(jnp.asarray(field) for field in rows.layout))
+    x = _embed(config, weights._replace(layers=()), rows.patches, layout)
+    return Tokens(x, layout, jnp.ones(layout.kind.shape, jnp.float32))
+
+
+def merge_tokens(
+    config: ElvaConfig, tokens: Tokens, index: int, lengths: ChooseLength
+) -> tuple[Tokens, Merged]:
+    """Merges before a layer block and cuts the batch to the length that the survivors need.
+
+    Returns:
+      the survivors, and the result of the merging layer, before the cut.
+    """
+    merged = _merge(config, *tokens, index)
+    longest = int(np.asarray(merged.stats.survivors).max())
+    length = min(lengths(f"merge {index}", longest), tokens.layout.kind.shape[1])
+    return Tokens(*_cut((merged.x, merged.layout, merged.size), length)), merged
+
+
 @partial(jax.jit, static_argnums=0)
 def _embed(config, weights, patches, layout):
-    return weights_module.embed(config, weights, patches, layout)
+    return params_module.embed(config, weights, patches, layout)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -101,33 +138,42 @@ def _merge(config, x, layout, size, index):
 
 @partial(jax.jit, static_argnums=1)
 def _cut(tree, length):
-    """Keeps the first `length` tokens of everything; survivors stand in front."""
+    """Keeps the first `length` tokens; the survivors come first."""
     return jax.tree.map(lambda leaf: leaf[:, :length], tree)
 
 
 @partial(jax.jit, static_argnums=0)
-def _seen(config, layout):
-    return _Seen(*angles(config.decoder, layout.position), layout.segment)
+def layer_inputs(config: ElvaConfig, layout: TokenLayout) -> LayerInputs:
+    """RoPE angles and segments of a block's tokens."""
+    return LayerInputs(*angles(config.decoder, layout.position), layout.segment)
 
 
-def _run(
-    config: ElvaConfig, params: Any, x: jax.Array, seen: _Seen
-) -> tuple[jax.Array, KeysValues]:
-    # A row is one example with its padding behind it.
+def apply_layer(
+    config: ElvaConfig, params: Any, x: jax.Array, inputs: LayerInputs
+) -> tuple[jax.Array, PrefixCache]:
+    """One decoder layer on rows that each hold one example, with its padding after it."""
     attend = partial(
-        packed_attention, segment=seen.segment, single=True, implementation=config.attention
+        packed_attention, segment=inputs.segment, single=True, implementation=config.attention
     )
     layer = DecoderLayer(config.decoder, jnp.dtype(config.dtype), parent=None)
-    x, (k, v) = layer.apply({"params": params}, x, seen.cos, seen.sin, attend)
-    return x, KeysValues(k.swapaxes(1, 2), v.swapaxes(1, 2), seen.segment > 0)
+    x, (k, v) = layer.apply({"params": params}, x, inputs.cos, inputs.sin, attend)
+    return x, PrefixCache(k.swapaxes(1, 2), v.swapaxes(1, 2), inputs.segment > 0)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _layer(config, params, x, seen):
-    return _run(config, params, x, seen)
+def run_layer(
+    config: ElvaConfig, params: Any, x: jax.Array, inputs: LayerInputs
+) -> tuple[jax.Array, PrefixCache]:
+    """`apply_layer`, compiled; `x` is used up."""
+    return apply_layer(config, params, x, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
-def _last_layer(config, params, x, seen):
-    # Nobody needs the hidden states behind the last layer: without them XLA drops its attention output and MLP.
-    return _run(config, params, x, seen)[1]
+def run_last_layer(
+    config: ElvaConfig, params: Any, x: jax.Array, inputs: LayerInputs
+) -> PrefixCache:
+    """The keys and values of the last layer alone.
+
+    Without its hidden states, which prefill does not need, XLA drops its attention output and MLP.
+    """
+    return apply_layer(config, params, x, inputs)[1]

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from elva_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How answers are decoded; the default is greedy. The numbers mean what they mean in transformers."""
+    """How answers are decoded: greedily by default. The numbers mean the same as in transformers.
 
-    temperature: float = (
-        0.0  # 0: the likeliest token; else logits are divided by it and a token is drawn
-    )
-    top_p: float = 1.0  # only the likeliest tokens that together have this probability are drawn
-    repetition_penalty: float = (
-        1.0  # above 1: tokens that the conversation already holds become less likely
-    )
-    seed: int = (
-        0  # of the draws: the same seed gives the same answer, whatever else is in the batch
-    )
-    stop: tuple[str, ...] = ()  # an answer ends before the first of these strings
+    Attributes:
+      temperature: 0 takes the likeliest token; above, logits are divided by it and a token is drawn.
+      top_p: draw only among the likeliest tokens that together have this probability.
+      repetition_penalty: above 1, tokens that the conversation already holds become less likely.
+      seed: of the draws. The same seed gives the same answer, whatever else is in the batch.
+      stop: an answer ends before the first of these strings.
 
-    def __post_init__(self):
+    Raises:
+      ConfigError: a value that is out of range.
+
+    Example:
+      >>> import elva_jax
+      >>> elva_jax.Sampling(temperature=0.7, top_p=0.9, stop=(".",)).seed
+      0
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature}: must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
@@ -41,75 +51,77 @@ class Sampling:
             raise ConfigError("stop: an empty string would end every answer before it begins")
 
     @property
-    def mode(self) -> Mode:
-        """What of it a program must be compiled for."""
-        return Mode(
-            self.temperature > 0,
-            self.temperature > 0 and self.top_p < 1,
-            self.repetition_penalty != 1,
+    def penalizes(self) -> bool:
+        """Whether the tokens that a conversation holds matter."""
+        return self.repetition_penalty != 1
+
+    def params(self, vocab_size: int, end_ids: tuple[int, ...]) -> SamplingParams:
+        """The settings as compiled programs take them, for a vocabulary and its ending tokens."""
+        return SamplingParams(
+            temperature=np.float32(self.temperature),
+            top_p=np.float32(self.top_p),
+            repetition_penalty=np.float32(self.repetition_penalty),
+            seed=np.uint32(self.seed % 2**32),
+            draw=self.temperature > 0,
+            nucleus=self.temperature > 0 and self.top_p < 1,
+            penalize=self.penalizes,
+            vocab_size=vocab_size,
+            end_ids=end_ids,
         )
 
-    @property
-    def numbers(self) -> Numbers:
-        """The rest, which one program takes as it comes."""
-        values = (self.temperature, self.top_p, self.repetition_penalty)
-        return Numbers(*(np.float32(value) for value in values), np.uint32(self.seed % 2**32))
+
+GREEDY = Sampling()
 
 
-class Mode(NamedTuple):
-    """Static: which steps of `choose` there are."""
-
-    draw: bool
-    nucleus: bool
-    penalise: bool
-
-
-class Numbers(NamedTuple):
-    """The numbers of a `Sampling`."""
+@struct.dataclass
+class SamplingParams:
+    """A `Sampling` inside a compiled program: numbers are traced, the other fields are static."""
 
     temperature: np.float32
     top_p: np.float32
     repetition_penalty: np.float32
     seed: np.uint32
+    draw: bool = struct.field(pytree_node=False)
+    nucleus: bool = struct.field(pytree_node=False)
+    penalize: bool = struct.field(pytree_node=False)
+    vocab_size: int = struct.field(pytree_node=False)  # only ids below it are chosen
+    end_ids: tuple[int, ...] = struct.field(pytree_node=False)  # tokens that end an answer
 
 
 def choose(
-    logits_xV: jax.Array, mode: Mode, numbers: Numbers, mentioned_xV: jax.Array, step
+    logits_xV: jax.Array, params: SamplingParams, repetition_mask_xV: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """int32 [...]: the next tokens.
+    """Chooses the next tokens, int32 [...].
 
     Args:
       logits_xV: float32 [..., V].
-      mode, numbers: of the `Sampling`.
-      mentioned_xV: bool [..., V], the tokens that each conversation already holds; read only where they are penalised.
-      step: how many tokens of the answer there are already. All rows share the noise of a step, so that a row's answer does not depend
-        on its place in the batch.
+      params: how to choose.
+      repetition_mask_xV: bool [..., V], the tokens that each conversation holds; read only where
+        they are penalized.
+      step: number of tokens that the answer already has. All rows share the noise of a step, so
+        that a row's answer does not depend on its place in the batch.
     """
-    if mode.penalise:
-        penalty = numbers.repetition_penalty
-        logits_xV = jnp.where(
-            mentioned_xV,
-            jnp.where(logits_xV > 0, logits_xV / penalty, logits_xV * penalty),
-            logits_xV,
-        )
-    if mode.draw:
-        logits_xV = logits_xV / numbers.temperature
-        if mode.nucleus:
-            logits_xV = _nucleus(logits_xV, numbers.top_p)
-        noise_V = jax.random.gumbel(
-            jax.random.fold_in(jax.random.key(numbers.seed), step),
-            logits_xV.shape[-1:],
-            jnp.float32,
-        )
+    if params.penalize:
+        penalty = params.repetition_penalty
+        lowered_xV = jnp.where(logits_xV > 0, logits_xV / penalty, logits_xV * penalty)
+        logits_xV = jnp.where(repetition_mask_xV, lowered_xV, logits_xV)
+    if params.draw:
+        logits_xV = logits_xV / params.temperature
+        if params.nucleus:
+            logits_xV = _nucleus(logits_xV, params.top_p)
+        key = jax.random.fold_in(jax.random.key(params.seed), step)
+        noise_V = jax.random.gumbel(key, logits_xV.shape[-1:], jnp.float32)
         logits_xV = logits_xV + noise_V.reshape((1,) * (logits_xV.ndim - 1) + noise_V.shape)
     return jnp.argmax(logits_xV, axis=-1).astype(jnp.int32)
 
 
-def _nucleus(logits_xV: jax.Array, top_p) -> jax.Array:
-    """Minus infinity outside the smallest set of likeliest tokens whose probability reaches top_p; the likeliest is always in it."""
+def _nucleus(logits_xV: jax.Array, top_p: jax.Array | float) -> jax.Array:
+    """Minus infinity outside the smallest set of likeliest tokens whose probability reaches top_p.
+
+    The likeliest token is always in the set.
+    """
     order = jnp.argsort(-logits_xV, axis=-1)
     probability = jnp.take_along_axis(jax.nn.softmax(logits_xV, axis=-1), order, axis=-1)
     inside = jnp.cumsum(probability, axis=-1) - probability < top_p
-    return jnp.where(
-        jnp.take_along_axis(inside, jnp.argsort(order, axis=-1), axis=-1), logits_xV, -jnp.inf
-    )
+    back = jnp.argsort(order, axis=-1)
+    return jnp.where(jnp.take_along_axis(inside, back, axis=-1), logits_xV, -jnp.inf)

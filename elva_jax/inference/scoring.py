@@ -1,34 +1,58 @@
-"""Multiple choice by likelihood: a question and its options as one tree of branches that share the question."""
+"""Multiple choice by likelihood: a question and its options as one tree of branches.
+
+The options share the question's keys and values; each attends to the question and to itself alone:
+
+    question tokens ──┬── tokens of option 1
+                      ├── tokens of option 2
+                      └── …
+
+The score of an option is the sum of log p(token | prefix, question, tokens before it).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
+from elva_jax.inference.params import Weights, logits
+from elva_jax.models.config import ElvaConfig
 
-class Choice(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
     """A question with the answers whose likelihoods are asked for."""
 
     question: str
     options: tuple[str, ...]
 
 
-class Likelihood(NamedTuple):
-    """How likely the model finds one option as its whole answer."""
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """How likely the model finds one option as its whole answer.
 
-    total: float  # sum of the tokens' natural log-probabilities, `<|im_end|>` included
-    tokens: int  # how many those are
+    Attributes:
+      total: sum of the tokens' natural log-probabilities, `<|im_end|>` included.
+      tokens: number of those tokens.
+    """
+
+    total: float
+    tokens: int
 
     @property
     def mean(self) -> float:
-        """Per token: the length-normalised score."""
+        """The log-probability per token: the length-normalized score."""
         return self.total / self.tokens
 
 
-class Tree(NamedTuple):
-    """A question and the options behind it, one behind the other, as `extend.branch_scores` takes them."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptionTree:
+    """A question and its options, one after the other; all but `counts` have an entry per token."""
 
     token: list[int]
     position: list[int]
@@ -39,24 +63,74 @@ class Tree(NamedTuple):
 
     def likelihoods(self, scores_M: np.ndarray) -> list[Likelihood]:
         """Sums the scores of each option's tokens."""
-        ends = np.cumsum(self.counts)
-        return [
-            Likelihood(float(scores_M[end - n : end].sum()), n)
-            for end, n in zip(ends, self.counts, strict=True)
-        ]
+        parts = np.split(scores_M[: sum(self.counts)], np.cumsum(self.counts)[:-1])
+        return [Likelihood(float(part.sum()), len(part)) for part in parts]
 
 
-def plant(question: Sequence[int], options: Sequence[Sequence[int]], start: int) -> Tree:
-    """Lays out a question that begins at position `start` and its options; an option's last token predicts nothing and is left out."""
+def option_tree(
+    question: Sequence[int], options: Sequence[Sequence[int]], start: int
+) -> OptionTree:
+    """Lays out a question whose first token has position `start`, and its options.
+
+    The last token of an option predicts nothing and is left out.
+    """
     n = len(question)
-    tree = Tree(
-        list(question), list(range(start, start + n)), [0] * n, [], [], tuple(map(len, options))
-    )
+    token, position, branch = list(question), list(range(start, start + n)), [0] * n
+    source: list[int] = []
+    target: list[int] = []
     for k, ids in enumerate(options, start=1):
-        first = len(tree.token)
-        tree.source.extend([n - 1, *range(first, first + len(ids) - 1)])
-        tree.target.extend(ids)
-        tree.token.extend(ids[:-1])
-        tree.position.extend(range(start + n, start + n + len(ids) - 1))
-        tree.branch.extend([k] * (len(ids) - 1))
-    return tree
+        first = len(token)
+        source += [n - 1, *range(first, first + len(ids) - 1)]
+        target += ids
+        token += ids[:-1]
+        position += range(start + n, start + n + len(ids) - 1)
+        branch += [k] * (len(ids) - 1)
+    return OptionTree(
+        token=token,
+        position=position,
+        branch=branch,
+        source=source,
+        target=target,
+        counts=tuple(map(len, options)),
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def branch_scores(
+    config: ElvaConfig,
+    weights: Weights,
+    prefix: tuple[PrefixCache, ...],
+    token_BxGxQ: jax.Array,
+    position_BxGxQ: jax.Array,
+    branch_BxGxQ: jax.Array,
+    source_BxGxM: jax.Array,
+    target_BxGxM: jax.Array,
+) -> jax.Array:
+    """Log-probabilities of the option tokens of G trees per row, float32 [B, G, M].
+
+    Args:
+      config: the model.
+      weights: its parameters.
+      prefix: of every layer.
+      token_BxGxQ: a question, then its options one after the other, then padding.
+      position_BxGxQ: RoPE positions; every option continues from the question's end.
+      branch_BxGxQ: 0 for the question, 1, 2 … for options, -1 for padding. A token attends to the
+        question and to its own option.
+      source_BxGxM: the index in Q whose prediction is asked for.
+      target_BxGxM: the token whose probability is asked for there.
+    """
+    batch, groups, queries = token_BxGxQ.shape
+    keys = branch_BxGxQ[:, :, None, :]
+    attention_mask = (
+        ((keys == 0) | (keys == branch_BxGxQ[..., None]))
+        & (keys >= 0)
+        & jnp.tril(jnp.ones((1, 1, queries, queries), bool))
+    )
+    suffix = empty_suffix(config, batch, groups, queries)
+    x, _ = append_tokens(
+        config, weights, prefix, suffix, 0, token_BxGxQ, position_BxGxQ, attention_mask
+    )
+    picked = jnp.take_along_axis(x, source_BxGxM[..., None], axis=2)
+    scores = logits(config, weights, picked)
+    chosen = jnp.take_along_axis(scores, target_BxGxM[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(scores, axis=-1)

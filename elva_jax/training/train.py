@@ -55,7 +55,12 @@ SHOWS_WITHIN = 20.0  # seconds until one host's file is seen by the others
 TOWER = "elva/patch_embed/tower/"  # paths of an encoder-based model's vision tower
 
 
-def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None) -> int:
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    profile: tuple[int, int] | None = None,
+    console: Console | None = None,
+) -> int:
     """Trains every stage of `config.curriculum` that is not finished in `workdir`.
 
     Writes workdir/config.json, workdir/tokenizer/, workdir/<stage>/{checkpoints/<step>, metrics.jsonl, tensorboard/, finished.json},
@@ -65,6 +70,7 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
       config: the run's configuration.
       workdir: where it lives.
       profile: first and last step to be traced, counted from 1 where this start goes on.
+      console: where lines about the run and a progress bar go; None: standard output.
 
     Returns:
       the exit status: 0 at the end, 130 where Ctrl-C and 75 where SIGTERM stopped it (everything is saved).
@@ -80,7 +86,7 @@ def run(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None
     mesh = make_mesh(config.mesh)
     for name in config.curriculum:
         check_stage(mesh, config.stages[name], f"stages.{name}.")
-    console = Console(soft_wrap=True, quiet=jax.process_index() > 0)
+    console = console or Console(soft_wrap=True, quiet=jax.process_index() > 0)
     if jax.process_index() == 0 and restore_from_mirror(config.checkpoint.mirror, workdir):
         console.print(
             f"{workdir}: brought back from {config.checkpoint.mirror}",

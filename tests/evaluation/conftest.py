@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from elva_jax.config import schema
-from elva_jax.inference.model import Generator
+from elva_jax.inference.model import ElvaModel
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
 from elva_jax.tools.datasets.moving_shapes import records
@@ -72,7 +72,7 @@ def generator(data_dir, tmp_path_factory):
     shapes = nn.meta.unbox(
         jax.eval_shape(model.init, jax.random.key(1), np.zeros((1, 1, 768), np.uint8), layout)
     )["params"]
-    return Generator(
+    return ElvaModel(
         c,
         jax.tree.map(
             lambda leaf: jnp.asarray(rng.normal(0.02, 0.12, leaf.shape), jnp.float32), shapes

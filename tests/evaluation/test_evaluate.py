@@ -91,11 +91,9 @@ def test_columns_equal_single_calls(generator, result, annotations):
     lengths = Lengths(steady=True)
 
     def scores(prefilled, question, options):
-        return generator.score_options(prefilled, [[Choice(question, tuple(options))]], lengths)[0][
-            0
-        ]
+        return prefilled.score([[Choice(question, tuple(options))]], lengths=lengths)[0][0]
 
-    seen = generator.prefill([(generator.load(media),)])
+    seen = generator.prefill([(generator.read_media(media),)])
     listed = "\n".join(
         [
             q["question"],
@@ -109,8 +107,8 @@ def test_columns_equal_single_calls(generator, result, annotations):
         [s.total for s in scores(seen, q["question"], q["options"])],
         rtol=1e-5,
     )
-    assert item["written"] == generator.generate(seen, [[q["question"]]], 16)[0][0].text
-    middle = generator.load([read_frames(media, num_frames=3).pixels[1]])
+    assert item["written"] == seen.generate([[q["question"]]], 16)[0][0].text
+    middle = generator.read_media([read_frames(media, num_frames=3).pixels[1]])
     for column, shown in (("single_frame", (middle,)), ("blind", ())):
         prefilled = generator.prefill([shown], merging=False, lengths=lengths)
         assert item["picks"][column] == likeliest(scores(prefilled, q["question"], q["options"]))

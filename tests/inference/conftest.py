@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elva_jax.config import schema
-from elva_jax.inference.model import Generator
+from elva_jax.inference.model import ElvaModel
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
@@ -61,34 +61,34 @@ def params(config):
 
 
 @pytest.fixture(scope="session")
-def generator(config, params, tokenizer):
-    return Generator(config, {"elva": params}, tokenizer)
+def model(config, params, tokenizer):
+    return ElvaModel(config, {"elva": params}, tokenizer)
 
 
 @pytest.fixture(scope="session")
-def shown(generator, videos):
+def shown(model, videos):
     """The four videos as rows of media."""
-    return [(generator.load(frames),) for frames in videos]
+    return [(model.read_media(frames),) for frames in videos]
 
 
 @pytest.fixture(scope="session")
-def batch(generator, shown):
+def batch(model, shown):
     """The four videos prefilled together, with merging and without."""
-    return {merging: generator.prefill(shown, merging=merging) for merging in (False, True)}
+    return {merging: model.prefill(shown, merging=merging) for merging in (False, True)}
 
 
 @pytest.fixture(scope="session")
-def whole_forward(generator, params):
+def whole_forward(model, params):
     """Log-probabilities [A, V] of an answer's tokens by the model's plain forward pass over the whole conversation, as in training."""
-    model, length = Elva(generator.model), 192
+    elva, length = Elva(model.model_config), 192
 
     @partial(jax.jit, static_argnums=3)
     def forward(params, patches, layout, merging):
-        out = model.apply({"params": params}, patches, layout, merging=merging)
-        return jax.nn.log_softmax(model.apply({"params": params}, out.hidden, method="head")), out
+        out = elva.apply({"params": params}, patches, layout, merging=merging)
+        return jax.nn.log_softmax(elva.apply({"params": params}, out.hidden, method="head")), out
 
     def run(media, question, answer_ids, merging):
-        layout = build_layout([*generator.prompt_parts(question, media), Text(tuple(answer_ids))])
+        layout = build_layout([*model.prompt_parts(question, media), Text(tuple(answer_ids))])
         batched = TokenLayout(*(jnp.asarray(field)[None] for field in pack([layout], length)))
         patches = np.zeros((1, 64, 192), np.uint8)
         for item in media:

@@ -26,42 +26,42 @@ def test_grid_is_small():
 
 def test_steady_lengths_settle():
     lengths, asked = Lengths(steady=True), [60, 61, 55, 66, 30, 90, 91, 60]
-    chosen = [lengths("front", tokens) for tokens in asked]
+    chosen = [lengths("prefix", tokens) for tokens in asked]
     assert chosen == sorted(chosen)
     assert len(set(chosen)) == 2
     assert all(length >= tokens for length, tokens in zip(chosen, asked, strict=True))
     assert lengths("other", 20) == 24
-    assert Lengths()("front", 60) == 64
+    assert Lengths()("prefix", 60) == 64
 
 
 def test_split_behind_the_last_clip():
     clip = Clip(((2, 2),))
     prompt = split_prompt([Text((1, 2)), clip, Text((3,)), clip, Text((4,)), Text((5,))])
-    assert prompt.front == (Text((1, 2)), clip, Text((3,)), clip)
+    assert prompt.prefix == (Text((1, 2)), clip, Text((3,)), clip)
     assert prompt.question == (4, 5)
 
 
 def test_split_without_clip_keeps_every_token():
     prompt = split_prompt([Text((1, 2)), Text((3,))])
-    assert prompt.front == (Text((1,)),)
+    assert prompt.prefix == (Text((1,)),)
     assert prompt.question == (2, 3)
 
 
 @pytest.mark.parametrize("parts", [[], [Text((1, 2)), Clip(((1, 1),))], [Text((1,))]])
 def test_prompt_without_question_is_refused(parts):
-    with pytest.raises(LayoutError, match="ask something"):
+    with pytest.raises(LayoutError, match="add a question after it"):
         split_prompt(parts)
 
 
 def test_rows_are_the_layouts_with_padding_behind():
-    fronts = [[Text((7,)), Clip(((2, 3), (1, 1)))], [Text((7, 8, 9))]]
+    parts = [[Text((7,)), Clip(((2, 3), (1, 1)))], [Text((7, 8, 9))]]
     patches = [np.full((7, 12), 5, np.uint8), np.zeros((0, 12), np.uint8)]
-    rows = build_rows([*fronts, fronts[0]], [*patches, patches[0]], 12)
+    rows = build_rows([*parts, parts[0]], [*patches, patches[0]], 12)
     assert rows.layout.kind.shape == (4, 16)
     assert rows.patches.shape == (4, 16, 12)
     assert rows.length.tolist() == [13, 3, 13, 13]
-    for i, front in enumerate([*fronts, fronts[0], fronts[0]]):
-        expected = build_layout(front)
+    for i, row in enumerate([*parts, parts[0], parts[0]]):
+        expected = build_layout(row)
         for name, values in expected._asdict().items():
             np.testing.assert_array_equal(
                 getattr(rows.layout, name)[i, : expected.length], values, err_msg=name
@@ -74,11 +74,11 @@ def test_rows_are_the_layouts_with_padding_behind():
 def test_whole_frames_are_padded_to_whole_frames():
     """A tower pays for every frame, so that N is not S: the longest row's frames, and one where there is none."""
     clips = [Clip(((2, 2),) * frames, bare=True) for frames in (5, 2)]
-    fronts, patches = (
+    parts, patches = (
         [[Text((7,)), clip] for clip in clips],
         [np.ones((4 * len(clip.grids), 12), np.uint8) for clip in clips],
     )
-    rows = build_rows(fronts, patches, 12, frame_patches=4)
+    rows = build_rows(parts, patches, 12, frame_patches=4)
     assert rows.layout.kind.shape == (2, 24)
     assert rows.patches.shape == (2, 20, 12)
     assert rows.patches.reshape(2, -1).any(1).tolist() == [True, True]

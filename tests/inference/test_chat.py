@@ -6,7 +6,7 @@ import pytest
 
 from elva_jax.errors import DataError, LayoutError
 from elva_jax.inference.chat import Chat
-from elva_jax.inference.model import Generator
+from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.sampling import Sampling
 from elva_jax.models.elva import Elva
 from elva_jax.video.layout import Text, TokenLayout, build_layout, pack
@@ -19,18 +19,18 @@ def roomy(config, params, tokenizer):
     """The model with room for a conversation."""
     longer = config.copy_and_resolve_references()
     longer.model.max_position = 512
-    return Generator(longer, params, tokenizer)
+    return ElvaModel(longer, params, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def likeliest(roomy, params):
     """The argmax before every token of an answer, by one forward pass over the conversation, padded so that one program serves all."""
-    model, length = Elva(roomy.model), 256
+    elva, length = Elva(roomy.model_config), 256
 
     @jax.jit
     def forward(params, patches, layout):
-        out = model.apply({"params": params}, patches, layout, merging=True)
-        return model.apply({"params": params}, out.hidden, method="head"), out.survivor
+        out = elva.apply({"params": params}, patches, layout, merging=True)
+        return elva.apply({"params": params}, out.hidden, method="head"), out.survivor
 
     def tokens(parts, media, answer):
         layout = build_layout([*parts, Text(tuple(answer))])
@@ -52,9 +52,9 @@ def likeliest(roomy, params):
 
 def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, likeliest, videos):
     """Three turns: the second goes on behind the first, the third brings another video, so the conversation is read anew."""
-    media = [roomy.load(videos[0]), roomy.load(videos[1][:2])]
+    media = [roomy.read_media(videos[0]), roomy.read_media(videos[1][:2])]
     chat, parts, seen = Chat(roomy, max_new_tokens=6), [], []
-    for question, new in zip(QUESTIONS, ([media[0]], [], [media[1]]), strict=True):
+    for question, new in zip(QUESTIONS, ([media[0]], (), [media[1]]), strict=True):
         answer = chat.ask(question, new)
         if parts:
             ids = [
@@ -76,7 +76,7 @@ def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, likeliest,
 
 def test_a_stop_string_takes_back_what_was_fed_behind_it(roomy, videos):
     """The next turn sees the shortened answer: it says what a conversation replayed from the text says."""
-    media = [roomy.load(videos[0])]
+    media = [roomy.read_media(videos[0])]
     free = Chat(roomy, max_new_tokens=6).ask(QUESTIONS[0], media)
     stop = roomy.tokenizer.decode(free.tokens[2:3])
     chat = Chat(roomy, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
@@ -91,7 +91,7 @@ def test_a_stop_string_takes_back_what_was_fed_behind_it(roomy, videos):
 
 
 def test_a_turn_that_is_broken_off_never_happened(roomy, videos):
-    media = [roomy.load(videos[0])]
+    media = [roomy.read_media(videos[0])]
     chat, other = (Chat(roomy, max_new_tokens=6) for _ in range(2))
     for each in (chat, other):
         each.ask(QUESTIONS[0], media)
@@ -101,17 +101,17 @@ def test_a_turn_that_is_broken_off_never_happened(roomy, videos):
     assert chat.ask(QUESTIONS[1]) == other.ask(QUESTIONS[1])
 
 
-def test_long_conversations_grow_and_stretch(generator, videos, caplog):
+def test_long_conversations_grow_and_stretch(model, videos, caplog):
     """The tail grows past its first room, and past the longest sequence RoPE is stretched, in a line."""
-    chat = Chat(generator, max_new_tokens=6)
-    chat.ask(QUESTIONS[0], [generator.load(videos[0])])
+    chat = Chat(model, max_new_tokens=6)
+    chat.ask(QUESTIONS[0], [model.read_media(videos[0])])
     for _ in range(2):
         chat.ask("What is it then, what else?")
-    assert "longest sequence of 118: RoPE is stretched by 2 (yarn)" in caplog.text
+    assert "longest sequence of 118: RoPE is scaled by 2 (yarn)" in caplog.text
 
 
-def test_errors(generator, videos):
-    chat = Chat(generator)
+def test_errors(model, videos):
+    chat = Chat(model)
     with pytest.raises(LayoutError, match="prompt is empty"):
         chat.ask(" ")
     with pytest.raises(DataError, match="1 <image> or <video> markers for 0 media"):

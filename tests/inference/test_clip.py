@@ -9,7 +9,6 @@ import pytest
 
 from elva_jax.cli import main
 from elva_jax.errors import ElvaError, VideoError
-from elva_jax.inference.model import Generator
 from elva_jax.video import clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Kind, build_layout
@@ -124,39 +123,36 @@ def test_one_pixel_is_a_frame():
     )
 
 
-class Prefilled(Exception):
+class Stopped(Exception):
     """Carries what would be prefilled."""
 
 
-def test_answers_and_scores_are_about_the_hybrid_video(generator, monkeypatch):
+def test_answers_and_scores_are_about_the_hybrid_video(model, monkeypatch):
     def stop(media, **_):
-        raise Prefilled(media)
+        raise Stopped(media)
 
     source, hybrid = film(8), Hybrid(1, 2, 32, 16)
     wanted = clip.load(source, **STAGE, hybrid=hybrid)
     assert wanted.clip.grids == ((2, 2), (3, 4), (2, 2))
-    monkeypatch.setattr(generator, "prefill", stop)
-    for ask in (
-        generator.answer,
-        lambda *args, **options: generator.score(*args, ["red"], **options),
-    ):
-        with pytest.raises(Prefilled) as caught:
-            ask(source, QUESTION, hybrid=hybrid)
+    monkeypatch.setattr(model, "prefill", stop)
+    for ask in (model.answer, lambda *args, **options: model.score(*args, ["red"], **options)):
+        with pytest.raises(Stopped) as caught:
+            ask(source, QUESTION, frames=hybrid)
         ((seen,),) = caught.value.args[0]
         assert seen.clip == wanted.clip
         np.testing.assert_array_equal(seen.patches, wanted.patches)
 
 
-def test_the_command_reads_at_two_resolutions(generator, tmp_path, monkeypatch, capsys):
+def test_the_command_reads_at_two_resolutions(model, tmp_path, monkeypatch, capsys):
     path = tmp_path / "film.mp4"
     path.write_bytes(film(8))
     seen = []
-    monkeypatch.setattr(Generator, "from_checkpoint", classmethod(lambda cls, path: generator))
-    load = generator.load
+    monkeypatch.setattr("elva_jax.load", lambda path: model)
+    read = model.read_media
     monkeypatch.setattr(
-        generator,
-        "load",
-        lambda *args, **options: seen.append(options["hybrid"]) or load(path, num_frames=2),
+        model,
+        "read_media",
+        lambda *args, **options: seen.append(options["frames"]) or read(path, frames=2),
     )
     words = [
         "generate",
@@ -190,6 +186,6 @@ def test_the_command_reads_at_two_resolutions(generator, tmp_path, monkeypatch, 
     ]
 
 
-def test_an_edge_below_a_patch_is_refused(generator):
+def test_an_edge_below_a_patch_is_refused(model):
     with pytest.raises(ElvaError, match="longest_edge=5 must hold at least one patch of 8"):
-        generator.load(film(3), hybrid=Hybrid(1, 2, 32, 5))
+        model.read_media(film(3), frames=Hybrid(1, 2, 32, 5))

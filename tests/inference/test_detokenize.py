@@ -30,7 +30,7 @@ LETTERS = Letters()
     ],
 )
 def test_stop_strings_and_what_may_become_one(text, stop, final, expected):
-    assert visible(LETTERS, text.encode(), stop, final) == expected
+    assert visible(LETTERS, text.encode(), stop, final=final) == expected
 
 
 def test_half_a_character_waits_for_its_other_half():

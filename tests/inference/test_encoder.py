@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.inference.model import Generator
+from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.scoring import Choice
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva, smallest_inputs
@@ -45,17 +45,17 @@ def encoder_and_params(config, params, tokenizer):
         lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes
     )
     params = {**params, "patch_embed": embed}
-    return Generator(config, params, tokenizer), params
+    return ElvaModel(config, params, tokenizer), params
 
 
 def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
     """Four frames, one frame and none: rows without frames, and with fewer than their neighbours."""
     encoder, params = encoder_and_params
-    media = [(encoder.load(videos[0]),), (encoder.load(videos[3]),), ()]
+    media = [(encoder.read_media(videos[0]),), (encoder.read_media(videos[3]),), ()]
     ids = encoder.tokenizer.encode(f"{OPTION}<|im_end|>", add_special_tokens=False)
     prefilled = encoder.prefill(media)
-    rows = encoder.score_options(prefilled, [[Choice(QUESTION, (OPTION,))]] * 3)
-    model = Elva(encoder.model)
+    rows = prefilled.score([[Choice(QUESTION, (OPTION,))]] * 3)
+    model = Elva(encoder.model_config)
 
     @jax.jit
     def forward(patches, layout):
@@ -77,11 +77,11 @@ def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
     assert len({round(total, 3) for total in totals}) == 3, (
         "the video does not matter: the comparison would prove little"
     )
-    assert prefilled.front_tokens[0] - prefilled.front_tokens[1] == 3 * 4
+    assert prefilled.prefix_tokens[0] - prefilled.prefix_tokens[1] == 3 * 4
 
 
 def test_media_are_squashed_to_the_tower_s_square_and_bare(encoder, videos):
-    seen = encoder.load(videos[2])
+    seen = encoder.read_media(videos[2])
     assert seen.clip == Clip(((2, 2),) * 4, bare=True)
     frames = seen.patches.reshape(4, 2, 2, 8, 8, 3).swapaxes(2, 3).reshape(4, 16, 16, 3)
     np.testing.assert_array_equal(

@@ -26,14 +26,14 @@ def test_nucleus_is_that_of_transformers(logits, top_p):
 
 
 def test_repetition_penalty_is_that_of_transformers(logits):
-    mentioned = np.random.default_rng(1).integers(0, WORDS, (ROWS, 20))
+    held = np.random.default_rng(1).integers(0, WORDS, (ROWS, 20))
     expected = RepetitionPenaltyLogitsProcessor(1.7)(
-        torch.from_numpy(mentioned), torch.from_numpy(logits)
+        torch.from_numpy(held), torch.from_numpy(logits)
     ).numpy()
     mask = np.zeros((ROWS, WORDS), bool)
-    np.put_along_axis(mask, mentioned, True, axis=-1)
+    np.put_along_axis(mask, held, True, axis=-1)
     sampling = Sampling(repetition_penalty=1.7)
-    tokens = choose(logits, sampling.mode, sampling.numbers, mask, 0)
+    tokens = choose(logits, sampling.params(WORDS, ()), mask, 0)
     np.testing.assert_array_equal(tokens, expected.argmax(-1))
     assert not np.array_equal(tokens, logits.argmax(-1))
 
@@ -42,11 +42,11 @@ def test_draws_follow_the_probabilities():
     """Frequencies over 4,000 seeds are within four standard errors of the softmax, and 0 outside the nucleus."""
     logits, draws = np.float32([[1.0, 0.0, 2.0, -1.0]]), 4000
     sampling = Sampling(temperature=0.7, top_p=0.95)
-    numbers = sampling.numbers._replace(seed=np.arange(draws, dtype=np.uint32))
-    axes = type(numbers)(None, None, None, 0)
-    tokens = jax.vmap(
-        lambda n: choose(logits, sampling.mode, n, np.zeros((1, 0), bool), 3), in_axes=(axes,)
-    )(numbers)
+    params = sampling.params(4, ()).replace(seed=np.arange(draws, dtype=np.uint32))
+    axes = params.replace(temperature=None, top_p=None, repetition_penalty=None, seed=0)
+    tokens = jax.vmap(lambda p: choose(logits, p, np.zeros((1, 0), bool), 3), in_axes=(axes,))(
+        params
+    )
     frequency = np.bincount(np.asarray(tokens)[:, 0], minlength=4) / draws
     warped = TopPLogitsWarper(0.95)(None, torch.from_numpy(logits) / 0.7).softmax(-1)[0].numpy()
     error = np.sqrt(warped * (1 - warped) / draws)
@@ -59,9 +59,7 @@ def test_a_draw_depends_on_seed_and_step_and_not_on_the_row(logits):
     sampling = Sampling(temperature=2.0)
 
     def draw(sampling, step):
-        return np.asarray(
-            choose(same, sampling.mode, sampling.numbers, np.zeros((ROWS, 0), bool), step)
-        )
+        return np.asarray(choose(same, sampling.params(WORDS, ()), np.zeros((ROWS, 0), bool), step))
 
     first = [draw(sampling, step) for step in range(12)]
     assert all(len(set(tokens)) == 1 for tokens in first)

@@ -29,7 +29,7 @@ decoder = DecoderConfig(64, 32, 48, 3, 4, 2, 8)
 config = ElvaConfig(decoder, PatchEmbedConfig(4, 16), Merging((MergeLayer(1),)))
 clip = Clip(((2, 2),) * 4)
 rows = build_rows([(Text((1, 2)), clip)], [random_patches(clip.grids, 48, "slow")], 48)
-prefix = prefill(config, random_weights(config), rows, merging=True)
+prefix = prefill(config, random_weights(config), rows, config.merge)
 print(counts["cache_hits"], counts["cache_misses"], np.asarray(prefix.layers[-1].k).sum())
 """
 

@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elva_jax.inference.kv_cache import Tail, grouped_attention
-from elva_jax.inference.prefill import KeysValues
+from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, grouped_attention
 from elva_jax.models import flops
 from elva_jax.models.config import DecoderConfig, ElvaConfig, SiglipConfig
 from elva_jax.models.patch_embed import PatchEmbed
@@ -128,22 +127,23 @@ def check_decode(config: ElvaConfig, lengths: Sequence[int]) -> Check:
 
 
 def _decode_layer(decoder: DecoderConfig, length: int) -> float:
-    front = _shape(1, decoder.num_kv_heads, length, decoder.head_dim)
-    tail = _shape(1, decoder.num_kv_heads, 1, SLOTS, decoder.head_dim)
+    past = _shape(1, decoder.num_kv_heads, length, decoder.head_dim)
+    own = _shape(1, decoder.num_kv_heads, 1, SLOTS, decoder.head_dim)
 
-    def run(params, x, angle, front, tail, sees, slot):
+    def run(params, x, angle, prefix, suffix, mask, slot):
         written = []
 
         def attend(q, k, v):
-            out, new = grouped_attention(q, k, v, front, tail, sees, slot)
+            out, new = grouped_attention(q, k, v, prefix, suffix, mask, slot)
             written.append(new)
             return out
 
         return DecoderLayer(decoder).apply({"params": params}, x, angle, angle, attend)[0], written
 
-    cache = KeysValues(front, front, _shape(1, length, dtype=jnp.bool_)), Tail(tail, tail)
-    sees = _shape(1, 1, 1, SLOTS, dtype=jnp.bool_)
-    return program_flops(run, *_layer_arguments(decoder, 1), *cache, sees, _shape(dtype=jnp.int32))
+    prefix = PrefixCache(past, past, _shape(1, length, dtype=jnp.bool_))
+    cache = prefix, SuffixCache(own, own)
+    mask = _shape(1, 1, 1, SLOTS, dtype=jnp.bool_)
+    return program_flops(run, *_layer_arguments(decoder, 1), *cache, mask, _shape(dtype=jnp.int32))
 
 
 def check_merging(config: ElvaConfig, length: int) -> Check:

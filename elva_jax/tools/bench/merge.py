@@ -68,11 +68,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         layout = TokenLayout(*map(jnp.asarray, built.layout))
         x = jax.random.normal(jax.random.key(0), (1, layout.length, decoder.hidden_size), dtype)
-        seen, size = prefill._seen(model, layout), jnp.ones((1, layout.length), jnp.float32)
-        layer = jax.jit(partial(prefill._run, model))
+        inputs, size = (
+            prefill.layer_inputs(model, layout),
+            jnp.ones((1, layout.length), jnp.float32),
+        )
+        layer = jax.jit(partial(prefill.apply_layer, model))
         runs = {
             "merge": partial(prefill._merge, model, x, layout, size, 0),
-            "layer": partial(layer, weights.layers[0], x, seen),
+            "layer": partial(layer, weights.layers[0], x, inputs),
         }
         seconds = interleaved(runs, args.repeats)
         rows.append(

@@ -106,31 +106,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ours(config, weights, tokens) -> Callable[[int], list[int]]:
-    """A greedy answer of so many tokens by the engine: all but the last token are the front, the last one is the question."""
+    """A greedy answer of so many tokens by the engine: all but the last token are the prefix, the last one is the question."""
     import jax
     import numpy as np
 
     from elva_jax.inference import decode, prefill
     from elva_jax.inference.batching import build_rows, grid_length
-    from elva_jax.inference.sampling import Mode, Sampling
+    from elva_jax.inference.sampling import GREEDY
     from elva_jax.video.layout import Text
 
-    rules, numbers = (
-        decode.Rules(Mode(False, False, False), config.decoder.vocab_size, (-1,)),
-        Sampling().numbers,
-    )
+    sampling = GREEDY.params(config.decoder.vocab_size, (-1,))
     none = np.zeros((0, config.patch.patch_size**2 * 3), np.uint8)
 
     def answer(count: int) -> list[int]:
         rows = build_rows([(Text(tuple(tokens[:-1])),)], [none], none.shape[1])
-        prefix = prefill.prefill(config, weights, rows, merging=False)
-        room = grid_length(count)
-        state = decode.new_state(config, prefix.length, 1, 1 + room, np.zeros((1, 1, 0), bool))
+        prefix = prefill.prefill(config, weights, rows)
+        capacity = grid_length(count)
+        state = decode.new_state(config, prefix.length, 1, 1 + capacity, np.zeros((1, 1, 0), bool))
         last, one = np.asarray(tokens[-1:]).reshape(1, 1, 1), np.ones((1, 1), np.int32)
-        state = decode.ask(config, rules, weights, prefix.layers, state, last, one, numbers)
+        state = decode.feed(config, weights, prefix.layers, state, last, one, sampling)
         if count == 1:
             return [int(jax.device_get(state.token)[0, 0])]
-        out, _ = decode.advance(config, rules, weights, prefix.layers, state, room, count, numbers)
+        out, _ = decode.advance(config, weights, prefix.layers, state, capacity, count, sampling)
         return np.asarray(out)[0, 0, :count].tolist()
 
     return answer

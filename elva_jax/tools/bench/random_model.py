@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.inference.params import Weights, take_apart
+from elva_jax.inference.params import Weights, unstack_layers
 from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Elva, smallest_inputs
 
@@ -21,7 +21,7 @@ def random_weights(config: ElvaConfig, seed: int = 0) -> Weights:
     """Weights of the model's shapes on the device, in the types that inference keeps them in; nothing is held twice."""
 
     def init(key):
-        return take_apart(
+        return unstack_layers(
             config, nn.unbox(Elva(config).init(key, *smallest_inputs(config)))["params"]
         )
 

@@ -13,9 +13,9 @@ from elva_jax.inference import decode
 from elva_jax.inference.batching import build_rows, grid_length
 from elva_jax.inference.params import Weights
 from elva_jax.inference.prefill import Prefix, prefill
-from elva_jax.inference.sampling import Mode, Sampling
+from elva_jax.inference.sampling import GREEDY
 from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
-from elva_jax.ops.merging import MergeLayer, Merging
+from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
 from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B
 from elva_jax.tools.bench.memory import peak_bytes
 from elva_jax.tools.bench.random_model import random_patches, random_weights
@@ -25,7 +25,6 @@ from elva_jax.video.layout import Clip, Text, clip_tokens
 
 QUESTION = 32  # text tokens behind the video
 HEADER = 14  # text tokens before the video, as in a chat's system turn
-NUMBERS = Sampling().numbers
 # Where layers merge in 28 (docs/choices.md): a threshold, then threshold and half of what is left, twice.
 CUTS = (2, 8, 14)
 
@@ -61,29 +60,30 @@ class VideoLLM(NamedTuple):
         clip = self.clip(frames)
         patch_width = self.config.patch.patch_size**2 * 3
         patches = random_patches(clip.grids, patch_width, content)
-        front = (Text(tuple(range(HEADER))), clip)
-        room = grid_length(new_tokens)
-        rules = decode.Rules(Mode(False, False, False), self.config.decoder.vocab_size, (-1,))
+        parts = (Text(tuple(range(HEADER))), clip)
+        capacity = grid_length(new_tokens)
+        sampling = GREEDY.params(self.config.decoder.vocab_size, (-1,))
+        merging = self.config.merge if self.merging else NO_MERGING
 
-        def first() -> tuple[Prefix, decode.State]:
+        def first() -> tuple[Prefix, decode.DecodeState]:
             rows = build_rows(
-                [front], [patches], patch_width, frame_patches=self.config.frame_patches
+                [parts], [patches], patch_width, frame_patches=self.config.frame_patches
             )
-            prefix = prefill(self.config, self.weights, rows, self.merging)
+            prefix = prefill(self.config, self.weights, rows, merging)
             state = decode.new_state(
-                self.config, prefix.length, 1, QUESTION + room, np.zeros((1, 1, 0), bool)
+                self.config, prefix.length, 1, QUESTION + capacity, np.zeros((1, 1, 0), bool)
             )
             question, length = (
                 np.arange(QUESTION, dtype=np.int32).reshape(1, 1, -1),
                 np.full((1, 1), QUESTION, np.int32),
             )
-            return prefix, decode.ask(
-                self.config, rules, self.weights, prefix.layers, state, question, length, NUMBERS
+            return prefix, decode.feed(
+                self.config, self.weights, prefix.layers, state, question, length, sampling
             )
 
-        def rest(prefix: Prefix, state: decode.State) -> Any:
+        def rest(prefix: Prefix, state: decode.DecodeState) -> Any:
             return decode.advance(
-                self.config, rules, self.weights, prefix.layers, state, room, new_tokens, NUMBERS
+                self.config, self.weights, prefix.layers, state, capacity, new_tokens, sampling
             )[0]
 
         def everything() -> Any:
@@ -111,7 +111,7 @@ class VideoLLM(NamedTuple):
     @staticmethod
     def _kept(prefix: Prefix, clip: Clip) -> float:
         """Share of the visual tokens left, averaged over the layers."""
-        layers = np.asarray([piece.stop - piece.start for piece in prefix.segments])
+        layers = np.asarray([piece.stop - piece.start for piece in prefix.blocks])
         visual = int(prefix.length[0]) - HEADER
         return float((layers * (prefix.tokens[:, 0] - HEADER)).sum() / (layers.sum() * visual))
 

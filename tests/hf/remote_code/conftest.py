@@ -97,9 +97,9 @@ def processor(exported):
 
 @pytest.fixture(scope="session")
 def generator(run_dir):
-    from elva_jax.inference.model import Generator
+    from elva_jax.inference.load import load
 
-    return Generator.from_checkpoint(run_dir)
+    return load(run_dir)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import ConvertError
 from elva_jax.hf.load import load_folder
-from elva_jax.inference.model import Generator
+from elva_jax.inference.load import load
 from elva_jax.utils.trees import key_path
 
 QUESTION = "What colour is the circle?"
@@ -46,15 +46,17 @@ def test_after_pytorch_saved_it_again(exported, generator, processor, videos, tm
     model.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again" / "elva_jax.json").exists()
-    back = Generator.from_checkpoint(tmp_path / "again")
-    assert (back.model, back.data.to_dict()) == (
-        generator.model,
+    back = load(tmp_path / "again")
+    assert (back.model_config, back.data.to_dict()) == (
+        generator.model_config,
         {**back.data.to_dict(), **generator.data.to_dict()},
     )
-    head = np.asarray(generator.weights.lm_head)
-    np.testing.assert_array_equal(back.weights.lm_head, head if exact else -head)
+    head = np.asarray(generator.engine.weights.lm_head)
+    np.testing.assert_array_equal(back.engine.weights.lm_head, head if exact else -head)
     if exact:
-        assert back.answer(videos[2], QUESTION, 16) == generator.answer(videos[2], QUESTION, 16)
+        assert back.answer(videos[2], QUESTION, max_new_tokens=16) == generator.answer(
+            videos[2], QUESTION, max_new_tokens=16
+        )
 
 
 def test_a_configuration_that_disagrees_is_refused(exported, tmp_path):

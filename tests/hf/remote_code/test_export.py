@@ -50,8 +50,8 @@ def test_it_loads_without_jax_and_without_this_package(exported, generator, tmp_
     )
     assert out.returncode == 0, out.stderr
     frames = list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
-    prefilled = generator.prefill([(generator.load(frames),)], prompts=["What?"])
-    wanted = list(generator.generate(prefilled, [["What?"]], 5)[0][0].tokens)
+    prefilled = generator.prefill([(generator.read_media(frames),)], prompts=["What?"])
+    wanted = list(prefilled.generate([["What?"]], 5)[0][0].tokens)
     assert json.loads(out.stdout.partition("answer: ")[2])[: len(wanted)] == wanted
 
 

@@ -122,9 +122,9 @@ def test_a_batch_of_different_videos(processor, model, generator, videos):
     with torch.no_grad():
         out = model(**together)
     prefilled = generator.prefill(
-        [(generator.load(frames),) for frames in videos], prompts=[QUESTION] * len(videos)
+        [(generator.read_media(frames),) for frames in videos], prompts=[QUESTION] * len(videos)
     )
-    wanted = generator.generate(prefilled, [[QUESTION]] * len(videos), 24)
+    wanted = prefilled.generate([[QUESTION]] * len(videos), 24)
     answers = answers_of(processor, model, together, max_new_tokens=24)
     survivors = []
     for row, frames in enumerate(videos):
@@ -158,11 +158,11 @@ def test_hybrid_resolution_in_both(processor, model, generator, params):
 
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     frames = [np.roll(picture, t, axis=1) for t in range(6)]
-    seen = generator.load(frames, hybrid=Hybrid(2, 4, 32, 16))
+    seen = generator.read_media(frames, frames=Hybrid(2, 4, 32, 16))
     layout = TokenLayout(
         *(field[None] for field in build_layout(generator.prompt_parts(QUESTION, [seen])))
     )
-    elva = Elva(generator.model)
+    elva = Elva(generator.model_config)
     wanted = jax.jit(lambda *args: elva.apply({"params": params}, *args, merging=True))(
         seen.patches[None], layout
     )
@@ -268,11 +268,11 @@ def test_loss_and_gradients_through_merging(processor, exported, generator, para
         },
         {"role": "assistant", "content": "red and blue"},
     ]
-    seen = generator.load(videos[2])
+    seen = generator.read_media(videos[2])
     answer = tuple(generator.tokenizer.encode("red and blue<|im_end|>", add_special_tokens=False))
     parts = [*generator.prompt_parts(QUESTION, [seen]), Text(answer, 1.0)]
     layout = TokenLayout(*(field[None] for field in build_layout(parts)))
-    elva = Elva(generator.model)
+    elva = Elva(generator.model_config)
     out = elva.apply({"params": params}, seen.patches[None], layout, merging=True)
     log_p = jax.nn.log_softmax(elva.apply({"params": params}, out.hidden, method="head"))
     chosen = np.take_along_axis(

@@ -92,13 +92,13 @@ def test_prefill_lowers_for_cuda(config):
         shape(rows, length, decoder.hidden_size),
         shape(rows, patches, model.patch.patch_size**2 * 3, dtype=np.uint8),
     )
-    seen = jax.eval_shape(lambda layout: prefill._seen(model, layout), layout)
+    inputs = jax.eval_shape(lambda layout: prefill.layer_inputs(model, layout), layout)
 
     def lower(program, *arguments):
         return program.trace(model, *arguments).lower(lowering_platforms=("cuda",))
 
     lower(prefill._embed, weights, pixels, layout)
     lower(prefill._merge, x, layout, shape(rows, length, dtype=jnp.float32), 0)
-    assert calls(lower(prefill._layer, layer, x, seen), SINGLE) == 1
-    last = lower(prefill._last_layer, layer, x, seen)
+    assert calls(lower(prefill.run_layer, layer, x, inputs), SINGLE) == 1
+    last = lower(prefill.run_last_layer, layer, x, inputs)
     assert "stablehlo" in last.as_text()

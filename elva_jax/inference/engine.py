@@ -1,0 +1,216 @@
+"""The engine: token arrays in, arrays out. It knows no strings and no files.
+
+A `Prefix` holds the keys and values of prefilled prompts; questions and options are given as token
+ids per row of it. `inference.model` adds the tokenizer and the media.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from elva_jax.inference import decode, prefill
+from elva_jax.inference.batching import GRID, ChooseLength, Rows, text_tokens
+from elva_jax.inference.hidden import HiddenStates, collect
+from elva_jax.inference.long_context import rope_scaled
+from elva_jax.inference.params import Weights
+from elva_jax.inference.prefill import Prefix
+from elva_jax.inference.sampling import GREEDY, Sampling, SamplingParams
+from elva_jax.inference.scoring import Likelihood, OptionTree, branch_scores
+from elva_jax.models.config import ElvaConfig
+from elva_jax.ops.merging import NO_MERGING, Merging
+from elva_jax.video.layout import Clip, Text
+
+Questions = Sequence[Sequence[Sequence[int]]]  # token ids of the questions of each row
+Parts = Sequence[Text | Clip]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How far answers are decoded.
+
+    Attributes:
+      max_new_tokens: most tokens of an answer.
+      capacity: slots that are free for them, at least as many; static.
+      interval: tokens between two looks at the answers.
+      sampling: how tokens are chosen.
+    """
+
+    max_new_tokens: int
+    capacity: int
+    interval: int
+    sampling: Sampling = GREEDY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Answers as far as they have been decoded."""
+
+    tokens: list[list[tuple[int, ...]]]  # of each row's answers, without the ending token
+    ended: list[list[bool]]  # whether an ending token was chosen
+    last: bool  # whether max_new_tokens is reached
+    state: decode.DecodeState
+
+
+class Engine:
+    """A model's weights and what runs them.
+
+    Args:
+      config: the model.
+      weights: its parameters.
+      vocab_size: only ids below it are chosen.
+      end_ids: tokens that end an answer.
+    """
+
+    def __init__(
+        self, config: ElvaConfig, weights: Weights, *, vocab_size: int, end_ids: tuple[int, ...]
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.vocab_size = min(vocab_size, config.decoder.vocab_size)
+        self.end_ids = end_ids
+
+    def prefill(
+        self,
+        rows: Rows,
+        *,
+        tokens: int,
+        merging: bool | Merging = True,
+        lengths: ChooseLength = GRID,
+    ) -> Prefix:
+        """Runs a batch of prompt prefixes through the decoder.
+
+        Args:
+          rows: the prefixes.
+          tokens: length of the longest row with everything that will follow it; RoPE is scaled for
+            it where it exceeds the model's longest sequence.
+          merging: whether the model's merging layers act, or others instead.
+          lengths: chooses the length after each merging layer.
+
+        Raises:
+          LayoutError: more tokens than RoPE can be scaled for.
+        """
+        config = rope_scaled(self.config, tokens)
+        return prefill.prefill(config, self.weights, rows, self._rules(merging), lengths)
+
+    def hidden_states(
+        self, rows: Rows, layers: Sequence[int] | None, *, merging: bool | Merging = True
+    ) -> HiddenStates:
+        """The hidden states of one prompt; see `ElvaModel.hidden_states`."""
+        config = rope_scaled(self.config, int(rows.length[0]))
+        return collect(config, self.weights, rows, layers, self._rules(merging))
+
+    def _rules(self, merging: Merging | bool) -> Merging:
+        if isinstance(merging, bool):
+            return self.config.merge if merging else NO_MERGING
+        return merging
+
+    def start(
+        self,
+        prefix: Prefix,
+        questions: Questions,
+        decoding: Decoding,
+        lengths: ChooseLength = GRID,
+        prefix_parts: Sequence[Parts] = (),
+    ) -> decode.DecodeState:
+        """Feeds the questions of every row and chooses the first token of each answer.
+
+        Args:
+          prefix: prefilled rows.
+          questions: of each row.
+          decoding: how answers are decoded.
+          lengths: chooses padded lengths.
+          prefix_parts: what each row's prefix holds, for the repetition penalty.
+        """
+        batch, sampling = len(prefix.length), decoding.sampling
+        groups = lengths("questions", max(map(len, questions)), 1)
+        queries = lengths("question", max(len(ids) for row in questions for ids in row))
+        token = np.zeros((batch, groups, queries), np.int32)
+        length = np.zeros((batch, groups), np.int32)
+        size = self.config.decoder.vocab_size if sampling.penalizes else 0
+        repetition_mask = np.zeros((batch, groups, size), bool)
+        for b, row in enumerate(questions):
+            for g, ids in enumerate(row):
+                token[b, g, : len(ids)], length[b, g] = ids, len(ids)
+            if sampling.penalizes:
+                repetition_mask[b, :, text_tokens(prefix_parts[b])] = True
+        slots = queries + decoding.capacity
+        state = decode.new_state(prefix.config, prefix.length, groups, slots, repetition_mask)
+        return self.feed(prefix, state, token, length, sampling)
+
+    def feed(
+        self,
+        prefix: Prefix,
+        state: decode.DecodeState,
+        token_BxGxQ: np.ndarray,
+        length_BxG: np.ndarray,
+        sampling: Sampling,
+    ) -> decode.DecodeState:
+        """Feeds one more text to every suffix; see `decode.feed`."""
+        params = self._params(sampling)
+        return decode.feed(
+            prefix.config, self.weights, prefix.layers, state, token_BxGxQ, length_BxG, params
+        )
+
+    def decode(
+        self, prefix: Prefix, state: decode.DecodeState, counts: Sequence[int], decoding: Decoding
+    ) -> Iterator[Progress]:
+        """Continues the answers; yields them after every interval until all have ended.
+
+        Args:
+          prefix: prefilled rows.
+          state: after `start` or `feed`. It is used up, as is every state but the last one yielded.
+          counts: number of answers of each row.
+          decoding: how they are decoded.
+        """
+        params, left = self._params(decoding.sampling), decoding.max_new_tokens
+        tokens: list[list[tuple[int, ...]]] = [[()] * n for n in counts]
+        ended = [[False]]
+        while left > 0 and not all(map(all, ended)):
+            steps = min(decoding.interval, left)
+            out, state = decode.advance(
+                prefix.config, self.weights, prefix.layers, state, decoding.capacity, steps, params
+            )
+            out, alive, left = np.asarray(out), np.asarray(state.alive), left - steps
+            tokens = [
+                [ids + tuple(out[b, g][out[b, g] >= 0].tolist()) for g, ids in enumerate(row)]
+                for b, row in enumerate(tokens)
+            ]
+            ended = [[not alive[b, g] for g in range(n)] for b, n in enumerate(counts)]
+            yield Progress(tokens=tokens, ended=ended, last=left == 0, state=state)
+
+    def score(
+        self, prefix: Prefix, trees: Sequence[Sequence[OptionTree]], lengths: ChooseLength = GRID
+    ) -> list[list[list[Likelihood]]]:
+        """The likelihoods of the options of every tree of each row."""
+        flat = [tree for row in trees for tree in row]
+        groups = lengths("questions", max(map(len, trees)), 1)
+        queries = lengths("tree", max(len(tree.token) for tree in flat))
+        targets = lengths("option tokens", max(len(tree.source) for tree in flat))
+        shape = (len(prefix.length), groups)
+        arrays = {
+            name: np.full((*shape, size), fill, np.int32)
+            for name, size, fill in (
+                ("token", queries, 0),
+                ("position", queries, 0),
+                ("branch", queries, -1),
+                ("source", targets, 0),
+                ("target", targets, 0),
+            )
+        }
+        for b, row in enumerate(trees):
+            for g, tree in enumerate(row):
+                for name, array in arrays.items():
+                    values = getattr(tree, name)
+                    array[b, g, : len(values)] = values
+        scores = branch_scores(prefix.config, self.weights, prefix.layers, *arrays.values())
+        scores = np.asarray(scores, np.float64)
+        return [
+            [tree.likelihoods(scores[b, g]) for g, tree in enumerate(row)]
+            for b, row in enumerate(trees)
+        ]
+
+    def _params(self, sampling: Sampling) -> SamplingParams:
+        return sampling.params(self.vocab_size, self.end_ids)

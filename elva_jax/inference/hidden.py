@@ -1,0 +1,147 @@
+"""Hidden states of a prompt, layer by layer, with and without merging."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from elva_jax.errors import ConfigError
+from elva_jax.inference.batching import GRID, Rows
+from elva_jax.inference.params import Weights, final_norm
+from elva_jax.inference.prefill import (
+    embed_rows,
+    layer_inputs,
+    merge_tokens,
+    run_layer,
+    without_merging,
+)
+from elva_jax.models.config import ElvaConfig
+from elva_jax.models.elva import segments
+from elva_jax.ops.merging import NO_MERGING, MergeStats, Merging
+from elva_jax.video.layout import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockTokens:
+    """The C tokens that one block of decoder layers works on.
+
+    Attributes:
+      start: number of layers before the block.
+      stop: number of layers before its end.
+      layout: [C] what each token is; survivors of a merge keep their own fields.
+      size: float32 [C], how many original tokens each stands for.
+      survivor: int32 [S], the index in C of the token that stands for each of the S original ones.
+      merged: what the merging layer before the block did; None where there is none.
+    """
+
+    start: int
+    stop: int
+    layout: TokenLayout
+    size: np.ndarray
+    survivor: np.ndarray
+    merged: MergeStats | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HiddenStates:
+    """The hidden states of one prompt.
+
+    Attributes:
+      states: float32 [C, D] by the number of layers before it: 0 is the decoder's input, l the
+        output of the l-th layer. Its tokens are those of `block(l)`.
+      final: float32 [C, D], the last layer's output after the final norm.
+      layout: [S] the prompt's tokens before any merging.
+      blocks: the decoder's blocks of layers, in order; tokens merge between them.
+    """
+
+    states: Mapping[int, np.ndarray]
+    final: np.ndarray
+    layout: TokenLayout
+    blocks: tuple[BlockTokens, ...]
+
+    def block(self, layer: int) -> BlockTokens:
+        """The tokens that `states[layer]` is about."""
+        if layer == 0 and self.blocks[0].merged is not None:
+            return self._input()
+        return next(block for block in self.blocks if layer <= block.stop)
+
+    def _input(self) -> BlockTokens:
+        length = self.layout.length
+        return BlockTokens(
+            start=0,
+            stop=0,
+            layout=self.layout,
+            size=np.ones(length, np.float32),
+            survivor=np.arange(length, dtype=np.int32),
+            merged=None,
+        )
+
+
+def collect(
+    config: ElvaConfig,
+    weights: Weights,
+    rows: Rows,
+    layers: Sequence[int] | None = None,
+    merging: Merging = NO_MERGING,
+) -> HiddenStates:
+    """The hidden states of a batch of one row; see `HiddenStates`.
+
+    Args:
+      config: the model; its own merging layers are not used.
+      weights: its parameters.
+      rows: one prompt.
+      layers: which states to keep, 0 to the number of layers; None: all.
+      merging: the merging layers that act; their buckets are not used.
+
+    Raises:
+      ConfigError: a layer that the model does not have.
+    """
+    config, merges = without_merging(config), dataclasses.replace(config, merge=merging)
+    total = config.decoder.num_layers
+    wanted = set(range(total + 1) if layers is None else layers)
+    if wrong := sorted(layer for layer in wanted if not 0 <= layer <= total):
+        raise ConfigError(f"layers: {wrong} are not within 0 … {total}, the model's layers")
+    tokens, length = embed_rows(config, weights, rows), int(rows.length[0])
+    layout = _first(tokens.layout, length)
+    survivor = np.arange(length, dtype=np.int32)
+    states = {0: _host(tokens.x, length)} if 0 in wanted else {}
+    blocks = []
+    for block in segments(merges, True):
+        stats = None
+        if block.merge is not None:
+            tokens, merged = merge_tokens(merges, tokens, block.merge, GRID)
+            survivor = np.asarray(merged.survivor)[0][survivor]
+            stats = MergeStats(*(int(value[0]) for value in merged.stats))
+            length = stats.survivors
+        inputs, x = layer_inputs(config, tokens.layout), tokens.x
+        for index in range(block.start, block.stop):
+            x, _ = run_layer(config, weights.layers[index], x, inputs)
+            if index + 1 in wanted:
+                states[index + 1] = _host(x, length)
+        tokens = tokens._replace(x=x)
+        blocks.append(
+            BlockTokens(
+                start=block.start,
+                stop=block.stop,
+                layout=_first(tokens.layout, length),
+                size=np.asarray(tokens.size)[0, :length],
+                survivor=survivor,
+                merged=stats,
+            )
+        )
+    final = jax.jit(final_norm, static_argnums=0)(config, weights._replace(layers=()), tokens.x)
+    final = _host(final, length)
+    return HiddenStates(states=states, final=final, layout=layout, blocks=tuple(blocks))
+
+
+def _first(layout: TokenLayout, length: int) -> TokenLayout:
+    """The tokens of the only row, without padding."""
+    return TokenLayout(*(np.asarray(field)[0, :length] for field in layout))
+
+
+def _host(x_1xCxD: jax.Array, length: int) -> np.ndarray:
+    """A copy of the only row; the program that reads the array next may reuse its memory."""
+    return np.array(x_1xCxD[0, :length], np.float32)

@@ -1,0 +1,64 @@
+"""Opening a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from elva_jax.hf.load import open_run_or_folder
+from elva_jax.inference.model import ElvaModel
+from elva_jax.inference.params import mesh_shardings
+from elva_jax.models.build import config_from_dict
+from elva_jax.utils.trees import flatten_paths
+
+
+def load(
+    path_or_hub: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    mesh: Mesh | None = None,
+    stage: str | None = None,
+) -> ElvaModel:
+    """Loads a trained model.
+
+    Args:
+      path_or_hub: a run's workdir, one stage in it, one saved step, a converted checkpoint, or a
+        Hugging Face folder or hub name of an exported ELVA.
+      dtype: the compute type; None: the run's.
+      mesh: devices over which the parameters are sharded, with axes named data, fsdp, context or
+        tensor; None: the first device.
+      stage: of a run's workdir, the stage whose weights and data settings are taken; None: the last
+        one that has been started.
+
+    Raises:
+      CheckpointError: nothing to load there, or it is damaged.
+      ConvertError: a folder of another kind, or a damaged one.
+      ConfigError: a stage that the run does not have, or a mesh axis of another name.
+
+    Example:
+      >>> import tempfile
+      >>> import elva_jax
+      >>> from elva_jax import testing
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     testing.tiny_model().save_pretrained(f"{folder}/tiny")
+      ...     model = elva_jax.load(f"{folder}/tiny", dtype="float32")
+      >>> model.answer(testing.tiny_video(), "What moves?", max_new_tokens=4)
+      '...'
+    """
+    path = Path(path_or_hub)
+    if stage is not None and (path / stage / "checkpoints").is_dir():
+        path_or_hub = path / stage
+
+    def place(config: ConfigDict) -> dict[str, Any]:
+        if mesh is None:
+            return {}
+        model = config_from_dict(config.model, config.teacher)
+        return flatten_paths({"elva": mesh_shardings(model, mesh)})
+
+    run = open_run_or_folder(path_or_hub, place)
+    if dtype is not None:
+        run.config.model.dtype = dtype
+    return ElvaModel.from_run(run, stage=stage, mesh=mesh)

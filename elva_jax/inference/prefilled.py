@@ -1,0 +1,188 @@
+"""Videos that have been read once, for any number of questions about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.data import conversation
+from elva_jax.errors import ConfigError, LayoutError
+from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
+from elva_jax.inference.detokenize import tokens_before, visible
+from elva_jax.inference.engine import Decoding, Progress
+from elva_jax.inference.prefill import Prefix
+from elva_jax.inference.sampling import GREEDY, Sampling
+from elva_jax.inference.scoring import Choice, Likelihood, OptionTree, option_tree
+from elva_jax.video.clip import Visual
+from elva_jax.video.layout import Clip, Text
+
+if TYPE_CHECKING:
+    from elva_jax.inference.model import ElvaModel
+
+STOP_INTERVAL = 8  # tokens between two looks at an answer that a stop string may end
+END = "<|im_end|>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A decoded answer.
+
+    Attributes:
+      text: what the model says.
+      tokens: the token ids, without the ending token.
+      finished: False where max_new_tokens or the model's longest sequence cut the answer off.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefilled:
+    """Rows of videos after `ElvaModel.prefill`."""
+
+    model: ElvaModel
+    media: tuple[tuple[Visual, ...], ...]  # of each row
+    prefixes: tuple[tuple[Text | Clip, ...], ...]  # of each row: chat header and clips
+    prefix_tokens: tuple[int, ...]  # of each row, before any merging
+    prefix: Prefix  # of grid_batch(rows) rows
+
+    def generate(
+        self,
+        questions: Sequence[Sequence[str]],
+        max_new_tokens: int = 64,
+        *,
+        sampling: Sampling = GREEDY,
+        lengths: ChooseLength = GRID,
+    ) -> list[list[Answer]]:
+        """Answers the questions of each row, all decoded together.
+
+        An answer ends at `<|im_end|>`, before a stop string, after `max_new_tokens`, or at the
+        model's longest sequence.
+
+        Args:
+          questions: of each row.
+          max_new_tokens: longest answer.
+          sampling: how tokens are chosen.
+          lengths: chooses padded lengths.
+
+        Raises:
+          LayoutError: an empty question, one that places its media unlike the prefilled prompt, or
+            more tokens than fit the model.
+        """
+        if not any(questions):
+            return [[] for _ in questions]
+        interval = STOP_INTERVAL if sampling.stop else max_new_tokens
+        *_, answers = self._answers(questions, max_new_tokens, sampling, interval, lengths)
+        return answers
+
+    def stream(
+        self, question: str, max_new_tokens: int = 64, *, sampling: Sampling = GREEDY
+    ) -> Iterator[str]:
+        """The answer about the only row, piece by piece; joined, it is what `generate` gives."""
+        answers = self._answers([[question]], max_new_tokens, sampling, 1, GRID)
+        yield from pieces(answer for ((answer,),) in answers)
+
+    def score(
+        self, choices: Sequence[Sequence[Choice]], *, lengths: ChooseLength = GRID
+    ) -> list[list[list[Likelihood]]]:
+        """The likelihood of every option of every question of each row as the whole answer.
+
+        Raises:
+          LayoutError: an empty question or option, a question without options, or more tokens than
+            fit the model.
+        """
+        trees = [[self._tree(b, choice) for choice in row] for b, row in enumerate(choices)]
+        if not any(trees):
+            return [[] for _ in trees]
+        return self.model.engine.score(self.prefix, trees, lengths)
+
+    def _answers(
+        self,
+        questions: Sequence[Sequence[str]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        interval: int,
+        lengths: ChooseLength,
+    ) -> Iterator[list[list[Answer]]]:
+        """The answers so far, after every `interval` tokens."""
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+        ids = [[self._question(b, text) for text in row] for b, row in enumerate(questions)]
+        longest = max(self.prefix_tokens[b] + len(q) for b, row in enumerate(ids) for q in row)
+        most = min(max_new_tokens, self.prefix.config.decoder.max_position - longest)
+        decoding = Decoding(
+            max_new_tokens=most,
+            capacity=lengths("answer", most, 8),
+            interval=interval,
+            sampling=sampling,
+        )
+        engine = self.model.engine
+        state = engine.start(self.prefix, ids, decoding, lengths, self.prefixes)
+        for progress in engine.decode(self.prefix, state, list(map(len, ids)), decoding):
+            answers = as_answers(self.model.tokenizer, progress, sampling)
+            yield answers
+            if all(answer.finished for row in answers for answer in row):
+                return
+
+    def _question(self, row: int, question: str) -> tuple[int, ...]:
+        """Token ids of a question after the row's prefix."""
+        prompt = split_prompt(self.model.prompt_parts(question, self.media[row]))
+        if prompt.prefix != self.prefixes[row]:
+            raise LayoutError(
+                f"the question '{question[:60]}' places its media unlike the prefilled prompt;"
+                " prefill with it"
+            )
+        self._check_length(self.prefix_tokens[row] + len(prompt.question) + 1)
+        return prompt.question
+
+    def _tree(self, row: int, choice: Choice) -> OptionTree:
+        question, start = self._question(row, choice.question), self.prefix_tokens[row]
+        if not choice.options or not all(option.strip() for option in choice.options):
+            raise LayoutError(
+                f"the question '{choice.question[:60]}' needs options, none of them empty"
+            )
+        tokenizer = self.model.tokenizer
+        options = [
+            conversation.token_ids(tokenizer, option.strip() + END) for option in choice.options
+        ]
+        self._check_length(start + len(question) + max(map(len, options)))
+        return option_tree(question, options, start)
+
+    def _check_length(self, tokens: int) -> None:
+        longest = self.prefix.config.decoder.max_position
+        if tokens > longest:
+            raise LayoutError(
+                f"the prompt and its answer take {tokens} tokens, the prefilled model's longest"
+                f" sequence is {longest}; use fewer frames, or prefill with a larger capacity"
+            )
+
+
+def as_answers(
+    tokenizer: PreTrainedTokenizerBase, progress: Progress, sampling: Sampling
+) -> list[list[Answer]]:
+    """The answers of each row as far as they have been decoded."""
+
+    def one(ids, ended):
+        final = ended or progress.last
+        text, stopped = visible(tokenizer, ids, sampling.stop, final=final)
+        kept = ids[: tokens_before(tokenizer, ids, sampling.stop)] if stopped else ids
+        return Answer(text=text, tokens=kept, finished=ended or stopped)
+
+    return [
+        [one(*answer) for answer in zip(tokens, ended, strict=True)]
+        for tokens, ended in zip(progress.tokens, progress.ended, strict=True)
+    ]
+
+
+def pieces(answers: Iterable[Answer]) -> Iterator[str]:
+    """The text that each of the growing answers adds to the one before."""
+    shown = 0
+    for answer in answers:
+        if len(answer.text) > shown:
+            yield answer.text[shown:]
+            shown = len(answer.text)
