@@ -24,6 +24,12 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Types and shapes in the annotations of these are checked at every call, in tests only. It has to
+# come before the first import of the package.
+CHECKED = ("elva_jax.ops", "elva_jax.models", "elva_jax.inference", "elva_jax.video.layout")
+install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("elva", deadline=None, max_examples=40, derandomize=True)

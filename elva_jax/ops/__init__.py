@@ -1,0 +1,1 @@
+"""Pure functions over arrays: attention, RoPE, merging, pooling, segment reductions, products."""

@@ -1,15 +1,27 @@
-"""Rotary position embedding with the extensions that transformers knows, in Qwen2's rotate-half convention."""
+"""Rotary position embedding, with the extensions of transformers, in Qwen2's rotate-half order.
+
+Channels f and f + Dh/2 of a head are one plane, which the position p turns by p w_f:
+
+    x'[f]        = x[f] cos(p w_f) - x[f + Dh/2] sin(p w_f)
+    x'[f + Dh/2] = x[f + Dh/2] cos(p w_f) + x[f] sin(p w_f)        w_f = theta^(-2 f / Dh)
+
+    x   [ 0  1  2  3 | 4  5  6  7 ]      Dh = 8: the planes are (0, 4), (1, 5), (2, 6), (3, 7)
+
+so the product of a query and a key depends on the difference of their positions alone. An extension
+lowers the w_f, for sequences longer than those in training.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.errors import ConfigError
+from elva_jax.utils.arrays import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +42,15 @@ KINDS = ("default", "linear", "dynamic", "yarn")
 
 def frequencies(
     head_dim: int, theta: float, scaling: RopeScaling = PLAIN, seq_len: int = 0
-) -> tuple[np.ndarray, float]:
-    """Inverse frequencies float32 [head_dim / 2] and the factor on cos and sin, as transformers' ROPE_INIT_FUNCTIONS compute them.
+) -> tuple[Float32[np.ndarray, " F"], float]:
+    """The w_f of F = head_dim / 2 planes, and a factor on cos and sin, as transformers has them.
 
     Args:
       head_dim: width of a head.
       theta: RoPE base.
       scaling: which extension and its numbers.
-      seq_len: the sequence length in use, which only `dynamic` reads; up to `original_max_position` it changes nothing.
+      seq_len: the current sequence length, which only `dynamic` reads; up to
+        `original_max_position` it changes nothing.
 
     Raises:
       ConfigError: an unknown kind of scaling.
@@ -48,11 +61,9 @@ def frequencies(
     if scaling.kind == "linear":
         return _inverse(theta, exponent) / np.float32(scaling.factor), 1.0
     if scaling.kind == "dynamic":
-        stretch = max(seq_len, scaling.original_max_position) / scaling.original_max_position
-        base = theta * (scaling.factor * stretch - (scaling.factor - 1)) ** (
-            head_dim / (head_dim - 2)
-        )
-        return _inverse(base, exponent), 1.0
+        longer = max(seq_len, scaling.original_max_position) / scaling.original_max_position
+        growth = scaling.factor * longer - (scaling.factor - 1)
+        return _inverse(theta * growth ** (head_dim / (head_dim - 2)), exponent), 1.0
     if scaling.kind == "yarn":
         return _yarn(head_dim, theta, scaling, exponent)
     raise ConfigError(
@@ -60,26 +71,23 @@ def frequencies(
     )
 
 
-def _inverse(base: float, exponent: np.ndarray) -> np.ndarray:
+def _inverse(base: float, exponent: Float32[np.ndarray, " F"]) -> Float32[np.ndarray, " F"]:
     return (1.0 / np.power(np.float32(base), exponent)).astype(np.float32)
 
 
 def _yarn(
-    head_dim: int, theta: float, scaling: RopeScaling, exponent: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """YaRN (arXiv 2309.00071): fast dimensions are kept, slow ones interpolated, with a linear ramp between."""
+    head_dim: int, theta: float, scaling: RopeScaling, exponent: Float32[np.ndarray, " F"]
+) -> tuple[Float32[np.ndarray, " F"], float]:
+    """YaRN (arXiv 2309.00071): keeps fast planes, interpolates slow ones, with a ramp between."""
 
-    def dimension(rotations: float) -> float:
-        """The dimension that turns so many times over the trained context."""
-        return (
-            head_dim
-            * math.log(scaling.original_max_position / (rotations * 2 * math.pi))
-            / (2 * math.log(theta))
-        )
+    def plane(rotations: float) -> float:
+        """The plane that turns so many times over the trained context."""
+        wavelength = scaling.original_max_position / (rotations * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(theta))
 
-    low = max(math.floor(dimension(scaling.beta_fast)), 0)
-    high = min(math.ceil(dimension(scaling.beta_slow)), head_dim - 1)
-    width = high - low if high != low else 0.001
+    low = max(math.floor(plane(scaling.beta_fast)), 0)
+    high = min(math.ceil(plane(scaling.beta_slow)), head_dim - 1)
+    width = high - low if high != low else 0.001  # transformers' guard against a division by 0
     interpolated = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0, 1)
     plain = _inverse(theta, exponent)
     frequency = plain / np.float32(scaling.factor) * interpolated + plain * (1 - interpolated)
@@ -90,18 +98,20 @@ def _yarn(
 
 
 def cos_sin(
-    position_BxS: jax.Array, frequency: np.ndarray, attention_factor: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
-    """cos and sin float32 [B, S, head_dim / 2] of integer positions [B, S]."""
-    angle_BxSxF = (
-        position_BxS[..., None].astype(jnp.float32) * jnp.asarray(frequency)[None, None, :]
-    )
+    position: Int[AnyArray, "B S"],
+    frequency: Float32[AnyArray, " F"],
+    attention_factor: float = 1.0,
+) -> tuple[Float32[Array, "B S F"], Float32[Array, "B S F"]]:
+    """Cosine and sine of the angles p w_f."""
+    angle_BxSxF = position[..., None].astype(jnp.float32) * jnp.asarray(frequency)[None, None, :]
     return jnp.cos(angle_BxSxF) * attention_factor, jnp.sin(angle_BxSxF) * attention_factor
 
 
-def rotate(x_BxSxHxDh: jax.Array, cos_BxSxF: jax.Array, sin_BxSxF: jax.Array) -> jax.Array:
+def rotate(
+    x: Float[Array, "B S H Dh"], cos: Float32[Array, "B S F"], sin: Float32[Array, "B S F"]
+) -> Float[Array, "B S H Dh"]:
     """Turns queries or keys by their positions in float32; the result has the type of x."""
-    cos, sin = cos_BxSxF[:, :, None, :], sin_BxSxF[:, :, None, :]
-    first, second = jnp.split(x_BxSxHxDh.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BxSxHxDh.dtype)
+    return turned.astype(x.dtype)

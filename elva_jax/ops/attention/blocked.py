@@ -13,6 +13,7 @@ computed, and no S x S array exists; only the tile on the diagonal is masked for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -53,7 +54,7 @@ def blocked_attention(
             turns = None if turn is None else (turn[:, start:stop], turn[:, :stop])
             same_BxQxT = same_example(segment[:, start:stop], segment[:, :stop], turns)
             mask_BxQxT = same_BxQxT & causal(start, stop - start, stop)
-        attend = partial(attend_block, start=start)
+        attend: Callable[..., jax.Array] = partial(attend_block, start=start)
         if length > LONG:
             attend = jax.checkpoint(attend)  # so that training keeps no scores of long sequences
         blocks.append(attend(q_block, k_BxKxSxDh[:, :, :stop], v_BxKxSxDh[:, :, :stop], mask_BxQxT))
@@ -72,7 +73,7 @@ def same_example(
     query_segment: Int[AnyArray, "B Q"],
     key_segment: Int[AnyArray, "B T"],
     turns: tuple[Int[AnyArray, "B Q"], Int[AnyArray, "B T"]] | None,
-) -> Bool[Array, "B Q T"]:
+) -> Bool[AnyArray, "B Q T"]:
     """Whether a query may attend to a key, causality aside; `turns` are those of both."""
     same = query_segment[:, :, None] == key_segment[:, None, :]
     if turns is None:
@@ -88,9 +89,9 @@ def causal(start: int | Int[Array, ""], queries: int, keys: int) -> Bool[Array, 
 
 def attend_block(
     q: Float[Array, "B K G Q Dh"],
-    k: Float[Array, "B K T Dh"],
-    v: Float[Array, "B K T Dh"],
-    mask: Bool[Array, "B Q T"] | None,
+    k: Float[AnyArray, "B K T Dh"],
+    v: Float[AnyArray, "B K T Dh"],
+    mask: Bool[AnyArray, "B Q T"] | None,
     *,
     start: int,
 ) -> Float[Array, "B K G Q Dh"]:

@@ -83,7 +83,7 @@ def _attend_own(
     @jax.checkpoint  # so that the backward pass, too, holds the scores of one block only
     def attend(_, block):
         q_block, segment_block, turn_block, start = block
-        turns = None if turn_block is None else (turn_block, all_turns)
+        turns = None if all_turns is None else (turn_block, all_turns)
         mask_BxQxT = same_example(segment_block, all_segments, turns) & causal(start, size, length)
         folded = fold_queries(q_block, all_k.shape[1])
         return None, attend_block(folded, all_k, all_v, mask_BxQxT, start=0)

@@ -46,7 +46,9 @@ def torch_tokens(layouts, x, size, merge_lines):
         used = layout.kind != Kind.PAD
         shift = int((~used).sum()) if b % 2 else 0
         tube = np.where(
-            is_mergeable(TokenLayout(*map(jnp.asarray, layout)), merge_lines), layout.tube, -1
+            is_mergeable(TokenLayout(*map(jnp.asarray, layout)), merge_lines=merge_lines),
+            layout.tube,
+            -1,
         ).astype(np.int64)
         index = np.where(used, np.arange(S), -1)
         row = (x[b], used, layout.position.astype(np.int64), tube, size[b] * used, index)
