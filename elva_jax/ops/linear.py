@@ -15,13 +15,13 @@ from elva_jax.utils.arrays import AnyArray
 
 
 def dot_general(
-    x: Float[AnyArray, "..."],
-    kernel: Float[AnyArray, "..."],
+    x: Float[AnyArray, ...],
+    kernel: Float[AnyArray, ...],
     dimension_numbers: tuple,
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
     out_sharding: Any = None,
-) -> Float[Array, "..."]:
+) -> Float[Array, ...]:
     """`lax.dot_general` of activations with a matrix, for `nn.Dense(dot_general=...)`."""
     ((contracted,), _), (batch, _) = dimension_numbers
     # On a mesh, and on GPUs, the leading dimensions stay apart, since they may be sharded.

@@ -30,6 +30,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from elva_jax.errors import ConfigError
+from elva_jax.ops.tube_runs import (
+    compact,
+    last_of_run,
+    place_in_group,
+    sort_by_tube,
+    successors,
+    unsort,
+    weighted_means,
+)
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
@@ -174,14 +183,14 @@ def merge(
     layout = jax.tree.map(jnp.asarray, layout)
     used_S = layout.kind != Kind.PAD
     mergeable_S = is_mergeable(layout, merge_lines=merge_lines)
-    by_tube = _sort_by_tube(layout.tube, mergeable_S)
-    successor_S = _successor(by_tube, mergeable_S)
+    tube_S, order_S = sort_by_tube(layout.tube, mergeable_S)
+    successor_S = successors(tube_S, order_S, mergeable_S)
     neighbors = Neighbors(
         similarity=similarity(x, jnp.minimum(successor_S, length - 1)),
         has_successor=successor_S < length,
         mergeable=mergeable_S,
         segment=layout.segment,
-        place=_unsort(by_tube.order, _place_in_group(by_tube.tube)),
+        place=unsort(order_S, place_in_group(tube_S)),
     )
     chosen_S = policy(neighbors, rule)
     if chosen_S.shape != (length,) or chosen_S.dtype != bool:
@@ -200,14 +209,14 @@ def merge(
 
     kept_S = used_S & ~merged_S
     index_S = jnp.cumsum(kept_S.astype(jnp.int32)) - 1
-    last_S = _last_of_run(by_tube.order, merged_S)
+    last_S = last_of_run(order_S, merged_S)
     survivor_S = jnp.where(used_S, index_S[last_S], capacity)
     survivors = _count(kept_S)
     overflow = jnp.maximum(survivors - capacity, 0)
 
-    x_CxD, size_C = _means(x, size.astype(jnp.float32), survivor_S, capacity)
+    x_CxD, size_C = weighted_means(x, size.astype(jnp.float32), survivor_S, capacity)
     x_CxD = jnp.where(overflow > 0, jnp.full_like(x_CxD, jnp.nan), x_CxD)
-    merged_layout = _compact(layout, kept_S, index_S, capacity)
+    merged_layout = compact(layout, kept_S, index_S, capacity)
     kind_C = merged_layout.kind
     stats = MergeStats(
         entering=_count(mergeable_S),
@@ -254,7 +263,7 @@ def rank_in_group(similarity: Float[Array, " S"], group: Int[Array, " S"]) -> In
     sorted_S, _, order_S = jax.lax.sort(
         (group.astype(jnp.int32), key_S, index_S), num_keys=2, is_stable=True
     )
-    return _unsort(order_S, _place_in_group(sorted_S))
+    return unsort(order_S, place_in_group(sorted_S))
 
 
 def count_per_segment(mask: Bool[Array, " S"], segment: Int[AnyArray, " S"]) -> Int32[Array, " G"]:
@@ -325,86 +334,3 @@ def _most_similar_per_segment(neighbors: Neighbors, quota: Int32[Array, " G"]) -
 
 def _count(mask: Bool[Array, " S"]) -> Int32[Array, ""]:
     return jnp.sum(mask, dtype=jnp.int32)
-
-
-class _TubeOrder(NamedTuple):
-    tube: Int32[Array, " S"]  # tubes in increasing order, then all that never merges
-    order: Int32[Array, " S"]  # the token at each of these places, earlier ones first
-
-
-def _sort_by_tube(tube: Int[AnyArray, " S"], mergeable: Bool[Array, " S"]) -> _TubeOrder:
-    key_S = jnp.where(mergeable, tube, jnp.iinfo(jnp.int32).max)
-    index_S = jnp.arange(tube.shape[0], dtype=jnp.int32)
-    return _TubeOrder(*jax.lax.sort((key_S, index_S), num_keys=1, is_stable=True))
-
-
-def _unsort(order: Int32[Array, " S"], values: Int32[Array, " S"]) -> Int32[Array, " S"]:
-    """The inverse of values[order]; `order` is a permutation."""
-    return jnp.zeros_like(values).at[order].set(values, unique_indices=True)
-
-
-def _successor(by_tube: _TubeOrder, mergeable: Bool[Array, " S"]) -> Int32[Array, " S"]:
-    """The next token of the same tube, S where there is none."""
-    tube_S, order_S = by_tube
-    length = tube_S.shape[0]
-    same_S = tube_S == jnp.roll(tube_S, -1)
-    same_S = same_S & mergeable[order_S] & (jnp.arange(length) < length - 1)
-    return _unsort(order_S, jnp.where(same_S, jnp.roll(order_S, -1), length))
-
-
-def _last_of_run(order: Int32[Array, " S"], merged: Bool[Array, " S"]) -> Int32[Array, " S"]:
-    """The last member of every token's run; the token itself where it is alone."""
-    length = order.shape[0]
-    place_S = jnp.arange(length, dtype=jnp.int32)
-    # In tube order a run is contiguous: it ends at the next token that does not merge.
-    end_S = jax.lax.cummin(jnp.where(merged[order], length - 1, place_S), reverse=True)
-    return _unsort(order, order[end_S])
-
-
-def _place_in_group(values: Int32[Array, " S"]) -> Int32[Array, " S"]:
-    """How many equal entries stand before each one of a sorted array."""
-    index_S = jnp.arange(values.shape[0], dtype=jnp.int32)
-    first_S = (values != jnp.roll(values, 1)) | (index_S == 0)
-    return index_S - jax.lax.cummax(jnp.where(first_S, index_S, 0))
-
-
-def _means(
-    x: Float[AnyArray, "S D"],
-    size: Float32[AnyArray, " S"],
-    survivor: Int32[Array, " S"],
-    capacity: int,
-) -> tuple[Float[Array, "C D"], Float32[Array, " C"]]:
-    """Size-weighted means and sizes of the tokens that share a survivor; C and above is dropped."""
-
-    def total(values, dtype):
-        zeros = jnp.zeros((capacity, *values.shape[1:]), dtype)
-        return zeros.at[survivor].add(values, mode="drop")
-
-    size_C = total(size, jnp.float32)
-    alone_C = total(jnp.ones_like(survivor), jnp.int32) == 1
-    place_S = jnp.minimum(survivor, capacity - 1)
-    total_S = size_C[place_S]
-    # A token alone has weight exactly 1, so that its features come out bit for bit.
-    weight_S = jnp.where(
-        alone_C[place_S] | (total_S == 0), 1.0, size / jnp.where(total_S == 0, 1.0, total_S)
-    )
-    x_CxD = total(x.astype(jnp.float32) * weight_S[:, None], jnp.float32)
-    return x_CxD.astype(x.dtype), size_C
-
-
-def _compact(
-    layout: TokenLayout, kept: Bool[Array, " S"], index: Int32[Array, " S"], capacity: int
-) -> TokenLayout:
-    """The kept tokens' fields [C], then padding."""
-    length = kept.shape[0]
-    token_S = jnp.arange(length, dtype=jnp.int32)
-    # What is not kept gets places beyond the end, all different, as unique_indices promises.
-    place_S = jnp.where(kept, index, capacity + token_S)
-    source_C = jnp.full(capacity, length, jnp.int32)
-    source_C = source_C.at[place_S].set(token_S, mode="drop", unique_indices=True)
-    fill = dict.fromkeys(("patch_index", "frame", "row", "tube", "cell"), -1)
-    fields = {
-        name: jnp.take(field, source_C, axis=0, mode="fill", fill_value=fill.get(name, 0))
-        for name, field in layout._asdict().items()
-    }
-    return TokenLayout(**fields)

@@ -1,5 +1,6 @@
-"""Hierarchical merging against a plain NumPy reading of the rule, and the properties that keep it honest."""
+"""Hierarchical merging against a plain NumPy version of the rule, and its invariants."""
 
+import doctest
 from decimal import ROUND_CEILING, Decimal
 from functools import partial
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elva_jax.errors import ConfigError
+from elva_jax.ops import merging
 from elva_jax.ops.merging import MergeLayer, compose, merge
 from elva_jax.video.hybrid import choose_high
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, count, pack
@@ -48,7 +50,7 @@ def rows(draw):
 
 
 def features(seed, length=S):
-    """Small integers: dot products are exact, so equal similarities are exactly equal in NumPy and XLA, and there are many."""
+    """Small integers: dot products are exact, so equal similarities are equal in NumPy and XLA."""
     rng = np.random.default_rng(seed)
     return rng.integers(-1, 3, (length, D)).astype(np.float32), rng.integers(1, 6, length).astype(
         np.float32
@@ -61,7 +63,7 @@ def cosine(a, b):
 
 
 def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
-    """The rule read token by token: groups of old indices that become one token, in the order of their last members; and forced merges."""
+    """The rule token by token: groups of old indices by last member, and forced merges."""
     mergeable = [k == Kind.PATCH or (merge_lines and k == Kind.LINE) for k in layout.kind]
     follower = {}
     for i in range(len(x)):
@@ -207,7 +209,7 @@ def test_static_video_leaves_one_token_a_tube(policy, merge_lines):
 
 @pytest.mark.parametrize("policy", ["interleave", "ends"])
 def test_a_static_video_at_two_resolutions_merges_each_apart(policy):
-    """Hybrid resolution: high frames join high ones and low ones low ones, whatever stands between them."""
+    """Hybrid resolution: high frames merge with high ones and low with low, whatever is between."""
     is_high = choose_high(4, 3, policy)
     layout = pack([build_layout(clip([(2, 2) if high else (1, 2) for high in is_high]))], S)
     x = (
@@ -333,7 +335,7 @@ def jacobian(x, layout, size):
 
 @given(rows(), st.integers(0, 10**6), st.integers(0, S - 1))
 def test_survivors_never_look_ahead(layouts, seed, cut):
-    """Threshold policy: what comes after `cut` may decide whether a token stays, never what a token that stays holds."""
+    """By threshold: later tokens may decide whether a token stays, never what its mean holds."""
     layout = pack(layouts, S)
     x, size = features(seed)
     future = np.where(np.arange(S)[:, None] > cut, features(seed + 1)[0], x)
@@ -435,7 +437,7 @@ def test_vmap_under_jit_equals_one_by_one():
 
 
 def test_broken_features_merge_last_and_stay_visible():
-    """NaN and zero vectors compare as not similar; a NaN is never averaged away by the threshold."""
+    """NaN and zero vectors are not similar to anything; no threshold averages a NaN away."""
     layout = pack([build_layout([Clip([(1, 1)] * 4)])], S)
     x = np.ones((S, D), np.float32)
     patches = np.flatnonzero(layout.kind == Kind.PATCH)
@@ -446,7 +448,36 @@ def test_broken_features_merge_last_and_stay_visible():
     assert ratio.survivor[patches[2]] == ratio.survivor[patches[3]]  # cosine 0 comes before NaN
 
 
-@pytest.mark.parametrize(("rule", "bucket"), [(MergeLayer(0, "mean"), None), (MergeLayer(0), 0)])
+def similar_at_even_places(neighbors, rule):
+    """A policy that no name stands for."""
+    return (neighbors.similarity > rule.threshold) & (neighbors.place % 2 == 0)
+
+
+def test_a_function_is_a_policy():
+    layout = pack([build_layout(clip([(2, 2)] * 5)), build_layout(clip([(1, 1)] * 2))], S)
+    got = run(np.ones((S, D), np.float32), layout, np.ones(S, np.float32), EVEN, bucket=80)
+    patches = got.layout.kind == Kind.PATCH
+    np.testing.assert_array_equal(got.layout.frame[patches], [1] * 4 + [3] * 4 + [4] * 4 + [6])
+    np.testing.assert_array_equal(got.size[patches], [2] * 8 + [1] * 4 + [2])
+
+
+EVEN = MergeLayer(0, similar_at_even_places, 0.6)
+
+
+def test_the_example_of_merge_runs():
+    result = doctest.testmod(merging)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "bucket"),
+    [
+        (MergeLayer(0, "mean"), None),
+        (MergeLayer(0), 0),
+        (MergeLayer(0, lambda neighbors, rule: neighbors.similarity), None),
+    ],
+)
 def test_refuses_what_cannot_work(rule, bucket):
     layout = build_layout([Clip([(1, 1)])])
     with pytest.raises(ConfigError, match="merge"):
@@ -464,7 +495,7 @@ LAYERS = st.lists(
 
 @given(rows(), LAYERS, st.integers(0, 99))
 def test_merging_layers_leave_no_more_than_an_example_was_counted_for(layouts, layers, seed):
-    """Of a packed row, every example by itself; and exactly that where nothing is alike and a ratio decides."""
+    """For each example of a packed row, and exactly that many where a ratio alone decides."""
     x, size = features(seed)
     x = np.random.default_rng(seed).normal(size=x.shape).astype(np.float32)
     layout = pack(layouts, S)

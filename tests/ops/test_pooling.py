@@ -45,7 +45,7 @@ def test_equals_torch_on_any_grid(teacher, rows, columns, offset, seed):
 
 
 def test_merged_tokens_and_missing_frames():
-    """Any subset of cells in any order pools the same; a frame that the teacher did not see gives zeros."""
+    """Cells pool alike in any subset and order; frames that the teacher lacks give zeros."""
     layout = pack([build_layout([Clip([(3, 5)] * 2)])], 64)
     features = np.random.default_rng(0).normal(size=(1, 9, 9, C)).astype(np.float32)
     full = np.asarray(adaptive_average_pool(features, layout.frame, layout.cell))
