@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from typing import Any
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from elva_jax.config import schema
+
+Group = TypeVar("Group")
+
+
+@functools.cache
+def types(cls: type) -> dict[str, Any]:
+    """The types of a group's fields."""
+    return typing.get_type_hints(cls)
+
+
+def typed(cls: type[Group], values: Mapping[str, Any]) -> Group:
+    """A group of a valid configuration as its frozen dataclass; keys that are missing keep their
+    defaults."""
+    if isinstance(values, cls):
+        return values
+    out = {}
+    for name, field in schema.keys(cls).items():
+        if name not in values:
+            continue
+        value = values[name]
+        if named := field.metadata.get("named"):
+            value = {label: typed(named, inner) for label, inner in value.items()}
+        elif dataclasses.is_dataclass(types(cls)[name]):
+            value = typed(types(cls)[name], value)
+        out[name] = float(value) if types(cls)[name] is float else value
+    return cls(**out)
 
 
 def config_to_dict(config: ConfigDict) -> dict[str, Any]:

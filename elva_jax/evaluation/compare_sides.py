@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -143,7 +144,8 @@ class JaxSide:
 
         run = self._load()
         tokenizer = load(run.tokenizer_dir)
-        decoder = Qwen2(config_from_dict(run.config.model, run.config.teacher).decoder)
+        model = config_from_dict(run.config.model, run.config.teacher)
+        decoder = Qwen2(dataclasses.replace(model, dtype="float32", remat="none", attention="auto"))
         apply = jax.jit(lambda params, *inputs: decoder.apply({"params": params}, *inputs))
         params = run.params["elva"]["decoder"]
 

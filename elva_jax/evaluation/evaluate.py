@@ -199,7 +199,7 @@ def _result(generator: ElvaModel, tally: Tally) -> dict[str, Any]:
 
 def _attention(generator: ElvaModel) -> Implementation:
     model = generator.model_config
-    return choose_implementation(model.decoder.head_dim, model.dtype, model.attention)
+    return choose_implementation(model.head_dim, model.dtype, model.attention)
 
 
 def _sizing(generator: ElvaModel) -> dict[str, Any]:

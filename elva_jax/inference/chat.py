@@ -109,7 +109,7 @@ class Chat:
 
     def _fits(self, state: decode.DecodeState, tokens: int) -> bool:
         """Whether a question and its answer stay within the length that was prefilled for."""
-        longest = self._prefilled.prefix.config.decoder.max_position
+        longest = self._prefilled.prefix.config.max_position
         return int(state.position[0, 0]) + tokens + self._max_new_tokens <= longest
 
     def _restart(

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, append_tokens, empty_suffix
 from elva_jax.inference.params import Weights, logits
 from elva_jax.inference.sampling import SamplingParams, choose
-from elva_jax.models.config import ElvaConfig
 
 
 class DecodeState(NamedTuple):
@@ -34,7 +34,7 @@ class DecodeState(NamedTuple):
 
 
 def new_state(
-    config: ElvaConfig,
+    config: ModelConfig,
     length_B: np.ndarray,
     groups: int,
     slots: int,
@@ -77,7 +77,7 @@ def rollback(state: DecodeState, tokens: jax.Array | int) -> DecodeState:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def feed(
-    config: ElvaConfig,
+    config: ModelConfig,
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
     state: DecodeState,
@@ -129,7 +129,7 @@ def feed(
 
 @partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
 def advance(
-    config: ElvaConfig,
+    config: ModelConfig,
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
     state: DecodeState,

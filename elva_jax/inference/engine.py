@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import decode, prefill
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, text_tokens
 from elva_jax.inference.hidden import HiddenStates, collect
@@ -19,7 +20,7 @@ from elva_jax.inference.params import Weights
 from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling, SamplingParams
 from elva_jax.inference.scoring import Likelihood, OptionTree, branch_scores
-from elva_jax.models.config import ElvaConfig
+from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import NO_MERGING, Merging
 from elva_jax.video.layout import Clip, Text
 
@@ -65,11 +66,11 @@ class Engine:
     """
 
     def __init__(
-        self, config: ElvaConfig, weights: Weights, *, vocab_size: int, end_ids: tuple[int, ...]
+        self, config: ModelConfig, weights: Weights, *, vocab_size: int, end_ids: tuple[int, ...]
     ) -> None:
         self.config = config
         self.weights = weights
-        self.vocab_size = min(vocab_size, config.decoder.vocab_size)
+        self.vocab_size = min(vocab_size, config.vocab_size)
         self.end_ids = end_ids
 
     def prefill(
@@ -104,7 +105,7 @@ class Engine:
 
     def _rules(self, merging: Merging | bool) -> Merging:
         if isinstance(merging, bool):
-            return self.config.merge if merging else NO_MERGING
+            return merging_of(self.config) if merging else NO_MERGING
         return merging
 
     def start(
@@ -129,7 +130,7 @@ class Engine:
         queries = lengths("question", max(len(ids) for row in questions for ids in row))
         token = np.zeros((batch, groups, queries), np.int32)
         length = np.zeros((batch, groups), np.int32)
-        size = self.config.decoder.vocab_size if sampling.penalizes else 0
+        size = self.config.vocab_size if sampling.penalizes else 0
         repetition_mask = np.zeros((batch, groups, size), bool)
         for b, row in enumerate(questions):
             for g, ids in enumerate(row):

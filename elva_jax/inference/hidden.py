@@ -8,18 +8,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import GRID, Rows
 from elva_jax.inference.params import Weights, final_norm
-from elva_jax.inference.prefill import (
-    embed_rows,
-    layer_inputs,
-    merge_tokens,
-    run_layer,
-    without_merging,
-)
-from elva_jax.models.config import ElvaConfig
-from elva_jax.models.elva import segments
+from elva_jax.inference.prefill import embed_rows, layer_inputs, merge_tokens, run_layer
+from elva_jax.models.elva import segments, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeStats, Merging
 from elva_jax.video.layout import TokenLayout
 
@@ -81,7 +75,7 @@ class HiddenStates:
 
 
 def collect(
-    config: ElvaConfig,
+    config: ModelConfig,
     weights: Weights,
     rows: Rows,
     layers: Sequence[int] | None = None,
@@ -99,8 +93,8 @@ def collect(
     Raises:
       ConfigError: a layer that the model does not have.
     """
-    config, merges = without_merging(config), dataclasses.replace(config, merge=merging)
-    total = config.decoder.num_layers
+    config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
+    total = config.num_layers
     wanted = set(range(total + 1) if layers is None else layers)
     if wrong := sorted(layer for layer in wanted if not 0 <= layer <= total):
         raise ConfigError(f"layers: {wrong} are not within 0 … {total}, the model's layers")

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights
-from elva_jax.models.config import ElvaConfig
 from elva_jax.models.qwen2 import DecoderLayer, angles
 
 LOW = float(jnp.finfo(jnp.float32).min)
@@ -40,14 +40,13 @@ class SuffixCache(NamedTuple):
 
 
 def empty_suffix(
-    config: ElvaConfig, batch: int, groups: int, slots: int
+    config: ModelConfig, batch: int, groups: int, slots: int
 ) -> tuple[SuffixCache, ...]:
     """The suffix cache of every layer, with `slots` free slots."""
-    c = config.decoder
-    shape = (batch, c.num_kv_heads, groups, slots, c.head_dim)
+    shape = (batch, config.num_kv_heads, groups, slots, config.head_dim)
     return tuple(
         SuffixCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        for _ in range(c.num_layers)
+        for _ in range(config.num_layers)
     )
 
 
@@ -116,7 +115,7 @@ def grouped_attention(
 
 
 def append_tokens(
-    config: ElvaConfig,
+    config: ModelConfig,
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
     suffix: tuple[SuffixCache, ...],
@@ -132,8 +131,8 @@ def append_tokens(
     """
     batch = token_BxGxQ.shape[0]
     x = weights.embed_tokens[token_BxGxQ.reshape(batch, -1)]
-    cos, sin = angles(config.decoder, position_BxGxQ.reshape(batch, -1))
-    layer = DecoderLayer(config.decoder, jnp.dtype(config.dtype), parent=None)
+    cos, sin = angles(config, position_BxGxQ.reshape(batch, -1))
+    layer = DecoderLayer(config, parent=None)
     written = []
     for params, before, own in zip(weights.layers, prefix, suffix, strict=True):
 

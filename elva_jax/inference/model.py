@@ -125,7 +125,7 @@ class ElvaModel:
             num_frames=frames if isinstance(frames, int) else data.num_frames,
             fps=data.fps if frames is None else 0.0,
             longest_edge=data.longest_edge,
-            patch_size=self.model_config.patch.patch_size,
+            patch_size=self.model_config.patch_size,
             upscale=data.upscale,
             square=tower.image_size if tower else 0,
             name=name,
@@ -138,7 +138,7 @@ class ElvaModel:
         Raises:
           ConfigError: settings that cannot be.
         """
-        patch_size = self.model_config.patch.patch_size
+        patch_size = self.model_config.patch_size
         return complete(self.data.longest_edge, patch_size, **settings)
 
     def answer(
@@ -426,7 +426,7 @@ class ElvaModel:
         media: Sequence[Sequence[Visual]],
         lengths: ChooseLength = GRID,
     ) -> Rows:
-        width = self.model_config.patch.patch_size**2 * 3
+        width = self.model_config.patch_size**2 * 3
         none = np.zeros((0, width), np.uint8)
         patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
         return build_rows(parts, patches, width, lengths, self.model_config.frame_patches)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Elva, input_embeddings, smallest_inputs, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
 from elva_jax.parallel.mesh import AXES
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
     layers: tuple[Any, ...]  # of each `DecoderLayer`
 
 
-def unstack_layers(config: ElvaConfig, params: Any) -> Weights:
+def unstack_layers(config: ModelConfig, params: Any) -> Weights:
     """Returns the weights of `Elva`'s parameters.
 
     What the model computes in float32 (patch embedding, norms) stays float32.
@@ -55,7 +55,7 @@ def unstack_layers(config: ElvaConfig, params: Any) -> Weights:
         lm_head=jnp.asarray(decoder["lm_head"], dtype) if "lm_head" in decoder else None,
         layers=tuple(
             jax.tree.map(lambda leaf, index=index: nth(leaf, index), stack)
-            for index in range(config.decoder.num_layers)
+            for index in range(config.num_layers)
         ),
     )
 
@@ -72,7 +72,7 @@ def stack_layers(weights: Weights) -> dict[str, Any]:
     return {"patch_embed": weights.visual, "decoder": decoder}
 
 
-def mesh_shardings(config: ElvaConfig, mesh: Mesh) -> dict[str, Any]:
+def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The sharding of every parameter of `Elva` by the project's rules.
 
     Args:
@@ -90,24 +90,24 @@ def mesh_shardings(config: ElvaConfig, mesh: Mesh) -> dict[str, Any]:
     whole = Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
     init = Elva(config).init
     boxed = jax.eval_shape(init, jax.random.key(0), *smallest_inputs(config))["params"]
-    counts = {"heads": config.decoder.num_heads, "kv_heads": config.decoder.num_kv_heads}
+    counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
     return parameter_shardings(boxed, whole, counts)
 
 
 def embed(
-    config: ElvaConfig, weights: Weights, patches_BxNxK: jax.Array, layout: TokenLayout
+    config: ModelConfig, weights: Weights, patches_BxNxK: jax.Array, layout: TokenLayout
 ) -> jax.Array:
     """Input embeddings [B, S, D], as `Elva.embed`."""
     visual = visual_embed(config).apply({"params": weights.visual}, patches_BxNxK, layout)
     return input_embeddings(weights.embed_tokens.__getitem__, visual, layout)
 
 
-def final_norm(config: ElvaConfig, weights: Weights, x: jax.Array) -> jax.Array:
+def final_norm(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """The last layer's output [..., D] after the final norm, in the compute type."""
-    return rms_norm(config.decoder).apply({"params": weights.norm}, x).astype(config.dtype)
+    return rms_norm(config).apply({"params": weights.norm}, x).astype(config.dtype)
 
 
-def logits(config: ElvaConfig, weights: Weights, x: jax.Array) -> jax.Array:
+def logits(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
     """float32 logits [..., V] of the last layer's output [..., D]: final norm and head."""
     hidden = final_norm(config, weights, x)
     return vocabulary_logits(hidden, weights.embed_tokens, weights.lm_head)

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import params as params_module
 from elva_jax.inference.batching import GRID, ChooseLength, Rows
 from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.inference.params import Weights
-from elva_jax.models.config import ElvaConfig
-from elva_jax.models.elva import Segment, merge_batch, segments
+from elva_jax.models.elva import Segment, merge_batch, segments, with_merging
 from elva_jax.models.qwen2 import DecoderLayer, angles
 from elva_jax.ops.attention import packed_attention
 from elva_jax.ops.merging import NO_MERGING, Merged, Merging
@@ -34,7 +34,7 @@ from elva_jax.video.layout import Kind, TokenLayout
 class Prefix:
     """A prefilled batch of prompt prefixes."""
 
-    config: ElvaConfig  # the model that it was made with, without merging layers
+    config: ModelConfig  # the model that it was made with, without merging layers
     layers: tuple[PrefixCache, ...]  # C is each layer block's own
     blocks: tuple[Segment, ...]  # the decoder's layer blocks
     tokens: np.ndarray  # int32 [blocks, B], tokens that each block worked on
@@ -58,7 +58,7 @@ class LayerInputs(NamedTuple):
 
 
 def prefill(
-    config: ElvaConfig,
+    config: ModelConfig,
     weights: Weights,
     rows: Rows,
     merging: Merging = NO_MERGING,
@@ -73,8 +73,9 @@ def prefill(
       merging: the merging layers that act; their buckets are not used.
       lengths: chooses the length after each merging layer.
     """
-    config, merges = without_merging(config), dataclasses.replace(config, merge=merging)
-    blocks, last = segments(merges, True), config.decoder.num_layers - 1
+    # Without merging layers of its own, so that the same programs serve any of them.
+    config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
+    blocks, last = segments(merges, True), config.num_layers - 1
     tokens = embed_rows(config, weights, rows)
     survivors = (rows.layout.kind != Kind.PAD).sum(axis=1)
     caches, counts = [], []
@@ -100,12 +101,7 @@ def prefill(
     )
 
 
-def without_merging(config: ElvaConfig) -> ElvaConfig:
-    """The model without merging layers, so that its programs serve any of them."""
-    return dataclasses.replace(config, merge=NO_MERGING)
-
-
-def embed_rows(config: ElvaConfig, weights: Weights, rows: Rows) -> Tokens:
+def embed_rows(config: ModelConfig, weights: Weights, rows: Rows) -> Tokens:
     """The decoder's input."""
     layout = TokenLayout(*(jnp.asarray(field) for field in rows.layout))
     x = _embed(config, weights._replace(layers=()), rows.patches, layout)
@@ -113,7 +109,7 @@ def embed_rows(config: ElvaConfig, weights: Weights, rows: Rows) -> Tokens:
 
 
 def merge_tokens(
-    config: ElvaConfig, tokens: Tokens, index: int, lengths: ChooseLength
+    config: ModelConfig, tokens: Tokens, index: int, lengths: ChooseLength
 ) -> tuple[Tokens, Merged]:
     """Merges before a layer block and cuts the batch to the length that the survivors need.
 
@@ -143,26 +139,26 @@ def _cut(tree, length):
 
 
 @partial(jax.jit, static_argnums=0)
-def layer_inputs(config: ElvaConfig, layout: TokenLayout) -> LayerInputs:
+def layer_inputs(config: ModelConfig, layout: TokenLayout) -> LayerInputs:
     """RoPE angles and segments of a block's tokens."""
-    return LayerInputs(*angles(config.decoder, layout.position), layout.segment)
+    return LayerInputs(*angles(config, layout.position), layout.segment)
 
 
 def apply_layer(
-    config: ElvaConfig, params: Any, x: jax.Array, inputs: LayerInputs
+    config: ModelConfig, params: Any, x: jax.Array, inputs: LayerInputs
 ) -> tuple[jax.Array, PrefixCache]:
     """One decoder layer on rows that each hold one example, with its padding after it."""
     attend = partial(
         packed_attention, segment=inputs.segment, single=True, implementation=config.attention
     )
-    layer = DecoderLayer(config.decoder, jnp.dtype(config.dtype), parent=None)
+    layer = DecoderLayer(config, parent=None)
     x, (k, v) = layer.apply({"params": params}, x, inputs.cos, inputs.sin, attend)
     return x, PrefixCache(k.swapaxes(1, 2), v.swapaxes(1, 2), inputs.segment > 0)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def run_layer(
-    config: ElvaConfig, params: Any, x: jax.Array, inputs: LayerInputs
+    config: ModelConfig, params: Any, x: jax.Array, inputs: LayerInputs
 ) -> tuple[jax.Array, PrefixCache]:
     """`apply_layer`, compiled; `x` is used up."""
     return apply_layer(config, params, x, inputs)
@@ -170,7 +166,7 @@ def run_layer(
 
 @partial(jax.jit, static_argnums=0)
 def run_last_layer(
-    config: ElvaConfig, params: Any, x: jax.Array, inputs: LayerInputs
+    config: ModelConfig, params: Any, x: jax.Array, inputs: LayerInputs
 ) -> PrefixCache:
     """The keys and values of the last layer alone.
 

@@ -114,7 +114,7 @@ class Prefilled:
             raise ConfigError(f"max_new_tokens={max_new_tokens}: must be at least 1")
         ids = [[self._question(b, text) for text in row] for b, row in enumerate(questions)]
         longest = max(self.prefix_tokens[b] + len(q) for b, row in enumerate(ids) for q in row)
-        most = min(max_new_tokens, self.prefix.config.decoder.max_position - longest)
+        most = min(max_new_tokens, self.prefix.config.max_position - longest)
         decoding = Decoding(
             max_new_tokens=most,
             capacity=lengths("answer", most, 8),
@@ -154,7 +154,7 @@ class Prefilled:
         return option_tree(question, options, start)
 
     def _check_length(self, tokens: int) -> None:
-        longest = self.prefix.config.decoder.max_position
+        longest = self.prefix.config.max_position
         if tokens > longest:
             raise LayoutError(
                 f"the prompt and its answer take {tokens} tokens, the prefilled model's longest"

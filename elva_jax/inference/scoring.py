@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
 from elva_jax.inference.params import Weights, logits
-from elva_jax.models.config import ElvaConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def option_tree(
 
 @partial(jax.jit, static_argnums=0)
 def branch_scores(
-    config: ElvaConfig,
+    config: ModelConfig,
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
     token_BxGxQ: jax.Array,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import ElvaConfig
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.models.qwen2 import Qwen2
@@ -37,13 +38,45 @@ class Segment(NamedTuple):
     merge: int | None  # which merging layer of the config stands before it
 
 
-def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
+def merging_of(config: ModelConfig) -> merging_ops.Merging:
+    """The merging layers that the keys `merge_*` describe.
+
+    Raises:
+      ConfigError: keys of different lengths.
+    """
+    keys = ("merge_layers", "merge_policies", "merge_thresholds", "merge_ratios")
+    columns = {key: getattr(config, key) for key in keys}
+    for key, values in columns.items():
+        if len(values) != len(config.merge_layers):
+            raise ConfigError(
+                f"model.{key}: needs one entry for each of merge_layers = {config.merge_layers},"
+                f" has {len(values)}"
+            )
+    layers = zip(*columns.values(), strict=True)
+    return merging_ops.Merging(
+        tuple(merging_ops.MergeLayer(*layer) for layer in layers), config.merge_lines
+    )
+
+
+def with_merging(config: ModelConfig, merging: merging_ops.Merging) -> ModelConfig:
+    """The same model with other merging layers."""
+    return dataclasses.replace(
+        config,
+        merge_layers=tuple(layer.before_layer for layer in merging.layers),
+        merge_policies=tuple(layer.policy for layer in merging.layers),
+        merge_thresholds=tuple(layer.threshold for layer in merging.layers),
+        merge_ratios=tuple(layer.ratio for layer in merging.layers),
+        merge_lines=merging.merge_lines,
+    )
+
+
+def segments(config: ModelConfig, merging: bool) -> tuple[Segment, ...]:
     """The decoder's pieces in order.
 
     Raises:
       ConfigError: merging layers that do not increase or lie outside the decoder.
     """
-    layers, total = config.merge.layers if merging else (), config.decoder.num_layers
+    layers, total = merging_of(config).layers if merging else (), config.num_layers
     cuts = [rule.before_layer for rule in layers]
     if cuts != sorted(set(cuts)) or any(not 0 <= cut < total for cut in cuts):
         raise ConfigError(
@@ -55,7 +88,7 @@ def segments(config: ElvaConfig, merging: bool) -> tuple[Segment, ...]:
 
 
 def merge_batch(
-    config: ElvaConfig,
+    config: ModelConfig,
     x_BxSxD: jax.Array,
     layout: TokenLayout,
     size_BxS: jax.Array,
@@ -64,21 +97,20 @@ def merge_batch(
 ) -> merging_ops.Merged:
     """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""
     x_BxSxD = nn.with_logical_constraint(x_BxSxD, ("batch", None, None))  # it sorts whole rows
-    rule, merge_lines = config.merge.layers[index], config.merge.merge_lines
+    rules = merging_of(config)
 
     def one(x, layout, size):
-        return merging_ops.merge(x, layout, size, rule, merge_lines=merge_lines, bucket=bucket)
+        return merging_ops.merge(
+            x, layout, size, rules.layers[index], merge_lines=rules.merge_lines, bucket=bucket
+        )
 
     merged = jax.vmap(one)(x_BxSxD, layout, size_BxS)
     return merged._replace(x=nn.with_logical_constraint(merged.x, ("batch", "seq", None)))
 
 
-def visual_embed(config: ElvaConfig) -> nn.Module:
+def visual_embed(config: ModelConfig) -> nn.Module:
     """The module that turns patches and a layout into visual tokens [B, S, D]."""
-    features, dtype = config.decoder.hidden_size, jnp.dtype(config.dtype)
-    if config.tower is not None:
-        return EncoderEmbed(config.tower, features, dtype)
-    return PatchEmbed(config.patch, features, dtype)
+    return EncoderEmbed(config) if config.patch_embed == "encoder" else PatchEmbed(config)
 
 
 def input_embeddings(
@@ -91,7 +123,7 @@ def input_embeddings(
     )
 
 
-def smallest_inputs(config: ElvaConfig) -> tuple[np.ndarray, TokenLayout]:
+def smallest_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:
     """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
     layout = TokenLayout(
         *(
@@ -99,21 +131,22 @@ def smallest_inputs(config: ElvaConfig) -> tuple[np.ndarray, TokenLayout]:
             for name in TokenLayout._fields
         )
     )
-    return np.zeros((1, config.frame_patches, config.patch.patch_size**2 * 3), np.uint8), layout
+    return np.zeros((1, config.frame_patches, config.patch_size**2 * 3), np.uint8), layout
 
 
 class Elva(nn.Module):
     """ELVA: patch embedding, Qwen2 decoder and merging layers. Methods are reached through `apply(..., method="name")`.
 
-    With `config.tower` it is the encoder-based baseline: vision tower and projector take the patch embedding's place, clips are bare.
+    With `patch_embed = encoder` it is the encoder-based baseline: vision tower and projector take
+    the patch embedding's place, and clips are bare. `lora` is given while a model trains with it.
     """
 
-    config: ElvaConfig
+    config: ModelConfig
+    lora: LoraConfig | None = None
 
     def setup(self):
-        c = self.config
-        self.patch_embed = visual_embed(c)
-        self.decoder = Qwen2(c.decoder, jnp.dtype(c.dtype), c.remat, c.attention, c.lora)
+        self.patch_embed = visual_embed(self.config)
+        self.decoder = Qwen2(self.config, self.lora)
 
     def __call__(
         self,
@@ -130,18 +163,18 @@ class Elva(nn.Module):
           patches_BxNxK: uint8 pixels of the patches, K = P * P * 3.
           layout: fields [B, S].
           merging: whether the config's merging layers act; static.
-          buckets: per merging layer, the static token count behind it, 0 for the length before it; empty: the config's own.
+          buckets: per merging layer, the static token count behind it, 0 for the length before it; empty: no compaction.
           rope_length: the length that dynamic RoPE scaling counts with; 0: the decoder's `max_position`.
 
         Raises:
           ConfigError: not one bucket a merging layer.
         """
-        rules = self.config.merge.layers if merging else ()
+        rules = merging_of(self.config).layers if merging else ()
         if buckets and len(buckets) != len(rules):
             raise ConfigError(
                 f"merge_buckets: {len(buckets)} for {len(rules)} merging layers; give one each, or none"
             )
-        buckets = buckets or tuple(rule.bucket or 0 for rule in rules)
+        buckets = buckets or (0,) * len(rules)
         layout = TokenLayout(*(jnp.asarray(field) for field in layout))
         batch, length = layout.kind.shape
         x = self.embed(patches_BxNxK, layout)

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elva_jax.errors import LayoutError
-from elva_jax.models.config import SiglipConfig
+from elva_jax.config.schema import ModelConfig, TeacherConfig
+from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.models.towers.common import unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops import linear
@@ -22,23 +22,31 @@ class EncoderEmbed(nn.Module):
     those of a `SiglipVision`, so that it takes a teacher's as they are; its last block and its head act on nothing and cost nothing.
     """
 
-    config: SiglipConfig
-    features: int  # D
-    dtype: jnp.dtype = jnp.float32
+    config: ModelConfig
 
     def setup(self):
+        dtype, features = jnp.dtype(self.config.dtype), self.config.hidden_size
+
         def dense(*axes: str) -> nn.Dense:
             return nn.Dense(
-                self.features,
-                dtype=self.dtype,
+                features,
+                dtype=dtype,
                 dot_general=linear.dot_general,
                 kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
                 bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
             )
 
-        self.tower = SiglipVision(self.config, jnp.dtype(self.dtype).name)
+        self.tower = SiglipVision(self._tower, self.config.dtype)
         self.fc1 = dense("embed", "mlp")
         self.fc2 = dense("mlp", "embed")
+
+    @property
+    def _tower(self) -> TeacherConfig:
+        if self.config.tower is None:
+            raise ConfigError(
+                "model.patch_embed: encoder needs the vision tower that the group teacher describes"
+            )
+        return self.config.tower
 
     def __call__(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
         """Visual tokens [B, S, D] in the compute type: zeros at text and padding.
@@ -51,18 +59,16 @@ class EncoderEmbed(nn.Module):
           LayoutError: patches that are not whole frames.
         """
         batch, count, width = patches_BxNxK.shape
-        in_frame = self.config.grid**2
+        tower, in_frame = self._tower, self.config.frame_patches
         if count % in_frame:
             raise LayoutError(
                 f"{count} patches are not whole frames of {in_frame}, which the vision tower takes"
             )
         frames_MxHxWx3 = unpatchify(
-            patches_BxNxK.reshape(-1, in_frame, width),
-            self.config.patch_size,
-            self.config.image_size,
+            patches_BxNxK.reshape(-1, in_frame, width), tower.patch_size, tower.image_size
         )
         features = self.tower(frames_MxHxWx3.astype(jnp.float32) / 127.5 - 1.0).penultimate
-        x_BxNxC = features.reshape(batch, count, self.config.hidden_size)
+        x_BxNxC = features.reshape(batch, count, tower.hidden_size)
         x_BxNxD = self.fc2(nn.gelu(self.fc1(x_BxNxC), approximate=False))
         is_patch_BxSx1 = (layout.kind == Kind.PATCH)[..., None]
         own_BxSx1 = jnp.where(is_patch_BxSx1, layout.patch_index[..., None], 0)

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import DecoderConfig, ElvaConfig, SiglipConfig
-from elva_jax.models.elva import Segment, segments
+from elva_jax.models.elva import Segment, merging_of, segments
 from elva_jax.ops.attention.blocked import LONG, SINGLE_BLOCK
 from elva_jax.ops.attention.tiled import TILE
 from elva_jax.ops.merging import MergeLayer
@@ -20,18 +20,18 @@ from elva_jax.ops.merging import MergeLayer
 Parts = dict[str, float]
 
 
-def layer_weights(decoder: DecoderConfig) -> int:
+def layer_weights(decoder: ModelConfig) -> int:
     """Weights of the matrices of one decoder layer."""
     d, heads = decoder.hidden_size, decoder.num_heads * decoder.head_dim
     return 2 * d * heads + key_value_weights(decoder) + 3 * d * decoder.intermediate_size
 
 
-def key_value_weights(decoder: DecoderConfig) -> int:
+def key_value_weights(decoder: ModelConfig) -> int:
     """Weights of a layer's key and value matrices, which are smaller than the others under grouped queries."""
     return 2 * decoder.hidden_size * decoder.num_kv_heads * decoder.head_dim
 
 
-def paper_decoder(decoder: DecoderConfig, tokens: float) -> float:
+def paper_decoder(decoder: ModelConfig, tokens: float) -> float:
     """The paper's accounting of a decoder: linear layers only, the head on every one of the tokens, averaged over layers."""
     return (
         2.0
@@ -40,7 +40,7 @@ def paper_decoder(decoder: DecoderConfig, tokens: float) -> float:
     )
 
 
-def paper_encoder(tower: SiglipConfig, decoder: DecoderConfig, frames: int) -> float:
+def paper_encoder(tower: TeacherConfig, decoder: ModelConfig, frames: int) -> float:
     """The paper's accounting of a CLIP tower (with its class token, attention counted) and of a two-layer projector to the decoder."""
     patches, width = tower.grid**2, tower.hidden_size
     encoder = (
@@ -50,7 +50,7 @@ def paper_encoder(tower: SiglipConfig, decoder: DecoderConfig, frames: int) -> f
     return frames * (encoder + projector(width, decoder.hidden_size, patches))
 
 
-def vision_tower(tower: SiglipConfig, images: int, layers: int | None = None) -> float:
+def vision_tower(tower: TeacherConfig, images: int, layers: int | None = None) -> float:
     """Patch embedding and the first `layers` blocks (None: all) of `models.siglip.SiglipVision`, without its pooling head."""
     patches = tower.grid**2
     blocks = tower.num_layers if layers is None else layers
@@ -60,7 +60,7 @@ def vision_tower(tower: SiglipConfig, images: int, layers: int | None = None) ->
     )
 
 
-def vision_layer(tower: SiglipConfig, tokens: int) -> float:
+def vision_layer(tower: TeacherConfig, tokens: int) -> float:
     """One block on the tokens of one image, each of which sees all."""
     width = tower.hidden_size
     return (
@@ -74,19 +74,19 @@ def projector(width: int, features: int, tokens: int) -> float:
     return 2.0 * tokens * (width * features + features**2)
 
 
-def patch_embedding(config: ElvaConfig, patches: int, tokens: int) -> float:
+def patch_embedding(config: ModelConfig, patches: int, tokens: int) -> float:
     """`models.patch_embed` on so many rows of the patch array and so many tokens, padding included in both."""
-    c, width = config.patch, config.patch.width
-    weights = c.patch_size**2 * 3 * width
+    width = config.patch_width
+    weights = config.patch_size**2 * 3 * width
     fold = 0.0
-    if c.kind == "video":
+    if config.patch_embed == "video":
         weights += (
-            width**2 + 2 * c.num_heads * width
+            width**2 + 2 * config.patch_heads * width
         )  # values, and the scores under the two queries of each head
         fold = (
             2.0 * 2 * 2 * width**2
         )  # both queries through their matrix, then folded into the key matrix
-    return 2.0 * patches * weights + fold + 2.0 * tokens * width * config.decoder.hidden_size
+    return 2.0 * patches * weights + fold + 2.0 * tokens * width * config.hidden_size
 
 
 def attended_pairs(length: int) -> int:
@@ -98,7 +98,7 @@ def attended_pairs(length: int) -> int:
     return sum((stop - start) * stop for start, stop in zip((0, *stops), stops, strict=False))
 
 
-def layer_attention(decoder: DecoderConfig, pairs: float) -> float:
+def layer_attention(decoder: ModelConfig, pairs: float) -> float:
     """Scores and weighted values of one layer; grouped queries share keys but not this work."""
     return 4.0 * decoder.num_heads * decoder.head_dim * pairs
 
@@ -108,21 +108,21 @@ def merging_layer(width: int, tokens: int) -> float:
     return 7.0 * tokens * width
 
 
-def head(decoder: DecoderConfig, positions: int = 1) -> float:
+def head(decoder: ModelConfig, positions: int = 1) -> float:
     """Logits of so many positions."""
     return 2.0 * positions * decoder.hidden_size * decoder.vocab_size
 
 
-def pieces(config: ElvaConfig, lengths: Sequence[int]) -> list[tuple[Segment, int]]:
+def pieces(config: ModelConfig, lengths: Sequence[int]) -> list[tuple[Segment, int]]:
     """The decoder's segments with their lengths: the front's, then those behind each merging layer; one alone: merging is off.
 
     Raises:
       ConfigError: another number of lengths.
     """
     merging = len(lengths) > 1
-    if merging and len(lengths) != 1 + len(config.merge.layers):
+    if merging and len(lengths) != 1 + len(config.merge_layers):
         raise ConfigError(
-            f"lengths: {len(lengths)} for {len(config.merge.layers)} merging layers; give the first and one behind each"
+            f"lengths: {len(lengths)} for {len(config.merge_layers)} merging layers; give the first and one behind each"
         )
     return [
         (piece, lengths[0 if piece.merge is None else piece.merge + 1])
@@ -130,7 +130,7 @@ def pieces(config: ElvaConfig, lengths: Sequence[int]) -> list[tuple[Segment, in
     ]
 
 
-def prefill(config: ElvaConfig, lengths: Sequence[int]) -> Parts:
+def prefill(config: ModelConfig, lengths: Sequence[int]) -> Parts:
     """A prompt's front through the decoder (`inference.prefill`): no head, and of the last layer its keys and values alone.
 
     Args:
@@ -143,18 +143,20 @@ def prefill(config: ElvaConfig, lengths: Sequence[int]) -> Parts:
     Raises:
       ConfigError: another number of lengths.
     """
-    c, parts = config.decoder, {"linear": 0.0, "attention": 0.0, "merging": 0.0}
+    parts = {"linear": 0.0, "attention": 0.0, "merging": 0.0}
     for piece, length in pieces(config, lengths):
-        last = piece.stop == c.num_layers
+        last = piece.stop == config.num_layers
         whole = piece.stop - piece.start - last
-        parts["linear"] += 2.0 * length * (whole * layer_weights(c) + last * key_value_weights(c))
-        parts["attention"] += whole * layer_attention(c, attended_pairs(length))
+        parts["linear"] += (
+            2.0 * length * (whole * layer_weights(config) + last * key_value_weights(config))
+        )
+        parts["attention"] += whole * layer_attention(config, attended_pairs(length))
         if piece.merge is not None:
-            parts["merging"] += merging_layer(c.hidden_size, lengths[piece.merge])
+            parts["merging"] += merging_layer(config.hidden_size, lengths[piece.merge])
     return parts
 
 
-def continuation(config: ElvaConfig, lengths: Sequence[int], new: int, slots: int) -> float:
+def continuation(config: ModelConfig, lengths: Sequence[int], new: int, slots: int) -> float:
     """`inference.extend`: new text tokens behind a prefilled front; whatever they see or not, they meet all its keys and all slots.
 
     Args:
@@ -163,22 +165,23 @@ def continuation(config: ElvaConfig, lengths: Sequence[int], new: int, slots: in
       new: padded tokens that are run.
       slots: padded room for the text behind the front, the new tokens among it.
     """
-    c = config.decoder
     keys = sum(
         (piece.stop - piece.start) * (length + slots) for piece, length in pieces(config, lengths)
     )
-    return 2.0 * new * c.num_layers * layer_weights(c) + layer_attention(c, new * keys)
+    return 2.0 * new * config.num_layers * layer_weights(config) + layer_attention(
+        config, new * keys
+    )
 
 
 def answer(
-    config: ElvaConfig, lengths: Sequence[int], question: int, room: int, steps: int
+    config: ModelConfig, lengths: Sequence[int], question: int, room: int, steps: int
 ) -> Parts:
     """A question of `question` padded tokens behind a front, and `steps` tokens decoded one by one into `room` slots.
 
     Returns:
       question (with the head on its last position), decode.
     """
-    slots, logits = question + room, head(config.decoder)
+    slots, logits = question + room, head(config)
     return {
         "question": continuation(config, lengths, question, slots) + logits,
         "decode": steps * (continuation(config, lengths, 1, slots) + logits),
@@ -202,7 +205,7 @@ class Content(NamedTuple):
         return self.text + self.visual
 
 
-def tokens_at_retention(config: ElvaConfig, content: Content, retention: float) -> tuple[int, ...]:
+def tokens_at_retention(config: ModelConfig, content: Content, retention: float) -> tuple[int, ...]:
     """Tokens of a front, and behind each merging layer, where `retention` of its visual tokens remain (see `retained`), or the nearest
     to it that the merging layers can leave.
 
@@ -212,7 +215,7 @@ def tokens_at_retention(config: ElvaConfig, content: Content, retention: float) 
     Raises:
       ConfigError: the model has no merging layers.
     """
-    rules = config.merge.layers
+    rules = merging_of(config).layers
     if not rules:
         raise ConfigError("model.merge_layers: names no layer, so nothing merges; name some")
 
@@ -233,13 +236,13 @@ def tokens_at_retention(config: ElvaConfig, content: Content, retention: float) 
     return lengths(low)
 
 
-def retained(config: ElvaConfig, content: Content, lengths: Sequence[int]) -> float:
+def retained(config: ModelConfig, content: Content, lengths: Sequence[int]) -> float:
     """Share of the visual tokens that remains, averaged over decoder layers, where the front has these lengths."""
     run = sum(
         (piece.stop - piece.start) * (length - content.text)
         for piece, length in pieces(config, lengths)
     )
-    return run / (config.decoder.num_layers * content.visual)
+    return run / (config.num_layers * content.visual)
 
 
 def _left(rule: MergeLayer, entering: int, share: float) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.models.config import LoraConfig
+from elva_jax.config.schema import LoraConfig
 from elva_jax.ops import linear
 
 SUFFIX = "_lora"

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import PatchEmbedConfig
 from elva_jax.ops import linear
 from elva_jax.ops.segment import segment_softmax
 from elva_jax.video.layout import Kind, TokenLayout
@@ -55,19 +55,17 @@ class PatchEmbed(nn.Module):
     The cost is linear in the number of tokens, whatever the mixture of grids.
     """
 
-    config: PatchEmbedConfig
-    features: int  # D
-    dtype: jnp.dtype = jnp.float32
+    config: ModelConfig
 
     def setup(self):
-        width = self.config.width
-        if self.config.kind not in KINDS:
+        width, dtype = self.config.patch_width, jnp.dtype(self.config.dtype)
+        if self.config.patch_embed not in KINDS:
             raise ConfigError(
-                f"model.patch_embed: {self.config.kind!r} is unknown; use one of {', '.join(KINDS)}"
+                f"model.patch_embed: {self.config.patch_embed!r} is unknown; use one of {', '.join(KINDS)}"
             )
-        if width % self.config.num_heads:
+        if width % self.config.patch_heads:
             raise ConfigError(
-                f"model.patch_heads: {self.config.num_heads} does not divide patch_width = {width}"
+                f"model.patch_heads: {self.config.patch_heads} does not divide patch_width = {width}"
             )
 
         def kernel(name, shape, axes):
@@ -80,7 +78,7 @@ class PatchEmbed(nn.Module):
 
         self.proj = nn.Dense(
             width,
-            dtype=self.dtype,
+            dtype=dtype,
             dot_general=linear.dot_general,
             kernel_init=nn.with_logical_partitioning(
                 nn.initializers.normal(0.02), ("patch", "patch_width")
@@ -88,9 +86,9 @@ class PatchEmbed(nn.Module):
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("patch_width",)),
         )
         self.out_proj = nn.Dense(
-            self.features,
+            self.config.hidden_size,
             use_bias=False,
-            dtype=self.dtype,
+            dtype=dtype,
             dot_general=linear.dot_general,
             kernel_init=nn.with_logical_partitioning(
                 nn.initializers.normal(0.02), ("patch_width", "embed")
@@ -98,7 +96,7 @@ class PatchEmbed(nn.Module):
         )
         self.frame = kernel("frame", (width,), ("patch_width",))
         self.line = kernel("line", (width,), ("patch_width",))
-        if self.config.kind == "video":
+        if self.config.patch_embed == "video":
             self.q_kernel = kernel("q_kernel", (width, width), ("patch_width", None))
             self.k_kernel = kernel("k_kernel", (width, width), ("patch_width", None))
             self.v_kernel = kernel("v_kernel", (width, width), ("patch_width", None))
@@ -111,9 +109,9 @@ class PatchEmbed(nn.Module):
           layout: integer fields [B, S].
         """
         pixels = patches_BxNxK.astype(jnp.float32) / 127.5 - 1.0
-        patch_BxNxE = self.proj(pixels.astype(self.dtype))
+        patch_BxNxE = self.proj(pixels.astype(self.config.dtype))
         slots = jax.vmap(patch_slots, in_axes=(0, None))(layout, patches_BxNxK.shape[1])
-        if self.config.kind == "video":
+        if self.config.patch_embed == "video":
             score_BxNx2xH, value_BxNxE = self._attention_inputs(patch_BxNxE)
             pooled_BxSxE = jax.vmap(_pool, in_axes=(0, 0, 0, 0, None))(
                 patch_BxNxE, score_BxNx2xH, value_BxNxE, slots, layout.kind.shape[1]
@@ -125,7 +123,7 @@ class PatchEmbed(nn.Module):
         frame = (layout.kind == Kind.FRAME)[..., None] * self.frame[None, None]
         line = (layout.kind == Kind.LINE)[..., None] * self.line[None, None]
         x_BxSxE = nn.with_logical_constraint(
-            (pooled_BxSxE + frame + line).astype(self.dtype), ("batch", "seq", None)
+            (pooled_BxSxE + frame + line).astype(self.config.dtype), ("batch", "seq", None)
         )
         return self.out_proj(x_BxSxE)
 
@@ -134,7 +132,7 @@ class PatchEmbed(nn.Module):
 
         There is one query a kind, so it is folded into the key matrix: patches meet two vectors a head instead of an E x E matrix.
         """
-        width, heads = self.config.width, self.config.num_heads
+        width, heads = self.config.patch_width, self.config.patch_heads
         query_2xHxF = (jnp.stack([self.frame, self.line]) @ self.q_kernel).reshape(
             2, heads, width // heads
         )
@@ -143,10 +141,10 @@ class PatchEmbed(nn.Module):
         score = jnp.einsum(
             "bne,ech->bnch",
             patch_BxNxE,
-            folded_Ex2xH.astype(self.dtype),
+            folded_Ex2xH.astype(self.config.dtype),
             preferred_element_type=jnp.float32,
         )
-        return score, linear.project(patch_BxNxE, self.v_kernel.astype(self.dtype))
+        return score, linear.project(patch_BxNxE, self.v_kernel.astype(self.config.dtype))
 
 
 def _place(patch_NxE: jax.Array, own_N: jax.Array, length: int) -> jax.Array:

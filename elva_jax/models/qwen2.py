@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
 from elva_jax.models import lora
-from elva_jax.models.config import DecoderConfig, LoraConfig
 from elva_jax.ops import attention as attention_ops
 from elva_jax.ops import linear, rope
 from elva_jax.parallel.sharding import activation_spec
@@ -34,7 +34,7 @@ def _normal(*axes: str | None):
     return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
 
 
-def rms_norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
+def rms_norm(config: ModelConfig, name: str | None = None) -> nn.RMSNorm:
     """The norm of the decoder, in float32."""
     scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
     return nn.RMSNorm(
@@ -42,8 +42,15 @@ def rms_norm(config: DecoderConfig, name: str | None = None) -> nn.RMSNorm:
     )
 
 
+def rope_scaling(config: ModelConfig) -> rope.RopeScaling:
+    """The RoPE extension that the keys `rope_*` describe."""
+    return rope.RopeScaling(
+        config.rope_scaling, config.rope_factor, config.rope_original_max_position
+    )
+
+
 def angles(
-    config: DecoderConfig, position_BxS: jax.Array, rope_length: int = 0
+    config: ModelConfig, position_BxS: jax.Array, rope_length: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin of RoPE, [B, S, Dh / 2] float32.
 
@@ -51,7 +58,7 @@ def angles(
     a token's keys must not depend on how examples are packed or how far an answer has come.
     """
     frequency, factor = rope.frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling, rope_length or config.max_position
+        config.head_dim, config.rope_theta, rope_scaling(config), rope_length or config.max_position
     )
     return rope.cos_sin(position_BxS, frequency, factor)
 
@@ -81,8 +88,7 @@ def _logits_of(tables: Mapping[str, jax.Array], hidden_BxSxD: jax.Array) -> jax.
 class DecoderLayer(nn.Module):
     """One layer; kernels are [in, out], heads flattened in the order (head, head_dim)."""
 
-    config: DecoderConfig
-    dtype: jnp.dtype = jnp.float32
+    config: ModelConfig
     lora: LoraConfig | None = None
 
     @nn.compact
@@ -90,21 +96,21 @@ class DecoderLayer(nn.Module):
         self, x_BxSxD: jax.Array, cos_BxSxF: jax.Array, sin_BxSxF: jax.Array, attend: Attend
     ):
         """Returns the next hidden states [B, S, D] and the turned keys and the values, each [B, S, K, Dh]."""
-        c = self.config
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
 
         def dense(name, x, features, axes, use_bias=False):
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
             y = nn.Dense(
                 features,
                 use_bias,
-                self.dtype,
+                dtype,
                 kernel_init=_normal(*axes),
                 bias_init=bias_init,
                 dot_general=linear.dot_general,
                 name=name,
             )(x)
             if lora.adapts(self.lora, name):
-                y = y + lora.Lora(self.lora, features, axes, self.dtype, name=name + lora.SUFFIX)(x)
+                y = y + lora.Lora(self.lora, features, axes, dtype, name=name + lora.SUFFIX)(x)
             return y
 
         def heads(name, count, axis):
@@ -112,7 +118,7 @@ class DecoderLayer(nn.Module):
             split = flat.reshape(*flat.shape[:2], count, c.head_dim)
             return nn.with_logical_constraint(split, ("batch", "seq", axis, "head_dim"))
 
-        h_BxSxD = rms_norm(c, "input_layernorm")(x_BxSxD).astype(self.dtype)
+        h_BxSxD = rms_norm(c, "input_layernorm")(x_BxSxD).astype(dtype)
         q_BxSxHxDh = checkpoint_name(
             rope.rotate(heads("q_proj", c.num_heads, "heads"), cos_BxSxF, sin_BxSxF), "query"
         )
@@ -124,7 +130,7 @@ class DecoderLayer(nn.Module):
         attended = attended.reshape(*attended.shape[:2], c.num_heads * c.head_dim)
         x_BxSxD = x_BxSxD + dense("o_proj", attended, c.hidden_size, ("heads", "embed"))
 
-        h_BxSxD = rms_norm(c, "post_attention_layernorm")(x_BxSxD).astype(self.dtype)
+        h_BxSxD = rms_norm(c, "post_attention_layernorm")(x_BxSxD).astype(dtype)
         gate_BxSxM = dense("gate_proj", h_BxSxD, c.intermediate_size, ("embed", "mlp"))
         up_BxSxM = dense("up_proj", h_BxSxD, c.intermediate_size, ("embed", "mlp"))
         inner_BxSxM = nn.with_logical_constraint(
@@ -141,17 +147,14 @@ class Qwen2(nn.Module):
     never shows in a checkpoint.
     """
 
-    config: DecoderConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    attention: str = "auto"
+    config: ModelConfig
     lora: LoraConfig | None = None
 
     def setup(self):
         c = self.config
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
+        if c.remat != "none" and c.remat not in REMAT_POLICIES:
             raise ConfigError(
-                f"model.remat: {self.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}"
+                f"model.remat: {c.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}"
             )
         self.embed_tokens = self.param(
             "embed_tokens", _normal("vocab", "embed"), (c.vocab_size, c.hidden_size), jnp.float32
@@ -164,10 +167,10 @@ class Qwen2(nn.Module):
             )
 
     def _layer(self) -> DecoderLayer:
-        return DecoderLayer(self.config, self.dtype, self.lora, parent=None)
+        return DecoderLayer(self.config, self.lora, parent=None)
 
     def _init_layers(self, key: jax.Array):
-        x = jnp.zeros((1, 1, self.config.hidden_size), self.dtype)
+        x = jnp.zeros((1, 1, self.config.hidden_size), self.config.dtype)
         angle = jnp.zeros((1, 1, self.config.head_dim // 2), jnp.float32)
 
         def init(key):
@@ -180,7 +183,7 @@ class Qwen2(nn.Module):
         """[B, S, D] rows of the embedding table in the compute type."""
         # Gathered over fsdp first: rows cut along D would otherwise meet a batch cut over the same devices, and XLA would gather that.
         table_VxD = nn.with_logical_constraint(self.embed_tokens, ("vocab", None))
-        return table_VxD[token_ids_BxS].astype(self.dtype)
+        return table_VxD[token_ids_BxS].astype(self.config.dtype)
 
     def layers(
         self,
@@ -203,7 +206,7 @@ class Qwen2(nn.Module):
             attention_ops.packed_attention,
             segment=segment_BxS,
             turn=turn_BxS,
-            implementation=self.attention,
+            implementation=self.config.attention,
             split=split
             if split == keys
             else PartitionSpec(*split[:2], None),  # query heads stay with their key heads
@@ -214,13 +217,13 @@ class Qwen2(nn.Module):
             x, _ = layer.apply({"params": params}, x, cos, sin, attend)
             return x, None
 
-        if self.remat == "none":
+        if self.config.remat == "none":
             unroll = self._unroll(stop - start)
         else:
             # Always a loop: otherwise XLA puts weight gradients off and keeps the activations of many layers for them (7B, stage 3: 4 times
             # the memory). Within one it cannot merge the recomputation with the original, so nothing need prevent that.
             body, unroll = (
-                jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False),
+                jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False),
                 1,
             )
         return jax.lax.scan(body, x_BxSxD, self._slice(start, stop), unroll=unroll)[0]
@@ -240,12 +243,12 @@ class Qwen2(nn.Module):
 
     def finish(self, x_BxSxD: jax.Array) -> jax.Array:
         """The final norm."""
-        return self.norm(x_BxSxD).astype(self.dtype)
+        return self.norm(x_BxSxD).astype(self.config.dtype)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
         lm_head = None if self.config.tie_embeddings else self.lm_head
-        logits = vocabulary_logits(hidden.astype(self.dtype), self.embed_tokens, lm_head)
+        logits = vocabulary_logits(hidden.astype(self.config.dtype), self.embed_tokens, lm_head)
         if logits.ndim == 3:
             logits = nn.with_logical_constraint(logits, ("batch", "seq", "vocab"))
         return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +10,9 @@ import jax.numpy as jnp
 from flax import struct
 from ml_collections import ConfigDict
 
-from elva_jax.models.build import config_from_dict, teacher_config, vision_tower
-from elva_jax.models.config import ElvaConfig, LoraConfig
+from elva_jax.config.schema import LoraConfig, ModelConfig, TeacherConfig
+from elva_jax.config.serialize import typed
+from elva_jax.models.build import config_from_dict, vision_tower
 from elva_jax.models.elva import Elva, ElvaOutput, segments, smallest_inputs
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
@@ -65,11 +65,8 @@ def guided(stage: ConfigDict) -> bool:
 def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
     """Params {"elva": ..., "guidance": ...} (the latter with a guidance loss only); frozen {"teacher": the vision tower}."""
     stage = config.stages[stage_name]
-    model = Elva(
-        dataclasses.replace(
-            config_from_dict(config.model, config.teacher), lora=_lora_config(stage)
-        )
-    )
+    lora = typed(LoraConfig, stage.optimizer.lora)
+    model = Elva(config_from_dict(config.model, config.teacher), lora if lora.rank else None)
     teacher = vision_tower(config) if guided(stage) else None
     heads = (
         GuidanceHeads(config.teacher.hidden_size, stage.loss.temperature, config.model.dtype)
@@ -120,7 +117,7 @@ def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
 
 
 def token_metrics(
-    config: ElvaConfig, before: TokenLayout, out: ElvaOutput, *, merging: bool
+    config: ModelConfig, before: TokenLayout, out: ElvaOutput, *, merging: bool
 ) -> dict[str, Any]:
     """The number of tokens, the share of padding, and what is left of them after each merge.
 
@@ -153,12 +150,7 @@ def token_metrics(
         * (1.0 if piece.merge is None else share(out.merges[piece.merge].visual, visual))
         for piece in segments(config, merging)
     ]
-    return metrics | {"merge/kept_mean": sum(layers) / config.decoder.num_layers}
-
-
-def _lora_config(stage: ConfigDict) -> LoraConfig | None:
-    lora = stage.optimizer.lora
-    return LoraConfig(lora.rank, float(lora.alpha), tuple(lora.targets)) if lora.rank else None
+    return metrics | {"merge/kept_mean": sum(layers) / config.num_layers}
 
 
 def _with_row_weight(batch):
@@ -245,7 +237,7 @@ def to_pixels(frames: jax.Array) -> jax.Array:
 
 def teacher_objective(config: ConfigDict) -> Objective:
     """SigLIP's sigmoid loss between clips and captions; a clip's feature is the mean over its frames of the pooled features."""
-    model = Siglip(teacher_config(config))
+    model = Siglip(typed(TeacherConfig, config.teacher), config.model.vocab_size)
     t = config.teacher
 
     def init(key: jax.Array):

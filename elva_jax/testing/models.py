@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from elva_jax.config import schema
+from elva_jax.config.schema import ModelConfig
 from elva_jax.data.tokenizer import build
 from elva_jax.inference.model import ElvaModel
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Elva, smallest_inputs
 
 TEXTS = (
@@ -82,7 +82,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         return build(TEXTS, folder, 320, words=("red", "green", "blue"))
 
 
-def random_params(config: ElvaConfig, seed: int = 0, scale: float = 0.16) -> Any:
+def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.16) -> Any:
     """Parameters of `models.elva.Elva`, wide enough that attention is far from uniform.
 
     Args:

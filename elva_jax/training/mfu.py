@@ -14,8 +14,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from elva_jax.config.schema import TeacherConfig
+from elva_jax.config.serialize import typed
 from elva_jax.models import flops
-from elva_jax.models.build import config_from_dict, tower_config
+from elva_jax.models.build import config_from_dict
 from elva_jax.models.lora import is_factor
 from elva_jax.tasks.objective import guided
 from elva_jax.training.hardware import DEVICES
@@ -86,10 +88,7 @@ class ModelFlops:
     """
 
     def __init__(self, config: ConfigDict, stage_name: str, labels: Any, shapes: Any):
-        self._stage, self._tower = (
-            config.stages[stage_name],
-            tower_config(config.teacher, config.model.vocab_size),
-        )
+        self._stage, self._tower = (config.stages[stage_name], typed(TeacherConfig, config.teacher))
         self._guided = guided(self._stage)
         self._model = (
             config_from_dict(config.model, config.teacher) if self._stage.kind == "elva" else None
@@ -110,7 +109,7 @@ class ModelFlops:
 
     def _elva(self, content: Content, reports: Mapping[str, Any]) -> float:
         model = self._model
-        c, text = model.decoder, content.tokens - content.visual
+        c, text = model, content.tokens - content.visual
         tokens = text + content.visual * reports.get("merge/kept_mean", 1.0)  # mean over layers
         pairs = content.pairs * (tokens / max(content.tokens, 1.0)) ** 2
         layers = 2.0 * tokens * c.num_layers * flops.layer_weights(c)

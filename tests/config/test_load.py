@@ -161,7 +161,7 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
 def test_a_wrong_config_file_is_refused_by_key(tmp_path, body, message):
     path = tmp_path / "mine.py"
     lines = [
-        "from elva_jax.config import base",
+        "from elva_jax.config import schema",
         "def get_config():",
         "    c = schema.base()",
         "    c.stages.a = schema.stage()",

@@ -1,5 +1,6 @@
 """Folders as transformers writes them, and our parameters read from them."""
 
+import dataclasses
 import json
 
 import jax
@@ -82,7 +83,8 @@ def logits_of(config_of, params_of):
         config = config or config_of(folder)
         params = params_of(folder, config)["elva"]["decoder"]
         position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        decoder = Qwen2(config_from_dict(config.model).decoder)
+        model = config_from_dict(config.model)
+        decoder = Qwen2(dataclasses.replace(model, dtype="float32"))
         return np.asarray(
             jax.jit(decoder.apply)({"params": params}, ids, position, np.ones_like(ids))
         )

@@ -1,6 +1,7 @@
 """Real material: a pretrained Llama that tells stories, and Qwen2's vocabulary. ELVA_TEST_ASSETS says where they are."""
 
 import base64
+import dataclasses
 import functools
 import json
 import os
@@ -125,7 +126,8 @@ def test_a_pretrained_llama_tells_the_same_story(tmp_path, kind):
     import_weights(tmp_path / "hf", tmp_path / "ours")
     run = load_run(tmp_path / "ours")
     assert run.config.model.attention_bias == (kind == "qwen2")
-    decoder = Qwen2(config_from_dict(run.config.model).decoder)
+    model = config_from_dict(run.config.model)
+    decoder = Qwen2(dataclasses.replace(model, dtype="float32"))
     length = STORY + 1
 
     @jax.jit

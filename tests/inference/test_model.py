@@ -131,7 +131,7 @@ def test_generation_stops_at_the_end_token_and_at_the_limit(
 def test_an_answer_ends_at_the_longest_sequence(model, shown, batch):
     question = "Where is the blue, where the red?"
     asked = len(model.prompt_parts(question, shown[0])[-1].token_ids)
-    left = model.model_config.decoder.max_position - batch[True].prefix_tokens[0] - asked
+    left = model.model_config.max_position - batch[True].prefix_tokens[0] - asked
     assert 0 < left <= 8
     answer = batch[True].generate([[question, *QUESTIONS[1:]], [], [], []], 50)[0][0]
     assert answer.finished or len(answer.tokens) == left

@@ -1,7 +1,5 @@
 """The whole model: embedding, segments with merging between them, survivor maps, statistics and decoding with caches."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,21 +7,32 @@ import numpy as np
 import pytest
 
 from elva_jax.config import schema
+from elva_jax.config.schema import ModelConfig
+from elva_jax.config.serialize import typed
 from elva_jax.errors import ConfigError
-from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig
-from elva_jax.models.elva import Elva, Segment, segments
+from elva_jax.models.elva import Elva, Segment, merging_of, segments, with_merging
+from elva_jax.models.qwen2 import rope_scaling
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
 from elva_jax.tasks.objective import token_metrics
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
 LENGTH, PATCHES, VOCAB = 56, 24, 61
-CONFIG = ElvaConfig(
-    DecoderConfig(
-        VOCAB, 16, 24, 3, 4, 2, 4, rope_theta=10_000.0, max_position=128, tie_embeddings=True
+CONFIG = with_merging(
+    ModelConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        rope_theta=10_000.0,
+        max_position=128,
+        patch_size=2,
+        patch_width=8,
+        dtype="float32",
     ),
-    PatchEmbedConfig(2, 8),
     Merging((MergeLayer(0, "threshold", 0.9), MergeLayer(2, "ratio", ratio=0.5))),
 )
 
@@ -77,10 +86,10 @@ def forward(model):
 def test_segments_cut_the_decoder_at_the_merging_layers():
     assert segments(CONFIG, merging=True) == (Segment(0, 2, 0), Segment(2, 3, 1))
     assert segments(CONFIG, merging=False) == (Segment(0, 3, None),)
-    late = dataclasses.replace(CONFIG, merge=Merging((MergeLayer(1),)))
+    late = with_merging(CONFIG, Merging((MergeLayer(1),)))
     assert segments(late, merging=True) == (Segment(0, 1, None), Segment(1, 3, 0))
     for cuts in ((2, 1), (1, 1), (3,)):
-        wrong = dataclasses.replace(CONFIG, merge=Merging(tuple(MergeLayer(cut) for cut in cuts)))
+        wrong = with_merging(CONFIG, Merging(tuple(MergeLayer(cut) for cut in cuts)))
         with pytest.raises(ConfigError, match=r"model\.merge_layers: must increase within 0 … 2"):
             segments(wrong, merging=True)
 
@@ -187,7 +196,7 @@ def test_packing_changes_no_hidden_state(forward, params, merging):
 def test_later_frames_never_change_earlier_text(params, merging):
     """By the threshold rule, that is: a ratio counts over the whole example, so that a later frame may change which pairs merge."""
     rules = (MergeLayer(0, "threshold", 0.99), MergeLayer(2, "threshold", 0.99))
-    model = Elva(dataclasses.replace(CONFIG, merge=Merging(rules)))
+    model = Elva(with_merging(CONFIG, Merging(rules)))
     rng = np.random.default_rng(5)
     parts = [
         Clip([(2, 2), (2, 2)]),
@@ -233,7 +242,7 @@ def test_gradients_are_finite_and_reach_every_parameter(model, params):
 def test_merge_layers_never_change_the_parameters(params):
     patches, layout = inputs()
     for merge in (Merging(), Merging((MergeLayer(1), MergeLayer(2)))):
-        model = Elva(dataclasses.replace(CONFIG, merge=merge))
+        model = Elva(with_merging(CONFIG, merge))
         shapes = jax.eval_shape(
             lambda model=model: nn.unbox(
                 model.init(jax.random.key(0), patches, layout, merging=True)
@@ -250,7 +259,7 @@ def test_no_tracer_leaks(model, params):
         ).lower(params)
 
 
-def test_config_from_dict_reads_every_key():
+def test_the_group_model_is_the_models_configuration():
     c = schema.model()
     c.update(
         vocab_size=VOCAB,
@@ -268,7 +277,7 @@ def test_config_from_dict_reads_every_key():
         (0.9, 0.6),
         (0.5, 0.5),
     )
-    assert config_from_dict(c) == CONFIG
+    assert typed(ModelConfig, c) == CONFIG
     c.update(
         rope_scaling="yarn",
         rope_factor=4,
@@ -278,18 +287,24 @@ def test_config_from_dict_reads_every_key():
         rms_norm_eps=1e-5,
     )
     c.update(patch_embed="naive", patch_heads=2, remat="dots", attention="xla", merge_lines=True)
-    changed = config_from_dict(c)
-    assert changed.decoder.rope_scaling == RopeScaling("yarn", 4.0, 64)
-    assert (
-        changed.decoder.attention_bias,
-        changed.decoder.tie_embeddings,
-        changed.decoder.rms_norm_eps,
-    ) == (False, False, 1e-5)
-    assert changed.patch == PatchEmbedConfig(2, 8, "naive", 2)
-    assert (changed.remat, changed.attention, changed.merge.merge_lines) == ("dots", "xla", True)
+    changed = typed(ModelConfig, c)
+    assert rope_scaling(changed) == RopeScaling("yarn", 4.0, 64)
+    assert (changed.attention_bias, changed.tie_embeddings, changed.rms_norm_eps) == (
+        False,
+        False,
+        1e-5,
+    )
+    assert (changed.patch_size, changed.patch_width, changed.patch_embed, changed.patch_heads) == (
+        2,
+        8,
+        "naive",
+        2,
+    )
+    assert (changed.remat, changed.attention) == ("dots", "xla")
+    assert merging_of(changed) == Merging(merging_of(CONFIG).layers, merge_lines=True)
     c.merge_ratios = (0.5,)
     with pytest.raises(ConfigError, match=r"model\.merge_ratios: needs one entry"):
-        config_from_dict(c)
+        merging_of(typed(ModelConfig, c))
 
 
 def test_independent_turns_equal_each_turn_alone(forward, params):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from elva_jax.config import schema
+from elva_jax.config.schema import Config, ModelConfig, TeacherConfig
+from elva_jax.config.serialize import typed
 from elva_jax.errors import ConfigError, LayoutError
-from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
-from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.models.elva import Elva, smallest_inputs, with_merging
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.models.towers.common import patchify, unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
@@ -24,12 +24,27 @@ from elva_jax.video.resize import patchify as cut
 
 LENGTH, PATCHES, VOCAB, LAYERS = 48, 36, 61, 2
 # 25 is no multiple of 8: the last pixel of each side is dropped, as in so400m (384 = 27 * 14 + 6).
-TOWER = SiglipConfig(25, 8, 12, 16, num_layers=3, num_heads=2)
-CONFIG = ElvaConfig(
-    DecoderConfig(VOCAB, 16, 24, LAYERS, 4, 2, 4, rope_theta=10_000.0, max_position=128),
-    PatchEmbedConfig(8, kind="encoder"),
+TOWER = TeacherConfig(
+    image_size=25, patch_size=8, hidden_size=12, intermediate_size=16, num_layers=3, num_heads=2
+)
+CONFIG = with_merging(
+    ModelConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=LAYERS,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        rope_theta=10_000.0,
+        tie_embeddings=False,
+        max_position=128,
+        patch_size=8,
+        patch_embed="encoder",
+        dtype="float32",
+        tower=TOWER,
+    ),
     Merging((MergeLayer(0, "threshold", 0.9999),)),
-    tower=TOWER,
 )
 GRID = (3, 3)
 
@@ -121,7 +136,7 @@ def composed(params):
 
     @jax.jit
     def decode(params, x_1xSxD, segment):
-        decoder, place = Qwen2(CONFIG.decoder), jnp.arange(LENGTH, dtype=jnp.int32)[None]
+        decoder, place = Qwen2(CONFIG), jnp.arange(LENGTH, dtype=jnp.int32)[None]
         x = decoder.apply({"params": params}, x_1xSxD, place, segment, 0, LAYERS, method="layers")
         return decoder.apply(
             {"params": params}, decoder.apply({"params": params}, x, method="finish"), method="head"
@@ -179,22 +194,17 @@ def test_pieces_of_frames_are_refused(params):
         )
 
 
-def test_config_from_dict_reads_the_teacher():
+def test_the_tower_is_the_teacher():
     c = schema.base()
     c.model.update(patch_embed="encoder", patch_size=8)
     c.teacher.update(
-        image_size=25,
-        patch_size=8,
-        hidden_size=12,
-        intermediate_size=16,
-        num_layers=3,
-        num_heads=2,
-        text_layers=2,
+        image_size=25, patch_size=8, hidden_size=12, intermediate_size=16, num_layers=3, num_heads=2
     )
-    made = config_from_dict(c.model, c.teacher)
+    made = typed(Config, c).model
     assert made.tower == TOWER
     assert made.frame_patches == 9
+    alone = typed(ModelConfig, c.model)
     with pytest.raises(ConfigError, match=r"model\.patch_embed: encoder needs"):
-        config_from_dict(c.model)
+        Elva(alone).init(jax.random.key(0), *smallest_inputs(alone))
     c.model.patch_embed = "video"
-    assert config_from_dict(c.model, c.teacher).tower is None
+    assert typed(Config, c).model.tower is None

@@ -1,5 +1,7 @@
 """The patch embedding against a plain loop over frames and rows."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import PatchEmbedConfig
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
-SIZE, WIDTH, FEATURES = 2, 8, 6
+SIZE, WIDTH = 2, 8
+CONFIG = ModelConfig(hidden_size=6, patch_size=SIZE, patch_width=WIDTH, dtype="float32")
 LENGTH, PATCHES = 96, 72  # static shapes that hold whatever hypothesis draws: one compilation
 grids = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
 
@@ -24,7 +27,7 @@ def batch(*layouts: TokenLayout) -> TokenLayout:
 
 def make(kind="video", heads=1, seed=0):
     """The module and random parameters at a scale where attention is far from uniform."""
-    module = PatchEmbed(PatchEmbedConfig(SIZE, WIDTH, kind, heads), FEATURES)
+    module = PatchEmbed(dataclasses.replace(CONFIG, patch_embed=kind, patch_heads=heads))
     layout = batch(build_layout([Clip([(1, 1)])]))
     params = nn.unbox(
         module.init(jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout)
@@ -131,11 +134,11 @@ def test_gradients_are_finite_and_do_not_reach_unused_patches():
 
 def test_bad_settings_are_refused():
     layout = batch(build_layout([Clip([(1, 1)])]))
-    for config, message in (
-        (PatchEmbedConfig(SIZE, WIDTH, "conv"), "patch_embed: 'conv'"),
-        (PatchEmbedConfig(SIZE, WIDTH, num_heads=3), "patch_heads: 3"),
+    for change, message in (
+        ({"patch_embed": "conv"}, "patch_embed: 'conv'"),
+        ({"patch_heads": 3}, "patch_heads: 3"),
     ):
         with pytest.raises(ConfigError, match=message):
-            PatchEmbed(config, FEATURES).init(
+            PatchEmbed(dataclasses.replace(CONFIG, **change)).init(
                 jax.random.key(0), np.zeros((1, 1, 12), np.uint8), layout
             )

@@ -11,12 +11,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import DecoderConfig
-from elva_jax.models.qwen2 import REMAT_POLICIES, Qwen2
-from elva_jax.ops.rope import RopeScaling
+from elva_jax.models.qwen2 import REMAT_POLICIES, Qwen2, rope_scaling
 
-BASE = DecoderConfig(
+BASE = ModelConfig(
     vocab_size=83,
     hidden_size=32,
     intermediate_size=48,
@@ -26,12 +25,19 @@ BASE = DecoderConfig(
     head_dim=8,
     rope_theta=10_000.0,
     max_position=64,
+    tie_embeddings=False,
+    dtype="float32",
 )
 
 
-def torch_model(config: DecoderConfig):
+def rope(kind: str, factor: float):
+    """Keys of a RoPE extension of 16 tokens."""
+    return {"rope_scaling": kind, "rope_factor": factor, "rope_original_max_position": 16}
+
+
+def torch_model(config: ModelConfig):
     """The same model in PyTorch with random weights, norms and biases too."""
-    scaling = config.rope_scaling
+    scaling = rope_scaling(config)
     parameters = {
         "rope_type": scaling.kind,
         "rope_theta": config.rope_theta,
@@ -69,7 +75,7 @@ def torch_model(config: DecoderConfig):
     return model.eval()
 
 
-def from_torch(model, config: DecoderConfig):
+def from_torch(model, config: ModelConfig):
     """Our parameters holding the PyTorch model's weights."""
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
@@ -118,9 +124,9 @@ def random_params(model, seed=0):
         {"num_kv_heads": 1, "tie_embeddings": True},
         {"num_kv_heads": 4, "head_dim": 16, "num_layers": 2},
         {"attention_bias": False, "rms_norm_eps": 1e-2},
-        {"rope_scaling": RopeScaling("linear", 2.0, 16)},
-        {"rope_scaling": RopeScaling("dynamic", 2.0, 16)},
-        {"rope_scaling": RopeScaling("yarn", 4.0, 16)},
+        rope("linear", 2.0),
+        rope("dynamic", 2.0),
+        rope("yarn", 4.0),
         {"num_layers": 10, "hidden_size": 16},
     ],
     ids=str,
@@ -192,7 +198,10 @@ def test_remat_policies_change_no_gradient(num_layers, policies):
     def gradient(remat):
         loss = jax.jit(
             jax.grad(
-                lambda p: jnp.sum(Qwen2(config, remat=remat).apply(p, tokens, position, ones) ** 2)
+                lambda p: jnp.sum(
+                    Qwen2(dataclasses.replace(config, remat=remat)).apply(p, tokens, position, ones)
+                    ** 2
+                )
             )
         )
         return jax.tree.leaves(loss(params))
@@ -212,7 +221,9 @@ def test_full_remat_keeps_fewer_residuals():
 
     def kept(remat):
         def loss(p):
-            return jnp.sum(Qwen2(config, remat=remat).apply(p, tokens, tokens, tokens))
+            return jnp.sum(
+                Qwen2(dataclasses.replace(config, remat=remat)).apply(p, tokens, tokens, tokens)
+            )
 
         _, pullback = jax.vjp(loss, params)
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
@@ -221,7 +232,7 @@ def test_full_remat_keeps_fewer_residuals():
 
 
 def test_parameters_and_logits_stay_float32_under_bfloat16():
-    model = Qwen2(BASE, dtype=jnp.bfloat16)
+    model = Qwen2(dataclasses.replace(BASE, dtype="bfloat16"))
     params = random_params(model)
     tokens = np.arange(12)[None]
     logits = jitted(model)(params, tokens, tokens, np.ones_like(tokens))

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from elva_jax.models.build import teacher_config
+from elva_jax.config.schema import TeacherConfig
+from elva_jax.config.serialize import typed
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.parallel import distributed
 from elva_jax.parallel.launchers import detect_process
@@ -83,7 +84,9 @@ def weights(stage: str):
         return (middle + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     tower = jax.eval_shape(
-        SiglipVision(teacher_config(config)).init, jax.random.key(0), jnp.zeros((1, side, side, 3))
+        SiglipVision(typed(TeacherConfig, config.teacher)).init,
+        jax.random.key(0),
+        jnp.zeros((1, side, side, 3)),
     )
     shapes = (jax.eval_shape(objective.init, jax.random.key(0)), {"teacher": tower["params"]})
     return jax.tree_util.tree_map_with_path(drawn, nn.meta.unbox(shapes))

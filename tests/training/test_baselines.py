@@ -13,10 +13,10 @@ from elva_jax.checkpoints.save import save_weights
 from elva_jax.cli import main
 from elva_jax.config import schema
 from elva_jax.config.load import load
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError, ConvertError
 from elva_jax.hf.export import export
 from elva_jax.models.build import parameter_shapes
-from elva_jax.models.config import SiglipConfig
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tasks.objective import make_objective
@@ -160,7 +160,14 @@ def test_a_tower_joins_weights_that_have_none(
 
 def test_a_frozen_tower_costs_no_backward_pass():
     """The gradient has as many matrix products as one to which the tower is a constant."""
-    module = EncoderEmbed(SiglipConfig(32, 8, 16, 32, num_layers=4, num_heads=2), 8)
+    tower = TeacherConfig(
+        image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_layers=4, num_heads=2
+    )
+    module = EncoderEmbed(
+        ModelConfig(
+            hidden_size=8, patch_size=8, patch_embed="encoder", dtype="float32", tower=tower
+        )
+    )
     layout = jax.tree.map(
         lambda field: field[None], build_layout([Clip(((4, 4),) * 2, bare=True), Text((1,))])
     )

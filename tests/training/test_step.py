@@ -6,6 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elva_jax.config.schema import TeacherConfig
+from elva_jax.config.serialize import typed
+from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.parallel.mesh import make_mesh, shard_batch
 from elva_jax.tasks import objective
 from elva_jax.training import step
@@ -104,7 +107,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(config, tiny_run, 
 def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny_run, stage_of):
     config.stages.video.optimizer.name = "adamw"
     train_step, state, setting = stage_of(config, "video")
-    tower = objective.SiglipVision(objective.teacher_config(config))
+    tower = SiglipVision(typed(TeacherConfig, config.teacher))
     side = config.teacher.image_size
     teacher = nn.meta.unbox(jax.jit(tower.init)(jax.random.key(1), jnp.zeros((1, side, side, 3))))[
         "params"
@@ -130,7 +133,7 @@ def test_terms_of_weight_zero_are_not_computed(config, tiny_run, stage_of):
     config.stages.video.loss.update(generation=0.0, tube=1.0, contrastive=0.0)
     goal = objective.make_objective(config, "video")
     params = jax.eval_shape(lambda key: nn.meta.unbox(goal.init(key)), jax.random.key(0))
-    tower = objective.SiglipVision(objective.teacher_config(config))
+    tower = SiglipVision(typed(TeacherConfig, config.teacher))
     side = config.teacher.image_size
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     teacher = jax.eval_shape(

@@ -14,8 +14,7 @@ from elva_jax.tools.bench.random_model import random_patches, random_weights
 from elva_jax.inference.prefill import prefill
 from elva_jax.utils.compilation_cache import enable_compilation_cache
 from elva_jax.inference.batching import build_rows
-from elva_jax.models.config import (DecoderConfig, ElvaConfig, PatchEmbedConfig)
-from elva_jax.ops.merging import MergeLayer, Merging
+from elva_jax.config.schema import ModelConfig
 from elva_jax.video.layout import Clip, Text
 
 counts = {"cache_misses": 0, "cache_hits": 0}
@@ -25,8 +24,23 @@ def listen(event, **_):
         counts[name] += 1
 monitoring.register_event_listener(listen)
 enable_compilation_cache()
-decoder = DecoderConfig(64, 32, 48, 3, 4, 2, 8)
-config = ElvaConfig(decoder, PatchEmbedConfig(4, 16), Merging((MergeLayer(1),)))
+config = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    tie_embeddings=False,
+    patch_size=4,
+    patch_width=16,
+    dtype="float32",
+    merge_layers=(1,),
+    merge_policies=("threshold",),
+    merge_thresholds=(0.6,),
+    merge_ratios=(0.5,),
+)
 clip = Clip(((2, 2),) * 4)
 rows = build_rows([(Text((1, 2)), clip)], [random_patches(clip.grids, 48, "slow")], 48)
 prefix = prefill(config, random_weights(config), rows, config.merge)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
+
+LAYER_NORM_EPS = 1e-6  # of every tower
 
 
 def patchify(pixels_nxHxWx3: jax.Array, patch: int, grid: int) -> jax.Array:
@@ -31,8 +33,8 @@ def unpatchify(patches_nxGGxK: jax.Array, patch: int, size: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), beyond, beyond, (0, 0)))
 
 
-def head_dim_of(config: Any) -> int:
-    """Width of a head of a tower's configuration (hidden_size, num_heads).
+def head_dim_of(config: TeacherConfig) -> int:
+    """Width of a tower's heads.
 
     Raises:
       ConfigError: the heads do not divide the width.

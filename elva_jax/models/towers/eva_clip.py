@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import EvaClipConfig
 from elva_jax.models.towers.common import (
+    LAYER_NORM_EPS,
     add_bias,
     head_dim_of,
     layer_norm,
@@ -31,6 +32,7 @@ from elva_jax.models.towers.siglip import Params
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 ROPE_THETA = 10_000.0
+ROPE_GRID = 16  # patches along the side that EVA02's positions are scaled to
 
 
 class EvaClipOutput(NamedTuple):
@@ -44,7 +46,7 @@ class EvaClipOutput(NamedTuple):
 class EvaClipVision(nn.Module):
     """The vision tower."""
 
-    config: EvaClipConfig
+    config: TeacherConfig
     dtype: str = "float32"  # compute type; parameters stay float32
 
     @nn.compact
@@ -79,14 +81,14 @@ class EvaClipVision(nn.Module):
         )
         x = nn.with_logical_constraint(x, ("batch", None, "embed"))
         penultimate, x = EvaClipLayers(c, name="layers")(x)
-        last = layer_norm(x, *norm_params(self, "post_norm", c.hidden_size), c.layer_norm_eps)
+        last = layer_norm(x, *norm_params(self, "post_norm", c.hidden_size), LAYER_NORM_EPS)
         return EvaClipOutput(penultimate[:, 1:], last[:, 1:], last[:, 0])
 
 
 class EvaClipLayers(nn.Module):
     """A stack of pre-norm blocks."""
 
-    config: EvaClipConfig
+    config: TeacherConfig
 
     @nn.compact
     def __call__(self, x_nxTxC: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,19 +119,20 @@ class EvaClipLayers(nn.Module):
             add(f"{name}_bias", (heads, head_dim), ("heads", "head_dim"))
         add("out_kernel", (heads, head_dim, width), ("heads", "head_dim", "embed"), matrix)
         add("out_bias", (width,), ("embed",))
-        if c.second:
+        second = c.kind == "eva02_clip"
+        if second:
             norm("attention_norm", width, None)
             norm("mlp_norm", inner, "mlp")
-        for name in ("gate", "fc1") if c.second else ("fc1",):
+        for name in ("gate", "fc1") if second else ("fc1",):
             add(f"{name}_kernel", (width, inner), ("embed", "mlp"), matrix)
             add(f"{name}_bias", (inner,), ("mlp",))
         add("fc2_kernel", (inner, width), ("mlp", "embed"), matrix)
         add("fc2_bias", (width,), ("embed",))
-        angles = rope_angles(c.grid, head_dim, c.rope_grid) if c.second else None
+        angles = rope_angles(c.grid, head_dim, ROPE_GRID) if second else None
 
         def body(x, layer):
             return nn.with_logical_constraint(
-                block(x, layer, angles, c.layer_norm_eps), ("batch", None, "embed")
+                block(x, layer, angles, LAYER_NORM_EPS), ("batch", None, "embed")
             ), None
 
         before, _ = jax.lax.scan(body, x_nxTxC, {name: p[:-1] for name, p in params.items()})

@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import SiglipConfig
 from elva_jax.models.towers.common import (
+    LAYER_NORM_EPS,
     add_bias,
     head_dim_of,
     layer_norm,
@@ -43,16 +44,17 @@ class SiglipOutput(NamedTuple):
 class Siglip(nn.Module):
     """Both towers, the logit scale and the logit bias."""
 
-    config: SiglipConfig
+    config: TeacherConfig
+    vocab_size: int  # of the captions' tokenizer
     dtype: str = "float32"  # compute type; parameters stay float32
 
     def setup(self):
-        if self.config.text_layers < 1 or self.config.vocab_size < 1:
+        if self.config.text_layers < 1 or self.vocab_size < 1:
             raise ConfigError(
                 "a SigLIP with a text tower needs teacher.text_layers and a vocabulary size above 0"
             )
         self.vision = SiglipVision(self.config, self.dtype)
-        self.text = SiglipText(self.config, self.dtype)
+        self.text = SiglipText(self.config, self.vocab_size, self.dtype)
         # The paper's start: most pairs are negative, so the bias begins at -10 and the scale at 10.
         self.log_scale = self.param("log_scale", nn.initializers.constant(math.log(10.0)), ())
         self.bias = self.param("bias", nn.initializers.constant(-10.0), ())
@@ -72,7 +74,7 @@ class Siglip(nn.Module):
 class SiglipVision(nn.Module):
     """The vision tower. Its parameters are those under "vision" of a `Siglip`."""
 
-    config: SiglipConfig
+    config: TeacherConfig
     dtype: str = "float32"  # compute type; parameters stay float32
 
     @nn.compact
@@ -100,14 +102,15 @@ class SiglipVision(nn.Module):
         x = linear(patches, embed_p["kernel"], embed_p["bias"]) + position.astype(self.dtype)[None]
         x = nn.with_logical_constraint(x, ("batch", None, "embed"))
         penultimate, x = SiglipLayers(c, c.num_layers, name="layers")(x)
-        last = layer_norm(x, *norm_params(self, "post_norm", c.hidden_size), c.layer_norm_eps)
+        last = layer_norm(x, *norm_params(self, "post_norm", c.hidden_size), LAYER_NORM_EPS)
         return SiglipOutput(penultimate, last, SiglipHead(c, name="head")(last))
 
 
 class SiglipText(nn.Module):
     """The text tower: bidirectional, unmasked (padding is a token like any other), pooled at the last position, as SigLIP was trained."""
 
-    config: SiglipConfig
+    config: TeacherConfig
+    vocab_size: int
     dtype: str = "float32"  # compute type; parameters stay float32
 
     @nn.compact
@@ -125,7 +128,7 @@ class SiglipText(nn.Module):
         table = param(
             self,
             "token_embedding",
-            (c.vocab_size, c.hidden_size),
+            (self.vocab_size, c.hidden_size),
             ("vocab", "embed"),
             nn.initializers.normal(0.02),
         )
@@ -135,7 +138,7 @@ class SiglipText(nn.Module):
         position = position_embedding(self, c.text_length, c.hidden_size)[:length]
         x = (table[token_ids_nxT] + position[None]).astype(self.dtype)
         _, x = SiglipLayers(c, c.text_layers, name="layers")(x)
-        x = layer_norm(x, *norm_params(self, "final_norm", c.hidden_size), c.layer_norm_eps)[:, -1]
+        x = layer_norm(x, *norm_params(self, "final_norm", c.hidden_size), LAYER_NORM_EPS)[:, -1]
         kernel = param(self, "head_kernel", (c.hidden_size, c.hidden_size), ("embed", None))
         return linear(
             x,
@@ -147,7 +150,7 @@ class SiglipText(nn.Module):
 class SiglipLayers(nn.Module):
     """A stack of pre-norm blocks."""
 
-    config: SiglipConfig
+    config: TeacherConfig
     num_layers: int
 
     @nn.compact
@@ -181,7 +184,7 @@ class SiglipLayers(nn.Module):
 
         def body(x, layer):
             return nn.with_logical_constraint(
-                block(x, layer, c.layer_norm_eps), ("batch", None, "embed")
+                block(x, layer, LAYER_NORM_EPS), ("batch", None, "embed")
             ), None
 
         before, _ = jax.lax.scan(body, x_nxTxC, {name: p[:-1] for name, p in params.items()})
@@ -192,7 +195,7 @@ class SiglipLayers(nn.Module):
 class SiglipHead(nn.Module):
     """Attention pooling by one learned probe, then a residual MLP."""
 
-    config: SiglipConfig
+    config: TeacherConfig
 
     @nn.compact
     def __call__(self, x_nxTxC: jax.Array) -> jax.Array:
@@ -230,7 +233,7 @@ class SiglipHead(nn.Module):
             jnp.einsum("nhd,hdc->nc", x, kernel.astype(x.dtype)),
             param(self, "out_bias", (width,), ("embed",), zeros),
         )
-        y = layer_norm(x, *norm_params(self, "norm", width), c.layer_norm_eps)
+        y = layer_norm(x, *norm_params(self, "norm", width), LAYER_NORM_EPS)
         fc1 = param(self, "fc1_kernel", (width, c.intermediate_size), ("embed", "mlp"))
         y = nn.gelu(
             linear(y, fc1, param(self, "fc1_bias", (c.intermediate_size,), ("mlp",), zeros)),

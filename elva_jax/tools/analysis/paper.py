@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from elva_jax.models.config import DecoderConfig, SiglipConfig
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 
-QWEN2_1_5B = DecoderConfig(151_936, 1536, 8960, 28, 12, 2, 128, tie_embeddings=True)
-QWEN2_7B = DecoderConfig(152_064, 3584, 18_944, 28, 28, 4, 128)
-VICUNA_7B = DecoderConfig(
-    32_000, 4096, 11_008, 32, 32, 32, 128, attention_bias=False
-)  # decoder of the encoder-based baseline
-CLIP_L_336 = SiglipConfig(
-    336, 14, 1024, 4096, 24, 16
-)  # its vision tower; CLIP has a class token besides the 576 patches
+# All in float32, the type in which their costs are compared with XLA's counts.
+QWEN2_1_5B = ModelConfig(dtype="float32")
+QWEN2_7B = ModelConfig(
+    vocab_size=152_064,
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_heads=28,
+    num_kv_heads=4,
+    tie_embeddings=False,
+    dtype="float32",
+)
+VICUNA_7B = ModelConfig(  # decoder of the encoder-based baseline
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    tie_embeddings=False,
+    attention_bias=False,
+    dtype="float32",
+)
+CLIP_L_336 = TeacherConfig(  # its vision tower; CLIP has a class token besides the 576 patches
+    image_size=336,
+    patch_size=14,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_layers=24,
+    num_heads=16,
+)
 
 
 class PatchEmbedding(NamedTuple):

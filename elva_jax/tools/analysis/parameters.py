@@ -7,18 +7,18 @@ import math
 import flax.linen as nn
 import jax
 
-from elva_jax.models.config import ElvaConfig
+from elva_jax.config.schema import ModelConfig
 from elva_jax.models.elva import Elva, smallest_inputs
 
 
-def abstract_parameters(config: ElvaConfig):
+def abstract_parameters(config: ModelConfig):
     """The model's parameter tree as `jax.ShapeDtypeStruct`s, without partitioning boxes."""
     return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), *smallest_inputs(config)))[
         "params"
     ]
 
 
-def count_parameters(config: ElvaConfig) -> dict[str, int]:
+def count_parameters(config: ModelConfig) -> dict[str, int]:
     """Counts by part: patch_embed, embed_tokens, layers, norm, lm_head (0 where tied) and total."""
     tree = abstract_parameters(config)
     decoder = tree["decoder"]

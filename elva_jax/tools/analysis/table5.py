@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
-from elva_jax.models.config import ElvaConfig
+from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper
 from elva_jax.video.layout import frame_tokens
@@ -16,7 +17,7 @@ from elva_jax.video.resize import target_size
 
 # The merging layers of configs/elva.py.
 MERGE = Merging((MergeLayer(2, ratio=1.0), MergeLayer(8, "both"), MergeLayer(14, "both")))
-ELVA_7B = ElvaConfig(paper.QWEN2_7B, merge=MERGE)
+ELVA_7B = with_merging(paper.QWEN2_7B, MERGE)
 HEADER_TOKENS = 14  # ChatML's system prompt and opening of a question, in front of the video
 QUESTION_TOKENS = paper.OTHER_TOKENS - paper.OUTPUT_TOKENS - HEADER_TOKENS
 GOALS = {
@@ -32,7 +33,7 @@ COUNTS = {
 }
 
 
-def compare(config: ElvaConfig | None, frames: Sequence[int]) -> dict[str, Any]:
+def compare(config: ModelConfig | None, frames: Sequence[int]) -> dict[str, Any]:
     """Every row of Table 5, and what became of the goals.
 
     Args:
@@ -49,7 +50,7 @@ def compare(config: ElvaConfig | None, frames: Sequence[int]) -> dict[str, Any]:
     return {"rows": rows, "goals": [goal for row in rows for goal in _goals(row)]}
 
 
-def _group(config: ElvaConfig | None, frames: int) -> list[dict[str, Any]]:
+def _group(config: ModelConfig | None, frames: int) -> list[dict[str, Any]]:
     """The four variants at one frame count, each with its reductions against the first of them."""
     rows = [_row(config, frames, variant) for variant in paper.VARIANTS]
     base = rows[0]
@@ -71,7 +72,7 @@ def retention_at(frames: int, variant: str) -> float:
     return paper.RETENTION[min(paper.RETENTION, key=lambda known: abs(known - frames))][variant]
 
 
-def _row(config: ElvaConfig | None, frames: int, variant: str) -> dict[str, Any]:
+def _row(config: ModelConfig | None, frames: int, variant: str) -> dict[str, Any]:
     model, retention = config or ELVA_7B, retention_at(frames, variant)
     cell = paper.TABLE5.get(frames, {}).get(variant) if config is None else None
     accounting = _accounting(config, frames, variant, retention) / 1e12
@@ -96,15 +97,15 @@ def _row(config: ElvaConfig | None, frames: int, variant: str) -> dict[str, Any]
     }
 
 
-def _accounting(config: ElvaConfig | None, frames: int, variant: str, retention: float) -> float:
+def _accounting(config: ModelConfig | None, frames: int, variant: str, retention: float) -> float:
     """The paper's accounting; its baseline has a decoder of its own, a given model is compared with a baseline of the same decoder."""
     model = config or ELVA_7B
     if variant == "encoder_based":
-        decoder, tower = (paper.VICUNA_7B if config is None else model.decoder), paper.CLIP_L_336
+        decoder, tower = (paper.VICUNA_7B if config is None else model), paper.CLIP_L_336
         tokens = tower.grid**2 * frames + paper.OTHER_TOKENS_ENCODER_BASED
         return flops.paper_encoder(tower, decoder, frames) + flops.paper_decoder(decoder, tokens)
-    visual = content(model.patch.patch_size, frames).visual
-    return flops.paper_decoder(model.decoder, retention * visual + paper.OTHER_TOKENS)
+    visual = content(model.patch_size, frames).visual
+    return flops.paper_decoder(model, retention * visual + paper.OTHER_TOKENS)
 
 
 def content(patch_size: int, high: int, low: int = 0) -> flops.Content:
@@ -120,7 +121,7 @@ def content(patch_size: int, high: int, low: int = 0) -> flops.Content:
 
 
 def front_lengths(
-    config: ElvaConfig, frames: int, variant: str, retention: float
+    config: ModelConfig, frames: int, variant: str, retention: float
 ) -> tuple[tuple[int, ...], float]:
     """Tokens of the prompt up to the end of its video, and of those behind each merging layer; and the retention that they amount to.
 
@@ -132,18 +133,18 @@ def front_lengths(
     """
     if variant == "encoder_based":
         return (HEADER_TOKENS + paper.CLIP_L_336.grid**2 * frames,), 1.0
-    whole = content(config.patch.patch_size, frames)
+    whole = content(config.patch_size, frames)
     if variant == "encoder_free":
         return (whole.tokens,), 1.0
     low = frames // 2 if variant == "merge_hr" else 0
-    front = content(config.patch.patch_size, frames - low, low)
+    front = content(config.patch_size, frames - low, low)
     before_merging = front.visual / whole.visual
     lengths = flops.tokens_at_retention(config, front, retention / before_merging)
     return lengths, before_merging * flops.retained(config, front, lengths)
 
 
 def true_cost(
-    config: ElvaConfig, frames: int, variant: str, lengths: Sequence[int], padded: bool = True
+    config: ModelConfig, frames: int, variant: str, lengths: Sequence[int], padded: bool = True
 ) -> flops.Parts:
     """FLOPs by part of a video, a question and `paper.OUTPUT_TOKENS` tokens of answer, for fronts of these lengths.
 
@@ -155,7 +156,7 @@ def true_cost(
         tower = paper.CLIP_L_336
         parts["encoder"] = flops.vision_tower(tower, frames, tower.num_layers - 1)
         parts["projector"] = flops.projector(
-            tower.hidden_size, config.decoder.hidden_size, tower.grid**2 * frames
+            tower.hidden_size, config.hidden_size, tower.grid**2 * frames
         )
     else:
         # Inference pads the patches to the length of the tokens.

@@ -14,14 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, grouped_attention
 from elva_jax.models import flops
-from elva_jax.models.config import DecoderConfig, ElvaConfig, SiglipConfig
+from elva_jax.models.elva import merging_of, with_merging
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.models.qwen2 import DecoderLayer, Qwen2
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops.attention import packed_attention
-from elva_jax.ops.merging import MergeLayer, Merging, merge
+from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging, merge
 from elva_jax.tools.analysis.parameters import abstract_parameters
 from elva_jax.video.layout import TokenLayout
 
@@ -41,15 +42,15 @@ class Check(NamedTuple):
         return self.ours / self.xla - 1
 
 
-def check(config: ElvaConfig, tower: SiglipConfig, length: int = 1024) -> list[Check]:
+def check(config: ModelConfig, tower: TeacherConfig, length: int = 1024) -> list[Check]:
     """Every part of a model and of the encoder-based baseline, in float32 on fronts of `length` tokens.
 
     The decoder is taken without merging, and with two merging layers that each leave half of the tokens. More than 1024 tokens go through
     loops over tiles, whose bodies XLA counts once: those cannot be compared.
     """
-    layers = config.decoder.num_layers
+    layers = config.num_layers
     merging = Merging((MergeLayer(layers // 3), MergeLayer(2 * layers // 3)))
-    config = dataclasses.replace(config, merge=merging)
+    config = with_merging(config, merging)
     lengths = (length, length // 2, length // 4)
     return [
         check_patch_embedding(config, length, length),
@@ -67,13 +68,10 @@ def program_flops(function: Callable, *arguments: Any) -> float:
         return float(jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"])
 
 
-def check_patch_embedding(config: ElvaConfig, patches: int, tokens: int) -> Check:
+def check_patch_embedding(config: ModelConfig, patches: int, tokens: int) -> Check:
     """The patch embedding of one row."""
-    module = PatchEmbed(config.patch, config.decoder.hidden_size)
-    arguments = (
-        _shape(1, patches, config.patch.patch_size**2 * 3, dtype=jnp.uint8),
-        _layout(1, tokens),
-    )
+    module = PatchEmbed(config)
+    arguments = (_shape(1, patches, config.patch_size**2 * 3, dtype=jnp.uint8), _layout(1, tokens))
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *arguments))
     counted = program_flops(module.apply, params, *arguments)
     return Check(
@@ -83,20 +81,20 @@ def check_patch_embedding(config: ElvaConfig, patches: int, tokens: int) -> Chec
     )
 
 
-def check_prefill(config: ElvaConfig, lengths: Sequence[int]) -> Check:
+def check_prefill(config: ModelConfig, lengths: Sequence[int]) -> Check:
     """The decoder on one front of these lengths (as in `flops.pieces`), without its merging layers."""
     counted = 0.0
     for piece, length in flops.pieces(config, lengths):
-        last = piece.stop == config.decoder.num_layers
-        counted += (piece.stop - piece.start - last) * _prefill_layer(config.decoder, length, False)
-        counted += last * _prefill_layer(config.decoder, length, True)
+        last = piece.stop == config.num_layers
+        counted += (piece.stop - piece.start - last) * _prefill_layer(config, length, False)
+        counted += last * _prefill_layer(config, length, True)
     ours = flops.prefill(config, lengths)
     return Check(
         f"prefill of {_steps(lengths)} tokens", ours["linear"] + ours["attention"], counted
     )
 
 
-def _prefill_layer(decoder: DecoderConfig, length: int, last: bool) -> float:
+def _prefill_layer(decoder: ModelConfig, length: int, last: bool) -> float:
     """One layer; of the last one inference keeps the keys and values alone, and XLA drops what makes its hidden states."""
 
     def run(params, x, angle, segment):
@@ -109,24 +107,21 @@ def _prefill_layer(decoder: DecoderConfig, length: int, last: bool) -> float:
     )
 
 
-def check_decode(config: ElvaConfig, lengths: Sequence[int]) -> Check:
+def check_decode(config: ModelConfig, lengths: Sequence[int]) -> Check:
     """One token and its logits behind a front of these lengths, with `SLOTS` slots for text."""
-    c = config.decoder
     counted = sum(
-        (piece.stop - piece.start) * _decode_layer(c, length)
+        (piece.stop - piece.start) * _decode_layer(config, length)
         for piece, length in flops.pieces(config, lengths)
     )
-    one_layer = dataclasses.replace(c, num_layers=1)
-    params = abstract_parameters(dataclasses.replace(config, decoder=one_layer, merge=Merging()))[
-        "decoder"
-    ]
+    one_layer = dataclasses.replace(with_merging(config, NO_MERGING), num_layers=1)
     head = partial(Qwen2(one_layer).apply, method="head")
-    counted += program_flops(head, {"params": params}, _shape(1, 1, c.hidden_size))
-    ours = flops.continuation(config, lengths, 1, SLOTS) + flops.head(c)
+    params = {"params": abstract_parameters(one_layer)["decoder"]}
+    counted += program_flops(head, params, _shape(1, 1, config.hidden_size))
+    ours = flops.continuation(config, lengths, 1, SLOTS) + flops.head(config)
     return Check(f"decode of a token behind {_steps(lengths)}", ours, counted)
 
 
-def _decode_layer(decoder: DecoderConfig, length: int) -> float:
+def _decode_layer(decoder: ModelConfig, length: int) -> float:
     past = _shape(1, decoder.num_kv_heads, length, decoder.head_dim)
     own = _shape(1, decoder.num_kv_heads, 1, SLOTS, decoder.head_dim)
 
@@ -146,16 +141,16 @@ def _decode_layer(decoder: DecoderConfig, length: int) -> float:
     return program_flops(run, *_layer_arguments(decoder, 1), *cache, mask, _shape(dtype=jnp.int32))
 
 
-def check_merging(config: ElvaConfig, length: int) -> Check:
+def check_merging(config: ModelConfig, length: int) -> Check:
     """The config's first merging layer on one row."""
-    rule, width = config.merge.layers[0], config.decoder.hidden_size
+    rule, width = merging_of(config).layers[0], config.hidden_size
     counted = program_flops(
         partial(merge, rule=rule), _shape(length, width), _layout(length), _shape(length)
     )
     return Check(f"merging layer on {length} tokens", flops.merging_layer(width, length), counted)
 
 
-def check_vision(tower: SiglipConfig) -> Check:
+def check_vision(tower: TeacherConfig) -> Check:
     """The penultimate features of one image from a tower cut to two layers, since more of them would be a loop."""
     module, pixels = (
         SiglipVision(dataclasses.replace(tower, num_layers=2)),
@@ -180,7 +175,7 @@ def _layout(*dims: int) -> TokenLayout:
     )
 
 
-def _layer_arguments(decoder: DecoderConfig, length: int) -> tuple[Any, ...]:
+def _layer_arguments(decoder: ModelConfig, length: int) -> tuple[Any, ...]:
     """Parameters of one layer, hidden states [1, S, D] and angles [1, S, Dh / 2]."""
     x, angle = _shape(1, length, decoder.hidden_size), _shape(1, length, decoder.head_dim // 2)
     init = partial(DecoderLayer(decoder).init, attend=lambda q, k, v: q)

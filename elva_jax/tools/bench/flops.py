@@ -65,10 +65,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config = config_from_dict(loaded.model, loaded.teacher)
     report = {"bench": "flops", "table": 5, "config": args.config}
     if args.check:
-        from elva_jax.models.config import ElvaConfig
         from elva_jax.tools.analysis import paper, xla
 
-        checks = xla.check(config or ElvaConfig(paper.QWEN2_1_5B), paper.CLIP_L_336)
+        checks = xla.check(config or paper.QWEN2_1_5B, paper.CLIP_L_336)
         rows = [
             {"program": c.program, "flops": c.ours, "xla_flops": c.xla, "deviation": c.deviation}
             for c in checks

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from elva_jax.inference import prefill
     from elva_jax.inference.batching import build_rows
     from elva_jax.models.build import config_from_dict
+    from elva_jax.models.elva import merging_of, with_merging
     from elva_jax.tools.bench.random_model import random_patches, random_weights
     from elva_jax.tools.bench.timing import interleaved, machine
     from elva_jax.video.layout import Clip, TokenLayout, frame_tokens
@@ -51,23 +52,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     dtype = dtype_of(args)
     loaded = load(args.config)
     model = config_from_dict(loaded.model, loaded.teacher)
-    decoder = dataclasses.replace(model.decoder, num_layers=1, vocab_size=1024)
-    rule = (
-        next((rule for rule in model.merge.layers if rule.policy == "both"), None)
-        or model.merge.layers[0]
+    merging = merging_of(model)
+    rule = next((rule for rule in merging.layers if rule.policy == "both"), merging.layers[0])
+    first = dataclasses.replace(rule, before_layer=0)
+    model = dataclasses.replace(
+        with_merging(model, dataclasses.replace(merging, layers=(first,))),
+        num_layers=1,
+        vocab_size=1024,
+        dtype=dtype,
+        remat="none",
     )
-    merge = dataclasses.replace(model.merge, layers=(dataclasses.replace(rule, before_layer=0),))
-    model = dataclasses.replace(model, decoder=decoder, merge=merge, dtype=dtype, remat="none")
     weights = random_weights(model)
     grid, rows = (12, 12), []
     for tokens in args.tokens:
         grids = (grid,) * max(1, round(tokens / frame_tokens(*grid)))
-        patches = random_patches(grids, model.patch.patch_size**2 * 3, "typical")
+        patches = random_patches(grids, model.patch_size**2 * 3, "typical")
         built = build_rows(
             [(Clip(grids),)], [patches], patches.shape[1], lambda name, n, smallest=1: n
         )
         layout = TokenLayout(*map(jnp.asarray, built.layout))
-        x = jax.random.normal(jax.random.key(0), (1, layout.length, decoder.hidden_size), dtype)
+        x = jax.random.normal(jax.random.key(0), (1, layout.length, model.hidden_size), dtype)
         inputs, size = (
             prefill.layer_inputs(model, layout),
             jnp.ones((1, layout.length), jnp.float32),

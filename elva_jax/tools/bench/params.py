@@ -20,16 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Counts by size and kind of patch embedding, beside the paper's."""
-    from elva_jax.models.config import ElvaConfig, PatchEmbedConfig
     from elva_jax.tools.analysis import paper
     from elva_jax.tools.analysis.parameters import count_parameters
 
     rows = []
     for size, decoder in (("1.5B", paper.QWEN2_1_5B), ("7B", paper.QWEN2_7B)):
         for kind, cell in paper.TABLE3.items():
-            counts = count_parameters(
-                ElvaConfig(decoder, dataclasses.replace(PatchEmbedConfig(), kind=kind))
-            )
+            counts = count_parameters(dataclasses.replace(decoder, patch_embed=kind))
             rows.append(
                 {
                     "size": size,

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from elva_jax.config.schema import ModelConfig
     from elva_jax.errors import ConfigError
-    from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig
     from elva_jax.tools.bench.random_model import random_weights
     from elva_jax.tools.bench.timing import interleaved, machine
 
@@ -72,11 +72,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("JAX sees a GPU, PyTorch does not; install PyTorch for CUDA")
     dtype = dtype_of(args)
     lengths = args.lengths
-    decoder = DecoderConfig(
-        args.vocabulary, args.hidden, args.intermediate, args.layers, args.heads, args.kv_heads, args.hidden // args.heads,
-        tie_embeddings=True, max_position=max(lengths) + args.new_tokens,
-    )  # fmt: skip
-    config = ElvaConfig(decoder, PatchEmbedConfig(width=64), dtype=dtype)
+    config = ModelConfig(
+        vocab_size=args.vocabulary,
+        hidden_size=args.hidden,
+        intermediate_size=args.intermediate,
+        num_layers=args.layers,
+        num_heads=args.heads,
+        num_kv_heads=args.kv_heads,
+        head_dim=args.hidden // args.heads,
+        max_position=max(lengths) + args.new_tokens,
+        patch_width=64,
+        dtype=dtype,
+    )
     weights = random_weights(config)
     theirs = _Torch(config, weights, "cuda" if on_gpu else "cpu")
     rows = []
@@ -99,7 +106,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine() | {"torch": torch.__version__, "threads": torch.get_num_threads()},
         "dtype": dtype,
-        "model": dataclasses.asdict(decoder),
+        "model": dataclasses.asdict(config),
         "new_tokens": args.new_tokens,
         "rows": rows,
     }
@@ -115,8 +122,8 @@ def _ours(config, weights, tokens) -> Callable[[int], list[int]]:
     from elva_jax.inference.sampling import GREEDY
     from elva_jax.video.layout import Text
 
-    sampling = GREEDY.params(config.decoder.vocab_size, (-1,))
-    none = np.zeros((0, config.patch.patch_size**2 * 3), np.uint8)
+    sampling = GREEDY.params(config.vocab_size, (-1,))
+    none = np.zeros((0, config.patch_size**2 * 3), np.uint8)
 
     def answer(count: int) -> list[int]:
         rows = build_rows([(Text(tuple(tokens[:-1])),)], [none], none.shape[1])
@@ -141,7 +148,7 @@ class _Torch:
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
-        c = config.decoder
+        c = config
         model = Qwen2Config(
             vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_hidden_layers=c.num_layers,
             num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads, max_position_embeddings=c.max_position,

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights, unstack_layers
-from elva_jax.models.config import ElvaConfig
 from elva_jax.models.elva import Elva, smallest_inputs
 
 # Part of the patches that are new in every frame; the rest stays as it was in the frame before.
 CONTENT = {"static": 0.0, "slow": 0.25, "typical": 0.5, "fast": 0.75, "noise": 1.0}
 
 
-def random_weights(config: ElvaConfig, seed: int = 0) -> Weights:
+def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
     """Weights of the model's shapes on the device, in the types that inference keeps them in; nothing is held twice."""
 
     def init(key):

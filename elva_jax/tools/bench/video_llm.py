@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.inference import decode
 from elva_jax.inference.batching import build_rows, grid_length
 from elva_jax.inference.params import Weights
 from elva_jax.inference.prefill import Prefix, prefill
 from elva_jax.inference.sampling import GREEDY
-from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
+from elva_jax.models.elva import merging_of, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
 from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B
 from elva_jax.tools.bench.memory import peak_bytes
@@ -32,7 +33,7 @@ CUTS = (2, 8, 14)
 class VideoLLM(NamedTuple):
     """One model, with random weights."""
 
-    config: ElvaConfig
+    config: ModelConfig
     weights: Weights
     grid: tuple[int, int]  # patches of a frame
     low_grid: tuple[int, int] | None  # of the half of the frames that are low; None: all are high
@@ -58,12 +59,12 @@ class VideoLLM(NamedTuple):
         """Seconds to the first token, tokens a second behind it, peak memory with the weights, and the share of visual tokens that is
         left on average over the layers."""
         clip = self.clip(frames)
-        patch_width = self.config.patch.patch_size**2 * 3
+        patch_width = self.config.patch_size**2 * 3
         patches = random_patches(clip.grids, patch_width, content)
         parts = (Text(tuple(range(HEADER))), clip)
         capacity = grid_length(new_tokens)
-        sampling = GREEDY.params(self.config.decoder.vocab_size, (-1,))
-        merging = self.config.merge if self.merging else NO_MERGING
+        sampling = GREEDY.params(self.config.vocab_size, (-1,))
+        merging = merging_of(self.config) if self.merging else NO_MERGING
 
         def first() -> tuple[Prefix, decode.DecodeState]:
             rows = build_rows(
@@ -119,41 +120,47 @@ class VideoLLM(NamedTuple):
 def paper_models(size: str, dtype: str) -> dict[str, VideoLLM]:
     """The paper's setting: 336 px frames, the low ones 112 px, CLIP-ViT-L/14-336 for the encoder-based model."""
     decoder = {"1_5b": QWEN2_1_5B, "7b": QWEN2_7B}[size]
-    return build(decoder, PatchEmbedConfig(), CLIP_L_336, EDGE, LOW_EDGE, dtype)
+    return build(dataclasses.replace(decoder, dtype=dtype), CLIP_L_336, EDGE, LOW_EDGE)
 
 
 def small_models(dtype: str) -> dict[str, VideoLLM]:
-    """For a CPU, in the paper's proportions: 112 px frames of 21 tokens, the low ones 56 px, a tower that makes 64 tokens of a frame."""
-    decoder = DecoderConfig(8192, 256, 1024, 14, 4, 2, 64, tie_embeddings=True)
-    return build(
-        decoder, PatchEmbedConfig(width=256), SiglipConfig(112, 14, 192, 768, 6, 3), 112, 56, dtype
+    """For a CPU, in the paper's proportions: 112 px frames of 21 tokens, the low ones 56 px, and a
+    tower that makes 64 tokens of a frame."""
+    model = ModelConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_layers=14,
+        num_heads=4,
+        head_dim=64,
+        patch_width=256,
+        dtype=dtype,
     )
+    tower = TeacherConfig(
+        image_size=112, hidden_size=192, intermediate_size=768, num_layers=6, num_heads=3
+    )
+    return build(model, tower, 112, 56)
 
 
 def build(
-    decoder: DecoderConfig,
-    patch: PatchEmbedConfig,
-    tower: SiglipConfig,
-    edge: int,
-    low_edge: int,
-    dtype: str,
+    model: ModelConfig, tower: TeacherConfig, edge: int, low_edge: int
 ) -> dict[str, VideoLLM]:
     """The four models on one decoder: `edge` and `low_edge` are pixels of their square frames."""
-    decoder = dataclasses.replace(decoder, max_position=max(decoder.max_position, 1 << 18))
+    model = dataclasses.replace(model, max_position=max(model.max_position, 1 << 18))
     rules = (
-        MergeLayer(CUTS[0] * decoder.num_layers // 28),
-        *(MergeLayer(cut * decoder.num_layers // 28, "both") for cut in CUTS[1:]),
+        MergeLayer(CUTS[0] * model.num_layers // 28),
+        *(MergeLayer(cut * model.num_layers // 28, "both") for cut in CUTS[1:]),
     )
-    free = ElvaConfig(decoder, patch, Merging(rules), dtype=dtype)
-    based = ElvaConfig(
-        decoder, PatchEmbedConfig(tower.patch_size, kind="encoder"), dtype=dtype, tower=tower
+    free = with_merging(model, Merging(rules))
+    based = dataclasses.replace(
+        model, patch_size=tower.patch_size, patch_embed="encoder", tower=tower
     )
     weights = random_weights(free)
     # One decoder for all: only what comes before it differs.
     other = random_weights(based)._replace(
         **{name: getattr(weights, name) for name in ("embed_tokens", "norm", "lm_head", "layers")}
     )
-    grid, low = (edge // patch.patch_size,) * 2, (low_edge // patch.patch_size,) * 2
+    grid, low = (edge // model.patch_size,) * 2, (low_edge // model.patch_size,) * 2
     return {
         "encoder_based": VideoLLM(based, other, (tower.grid, tower.grid), None, False),
         "encoder_free": VideoLLM(free, weights, grid, None, False),

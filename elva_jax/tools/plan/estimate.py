@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig
 from elva_jax.models.elva import segments
 from elva_jax.parallel.mesh import BATCH_AXES
 from elva_jax.tasks.objective import CHUNK_LOGITS
@@ -47,7 +47,7 @@ def attention_flops(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> f
     """
     if config.stages[name].kind == "teacher" or mesh["context"] > 1:
         return 0.0
-    decoder = config_from_dict(config.model, config.teacher).decoder
+    decoder = config_from_dict(config.model, config.teacher)
     forwards = 1 + (config.model.remat not in KEEPS_ATTENTION) + BACKWARD_PRODUCTS
     each = sum(
         layers * flops.layer_attention(decoder, length * (length + 1) / 2)
@@ -57,7 +57,7 @@ def attention_flops(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> f
     return forwards * each * micro * times / _shares(decoder, mesh)
 
 
-def _shares(decoder: DecoderConfig, mesh: Mapping[str, int]) -> int:
+def _shares(decoder: ModelConfig, mesh: Mapping[str, int]) -> int:
     """Devices among which the heads of one row are split."""
     return mesh["tensor"] if decoder.num_heads % mesh["tensor"] == 0 else 1
 
@@ -79,7 +79,7 @@ def activations(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> int:
     four hidden states in 32 bits, the layer's weights and their gradients) with the head's gradient, or what the head does if that is more:
     three times the logits of a chunk, its table twice and the gradient. The teacher is left out.
     """
-    decoder = config_from_dict(config.model, config.teacher).decoder
+    decoder = config_from_dict(config.model, config.teacher)
     micro, _ = rows(config, name, mesh)
     pieces = lengths(config, name)
     kept = sum(layers * length for layers, length in pieces) * 2 * decoder.hidden_size
@@ -124,7 +124,7 @@ def memory_traffic(
     """
     if config.stages[name].kind == "teacher":
         return 0.0
-    decoder = config_from_dict(config.model, config.teacher).decoder
+    decoder = config_from_dict(config.model, config.teacher)
     d, inner, heads = (
         decoder.hidden_size,
         decoder.intermediate_size,

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from elva_jax.data.packing import budgets
 from elva_jax.errors import ElvaError
-from elva_jax.models.build import config_from_dict, parameter_shapes
+from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
 from elva_jax.parallel.mesh import batch_sharding, replicated
 from elva_jax.tasks.objective import guided, make_objective
@@ -127,7 +127,7 @@ def batch_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
         "cell": shape(room.tokens, 4, dtype=jnp.int32),
         "loss_weight": shape(room.tokens, dtype=jnp.float32),
     }
-    patch_size = config_from_dict(config.model, config.teacher).patch.patch_size
+    patch_size = config.model.patch_size
     batch = {
         "patches": shape(room.patches, patch_size**2 * 3, dtype=jnp.uint8),
         "layout": TokenLayout(**fields),

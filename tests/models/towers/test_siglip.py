@@ -11,23 +11,32 @@ import pytest
 import torch
 import transformers
 
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.config import SO400M, SiglipConfig
+from elva_jax.models.towers.common import LAYER_NORM_EPS
 from elva_jax.models.towers.siglip import Siglip, SiglipVision
 from elva_jax.parallel.sharding import RULES, check_collisions
 
 # 25 is no multiple of 8: the last pixel of each side is dropped, as in so400m (384 = 27 * 14 + 6).
-TINY = SiglipConfig(
-    25, 8, 32, 48, num_layers=3, num_heads=4, vocab_size=50, text_layers=2, text_length=7
+TINY = TeacherConfig(
+    image_size=25,
+    patch_size=8,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    text_layers=2,
+    text_length=7,
 )
+VOCAB = 50
 
 
-def torch_siglip(config: SiglipConfig):
+def torch_siglip(config: TeacherConfig):
     shared = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_attention_heads": config.num_heads,
-        "layer_norm_eps": config.layer_norm_eps,
+        "layer_norm_eps": LAYER_NORM_EPS,
     }
     vision = {
         "image_size": config.image_size,
@@ -36,7 +45,7 @@ def torch_siglip(config: SiglipConfig):
         **shared,
     }
     text = {
-        "vocab_size": config.vocab_size,
+        "vocab_size": VOCAB,
         "max_position_embeddings": config.text_length,
         "num_hidden_layers": config.text_layers,
         "pad_token_id": 0,
@@ -80,7 +89,7 @@ def _layers(state, prefix, count, heads):
     return out
 
 
-def map_weights(model, config: SiglipConfig):
+def map_weights(model, config: TeacherConfig):
     state = {name: p.detach().numpy() for name, p in model.state_dict().items()}
     v, t, heads, width = "vision_model.", "text_model.", config.num_heads, config.hidden_size
     head = {"probe": state[f"{v}head.probe"][0]}
@@ -131,7 +140,7 @@ def map_weights(model, config: SiglipConfig):
 def inputs(config):
     rng = np.random.default_rng(0)
     pixels = rng.uniform(-1, 1, (2, config.image_size, config.image_size, 3)).astype(np.float32)
-    return pixels, rng.integers(0, config.vocab_size, (3, config.text_length))
+    return pixels, rng.integers(0, VOCAB, (3, config.text_length))
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -149,9 +158,9 @@ def test_equals_transformers(num_layers):
         vision = model.vision_model(
             torch.tensor(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True
         )
-    fresh = nn.meta.unbox(jax.eval_shape(Siglip(config).init, jax.random.key(0), pixels, tokens))[
-        "params"
-    ]
+    fresh = nn.meta.unbox(
+        jax.eval_shape(Siglip(config, VOCAB).init, jax.random.key(0), pixels, tokens)
+    )["params"]
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(np.shape, params)
 
     got = SiglipVision(config).apply({"params": params["vision"]}, pixels)
@@ -159,7 +168,7 @@ def test_equals_transformers(num_layers):
     np.testing.assert_allclose(got.last, vision.last_hidden_state, atol=1e-4)
     np.testing.assert_allclose(got.pooled, vision.pooler_output, atol=1e-4)
 
-    image, text, log_scale, bias = Siglip(config).apply({"params": params}, pixels, tokens)
+    image, text, log_scale, bias = Siglip(config, VOCAB).apply({"params": params}, pixels, tokens)
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
     np.testing.assert_allclose(image, want.image_embeds, atol=1e-4)
     np.testing.assert_allclose(text, want.text_embeds, atol=1e-4)
@@ -170,7 +179,7 @@ def test_equals_transformers(num_layers):
 
 def test_so400m_has_the_real_size():
     pixels = jax.ShapeDtypeStruct((1, 384, 384, 3), jnp.float32)
-    params = jax.eval_shape(SiglipVision(SO400M).init, jax.random.key(0), pixels)
+    params = jax.eval_shape(SiglipVision(TeacherConfig()).init, jax.random.key(0), pixels)
     count = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
     with torch.device("meta"):
         reference = transformers.SiglipVisionModel(
@@ -185,12 +194,12 @@ def test_so400m_has_the_real_size():
         )
     assert count == sum(p.numel() for p in reference.parameters())
     assert abs(count / 1e6 - 428) < 1
-    assert SO400M.grid == 27
+    assert TeacherConfig().grid == 27
 
 
 def test_parameters_carry_known_axes_that_do_not_collide():
     pixels, tokens = inputs(TINY)
-    boxed = jax.eval_shape(Siglip(TINY).init, jax.random.key(0), pixels, tokens)["params"]
+    boxed = jax.eval_shape(Siglip(TINY, VOCAB).init, jax.random.key(0), pixels, tokens)["params"]
     boxes = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
     named = [box for box in boxes if isinstance(box, nn.Partitioned)]
     assert len(named) == len(boxes) - 2  # all but the two scalars
@@ -202,7 +211,7 @@ def test_parameters_carry_known_axes_that_do_not_collide():
 
 def test_initial_layers_differ_and_keep_the_signal():
     pixels, tokens = inputs(TINY)
-    variables = nn.meta.unbox(jax.jit(Siglip(TINY).init)(jax.random.key(0), pixels, tokens))
+    variables = nn.meta.unbox(jax.jit(Siglip(TINY, VOCAB).init)(jax.random.key(0), pixels, tokens))
     kernel = np.asarray(variables["params"]["vision"]["layers"]["fc1_kernel"])
     assert not np.allclose(kernel[0], kernel[1])
     limit = math.sqrt(
@@ -216,7 +225,7 @@ def test_initial_layers_differ_and_keep_the_signal():
 
 def test_bfloat16_stays_close():
     pixels, tokens = inputs(TINY)
-    variables = nn.meta.unbox(jax.jit(Siglip(TINY).init)(jax.random.key(0), pixels, tokens))
+    variables = nn.meta.unbox(jax.jit(Siglip(TINY, VOCAB).init)(jax.random.key(0), pixels, tokens))
     full = SiglipVision(TINY).apply({"params": variables["params"]["vision"]}, pixels)
     half = SiglipVision(TINY, "bfloat16").apply({"params": variables["params"]["vision"]}, pixels)
     assert half.penultimate.dtype == jnp.bfloat16
@@ -238,4 +247,4 @@ def test_bfloat16_stays_close():
 def test_refuses_what_does_not_fit(config, size, length, key):
     pixels, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
     with pytest.raises(ConfigError, match=key):
-        jax.eval_shape(Siglip(config).init, jax.random.key(0), pixels, tokens)
+        jax.eval_shape(Siglip(config, VOCAB).init, jax.random.key(0), pixels, tokens)

@@ -6,17 +6,28 @@ import math
 import pytest
 
 from elva_jax.config.load import load
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig, SiglipConfig
-from elva_jax.models.elva import segments
+from elva_jax.models.elva import segments, with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper, table5, xla
 
-SMALL = ElvaConfig(
-    DecoderConfig(4096, 512, 2048, 5, 8, 2, 64), merge=Merging((MergeLayer(1), MergeLayer(3)))
+SMALL = with_merging(
+    ModelConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_layers=5,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=64,
+        tie_embeddings=False,
+        dtype="float32",
+    ),
+    Merging((MergeLayer(1), MergeLayer(3))),
 )
 ROWS = {(row["frames"], row["variant"]): row for row in table5.compare(None, (32, 64, 128))["rows"]}
 
@@ -46,8 +57,8 @@ def test_accounting_to_the_digit_where_it_was_derived(frames, free, based):
 def test_the_models_are_those_of_the_configs(config_dir):
     for size, decoder in (("1_5b", paper.QWEN2_1_5B), ("7b", paper.QWEN2_7B)):
         config = config_from_dict(load(f"{config_dir}/elva.py:size={size}").model)
-        assert dataclasses.replace(config, dtype="float32", remat="none") == dataclasses.replace(
-            table5.ELVA_7B, decoder=decoder
+        assert dataclasses.replace(config, dtype="float32", remat="none") == with_merging(
+            decoder, table5.MERGE
         )
 
 
@@ -82,7 +93,7 @@ def test_retention_out_of_reach_gives_the_nearest():
     assert flops.tokens_at_retention(SMALL, content, 1.5) == (413, 413, 413)
     assert flops.tokens_at_retention(SMALL, content, 0.0) == (413, 113, 113)
     with pytest.raises(ConfigError, match=r"model\.merge_layers"):
-        flops.tokens_at_retention(dataclasses.replace(SMALL, merge=Merging()), content, 0.5)
+        flops.tokens_at_retention(with_merging(SMALL, Merging()), content, 0.5)
 
 
 def test_lengths_must_fit_the_merging_layers():
@@ -91,7 +102,7 @@ def test_lengths_must_fit_the_merging_layers():
 
 
 def test_a_merging_layer_before_the_first_layer():
-    config = dataclasses.replace(SMALL, merge=Merging((MergeLayer(0),)))
+    config = with_merging(SMALL, Merging((MergeLayer(0),)))
     assert len(segments(config, True)) == 1
     merged, plain = flops.prefill(config, (256, 64)), flops.prefill(SMALL, (64,))
     assert merged.pop("merging") == flops.merging_layer(512, 256)
@@ -116,15 +127,18 @@ def test_decode_is_what_xla_counts():
 
 @pytest.mark.parametrize("kind", ["video", "naive"])
 def test_patch_embedding_is_what_xla_counts(kind):
-    config = dataclasses.replace(SMALL, patch=PatchEmbedConfig(kind=kind, num_heads=4))
+    config = dataclasses.replace(SMALL, patch_embed=kind, patch_heads=4)
     assert abs(xla.check_patch_embedding(config, 384, 512).deviation) < 0.01
 
 
 def test_vision_tower_is_what_xla_counts():
-    assert abs(xla.check_vision(SiglipConfig(224, 14, 512, 2048, 4, 8)).deviation) < 0.01
+    tower = TeacherConfig(
+        image_size=224, hidden_size=512, intermediate_size=2048, num_layers=4, num_heads=8
+    )
+    assert abs(xla.check_vision(tower).deviation) < 0.01
 
 
 def test_merging_is_what_xla_counts():
     """Its sorts are left out: a narrow model would show them."""
-    config = ElvaConfig(paper.QWEN2_7B, merge=Merging((MergeLayer(2, "both"),)))
+    config = with_merging(paper.QWEN2_7B, Merging((MergeLayer(2, "both"),)))
     assert abs(xla.check_merging(config, 512).deviation) < 0.03

@@ -5,12 +5,19 @@ import dataclasses
 import jax
 import pytest
 
-from elva_jax.models.config import DecoderConfig, ElvaConfig, PatchEmbedConfig
+from elva_jax.config.schema import ModelConfig
 from elva_jax.tools.analysis.parameters import abstract_parameters, count_parameters
 
 SIZES = {
-    "1.5b": DecoderConfig(151_936, 1536, 8960, 28, 12, 2, 128, tie_embeddings=True),
-    "7b": DecoderConfig(152_064, 3584, 18_944, 28, 28, 4, 128),
+    "1.5b": ModelConfig(),
+    "7b": ModelConfig(
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_heads=28,
+        num_kv_heads=4,
+        tie_embeddings=False,
+    ),
 }
 
 
@@ -24,19 +31,17 @@ SIZES = {
     ],
 )
 def test_patch_embedding_is_as_large_as_in_the_paper(size, kind, millions, digits):
-    config = ElvaConfig(SIZES[size], PatchEmbedConfig(kind=kind))
+    config = dataclasses.replace(SIZES[size], patch_embed=kind)
     assert round(count_parameters(config)["patch_embed"] / 1e6, digits) == millions
 
 
 @pytest.mark.parametrize(("size", "total"), [("1.5b", 1_543_714_304), ("7b", 7_615_616_512)])
 def test_decoder_is_as_large_as_qwen2(size, total):
-    counts = count_parameters(ElvaConfig(SIZES[size]))
+    counts = count_parameters(SIZES[size])
     assert counts["total"] - counts["patch_embed"] == total
 
 
 def test_every_layer_leaf_is_stacked_and_float32():
-    tree = abstract_parameters(
-        ElvaConfig(dataclasses.replace(SIZES["1.5b"], num_layers=3), dtype="bfloat16")
-    )
+    tree = abstract_parameters(dataclasses.replace(SIZES["1.5b"], num_layers=3))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(tree["decoder"]["layers"])} == {3}
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elva_jax.models.config import DecoderConfig, PatchEmbedConfig, SiglipConfig
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.tools.bench.random_model import CONTENT, random_patches
 from elva_jax.tools.bench.video_llm import HEADER, QUESTION, build
 from elva_jax.video.layout import Text, build_layout
@@ -71,10 +71,22 @@ def test_videos_have_the_redundancy_that_their_name_says(content):
 
 @pytest.fixture(scope="module")
 def models():
-    decoder = DecoderConfig(64, 16, 24, 4, 2, 1, 8, tie_embeddings=True)
-    return build(
-        decoder, PatchEmbedConfig(4, 8), SiglipConfig(12, 3, 8, 16, 2, 2), 12, 8, "float32"
+    model = ModelConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=4,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        patch_size=4,
+        patch_width=8,
+        dtype="float32",
     )
+    tower = TeacherConfig(
+        image_size=12, patch_size=3, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2
+    )
+    return build(model, tower, 12, 8)
 
 
 def test_four_models_are_measured_on_one_decoder(models):

@@ -81,14 +81,14 @@ def test_products_are_those_of_the_model(plan):
     """Three times a forward pass, and once more the layers (but for the last matrix of each, of which nothing is read) and the head."""
     stage, _ = plan
     config = config_from_dict(load(str(CONFIG)).model)
-    decoder, e = config.decoder, config.patch.width
-    layer = flops.layer_weights(decoder)
-    linear = 2.0 * (160 + BEHIND) * (4 * layer - decoder.hidden_size * decoder.intermediate_size)
-    head = 3 * flops.head(decoder, BEHIND)
-    patches = 2.0 * 40 * (2 * 768 * e + 3 * e * e) + 3 * 2.0 * 160 * e * decoder.hidden_size
+    e = config.patch_width
+    layer = flops.layer_weights(config)
+    linear = 2.0 * (160 + BEHIND) * (4 * layer - config.hidden_size * config.intermediate_size)
+    head = 3 * flops.head(config, BEHIND)
+    patches = 2.0 * 40 * (2 * 768 * e + 3 * e * e) + 3 * 2.0 * 160 * e * config.hidden_size
     assert stage["flops"]["half"] == pytest.approx(ROWS * (linear + head + patches), rel=0.03)
-    square = flops.layer_attention(decoder, 160 * 161 / 2) + flops.layer_attention(
-        decoder, BEHIND * (BEHIND + 1) / 2
+    square = flops.layer_attention(config, 160 * 161 / 2) + flops.layer_attention(
+        config, BEHIND * (BEHIND + 1) / 2
     )
     assert stage["flops"]["attention"] == ROWS * 4.5 * square
 
@@ -96,7 +96,7 @@ def test_products_are_those_of_the_model(plan):
 def test_weights_are_gathered_and_gradients_reduced(plan):
     stage, printed = plan
     moved = {(row["kind"], row["axes"]): row["host"] for row in stage["collectives"]}
-    layers = 2 * flops.layer_weights(config_from_dict(load(str(CONFIG)).model).decoder)
+    layers = 2 * flops.layer_weights(config_from_dict(load(str(CONFIG)).model))
     # In 16 bits, forward and backward (the recomputation reads what the backward pass has), and from three of four devices.
     assert moved["all-gather", "fsdp"] > 2 * 2 * layers * 3 / 4
     assert sum(size for (kind, _), size in moved.items() if "reduce" in kind) > 2 * layers * 3 / 4

@@ -69,7 +69,7 @@ def test_the_training_step_lowers_for_cuda(config, stage):
 def test_prefill_lowers_for_cuda(config):
     """Every program of a prompt's front."""
     model = config_from_dict(config.model)
-    decoder, rows, length, patches = model.decoder, 2, 128, 64
+    rows, length, patches = 2, 128, 64
 
     def shape(*dims, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(dims, dtype)
@@ -86,11 +86,11 @@ def test_prefill_lowers_for_cuda(config):
 
     params = abstract_parameters(model)
     layer = jax.tree.map(lambda leaf: shape(*leaf.shape[1:]), params["decoder"]["layers"])
-    table = shape(decoder.vocab_size, decoder.hidden_size)
+    table = shape(model.vocab_size, model.hidden_size)
     weights = Weights(params["patch_embed"], table, params["decoder"]["norm"], None, ())
     x, pixels = (
-        shape(rows, length, decoder.hidden_size),
-        shape(rows, patches, model.patch.patch_size**2 * 3, dtype=np.uint8),
+        shape(rows, length, model.hidden_size),
+        shape(rows, patches, model.patch_size**2 * 3, dtype=np.uint8),
     )
     inputs = jax.eval_shape(lambda layout: prefill.layer_inputs(model, layout), layout)
 
