@@ -64,7 +64,7 @@ def _under(data_root: str, name: str) -> Path:
 def open_examples(
     source: ConfigDict, data_dir: str | Path, data_root: str = ""
 ) -> Sequence[Example]:
-    """Opens one entry of a mixture, `config.base.source()`, for random access to its examples.
+    """Opens one entry of a mixture, `config.schema.source()`, for random access to its examples.
 
     Args:
       source: the entry.

@@ -30,7 +30,7 @@ examples:
   elva data show moving_shapes/easy --split test --index 3 --out /tmp/record"""
 
 BUILD_HELP = """\
-Converts a source into ArrayRecord files, which a config names as base.source(NAME, SPLIT), with a
+Converts a source into ArrayRecord files, which a config names as schema.source(NAME, SPLIT), with a
 manifest of their contents. Started again, it continues where it stopped. moving_shapes/easy and
 moving_shapes/hard are rendered and need no --name.
 
