@@ -13,7 +13,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import GRID, Rows
 from elva_jax.inference.params import Weights, final_norm
 from elva_jax.inference.prefill import embed_rows, layer_inputs, merge_tokens, run_layer
-from elva_jax.models.elva import segments, with_merging
+from elva_jax.models.elva import layer_blocks, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeStats, Merging
 from elva_jax.video.layout import TokenLayout
 
@@ -103,7 +103,7 @@ def collect(
     survivor = np.arange(length, dtype=np.int32)
     states = {0: _host(tokens.x, length)} if 0 in wanted else {}
     blocks = []
-    for block in segments(merges, True):
+    for block in layer_blocks(merges, merging=True):
         stats = None
         if block.merge is not None:
             tokens, merged = merge_tokens(merges, tokens, block.merge, GRID)

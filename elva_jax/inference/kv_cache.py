@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights
-from elva_jax.models.qwen2 import DecoderLayer, angles
+from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
 
 LOW = float(jnp.finfo(jnp.float32).min)
 
@@ -131,7 +131,7 @@ def append_tokens(
     """
     batch = token_BxGxQ.shape[0]
     x = weights.embed_tokens[token_BxGxQ.reshape(batch, -1)]
-    cos, sin = angles(config, position_BxGxQ.reshape(batch, -1))
+    cos, sin = rope_cos_sin(config, position_BxGxQ.reshape(batch, -1))
     layer = DecoderLayer(config, parent=None)
     written = []
     for params, before, own in zip(weights.layers, prefix, suffix, strict=True):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.elva import Elva, input_embeddings, smallest_inputs, visual_embed
+from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
 from elva_jax.parallel.mesh import AXES
 from elva_jax.parallel.sharding import parameter_shardings
@@ -89,7 +89,7 @@ def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     sizes = [mesh.shape.get(axis, 1) for axis in AXES]
     whole = Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
     init = Elva(config).init
-    boxed = jax.eval_shape(init, jax.random.key(0), *smallest_inputs(config))["params"]
+    boxed = jax.eval_shape(init, jax.random.key(0), *dummy_inputs(config))["params"]
     counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
     return parameter_shardings(boxed, whole, counts)
 

@@ -23,8 +23,8 @@ from elva_jax.inference import params as params_module
 from elva_jax.inference.batching import GRID, ChooseLength, Rows
 from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.inference.params import Weights
-from elva_jax.models.elva import Segment, merge_batch, segments, with_merging
-from elva_jax.models.qwen2 import DecoderLayer, angles
+from elva_jax.models.elva import LayerBlock, layer_blocks, merge_batch, with_merging
+from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
 from elva_jax.ops.attention import packed_attention
 from elva_jax.ops.merging import NO_MERGING, Merged, Merging
 from elva_jax.video.layout import Kind, TokenLayout
@@ -36,7 +36,7 @@ class Prefix:
 
     config: ModelConfig  # the model that it was made with, without merging layers
     layers: tuple[PrefixCache, ...]  # C is each layer block's own
-    blocks: tuple[Segment, ...]  # the decoder's layer blocks
+    blocks: tuple[LayerBlock, ...]  # the decoder's layer blocks
     tokens: np.ndarray  # int32 [blocks, B], tokens that each block worked on
     length: np.ndarray  # int32 [B], the position where each row's text continues
 
@@ -75,7 +75,7 @@ def prefill(
     """
     # Without merging layers of its own, so that the same programs serve any of them.
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
-    blocks, last = segments(merges, True), config.num_layers - 1
+    blocks, last = layer_blocks(merges, merging=True), config.num_layers - 1
     tokens = embed_rows(config, weights, rows)
     survivors = (rows.layout.kind != Kind.PAD).sum(axis=1)
     caches, counts = [], []
@@ -141,7 +141,7 @@ def _cut(tree, length):
 @partial(jax.jit, static_argnums=0)
 def layer_inputs(config: ModelConfig, layout: TokenLayout) -> LayerInputs:
     """RoPE angles and segments of a block's tokens."""
-    return LayerInputs(*angles(config, layout.position), layout.segment)
+    return LayerInputs(*rope_cos_sin(config, layout.position), layout.segment)
 
 
 def apply_layer(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from elva_jax.config.schema import Config, ModelConfig, TeacherConfig
 from elva_jax.config.serialize import typed
-from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.models.elva import Elva, dummy_inputs
 from elva_jax.models.towers.eva_clip import EvaClipVision
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.utils.trees import flatten_paths
@@ -32,7 +32,7 @@ def parameter_shapes(config: ConfigDict, kind: str) -> dict[str, tuple[int, ...]
         tree = {"vision": jax.eval_shape(vision_tower(config).init, key, pixels)["params"]}
     else:
         model = config_from_dict(config.model, config.teacher)
-        tree = {"elva": jax.eval_shape(Elva(model).init, key, *smallest_inputs(model))["params"]}
+        tree = {"elva": jax.eval_shape(Elva(model).init, key, *dummy_inputs(model))["params"]}
     return {path: leaf.shape for path, leaf in flatten_paths(nn.meta.unbox(tree)).items()}
 
 

@@ -30,12 +30,18 @@ class ElvaOutput(NamedTuple):
     merges: tuple[merging_ops.MergeStats, ...]  # of each merging layer, [B]
 
 
-class Segment(NamedTuple):
-    """A piece of the decoder between merging layers."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerBlock:
+    """A run of decoder layers between two merging layers."""
 
     start: int  # first layer
-    stop: int  # behind the last layer
-    merge: int | None  # which merging layer of the config stands before it
+    stop: int  # last layer + 1
+    merge: int | None  # number of the merging layer in front of it; None: there is none
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers it has."""
+        return self.stop - self.start
 
 
 def merging_of(config: ModelConfig) -> merging_ops.Merging:
@@ -70,8 +76,8 @@ def with_merging(config: ModelConfig, merging: merging_ops.Merging) -> ModelConf
     )
 
 
-def segments(config: ModelConfig, merging: bool) -> tuple[Segment, ...]:
-    """The decoder's pieces in order.
+def layer_blocks(config: ModelConfig, *, merging: bool) -> tuple[LayerBlock, ...]:
+    """The decoder's layer blocks in order.
 
     Raises:
       ConfigError: merging layers that do not increase or lie outside the decoder.
@@ -83,8 +89,10 @@ def segments(config: ModelConfig, merging: bool) -> tuple[Segment, ...]:
             f"model.merge_layers: must increase within 0 … {total - 1}, got {tuple(cuts)}"
         )
     edges = (*cuts, total)
-    first = (Segment(0, edges[0], None),) if edges[0] > 0 else ()
-    return first + tuple(Segment(edges[k], edges[k + 1], k) for k in range(len(cuts)))
+    first = (LayerBlock(start=0, stop=edges[0], merge=None),) if edges[0] > 0 else ()
+    return first + tuple(
+        LayerBlock(start=edges[k], stop=edges[k + 1], merge=k) for k in range(len(cuts))
+    )
 
 
 def merge_batch(
@@ -123,7 +131,7 @@ def input_embeddings(
     )
 
 
-def smallest_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:
+def dummy_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:
     """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
     layout = TokenLayout(
         *(
@@ -181,7 +189,7 @@ class Elva(nn.Module):
         size = jnp.ones((batch, length), jnp.float32)
         survivor = jnp.where(layout.kind != Kind.PAD, jnp.arange(length, dtype=jnp.int32)[None], -1)
         merges: list[merging_ops.MergeStats] = []
-        for piece in segments(self.config, merging):
+        for piece in layer_blocks(self.config, merging=merging):
             if piece.merge is not None:
                 merged = merge_batch(
                     self.config, x, layout, size, piece.merge, buckets[piece.merge] or None
@@ -198,16 +206,16 @@ class Elva(nn.Module):
                 turn_BxS=layout.turn,
                 rope_length=rope_length,
             )
-        return ElvaOutput(self.decoder.finish(x), layout, size, survivor, tuple(merges))
+        return ElvaOutput(self.decoder.final_norm(x), layout, size, survivor, tuple(merges))
 
     def embed(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
         """Input embeddings [B, S, D]: text from the table, visual tokens from the patch embedding, zeros at padding."""
         x = input_embeddings(self.decoder.embed, self.patch_embed(patches_BxNxK, layout), layout)
         return nn.with_logical_constraint(x, ("batch", "seq", None))
 
-    def finish(self, x_BxSxD: jax.Array) -> jax.Array:
+    def final_norm(self, x_BxSxD: jax.Array) -> jax.Array:
         """The final norm: what `head` takes."""
-        return self.decoder.finish(x_BxSxD)
+        return self.decoder.final_norm(x_BxSxD)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D] behind the final norm."""

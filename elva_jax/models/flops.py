@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.elva import Segment, merging_of, segments
+from elva_jax.models.elva import LayerBlock, layer_blocks, merging_of
 from elva_jax.ops.attention.blocked import LONG, SINGLE_BLOCK
 from elva_jax.ops.attention.tiled import TILE
 from elva_jax.ops.merging import MergeLayer
@@ -113,7 +113,7 @@ def head(decoder: ModelConfig, positions: int = 1) -> float:
     return 2.0 * positions * decoder.hidden_size * decoder.vocab_size
 
 
-def pieces(config: ModelConfig, lengths: Sequence[int]) -> list[tuple[Segment, int]]:
+def pieces(config: ModelConfig, lengths: Sequence[int]) -> list[tuple[LayerBlock, int]]:
     """The decoder's segments with their lengths: the front's, then those behind each merging layer; one alone: merging is off.
 
     Raises:
@@ -126,7 +126,7 @@ def pieces(config: ModelConfig, lengths: Sequence[int]) -> list[tuple[Segment, i
         )
     return [
         (piece, lengths[0 if piece.merge is None else piece.merge + 1])
-        for piece in segments(config, merging)
+        for piece in layer_blocks(config, merging=merging)
     ]
 
 
@@ -146,7 +146,7 @@ def prefill(config: ModelConfig, lengths: Sequence[int]) -> Parts:
     parts = {"linear": 0.0, "attention": 0.0, "merging": 0.0}
     for piece, length in pieces(config, lengths):
         last = piece.stop == config.num_layers
-        whole = piece.stop - piece.start - last
+        whole = piece.num_layers - last
         parts["linear"] += (
             2.0 * length * (whole * layer_weights(config) + last * key_value_weights(config))
         )
@@ -165,9 +165,7 @@ def continuation(config: ModelConfig, lengths: Sequence[int], new: int, slots: i
       new: padded tokens that are run.
       slots: padded room for the text behind the front, the new tokens among it.
     """
-    keys = sum(
-        (piece.stop - piece.start) * (length + slots) for piece, length in pieces(config, lengths)
-    )
+    keys = sum(piece.num_layers * (length + slots) for piece, length in pieces(config, lengths))
     return 2.0 * new * config.num_layers * layer_weights(config) + layer_attention(
         config, new * keys
     )
@@ -239,8 +237,7 @@ def tokens_at_retention(config: ModelConfig, content: Content, retention: float)
 def retained(config: ModelConfig, content: Content, lengths: Sequence[int]) -> float:
     """Share of the visual tokens that remains, averaged over decoder layers, where the front has these lengths."""
     run = sum(
-        (piece.stop - piece.start) * (length - content.text)
-        for piece, length in pieces(config, lengths)
+        piece.num_layers * (length - content.text) for piece, length in pieces(config, lengths)
     )
     return run / (config.num_layers * content.visual)
 

@@ -49,7 +49,7 @@ def rope_scaling(config: ModelConfig) -> rope.RopeScaling:
     )
 
 
-def angles(
+def rope_cos_sin(
     config: ModelConfig, position_BxS: jax.Array, rope_length: int = 0
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin of RoPE, [B, S, Dh / 2] float32.
@@ -197,7 +197,7 @@ class Qwen2(nn.Module):
         rope_length: int = 0,
     ) -> jax.Array:
         """Hidden states [B, S, D] behind layers start … stop − 1."""
-        cos, sin = angles(self.config, position_BxS, rope_length)
+        cos, sin = rope_cos_sin(self.config, position_BxS, rope_length)
         split, keys = (
             activation_spec("batch", "seq", "heads"),
             activation_spec("batch", "seq", "kv_heads"),
@@ -241,7 +241,7 @@ class Qwen2(nn.Module):
     def _unroll(count: int) -> int:
         return max(count, 1) if count <= UNROLL_UP_TO else 1
 
-    def finish(self, x_BxSxD: jax.Array) -> jax.Array:
+    def final_norm(self, x_BxSxD: jax.Array) -> jax.Array:
         """The final norm."""
         return self.norm(x_BxSxD).astype(self.config.dtype)
 
@@ -261,4 +261,4 @@ class Qwen2(nn.Module):
         x = self.layers(
             x, position_BxS, segment_BxS, 0, self.config.num_layers, rope_length=rope_length
         )
-        return self.head(self.finish(x))
+        return self.head(self.final_norm(x))

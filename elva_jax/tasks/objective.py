@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from elva_jax.config.schema import LoraConfig, ModelConfig, TeacherConfig
 from elva_jax.config.serialize import typed
 from elva_jax.models.build import config_from_dict, vision_tower
-from elva_jax.models.elva import Elva, ElvaOutput, segments, smallest_inputs
+from elva_jax.models.elva import Elva, ElvaOutput, dummy_inputs, layer_blocks
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
 from elva_jax.models.towers.siglip import Siglip
@@ -76,7 +76,7 @@ def elva_objective(config: ConfigDict, stage_name: str) -> Objective:
 
     def init(key: jax.Array):
         keys = jax.random.split(key)
-        params = {"elva": model.init(keys[0], *smallest_inputs(model.config))["params"]}
+        params = {"elva": model.init(keys[0], *dummy_inputs(model.config))["params"]}
         if heads is not None:
             hidden = jnp.zeros((1, 2, config.model.hidden_size))
             params["guidance"] = heads.init(keys[1], hidden, hidden)["params"]
@@ -146,9 +146,9 @@ def token_metrics(
         for stats in out.merges
     )
     layers = [
-        (piece.stop - piece.start)
+        piece.num_layers
         * (1.0 if piece.merge is None else share(out.merges[piece.merge].visual, visual))
-        for piece in segments(config, merging)
+        for piece in layer_blocks(config, merging=merging)
     ]
     return metrics | {"merge/kept_mean": sum(layers) / config.num_layers}
 

@@ -9,7 +9,7 @@ import pytest
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.scoring import Choice
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.models.elva import Elva, dummy_inputs
 from elva_jax.video.clip import keep_frames
 from elva_jax.video.hybrid import square_frame
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
@@ -39,7 +39,7 @@ def encoder_and_params(config, params, tokenizer):
     )
     model, rng = config_from_dict(config.model, config.teacher), np.random.default_rng(0)
     shapes = nn.meta.unbox(
-        jax.eval_shape(Elva(model).init, jax.random.key(0), *smallest_inputs(model))
+        jax.eval_shape(Elva(model).init, jax.random.key(0), *dummy_inputs(model))
     )["params"]["patch_embed"]
     embed = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), shapes

@@ -10,7 +10,7 @@ from elva_jax.config import schema
 from elva_jax.config.schema import ModelConfig
 from elva_jax.config.serialize import typed
 from elva_jax.errors import ConfigError
-from elva_jax.models.elva import Elva, Segment, merging_of, segments, with_merging
+from elva_jax.models.elva import Elva, LayerBlock, layer_blocks, merging_of, with_merging
 from elva_jax.models.qwen2 import rope_scaling
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
@@ -84,14 +84,20 @@ def forward(model):
 
 
 def test_segments_cut_the_decoder_at_the_merging_layers():
-    assert segments(CONFIG, merging=True) == (Segment(0, 2, 0), Segment(2, 3, 1))
-    assert segments(CONFIG, merging=False) == (Segment(0, 3, None),)
+    assert layer_blocks(CONFIG, merging=True) == (
+        LayerBlock(start=0, stop=2, merge=0),
+        LayerBlock(start=2, stop=3, merge=1),
+    )
+    assert layer_blocks(CONFIG, merging=False) == (LayerBlock(start=0, stop=3, merge=None),)
     late = with_merging(CONFIG, Merging((MergeLayer(1),)))
-    assert segments(late, merging=True) == (Segment(0, 1, None), Segment(1, 3, 0))
+    assert layer_blocks(late, merging=True) == (
+        LayerBlock(start=0, stop=1, merge=None),
+        LayerBlock(start=1, stop=3, merge=0),
+    )
     for cuts in ((2, 1), (1, 1), (3,)):
         wrong = with_merging(CONFIG, Merging(tuple(MergeLayer(cut) for cut in cuts)))
         with pytest.raises(ConfigError, match=r"model\.merge_layers: must increase within 0 … 2"):
-            segments(wrong, merging=True)
+            layer_blocks(wrong, merging=True)
 
 
 def test_without_merging_every_token_stays_where_it_is(forward, params):

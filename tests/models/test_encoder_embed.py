@@ -12,7 +12,7 @@ from elva_jax.config import schema
 from elva_jax.config.schema import Config, ModelConfig, TeacherConfig
 from elva_jax.config.serialize import typed
 from elva_jax.errors import ConfigError, LayoutError
-from elva_jax.models.elva import Elva, smallest_inputs, with_merging
+from elva_jax.models.elva import Elva, dummy_inputs, with_merging
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.models.towers.common import patchify, unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
@@ -51,9 +51,9 @@ GRID = (3, 3)
 
 @pytest.fixture(scope="module")
 def params():
-    shapes = nn.unbox(
-        jax.eval_shape(Elva(CONFIG).init, jax.random.key(0), *smallest_inputs(CONFIG))
-    )["params"]
+    shapes = nn.unbox(jax.eval_shape(Elva(CONFIG).init, jax.random.key(0), *dummy_inputs(CONFIG)))[
+        "params"
+    ]
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -139,7 +139,9 @@ def composed(params):
         decoder, place = Qwen2(CONFIG), jnp.arange(LENGTH, dtype=jnp.int32)[None]
         x = decoder.apply({"params": params}, x_1xSxD, place, segment, 0, LAYERS, method="layers")
         return decoder.apply(
-            {"params": params}, decoder.apply({"params": params}, x, method="finish"), method="head"
+            {"params": params},
+            decoder.apply({"params": params}, x, method="final_norm"),
+            method="head",
         )[0]
 
     for (parts, _), seen in ((video, visual[:18]), (image, visual[18:]), (text, None)):
@@ -205,6 +207,6 @@ def test_the_tower_is_the_teacher():
     assert made.frame_patches == 9
     alone = typed(ModelConfig, c.model)
     with pytest.raises(ConfigError, match=r"model\.patch_embed: encoder needs"):
-        Elva(alone).init(jax.random.key(0), *smallest_inputs(alone))
+        Elva(alone).init(jax.random.key(0), *dummy_inputs(alone))
     c.model.patch_embed = "video"
     assert typed(Config, c).model.tower is None

@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.models.elva import Elva, dummy_inputs
 
 
 def abstract_parameters(config: ModelConfig):
     """The model's parameter tree as `jax.ShapeDtypeStruct`s, without partitioning boxes."""
-    return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), *smallest_inputs(config)))[
+    return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), *dummy_inputs(config)))[
         "params"
     ]
 

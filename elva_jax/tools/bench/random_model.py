@@ -11,7 +11,7 @@ import numpy as np
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights, unstack_layers
-from elva_jax.models.elva import Elva, smallest_inputs
+from elva_jax.models.elva import Elva, dummy_inputs
 
 # Part of the patches that are new in every frame; the rest stays as it was in the frame before.
 CONTENT = {"static": 0.0, "slow": 0.25, "typical": 0.5, "fast": 0.75, "noise": 1.0}
@@ -22,7 +22,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
 
     def init(key):
         return unstack_layers(
-            config, nn.unbox(Elva(config).init(key, *smallest_inputs(config)))["params"]
+            config, nn.unbox(Elva(config).init(key, *dummy_inputs(config)))["params"]
         )
 
     shapes = jax.eval_shape(init, jax.random.key(seed))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from elva_jax.config.schema import ModelConfig
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.elva import segments
+from elva_jax.models.elva import layer_blocks
 from elva_jax.parallel.mesh import BATCH_AXES
 from elva_jax.tasks.objective import CHUNK_LOGITS
 
@@ -26,10 +26,12 @@ KEEPS_ATTENTION = ("none", "names")  # remat policies under which attention's re
 def lengths(config: ConfigDict, name: str) -> list[tuple[int, int]]:
     """(decoder layers, tokens) of each piece of the decoder, as a stage's step runs it."""
     stage, length, out = config.stages[name], config.stages[name].data.seq_len, []
-    for piece in segments(config_from_dict(config.model, config.teacher), stage.merging):
+    for piece in layer_blocks(
+        config_from_dict(config.model, config.teacher), merging=stage.merging
+    ):
         if piece.merge is not None and stage.merge_buckets:
             length = stage.merge_buckets[piece.merge] or length
-        out.append((piece.stop - piece.start, length))
+        out.append((piece.num_layers, length))
     return out
 
 

@@ -11,7 +11,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.elva import segments, with_merging
+from elva_jax.models.elva import layer_blocks, with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper, table5, xla
 
@@ -103,7 +103,7 @@ def test_lengths_must_fit_the_merging_layers():
 
 def test_a_merging_layer_before_the_first_layer():
     config = with_merging(SMALL, Merging((MergeLayer(0),)))
-    assert len(segments(config, True)) == 1
+    assert len(layer_blocks(config, merging=True)) == 1
     merged, plain = flops.prefill(config, (256, 64)), flops.prefill(SMALL, (64,))
     assert merged.pop("merging") == flops.merging_layer(512, 256)
     assert plain.pop("merging") == 0
