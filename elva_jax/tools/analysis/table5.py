@@ -11,7 +11,7 @@ from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
-from elva_jax.tools.analysis import paper
+from elva_jax.tools.analysis import paper, prompt_flops
 from elva_jax.video.layout import frame_tokens
 from elva_jax.video.resize import target_size
 
@@ -103,12 +103,14 @@ def _accounting(config: ModelConfig | None, frames: int, variant: str, retention
     if variant == "encoder_based":
         decoder, tower = (paper.VICUNA_7B if config is None else model), paper.CLIP_L_336
         tokens = tower.grid**2 * frames + paper.OTHER_TOKENS_ENCODER_BASED
-        return flops.paper_encoder(tower, decoder, frames) + flops.paper_decoder(decoder, tokens)
+        return prompt_flops.paper_encoder(tower, decoder, frames) + prompt_flops.paper_decoder(
+            decoder, tokens
+        )
     visual = content(model.patch_size, frames).visual
-    return flops.paper_decoder(model, retention * visual + paper.OTHER_TOKENS)
+    return prompt_flops.paper_decoder(model, retention * visual + paper.OTHER_TOKENS)
 
 
-def content(patch_size: int, high: int, low: int = 0) -> flops.Content:
+def content(patch_size: int, high: int, low: int = 0) -> prompt_flops.Content:
     """A front of square frames, `high` at 336 px and `low` at 112 px."""
     specials = patches = tubes = 0
     for count, edge in ((high, paper.EDGE), (low, paper.LOW_EDGE)):
@@ -117,7 +119,7 @@ def content(patch_size: int, high: int, low: int = 0) -> flops.Content:
             rows, columns = height // patch_size, width // patch_size
             patches, tubes = patches + count * rows * columns, tubes + rows * columns
             specials += count * (frame_tokens(rows, columns) - rows * columns)
-    return flops.Content(HEADER_TOKENS, specials, patches, tubes)
+    return prompt_flops.Content(HEADER_TOKENS, specials, patches, tubes)
 
 
 def front_lengths(
@@ -139,19 +141,19 @@ def front_lengths(
     low = frames // 2 if variant == "merge_hr" else 0
     front = content(config.patch_size, frames - low, low)
     before_merging = front.visual / whole.visual
-    lengths = flops.tokens_at_retention(config, front, retention / before_merging)
-    return lengths, before_merging * flops.retained(config, front, lengths)
+    lengths = prompt_flops.tokens_at_retention(config, front, retention / before_merging)
+    return lengths, before_merging * prompt_flops.retained(config, front, lengths)
 
 
 def true_cost(
     config: ModelConfig, frames: int, variant: str, lengths: Sequence[int], padded: bool = True
-) -> flops.Parts:
+) -> prompt_flops.Parts:
     """FLOPs by part of a video, a question and `paper.OUTPUT_TOKENS` tokens of answer, for fronts of these lengths.
 
     The encoder-based baseline has the same decoder, over the tower's penultimate features as in LLaVA: its last layer does not run.
     `padded` says whether question and answer are padded too, as inference does.
     """
-    parts: flops.Parts = {"encoder": 0.0, "projector": 0.0, "patch_embedding": 0.0}
+    parts: prompt_flops.Parts = {"encoder": 0.0, "projector": 0.0, "patch_embedding": 0.0}
     if variant == "encoder_based":
         tower = paper.CLIP_L_336
         parts["encoder"] = flops.vision_tower(tower, frames, tower.num_layers - 1)
@@ -166,8 +168,8 @@ def true_cost(
         question, room = grid_length(question), grid_length(room, 8)
     return (
         parts
-        | flops.prefill(config, lengths)
-        | flops.answer(config, lengths, question, room, paper.OUTPUT_TOKENS)
+        | prompt_flops.prefill(config, lengths)
+        | prompt_flops.answer(config, lengths, question, room, paper.OUTPUT_TOKENS)
     )
 
 

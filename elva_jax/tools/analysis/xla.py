@@ -23,6 +23,7 @@ from elva_jax.models.qwen2 import DecoderLayer, Qwen2
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops.attention import packed_attention
 from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging, merge
+from elva_jax.tools.analysis import prompt_flops
 from elva_jax.tools.analysis.parameters import abstract_parameters
 from elva_jax.video.layout import TokenLayout
 
@@ -82,13 +83,13 @@ def check_patch_embedding(config: ModelConfig, patches: int, tokens: int) -> Che
 
 
 def check_prefill(config: ModelConfig, lengths: Sequence[int]) -> Check:
-    """The decoder on one front of these lengths (as in `flops.pieces`), without its merging layers."""
+    """The decoder on one front of these lengths (as in `prompt_flops.blocks_with_lengths`), without its merging layers."""
     counted = 0.0
-    for piece, length in flops.pieces(config, lengths):
+    for piece, length in prompt_flops.blocks_with_lengths(config, lengths):
         last = piece.stop == config.num_layers
         counted += (piece.stop - piece.start - last) * _prefill_layer(config, length, False)
         counted += last * _prefill_layer(config, length, True)
-    ours = flops.prefill(config, lengths)
+    ours = prompt_flops.prefill(config, lengths)
     return Check(
         f"prefill of {_steps(lengths)} tokens", ours["linear"] + ours["attention"], counted
     )
@@ -111,13 +112,13 @@ def check_decode(config: ModelConfig, lengths: Sequence[int]) -> Check:
     """One token and its logits behind a front of these lengths, with `SLOTS` slots for text."""
     counted = sum(
         (piece.stop - piece.start) * _decode_layer(config, length)
-        for piece, length in flops.pieces(config, lengths)
+        for piece, length in prompt_flops.blocks_with_lengths(config, lengths)
     )
     one_layer = dataclasses.replace(with_merging(config, NO_MERGING), num_layers=1)
     head = partial(Qwen2(one_layer).apply, method="head")
     params = {"params": abstract_parameters(one_layer)["decoder"]}
     counted += program_flops(head, params, _shape(1, 1, config.hidden_size))
-    ours = flops.continuation(config, lengths, 1, SLOTS) + flops.head(config)
+    ours = prompt_flops.continuation(config, lengths, 1, SLOTS) + flops.head(config)
     return Check(f"decode of a token behind {_steps(lengths)}", ours, counted)
 
 
@@ -147,7 +148,9 @@ def check_merging(config: ModelConfig, length: int) -> Check:
     counted = program_flops(
         partial(merge, rule=rule), _shape(length, width), _layout(length), _shape(length)
     )
-    return Check(f"merging layer on {length} tokens", flops.merging_layer(width, length), counted)
+    return Check(
+        f"merging layer on {length} tokens", prompt_flops.merging_layer(width, length), counted
+    )
 
 
 def check_vision(tower: TeacherConfig) -> Check:

@@ -9,11 +9,10 @@ from elva_jax.config.load import load
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import grid_length
-from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import layer_blocks, with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
-from elva_jax.tools.analysis import paper, table5, xla
+from elva_jax.tools.analysis import paper, prompt_flops, table5, xla
 
 SMALL = with_merging(
     ModelConfig(
@@ -36,7 +35,7 @@ ROWS = {(row["frames"], row["variant"]): row for row in table5.compare(None, (32
     ("decoder", "billions"), [(paper.QWEN2_7B, 7.070), (paper.VICUNA_7B, 6.607)]
 )
 def test_linear_weights_are_those_of_the_paper(decoder, billions):
-    assert round(flops.paper_decoder(decoder, 1) / 2e9, 3) == billions
+    assert round(prompt_flops.paper_decoder(decoder, 1) / 2e9, 3) == billions
 
 
 @pytest.mark.parametrize(("frames", "variant"), ROWS)
@@ -68,7 +67,7 @@ def test_the_models_are_those_of_the_configs(config_dir):
 def test_diagonal_blocks_count_whole(length, pairs):
     if pairs is None:  # tiles of 256 x 256 above 1024 tokens, the last one padded
         pairs = 15 * 256 * 256
-    assert flops.attended_pairs(length) == pairs
+    assert prompt_flops.attended_pairs(length) == pairs
 
 
 @pytest.mark.parametrize(("frames", "variant"), [key for key in ROWS if "merge" in key[1]])
@@ -89,23 +88,23 @@ def test_the_true_cost_is_at_the_papers_retention(frames, variant):
 
 
 def test_retention_out_of_reach_gives_the_nearest():
-    content = flops.Content(text=3, specials=10, patches=400, tubes=100)
-    assert flops.tokens_at_retention(SMALL, content, 1.5) == (413, 413, 413)
-    assert flops.tokens_at_retention(SMALL, content, 0.0) == (413, 113, 113)
+    content = prompt_flops.Content(text=3, specials=10, patches=400, tubes=100)
+    assert prompt_flops.tokens_at_retention(SMALL, content, 1.5) == (413, 413, 413)
+    assert prompt_flops.tokens_at_retention(SMALL, content, 0.0) == (413, 113, 113)
     with pytest.raises(ConfigError, match=r"model\.merge_layers"):
-        flops.tokens_at_retention(with_merging(SMALL, Merging()), content, 0.5)
+        prompt_flops.tokens_at_retention(with_merging(SMALL, Merging()), content, 0.5)
 
 
 def test_lengths_must_fit_the_merging_layers():
     with pytest.raises(ConfigError, match="2 for 2 merging layers"):
-        flops.prefill(SMALL, (64, 32))
+        prompt_flops.prefill(SMALL, (64, 32))
 
 
 def test_a_merging_layer_before_the_first_layer():
     config = with_merging(SMALL, Merging((MergeLayer(0),)))
     assert len(layer_blocks(config, merging=True)) == 1
-    merged, plain = flops.prefill(config, (256, 64)), flops.prefill(SMALL, (64,))
-    assert merged.pop("merging") == flops.merging_layer(512, 256)
+    merged, plain = prompt_flops.prefill(config, (256, 64)), prompt_flops.prefill(SMALL, (64,))
+    assert merged.pop("merging") == prompt_flops.merging_layer(512, 256)
     assert plain.pop("merging") == 0
     assert merged == plain
 
