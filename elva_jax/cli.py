@@ -1,67 +1,93 @@
-"""The console command `elva`: one sub-command a task, each a thin door to a module of its own."""
+"""The console command `elva`: finds the sub-command, runs it, and turns errors into exit statuses.
+
+0 done, 1 failed with a message, 2 misused, 75 stopped by SIGTERM with everything saved (start the
+same command again), 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from elva_jax import __version__
-from elva_jax.commands import convert, evaluate, generate, train
 from elva_jax.errors import ConfigError, ElvaError
-from elva_jax.tools.bench import command as bench
-from elva_jax.tools.datasets import command as data
-from elva_jax.tools.plan import command as plan
-from elva_jax.tools.recaption import command as recaption
+
+# Sub-command: the module whose `register` adds it, and its line in `elva --help`. Only the module
+# of the command that is called is imported, so that help and completion are fast.
+COMMANDS = {
+    "train": ("elva_jax.commands.train", "train a model through the stages of a config"),
+    "evaluate": ("elva_jax.commands.evaluate", "measure a checkpoint on held-out videos"),
+    "generate": ("elva_jax.commands.generate", "answer a question about a video"),
+    "chat": ("elva_jax.commands.generate", "talk about a video"),
+    "convert": ("elva_jax.commands.convert", "weights from and to Hugging Face"),
+    "plan": ("elva_jax.tools.plan.command", "work out what a run needs on other hardware"),
+    "bench": (
+        "elva_jax.tools.bench.command",
+        "parameters, tokens, FLOPs, time and memory, beside the paper's and PyTorch's",
+    ),
+    "recaption": (
+        "elva_jax.tools.recaption.command",
+        "describe images and videos in detail with a Qwen2-VL",
+    ),
+    "data": ("elva_jax.tools.datasets.command", "build data sets and show their contents"),
+}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one sub-command and returns the exit status: 0 done, 1 failed with a message, 2 misused, 75 try again, 130 interrupted."""
-    # Notices of libraries that are no news to a user: no PyTorch here, a checkpoint opened for reading only.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.getLogger("absl").setLevel(
-        logging.CRITICAL
-    )  # a save that failed is said in one line by whoever asked for it
-    sys.unraisablehook = _unraisable
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.run not in (train.run, plan.run):
-        args.parser.error(f"unrecognised option: {rest[0]}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command and returns the exit status."""
+    _quiet_libraries()
+    argv = sys.argv[1:] if argv is None else argv
+    args, rest = _parser(argv[0] if argv else "").parse_known_args(argv)
+    if rest and "_" not in args:  # `_`: the command takes --config.KEY=VALUE, and parses it itself
+        args.parser.error(f"unrecognized option: {rest[0]}")
     try:
         return args.run(args, rest) or 0
     except ElvaError as error:
         print(f"elva {args.command}: {error}", file=sys.stderr, flush=True)
         status = 2 if isinstance(error, ConfigError) else 1
-        if "elva_jax.parallel.distributed" in sys.modules:
-            sys.modules["elva_jax.parallel.distributed"].exit_if_distributed(status)
+        if distributed := sys.modules.get("elva_jax.parallel.distributed"):
+            distributed.exit_if_distributed(status)
         return status
     except KeyboardInterrupt:
         print(f"elva {args.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`elva … | head`); keep the interpreter from complaining about it at exit.
+        # Whoever read our output has gone (`elva … | head`); without this the interpreter would
+        # complain when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _unraisable(problem) -> None:
-    """Leaves out what tensorstore says behind Orbax's back when a read or a write has failed, which is reported already."""
-    if not (
-        isinstance(problem.exc_value, RuntimeError)
-        and str(problem.exc_value) == "Event loop is closed"
-    ):
+def _quiet_libraries() -> None:
+    """Silences notices that tell a user nothing, or what an error of ours says already."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax on failed saves
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(problem: Any) -> None:
+    """Omits what tensorstore raises in a thread after a read or write has failed."""
+    error = problem.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__unraisablehook__(problem)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(called: str) -> argparse.ArgumentParser:
+    """The parser with the options of the sub-command `called`, or else with all their names."""
     parser = argparse.ArgumentParser(
         prog="elva", description="ELVA, an encoder-free Video-LLM, in JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"elva_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, text: str, run, under=commands) -> argparse.ArgumentParser:
+    def command(
+        name: str, summary: str, text: str, run: Callable[..., int] | None, under: Any = commands
+    ) -> argparse.ArgumentParser:
         raw = argparse.RawDescriptionHelpFormatter
         sub = under.add_parser(
             name, help=summary, description=text, formatter_class=raw, allow_abbrev=False
@@ -69,14 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
-    train.register(command)
-    evaluate.register(command)
-    generate.register(command)
-    convert.register(command)
-    plan.register(command)
-    bench.register(command)
-    recaption.register(command)
-    data.register(command)
+    if called in COMMANDS:
+        importlib.import_module(COMMANDS[called][0]).register(command)
+    else:
+        for name, (_, summary) in COMMANDS.items():
+            commands.add_parser(name, help=summary)
     return parser
 
 

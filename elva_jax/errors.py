@@ -1,19 +1,25 @@
-"""The errors that reach a user: one clear line each, naming the file, key or shape and the way out."""
+"""The errors that reach a user, each one line that names the file, key or shape and the way out.
+
+The command line prints them without a traceback: a ConfigError ends it with status 2, any other
+with status 1.
+"""
+
+from __future__ import annotations
 
 
 class ElvaError(Exception):
-    """Base of every error that the command line prints as one line, without a traceback."""
+    """Base class of all of them."""
 
 
 class ConfigError(ElvaError):
-    """A configuration key, value or combination that cannot work."""
+    """A configuration key, option or combination that cannot work."""
 
 
 class _NamedError(ElvaError):
-    """What is wrong with one thing among many, so that the same reason can be counted.
+    """An error about one thing among many, with the reason apart, so that reasons can be counted.
 
     Args:
-      name: the thing: a file's path, or a caller's name for it.
+      name: the thing: a file's path, or the caller's name for it.
       reason: what is wrong with it, in a few words.
     """
 
@@ -22,37 +28,38 @@ class _NamedError(ElvaError):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[_NamedError], tuple[str, str]]:
+        # Errors cross process boundaries: the default would call the class with the joined text.
         return type(self), (self.name, self.reason)
 
 
 class VideoError(_NamedError):
-    """A media file that cannot be read."""
+    """A video or image cannot be read."""
 
 
 class LayoutError(ElvaError):
-    """A sequence that cannot be laid out, or does not fit its static length."""
+    """Text and media cannot be laid out as one sequence, or do not fit its static length."""
 
 
 class DataError(ElvaError):
-    """A data set that is missing, malformed, or has too many bad records."""
+    """A data set is missing, malformed, or has too many bad records."""
 
 
 class RecordError(_NamedError, DataError):
-    """One record of a data set that is malformed, by its place in the file or its key."""
+    """One record of a data set is malformed; its name is its key or its place in the file."""
 
 
 class CheckpointError(ElvaError):
-    """A checkpoint that is missing, damaged, or does not match the run."""
+    """A checkpoint is missing, is damaged, does not match the run, or could not be saved."""
 
 
 class TrainingError(ElvaError):
-    """Training that cannot go on, such as a run of non-finite losses."""
+    """Training cannot continue, for example because the loss is not finite step after step."""
 
 
 class ConvertError(ElvaError):
-    """Weights that cannot be read, written, or brought from one layout into another."""
+    """Weights cannot be read, written, or converted to another layout."""
 
 
 class StartError(ElvaError):
-    """Processes of one run that did not come together."""
+    """The processes of a run did not come together, or one of them was lost."""

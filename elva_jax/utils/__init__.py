@@ -1,0 +1,1 @@
+"""Helpers without knowledge of video or models: files, trees, JSON, time limits, caches."""

@@ -64,7 +64,7 @@ def test_other_frame_counts_and_configs(bench, config_dir):
         (["--frames", "32,0"], "must be at least 1, got 0"),
         (["--check", "--frames", "32"], "--frames has no part in --check"),
         (["--config", "nowhere.py"], "nowhere.py: no such config file"),
-        (["--speed"], "unrecognised option: --speed"),
+        (["--speed"], "unrecognized option: --speed"),
     ],
 )
 def test_misuse_is_explained_in_a_line(bench, words, message):

@@ -27,5 +27,5 @@ def test_patch_embeddings_beside_the_paper(bench):
 def test_unknown_flags_are_refused(bench):
     status, _, err, report = bench("params", "--frames", "32")
     assert status == 2
-    assert "unrecognised option: --frames" in err
+    assert "unrecognized option: --frames" in err
     assert report is None
