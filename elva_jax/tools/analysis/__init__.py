@@ -1,0 +1,1 @@
+"""Counts of parameters and FLOPs beside the paper's figures."""

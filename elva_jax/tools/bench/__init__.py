@@ -1,0 +1,1 @@
+"""`elva bench`: efficiency of this implementation beside the paper's tables and PyTorch."""

@@ -1,4 +1,4 @@
-"""`elva bench attention`: causal attention forward, ours beside PyTorch's, and what memory it needs."""
+"""`elva bench attention`: time and memory of causal attention, beside PyTorch's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from functools import partial
 from typing import Any
 
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
+from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.bench.timing import Spread, interleaved, machine, milliseconds
 
 HELP = """\
-Times causal attention (forward, one sequence) as prefill runs it, beside PyTorch's scaled_dot_product_attention where PyTorch is
-installed, in one process and in turn. Memory is what XLA allots to the compiled program beyond its inputs and its result.
+Times causal attention (forward, one sequence) as in prefill, beside scaled_dot_product_attention
+if PyTorch is installed, interleaved in one process. Memory is what XLA allocates for the compiled
+program beyond its inputs and its result.
 
 examples:
   elva bench attention
@@ -18,66 +21,49 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lengths",
-        type=counts,
-        default="1024,2560,5120",
-        metavar="S,S,…",
-        help="tokens (default: %(default)s)",
-    )
-    parser.add_argument("--heads", type=int, default=12, help="query heads (default: %(default)s)")
-    parser.add_argument(
-        "--kv-heads", type=int, default=2, help="key and value heads (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--head-dim", type=int, default=128, help="width of a head (default: %(default)s)"
-    )
+    """Adds the flags of this bench."""
+    add, text = parser.add_argument, "tokens (default: %(default)s)"
+    add("--lengths", type=counts, default="1024,2560,5120", metavar="S,S,…", help=text)
+    add("--heads", type=int, default=12, help="query heads (default: %(default)s)")
+    add("--kv-heads", type=int, default=2, help="key and value heads (default: %(default)s)")
+    add("--head-dim", type=int, default=128, help="width of a head (default: %(default)s)")
     add_dtype(parser)
     add_repeats(parser, 5)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times attention at every length."""
     import jax
     import numpy as np
 
     from elva_jax.ops.attention import choose_implementation, packed_attention
-    from elva_jax.tools.bench.timing import interleaved, machine
 
     dtype = dtype_of(args)
+    heads = (args.heads, args.kv_heads, args.kv_heads)
     rows = []
     for length in args.lengths:
         rng = np.random.default_rng(0)
-        shapes = [
-            (1, length, heads, args.head_dim)
-            for heads in (args.heads, args.kv_heads, args.kv_heads)
-        ]
+        shapes = [(1, length, count, args.head_dim) for count in heads]
         q, k, v = (jax.numpy.asarray(rng.normal(size=shape), dtype) for shape in shapes)
         segment = jax.numpy.ones((1, length), jax.numpy.int32)
         compiled = jax.jit(partial(packed_attention, single=True)).lower(q, k, v, segment).compile()
-        runs = {"ours": partial(compiled, q, k, v, segment)}
-        runs |= _torch(q, k, v, dtype)
+        memory: Any = compiled.memory_analysis()
+        runs = {"ours": partial(compiled, q, k, v, segment)} | _torch(q, k, v, dtype)
         rows.append(
             {
                 "length": length,
                 "implementation": choose_implementation(args.head_dim, dtype).name,
-                "seconds": {
-                    name: spread._asdict()
-                    for name, spread in interleaved(runs, args.repeats).items()
-                },
-                "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                "seconds": interleaved(runs, args.repeats),
+                "temporary_bytes": memory.temp_size_in_bytes,
                 "square_bytes": args.heads * length * length * 4,
             }
         )
-    return {
-        "machine": machine(),
-        "dtype": dtype,
-        "heads": [args.heads, args.kv_heads, args.head_dim],
-        "rows": rows,
-    }
+    shape = [args.heads, args.kv_heads, args.head_dim]
+    return {"machine": machine(), "dtype": dtype, "heads": shape, "rows": rows}
 
 
 def _torch(q, k, v, dtype: str) -> dict[str, Any]:
-    """PyTorch's attention on the same numbers and the same kind of device; nothing where PyTorch is missing."""
+    """PyTorch's attention on the same inputs and the same kind of device, if it is installed."""
     import jax
     import numpy as np
 
@@ -88,20 +74,18 @@ def _torch(q, k, v, dtype: str) -> dict[str, Any]:
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
         return {}
-    tensors = [
-        torch.from_numpy(np.array(x, np.float32))
-        .to(getattr(torch, dtype))
-        .transpose(1, 2)
-        .contiguous()
-        for x in (q, k, v)
-    ]
-    if on_gpu:
-        tensors = [tensor.cuda() for tensor in tensors]
 
-    def attend():
+    def tensor(x) -> torch.Tensor:
+        out = torch.from_numpy(np.array(x, np.float32)).to(getattr(torch, dtype))
+        out = out.transpose(1, 2).contiguous()
+        return out.cuda() if on_gpu else out
+
+    query, key, value = map(tensor, (q, k, v))
+
+    def attend() -> None:
         with torch.inference_mode():
             torch.nn.functional.scaled_dot_product_attention(
-                *tensors, is_causal=True, enable_gqa=True
+                query, key, value, is_causal=True, enable_gqa=True
             )
             if on_gpu:
                 torch.cuda.synchronize()
@@ -110,26 +94,23 @@ def _torch(q, k, v, dtype: str) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    from elva_jax.tools.bench.table import text_table
-    from elva_jax.tools.bench.timing import Spread, milliseconds
-
+    """Formats the report."""
     rows = []
     for row in report["rows"]:
-        seconds = {name: Spread(**spread) for name, spread in row["seconds"].items()}
-        theirs = seconds.get("pytorch")
+        ours: Spread = row["seconds"]["ours"]
+        theirs: Spread | None = row["seconds"].get("pytorch")
         rows.append(
             [
                 f"{row['length']:,}",
                 row["implementation"],
-                milliseconds(seconds["ours"]),
+                milliseconds(ours),
                 milliseconds(theirs) if theirs else "-",
-                f"{seconds['ours'].median / theirs.median:.2f}" if theirs else "-",
+                f"{ours['median'] / theirs['median']:.2f}" if theirs else "-",
                 f"{row['temporary_bytes'] / 2**20:.0f}",
                 f"{row['square_bytes'] / 2**20:.0f}",
             ]
         )
     heads = "{} query heads, {} key heads of {}".format(*report["heads"])
-    columns = ["tokens", "ours is", "ours ms", "PyTorch ms", "ratio", "MiB", "a square: MiB"]
-    return f"{report['machine']['device']}, {report['dtype']}, {heads}\n" + text_table(
-        columns, rows, words=0
-    )
+    columns = ["tokens", "ours is", "ours ms", "PyTorch ms", "ratio", "MiB", "scores: MiB"]
+    table = text_table(columns, rows, words=0)
+    return f"{report['machine']['device']}, {report['dtype']}, {heads}\n{table}"

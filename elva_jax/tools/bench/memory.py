@@ -1,4 +1,4 @@
-"""Peak memory of a run, beyond what was there before it."""
+"""Peak memory of a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """The most memory that `run` held at once, beyond what was held before it; None where this machine cannot tell.
+    """The most memory that `run` needs beyond what was in use before; None if unknown.
 
-    On a GPU: the allocator's high-water mark, which only rises; a run that stays below an earlier one cannot be told, so run small ones
-    first. On a CPU under Linux: the process's resident high-water mark, which is reset.
+    On a GPU, this is the allocator's high-water mark. It only rises, and a run below the mark of an
+    earlier one has an unknown peak, so small runs must come first. On a CPU under Linux, it is the
+    resident high-water mark of the process, which can be reset.
     """
     device = jax.devices()[0]
     stats = device.memory_stats()
@@ -25,7 +26,7 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
         peak = device.memory_stats()["peak_bytes_in_use"]
         return peak - before if peak > mark else None
     try:
-        _CLEAR.write_text("5")  # resets VmHWM to what is resident now
+        _CLEAR.write_text("5")  # resets VmHWM to the resident memory
     except OSError:
         return None
     before = _resident("VmRSS")
@@ -34,7 +35,7 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now (Linux)."""
+    """The resident memory of this process (Linux)."""
     return _resident("VmRSS")
 
 

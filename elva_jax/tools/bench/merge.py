@@ -82,12 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "layer": partial(layer, weights.layers[0], x, inputs),
         }
         seconds = interleaved(runs, args.repeats)
-        rows.append(
-            {
-                "tokens": layout.length,
-                "seconds": {name: spread._asdict() for name, spread in seconds.items()},
-            }
-        )
+        rows.append({"tokens": layout.length, "seconds": seconds})
     return {
         "machine": machine(),
         "dtype": dtype,
@@ -99,17 +94,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> str:
     from elva_jax.tools.bench.table import text_table
-    from elva_jax.tools.bench.timing import Spread, milliseconds
+    from elva_jax.tools.bench.timing import milliseconds
 
     rows = []
     for row in report["rows"]:
-        merge, layer = (Spread(**row["seconds"][name]) for name in ("merge", "layer"))
+        merge, layer = (row["seconds"][name] for name in ("merge", "layer"))
         rows.append(
             [
                 f"{row['tokens']:,}",
                 milliseconds(merge),
                 milliseconds(layer),
-                f"{100 * merge.median / layer.median:.1f}",
+                f"{100 * merge['median'] / layer['median']:.1f}",
             ]
         )
     title = f"{report['machine']['device']}, {report['dtype']}, {report['config']}, policy {report['policy']}"

@@ -1,21 +1,25 @@
-"""`elva bench packing`: how full rows are, from the lengths of examples alone."""
+"""`elva bench packing`: the fill of packed rows, from the lengths of examples alone."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from elva_jax.config.load import load
 from elva_jax.data.packing import AHEAD, Packed, budgets, merges_before_bucket, simulate
+from elva_jax.tools.bench.table import text_table
 from elva_jax.video.layout import Clip, Counts, clip_tokens, most_left
 from elva_jax.video.resize import target_size
 
 HELP = """\
-Packs examples with the sizes of a fine-tuning mix (665 images to 178 videos, Table 7), without reading any, into the rows of stage 3.
-`mix` has the sizes that such data have; the others show what one size of video alone makes of it. `best fit over all` knows all examples at
-once, which training cannot wait for. The exit status is 1 where `mix` fills less than 90 % of its tokens.
+Packs examples with the sizes of a fine-tuning mix (665 images to 178 videos, Table 7) into the
+rows of stage 3, without reading any data. `mix` has the sizes of such data; the other rows have
+videos of a single size. `best fit over all` knows all examples at once, for which training cannot
+wait. The exit status is 1 if `mix` fills less than 90 % of its tokens.
 
 examples:
   elva bench packing
@@ -26,15 +30,17 @@ GOAL = 0.9
 IMAGES_PER_VIDEO = 665 / 178  # Table 7
 
 
-class Size(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Size:
     """One size among the media of a mix."""
 
     share: float  # of the images, or of the videos
-    width: int  # pixels; 0: an example of text alone
+    width: int  # pixels; 0: an example without media
     height: int
 
 
-# Sizes by what the sets of LLaVA's 665K are made of: COCO, GQA and VG, OCR-VQA's covers, TextVQA, and conversations without an image.
+# Sizes of the parts of LLaVA's 665K: COCO, GQA and VG, OCR-VQA's covers, TextVQA, and
+# conversations without an image.
 IMAGES = (
     Size(0.40, 640, 480),
     Size(0.13, 480, 640),
@@ -44,8 +50,8 @@ IMAGES = (
     Size(0.04, 1024, 768),
     Size(0.06, 0, 0),
 )
-# What is assumed of the videos: NeXT-QA's 640 px wide, those of ActivityNet and PerceptionTest of many sizes, LLaVA-Hound's from WebVid
-# 596 px wide and its shorts upright.
+# Assumed sizes of the videos: NeXT-QA's are 640 px wide, those of ActivityNet and PerceptionTest
+# vary, LLaVA-Hound's are 596 px wide (WebVid) or upright (shorts).
 VIDEOS: Mapping[str, Sequence[Size]] = {
     "mix": (
         Size(0.16, 640, 360),
@@ -63,10 +69,8 @@ VIDEOS: Mapping[str, Sequence[Size]] = {
     "16:9 HD": (Size(1.0, 1280, 720),),
     "4:3 HD": (Size(1.0, 1024, 768),),
 }
-TEXT = {
-    "image": (5.3, 0.7),
-    "video": (5.0, 0.7),
-}  # logarithms of the tokens of text, mean and deviation: medians of 200 and 148
+# Mean and deviation of the logarithm of text tokens: medians of 200 and 148.
+TEXT = {"image": (5.3, 0.7), "video": (5.0, 0.7)}
 
 
 def lengths(
@@ -77,77 +81,53 @@ def lengths(
     merges: Sequence[tuple[str, float]] = (),
     seed: int = 0,
 ) -> Iterator[Counts]:
-    """What the examples of a mix take of a row's budgets, in random order; `merges` as for `video.layout.count`."""
+    """Yields the sizes of random examples of a mix; `merges` as for `video.layout.count`."""
     rng = np.random.default_rng(seed)
     for _ in range(examples):
         kind = "image" if rng.random() < IMAGES_PER_VIDEO / (1 + IMAGES_PER_VIDEO) else "video"
         sizes = IMAGES if kind == "image" else videos
-        _, width, height = sizes[rng.choice(len(sizes), p=[size.share for size in sizes])]
+        size = sizes[rng.choice(len(sizes), p=[size.share for size in sizes])]
         text = int(np.clip(rng.lognormal(*TEXT[kind]), 40, 2000))
-        if not width:
+        if not size.width:
             yield Counts(text, 0, 0, text)
             continue
-        rows, columns = (
-            edge // patch_size
-            for edge in target_size(height, width, longest_edge=longest_edge, patch_size=patch_size)
+        height, width = target_size(
+            size.height, size.width, longest_edge=longest_edge, patch_size=patch_size
         )
+        rows, columns = height // patch_size, width // patch_size
         frames = 1 if kind == "image" else FRAMES
         tokens = text + clip_tokens(Clip([(rows, columns)] * frames))
         patches = rows * columns * frames
-        yield Counts(
-            tokens, patches, frames, tokens - patches + most_left(patches, rows * columns, merges)
-        )
+        floor = tokens - patches + most_left(patches, rows * columns, merges)
+        yield Counts(tokens, patches, frames, floor)
 
 
 def best_fit_decreasing(examples: Sequence[Counts], capacity: Counts) -> float:
-    """The share of tokens filled by best-fit decreasing over all examples at once."""
-    room, rows = np.tile(np.asarray(capacity), (len(examples), 1)), 0
+    """The share of tokens that best-fit decreasing fills, knowing all examples at once."""
+    free, rows = np.tile(np.asarray(capacity), (len(examples), 1)), 0  # per row
     for counts in sorted(examples, reverse=True):
-        fits = np.all(room[:rows] >= counts, axis=1)
-        row = (
-            int(np.argmin(np.where(fits, room[:rows, 0], capacity.tokens + 1)))
-            if fits.any()
-            else rows
-        )
+        fits = np.all(free[:rows] >= counts, axis=1)
+        row = rows
+        if fits.any():
+            row = int(np.argmin(np.where(fits, free[:rows, 0], capacity.tokens + 1)))
         rows = max(rows, row + 1)
-        room[row] -= counts
-    return float(1 - room[:rows, 0].sum() / (rows * capacity.tokens))
+        free[row] -= counts
+    return float(1 - free[:rows, 0].sum() / (rows * capacity.tokens))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The rows, and how many examples are drawn."""
-    parser.add_argument(
-        "--ahead",
-        type=float,
-        default=AHEAD,
-        metavar="ROWS",
-        help="rows' worth of examples that wait (default %(default)s)",
-    )
-    parser.add_argument(
-        "--seq-len",
-        type=int,
-        metavar="S",
-        help="tokens of a row; default: those of configs/elva.py's stage 3",
-    )
-    parser.add_argument(
-        "--max-patches",
-        type=int,
-        metavar="N",
-        help="patches of a row; default: those of configs/elva.py's stage 3",
-    )
-    parser.add_argument(
-        "--examples",
-        type=int,
-        default=8000,
-        metavar="N",
-        help="examples drawn of each mix (default %(default)s)",
-    )
+    """Adds the flags of this bench."""
+    add, default = parser.add_argument, "default: configs/elva.py's stage 3"
+    text = "rows' worth of waiting examples (default: %(default)s)"
+    add("--ahead", type=float, default=AHEAD, metavar="ROWS", help=text)
+    add("--seq-len", type=int, metavar="S", help=f"tokens per row ({default})")
+    add("--max-patches", type=int, metavar="N", help=f"patches per row ({default})")
+    text = "examples of each mix (default: %(default)s)"
+    add("--examples", type=int, default=8000, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Fill of each mix."""
-    from elva_jax.config.load import load
-
+    """Packs each mix."""
     config = load("configs/elva.py:size=7b,stage=3")
     data = config.stages.stage3.data
     capacity = budgets(config, "stage3")
@@ -157,23 +137,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     capacity = capacity._replace(floor=capacity.floor * capacity.tokens // data.seq_len)
     merges = merges_before_bucket(config, "stage3")
     rows = []
+    sizes = (args.examples, data.longest_edge, config.model.patch_size, merges)
     for name, videos in VIDEOS.items():
-        drawn = list(
-            lengths(videos, args.examples, data.longest_edge, config.model.patch_size, merges)
-        )
-        fitting = [
-            counts
-            for counts in drawn
-            if all(n <= most for n, most in zip(counts, capacity, strict=True))
-        ]
+        drawn = list(lengths(videos, *sizes))
+        fitting = [counts for counts in drawn if np.all(np.asarray(counts) <= capacity)]
         packed: Packed = simulate(fitting, capacity, args.ahead)
-        left_out = len(drawn) - len(fitting)
         rows.append(
             {
                 "mix": name,
                 **packed._asdict(),
                 "best_fit_over_all": best_fit_decreasing(fitting, capacity),
-                "left_out": left_out,
+                "left_out": len(drawn) - len(fitting),
             }
         )
     return {
@@ -186,16 +160,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The table."""
-    from elva_jax.tools.bench.table import text_table
-
+    """Formats the report."""
     capacity = report["capacity"]
     names = (
         "videos",
         "tokens filled",
         "best fit over all",
         "patches filled",
-        "examples a row",
+        "examples per row",
         "most waiting",
         "longest wait in rows",
     )

@@ -1,22 +1,28 @@
-"""`elva bench pipeline`: what preparing videos costs, beside bare PyAV, and whether memory stays flat."""
+"""`elva bench pipeline`: time to prepare videos, beside bare PyAV, and memory over many samples."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elva_jax.commands import flags
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.bench.arguments import add_repeats
+from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.bench.timing import interleaved
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HELP = """\
-Times what stands between a video file and a batch, on one core: decoding, scaling and cutting into patches, beside PyAV alone, which only
-decodes and scales; then laying out and packing. --samples runs the whole input pipeline over so many samples and watches the memory.
+Times the steps from a video file to a batch on one core: decoding, scaling and cutting into
+patches, beside bare PyAV, which only decodes and scales; then layout and packing. --samples also
+runs the whole input pipeline over that many samples and records its memory.
 
 examples:
   elva bench pipeline
@@ -24,69 +30,43 @@ examples:
   elva bench pipeline --frames 4 --longest-edge 112 --samples 100000
   elva bench pipeline clips/*.mp4 --examples-per-step 128 --step-seconds 12"""
 
-MADE = (
-    (360, 640),
-    (240, 320),
-    (720, 1280),
-)  # (height, width) of the clips that are made where none are given
+SYNTHETIC = ((360, 640), (240, 320), (720, 1280))  # (height, width) of the default clips
 SECONDS, RATE = 8, 25
-QUESTION, ANSWER = 16, 64  # text tokens of a made-up conversation
-MARKS = 10  # times that memory is looked at
+QUESTION, ANSWER = 16, 64  # text tokens of the synthetic conversation
+MARKS = 10  # records of the memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "clips",
-        nargs="*",
-        type=Path,
-        metavar="FILE",
-        help="videos (default: three that are made up, H.264)",
-    )
-    parser.add_argument(
-        "--frames",
-        type=flags.positive,
-        default=32,
-        metavar="N",
-        help="of a video (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--longest-edge",
-        type=flags.positive,
-        default=672,
-        metavar="PX",
-        help="(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--patch-size", type=flags.positive, default=28, metavar="PX", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--samples",
-        type=flags.positive,
-        metavar="N",
-        help="run the whole pipeline over N samples as well",
-    )
-    parser.add_argument(
-        "--examples-per-step",
-        type=flags.positive,
-        metavar="N",
-        help="of a training step, for the cores that feed it",
-    )
-    parser.add_argument(
-        "--step-seconds",
-        type=float,
-        metavar="S",
-        help="that the step takes on all accelerators together",
-    )
+    """Adds the flags of this bench."""
+    add, number = parser.add_argument, flags.positive
+    text = "videos (default: three synthetic ones, H.264)"
+    add("clips", nargs="*", type=Path, metavar="FILE", help=text)
+    text = "frames per video (default: %(default)s)"
+    add("--frames", type=number, default=32, metavar="N", help=text)
+    text = "of the frames (default: %(default)s)"
+    add("--longest-edge", type=number, default=672, metavar="PX", help=text)
+    text = "edge of a patch (default: %(default)s)"
+    add("--patch-size", type=number, default=28, metavar="PX", help=text)
+    text = "also run the whole pipeline over N samples"
+    add("--samples", type=number, metavar="N", help=text)
+    text = "examples of a training step, to compute the cores that feed it"
+    add("--examples-per-step", type=number, metavar="N", help=text)
+    text = "duration of that step on all accelerators together"
+    add("--step-seconds", type=float, metavar="S", help=text)
     add_repeats(parser, 3)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    if (args.examples_per_step is None) != (args.step_seconds is None) or (
-        args.step_seconds or 1
-    ) <= 0:
+    """Times every clip.
+
+    Raises:
+      ConfigError: only one of --examples-per-step and --step-seconds, or no positive time.
+    """
+    seconds = args.step_seconds
+    if (args.examples_per_step is None) != (seconds is None) or (seconds or 1) <= 0:
         raise ConfigError("--examples-per-step and --step-seconds belong together, both above 0")
     with tempfile.TemporaryDirectory() as folder:
-        clips = args.clips or _make(Path(folder))
+        clips = args.clips or _synthesize(Path(folder))
         rows = [_time(path, args) for path in clips]
         report: dict[str, Any] = {
             "frames": args.frames,
@@ -95,66 +75,58 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "rows": rows,
         }
         if args.samples:
-            report["memory"] = _watch(clips, args, Path(folder))
+            report["memory"] = _record_memory(clips, args, Path(folder))
     total = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
-    ours = total["decode"] + total["layout"] + total["pack"]
+    rest = total["layout"] + total["pack"]
+    speed = len(rows) / (total["decode"] + rest)
     report |= {
         "decode_share_of_bare": total["bare"] / total["decode"],
-        "rest_share_of_decode": (total["layout"] + total["pack"]) / total["decode"],
-        "samples_per_core_second": len(rows) / ours,
+        "rest_share_of_decode": rest / total["decode"],
+        "samples_per_core_second": speed,
     }
     if args.step_seconds:
-        report["cores"] = (
-            args.examples_per_step / args.step_seconds / report["samples_per_core_second"]
-        )
+        report["cores"] = args.examples_per_step / args.step_seconds / speed
     return report
 
 
 def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each part for one clip, medians, taken in turn."""
+    """Median seconds of each step for one clip, interleaved."""
     from elva_jax.data.packing import Sample, Window, collate
-    from elva_jax.tools.bench.timing import interleaved
     from elva_jax.video.layout import Clip, Counts, Text, TokenLayout, build_layout, count
     from elva_jax.video.resize import patchify
 
-    frames = _frames(path, args)
-    grids = tuple(
-        (frame.shape[0] // args.patch_size, frame.shape[1] // args.patch_size) for frame in frames
-    )
+    frames, size = _frames(path, args), args.patch_size
+    grids = tuple((frame.shape[0] // size, frame.shape[1] // size) for frame in frames)
+    question, answer = Text(range(QUESTION)), Text(range(ANSWER), 1.0)
 
     def lay_out() -> tuple[TokenLayout, Counts]:
-        layout = build_layout(
-            [Text(range(QUESTION)), Clip(grids), Text(range(QUESTION)), Text(range(ANSWER), 1.0)]
-        )
+        layout = build_layout([question, Clip(grids), question, answer])
         return layout, count(layout)
 
     layout, counts = lay_out()
-    sample = Sample(layout, patchify(frames, args.patch_size), None, counts)
-    capacity = Counts(
-        sample.counts.tokens, sample.counts.patches, sample.counts.frames, sample.counts.tokens
-    )
+    sample = Sample(layout, patchify(frames, size), None, counts)
+    capacity = Counts(counts.tokens, counts.patches, counts.frames, counts.tokens)
 
-    def packed() -> dict:
+    def pack() -> dict[str, Any]:
         window = Window(capacity)
         window.add(sample, counts)
-        return collate([window.take()], capacity, args.patch_size**2 * 3, None)
+        return collate([window.take()], capacity, size**2 * 3, None)
 
-    parts: dict[str, Callable[[], Any]] = {
-        "bare": lambda: _bare(path, args),
-        "decode": lambda: len(patchify(_frames(path, args), args.patch_size)),
+    steps: dict[str, Callable[[], Any]] = {
+        "bare": lambda: _bare_pyav(path, args),
+        "decode": lambda: len(patchify(_frames(path, args), size)),
         "layout": lambda: len(lay_out()),
-        "pack": lambda: len(packed()),
+        "pack": lambda: len(pack()),
     }
-    seconds = {name: spread.median for name, spread in interleaved(parts, args.repeats).items()}
     return {
         "clip": path.name,
         "frames": len(frames),
         "size": list(frames[0].shape[:2]),
-        "seconds": seconds,
+        "seconds": {name: s["median"] for name, s in interleaved(steps, args.repeats).items()},
     }
 
 
-def _frames(path: Path, args: argparse.Namespace) -> list:
+def _frames(path: Path, args: argparse.Namespace) -> list[np.ndarray]:
     from elva_jax.video.hybrid import Hybrid, reduce_frame, settle
     from elva_jax.video.read import read_frames
 
@@ -167,177 +139,144 @@ def _frames(path: Path, args: argparse.Namespace) -> list:
     return settle(reduced, hybrid)
 
 
-def _bare(path: Path, args: argparse.Namespace) -> int:
-    """What a short loop over PyAV takes for the same frames at the same size: decoded from the start, on one thread, scaled by it."""
+def _bare_pyav(path: Path, args: argparse.Namespace) -> int:
+    """Reads the same frames at the same size with PyAV: from the start, on one thread."""
     import av
 
     from elva_jax.video.read import sample_times
     from elva_jax.video.reader import ONE_THREAD
     from elva_jax.video.resize import target_size
 
-    taken = []
+    taken = 0
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream: Any = container.streams.video[0]
         stream.thread_count = 1
-        length = (
-            stream.duration * stream.time_base
-            if stream.duration
-            else container.duration / av.time_base
-        )
+        length: Any = (stream.duration or 0) * stream.time_base
+        length = length or (container.duration or 0) / av.time_base
         times = [float(time) for time in sample_times(length, args.frames, None)]
-        held = None
+        shown: Any = None
         for frame in container.decode(stream):
-            while held is not None and len(taken) < len(times) and frame.time > times[len(taken)]:
+            while shown is not None and taken < len(times) and frame.time > times[taken]:
                 height, width = target_size(
-                    held.height,
-                    held.width,
+                    shown.height,
+                    shown.width,
                     longest_edge=args.longest_edge,
                     patch_size=args.patch_size,
                 )
-                drawn = held.reformat(
+                shown.reformat(
                     width, height, format="rgb24", interpolation="BICUBIC", **ONE_THREAD
-                )
-                taken.append(drawn.to_ndarray())
-            held = frame
-            if len(taken) == len(times):
+                ).to_ndarray()
+                taken += 1
+            shown = frame
+            if taken == len(times):
                 break
-    return len(taken)
+    return taken
 
 
-def _make(folder: Path) -> list[Path]:
-    """Clips of moving squares on noise, with B-frames and a key frame every 250, as ordinary encoders have them."""
+def _synthesize(folder: Path) -> list[Path]:
+    """Clips of a moving square on noise, with B-frames and a key frame every 250 frames."""
     import av
     import numpy as np
 
     paths = []
-    for height, width in MADE:
+    for height, width in SYNTHETIC:
         paths.append(folder / f"made-{height}p.mp4")
         noise = np.random.default_rng(height).integers(0, 60, (height, width, 3), np.uint8)
         with av.open(str(paths[-1]), "w") as container:
-            stream = container.add_stream(
-                "libx264", rate=RATE, options={"preset": "veryfast", "g": "250"}
-            )
+            options = {"preset": "veryfast", "g": "250"}
+            stream = container.add_stream("libx264", rate=RATE, options=options)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            side = height // 4
             for t in range(SECONDS * RATE):
                 picture = noise.copy()
-                picture[height // 4 : height // 2, (t * 3) % (width - height // 4) :][
-                    :, : height // 4
-                ] = (200, 60 + t % 100, 30)
+                left = (t * 3) % (width - side)
+                picture[side : height // 2, left : left + side] = (200, 60 + t % 100, 30)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
             container.mux(stream.encode())
     return paths
 
 
-def _watch(clips: list[Path], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Runs the input pipeline of a stage over the clips, in this process, and notes what memory it holds."""
-    import time
-
-    from elva_jax.config import schema
+def _record_memory(clips: list[Path], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Runs a stage's input pipeline over the clips in this process, and records its memory."""
     from elva_jax.data.pipeline import make_batches
     from elva_jax.data.tokenizer import load
     from elva_jax.tools.bench.memory import resident_bytes
     from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
+
+    build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
+    batches = make_batches(_config(clips, args, folder), "bench", load(folder / "tokenizer"))
+    marks, start = [], time.perf_counter()
+    for k in range(1, args.samples + 1):
+        next(batches)
+        if k % max(args.samples // MARKS, 1) == 0:
+            seconds = time.perf_counter() - start
+            marks.append({"samples": k, "resident_bytes": resident_bytes(), "seconds": seconds})
+    batches.close()
+    if batches.dropped:
+        reasons = ", ".join(batches.reasons)
+        raise DataError(f"{batches.dropped} samples could not be read: {reasons}")
+    speed = args.samples / marks[-1]["seconds"]
+    return {"samples": args.samples, "samples_per_second": speed, "marks": marks}
+
+
+def _config(clips: list[Path], args: argparse.Namespace, folder: Path) -> Any:
+    """A config with one stage, which reads the clips."""
+    from elva_jax.config import schema
     from elva_jax.video.layout import frame_tokens
 
     turns = [
         {"from": "human", "value": "<video>\nWhat happens?"},
         {"from": "gpt", "value": "A square moves."},
     ]
+    records = [{"video": str(path.resolve()), "conversations": turns} for path in clips]
     notes = folder / "notes.jsonl"
-    notes.write_text(
-        "".join(
-            json.dumps({"video": str(path.resolve()), "conversations": turns}) + "\n"
-            for path in clips
-        )
-    )
-    build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
+    notes.write_text("".join(json.dumps(record) + "\n" for record in records))
     side = max(args.longest_edge // args.patch_size, 1)
     config, stage = schema.base(), schema.stage()
     config.model.patch_size, config.stages.bench = args.patch_size, stage
     stage.batch_size = 1
     stage.data.mixture.clips = schema.source(str(notes), root="/")
     stage.data.update(
-        num_frames=args.frames, longest_edge=args.longest_edge, pack=False, system_prompt=""
-    )
-    stage.data.update(
+        num_frames=args.frames,
+        longest_edge=args.longest_edge,
+        pack=False,
+        system_prompt="",
         seq_len=args.frames * frame_tokens(side, side) + 256,
         max_patches=args.frames * side**2,
         max_frames=args.frames,
     )
-    batches = make_batches(config, "bench", load(folder / "tokenizer"))
-    marks, start = [], time.perf_counter()
-    for k in range(1, args.samples + 1):
-        next(batches)
-        if k % max(args.samples // MARKS, 1) == 0:
-            marks.append(
-                {
-                    "samples": k,
-                    "resident_bytes": resident_bytes(),
-                    "seconds": time.perf_counter() - start,
-                }
-            )
-    batches.close()
-    if batches.dropped:
-        raise DataError(
-            f"{batches.dropped} samples could not be read: {', '.join(batches.reasons)}"
-        )
-    return {
-        "samples": args.samples,
-        "samples_per_second": args.samples / marks[-1]["seconds"],
-        "marks": marks,
-    }
+    return config
 
 
 def show(report: dict[str, Any]) -> str:
-    from elva_jax.tools.bench.table import text_table
-
+    """Formats the report."""
     rows = []
     for row in report["rows"]:
-        s = row["seconds"]
-        rest = (s["layout"] + s["pack"]) / s["decode"]
-        times = [f"{1e3 * s[name]:.1f}" for name in ("bare", "decode", "layout", "pack")]
-        rows.append(
-            [
-                row["clip"],
-                f"{row['frames']} x {row['size'][0]}x{row['size'][1]}",
-                *times,
-                f"{s['bare'] / s['decode']:.0%}",
-                f"{rest:.1%}",
-            ]
-        )
-    out = io.StringIO()
-    headings = [
-        "clip",
-        "frames",
-        "bare PyAV ms",
-        "decode ms",
-        "layout ms",
-        "pack ms",
-        "speed of bare",
-        "rest of decode",
-    ]
-    print(text_table(headings, rows, words=2), file=out)
-    print(f"in all: {report['decode_share_of_bare']:.0%} of bare PyAV's speed; ", end="", file=out)
-    print(
-        f"layout and packing take {report['rest_share_of_decode']:.1%} of the time of decoding;",
-        file=out,
-    )
-    print(f"{report['samples_per_core_second']:.2f} samples a second on a core", end="", file=out)
+        seconds = row["seconds"]
+        rest = (seconds["layout"] + seconds["pack"]) / seconds["decode"]
+        times = [f"{1e3 * seconds[name]:.1f}" for name in ("bare", "decode", "layout", "pack")]
+        size = f"{row['frames']} x {row['size'][0]}x{row['size'][1]}"
+        speed = f"{seconds['bare'] / seconds['decode']:.0%}"
+        rows.append([row["clip"], size, *times, speed, f"{rest:.1%}"])
+    headings = ["clip", "frames", "bare PyAV ms", "decode ms", "layout ms", "pack ms"]
+    headings += ["speed of bare", "rest of decode"]
+    speed = f"{report['samples_per_core_second']:.2f} samples per second and core"
     if "cores" in report:
-        print(f"; {report['cores']:.1f} cores feed the training step", end="", file=out)
+        speed += f"; {report['cores']:.1f} cores feed the training step"
+    rest = f"layout and packing take {report['rest_share_of_decode']:.1%} of the time of decoding"
+    lines = [
+        text_table(headings, rows, words=2),
+        f"in all: {report['decode_share_of_bare']:.0%} of bare PyAV's speed; {rest};",
+        speed,
+    ]
     if "memory" in report:
-        memory = report["memory"]
-        rows = [
+        marks = [
             [
-                f"{m['samples']:,}",
-                f"{m['resident_bytes'] / 2**20:,.0f}",
-                f"{m['samples'] / m['seconds']:,.1f}",
+                f"{mark['samples']:,}",
+                f"{mark['resident_bytes'] / 2**20:,.0f}",
+                f"{mark['samples'] / mark['seconds']:,.1f}",
             ]
-            for m in memory["marks"]
+            for mark in report["memory"]["marks"]
         ]
-        print(
-            "\n\n" + text_table(["samples", "resident MiB", "samples/s"], rows, words=0),
-            end="",
-            file=out,
-        )
-    return out.getvalue()
+        lines += ["", text_table(["samples", "resident MiB", "samples/s"], marks, words=0)]
+    return "\n".join(lines)

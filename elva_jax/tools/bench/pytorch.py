@@ -99,9 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
         }
         same = ours(args.new_tokens) == theirs(tokens, args.new_tokens)
-        seconds = {
-            name: spread._asdict() for name, spread in interleaved(runs, args.repeats).items()
-        }
+        seconds = interleaved(runs, args.repeats)
         rows.append({"length": length, "same_tokens": same, "seconds": seconds})
     return {
         "machine": machine() | {"torch": torch.__version__, "threads": torch.get_num_threads()},
@@ -206,10 +204,10 @@ def show(report: dict[str, Any]) -> str:
 
     rows, count = [], report["new_tokens"]
     for row in report["rows"]:
-        seconds = {name: Spread(**spread) for name, spread in row["seconds"].items()}
+        seconds: dict[str, Spread] = row["seconds"]
         first = {side: seconds[f"{side} 1"] for side in ("ours", "pytorch")}
         speed = {
-            side: count / (seconds[f"{side} {count + 1}"].median - first[side].median)
+            side: count / (seconds[f"{side} {count + 1}"]["median"] - first[side]["median"])
             for side in first
         }
         rows.append(
@@ -217,7 +215,7 @@ def show(report: dict[str, Any]) -> str:
                 f"{row['length']:,}",
                 milliseconds(first["ours"]),
                 milliseconds(first["pytorch"]),
-                f"{first['ours'].median / first['pytorch'].median:.2f}",
+                f"{first['ours']['median'] / first['pytorch']['median']:.2f}",
                 f"{speed['ours']:.1f}",
                 f"{speed['pytorch']:.1f}",
                 f"{speed['pytorch'] / speed['ours']:.2f}",

@@ -1,28 +1,33 @@
-"""Timing of alternatives beside one another, so that whatever else the machine does falls on all of them."""
+"""Interleaved timing of alternatives, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 
-class Spread(NamedTuple):
-    """Seconds of several runs."""
+class Spread(TypedDict):
+    """Seconds of several runs, as they are reported in JSON."""
 
     median: float
     least: float
     most: float
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Spread]:
-    """Runs every alternative once to compile it and warm it up, then all of them in turn, `repeats` times.
+def spread(seconds: Sequence[float]) -> Spread:
+    """Summarizes the seconds of several runs."""
+    return Spread(median=statistics.median(seconds), least=min(seconds), most=max(seconds))
 
-    An alternative has run when everything that it returns is there.
+
+def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Spread]:
+    """Times the alternatives in turn, `repeats` times, after one run of each to compile it.
+
+    A run ends when all arrays that it returns are ready.
     """
+    import jax
+
     for run in runs.values():
         jax.block_until_ready(run())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -31,14 +36,13 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - start)
-    return {
-        name: Spread(float(np.median(values)), min(values), max(values))
-        for name, values in seconds.items()
-    }
+    return {name: spread(values) for name, values in seconds.items()}
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The device and JAX version of a measurement."""
+    import jax
+
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -48,6 +52,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def milliseconds(spread: Spread) -> str:
-    """The median, and the least and the most in brackets."""
-    return f"{1e3 * spread.median:.1f} ({1e3 * spread.least:.1f}-{1e3 * spread.most:.1f})"
+def milliseconds(seconds: Spread) -> str:
+    """The median, with the range in parentheses."""
+    median, least, most = (1e3 * seconds[name] for name in ("median", "least", "most"))
+    return f"{median:.1f} ({least:.1f}-{most:.1f})"

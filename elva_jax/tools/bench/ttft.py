@@ -1,4 +1,4 @@
-"""`elva bench ttft`: time to the first token, peak memory and decoding speed by frames, for four models (Table 5)."""
+"""`elva bench ttft`: time to the first token, peak memory and decoding speed (Table 5)."""
 
 from __future__ import annotations
 
@@ -7,68 +7,62 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
+from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.bench.timing import machine, milliseconds
 
 HELP = """\
-Runs an encoder-based Video-LLM, ELVA without merging, with it, and with hybrid resolution too (half of the frames low), on the same
-videos, with random weights and one decoder, in one process and in turn. Time runs from patches in the host's memory to the first token.
+Runs an encoder-based Video-LLM, ELVA without merging, with merging, and with merging and hybrid
+resolution (half of the frames low) on the same videos, interleaved in one process. All have random
+weights and the same decoder. Time is measured from patches in host memory to the first token.
 
-A small model on a CPU, 1.5B on a GPU, or what --size says. Videos have a known redundancy: from frame to frame all patches stay
-(static), or a quarter (slow), half (typical), three quarters (fast) or all of them (noise) are new.
+The default is a small model on a CPU, and 1.5B on a GPU. Videos have a known redundancy: from frame
+to frame none (static), a quarter (slow), half (typical), three quarters (fast) or all (noise) of
+the patches change.
 
 examples:
   elva bench ttft --frames 8,32,128
   elva bench ttft --size 7b --content typical --figure ttft.png --json ttft.json"""
 
-CONTENT_FRAMES = 32  # of the videos that differ in redundancy only
+CONTENT_FRAMES = 32  # of the videos that differ only in redundancy
+CONTENTS = ("static", "slow", "typical", "fast", "noise")
+MEASURED = (
+    *("tokens", "left %", "first token ms", "less by %", "paper %"),
+    *("peak MiB", "less by %", "paper %", "tokens/s"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
-    parser.add_argument(
-        "--frames",
-        type=counts,
-        default="8,16,32,64,128,256",
-        metavar="N,N,…",
-        help="frame counts (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--size", choices=["small", "1_5b", "7b"], help="default: small on a CPU, 1_5b on a GPU"
-    )
-    parser.add_argument(
-        "--content",
-        choices=["static", "slow", "typical", "fast", "noise"],
-        default="typical",
-        help="of the videos (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--new-tokens",
-        type=int,
-        default=32,
-        metavar="N",
-        help="tokens whose decoding is timed (default: %(default)s)",
-    )
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the times here")
+    add, text = parser.add_argument, "frame counts (default: %(default)s)"
+    add("--frames", type=counts, default="8,16,32,64,128,256", metavar="N,N,…", help=text)
+    text = "default: small on a CPU, 1_5b on a GPU"
+    add("--size", choices=["small", "1_5b", "7b"], help=text)
+    text = "of the videos (default: %(default)s)"
+    add("--content", choices=CONTENTS, default="typical", help=text)
+    text = "tokens whose decoding is timed (default: %(default)s)"
+    add("--new-tokens", type=int, default=32, metavar="N", help=text)
+    add("--figure", type=Path, metavar="FILE.png", help="draw the times here")
     add_dtype(parser)
     add_repeats(parser, 3)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures all models at all frame counts, then those that merge on every content at 32 frames."""
+    """Measures all models at all frame counts, then three of them on every content."""
     import jax
 
     from elva_jax.tools.analysis.paper import VARIANTS
-    from elva_jax.tools.bench.random_model import CONTENT
-    from elva_jax.tools.bench.timing import machine
+    from elva_jax.tools.bench.video_llm import paper_models, small_models
 
     size = args.size or ("1_5b" if jax.default_backend() == "gpu" else "small")
-    models = _models(size, dtype_of(args))
+    dtype = dtype_of(args)
+    models = small_models(dtype) if size == "small" else paper_models(size, dtype)
     cases = [(variant, frames, args.content) for frames in args.frames for variant in VARIANTS]
     by_content = [
         (variant, CONTENT_FRAMES, content)
-        for content in CONTENT
+        for content in CONTENTS
         for variant in ("encoder_free", "merge", "merge_hr")
     ]
-    # By tokens, because on a GPU only a new high-water mark can be told.
+    # In the order of tokens, because a GPU's high-water mark of memory only rises.
     ordered = sorted(
         dict.fromkeys(cases + by_content), key=lambda case: models[case[0]].tokens(case[1])
     )
@@ -78,7 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report = {
         "machine": machine(),
         "size": size,
-        "dtype": dtype_of(args),
+        "dtype": dtype,
         "content": args.content,
         "rows": [_row(results, case) for case in cases],
         "by_content": [_row(results, case) for case in by_content],
@@ -88,14 +82,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _models(size: str, dtype: str) -> dict[str, Any]:
-    from elva_jax.tools.bench.video_llm import paper_models, small_models
-
-    return small_models(dtype) if size == "small" else paper_models(size, dtype)
-
-
 def _row(results: dict, case: tuple[str, int, str]) -> dict[str, Any]:
-    """One case with its reductions against the encoder-based model on as many frames, in per cent."""
+    """One case, with its reductions in percent against the encoder-based model."""
     variant, frames, content = case
     base, result = results.get(("encoder_based", frames, content)), results[case]
     row = {"variant": variant, "frames": frames, "content": content} | result
@@ -107,94 +95,74 @@ def _row(results: dict, case: tuple[str, int, str]) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The two tables."""
-    from elva_jax.tools.analysis.paper import TABLE5, VARIANTS
-    from elva_jax.tools.bench.table import text_table
-    from elva_jax.tools.bench.timing import Spread, milliseconds
+    """Formats the report."""
+    from elva_jax.tools.analysis.paper import VARIANTS
 
-    def cells(row: dict[str, Any]) -> list[str]:
-        paper = TABLE5.get(row["frames"], {})
-        theirs = ["-", "-"]
-        if row["variant"] in paper and "ttft_reduction" in row:
-            base, cell = paper["encoder_based"], paper[row["variant"]]
-            theirs = [
-                f"{100 * (1 - cell.ttft_s / base.ttft_s):.1f}",
-                f"{100 * (1 - cell.memory_gb / base.memory_gb):.1f}",
-            ]
-        less = [
-            f"{row[key]:.1f}" if key in row else "-"
-            for key in ("ttft_reduction", "memory_reduction")
-        ]
-        peak = f"{row['peak_bytes'] / 2**20:,.0f}" if row["peak_bytes"] else "-"
-        return [
-            f"{row['tokens']:,}",
-            f"{100 * row['kept']:.1f}",
-            milliseconds(Spread(**row["ttft"])),
-            less[0],
-            theirs[0],
-            peak,
-            less[1],
-            theirs[1],
-            f"{row['tokens_per_second']:.1f}",
-        ]
-
-    measured = [
-        "tokens",
-        "left %",
-        "first token ms",
-        "less by %",
-        "paper %",
-        "peak MiB",
-        "less by %",
-        "paper %",
-        "tokens/s",
-    ]
     groups: list[list[str] | None] = []
     for row in report["rows"]:
         if groups and row["variant"] == next(iter(VARIANTS)):
             groups.append(None)
-        groups.append([str(row["frames"]), VARIANTS[row["variant"]], *cells(row)])
+        groups.append([str(row["frames"]), VARIANTS[row["variant"]], *_cells(row)])
     contents = [
-        [row["content"], VARIANTS[row["variant"]], *cells(row)] for row in report["by_content"]
+        [row["content"], VARIANTS[row["variant"]], *_cells(row)] for row in report["by_content"]
     ]
+    settings = f"{report['size']} model, {report['dtype']}, {report['content']} video"
     return "\n".join(
         [
-            f"{report['machine']['device']}, {report['size']} model, {report['dtype']}, {report['content']} video",
-            text_table(["frames", "model", *measured], groups, words=2),
+            f"{report['machine']['device']}, {settings}",
+            text_table(["frames", "model", *MEASURED], groups, words=2),
             "",
-            f"{CONTENT_FRAMES} frames, by how much of the video is new from frame to frame",
-            text_table(["content", "model", *measured], contents, words=2),
+            f"{CONTENT_FRAMES} frames, by the share of patches that change from frame to frame",
+            text_table(["content", "model", *MEASURED], contents, words=2),
         ]
     )
 
 
-def _draw(report: dict[str, Any], path: Path) -> None:
-    """Time to the first token over frames, a line a model."""
-    import matplotlib
+def _cells(row: dict[str, Any]) -> list[str]:
+    """The cells of `MEASURED` for one row."""
+    from elva_jax.tools.analysis.paper import TABLE5
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    paper = TABLE5.get(row["frames"], {})
+    paper_ttft = paper_memory = "-"
+    if row["variant"] in paper and "ttft_reduction" in row:
+        base, cell = paper["encoder_based"], paper[row["variant"]]
+        paper_ttft = f"{100 * (1 - cell.ttft_s / base.ttft_s):.1f}"
+        paper_memory = f"{100 * (1 - cell.memory_gb / base.memory_gb):.1f}"
+    ttft, memory = (
+        f"{row[key]:.1f}" if key in row else "-" for key in ("ttft_reduction", "memory_reduction")
+    )
+    return [
+        f"{row['tokens']:,}",
+        f"{100 * row['kept']:.1f}",
+        milliseconds(row["ttft"]),
+        ttft,
+        paper_ttft,
+        f"{row['peak_bytes'] / 2**20:,.0f}" if row["peak_bytes"] else "-",
+        memory,
+        paper_memory,
+        f"{row['tokens_per_second']:.1f}",
+    ]
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    """Draws the time to the first token over frames, one line per model."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     from elva_jax.tools.analysis.paper import VARIANTS
 
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     for variant, name in VARIANTS.items():
         rows = [row for row in report["rows"] if row["variant"] == variant]
-        axes.loglog(
-            [row["frames"] for row in rows],
-            [row["ttft"]["median"] for row in rows],
-            marker="o",
-            label=name,
-        )
+        frames, times = [row["frames"] for row in rows], [row["ttft"]["median"] for row in rows]
+        axes.loglog(frames, times, marker="o", label=name)
     frames = sorted({row["frames"] for row in report["rows"]})
-    axes.set(
-        xlabel="frames",
-        ylabel="seconds to the first token",
-        title=f"{report['size']} model, {report['machine']['device']}",
-    )
+    title = f"{report['size']} model, {report['machine']['device']}"
+    axes.set(xlabel="frames", ylabel="seconds to the first token", title=title)
     axes.set_xticks(frames, [str(count) for count in frames], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=100)
-    plt.close(figure)

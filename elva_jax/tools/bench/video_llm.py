@@ -20,7 +20,7 @@ from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
 from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B
 from elva_jax.tools.bench.memory import peak_bytes
 from elva_jax.tools.bench.random_model import random_patches, random_weights
-from elva_jax.tools.bench.timing import Spread
+from elva_jax.tools.bench.timing import spread
 from elva_jax.video.hybrid import choose_high
 from elva_jax.video.layout import Clip, Text, clip_tokens
 
@@ -104,7 +104,7 @@ class VideoLLM(NamedTuple):
         return {
             "tokens": self.tokens(frames),
             "kept": self._kept(prefix, clip),
-            "ttft": Spread(float(np.median(seconds)), min(seconds), max(seconds))._asdict(),
+            "ttft": spread(seconds),
             "tokens_per_second": float(np.median(speed)),
             "peak_bytes": None if peak is None else held + peak,
         }

@@ -1,0 +1,1 @@
+"""`elva plan`: memory, work and time of a run on other hardware, from its compiled step."""

@@ -1,279 +1,293 @@
-"""Reading a compiled program's text: its matrix products and what its collectives move, with loops counted as often as they run."""
+"""Reads the text of a compiled program: FLOPs of its matrix products, and its collectives.
+
+    %dot.1 = f16[8,4]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+     name     shape        op  operands  attributes
+
+XLA's `cost_analysis` does not give these numbers: it counts the body of a loop once, sums products
+of 16-bit and of 32-bit numbers, and leaves out collectives. jaxlib's instruction objects have
+neither shapes nor attributes. docs/plan.md says what the plan makes of the numbers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterator
 
 from elva_jax.errors import ElvaError
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "f16": 2,
-    "bf16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
-PASSING = (
-    "convert",
-    "bitcast",
-    "copy",
-    "transpose",
-    "reshape",
-    "all-gather",
-)  # what changes no number of 16 bits
+# Bytes per number; any other type has four.
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
+BYTES |= {"s64": 8, "u64": 8, "f64": 8}
+# Operations that leave the values of 16-bit numbers as they are.
+PRESERVING = ("convert", "bitcast", "copy", "transpose", "reshape", "all-gather")
+CALLING = ("while", "fusion", "call", "conditional", "async-start")
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+# Replica groups: a mesh and some of its axes, rows of an iota, or lists of devices.
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    r"\s*\{([^}]*)\}"
+)
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_LIST_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
-class Collective(NamedTuple):
-    """One collective of a program."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+      kind: one of `KINDS`.
+      size: bytes of the whole array: the result of a gather, the operand of a reduction.
+      group: devices of its first group; the other groups are alike.
+      times: how often a step runs it.
+      scattered: each device keeps only a slice of the result of this all-reduce; on GPUs, XLA
+        makes it a reduce-scatter.
+    """
 
     kind: str
-    size: int  # bytes of the whole: what a gather makes, what a reduction takes
-    group: tuple[int, ...]  # devices of the first of its groups, which are all alike
-    times: int  # how often a step runs it
-    scattered: bool  # an all-reduce of which every device keeps a piece alone: on GPUs XLA makes a reduce-scatter of it
+    size: int
+    group: tuple[int, ...]
+    times: int
+    scattered: bool
 
 
-class Program(NamedTuple):
-    """What one device does in a step."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The work of one device in a step."""
 
     half: float  # FLOPs of matrix products of 16-bit numbers
-    single: float  # FLOPs of those of 32-bit numbers
+    single: float  # FLOPs of matrix products of 32-bit numbers
     collectives: list[Collective]
 
 
-class _Instruction(NamedTuple):
-    root: str  # "ROOT " on the last one of a computation
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    root: str  # "ROOT " for the last one of a computation
     name: str
     shape: str
     op: str
-    rest: str
+    rest: str  # operands and attributes
+
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        operands = self.rest.partition(")")[0].split(",")
+        return [operand.strip().split(" ")[-1].lstrip("%") for operand in operands]
+
+    @functools.cached_property
+    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Types and dimensions; one pair unless it is a tuple."""
+        return [(kind, _numbers(dims)) for kind, dims in _SHAPE.findall(self.shape)]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(BYTES.get(kind, 4) * math.prod(dims) for kind, dims in self.shapes)
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations it calls."""
+        branches = ",".join(_BRANCHES.findall(self.rest)).replace("%", "").replace(" ", "")
+        return [*_CALLED.findall(self.rest), *filter(None, branches.split(","))]
+
+
+_Computation = dict[str, _Instruction]
 
 
 def read(text: str, devices: int) -> Program:
     """Reads `compiled.as_text()`.
 
     Args:
-      text: the optimised program.
-      devices: how many it is for.
+      text: the optimized program.
+      devices: the number of devices it is for.
 
     Raises:
-      ElvaError: a loop without a known number of rounds that holds products or collectives, or groups written in an unknown way.
+      ElvaError: a loop with products or collectives does not state its trip count, or replica
+        groups are written in an unknown way.
     """
-    bodies, entry = _computations(text)
-    users = {name: _users(body) for name, body in bodies.items()}
-    lines = {name: {line.name: line for line in body} for name, body in bodies.items()}
-    total = {"half": 0.0, "single": 0.0}
-    collectives: list[Collective] = []
+    return _Reader(text, devices).read()
 
-    def walk(name: str, times: int) -> None:
-        shapes = {line.name: line.shape for line in bodies[name]}
-        for line in bodies[name]:
+
+class _Reader:
+    def __init__(self, text: str, devices: int):
+        self._devices = devices
+        self._computations: dict[str, _Computation] = {}
+        self._entry = name = ""
+        for line in text.splitlines():
+            if head := _COMPUTATION.match(line):
+                name = head[2]
+                self._entry = name if head[1] else self._entry
+                self._computations[name] = {}
+            elif name and (found := _INSTRUCTION.match(line)):
+                instruction = _Instruction(*(part or "" for part in found.groups()))
+                self._computations[name][instruction.name] = instruction
+        self._half = self._single = 0.0
+        self._collectives: list[Collective] = []
+
+    def read(self) -> Program:
+        self._walk(self._entry, 1)
+        return Program(half=self._half, single=self._single, collectives=self._collectives)
+
+    def _walk(self, name: str, times: int) -> None:
+        """Counts a computation that runs `times` times, and those that it calls."""
+        computation = self._computations[name]
+        users: dict[str, list[_Instruction]] = defaultdict(list)
+        for line in computation.values():
+            for operand in line.operands:
+                users[operand].append(line)
+        for line in computation.values():
             if line.op == "dot":
-                narrow = all(_narrow(operand, lines[name], lines) for operand in _operands(line))
-                total["half" if narrow else "single"] += times * _dot_flops(line, shapes)
-            elif (kind := line.op.removesuffix("-start")) in KINDS:
-                group = (
-                    _pairs(line.rest)
-                    if kind == "collective-permute"
-                    else _group(line.rest, devices)
-                )
-                for scattered, size in _sizes(line, kind, shapes, users[name], bodies).items():
-                    collectives.append(Collective(kind, size, group, times, scattered))
-            if line.op in ("while", "fusion", "call", "conditional", "async-start"):
-                branches = (
-                    ",".join(_BRANCHES.findall(line.rest))
-                    .replace("%", "")
-                    .replace(" ", "")
-                    .split(",")
-                )
-                for other in filter(bodies.__contains__, (*_CALLED.findall(line.rest), *branches)):
-                    walk(other, times * _rounds(line, other, bodies))
+                if all(self._is_half(operand, computation) for operand in line.operands):
+                    self._half += times * _dot_flops(line, computation)
+                else:
+                    self._single += times * _dot_flops(line, computation)
+            elif line.op.removesuffix("-start") in KINDS:
+                self._collectives += self._collective(line, computation, users, times)
+            if line.op in CALLING:
+                for called in line.called:
+                    if called in self._computations:
+                        self._walk(called, times * self._trips(line, called))
 
-    walk(entry, 1)
-    return Program(total["half"], total["single"], collectives)
-
-
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    bodies: dict[str, list[_Instruction]] = {}
-    entry = current = ""
-    for line in text.splitlines():
-        if head := _COMPUTATION.match(line):
-            current = head[2]
-            entry = current if head[1] else entry
-            bodies[current] = []
-        elif current and (found := _INSTRUCTION.match(line)):
-            bodies[current].append(_Instruction(*(part or "" for part in found.groups())))
-    return bodies, entry
-
-
-def _rounds(line: _Instruction, body: str, bodies: Mapping[str, list[_Instruction]]) -> int:
-    if line.op != "while":
+    def _trips(self, line: _Instruction, body: str) -> int:
+        if line.op != "while":
+            return 1
+        if found := _TRIPS.search(line.rest):
+            return int(found[1])
+        inner = self._computations[body].values()
+        if any(other.op == "dot" or other.op.startswith(KINDS) for other in inner):
+            raise ElvaError(
+                f"the compiled program's loop {line.name} does not state its trip count, "
+                "so its cost cannot be counted"
+            )
         return 1
-    if found := _TRIPS.search(line.rest):
-        return int(found[1])
-    if any(inner.op == "dot" or inner.op.startswith(KINDS) for inner in bodies[body]):
-        raise ElvaError(
-            f"the compiled program's loop {line.name} does not say how often it runs; its cost cannot be counted"
-        )
-    return 1
+
+    def _is_half(self, name: str, computation: _Computation) -> bool:
+        """Whether a factor has 16 bits, or had until the CPU backend widened it for the product."""
+        line = computation.get(name)
+        while line is not None:
+            if line.shapes[0][0] in ("f16", "bf16"):
+                return True
+            if line.op == "fusion":
+                computation = self._computations[line.called[0]]
+                line = next(inner for inner in computation.values() if inner.root)
+            elif line.op in PRESERVING:
+                line = computation.get(line.operands[0])
+            else:
+                return False
+        return False
+
+    def _collective(
+        self,
+        line: _Instruction,
+        computation: _Computation,
+        users: dict[str, list[_Instruction]],
+        times: int,
+    ) -> Iterator[Collective]:
+        """One collective; two if devices keep slices of some results of an all-reduce only."""
+        kind = line.op.removesuffix("-start")
+        operands = [computation[name] for name in line.operands if name in computation]
+        taken = sum(operand.size for operand in operands)
+        sizes: dict[bool, int] = defaultdict(int)
+        if kind == "all-reduce":
+            for index, operand in enumerate(operands):
+                readers = _readers_of_result(line, index, users)
+                scattered = bool(readers) and all(map(self._slices, readers))
+                sizes[scattered] += operand.size
+        else:
+            # The shape of a "-start" holds operands and results.
+            made = line.size - taken if line.op.endswith("-start") else line.size
+            sizes[False] = max(taken, made)
+        if kind == "collective-permute":
+            group = _farthest_pair(line.rest)
+        else:
+            group = _first_group(line.rest, self._devices)
+        for scattered, size in sizes.items():
+            yield Collective(kind=kind, size=size, group=group, times=times, scattered=scattered)
+
+    def _slices(self, user: _Instruction) -> bool:
+        """Whether an instruction takes a slice that depends on the device."""
+        called = user.called if user.op in ("fusion", "call") else ()
+        inner = (line for name in called for line in self._computations.get(name, {}).values())
+        return any(line.op == "dynamic-slice" for line in (user, *inner))
 
 
-def _operands(line: _Instruction) -> list[str]:
-    return [
-        part.strip().split(" ")[-1].lstrip("%") for part in line.rest.partition(")")[0].split(",")
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _dot_flops(line: _Instruction, computation: _Computation) -> float:
+    left = computation[line.operands[0]].shapes[0][1]
+    found = _CONTRACTED.search(line.rest)
+    contracted = _numbers(found[1]) if found else ()
+    return 2.0 * math.prod(line.shapes[0][1]) * math.prod(left[axis] for axis in contracted)
+
+
+def _readers_of_result(
+    line: _Instruction, index: int, users: dict[str, list[_Instruction]]
+) -> list[_Instruction]:
+    """The instructions that read result `index` of an instruction."""
+    if not line.shape.startswith("("):
+        return users[line.name]
+    elements = [
+        user
+        for user in users[line.name]
+        if user.op == "get-tuple-element" and f"index={index}" in re.split(r"[, ]", user.rest)
     ]
+    return [user for element in elements for user in users[element.name]]
 
 
-def _users(body: list[_Instruction]) -> dict[str, list[_Instruction]]:
-    users: dict[str, list[_Instruction]] = {}
-    for line in body:
-        for name in _operands(line):
-            users.setdefault(name, []).append(line)
-    return users
+def _farthest_pair(rest: str) -> tuple[int, ...]:
+    """The pair of a permutation with the largest distance."""
+    pairs = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", rest)]
+    return max(pairs, key=lambda pair: abs(pair[0] - pair[1]), default=(0,))
 
 
-def _narrow(
-    name: str, body: Mapping[str, _Instruction], lines: Mapping[str, Mapping[str, _Instruction]]
-) -> bool:
-    """Whether a factor of a product is 16 bits wide, or was until the CPU backend widened it for this product."""
-    line = body.get(name)
-    while line is not None:
-        if _SHAPE.search(line.shape)[1] in ("f16", "bf16"):
-            return True
-        if line.op == "fusion":
-            body = lines[_CALLED.findall(line.rest)[0]]
-            line = next(inner for inner in body.values() if inner.root)
-        elif line.op in PASSING:
-            line = body.get(_operands(line)[0])
-        else:
-            return False
-    return False
-
-
-def _dims(shape: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in _SHAPE.search(shape)[2].split(",") if size)
-
-
-def _size(shape: str) -> int:
-    return sum(
-        BYTES.get(kind, 4) * math.prod(int(size) for size in dims.split(",") if size)
-        for kind, dims in _SHAPE.findall(shape)
-    )
-
-
-def _dot_flops(line: _Instruction, shapes: Mapping[str, str]) -> float:
-    left = _dims(shapes[_operands(line)[0]])
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
-    return (
-        2.0
-        * math.prod(_dims(line.shape))
-        * math.prod(left[int(axis)] for axis in contracted[1].split(",") if axis)
-    )
-
-
-def _sizes(line: _Instruction, kind: str, shapes, users, bodies) -> dict[bool, int]:
-    """Bytes of a collective; those of an all-reduce apart by whether each device keeps a piece of the result alone."""
-    operands = [name for name in _operands(line) if name in shapes]
-    taken, made = sum(_size(shapes[name]) for name in operands), _size(line.shape)
-    if kind != "all-reduce":
-        return {False: max(taken, made - taken if line.op.endswith("-start") else made)}
-    readers, out = users.get(line.name, []), {}
-    for index, name in enumerate(operands):
-        if line.shape.startswith("("):
-            results = [
-                reader
-                for reader in readers
-                if reader.op == "get-tuple-element"
-                and f"index={index}" in re.split(r"[, ]", reader.rest)
-            ]
-            final = [user for result in results for user in users.get(result.name, ())]
-        else:
-            final = readers
-        scattered = bool(final) and all(_slices(user, bodies) for user in final)
-        out[scattered] = out.get(scattered, 0) + _size(shapes[name])
-    return out
-
-
-def _slices(user: _Instruction, bodies) -> bool:
-    """Whether an instruction takes a slice that depends on the device."""
-    called = _CALLED.findall(user.rest) if user.op in ("fusion", "call") else ()
-    return user.op == "dynamic-slice" or any(
-        inner.op == "dynamic-slice" for name in called for inner in bodies.get(name, ())
-    )
-
-
-def _pairs(rest: str) -> tuple[int, ...]:
-    """The pair of a permutation that lies farthest apart."""
-    pairs = re.findall(r"\{(\d+),(\d+)\}", rest)
-    return max(
-        ((int(a), int(b)) for a, b in pairs), key=lambda pair: abs(pair[0] - pair[1]), default=(0,)
-    )
-
-
-def _group(rest: str, devices: int) -> tuple[int, ...]:
-    """The first replica group, in any of the ways that XLA writes them: a mesh and axes, an iota, or lists.
+def _first_group(rest: str, devices: int) -> tuple[int, ...]:
+    """The devices of the first replica group, in any of XLA's notations.
 
     Raises:
-      ElvaError: another way.
+      ElvaError: an unknown notation.
     """
-    if found := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}",
-        rest,
-    ):
+    if found := _MESH_GROUPS.search(rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         chosen = re.findall(r"'([^']+)'", found[4])
         if set(chosen) <= sizes.keys() and ":" not in found[4]:
-            ids = _order(found[2] or str(math.prod(sizes.values())), found[3])
-            steps = {
-                name: math.prod(list(sizes.values())[axis + 1 :]) for axis, name in enumerate(sizes)
-            }
-            return tuple(
-                sorted(
-                    ids[sum(at)]
-                    for at in itertools.product(
-                        *([i * steps[name] for i in range(sizes[name])] for name in chosen)
-                    )
-                )
-            )
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        return tuple(sorted(_order(found[3], found[4])[: int(found[2])]))
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return tuple(int(device) for device in found[1].split(","))
-    if re.search(r"replica_groups=\{\}", rest) or "replica_groups" not in rest:
+            ids = _device_order(found[2] or str(math.prod(sizes.values())), found[3])
+            steps = dict(zip(sizes, _strides(list(sizes.values())), strict=True))
+            offsets = ([i * steps[name] for i in range(sizes[name])] for name in chosen)
+            return tuple(sorted(ids[sum(place)] for place in itertools.product(*offsets)))
+    if found := _IOTA_GROUPS.search(rest):
+        return tuple(sorted(_device_order(found[3], found[4])[: int(found[2])]))
+    if found := _LIST_GROUPS.search(rest):
+        return _numbers(found[1])
+    if "replica_groups={}" in rest or "replica_groups" not in rest:
         return tuple(range(devices))
-    written = rest[rest.index("replica_groups") :][:80]
+    notation = rest[rest.index("replica_groups") :][:80]
     raise ElvaError(
-        f"the compiled program groups devices by {written}, which this version cannot read"
+        f"the compiled program groups devices by {notation}, which this version cannot read"
     )
 
 
-def _order(dims: str, permutation: str | None) -> list[int]:
-    """Devices 0 … n - 1 laid out as `dims`, with the axes in another order if there is one, row by row."""
-    sizes = [int(size) for size in dims.split(",")]
-    axes = [int(axis) for axis in permutation.split(",")] if permutation else range(len(sizes))
-    steps = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    return [
-        sum(at)
-        for at in itertools.product(
-            *([i * steps[axis] for i in range(sizes[axis])] for axis in axes)
-        )
-    ]
+def _device_order(dims: str, permutation: str | None) -> list[int]:
+    """Devices 0 … n - 1 in an array of these dimensions, transposed and read row by row."""
+    sizes = _numbers(dims)
+    axes = _numbers(permutation) if permutation else range(len(sizes))
+    strides = _strides(sizes)
+    offsets = ([i * strides[axis] for i in range(sizes[axis])] for axis in axes)
+    return [sum(place) for place in itertools.product(*offsets)]
+
+
+def _strides(sizes: list[int] | tuple[int, ...]) -> list[int]:
+    return [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]

@@ -59,7 +59,7 @@ def test_other_frame_counts_and_configs(bench, config_dir):
     [
         (
             ["--frames", "32,x"],
-            "wants whole numbers with commas between them, such as 32,64, got '32,x'",
+            "needs whole numbers separated by commas, such as 32,64, got '32,x'",
         ),
         (["--frames", "32,0"], "must be at least 1, got 0"),
         (["--check", "--frames", "32"], "--frames has no part in --check"),

@@ -45,7 +45,7 @@ def test_parts_shares_and_memory(bench, clip):
     )
     assert [mark["samples"] for mark in report["memory"]["marks"]] == list(range(2, 21, 2))
     assert all(mark["resident_bytes"] > 2**20 for mark in report["memory"]["marks"])
-    assert "samples a second on a core" in out
+    assert "samples per second and core" in out
 
 
 def test_flags_that_belong_together(bench, clip):

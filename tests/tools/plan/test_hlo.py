@@ -1,4 +1,4 @@
-"""What is read from compiled programs, against programs whose cost is known."""
+"""Reading the text of programs with known cost."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def program(groups="{{0,1,2,3},{4,5,6,7}}", trips='"known_trip_count":{"n":"5"}'
 
 
 def test_products_count_by_width_and_as_often_as_loops_run():
-    """A product of numbers that were 16 bits wide until the CPU widened them is one of 16 bits."""
+    """Numbers that had 16 bits until the CPU backend widened them count as 16-bit numbers."""
     read = hlo.read(program(), 8)
     assert read.half == 5 * 2 * 8 * 4 * 4 + 2 * 8 * 8 * 4
     assert read.single == 2 * 8 * 8 * 4
@@ -64,14 +64,18 @@ def test_products_count_by_width_and_as_often_as_loops_run():
         ("{}", tuple(range(8))),
     ],
 )
-def test_groups_in_every_way_of_writing(groups, first):
+def test_groups_in_every_notation(groups, first):
     gather, reduction = hlo.read(program(groups), 8).collectives
-    assert gather == hlo.Collective("all-gather", 32 * 4 * 2, first, 5, False)
-    assert reduction == hlo.Collective("all-reduce", 8 * 8 * 4, (0, 4), 1, True)
+    assert gather == hlo.Collective(
+        kind="all-gather", size=32 * 4 * 2, group=first, times=5, scattered=False
+    )
+    assert reduction == hlo.Collective(
+        kind="all-reduce", size=8 * 8 * 4, group=(0, 4), times=1, scattered=True
+    )
 
 
-def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(ElvaError, match="loop loop does not say how often it runs"):
+def test_programs_that_cannot_be_counted_are_refused():
+    with pytest.raises(ElvaError, match="loop loop does not state its trip count"):
         hlo.read(program(trips=""), 8)
     with pytest.raises(ElvaError, match="groups devices by"):
         hlo.read(program("mesh['a'=8] {'a':(1)2}"), 8)
