@@ -56,7 +56,7 @@ def render(
     before = _system(system_prompt) + "<|im_start|>user\n"
     for turn, texts in zip(example.turns, pieces, strict=True):
         parts += _question(before, texts, clips, tokenizer)
-        parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), 1.0))
+        parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), weight=1.0))
         before = "\n<|im_start|>user\n"
     parts.append(Text(token_ids(tokenizer, "\n")))
     return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
@@ -83,7 +83,9 @@ def _render_branches(
     ]
     for number, turn in enumerate(example.turns, start=1):
         parts.append(Text(token_ids(tokenizer, turn.question.strip() + ANSWER), turn=number))
-        parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), 1.0, number))
+        parts.append(
+            Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), weight=1.0, turn=number)
+        )
     return parts
 
 

@@ -1,182 +1,181 @@
-"""One record to one packed-ready sample, in whichever process decodes; what goes wrong becomes a record of its own."""
+"""One record to one sample; every failure becomes a `Rejected`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data import conversation
+from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media
 from elva_jax.data.mixture import Mixture
-from elva_jax.data.packing import Sample, budgets, merges_before_bucket, over
-from elva_jax.data.safe_read import Rejected, attempt
+from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
+from elva_jax.data.safe_read import read_safely
 from elva_jax.errors import DataError, RecordError
-from elva_jax.video.hybrid import Hybrid, Reduced, reduce_frame, settle
-from elva_jax.video.layout import Clip, Counts, build_layout, count
-from elva_jax.video.picture import Picture
+from elva_jax.video.clip import ClipSettings, read_clip
+from elva_jax.video.hybrid import Hybrid
+from elva_jax.video.layout import Clip, Counts, TokenLayout, build_layout, count
 from elva_jax.video.read import read_frames
-from elva_jax.video.resize import patchify
-
-
-class Views(NamedTuple):
-    """What is kept of a decoded frame."""
-
-    student: Reduced
-    teacher: np.ndarray | None  # uint8 [Ht, Ht, 3]
 
 
 class Decoder:
-    """Base of the random map: reads a record, prepares it, and turns every failure into `Rejected`, because a raising map ends a worker.
+    """Makes a sample of a record; it never raises, because a raising map ends a worker.
 
     Args:
       mixture: the opened sources.
       time_limit: seconds after which a record is given up; 0: none.
+
+    Attributes:
+      settings: what the samples depend on beyond the stage's data, as JSON.
     """
+
+    settings: dict[str, Any]
 
     def __init__(self, mixture: Mixture, time_limit: float):
         self.mixture = mixture
         self.time_limit = time_limit
 
-    def __call__(self, position: tuple[int, int], rng: np.random.Generator) -> Sample | Rejected:
-        key, limit = self.mixture.key(*position), self.time_limit
-        return attempt(
-            key,
-            limit,
+    def __call__(self, position: tuple[int, int], rng: np.random.Generator) -> Any:
+        """The sample of a record (source, index), or `Rejected`."""
+        return read_safely(
+            self.mixture.key(*position),
+            self.time_limit,
             lambda: self.mixture.example(*position),
             lambda example: self.prepare(example, rng),
             " (data.time_limit)",
         )
 
-    def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
-        raise AssertionError("a subclass prepares")
+    def prepare(self, example: Example, rng: np.random.Generator) -> Any:
+        """Makes a sample of an example.
+
+        Raises:
+          ElvaError: the example cannot be used.
+        """
+        raise NotImplementedError
+
+
+def clip_settings(data: ConfigDict, *, patch_size: int, square: int = 0) -> ClipSettings:
+    """How a stage reads clips; `square` and `patch_size` as in `ClipSettings`."""
+    return ClipSettings(
+        num_frames=data.num_frames,
+        longest_edge=data.longest_edge,
+        patch_size=patch_size,
+        fps=data.fps,
+        upscale=data.upscale,
+        square=square,
+    )
 
 
 class ConversationDecoder(Decoder):
-    """Prepares conversations for an ELVA stage.
+    """Makes packed-ready samples of conversations.
 
     Args:
       mixture: the opened sources.
       config: the run's configuration.
-      stage_name: one of its stages.
+      stage: one of its stages.
       tokenizer: a ChatML tokenizer.
-      teacher_size: side of the teacher's square frames; None: none are made.
+      teacher_size: side of the teacher's square frames; None: no teacher.
     """
 
     def __init__(
         self,
         mixture: Mixture,
         config: ConfigDict,
-        stage_name: str,
+        stage: ConfigDict,
         tokenizer: PreTrainedTokenizerBase,
         teacher_size: int | None,
     ):
-        data = config.stages[stage_name].data
+        data, model = stage.data, config.model
         super().__init__(mixture, data.time_limit)
         self.tokenizer = tokenizer
-        self.capacity = budgets(config, stage_name)
-        self.merge_lines, self.merges = (
-            config.model.merge_lines,
-            merges_before_bucket(config, stage_name),
-        )
-        self.max_turns = data.max_turns
-        self.system_prompt = data.system_prompt
-        self.fps, self.upscale, self.patch_size, self.teacher_size = (
-            data.fps,
-            data.upscale,
-            config.model.patch_size,
-            teacher_size,
-        )
-        self.square = config.teacher.image_size if config.model.patch_embed == "encoder" else 0
-        self.plain = Hybrid(data.num_frames, 0, data.longest_edge)
-        self.hybrid = Hybrid(
-            data.num_frames,
-            data.num_low_frames,
-            data.longest_edge,
-            data.low_longest_edge,
-            data.hybrid_policy,
+        self.capacity = RowCapacity.of_stage(stage)
+        self.merge_lines, self.merges = model.merge_lines, merges_before_bucket(stage, model)
+        self.max_turns, self.system_prompt = data.max_turns, data.system_prompt
+        self.teacher_size = teacher_size
+        square = config.teacher.image_size if model.patch_embed == "encoder" else 0
+        self.plain = clip_settings(data, patch_size=model.patch_size, square=square)
+        self.hybrid = dataclasses.replace(
+            self.plain,
+            hybrid=Hybrid(
+                high_frames=data.num_frames,
+                low_frames=data.num_low_frames,
+                high_edge=data.longest_edge,
+                low_edge=data.low_longest_edge,
+                policy=data.hybrid_policy,
+            ),
         )
         self.hybrid_probability = data.hybrid_probability if data.num_low_frames else 0.0
+        self.settings = {
+            "merge_lines": model.merge_lines,
+            "patch_size": model.patch_size,
+            "floor": self.capacity.floor,
+            "teacher_size": teacher_size,
+        }
 
     def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
+        """Reads the media and lays out the conversation."""
         example = choose_turns(example, self.max_turns, rng)
         conversation.check(example)
-        clips, pictures, teacher = [], [], []
-        for medium in example.media:
-            frames, squares = self._read(medium, self._draw(medium, rng), example.key)
-            grids = tuple(
-                (frame.shape[0] // self.patch_size, frame.shape[1] // self.patch_size)
-                for frame in frames
+        seen = [
+            read_clip(
+                medium.source,
+                self._choose_settings(medium, rng),
+                name=_name_in_errors(medium, example.key),
+                teacher_size=self.teacher_size or 0,
             )
-            clips.append(Clip(grids, bare=self.square > 0))
-            pictures += frames
-            teacher += squares
-        layout, counts = self._lay_out(example, clips)
-        patches = patchify(pictures, self.patch_size)
+            for medium in example.media
+        ]
+        layout, counts = self._lay_out(example, [visual.clip for visual in seen])
+        patch_size, side = self.plain.patch_size, self.teacher_size
+        patches = [visual.patches for visual in seen]
+        frames = [visual.teacher_frames for visual in seen if visual.teacher_frames is not None]
+        no_patches = np.zeros((0, patch_size**2 * 3), np.uint8)
+        no_frames = np.zeros((0, side, side, 3), np.uint8) if side else None
         return Sample(
-            layout, patches[: counts.patches], self._stack(teacher[: counts.frames]), counts
+            layout=layout,
+            patches=_joined(patches, no_patches)[: counts.patches],
+            teacher_frames=None
+            if no_frames is None
+            else _joined(frames, no_frames)[: counts.frames],
+            counts=counts,
         )
 
-    def _draw(self, medium: Media, rng: np.random.Generator) -> Hybrid:
+    def _choose_settings(self, medium: Media, rng: np.random.Generator) -> ClipSettings:
         """How a medium is read: some of the videos at two resolutions, where the stage says so."""
-        if (
-            medium.kind == "video"
-            and self.hybrid_probability
-            and rng.random() < self.hybrid_probability
-        ):
+        if medium.kind == "image":
+            return dataclasses.replace(self.plain, num_frames=1, fps=0.0)
+        if self.hybrid_probability and rng.random() < self.hybrid_probability:
             return self.hybrid
         return self.plain
 
-    def _read(
-        self, medium: Media, hybrid: Hybrid, name: str
-    ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-        """A medium's frames as the student sees them, uint8 [h, w, 3], and the same ones as the teacher does, uint8 [Ht, Ht, 3]."""
-
-        def views(picture: Picture) -> Views:
-            student = reduce_frame(
-                picture,
-                hybrid,
-                patch_size=self.patch_size,
-                upscale=self.upscale,
-                square=self.square,
-            )
-            return Views(student, square(picture, self.teacher_size) if self.teacher_size else None)
-
-        seen = read_medium(medium, hybrid.frames, self.fps, views, name)
-        return settle([view.student for view in seen], hybrid), [view.teacher for view in seen]
-
-    def _stack(self, teacher: list[np.ndarray]) -> np.ndarray | None:
-        """uint8 [f, Ht, Ht, 3]; None without a teacher."""
-        side = self.teacher_size
-        return np.asarray(teacher, np.uint8).reshape(-1, side, side, 3) if side else None
-
-    def _lay_out(self, example: Example, clips: list[Clip]) -> tuple:
-        """Lays the example out, without its last turns where it is too long; the media of dropped turns go with them."""
+    def _lay_out(self, example: Example, clips: list[Clip]) -> tuple[TokenLayout, Counts]:
+        """Lays the example out, without its last turns and their media where it is too long."""
         while True:
             kept = clips[: len(example.media)]
-            layout = build_layout(
-                conversation.render(
-                    example, self.tokenizer, kept, example.system or self.system_prompt
-                )
-            )
-            counts = count(layout, self.merge_lines, self.merges)
-            exceeded = over(counts, self.capacity)
+            prompt = example.system or self.system_prompt
+            layout = build_layout(conversation.render(example, self.tokenizer, kept, prompt))
+            counts = count(layout, merge_lines=self.merge_lines, merges=self.merges)
+            exceeded = self.capacity.exceeded_by(counts)
             if not exceeded:
                 return layout, counts
-            media_alone = {"patches", "frames"} & set(exceeded) and not conversation.has_markers(
-                example
-            )
-            if media_alone or len(example.turns) == 1:
+            too_much_media = {"patches", "frames"} & set(exceeded)
+            if (too_much_media and not conversation.has_markers(example)) or (
+                len(example.turns) == 1
+            ):
                 raise DataError(f"one example exceeds the row's {' and '.join(exceeded)}")
             example = conversation.truncate(example, self._turns_that_may_fit(example, counts))
 
     def _turns_that_may_fit(self, example: Example, counts: Counts) -> int:
-        """Drops turns from the end until their text covers the excess; at least one goes, the first always stays."""
+        """How many turns are left when those at the end whose text covers the excess are dropped.
+
+        At least one is dropped; the first one always stays.
+        """
+        if conversation.has_markers(example):
+            return len(example.turns) - 1
         excess = max(counts.tokens - self.capacity.tokens, counts.floor - self.capacity.floor)
         turns = len(example.turns)
         while turns > 1:
@@ -184,11 +183,21 @@ class ConversationDecoder(Decoder):
             excess -= conversation.turn_tokens(example.turns[turns], self.tokenizer)
             if excess <= 0:
                 break
-        return turns if not conversation.has_markers(example) else len(example.turns) - 1
+        return turns
+
+
+def _joined(arrays: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    """The arrays one after the other; a single one is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate([empty, *arrays])
+
+
+def _name_in_errors(medium: Media, key: str) -> str | None:
+    """A medium without a path is named by its record."""
+    return key if isinstance(medium.source, bytes) else None
 
 
 def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Example:
-    """At most `most` turns: random ones in random order, or the first ones where order or markers matter."""
+    """Keeps at most `most` turns: random ones in random order, or the first where order or markers matter."""
     if example.ordered or conversation.has_markers(example):
         return conversation.truncate(example, most)
     chosen, seen = [], set()
@@ -200,69 +209,48 @@ def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Examp
     return dataclasses.replace(example, turns=tuple(chosen))
 
 
-def square(picture: Picture, side: int) -> np.ndarray:
-    """A frame as the teacher sees it: uint8 [side, side, 3], squashed."""
-    return picture.at((side, side))
-
-
-def read_medium(
-    medium: Media, num_frames: int, fps: float, transform: Callable[[Picture], Any], name: str
-) -> list[Any]:
-    """A medium's frames (one of an image), each transformed as soon as it is decoded.
-
-    Raises:
-      VideoError: a medium that cannot be read.
-    """
-    still = medium.kind == "image"
-    return read_frames(
-        medium.source,
-        num_frames=1 if still else num_frames,
-        fps=None if still or not fps else fps,
-        transform=transform,
-        name=name if isinstance(medium.source, bytes) else None,
-    ).pixels
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CaptionSample:
-    """One clip and one caption."""
-
-    pixels: np.ndarray  # uint8 [f, Ht, Ht, 3]
-    token_ids: np.ndarray  # int32 [length]
-
-
 class CaptionDecoder(Decoder):
-    """Prepares clip and caption pairs for a teacher stage: a random turn's answer is the caption."""
+    """Makes pairs of clip and caption for a vision tower: a random turn's answer is the caption.
+
+    Args:
+      mixture: the opened sources.
+      config: the run's configuration.
+      stage: one of its stages.
+      tokenizer: ends captions by its `<|endoftext|>`.
+    """
 
     def __init__(
         self,
         mixture: Mixture,
         config: ConfigDict,
-        stage_name: str,
+        stage: ConfigDict,
         tokenizer: PreTrainedTokenizerBase,
     ):
-        data, teacher = config.stages[stage_name].data, config.teacher
+        data, teacher = stage.data, config.teacher
         super().__init__(mixture, data.time_limit)
         self.tokenizer = tokenizer
         self.text_length = teacher.text_length
         self.num_frames, self.fps, self.side = data.num_frames, data.fps, teacher.image_size
+        self.settings = {"image_size": self.side, "text_length": self.text_length}
 
     def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
+        """Reads the first medium as squares, and tokenizes a caption."""
         example = choose_turns(example, 1, rng)
         conversation.check(example)
         if not example.media:
             raise RecordError(example.key, "has no video or image for the caption")
-        ids = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())[
-            : self.text_length - 1
-        ]
-        pixels = read_medium(
-            example.media[0],
-            self.num_frames,
-            self.fps,
-            partial(square, side=self.side),
-            example.key,
+        caption = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())
+        end = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        medium, size = example.media[0], (self.side, self.side)
+        still = medium.kind == "image"
+        frames = read_frames(
+            medium.source,
+            num_frames=1 if still else self.num_frames,
+            fps=None if still else self.fps,
+            transform=lambda frame: frame.at(size),
+            name=_name_in_errors(medium, example.key),
         )
         return CaptionSample(
-            np.stack(pixels),
-            np.asarray([*ids, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")], np.int32),
+            pixels=np.stack(frames.pixels),
+            token_ids=np.asarray([*caption[: self.text_length - 1], end], np.int32),
         )

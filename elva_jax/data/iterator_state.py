@@ -1,60 +1,69 @@
-"""Where a process stands in the data, and how the rest is dealt out when a run goes on with another number of processes.
+"""A process's position in the data, also after the number of processes has changed.
 
-The data are endless streams, one for each process that the stage was started with. A place (stream, index) in them names a record and
-all random choices about it, whoever reads it. Every change of the number of processes adds a deal: a list of where each process stood, in
-its own reading order. Behind a deal of N positions, element n of what is left is the next one of process n mod N at its position + n // N,
-and the processes of today, M of them, read the elements n = m (mod M) each. So every order is a pure function of small lists of numbers,
-and no example is read twice or left out.
+The data are endless streams, one for each process that the stage was started with. A position
+(stream, index) names a record and all random choices about it, whichever process reads it. Each
+change of the number of processes adds an entry to the history: how far each of the N processes had
+read in its own order. Of what was left then, element n is the next one of old process n mod N, at
+its position + n // N, and each of today's M processes reads the elements n = m (mod M):
+
+    two processes stopped at 3 and 1:   stream 0: . . . 3 4 5 ...     stream 1: . 1 2 3 ...
+    three processes continue:           m=0: (0,3) (1,2) ...   m=1: (1,1) (0,5) ...   m=2: (0,4) ...
+
+So every order is a pure function of small lists of numbers, and no example is read twice or left out.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-Deals = Sequence[Sequence[int]]  # oldest first: one position for each process of that time
+ReshardHistory = Sequence[
+    Sequence[int]
+]  # oldest first: the positions of the processes of that time
 
 
-class Place(NamedTuple):
-    """One element of the streams of the first processes."""
+class StreamPosition(NamedTuple):
+    """One element of the first processes' streams."""
 
     stream: int
     index: int
 
 
-def trace(deals: Deals, process_count: int, process: int, position: int) -> Place:
-    """The place of element `position` of a process's reading order."""
-    for positions in reversed(deals):
+def trace(
+    history: ReshardHistory, process_count: int, process: int, position: int
+) -> StreamPosition:
+    """The stream position of element `position` of a process's reading order."""
+    for positions in reversed(history):
         n = process + position * process_count
         process_count = len(positions)
         process, ahead = n % process_count, n // process_count
         position = positions[process] + ahead
-    return Place(process, position)
+    return StreamPosition(process, position)
 
 
-class Reading(Sequence[Place]):
-    """The places that a process still has to read: those that waited to be packed, then the rest of its order without end.
+class RemainingPositions(Sequence[StreamPosition]):
+    """The positions that a process still has to read: those to replay, then its order without end.
 
     Args:
-      waiting: places read before, to be read again.
-      deals: what the numbers of processes were before.
-      process_index: which process reads.
-      process_count: of how many.
+      replay: positions of samples that waited to be packed when the state was saved.
+      history: earlier numbers of processes.
+      process_index: the process.
+      process_count: number of processes.
       position: how much of its order it has read.
     """
 
     def __init__(
         self,
-        waiting: Sequence[Place],
-        deals: Deals,
+        replay: Iterable[StreamPosition],
+        history: ReshardHistory,
         process_index: int,
         process_count: int,
         position: int,
     ):
-        self._waiting = list(waiting)
-        self._deals = deals
+        self._replay = list(replay)
+        self._history = history
         self._process_index = process_index
         self._process_count = process_count
         self._position = position
@@ -62,21 +71,19 @@ class Reading(Sequence[Place]):
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> Place:
-        if index < len(self._waiting):
-            return self._waiting[index]
-        return trace(
-            self._deals,
-            self._process_count,
-            self._process_index,
-            self._position + index - len(self._waiting),
-        )
+    def __getitem__(self, index: int) -> StreamPosition:  # type: ignore[override]  # no slices
+        if index < len(self._replay):
+            return self._replay[index]
+        position = self._position + index - len(self._replay)
+        return trace(self._history, self._process_count, self._process_index, position)
 
 
-def places(waiting: Sequence[int | Sequence[int]], process_index: int) -> list[Place]:
-    """The waiting places of a saved state; the oldest checkpoints have numbers alone, which are of the process's own stream."""
+def saved_positions(
+    waiting: Sequence[int | Sequence[int]], process_index: int
+) -> list[StreamPosition]:
+    """The waiting positions of a saved state; the oldest checkpoints have indices into the process's own stream."""
     return [
-        Place(process_index, entry) if isinstance(entry, int) else Place(*entry)
+        StreamPosition(process_index, entry) if isinstance(entry, int) else StreamPosition(*entry)
         for entry in waiting
     ]
 
@@ -84,26 +91,29 @@ def places(waiting: Sequence[int | Sequence[int]], process_index: int) -> list[P
 def redistribute(
     states: Sequence[dict[str, Any]], process_index: int, process_count: int
 ) -> dict[str, Any]:
-    """The state with which one of `process_count` processes goes on from where others stopped.
+    """The state from which one of `process_count` processes continues where others stopped.
 
     Args:
       states: `BatchIterator.get_state()` of all processes of the checkpoint, in their order.
-      process_index: which of the processes goes on.
-      process_count: how many there are now.
+      process_index: the process that continues.
+      process_count: number of processes now.
 
     Returns:
-      that process's own state where their number is the same; otherwise its share of what is left, of the waiting examples and of the
-      counters, which add up over the processes to what they were.
+      The process's own state where their number is the same; otherwise its share of the remaining
+      and the waiting examples and of the counters, which add up over the processes to what they
+      were.
     """
     if len(states) == process_count:
         return states[process_index]
     waiting = [
-        place for process, state in enumerate(states) for place in places(state["waiting"], process)
+        position
+        for process, state in enumerate(states)
+        for position in saved_positions(state["waiting"], process)
     ]
     reasons, first = _share_reasons(states, process_index, process_count)
     return {
         "position": 0,
-        "waiting": [list(place) for place in waiting[process_index::process_count]],
+        "waiting": [list(position) for position in waiting[process_index::process_count]],
         "deals": [*states[0].get("deals", []), [state["position"] for state in states]],
         "seen": _share(0, sum(state["seen"] for state in states), process_index, process_count),
         "reasons": reasons,
@@ -114,14 +124,17 @@ def redistribute(
 
 
 def _share(start: int, stop: int, process_index: int, process_count: int) -> int:
-    """How many of the units start … stop-1 fall to one process, when they are dealt out in turn."""
+    """How many of the units start … stop-1 one process gets when they are dealt out in turn."""
     return len(range(start + (process_index - start) % process_count, stop, process_count))
 
 
 def _share_reasons(
     states: Sequence[dict[str, Any]], process_index: int, process_count: int
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """One process's share of the dropped records by reason, as even in all as whole records allow, and the first record of each reason."""
+    """One process's share of the dropped records by reason, and the first record of each reason.
+
+    The shares of all processes are as even in total as whole records allow.
+    """
     names = dict.fromkeys(itertools.chain.from_iterable(state["reasons"] for state in states))
     counts = [sum(state["reasons"].get(name, 0) for state in states) for name in names]
     stops = list(itertools.accumulate(counts))

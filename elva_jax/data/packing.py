@@ -1,22 +1,28 @@
-"""Packing of examples into the rows of a batch."""
+"""Packing of examples into the rows of a batch.
+
+Every example takes some tokens, patches and frames of a row, and the row is full where one more would exceed any of them:
+
+    waiting   [A 5] [B 3] [C 9] [D 2]      row of 10 tokens: A, then the largest that still fits: B, then D
+                                            next row: C
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from elva_jax.video.layout import Counts, TokenLayout, pack
+from elva_jax.video.layout import Counts, TokenLayout
 
-AHEAD = 8  # rows' worth of decoded examples that wait to be packed: what fills rows about as well as knowing all examples at once
+PACKING_LOOKAHEAD = 8  # rows' worth of waiting examples: packs about as well as knowing all of them
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One example, ready to be packed (no tuple: Grain would send each of its arrays through a shared-memory file of its own)."""
+    """One decoded example (no tuple: Grain would send each array through a shared-memory file)."""
 
     layout: TokenLayout
     patches: np.ndarray  # uint8 [n, P*P*3]
@@ -24,58 +30,105 @@ class Sample:
     counts: Counts
 
 
-def budgets(config: ConfigDict, stage_name: str) -> Counts:
-    """What one row holds; the floor is the smallest merge bucket."""
-    stage = config.stages[stage_name]
-    buckets = [bucket for bucket in stage.merge_buckets if bucket] if stage.merging else []
-    data = stage.data
-    return Counts(
-        data.seq_len, data.max_patches, data.max_frames, min(buckets, default=data.seq_len)
-    )
+class RowCapacity(Counts):
+    """The most that the examples of one row may take together."""
+
+    @classmethod
+    def of_stage(cls, stage: ConfigDict) -> RowCapacity:
+        """The row of a stage; its floor is the smallest merge bucket."""
+        data = stage.data
+        buckets = [bucket for bucket in stage.merge_buckets if bucket] if stage.merging else []
+        smallest = min(buckets, default=data.seq_len)
+        return cls(data.seq_len, data.max_patches, data.max_frames, smallest)
+
+    def exceeded_by(self, counts: Counts) -> list[str]:
+        """Names of the fields in which `counts` is too large for a row."""
+        return [name for name, n, most in zip(self._fields, counts, self, strict=True) if n > most]
 
 
-def merges_before_bucket(config: ConfigDict, stage_name: str) -> tuple[tuple[str, float], ...]:
-    """Policy and ratio of a stage's merging layers up to its smallest bucket, for `video.layout.count`; () where there is none."""
-    stage, model = config.stages[stage_name], config.model
-    sizes = [bucket or stage.data.seq_len for bucket in stage.merge_buckets]
+def merges_before_bucket(stage: ConfigDict, model: ConfigDict) -> tuple[tuple[str, float], ...]:
+    """Policy and ratio of the merging layers up to the smallest bucket, for `video.layout.count`.
+
+    () where the stage has no bucket.
+    """
     if not stage.merging or not any(stage.merge_buckets):
         return ()
+    sizes = [bucket or stage.data.seq_len for bucket in stage.merge_buckets]
     last = sizes.index(min(sizes)) + 1
     return tuple(zip(model.merge_policies[:last], model.merge_ratios[:last], strict=True))
 
 
-def over(counts: Counts, capacity: Counts) -> list[str]:
-    """Names of the budgets that `counts` exceeds."""
-    return [
-        name for name, n, most in zip(Counts._fields, counts, capacity, strict=True) if n > most
-    ]
+class Packer(Protocol):
+    """Examples that wait for a row."""
+
+    @property
+    def waiting(self) -> list[tuple[Any, Counts]]:
+        """The waiting examples with their counts, oldest first."""
+
+    @property
+    def short(self) -> bool:
+        """Whether more examples must be added before the next row is taken."""
+
+    def add(self, example: Any, counts: Counts) -> None:
+        """Adds an example that fits a row."""
+
+    def take(self) -> list[Any]:
+        """Removes and returns the examples of the next row."""
+
+    def clear(self) -> None:
+        """Forgets all waiting examples."""
 
 
-class Window:
-    """Examples that wait to be packed, among which every row looks for what fills it.
+class SingleRows:
+    """The packer that gives every example a row of its own."""
 
-    A row begins with the example that has waited longest, so that none waits for more rows than there were examples before it, and then
-    takes the largest one that still fits, again and again: the small ones are left to close the gaps. Which row gets what depends on the
-    order of the examples alone, not on how many rows make a batch.
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Any, Counts]] = []
+
+    @property
+    def short(self) -> bool:
+        """Whether no example waits."""
+        return not self.waiting
+
+    def add(self, example: Any, counts: Counts) -> None:
+        """Adds an example."""
+        self.waiting.append((example, counts))
+
+    def take(self) -> list[Any]:
+        """The oldest example alone."""
+        return [self.waiting.pop(0)[0]]
+
+    def clear(self) -> None:
+        """Forgets all waiting examples."""
+        self.waiting.clear()
+
+
+class PackingBuffer:
+    """The packer that fills rows from a buffer of waiting examples.
+
+    A row begins with the example that has waited longest, so that none waits for more rows than
+    there were examples before it, and then takes the largest one that still fits, again and again:
+    the small ones are left to close the gaps. The rows depend on the order of the examples alone,
+    not on the batch size.
 
     Args:
-      capacity: what a row holds.
-      ahead: how many rows' worth of tokens wait before a row is taken; 0: one example, so that a row has one example.
+      capacity: limits of a row.
+      lookahead: how many rows' worth of tokens wait before a row is taken.
     """
 
-    def __init__(self, capacity: Counts, ahead: float = AHEAD):
+    def __init__(self, capacity: Counts, lookahead: float = PACKING_LOOKAHEAD):
         self._capacity = np.asarray(capacity, np.int64)
-        self._enough = max(ahead * capacity.tokens, 1)
+        self._enough = max(lookahead * capacity.tokens, 1)
         self._waiting: list[tuple[Any, Counts]] = []
 
     @property
     def waiting(self) -> list[tuple[Any, Counts]]:
-        """What waits, the oldest first, with its counts."""
+        """The waiting examples with their counts, oldest first."""
         return list(self._waiting)
 
     @property
     def short(self) -> bool:
-        """Whether more is to be added before the next row is taken."""
+        """Whether more examples must be added before the next row is taken."""
         return sum(counts.tokens for _, counts in self._waiting) < self._enough
 
     def add(self, example: Any, counts: Counts) -> None:
@@ -83,22 +136,27 @@ class Window:
         self._waiting.append((example, counts))
 
     def take(self) -> list[Any]:
-        """The next row; something must wait."""
+        """Removes and returns the examples of the next row; at least one must wait."""
         counts = np.asarray([counts for _, counts in self._waiting], np.int64)
-        room, free, row = self._capacity.copy(), np.ones(len(counts), bool), [0]
+        left, free, row = self._capacity.copy(), np.ones(len(counts), bool), [0]
         while True:
-            room -= counts[row[-1]]
+            left -= counts[row[-1]]
             free[row[-1]] = False
-            fits = free & np.all(counts <= room, axis=1)
+            fits = free & np.all(counts <= left, axis=1)
             if not fits.any():
                 break
             row.append(int(np.argmax(np.where(fits, counts[:, 0], -1))))
         taken = [self._waiting[k][0] for k in row]
-        self._waiting = [entry for entry, left in zip(self._waiting, free, strict=True) if left]
+        self._waiting = [entry for entry, waits in zip(self._waiting, free, strict=True) if waits]
         return taken
 
+    def clear(self) -> None:
+        """Forgets all waiting examples."""
+        self._waiting = []
 
-class Packed(NamedTuple):
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackingReport:
     """How a stream of examples was packed."""
 
     rows: int
@@ -109,49 +167,30 @@ class Packed(NamedTuple):
     longest_wait: int  # most rows that an example waited for
 
 
-def simulate(counts: Iterable[Counts], capacity: Counts, ahead: float = AHEAD) -> Packed:
-    """Packs examples by their counts alone, as training does, as long as there are enough to choose from."""
-    window, stream = Window(capacity, ahead), iter(counts)
-    rows, most, longest, taken = 0, 0, 0, []
+def simulate(
+    counts: Iterable[Counts], capacity: Counts, lookahead: float = PACKING_LOOKAHEAD
+) -> PackingReport:
+    """Packs examples by their counts alone, as training does, until too few are left to choose from."""
+    buffer, stream = PackingBuffer(capacity, lookahead), iter(counts)
+    rows = most = longest = 0
+    taken: list[Counts] = []
     while True:
-        while window.short:
+        while buffer.short:
             new = next(stream, None)
             if new is None:
                 totals = np.sum(taken, axis=0) if taken else np.zeros(len(capacity))
                 fill = totals / (max(rows, 1) * np.asarray(capacity))
-                return Packed(rows, len(taken), float(fill[0]), float(fill[1]), most, longest)
-            window.add((rows, new), new)
-        most = max(most, len(window.waiting))
-        row = window.take()
+                return PackingReport(
+                    rows=rows,
+                    examples=len(taken),
+                    token_fill=float(fill[0]),
+                    patch_fill=float(fill[1]),
+                    most_waiting=most,
+                    longest_wait=longest,
+                )
+            buffer.add((rows, new), new)
+        most = max(most, len(buffer.waiting))
+        row = buffer.take()
         longest = max(longest, *(rows - since for since, _ in row))
         taken += [counts for _, counts in row]
         rows += 1
-
-
-def collate(
-    rows: Sequence[Sequence[Sample]], capacity: Counts, patch_width: int, teacher_size: int | None
-) -> dict:
-    """Joins packed rows into arrays of fixed shape.
-
-    Returns:
-      patches uint8 [b, N, patch_width], layout TokenLayout [b, S], and teacher_frames uint8 [b, F, Ht, Ht, 3] if there is a teacher.
-    """
-    layouts = [pack([sample.layout for sample in row], capacity.tokens) for row in rows]
-    batch = {
-        "patches": np.zeros((len(rows), capacity.patches, patch_width), np.uint8),
-        "layout": TokenLayout(*(np.stack(field) for field in zip(*layouts, strict=True))),
-    }
-    if teacher_size:
-        batch["teacher_frames"] = np.zeros(
-            (len(rows), capacity.frames, teacher_size, teacher_size, 3), np.uint8
-        )
-    for r, row in enumerate(rows):
-        patch = frame = 0
-        for sample in row:
-            batch["patches"][r, patch : patch + sample.counts.patches] = sample.patches
-            if teacher_size:
-                batch["teacher_frames"][r, frame : frame + sample.counts.frames] = (
-                    sample.teacher_frames
-                )
-            patch, frame = patch + sample.counts.patches, frame + sample.counts.frames
-    return batch

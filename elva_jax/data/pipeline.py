@@ -1,69 +1,69 @@
-"""Batches of packed examples with an exact, JSON-able position.
+"""Batches of one process, with an exact position that can be saved as JSON.
 
-Order: shuffle, shard, repeat, mix (`mixture`), decode in workers (`prepare`), and then, in the main process: drop and count bad records,
-pack, batch. Everything up to decoding is a function of a place in endless streams (`position`). So the state of an iterator is
-how much it has read and the places of the examples that still wait to be packed: nothing depends on the number of workers.
+    source: shuffle, shard, repeat, mix  ->  decoder  ->  packer  ->  collator
+    (mixture)                               (workers)    (rows)      (arrays)
+
+Up to decoding, everything is a function of a position in endless streams (see `iterator_state`). So
+the state of a `BatchIterator` is how much it has read and the positions of the samples that still
+wait to be packed, whatever the number of workers.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
-from grain._src.python.dataset.transformations import process_prefetch
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data import mixture as mixing
-from elva_jax.data.conversation import check_tokenizer
-from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder, Decoder
-from elva_jax.data.iterator_state import Deals, Place, Reading, places, redistribute, trace
-from elva_jax.data.mixture import Mixture, examples_per_epoch, stage_seed
-from elva_jax.data.packing import AHEAD, Window, budgets, collate
-from elva_jax.data.safe_read import Rejected
-from elva_jax.data.workers import deaf_to_signals, prepare_worker
+from elva_jax.data.collate import Collator
+from elva_jax.data.decode_example import Decoder
+from elva_jax.data.iterator_state import (
+    RemainingPositions,
+    ReshardHistory,
+    StreamPosition,
+    saved_positions,
+    trace,
+)
+from elva_jax.data.mixture import stage_seed
+from elva_jax.data.packing import Packer
+from elva_jax.data.safe_read import Rejected, RejectionLog
+from elva_jax.data.workers import prepare_worker, shielded_from_signals
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Counts
 
-__all__ = [
-    "BatchIterator",
-    "examples_per_epoch",
-    "examples_per_step",
-    "make_batches",
-    "make_teacher_batches",
-    "redistribute",
-]
-
-# A worker whose last samples nobody reads cannot end by itself; Grain kills it then, but one after the other and after 25 seconds each.
-process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
-
-GRACE = 100  # records that the share of bad ones is at least taken of
-REASONS = 100  # different reasons counted apart
-BUFFER_BYTES = 2**28  # decoded examples held ahead of the batches
-HYBRID = (
-    "num_low_frames",
-    "low_longest_edge",
-    "hybrid_policy",
-    "hybrid_probability",
-)  # keys of a stage's data
+BUFFER_BYTES = 2**28  # decoded samples that may be held before they are packed
+HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")
+# Keys of a stage's data on which the samples and their order depend.
+SAVED_KEYS = (
+    "num_frames",
+    "fps",
+    "longest_edge",
+    "upscale",
+    "seq_len",
+    "max_patches",
+    "max_frames",
+    "pack",
+    "max_turns",
+    "system_prompt",
+)
 
 
-class Streams:
-    """The decoded records of the endless streams of a number of processes, by place; picklable, so that workers can hold one.
+class SampleStreams:
+    """The decoded records of several processes' endless streams; picklable, so that workers can hold it.
 
     Args:
-      decoder: what turns a record into a sample.
+      decoder: makes a sample of a record.
       seed: the run's.
-      stage_name: the stage, which has an order of its own.
-      number: of streams, each of which has a slice of every source and random choices of its own.
+      stage_name: name of the stage, which has its own order.
+      number: number of streams; each has its slice of every source and its own random choices.
 
     Raises:
-      DataError: a source with fewer records than there are streams.
+      DataError: a source has fewer records than there are streams.
     """
 
     def __init__(self, decoder: Decoder, seed: int, stage_name: str, number: int):
@@ -74,11 +74,11 @@ class Streams:
         self._opened: dict[int, grain.MapDataset] = {}
         self._open(0)
 
-    def __call__(self, place: Place) -> Any:
-        """The sample of a place, or `Rejected`."""
-        if place.stream not in self._opened:
-            self._open(place.stream)
-        return self._opened[place.stream][place.index]
+    def __call__(self, position: StreamPosition) -> Any:
+        """The sample at a position, or `Rejected`."""
+        if position.stream not in self._opened:
+            self._open(position.stream)
+        return self._opened[position.stream][position.index]
 
     def _open(self, stream: int) -> None:
         mixture = self._decoder.mixture
@@ -94,366 +94,265 @@ class Streams:
         )
 
 
-class BatchIterator:
-    """Endless batches of one process.
+class SampleReader:
+    """One process's samples in reading order, decoded ahead by threads or worker processes.
 
-    Attributes:
-      stats: of the last batch: examples, token_fill, patch_fill (shares of the row budgets), as plain numbers.
-      seen: records read so far.
-      reasons: how many records were dropped for which reason.
+    Args:
+      open_streams: opens the streams of a number of processes.
+      process_index: the process.
+      process_count: number of processes.
+      workers: decoding processes; 0: a thread of this process.
+      buffer: samples decoded ahead.
     """
 
     def __init__(
         self,
-        open_streams: Callable[[int], Streams],
-        collate_rows: Callable[[list[list]], dict],
+        open_streams: Callable[[int], Callable[[StreamPosition], Any]],
         *,
-        rows: int,
-        capacity: Counts,
-        single: bool,
+        process_index: int,
+        process_count: int,
         workers: int,
         buffer: int,
+    ):
+        self.process_index, self.process_count = process_index, process_count
+        self.position = 0  # how many new samples were read
+        self.history: ReshardHistory = []
+        self.replay: deque[StreamPosition] = deque()  # to be decoded again, before any new sample
+        self._open_streams = open_streams
+        self._workers, self._buffer = workers, buffer
+        self._upstream: grain.DatasetIterator | None = None
+
+    def read(self) -> tuple[StreamPosition, Any]:
+        """The next sample, or `Rejected`, with its position.
+
+        Raises:
+          DataError: a sample that was used before the state was saved can no longer be read.
+        """
+        sample = self._next()
+        if not self.replay:
+            index, count = self.process_index, self.process_count
+            position = trace(self.history, count, index, self.position)
+            self.position += 1
+            return position, sample
+        if isinstance(sample, Rejected):
+            raise DataError(
+                f"{sample.key}: could be read when the checkpoint was saved, "
+                f"but not now ({sample.reason})"
+            )
+        return self.replay.popleft(), sample
+
+    def restore(
+        self, position: int, history: ReshardHistory, replay: Iterable[StreamPosition]
+    ) -> None:
+        """Continues from a saved position, after the samples at `replay`."""
+        self.close()
+        self.position, self.history, self.replay = position, history, deque(replay)
+
+    def close(self) -> None:
+        """Ends the workers; the next `read` starts them again."""
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+
+    def _next(self) -> Any:
+        if self._upstream is not None:
+            return next(self._upstream)
+        with shielded_from_signals():
+            self._upstream = self._start()
+            return next(self._upstream)  # starts the processes
+
+    def _start(self) -> grain.DatasetIterator:
+        index, count = self.process_index, self.process_count
+        remaining = RemainingPositions(self.replay, self.history, index, count, self.position)
+        first_count = len(self.history[0]) if self.history else count
+        stream = grain.MapDataset.source(remaining).map(self._open_streams(first_count))
+        if self._workers == 0:
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._buffer)
+            return iter(stream.to_iter_dataset(options))
+        if not flags.FLAGS.is_parsed():  # grain reads its flags when it starts workers
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(
+            num_workers=self._workers, per_worker_buffer_size=max(1, self._buffer // self._workers)
+        )
+        unbuffered = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        samples = stream.to_iter_dataset(unbuffered)
+        return iter(samples.mp_prefetch(workers, worker_init_fn=prepare_worker))
+
+
+class BatchIterator:
+    """Endless batches of one process.
+
+    Args:
+      reader: the samples.
+      packer: chooses the samples of each row.
+      collator: makes arrays of the rows.
+      rows: rows of a batch.
+      max_bad_fraction: share of rejected records above which reading stops.
+      settings: what a saved state depends on; a state with others is refused.
+
+    Attributes:
+      stats: numbers about the last batch; see the collator.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: SampleReader,
+        packer: Packer,
+        collator: Collator,
+        rows: int,
         max_bad_fraction: float,
         settings: dict[str, Any],
     ):
-        self._open_streams = open_streams
-        self._collate = collate_rows
+        self._reader = reader
+        self._packer = packer
+        self._collator = collator
         self._rows = rows
-        self._capacity = capacity
-        self._single = single
-        self._workers = workers
-        self._buffer = buffer
-        self._max_bad_fraction = max_bad_fraction
+        self._rejections = RejectionLog(max_bad_fraction)
         self._settings = settings
-        self._upstream = None
-        self._position = 0
-        self._deals: Deals = []
-        self._window = self._new_window()  # of (place, sample)
-        self._again: deque[Place] = (
-            deque()
-        )  # waited when the state was saved, and still to be decoded again, before anything new is read
-        self._first: dict[str, str] = {}
-        self.seen = 0
-        self.reasons: Counter[str] = Counter()
         self.stats: dict[str, float] = {}
 
     @property
     def waiting(self) -> list[Counts]:
-        """What the decoded examples take that wait to be packed, oldest first."""
-        return [counts for _, counts in self._window.waiting]
+        """Sizes of the decoded samples that wait to be packed, oldest first."""
+        return [counts for _, counts in self._packer.waiting]
+
+    @property
+    def seen(self) -> int:
+        """Records read so far."""
+        return self._rejections.seen
 
     @property
     def dropped(self) -> int:
         """Records dropped so far."""
-        return sum(self.reasons.values())
+        return self._rejections.dropped
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many records were dropped for which reason."""
+        return self._rejections.reasons
 
     def __iter__(self) -> BatchIterator:
         return self
 
-    def __next__(self) -> dict:
+    def __next__(self) -> dict[str, Any]:
         """The next batch.
 
         Raises:
           DataError: the share of bad records exceeds its limit.
         """
+        return self._collator(self.take_rows(self._rows))
+
+    def take_rows(self, number: int) -> list[list[Any]]:
+        """The samples of the next rows.
+
+        Raises:
+          DataError: the share of bad records exceeds its limit.
+        """
         rows = []
-        for _ in range(self._rows):
-            while self._window.short:
-                place, sample = self._read()
-                self._window.add((place, sample), self._cost(sample))
-            rows.append([sample for _, sample in self._window.take()])
-        self.stats = self._measure(rows)
-        return self._collate(rows)
+        for _ in range(number):
+            while self._packer.short:
+                self._add_sample()
+            rows.append([sample for _, sample in self._packer.take()])
+        self.stats = self._collator.stats(rows)
+        return rows
+
+    def _add_sample(self) -> None:
+        """Reads records until one is good."""
+        while True:
+            replayed = bool(self._reader.replay)
+            position, sample = self._reader.read()
+            if not replayed:
+                self._rejections.seen += 1
+            if not isinstance(sample, Rejected):
+                self._packer.add((position, sample), sample.counts)
+                return
+            self._rejections.add(sample)
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins, JSON-able."""
+        """Where the next batch begins, as JSON."""
+        waiting = [position for (position, _), _ in self._packer.waiting]
         return {
-            "position": self._position,
-            "waiting": [
-                list(place)
-                for place in (*(place for (place, _), _ in self._window.waiting), *self._again)
-            ],
-            "deals": [list(positions) for positions in self._deals],
-            "seen": self.seen,
-            "reasons": dict(self.reasons),
-            "first": dict(self._first),
+            "position": self._reader.position,
+            "waiting": [list(position) for position in (*waiting, *self._reader.replay)],
+            "deals": [list(positions) for positions in self._reader.history],
+            "seen": self._rejections.seen,
+            "reasons": dict(self._rejections.reasons),
+            "first": dict(self._rejections.first),
             "settings": self._settings,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `get_state` was called; what waited is decoded again, by the workers, when the next batch is asked for.
+        """Continues where `get_state` was called; the samples that waited are decoded again.
 
         Raises:
-          DataError: the state belongs to other data, other settings of the stage, or another process count (then `redistribute` it first).
+          DataError: the state belongs to other data, other settings of the stage, or another number
+            of processes (then `redistribute` it first).
         """
         for name, value in self._settings.items():
             saved = state["settings"].get(name)
             if saved != value:
                 raise DataError(
-                    f"data position: {name} was {saved} when it was saved and is {value} now; restore it, or start the stage anew"
+                    f"data position: {name} was {saved} when it was saved and is {value} now; "
+                    "restore it, or start the stage again"
                 )
-        self.close()
-        self._position = state["position"]
-        self.seen = state["seen"]
-        self.reasons = Counter(state["reasons"])
-        self._first = dict(state["first"])
-        self._deals = state.get("deals", [])
-        self._window = self._new_window()
-        self._again = deque(places(state["waiting"], self._settings["process_index"]))
+        waiting = saved_positions(state["waiting"], self._reader.process_index)
+        self._reader.restore(state["position"], state.get("deals", []), waiting)
+        self._rejections.restore(state["seen"], state["reasons"], state["first"])
+        self._packer.clear()
 
     def close(self) -> None:
         """Ends the workers; the next batch starts them again."""
-        if self._upstream is not None:
-            self._upstream.close()
-            self._upstream = None
-
-    def _read(self) -> tuple[Place, Any]:
-        """The next good sample and its place; bad records on the way are counted."""
-        if self._again:
-            place, sample = self._again[0], self._next()
-            if isinstance(sample, Rejected):
-                raise DataError(
-                    f"{sample.key}: was readable when the checkpoint was made, and is not now ({sample.reason})"
-                )
-            self._again.popleft()
-            return place, sample
-        while True:
-            sample = self._next()
-            place = trace(
-                self._deals,
-                self._settings["process_count"],
-                self._settings["process_index"],
-                self._position,
-            )
-            self._position += 1
-            self.seen += 1
-            if not isinstance(sample, Rejected):
-                return place, sample
-            self._reject(sample)
-
-    def _next(self) -> Any:
-        if self._upstream is not None:
-            return next(self._upstream)
-        with deaf_to_signals():
-            self._upstream = self._start()
-            return next(self._upstream)  # starts the processes
-
-    def _start(self) -> grain.DatasetIterator:
-        index, count = self._settings["process_index"], self._settings["process_count"]
-        reading = Reading(self._again, self._deals, index, count, self._position)
-        first_count = len(self._deals[0]) if self._deals else count
-        stream = grain.MapDataset.source(reading).map(self._open_streams(first_count))
-        if self._workers == 0:
-            return iter(
-                stream.to_iter_dataset(
-                    grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._buffer)
-                )
-            )
-        if not flags.FLAGS.is_parsed():  # grain reads its flags when it starts workers
-            flags.FLAGS.mark_as_parsed()
-        each = max(1, self._buffer // self._workers)
-        stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        options = grain.MultiprocessingOptions(
-            num_workers=self._workers, per_worker_buffer_size=each
-        )
-        return iter(stream.mp_prefetch(options, worker_init_fn=prepare_worker))
-
-    def _reject(self, bad: Rejected) -> None:
-        reason = (
-            bad.reason
-            if bad.reason in self.reasons or len(self.reasons) < REASONS
-            else "other reasons"
-        )
-        self.reasons[reason] += 1
-        self._first.setdefault(reason, bad.key)
-        if self.dropped > self._max_bad_fraction * max(self.seen, GRACE):
-            listed = "; ".join(
-                f"{n} x {reason} (first: {self._first[reason]})"
-                for reason, n in self.reasons.most_common(5)
-            )
-            raise DataError(
-                f"{self.dropped} of {self.seen} records are bad, over the limit data.max_bad_fraction = {self._max_bad_fraction}: {listed}"
-            )
-
-    def _new_window(self) -> Window:
-        return Window(self._capacity, 0 if self._single else AHEAD)
-
-    def _cost(self, sample: Any) -> Counts:
-        return Counts(1, 1, 1, 1) if self._single else sample.counts
-
-    def _measure(self, rows: list[list]) -> dict[str, float]:
-        samples = [sample for row in rows for sample in row]
-        stats = {"examples": float(len(samples))}
-        if hasattr(samples[0], "counts"):
-            stats["token_fill"] = sum(sample.counts.tokens for sample in samples) / (
-                self._rows * self._capacity.tokens
-            )
-            stats["patch_fill"] = sum(sample.counts.patches for sample in samples) / (
-                self._rows * self._capacity.patches
-            )
-        return stats
+        self._reader.close()
 
 
 def make_batches(
     config: ConfigDict,
     stage_name: str,
-    tokenizer: PreTrainedTokenizerBase,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
-    teacher_size: int | None = None,
-) -> BatchIterator:
-    """Batches of an ELVA stage: this process's share, b = batch_size / process_count rows each.
-
-    Each is a dict of patches uint8 [b, N, P*P*3], layout TokenLayout [b, S], and with `teacher_size` = Ht also
-    teacher_frames uint8 [b, F, Ht, Ht, 3], indexed by `layout.frame`.
-
-    Raises:
-      DataError: data that is missing or does not divide among the processes, or a tokenizer without ChatML.
-    """
-    check_tokenizer(tokenizer)
-    mixture = Mixture(config, stage_name)
-    decoder = ConversationDecoder(mixture, config, stage_name, tokenizer, teacher_size)
-    capacity, width = budgets(config, stage_name), config.model.patch_size**2 * 3
-    bytes_each = capacity.patches * width + capacity.frames * (teacher_size or 0) ** 2 * 3
-
-    def collate_rows(rows: list[list]) -> dict:
-        return collate(rows, capacity, width, teacher_size)
-
-    settings = {
-        "merge_lines": config.model.merge_lines,
-        "patch_size": config.model.patch_size,
-        "floor": capacity.floor,
-        "teacher_size": teacher_size,
-    }
-    return _iterator(
-        config,
-        stage_name,
-        decoder,
-        collate_rows,
-        capacity,
-        bytes_each,
-        process_index,
-        process_count,
-        settings,
-    )
-
-
-def make_teacher_batches(
-    config: ConfigDict,
-    stage_name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> BatchIterator:
-    """Batches of a teacher stage: one clip and one caption a row, F = num_frames, Ht = teacher.image_size, L = teacher.text_length.
-
-    Each is a dict of pixels uint8 [b, F, Ht, Ht, 3], frame_mask bool [b, F], token_ids int32 [b, L] (ended by `<|endoftext|>`) and
-    mask bool [b, L].
-
-    Raises:
-      DataError: data that is missing or does not divide among the processes.
-    """
-    teacher, data = config.teacher, config.stages[stage_name].data
-    decoder = CaptionDecoder(Mixture(config, stage_name), config, stage_name, tokenizer)
-    padding = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-
-    def collate_rows(rows: list[list]) -> dict:
-        size, b = teacher.image_size, len(rows)
-        batch = {
-            "pixels": np.zeros((b, data.num_frames, size, size, 3), np.uint8),
-            "frame_mask": np.zeros((b, data.num_frames), bool),
-            "token_ids": np.full((b, teacher.text_length), padding, np.int32),
-            "mask": np.zeros((b, teacher.text_length), bool),
-        }
-        for r, (sample,) in enumerate(rows):
-            frames, tokens = len(sample.pixels), len(sample.token_ids)
-            batch["pixels"][r, :frames], batch["frame_mask"][r, :frames] = sample.pixels, True
-            batch["token_ids"][r, :tokens], batch["mask"][r, :tokens] = sample.token_ids, True
-        return batch
-
-    bytes_each = data.num_frames * teacher.image_size**2 * 3
-    settings = {"image_size": teacher.image_size, "text_length": teacher.text_length}
-    return _iterator(
-        config,
-        stage_name,
-        decoder,
-        collate_rows,
-        Counts(1, 1, 1, 1),
-        bytes_each,
-        process_index,
-        process_count,
-        settings,
-    )
-
-
-def examples_per_step(
-    config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase
-) -> float:
-    """Examples that one optimiser step takes over all processes: estimated from the first rows where examples are packed.
-
-    The same on every process, so that all derive the same number of steps from a number of epochs.
-    """
-    stage = config.stages[stage_name]
-    if stage.kind == "teacher" or not stage.data.pack:
-        return float(stage.batch_size)
-    sample = config.copy_and_resolve_references()
-    sample.stages[stage_name].batch_size = rows = min(stage.batch_size, 32)
-    sample.stages[stage_name].data.workers = 0
-    batches = make_batches(sample, stage_name, tokenizer)
-    packed = []
-    for _ in range(2):
-        next(batches)
-        packed.append(batches.stats)
-    batches.close()
-    # The first rows favour long examples, but in the long run all that is read is packed: the mean length is that of all that was read.
-    tokens = sum(stats["token_fill"] for stats in packed) * rows * stage.data.seq_len
-    examples = sum(stats["examples"] for stats in packed) + len(batches.waiting)
-    mean_tokens = (tokens + sum(counts.tokens for counts in batches.waiting)) / examples
-    return tokens / (2 * rows) / mean_tokens * stage.batch_size
-
-
-def _iterator(
-    config: ConfigDict,
-    stage_name: str,
     decoder: Decoder,
-    collate_rows: Callable[[list[list]], dict],
-    capacity: Counts,
-    bytes_each: int,
-    process_index: int,
-    process_count: int,
-    settings: dict[str, Any],
+    packer: Packer,
+    collator: Collator,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int | None = None,
 ) -> BatchIterator:
+    """Batches of this process's share of a stage: batch_size / process_count rows each.
+
+    Args:
+      config: the run's configuration.
+      stage_name: one of its stages.
+      decoder: makes samples of records.
+      packer: chooses the samples of each row.
+      collator: makes arrays of rows.
+      process_index: this process.
+      process_count: number of processes.
+      workers: decoding processes; None: the stage's.
+
+    Raises:
+      DataError: the batch size does not divide among the processes, or a source is too small.
+    """
     stage = config.stages[stage_name]
     data = stage.data
     if stage.batch_size % process_count:
         raise DataError(
-            f"stages.{stage_name}.batch_size = {stage.batch_size} does not divide among {process_count} processes"
+            f"stages.{stage_name}.batch_size = {stage.batch_size} "
+            f"does not divide among {process_count} processes"
         )
-    single = stage.kind == "teacher" or not data.pack
-    open_streams = partial(Streams, decoder, config.seed, stage_name)
-    open_streams(process_count)  # so that what cannot work is refused now
-    names = (
-        "num_frames",
-        "fps",
-        "longest_edge",
-        "upscale",
-        "seq_len",
-        "max_patches",
-        "max_frames",
-        "pack",
-        "max_turns",
-        "system_prompt",
+    open_streams = partial(SampleStreams, decoder, config.seed, stage_name)
+    open_streams(process_count)  # refuses now what cannot work
+    reader = SampleReader(
+        open_streams,
+        process_index=process_index,
+        process_count=process_count,
+        workers=data.workers if workers is None else workers,
+        buffer=min(64, max(2, BUFFER_BYTES // collator.row_bytes)),
     )
     return BatchIterator(
-        open_streams,
-        collate_rows,
+        reader=reader,
+        packer=packer,
+        collator=collator,
         rows=stage.batch_size // process_count,
-        capacity=capacity,
-        single=single,
-        workers=data.workers,
-        buffer=min(64, max(2, BUFFER_BYTES // bytes_each)),
         max_bad_fraction=data.max_bad_fraction,
         settings={
             "stage": stage_name,
@@ -462,8 +361,8 @@ def _iterator(
             "process_index": process_index,
             "process_count": process_count,
             "batch_size": stage.batch_size,
-            **{name: data[name] for name in names},
-            "hybrid": [data[name] for name in HYBRID] if data.num_low_frames else None,
-            **settings,
+            **{name: getattr(data, name) for name in SAVED_KEYS},
+            "hybrid": [getattr(data, name) for name in HYBRID] if data.num_low_frames else None,
+            **decoder.settings,
         },
     )

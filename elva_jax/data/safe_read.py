@@ -1,44 +1,56 @@
-"""One record, or the reason why it cannot be used: nothing that a file can do may end a run or a build of millions."""
+"""Reading records so that a bad one becomes a reason instead of the end of a run or a long build."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from elva_jax.data.example import Example
-from elva_jax.errors import ElvaError, RecordError, VideoError
+from elva_jax.errors import DataError, ElvaError, RecordError, VideoError
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 T = TypeVar("T")
+GRACE = 100  # the share of bad records is taken of at least as many
+MOST_REASONS = 100  # different reasons that are counted separately
 
 
-class Rejected(NamedTuple):
-    """A record that cannot be used."""
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """A record that cannot be used.
+
+    Attributes:
+      key: names the record.
+      reason: why it cannot be used.
+      medium: path of the bad medium; "": none, or it has no path.
+    """
 
     key: str
     reason: str
-    medium: str = ""  # the one that is bad, where it has a path
+    _: dataclasses.KW_ONLY
+    medium: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The fields that say something."""
-        return {name: value for name, value in self._asdict().items() if value}
+        """The fields that are not empty."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
 
-def attempt(
+def read_safely(
     name: str,
     seconds: float,
     read: Callable[[], Example],
     use: Callable[[Example], T],
     setting: str = "",
 ) -> T | Rejected:
-    """What `use` makes of the example that `read` gives; `Rejected` where either fails or both take too long.
+    """Returns `use(read())`, or `Rejected` where either fails or both take too long.
 
     Args:
-      name: what the record is called until its example is there.
-      seconds: that it may take; 0: no limit.
+      name: name of the record until its example is there.
+      seconds: time limit; 0: none.
       read: gives the example.
       use: takes it.
-      setting: names the limit behind the reason, such as " (data.time_limit)".
+      setting: names the limit in the reason, such as " (data.time_limit)".
     """
     key = name
 
@@ -53,12 +65,56 @@ def attempt(
     except TimeLimitExceeded as error:
         return Rejected(key, f"{error} to read{setting}")
     except VideoError as error:
-        return Rejected(key, error.reason, "" if error.name == key else error.name)
+        return Rejected(key, error.reason, medium="" if error.name == key else error.name)
     except RecordError as error:
         return Rejected(error.name, error.reason)
     except ElvaError as error:
         return Rejected(key, str(error).removeprefix(f"{key}: "))
-    except (
-        Exception
-    ) as error:  # a decoder's own failure is one record's; the limit on bad records stops a bug
+    except Exception as error:  # a decoder may raise any type; the limit on bad records stops a bug
         return Rejected(key, f"{type(error).__name__}: {error}"[:200])
+
+
+class RejectionLog:
+    """Counts rejected records by reason, and stops a run that has too many.
+
+    Args:
+      max_fraction: share of rejected records above which `add` raises.
+
+    Attributes:
+      seen: records read so far.
+      reasons: number of rejected records by reason.
+      first: first rejected record of each reason.
+    """
+
+    def __init__(self, max_fraction: float):
+        self._max_fraction = max_fraction
+        self.restore(0, {}, {})
+
+    def restore(self, seen: int, reasons: Mapping[str, int], first: Mapping[str, str]) -> None:
+        """Continues from saved counts."""
+        self.seen, self.reasons, self.first = seen, Counter(reasons), dict(first)
+
+    @property
+    def dropped(self) -> int:
+        """Rejected records so far."""
+        return self.reasons.total()
+
+    def add(self, rejected: Rejected) -> None:
+        """Counts a record that was rejected, and seen already.
+
+        Raises:
+          DataError: the share of rejected records exceeds its limit.
+        """
+        known = rejected.reason in self.reasons or len(self.reasons) < MOST_REASONS
+        reason = rejected.reason if known else "other reasons"
+        self.reasons[reason] += 1
+        self.first.setdefault(reason, rejected.key)
+        if self.dropped > self._max_fraction * max(self.seen, GRACE):
+            listed = "; ".join(
+                f"{n} x {reason} (first: {self.first[reason]})"
+                for reason, n in self.reasons.most_common(5)
+            )
+            raise DataError(
+                f"{self.dropped} of {self.seen} records are bad, over the limit "
+                f"data.max_bad_fraction = {self._max_fraction}: {listed}"
+            )

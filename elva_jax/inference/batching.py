@@ -140,6 +140,6 @@ def build_rows(
     out[len(built) :] = out[len(built) - 1]
     padded = [layouts.pack([layout], length) for layout in built]
     padded += padded[-1:] * (batch - len(padded))
-    stacked = TokenLayout(*(np.stack(field) for field in zip(*padded, strict=True)))
+    stacked = TokenLayout.stack(padded)
     tokens = [int((row.segment > 0).sum()) for row in padded]
     return Rows(patches=out, layout=stacked, length=np.asarray(tokens, np.int32))

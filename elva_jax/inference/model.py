@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from elva_jax.checkpoints.restore import Run
 from elva_jax.checkpoints.save import save_weights
 from elva_jax.data import conversation
+from elva_jax.data.decode_example import clip_settings
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConfigError, LayoutError
@@ -32,8 +33,7 @@ from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.models.build import config_from_dict
 from elva_jax.ops.merging import Merging
-from elva_jax.video import clip
-from elva_jax.video.clip import Source, Visual
+from elva_jax.video.clip import Source, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import Clip, Text
 
@@ -118,19 +118,17 @@ class ElvaModel:
         Raises:
           VideoError: the source cannot be read or has no frames.
         """
-        data, tower = self.data, self.model_config.tower
-        hybrid = frames if isinstance(frames, Hybrid) else None
-        return clip.load(
-            source,
-            num_frames=frames if isinstance(frames, int) else data.num_frames,
-            fps=data.fps if frames is None else 0.0,
-            longest_edge=data.longest_edge,
+        tower = self.model_config.tower
+        settings = clip_settings(
+            self.data,
             patch_size=self.model_config.patch_size,
-            upscale=data.upscale,
             square=tower.image_size if tower else 0,
-            name=name,
-            hybrid=hybrid,
         )
+        if isinstance(frames, Hybrid):
+            settings = dataclasses.replace(settings, fps=0.0, hybrid=frames)
+        elif frames is not None:
+            settings = dataclasses.replace(settings, fps=0.0, num_frames=frames)
+        return read_clip(source, settings, name=name)
 
     def hybrid(self, **settings: Any) -> Hybrid | None:
         """The `Hybrid` of some of its fields, the others by the data settings; None without any.

@@ -133,13 +133,8 @@ def input_embeddings(
 
 def dummy_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:
     """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
-    layout = TokenLayout(
-        *(
-            np.zeros((1, 2, 4) if name == "cell" else (1, 2), np.int32)
-            for name in TokenLayout._fields
-        )
-    )
-    return np.zeros((1, config.frame_patches, config.patch_size**2 * 3), np.uint8), layout
+    patches = np.zeros((1, config.frame_patches, config.patch_size**2 * 3), np.uint8)
+    return patches, TokenLayout.padding(1, 2)
 
 
 class Elva(nn.Module):

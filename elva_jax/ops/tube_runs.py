@@ -93,9 +93,9 @@ def compact(
     place_S = jnp.where(kept, index, capacity + token_S)
     source_C = jnp.full(capacity, length, jnp.int32)
     source_C = source_C.at[place_S].set(token_S, mode="drop", unique_indices=True)
-    fill = dict.fromkeys(("patch_index", "frame", "row", "tube", "cell"), -1)
-    fields = {
-        name: jnp.take(field, source_C, axis=0, mode="fill", fill_value=fill.get(name, 0))
-        for name, field in layout._asdict().items()
-    }
-    return TokenLayout(**fields)
+    return TokenLayout(
+        *(
+            jnp.take(field, source_C, axis=0, mode="fill", fill_value=fill)
+            for field, fill in zip(layout, TokenLayout.pad_values(), strict=True)
+        )
+    )

@@ -16,8 +16,9 @@ from rich.console import Console
 from elva_jax.checkpoints import state as states
 from elva_jax.checkpoints.mirror import Mirror
 from elva_jax.checkpoints.save import Checkpoints
+from elva_jax.data.iterator_state import redistribute
 from elva_jax.data.mixture import stage_seed
-from elva_jax.data.pipeline import BatchIterator, redistribute
+from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import CheckpointError, TrainingError
 from elva_jax.parallel.mesh import shard_batch
 from elva_jax.parallel.sharding import (

@@ -22,7 +22,9 @@ from elva_jax.checkpoints.format import has_checkpoint, saved_steps
 from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
 from elva_jax.config.serialize import config_from_dict, config_to_dict
 from elva_jax.config.validate import validate
-from elva_jax.data import pipeline
+from elva_jax.data.batches import caption_batches, conversation_batches, conversations_per_step
+from elva_jax.data.mixture import examples_per_epoch
+from elva_jax.data.pipeline import BatchIterator
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.hf.load import load_params
@@ -188,22 +190,24 @@ def _run_stage(
 
 def _open_data(
     config: ConfigDict, name: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[pipeline.BatchIterator, int]:
+) -> tuple[BatchIterator, int]:
     """A stage's batches and its number of steps."""
     stage = config.stages[name]
     place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if stage.kind == "teacher":
-        batches = pipeline.make_teacher_batches(config, name, tokenizer, **place)
+        batches = caption_batches(config, name, tokenizer, **place)
     else:
         size = config.teacher.image_size if guided(stage) else None
-        batches = pipeline.make_batches(config, name, tokenizer, teacher_size=size, **place)
+        batches = conversation_batches(config, name, tokenizer, teacher_size=size, **place)
     assert_equal_across_processes(
         f"stages.{name}.data.mixture", batches.get_state()["settings"]["mixture"]
     )
     if stage.steps:
         return batches, stage.steps
-    examples = stage.epochs * pipeline.examples_per_epoch(config, name)
-    return batches, math.ceil(examples / pipeline.examples_per_step(config, name, tokenizer))
+    per_step = float(stage.batch_size)
+    if stage.kind != "teacher":
+        per_step = conversations_per_step(config, name, tokenizer)
+    return batches, math.ceil(stage.epochs * examples_per_epoch(config, name) / per_step)
 
 
 def _open(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:

@@ -1,107 +1,137 @@
-"""Videos and images as the model takes them: patches and the grids of their frames."""
+"""Videos and images as the model takes them: patches and the patch grids of their frames.
+
+Training and inference both read through `read_clip`, so that they see the same pixels.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from elva_jax.errors import VideoError
-from elva_jax.video.hybrid import Hybrid, reduce_frame, settle
+from elva_jax.video.hybrid import Hybrid, SizedFrame, assign_resolution, draw_sizes
 from elva_jax.video.layout import Clip
-from elva_jax.video.picture import from_array
 from elva_jax.video.read import Frames, read_frames
-from elva_jax.video.resize import patchify
+from elva_jax.video.resize import LazyFrame, patch_grids, patchify
 
 Source = str | Path | bytes | Frames | Sequence[np.ndarray]
 
 
-class Visual(NamedTuple):
-    """One video or image."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """How a video or image becomes patches.
 
-    clip: Clip  # the (rows, columns) of every frame
-    patches: np.ndarray  # uint8 [N, P*P*3], frame by frame, row by row
+    Attributes:
+      num_frames: most frames sampled from a file.
+      longest_edge: pixels; longer edges are scaled down to it.
+      patch_size: P, pixels of a patch's side.
+      fps: frames per second instead, up to num_frames; 0 spreads num_frames over the video.
+      upscale: whether smaller frames are scaled up to longest_edge.
+      square: side that frames are squashed to instead, for an encoder-based model, which reads them
+        bare; 0 keeps the native resolution.
+      hybrid: frames of two sizes, in place of num_frames and longest_edge.
+    """
+
+    num_frames: int
+    longest_edge: int
+    patch_size: int
+    fps: float = 0.0
+    upscale: bool = False
+    square: int = 0
+    hybrid: Hybrid | None = None
 
 
-def load(
-    source: Source,
-    *,
-    num_frames: int,
-    fps: float,
-    longest_edge: int,
-    patch_size: int,
-    upscale: bool = False,
-    square: int = 0,
-    name: str | None = None,
-    hybrid: Hybrid | None = None,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Visual:
+    """One video or image as arrays."""
+
+    clip: Clip  # the patch grid of every frame
+    patches: np.ndarray  # uint8 [N, P*P*3], in order of frames and rows
+    teacher_frames: np.ndarray | None = None  # uint8 [T, Ht, Ht, 3]; None: not asked for
+
+
+class _Drawn(NamedTuple):
+    """A decoded frame as the model and as the teacher see it."""
+
+    sizes: SizedFrame
+    teacher: np.ndarray | None
+
+
+def read_clip(
+    source: Source, settings: ClipSettings, *, name: str | None = None, teacher_size: int = 0
 ) -> Visual:
-    """Reads, samples, resizes and cuts up a video or image.
+    """Reads, samples and resizes a video or image, and cuts its frames into patches.
 
     Args:
-      source: a path, a file's bytes, or frames at hand (uint8 [H, W, 3] each), which are all taken.
-      num_frames: most frames sampled from a file.
-      fps: frames a second instead, up to num_frames; 0: spread num_frames over the video.
-      longest_edge, patch_size, upscale: as in `video.resize.target_size`; pixels.
-      square: side that frames are squashed to instead, for an encoder-based model, which reads them bare; 0: native resolution.
-      name: what errors call the source.
-      hybrid: frames of two resolutions, instead of `num_frames` and `longest_edge`.
+      source: a path, a file's bytes, or frames in memory (uint8 [H, W, 3] each), which are all taken.
+      settings: how many frames, and how large.
+      name: what errors call the source; the path by default.
+      teacher_size: side Ht of the squares in which a teacher sees the same frames; 0: none.
+
+    Returns:
+      The clip's grids, its patches uint8 [N, P*P*3], and with `teacher_size` its teacher_frames
+      uint8 [T, Ht, Ht, 3].
 
     Raises:
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
     """
-    hybrid = hybrid or Hybrid(num_frames, 0, longest_edge)
-    reduce = partial(
-        reduce_frame, hybrid=hybrid, patch_size=patch_size, upscale=upscale, square=square
+    hybrid = settings.hybrid or Hybrid(
+        high_frames=settings.num_frames, low_frames=0, high_edge=settings.longest_edge
     )
+
+    def draw(frame: LazyFrame) -> _Drawn:
+        sizes = draw_sizes(
+            frame,
+            hybrid,
+            patch_size=settings.patch_size,
+            upscale=settings.upscale,
+            square=settings.square,
+        )
+        return _Drawn(sizes, frame.at((teacher_size, teacher_size)) if teacher_size else None)
+
     if isinstance(source, (str, Path, bytes)):
-        frames = read_frames(
-            source, num_frames=hybrid.frames, fps=fps, transform=reduce, name=name
+        drawn = read_frames(
+            source, num_frames=hybrid.frames, fps=settings.fps, transform=draw, name=name
         ).pixels
     else:
-        given = list(source.pixels if isinstance(source, Frames) else source)
-        for frame in given:
-            if not (
-                isinstance(frame, np.ndarray)
-                and frame.dtype == np.uint8
-                and frame.ndim == 3
-                and frame.shape[2] == 3
-            ):
-                found = (
-                    f"{frame.dtype}{list(frame.shape)}"
-                    if isinstance(frame, np.ndarray)
-                    else type(frame).__name__
-                )
-                raise VideoError(
-                    name or "<frames>",
-                    f"a frame must be a uint8 array [height, width, 3], got {found}",
-                )
-        frames = [reduce(from_array(frame)) for frame in given]
-    called = name or (str(source) if isinstance(source, (str, Path)) else "<frames>")
-    return from_frames(settle(frames, hybrid), patch_size, called, bare=square > 0)
-
-
-def from_frames(
-    frames: Sequence[np.ndarray], patch_size: int, name: str = "<frames>", bare: bool = False
-) -> Visual:
-    """Cuts up frames whose edges are multiples of the patch already; `bare` as in `video.layout.Clip`.
-
-    Raises:
-      VideoError: there is no frame.
-    """
+        given = source.pixels if isinstance(source, Frames) else source
+        drawn = [draw(LazyFrame.from_array(_checked(frame, name))) for frame in given]
+    frames = assign_resolution([each.sizes for each in drawn], hybrid)
     if not frames:
-        raise VideoError(name, "has no frames")
-    grids = tuple((frame.shape[0] // patch_size, frame.shape[1] // patch_size) for frame in frames)
-    return Visual(Clip(grids, bare), patchify(frames, patch_size))
+        raise VideoError(name or "<frames>", "has no frames")
+    return Visual(
+        clip=Clip(patch_grids(frames, settings.patch_size), bare=settings.square > 0),
+        patches=patchify(frames, settings.patch_size),
+        teacher_frames=np.stack([each.teacher for each in drawn]) if teacher_size else None,
+    )
+
+
+def _checked(frame: np.ndarray, name: str | None) -> np.ndarray:
+    """The frame, if it is an image."""
+    if not isinstance(frame, np.ndarray):
+        found = type(frame).__name__
+    elif frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+        return frame
+    else:
+        found = f"{frame.dtype}{list(frame.shape)}"
+    raise VideoError(
+        name or "<frames>", f"a frame must be a uint8 array [height, width, 3], got {found}"
+    )
 
 
 def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
-    """Only some of the frames."""
+    """Some of a video's frames."""
     ends = np.cumsum([rows * columns for rows, columns in visual.clip.grids])
     starts = np.concatenate([[0], ends[:-1]])
+    grids = tuple(visual.clip.grids[i] for i in indices)
+    patches = np.concatenate([visual.patches[starts[i] : ends[i]] for i in indices])
+    teacher = visual.teacher_frames
     return Visual(
-        visual.clip._replace(grids=tuple(visual.clip.grids[i] for i in indices)),
-        np.concatenate([visual.patches[starts[i] : ends[i]] for i in indices]),
+        clip=dataclasses.replace(visual.clip, grids=grids),
+        patches=patches,
+        teacher_frames=None if teacher is None else teacher[list(indices)],
     )

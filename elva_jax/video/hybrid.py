@@ -1,39 +1,52 @@
-"""Hybrid resolution (paper, section 3.2): some of a video's frames are read at high resolution, the others at low."""
+"""Hybrid resolution (paper, section 3.2): some frames of a video are read large, the others small.
+
+high_frames=2, low_frames=4     interleave   l H l l H l       ends   H l l l l H
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
 from elva_jax.errors import ConfigError
-from elva_jax.video.picture import Picture
-from elva_jax.video.resize import target_size
+from elva_jax.video.resize import LazyFrame, target_size
 
-POLICIES = ("interleave", "ends", "scene")
-GREY_SIDE = 32  # pixels of the grey pictures whose differences 'scene' measures
+Policy = Literal["interleave", "ends", "scene"]
+POLICIES: tuple[str, ...] = get_args(Policy)
+GRAY_SIDE = 32  # pixels of the gray thumbnails whose differences 'scene' measures
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Hybrid:
-    """How many frames of a video are read, and how large each is; the paper's defaults. With `low_frames=0` all frames are alike.
+    """How many frames of a video are read, and how large; by default as in the paper.
 
-    A video with fewer frames than asked for, or frames at hand, which are all taken, keep the shares of high and low ones.
+    With `low_frames=0` all frames have one size. A video with fewer frames than asked for, or frames in
+    memory, which are all taken, keep the shares of high and low ones.
+
+    Attributes:
+      high_frames: most frames at high resolution.
+      low_frames: most frames at low resolution.
+      high_edge: longest edge of the high frames, in pixels.
+      low_edge: longest edge of the low frames, in pixels.
+      policy: which frames are high: evenly spread, at both ends, or those that change most.
 
     Raises:
-      ConfigError: a negative count, no frame at all, an edge that is not positive, a low edge above the high one, or an unknown policy.
+      ConfigError: a negative count, no frame at all, an edge that is not positive, a low edge above
+        the high one, or an unknown policy.
     """
 
-    high_frames: int = 32  # most frames at high resolution
-    low_frames: int = 32  # most frames at low resolution
-    high_edge: int = 672  # longest edge of the high ones, in pixels
-    low_edge: int = 336  # longest edge of the low ones, in pixels
-    policy: str = "interleave"  # which are high: interleave (evenly spread) | ends | scene (those that change most)
+    high_frames: int = 32
+    low_frames: int = 32
+    high_edge: int = 672
+    low_edge: int = 336
+    policy: str = "interleave"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work."""
         for name in ("high_frames", "low_frames"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: cannot be negative")
@@ -44,11 +57,13 @@ class Hybrid:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1 pixel")
         if self.high_frames and self.low_frames and self.low_edge > self.high_edge:
             raise ConfigError(
-                f"low_edge={self.low_edge} exceeds high_edge={self.high_edge}; make it less, or exchange them"
+                f"low_edge={self.low_edge} exceeds high_edge={self.high_edge}; "
+                "make it smaller, or swap them"
             )
         if self.policy not in POLICIES:
             raise ConfigError(
-                f"hybrid-resolution policy '{self.policy}' is unknown; use one of {', '.join(POLICIES)}"
+                f"hybrid-resolution policy '{self.policy}' is unknown; "
+                f"use one of {', '.join(POLICIES)}"
             )
 
     @property
@@ -58,33 +73,35 @@ class Hybrid:
 
 
 def complete(longest_edge: int, patch_size: int, **given: int | str | None) -> Hybrid | None:
-    """The reading of which only some fields are given; None where all are None.
+    """Fills in the fields of a `Hybrid` that are None; None where all of them are.
 
-    The high edge is by default a stage's `longest_edge`, the low one `low_edge_beside` it; other fields have the dataclass's defaults.
+    The high edge is by default a stage's `longest_edge`, the low one `low_edge_beside` it; other
+    fields have the class's defaults.
     """
     fields = {name: value for name, value in given.items() if value is not None}
     if not fields:
         return None
     high_edge = fields.setdefault("high_edge", longest_edge)
-    fields.setdefault("low_edge", low_edge_beside(high_edge, patch_size))
-    return Hybrid(**fields)
+    fields.setdefault("low_edge", low_edge_beside(int(high_edge), patch_size))
+    return Hybrid(**fields)  # type: ignore[arg-type]  # checked by Hybrid
 
 
 def low_edge_beside(high_edge: int, patch_size: int) -> int:
-    """The low edge where none is given: the paper's 336 pixels, but at most half of the high one, in whole patches (one at least)."""
+    """The default low edge: the paper's 336 pixels, at most half of the high edge in whole patches."""
     return min(Hybrid.low_edge, high_edge, max(high_edge // 2 // patch_size, 1) * patch_size)
 
 
 def choose_high(
     num_high: int, num_low: int, policy: str = "interleave", change: np.ndarray | None = None
 ) -> np.ndarray:
-    """Says of each of T = num_high + num_low frames in temporal order whether it is a high-resolution one.
+    """Marks the high-resolution ones among T = num_high + num_low frames in temporal order.
 
     Args:
       num_high: frames at high resolution.
       num_low: frames at low resolution.
-      policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both ends (an odd one at the start);
-        'scene' takes those with the greatest change, of equals the earlier.
+      policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both
+        ends (an odd one at the start); 'scene' takes those with the greatest change, of equals the
+        earlier.
       change: float [T], how much each frame differs from the one before it; for 'scene' alone.
 
     Returns:
@@ -98,22 +115,23 @@ def choose_high(
         high[: (num_high + 1) // 2] = True
         high[total - num_high // 2 :] = True
     else:
+        assert change is not None
         high[np.argsort(-change, kind="stable")[:num_high]] = True
     return high
 
 
-class Reduced(NamedTuple):
-    """What is kept of a decoded frame until the last one is read: only then is it known which are high."""
+class SizedFrame(NamedTuple):
+    """A decoded frame in every size that it may need: which frames are high is known only at the end."""
 
     high: np.ndarray | None  # uint8 [h, w, 3]; None where no frame is high
     low: np.ndarray | None  # uint8 [h, w, 3]; None where no frame is low
-    grey: np.ndarray | None  # uint8 [GREY_SIDE, GREY_SIDE], for 'scene'
+    gray: np.ndarray | None  # uint8 [GRAY_SIDE, GRAY_SIDE], for 'scene'
 
 
-def reduce_frame(
-    picture: Picture, hybrid: Hybrid, *, patch_size: int, upscale: bool = False, square: int = 0
-) -> Reduced:
-    """Draws a frame at either size that it may have in the end; see `video.resize.target_size`.
+def draw_sizes(
+    frame: LazyFrame, hybrid: Hybrid, *, patch_size: int, upscale: bool = False, square: int = 0
+) -> SizedFrame:
+    """Draws a frame in the sizes that it may need; see `video.resize.target_size`.
 
     With `square`, frames are squashed to that side instead, as a vision tower reads them.
 
@@ -122,59 +140,53 @@ def reduce_frame(
     """
     if square and hybrid.high_frames and hybrid.low_frames:
         raise ConfigError(
-            f"hybrid resolution: an encoder-based model reads squares of {square} pixels alone; leave it off"
+            f"hybrid resolution: an encoder-based model reads only squares of {square} pixels; "
+            "leave hybrid resolution off"
         )
     if square:
-        squashed = square_frame(picture, square, patch_size)
-        return Reduced(squashed, squashed, None)
+        squashed = square_frame(frame, square, patch_size)
+        return SizedFrame(squashed, squashed, None)
 
     def resized(edge: int) -> np.ndarray:
-        return picture.at(
-            target_size(
-                picture.height,
-                picture.width,
-                longest_edge=edge,
-                patch_size=patch_size,
-                upscale=upscale,
-            )
+        size = target_size(
+            frame.height, frame.width, longest_edge=edge, patch_size=patch_size, upscale=upscale
         )
+        return frame.at(size)
 
     high = resized(hybrid.high_edge) if hybrid.high_frames else None
     low = resized(hybrid.low_edge) if hybrid.low_frames else None
-    return Reduced(high, low, grey_picture(picture.pixels()) if hybrid.policy == "scene" else None)
+    return SizedFrame(high, low, thumbnail(frame.pixels()) if hybrid.policy == "scene" else None)
 
 
-def square_frame(picture: Picture, side: int, patch_size: int) -> np.ndarray:
-    """Squashes a frame to a vision tower's square of `side` pixels, without what is beyond its last whole patch, which no tower sees."""
+def square_frame(frame: LazyFrame, side: int, patch_size: int) -> np.ndarray:
+    """Squashes a frame to a square of `side` pixels, without the rest after its last whole patch.
+
+    A vision tower does not see that rest.
+    """
     whole = side // patch_size * patch_size
-    return picture.at((side, side))[:whole, :whole]
+    return frame.at((side, side))[:whole, :whole]
 
 
-def settle(reduced: Sequence[Reduced], hybrid: Hybrid) -> list[np.ndarray]:
-    """The T frames of a video in temporal order, uint8 [h, w, 3], each at the size that the policy gives it."""
-    if not reduced:
+def assign_resolution(frames: Sequence[SizedFrame], hybrid: Hybrid) -> list[np.ndarray]:
+    """The frames of a video, uint8 [h, w, 3], each in the size that the policy gives it."""
+    if not frames:
         return []
-    total = len(reduced)
-    num_high = (
-        min(total, max(1, round(total * hybrid.high_frames / hybrid.frames)))
-        if hybrid.high_frames
-        else 0
-    )
-    change = frame_change([frame.grey for frame in reduced]) if hybrid.policy == "scene" else None
+    total, num_high = len(frames), 0
+    if hybrid.high_frames:
+        num_high = min(total, max(1, round(total * hybrid.high_frames / hybrid.frames)))
+    change = frame_change([frame.gray for frame in frames]) if hybrid.policy == "scene" else None
     high = choose_high(num_high, total - num_high, hybrid.policy, change)
-    return [
-        frame.high if chosen else frame.low for frame, chosen in zip(reduced, high, strict=True)
-    ]
+    drawn = [frame.high if large else frame.low for frame, large in zip(frames, high, strict=True)]
+    return [pixels for pixels in drawn if pixels is not None]
 
 
-def grey_picture(frame: np.ndarray) -> np.ndarray:
-    """A frame, uint8 [H, W, 3], squashed to a small grey picture, uint8 [GREY_SIDE, GREY_SIDE], by the mean of what falls into a pixel."""
-    return np.asarray(
-        Image.fromarray(frame).convert("L").resize((GREY_SIDE, GREY_SIDE), Image.Resampling.BOX)
-    )
+def thumbnail(frame: np.ndarray) -> np.ndarray:
+    """A frame, uint8 [H, W, 3], squashed to gray uint8 [GRAY_SIDE, GRAY_SIDE] by averaging."""
+    size = (GRAY_SIDE, GRAY_SIDE)
+    return np.asarray(Image.fromarray(frame).convert("L").resize(size, Image.Resampling.BOX))
 
 
-def frame_change(grey: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [T]: the sum of absolute differences of each grey picture from the one before it; infinite for the first."""
-    steps = np.abs(np.diff(np.asarray(grey, np.int64), axis=0)).sum(axis=(1, 2))
+def frame_change(gray: Sequence[np.ndarray | None]) -> np.ndarray:
+    """float64 [T]: sum of absolute differences of each thumbnail from the one before; inf for the first."""
+    steps = np.abs(np.diff(np.asarray(gray, np.int64), axis=0)).sum(axis=(1, 2))
     return np.concatenate([[np.inf], steps])

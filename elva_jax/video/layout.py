@@ -1,27 +1,44 @@
-"""TokenLayout: what every token of a sequence is, settled on the host in NumPy.
+"""TokenLayout: the kind, position and grid cell of every token, fixed on the host in NumPy.
 
-A frame of h x w patches is `<FRAME>`, then h rows of w patches closed by `<LINE>`: h*w + h + 1 tokens (paper, section 3.1).
-A bare frame, as an encoder-based model reads it, is its h*w patches alone.
-Everything ragged about video ends here: the model only gathers, scatters and reduces by these arrays.
+A frame of h x w patches is `<FRAME>`, then h rows of w patches closed by `<LINE>`: h*w + h + 1
+tokens (paper, section 3.1). The first frame of a video, of 2 x 3 patches:
+
+    +---+---+---+
+    | 0 | 1 | 2 |      kind         FRAME PATCH PATCH PATCH LINE  PATCH PATCH PATCH LINE
+    +---+---+---+      patch_index    -1    0     1     2    -1     3     4     5    -1
+    | 3 | 4 | 5 |      frame           0    0     0     0     0     0     0     0     0
+    +---+---+---+      row            -1    0     0     0     0     1     1     1     1
+                       tube           -1    0     1     2     6     3     4     5     7
+                       cell (row)     -1    0     0     0    -1     1     1     1    -1
+                       cell (column)  -1    0     1     2    -1     0     1     2    -1
+                       position        0    1     2     3     4     5     6     7     8
+
+The next frame of that grid has the same tubes, frame 1, rows 2 and 3, and patches 6 to 11. A bare
+frame, as an encoder-based model reads it, is its h*w patches alone. Everything ragged about video
+ends here: the model only gathers, scatters and reduces by these arrays.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from elva_jax.errors import LayoutError
 
+Array = Any  # NumPy's on the host, JAX's on the device, which this module must not import
+
 
 class Kind(enum.IntEnum):
-    """What a token is."""
+    """Kinds of tokens."""
 
     PAD = 0
     TEXT = 1
@@ -30,70 +47,138 @@ class Kind(enum.IntEnum):
     LINE = 4
 
 
-class TokenLayout(NamedTuple):
-    """Integer arrays of one length S (a leading batch axis is allowed), usable as a JAX pytree.
+NUMBERED = ("patch_index", "frame", "row", "tube")  # identifiers, unique within a packed sequence
 
-    Identifiers (`patch_index`, `frame`, `row`, `tube`) are unique within one packed sequence and −1 where they have no meaning.
+
+class TokenLayout(NamedTuple):
+    """Arrays of one length S, usable as a JAX pytree; a leading batch axis is allowed.
+
+    The identifiers `patch_index`, `frame`, `row` and `tube` are unique within one packed sequence.
+    They and `cell` are -1 where they have no meaning.
+
+    Attributes:
+      kind: a `Kind`.
+      token_id: vocabulary id of text; 0 elsewhere.
+      patch_index: index into the patch array [N, P*P*3] of a PATCH.
+      frame: frame of a FRAME, PATCH or LINE.
+      row: row of a PATCH or LINE, counted over all frames.
+      tube: chain of tokens that may merge: a PATCH or LINE at the same place of the grid, in frames
+        of the same grid in the same video.
+      cell: grid row, grid column, grid rows and grid columns of a PATCH.
+      position: RoPE position: how many tokens of its example precede the token, without other
+        turns. The survivor of a merge keeps its position.
+      turn: number of the independent question that the token belongs to, from 1; 0 is seen by all.
+      segment: number of the packed example, from 1; 0 is padding.
+      target: vocabulary id of the next token where that is to be learned; 0 elsewhere.
+      loss_weight: weight of that prediction; 0 where nothing is to be learned.
     """
 
-    kind: np.ndarray  # [S] a Kind
-    token_id: np.ndarray  # [S] vocabulary id of text, 0 elsewhere
-    patch_index: np.ndarray  # [S] row of the patch array [N, P*P*3]; -1 for what is not a patch
-    frame: np.ndarray  # [S] frame of a FRAME, PATCH or LINE token
-    row: np.ndarray  # [S] row of a PATCH or LINE token, counted over all frames
-    tube: np.ndarray  # [S] same grid position of frames of one grid in one video, for PATCH and LINE; -1 never merges
-    cell: (
-        np.ndarray
-    )  # [S, 4] grid row, grid column, grid rows, grid columns of a PATCH; -1 elsewhere
-    position: np.ndarray  # [S] RoPE position: how many tokens of its example precede it, without other turns; survivors of a merge keep theirs
-    turn: np.ndarray  # [S] which of several independent questions a token belongs to, from 1; 0 is what all of them see
-    segment: np.ndarray  # [S] which packed example, from 1; 0 is padding
-    target: np.ndarray  # [S] vocabulary id of the next token where it is to be learned, 0 elsewhere
-    loss_weight: (
-        np.ndarray
-    )  # [S] float32 weight of that prediction; 0 where nothing is to be learned
+    kind: Int32[Array, "*B S"]
+    token_id: Int32[Array, "*B S"]
+    patch_index: Int32[Array, "*B S"]
+    frame: Int32[Array, "*B S"]
+    row: Int32[Array, "*B S"]
+    tube: Int32[Array, "*B S"]
+    cell: Int32[Array, "*B S 4"]
+    position: Int32[Array, "*B S"]
+    turn: Int32[Array, "*B S"]
+    segment: Int32[Array, "*B S"]
+    target: Int32[Array, "*B S"]
+    loss_weight: Float32[Array, "*B S"]
 
     @property
     def length(self) -> int:
+        """S, padding included."""
         return self.kind.shape[-1]
 
+    @staticmethod
+    def shapes(*dims: int) -> TokenLayout:
+        """The shape of every field of a layout [*dims], such as [B, S]."""
+        return TokenLayout(
+            **{name: (*dims, 4) if name == "cell" else dims for name in TokenLayout._fields}
+        )
 
-class Text(NamedTuple):
+    @staticmethod
+    def dtypes() -> TokenLayout:
+        """The type of every field."""
+        return TokenLayout(
+            **{
+                name: np.dtype(np.float32 if name == "loss_weight" else np.int32)
+                for name in TokenLayout._fields
+            }
+        )
+
+    @staticmethod
+    def pad_values() -> TokenLayout:
+        """The value of every field at padding."""
+        return TokenLayout(
+            **{name: -1 if name in (*NUMBERED, "cell") else 0 for name in TokenLayout._fields}
+        )
+
+    @staticmethod
+    def padding(*dims: int) -> TokenLayout:
+        """A layout [*dims] of padding."""
+        return TokenLayout(
+            *map(np.full, TokenLayout.shapes(*dims), TokenLayout.pad_values(), TokenLayout.dtypes())
+        )
+
+    @staticmethod
+    def stack(layouts: Sequence[TokenLayout]) -> TokenLayout:
+        """A batch of layouts of one length."""
+        return TokenLayout(*(np.stack(field) for field in zip(*layouts, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Text:
     """A run of text tokens.
 
-    Runs of one `turn` above 0 are a branch: they see turn 0 and one another, not other turns, as if each turn were alone behind turn 0.
+    Runs of one `turn` above 0 are a branch: they see turn 0 and one another, but no other turn, as
+    if each turn alone followed turn 0.
+
+    Attributes:
+      token_ids: vocabulary ids.
+      weight: loss weight of predicting each of them; 0: context only.
+      turn: number of the independent question they belong to; 0: shared by all.
     """
 
     token_ids: Sequence[int]
-    weight: float = 0.0  # loss weight of predicting each of them; 0: context only
+    _: dataclasses.KW_ONLY
+    weight: float = 0.0
     turn: int = 0
 
 
-class Clip(NamedTuple):
-    """A video (or an image: one frame) as the (rows, columns) of each frame's patch grid, in temporal order."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """A video or image as the patch grids of its frames.
+
+    Attributes:
+      grids: (rows, columns) of each frame, in temporal order.
+      bare: whether frames are patches alone, without <FRAME> and <LINE>.
+    """
 
     grids: Sequence[tuple[int, int]]
-    bare: bool = False  # whether frames are patches alone, without <FRAME> and <LINE>
+    _: dataclasses.KW_ONLY
+    bare: bool = False
 
 
-def frame_tokens(rows: int, columns: int, bare: bool = False) -> int:
+def frame_tokens(rows: int, columns: int, *, bare: bool = False) -> int:
     """Tokens of one frame of rows x columns patches."""
     return rows * columns + (0 if bare else rows + 1)
 
 
 def clip_tokens(clip: Clip) -> int:
     """Tokens of all frames of a clip."""
-    return sum(frame_tokens(*grid, clip.bare) for grid in clip.grids)
+    return sum(frame_tokens(*grid, bare=clip.bare) for grid in clip.grids)
 
 
 class _Frame(NamedTuple):
-    """What every frame of one grid shares; read-only, because it is cached."""
+    """The arrays that all frames of one grid share; read-only, because they are cached."""
 
     kind: np.ndarray  # [n] a Kind
-    head: int  # tokens in front of the rows: <FRAME>, or none
-    patch: np.ndarray  # [h*w] where the patches stand in the frame
-    row: np.ndarray  # [n - head] row of each token behind the head
-    tube: np.ndarray  # [n - head] tube of each token behind the head, from 0
+    head: int  # tokens before the first row: <FRAME>, or none
+    patch: np.ndarray  # [h*w] index of each patch among the frame's tokens
+    row: np.ndarray  # [n - head] row of each token after the head
+    tube: np.ndarray  # [n - head] tube of each token after the head, from 0
     cell: np.ndarray  # [n, 4]
 
 
@@ -101,17 +186,17 @@ class _Frame(NamedTuple):
 def _frame(rows: int, columns: int, bare: bool) -> _Frame:
     if rows < 1 or columns < 1:
         raise LayoutError(
-            f"a frame of {rows} x {columns} patches has no tokens; both sides need at least one patch"
+            f"a frame of {rows} x {columns} patches has no tokens; "
+            "both sides need at least one patch"
         )
     head, width = (0, columns) if bare else (1, columns + 1)
     in_row = np.arange(rows * width, dtype=np.int32)
     row, column = in_row // width, in_row % width
     is_line = column == columns
     cell = np.stack([row, column, np.full_like(row, rows), np.full_like(row, columns)], axis=-1)
+    kind = np.where(is_line, Kind.LINE, Kind.PATCH)
     return _Frame(
-        kind=np.append([Kind.FRAME] * head, np.where(is_line, Kind.LINE, Kind.PATCH)).astype(
-            np.int32
-        ),
+        kind=np.append([Kind.FRAME] * head, kind).astype(np.int32),
         head=head,
         patch=head + np.flatnonzero(~is_line),
         row=row,
@@ -123,13 +208,21 @@ def _frame(rows: int, columns: int, bare: bool) -> _Frame:
 
 
 def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
-    """Lays out one example; patches count from 0 in the order of the clips, frames and rows given.
+    """Lays out one example.
 
-    Frames of one clip that share a grid share tubes, whatever stands between them; clips never share tubes.
+    Patches are numbered from 0 in the order of the clips, frames and rows given. Frames of one clip
+    that share a grid share tubes, whatever stands between them; clips never share tubes.
+
+    Args:
+      parts: text and clips in order.
+
+    Returns:
+      The layout [S] of the example, without padding.
 
     Raises:
-      LayoutError: a grid without patches; an answer that directly follows a visual token or opens the example (the token before an answer
-        must be text, because text is what survives every merge) or its turn; something of an earlier turn behind a later one.
+      LayoutError: an empty example; a grid without patches; an answer that directly follows a
+        visual token, or opens the example or its turn (the token before an answer must be text,
+        because text is what survives every merge); parts of an earlier turn after a later one.
     """
     length = sum(
         len(part.token_ids)
@@ -139,110 +232,99 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     )
     if length == 0:
         raise LayoutError("an example needs at least one token")
-    arrays = {
-        name: np.full((length, 4) if name == "cell" else length, -1, np.int32)
-        for name in TokenLayout._fields[:7]
-    }
-    arrays["token_id"][:] = 0
-    weight = np.zeros(
-        length + 1, np.float32
-    )  # of predicting each token; the last one has no successor
-    turn, at = np.zeros(length, np.int32), 0
-    seen = dict.fromkeys(("patches", "frames", "rows", "tubes"), 0)
+    out = TokenLayout.padding(length)
+    # Weight of predicting each token; the last entry stands for the one that never comes.
+    weight = np.zeros(length + 1, np.float32)
+    at = _Numbers()
     for part in parts:
         if isinstance(part, Clip):
-            at = _lay_clip(arrays, at, part, seen)
+            at = _write_clip(out, part, at)
             continue
-        span = slice(at, at + len(part.token_ids))
-        arrays["kind"][span], arrays["token_id"][span], weight[span], turn[span] = (
-            Kind.TEXT,
-            part.token_ids,
-            part.weight,
-            part.turn,
-        )
-        at = span.stop
-    if np.any(np.diff(turn) < 0):
-        raise LayoutError("turns must come in order behind what they share")
-    starts = np.flatnonzero(np.diff(turn, prepend=0))
+        span = slice(at.token, at.token + len(part.token_ids))
+        out.kind[span], out.token_id[span], out.turn[span] = Kind.TEXT, part.token_ids, part.turn
+        weight[span] = part.weight
+        at = at._replace(token=span.stop)
+    steps = np.diff(out.turn, prepend=0)
+    if np.any(steps[1:] < 0):
+        raise LayoutError("turns must come in order, after what they share")
+    starts = np.flatnonzero(steps)
     learned = weight[1:] > 0
-    if (
-        weight[0] > 0
-        or np.any(learned & (arrays["kind"] != Kind.TEXT))
-        or np.any(weight[starts] > 0)
-    ):
+    if weight[0] > 0 or np.any(learned & (out.kind != Kind.TEXT)) or np.any(weight[starts] > 0):
         raise LayoutError(
-            "an answer must follow a text token, not open the example or a turn, or follow a visual token"
+            "an answer must follow a text token; "
+            "it cannot open the example or a turn, or follow a visual token"
         )
-    target = np.zeros(length, np.int32)
-    target[:-1] = np.where(learned[:-1], arrays["token_id"][1:], 0)
-    return TokenLayout(
-        **arrays,
-        position=_positions(length, starts),
-        turn=turn,
-        segment=np.ones(length, np.int32),
-        target=target,
-        loss_weight=weight[1:],
-    )
+    out.position[:] = _positions(length, starts)
+    out.segment[:] = 1
+    out.target[:-1] = np.where(learned[:-1], out.token_id[1:], 0)
+    out.loss_weight[:] = weight[1:]
+    return out
 
 
 def _positions(length: int, starts: np.ndarray) -> np.ndarray:
-    """int32 [S]: counted from 0; every turn, beginning at `starts`, counts on from what all turns share."""
+    """int32 [S], from 0; every turn, which begin at `starts`, continues from what all turns share."""
     position = np.arange(length, dtype=np.int32)
     for start in starts[1:]:
         position[start:] = starts[0] + np.arange(length - start)
     return position
 
 
-def _lay_clip(arrays: dict[str, np.ndarray], start: int, clip: Clip, seen: dict[str, int]) -> int:
-    """Writes a clip's tokens from `start` on, frames of one grid at a time; advances the numbers in `seen` and returns the end."""
-    tube_base: dict[tuple[int, int], int] = {}
-    for (r, c), group in itertools.groupby(clip.grids):
-        shared, n = _frame(r, c, clip.bare), len(list(group))
-        if (r, c) not in tube_base:
-            tube_base[r, c] = seen["tubes"]
-            seen["tubes"] += r * c + r
-        end = start + n * len(shared.kind)
-        view = {
-            name: array[start:end].reshape(n, len(shared.kind), *array.shape[1:])
-            for name, array in arrays.items()
-        }
+class _Numbers(NamedTuple):
+    """The numbers of the next token, patch, frame, row and tube of an example."""
+
+    token: int = 0
+    patch: int = 0
+    frame: int = 0
+    row: int = 0
+    tube: int = 0
+
+
+def _write_clip(out: TokenLayout, clip: Clip, at: _Numbers) -> _Numbers:
+    """Writes a clip's tokens, consecutive frames of one grid at a time; returns the next numbers."""
+    first_tube: dict[tuple[int, int], int] = {}
+    for (h, w), group in itertools.groupby(clip.grids):
+        shared, n = _frame(h, w, clip.bare), len(list(group))
+        stop = at.token + n * len(shared.kind)
+        frames = TokenLayout(
+            *(field[at.token : stop].reshape(n, -1, *field.shape[1:]) for field in out)
+        )  # views [n, tokens of a frame]
+        if (h, w) not in first_tube:
+            first_tube[h, w] = at.tube
+            at = at._replace(tube=at.tube + h * w + h)
         nth = np.arange(n, dtype=np.int32)[:, None]
-        view["kind"][:] = shared.kind
-        view["patch_index"][:, shared.patch] = seen["patches"] + np.arange(
-            n * r * c, dtype=np.int32
-        ).reshape(n, r * c)
-        view["frame"][:] = seen["frames"] + nth
-        view["row"][:, shared.head :] = seen["rows"] + nth * r + shared.row
-        view["tube"][:, shared.head :] = tube_base[r, c] + shared.tube
-        view["cell"][:] = shared.cell
-        seen["patches"], seen["frames"], seen["rows"] = (
-            seen["patches"] + n * r * c,
-            seen["frames"] + n,
-            seen["rows"] + n * r,
+        patches = np.arange(n * h * w, dtype=np.int32).reshape(n, h * w)
+        frames.kind[:] = shared.kind
+        frames.patch_index[:, shared.patch] = at.patch + patches
+        frames.frame[:] = at.frame + nth
+        frames.row[:, shared.head :] = at.row + nth * h + shared.row
+        frames.tube[:, shared.head :] = first_tube[h, w] + shared.tube
+        frames.cell[:] = shared.cell
+        at = at._replace(
+            token=stop, patch=at.patch + n * h * w, frame=at.frame + n, row=at.row + n * h
         )
-        start = end
-    return start
+    return at
 
 
 class Counts(NamedTuple):
-    """What an example takes of each budget of a packed sequence."""
+    """How much of a packed sequence an example takes."""
 
     tokens: int
     patches: int
     frames: int
-    floor: int  # tokens for which there must be room behind the last merge
+    floor: int  # tokens that may still be left after the last merging layer
 
 
 def count(
-    layout: TokenLayout, merge_lines: bool = False, merges: Sequence[tuple[str, float]] = ()
+    layout: TokenLayout, *, merge_lines: bool = False, merges: Sequence[tuple[str, float]] = ()
 ) -> Counts:
     """Counts one unbatched layout.
 
     Args:
       layout: of one example.
       merge_lines: whether `<LINE>` tokens merge along their tubes.
-      merges: policy and ratio of the merging layers up to the smallest bucket. Its floor is then what these leave at most, whatever the
-        video shows; thresholds promise nothing. Without a ratio among them it is what no merge removes: text, specials and a token a tube.
+      merges: policy and ratio of the merging layers up to the smallest bucket. The floor is what
+        these leave at most, whatever the video shows; thresholds promise nothing. Without a ratio
+        among them it is what no merge removes: text, specials and one token per tube.
     """
     kind = layout.kind
     mergeable = kind == Kind.PATCH
@@ -260,7 +342,7 @@ def count(
 
 
 def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -> int:
-    """The mergeable tokens of one example, of so many tubes, that merging leaves at most; see `count`."""
+    """The most of an example's mergeable tokens, in so many tubes, that merging leaves; see `count`."""
     ratios = [
         (policy, Fraction(ratio).limit_denominator(10_000))
         for policy, ratio in merges
@@ -268,17 +350,17 @@ def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -
     ]
     left = mergeable if ratios else tubes
     for policy, ratio in ratios:
-        ends = (
-            tubes if policy == "pool" else 0
-        )  # pooling counts along each tube, and may leave one more of it
+        # Pooling counts along each tube, and may leave one more token of it.
+        ends = tubes if policy == "pool" else 0
         left = max(tubes, min(left, math.ceil(ratio * left) + ends))
     return left
 
 
 def pack(layouts: Sequence[TokenLayout], length: int) -> TokenLayout:
-    """Joins examples into one sequence of `length` tokens, padded with PAD; the k-th example becomes segment k+1.
+    """Joins examples into one sequence of `length` tokens, padded with PAD.
 
-    Patch, frame, row and tube numbers are shifted so that they stay unique; the patch arrays must be concatenated in the same order.
+    The k-th example becomes segment k + 1. Its patch, frame, row and tube numbers are shifted so
+    that they stay unique; the patch arrays must be concatenated in the same order.
 
     Raises:
       LayoutError: the examples do not fit.
@@ -286,22 +368,16 @@ def pack(layouts: Sequence[TokenLayout], length: int) -> TokenLayout:
     total = sum(layout.length for layout in layouts)
     if total > length:
         raise LayoutError(f"{total} tokens do not fit a sequence of {length}")
-    shifts = dict.fromkeys(("patch_index", "frame", "row", "tube"), 0)
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in TokenLayout._fields}
-    for k, layout in enumerate(layouts):
-        for name, array in layout._asdict().items():
-            if name in shifts:
-                pieces[name].append(np.where(array >= 0, array + shifts[name], -1))
-                shifts[name] += int(array.max(initial=-1)) + 1
-            elif name == "segment":
-                pieces[name].append(np.full_like(array, k + 1))
+    out = TokenLayout.padding(length)
+    start, first = 0, dict.fromkeys(NUMBERED, 0)
+    for segment, layout in enumerate(layouts, start=1):
+        span = slice(start, start + layout.length)
+        for name, field, values in zip(out._fields, out, layout, strict=True):
+            if name in first:
+                field[span] = np.where(values >= 0, values + first[name], -1)
+                first[name] += int(values.max(initial=-1)) + 1
             else:
-                pieces[name].append(array)
-    padding = length - total
-    out = {}
-    for name in TokenLayout._fields:
-        fill = -1 if name in (*shifts, "cell") else 0
-        shape = (padding, 4) if name == "cell" else (padding,)
-        dtype = np.float32 if name == "loss_weight" else np.int32
-        out[name] = np.concatenate([*pieces[name], np.full(shape, fill, dtype)]).astype(dtype)
-    return TokenLayout(**out)
+                field[span] = values
+        out.segment[span] = segment
+        start = span.stop
+    return out

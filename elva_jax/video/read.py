@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from elva_jax.errors import ConfigError, VideoError
-from elva_jax.video.picture import Picture, from_array
 from elva_jax.video.reader import BACKGROUND, VideoFile, reading
+from elva_jax.video.resize import LazyFrame
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 IMAGE_SUFFIXES = (
@@ -53,7 +53,7 @@ def read_frames(
     *,
     num_frames: int | None = None,
     fps: float | None = None,
-    transform: Callable[[Picture], Any] | None = None,
+    transform: Callable[[LazyFrame], Any] | None = None,
     name: str | None = None,
     folder_fps: float = 1.0,
 ) -> Frames:
@@ -128,14 +128,16 @@ class Pictures:
         self._load = load
         self.close = close
 
-    def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, Picture]]:
+    def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, LazyFrame]]:
         """As `VideoFile.frames_at`."""
         for k in dict.fromkeys(bisect.bisect_right(self._starts, time) - 1 for time in times):
-            yield self._starts[k], from_array(self._load(k))
+            yield self._starts[k], LazyFrame.from_array(self._load(k))
 
-    def all_frames(self) -> Iterator[tuple[Fraction, Picture]]:
+    def all_frames(self) -> Iterator[tuple[Fraction, LazyFrame]]:
         """As `VideoFile.all_frames`."""
-        return ((start, from_array(self._load(k))) for k, start in enumerate(self._starts))
+        return (
+            (start, LazyFrame.from_array(self._load(k))) for k, start in enumerate(self._starts)
+        )
 
     def count(self) -> int:
         """How many pictures there are."""

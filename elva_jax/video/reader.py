@@ -15,8 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from elva_jax.errors import VideoError
-from elva_jax.video.picture import Picture, Size
-from elva_jax.video.resize import resize_frame
+from elva_jax.video.resize import LazyFrame, Size, resize_frame
 
 # Without a list FFmpeg would also "play" text files and follow play lists to other files.
 FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
@@ -105,7 +104,7 @@ class VideoFile:
             self._container.close()
             self._container = None
 
-    def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, Picture]]:
+    def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, LazyFrame]]:
         """Yields time in seconds and picture of the frames displayed at increasing `times`, each frame once.
 
         The frame displayed at t is the last one whose time stamp is not after t.
@@ -129,7 +128,7 @@ class VideoFile:
         """Seconds of which every frame's time is a multiple."""
         return self._base
 
-    def all_frames(self) -> Iterator[tuple[Fraction, Picture]]:
+    def all_frames(self) -> Iterator[tuple[Fraction, LazyFrame]]:
         """Yields time in seconds and picture of every frame from where the file stands: all of a newly opened one.
 
         Raises:
@@ -171,7 +170,7 @@ class VideoFile:
             )
         return max(frames, 1)
 
-    def _picture(self) -> Picture:
+    def _picture(self) -> LazyFrame:
         """The held frame's."""
         if (
             self._matrix is None
@@ -388,7 +387,7 @@ def _nothing() -> Generator[Shown]:
     yield from ()
 
 
-def to_picture(frame: av.VideoFrame, matrix: np.ndarray, scalers: Scalers, name: str) -> Picture:
+def to_picture(frame: av.VideoFrame, matrix: np.ndarray, scalers: Scalers, name: str) -> LazyFrame:
     """A frame as it is meant to be seen: transparency on white, turned and mirrored by the display matrix."""
     turned = is_turned(matrix)
     whole = (frame.width, frame.height) if turned else (frame.height, frame.width)
@@ -406,7 +405,7 @@ def to_picture(frame: av.VideoFrame, matrix: np.ndarray, scalers: Scalers, name:
             )
             return np.ascontiguousarray(displayed(pixels, matrix))
 
-    return Picture(*whole, draw)
+    return LazyFrame(*whole, draw)
 
 
 def _blended(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:

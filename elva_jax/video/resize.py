@@ -1,50 +1,90 @@
-"""Native-resolution resizing (paper, section 3.1): keep the aspect ratio, limit the longest edge, round both edges to patches."""
+"""Native-resolution resizing, and cutting frames into patches (paper, section 3.1).
+
+A frame keeps its aspect ratio. Its longest edge is limited to L, then both edges are rounded to
+whole patches of P pixels:
+
+    scale = min(1, L / max(H, W))        h, w = round(scale * (H, W) / P) * P,  P <= h, w <= L
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from elva_jax.errors import ConfigError
 
+Size = tuple[int, int]  # (height, width) in pixels
+
 
 def target_size(
     height: int, width: int, *, longest_edge: int, patch_size: int, upscale: bool = False
-) -> tuple[int, int]:
+) -> Size:
     """The (height, width) in pixels that a frame is resized to.
 
-    The frame is scaled so that its longest edge is at most `longest_edge`; it is scaled up only with `upscale`. Then both edges are
-    rounded to the nearest multiple of `patch_size` (halves up), to at least one patch and to no more than fit into `longest_edge`.
+    The frame is scaled so that its longest edge is at most `longest_edge`; it is scaled up only
+    with `upscale`. Then both edges are rounded to the nearest multiple of `patch_size` (halves up),
+    to at least one patch and to no more than fit into `longest_edge`.
 
     Raises:
       ConfigError: `longest_edge` holds no patch, or an edge is not positive.
     """
     if min(height, width, patch_size) < 1 or longest_edge < patch_size:
         raise ConfigError(
-            f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} must hold at least one patch of {patch_size}"
+            f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} "
+            f"must hold at least one patch of {patch_size}"
         )
     longest = max(height, width)
     target = longest_edge if upscale else min(longest, longest_edge)
     limit = longest_edge // patch_size
-    # round(edge * target / longest / patch_size) in integers: no rounding error decides a half.
-    rows, columns = (
-        (2 * edge * target + longest * patch_size) // (2 * longest * patch_size)
-        for edge in (height, width)
-    )
-    return tuple(min(max(count, 1), limit) * patch_size for count in (rows, columns))
+
+    def rounded(edge: int) -> int:
+        # round(edge * target / longest / patch_size) in integers: no rounding error decides a half.
+        count = (2 * edge * target + longest * patch_size) // (2 * longest * patch_size)
+        return min(max(count, 1), limit) * patch_size
+
+    return rounded(height), rounded(width)
 
 
-def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a uint8 [H, W, 3] frame to `size` = (height, width), bicubic with antialiasing; a frame of that size is returned as it is."""
+def resize_frame(frame: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes a uint8 [H, W, 3] frame to (height, width), bicubic with antialiasing.
+
+    A frame of that size is returned as it is.
+    """
     if frame.shape[:2] == tuple(size):
         return frame
     return np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LazyFrame:
+    """An upright frame of which no pixel has been converted yet.
+
+    A video's decoder converts colors and scales in one go, several times as fast as one after the
+    other.
+    """
+
+    height: int
+    width: int
+    at: Callable[[Size], np.ndarray]  # uint8 [h, w, 3] of a size
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3] in the frame's own size."""
+        return self.at((self.height, self.width))
+
+    @classmethod
+    def from_array(cls, frame: np.ndarray) -> LazyFrame:
+        """Wraps pixels, uint8 [H, W, 3]."""
+        height, width = frame.shape[:2]
+        return cls(height, width, lambda size: resize_frame(frame, size))
+
+
 def patchify(frames: Sequence[np.ndarray], patch_size: int) -> np.ndarray:
-    """Cuts uint8 [h, w, 3] frames into [n, P*P*3] patches, frame by frame and row by row; inside a patch: rows, columns, channels.
+    """Cuts uint8 [h, w, 3] frames into [n, P*P*3] patches.
+
+    The patches are in order of frames and rows; inside a patch: rows, columns, channels.
 
     Raises:
       ConfigError: an edge is not a multiple of the patch size.
@@ -53,19 +93,22 @@ def patchify(frames: Sequence[np.ndarray], patch_size: int) -> np.ndarray:
         if frame.shape[0] % patch_size or frame.shape[1] % patch_size:
             size = "x".join(map(str, frame.shape[:2]))
             raise ConfigError(
-                f"a frame of {size} pixels cannot be cut into patches of {patch_size}; resize it to target_size first"
+                f"a frame of {size} pixels cannot be cut into patches of {patch_size}; "
+                "resize it to target_size first"
             )
-    grids = [(frame.shape[0] // patch_size, frame.shape[1] // patch_size) for frame in frames]
-    out = np.empty(
-        (sum(rows * columns for rows, columns in grids), patch_size * patch_size * 3), np.uint8
-    )
+    grids = patch_grids(frames, patch_size)
+    width = patch_size * 3
+    out = np.empty((sum(rows * columns for rows, columns in grids), patch_size * width), np.uint8)
     start = 0
     for frame, (rows, columns) in zip(frames, grids, strict=True):
-        place = out[start : start + rows * columns].reshape(
-            rows, columns, patch_size, patch_size * 3
-        )
-        place[...] = frame.reshape(rows, patch_size, columns, patch_size * 3).swapaxes(
-            1, 2
-        )  # the one copy of every pixel
-        start += rows * columns
+        stop = start + rows * columns
+        patches = out[start:stop].reshape(rows, columns, patch_size, width)
+        # The one copy of every pixel.
+        patches[...] = frame.reshape(rows, patch_size, columns, width).swapaxes(1, 2)
+        start = stop
     return out
+
+
+def patch_grids(frames: Sequence[np.ndarray], patch_size: int) -> tuple[tuple[int, int], ...]:
+    """The (rows, columns) of patches of each frame."""
+    return tuple((len(frame) // patch_size, frame.shape[1] // patch_size) for frame in frames)

@@ -9,7 +9,7 @@ from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.safe_read import Rejected
 from elva_jax.errors import RecordError
-from elva_jax.video import clip
+from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Kind, build_layout
 
@@ -21,7 +21,7 @@ def make(config, tokenizer):
     def make(teacher_size=None, **data):
         config.stages.video.data.update(data)
         return ConversationDecoder(
-            Mixture(config, "video"), config, "video", tokenizer, teacher_size
+            Mixture(config, "video"), config, config.stages.video, tokenizer, teacher_size
         )
 
     return make
@@ -118,13 +118,14 @@ def test_two_resolutions_are_those_of_inference_and_the_teacher_sees_the_same_fr
     made = make(teacher_size=20, **hybrid).prepare(
         Example("x", (video,), TURNS[:1]), np.random.default_rng(0)
     )
-    seen = clip.load(
+    seen = read_clip(
         video.source,
-        num_frames=1,
-        fps=0.0,
-        longest_edge=48,
-        patch_size=16,
-        hybrid=Hybrid(3, 2, 48, 16, policy),
+        ClipSettings(
+            num_frames=1,
+            longest_edge=48,
+            patch_size=16,
+            hybrid=Hybrid(high_frames=3, low_frames=2, high_edge=48, low_edge=16, policy=policy),
+        ),
     )
     np.testing.assert_array_equal(made.patches, seen.patches)
     assert sorted(seen.clip.grids) == [(1, 1)] * 2 + [(2, 3)] * 3
@@ -206,6 +207,6 @@ def test_failures_of_any_sort_become_records(make, tmp_path):
 
 
 def test_a_caption_of_nothing_is_refused(config, tokenizer):
-    decoder = CaptionDecoder(Mixture(config, "teacher"), config, "teacher", tokenizer)
+    decoder = CaptionDecoder(Mixture(config, "teacher"), config, config.stages.teacher, tokenizer)
     with pytest.raises(RecordError, match=r"^words: has no video or image for the caption$"):
         decoder.prepare(Example("words", (), TURNS), np.random.default_rng(0))

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from elva_jax.config import schema
-from elva_jax.data import mixture, pipeline
+from elva_jax.data import mixture
+from elva_jax.data.batches import conversation_batches
 from elva_jax.errors import DataError, VideoError
 from elva_jax.video.layout import Kind
 from elva_jax.video.read import read_frames
@@ -114,7 +115,7 @@ def run(config, tokenizer):
         stage = config.stages.video
         stage.data.mixture = schema.ConfigDict({"notes": schema.source(str(path))})
         stage.data.update(pack=False, longest_edge=48, **data)
-        return pipeline.make_batches(config, "video", tokenizer)
+        return conversation_batches(config, "video", tokenizer)
 
     return start
 

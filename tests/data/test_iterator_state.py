@@ -8,19 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elva_jax.data import mixture
-from elva_jax.data.iterator_state import Place, trace
-from elva_jax.data.pipeline import BatchIterator, redistribute
+from elva_jax.data.iterator_state import StreamPosition, redistribute, trace
+from elva_jax.data.packing import PackingBuffer, RowCapacity
+from elva_jax.data.pipeline import BatchIterator, SampleReader
 from elva_jax.data.safe_read import Rejected
 from elva_jax.video.layout import Counts
 
-CAPACITY = Counts(16, 16, 16, 16)
+CAPACITY = RowCapacity(16, 16, 16, 16)
 RECORDS = 41
 
 
 class Drawn(NamedTuple):
     """A sample that knows where it came from."""
 
-    place: Place
+    position: StreamPosition
     record: int
     counts: Counts
 
@@ -40,17 +41,28 @@ class Drawing:
         return Drawn(place, record, Counts(1 + record * 7 % 13, 1, 1, 1))
 
 
+class Joined:
+    """Batches that are the samples themselves."""
+
+    row_bytes = 1
+
+    def __call__(self, rows):
+        return [sample for row in rows for sample in row]
+
+    def stats(self, rows):
+        counts = [sample.counts for row in rows for sample in row]
+        return {"examples": len(counts), "tokens": sum(count.tokens for count in counts)}
+
+
 def iterator(index, count, rows, streams=Drawing, limit=1.0):
+    place = {"process_index": index, "process_count": count}
     return BatchIterator(
-        streams,
-        lambda rows: [sample for row in rows for sample in row],
+        reader=SampleReader(streams, **place, workers=0, buffer=2),
+        packer=PackingBuffer(CAPACITY),
+        collator=Joined(),
         rows=rows,
-        capacity=CAPACITY,
-        single=False,
-        workers=0,
-        buffer=2,
         max_bad_fraction=limit,
-        settings={"process_index": index, "process_count": count},
+        settings=place,
     )
 
 
@@ -91,12 +103,12 @@ def test_an_epoch_has_every_record_once_however_often_the_number_of_processes_ch
         before = dropped
     # Everything behind the last deal is long past the first epoch of every stream that the run was started with.
     first = phases[0][0]
-    taken = Counter(sample.place for sample in samples)
+    taken = Counter(sample.position for sample in samples)
     assert max(taken.values()) == 1
     ends = [len(range(stream, RECORDS, first)) for stream in range(first)]
-    waiting = [Place(*place) for state in states for place in state["waiting"]]
+    waiting = [StreamPosition(*place) for state in states for place in state["waiting"]]
     epoch = Counter(
-        sample.record for sample in samples if sample.place.index < ends[sample.place.stream]
+        sample.record for sample in samples if sample.position.index < ends[sample.position.stream]
     )
     left = {Drawing(first)(place).record for place in waiting if place.index < ends[place.stream]}
     good = {record for record in range(RECORDS) if record % 9 != 5}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from elva_jax.config import schema
 from elva_jax.data import mixture
+from elva_jax.data.batches import conversation_batches
 from elva_jax.errors import DataError
 
 
@@ -230,14 +231,12 @@ def test_more_records_than_there_are_is_refused(several):
 
 
 def test_a_position_of_another_sampling_is_refused(several, config, tokenizer):
-    from elva_jax.data import pipeline
-
     several(a=dict(split="train", sampling="first:12"))
-    state = pipeline.make_batches(config, "video", tokenizer).get_state()
+    state = conversation_batches(config, "video", tokenizer).get_state()
     for change in (dict(sampling="end:12"), dict(sampling="random:50%")):
         several(a=dict(split="train", **change))
         with pytest.raises(DataError, match=r"^data position: mixture was .*first:12"):
-            pipeline.make_batches(config, "video", tokenizer).set_state(state)
+            conversation_batches(config, "video", tokenizer).set_state(state)
     several(2.0, a=dict(split="train", sampling="first:12"))
     with pytest.raises(DataError, match=r"^data position: mixture was .*temperature"):
-        pipeline.make_batches(config, "video", tokenizer).set_state(state)
+        conversation_batches(config, "video", tokenizer).set_state(state)

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elva_jax.config import schema
-from elva_jax.data.packing import Sample, Window, budgets, collate, over, simulate
+from elva_jax.data.collate import PackedCollator
+from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows, simulate
 from elva_jax.video.layout import Clip, Counts, Kind, Text, build_layout, count
 
-CAPACITY = Counts(10, 8, 3, 9)
+CAPACITY = RowCapacity(10, 8, 3, 9)
 costs = st.lists(
     st.builds(Counts, st.integers(1, 10), st.integers(0, 8), st.integers(0, 3), st.integers(0, 9)),
     max_size=30,
@@ -43,13 +44,13 @@ def plain_rows(costs, ahead):
 
 
 def packed_rows(costs, ahead):
-    window, costs, rows = Window(CAPACITY, ahead), list(enumerate(costs)), []
+    buffer, costs, rows = PackingBuffer(CAPACITY, ahead), list(enumerate(costs)), []
     while True:
-        while window.short:
+        while buffer.short:
             if not costs:
-                return rows, [k for k, _ in window.waiting]
-            window.add(*costs.pop(0))
-        rows.append(window.take())
+                return rows, [k for k, _ in buffer.waiting]
+            buffer.add(*costs.pop(0))
+        rows.append(buffer.take())
 
 
 @settings(deadline=None)
@@ -59,18 +60,18 @@ def test_rows_are_those_of_the_rule(costs, ahead):
     assert (rows, waiting) == plain_rows(costs, ahead)
     assert sorted(k for row in [*rows, waiting] for k in row) == list(range(len(costs)))
     for row in rows:
-        assert not over(Counts(*np.sum([costs[k] for k in row], axis=0)), CAPACITY)
+        assert not CAPACITY.exceeded_by(Counts(*np.sum([costs[k] for k in row], axis=0)))
 
 
 @settings(deadline=None)
 @given(costs=costs)
 def test_no_example_waits_for_more_rows_than_there_were_examples_before_it(costs):
-    window, entered, rows = Window(CAPACITY, 2), {}, 0
+    buffer, entered, rows = PackingBuffer(CAPACITY, 2), {}, 0
     for k, cost in enumerate(costs):
-        entered[k] = (rows, len(window.waiting))
-        window.add(k, cost)
-        while not window.short:
-            for taken in window.take():
+        entered[k] = (rows, len(buffer.waiting))
+        buffer.add(k, cost)
+        while not buffer.short:
+            for taken in buffer.take():
                 since, before = entered[taken]
                 assert rows - since <= before
             rows += 1
@@ -79,6 +80,18 @@ def test_no_example_waits_for_more_rows_than_there_were_examples_before_it(costs
 def test_without_looking_ahead_rows_take_one_each():
     small = Counts(1, 1, 1, 1)
     assert packed_rows([small] * 3, 0) == ([[0], [1], [2]], [])
+
+
+def test_single_rows_take_one_each():
+    rows = SingleRows()
+    assert rows.short
+    for k in range(3):
+        rows.add(k, CAPACITY)
+    assert not rows.short
+    assert [rows.take() for _ in range(2)] == [[0], [1]]
+    assert [k for k, _ in rows.waiting] == [2]
+    rows.clear()
+    assert rows.short
 
 
 def test_a_simulation_counts_what_was_packed():
@@ -100,23 +113,29 @@ def test_budgets_and_what_exceeds_them():
     config = schema.base()
     stage = config.stages.s = schema.stage()
     stage.data.update(seq_len=100, max_patches=60, max_frames=4)
-    assert budgets(config, "s") == Counts(100, 60, 4, 100)
+    assert RowCapacity.of_stage(stage) == Counts(100, 60, 4, 100)
     stage.merging, stage.merge_buckets = True, (0, 80, 70)
-    assert budgets(config, "s") == Counts(100, 60, 4, 70)
-    assert over(Counts(100, 61, 4, 71), budgets(config, "s")) == ["patches", "floor"]
+    assert RowCapacity.of_stage(stage) == Counts(100, 60, 4, 70)
+    assert RowCapacity.of_stage(stage).exceeded_by(Counts(100, 61, 4, 71)) == ["patches", "floor"]
 
 
 def sample(value, grids, text=3):
     layout = build_layout([Clip(grids), Text([value] * text)])
     counts = count(layout)
     patches = np.arange(counts.patches, dtype=np.uint8)[:, None] + np.full((1, 12), value, np.uint8)
-    return Sample(layout, patches, np.full((counts.frames, 4, 4, 3), value, np.uint8), counts)
+    return Sample(
+        layout=layout,
+        patches=patches,
+        teacher_frames=np.full((counts.frames, 4, 4, 3), value, np.uint8),
+        counts=counts,
+    )
 
 
 def test_collated_rows_point_at_their_own_patches_and_frames():
     samples = [sample(10, [(1, 2), (1, 2)]), sample(50, [(2, 2)]), sample(90, [(1, 1)])]
-    capacity = Counts(40, 12, 4, 40)
-    batch = collate([samples[:2], samples[2:]], capacity, 12, teacher_size=4)
+    capacity = RowCapacity(40, 12, 4, 40)
+    collator = PackedCollator(capacity=capacity, patch_width=12, teacher_size=4)
+    batch = collator([samples[:2], samples[2:]])
     layout = batch["layout"]
     assert batch["patches"].shape == (2, 12, 12)
     assert batch["teacher_frames"].shape == (2, 4, 4, 4, 3)
@@ -133,7 +152,6 @@ def test_collated_rows_point_at_their_own_patches_and_frames():
 
 @pytest.mark.parametrize("teacher_size", [None, 0])
 def test_no_teacher_frames_unless_asked(teacher_size):
-    assert set(collate([[sample(1, [(1, 1)])]], Counts(10, 2, 1, 10), 12, teacher_size)) == {
-        "patches",
-        "layout",
-    }
+    capacity = RowCapacity(10, 2, 1, 10)
+    collator = PackedCollator(capacity=capacity, patch_width=12, teacher_size=teacher_size)
+    assert set(collator([[sample(1, [(1, 1)])]])) == {"patches", "layout"}

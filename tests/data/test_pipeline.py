@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from elva_jax.config import schema
-from elva_jax.data import mixture, pipeline, sources
+from elva_jax.data import mixture, sources
+from elva_jax.data.batches import caption_batches, conversation_batches, conversations_per_step
+from elva_jax.data.iterator_state import redistribute
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Kind
 
@@ -18,7 +20,7 @@ def make(config, tokenizer):
     made = []
 
     def make(**options):
-        made.append(pipeline.make_batches(config, "video", tokenizer, **options))
+        made.append(conversation_batches(config, "video", tokenizer, **options))
         return made[-1]
 
     yield make
@@ -211,7 +213,7 @@ def test_another_number_of_processes_reads_the_rest_as_the_first_would_have(
     state = json.loads(json.dumps(first.get_state()))
     for index in range(2):
         other = make(process_index=index, process_count=2)
-        other.set_state(pipeline.redistribute([state], index, 2))
+        other.set_state(redistribute([state], index, 2))
         taken += [tuple(turns) for batch in take(other, 4) for turns in answers(batch, tokenizer)]
     assert Counter(taken) == Counter(alone)
     assert len(alone) == len(taken) == 24
@@ -454,7 +456,7 @@ def test_mixtures_are_drawn_by_weight(make, config, tokenizer):
 def test_teacher_batches(config, tokenizer):
     stage = config.stages.teacher
     stage.data.mixture.a.tasks = ("object",)
-    batches = pipeline.make_teacher_batches(config, "teacher", tokenizer)
+    batches = caption_batches(config, "teacher", tokenizer)
     taken = take(batches, 3)
     state = json.loads(json.dumps(batches.get_state()))
     stop = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -480,7 +482,7 @@ def test_teacher_batches(config, tokenizer):
 
 def test_teacher_captions_end_within_the_text_length(config, tokenizer):
     config.teacher.text_length = 5
-    batches = pipeline.make_teacher_batches(config, "teacher", tokenizer)
+    batches = caption_batches(config, "teacher", tokenizer)
     batch = next(batches)
     assert batch["mask"].sum(axis=1).max() == 5
     assert np.all(
@@ -492,7 +494,7 @@ def test_teacher_captions_end_within_the_text_length(config, tokenizer):
 
 def test_examples_per_step_is_measured_on_packed_rows(config, tokenizer, make):
     config.stages.video.batch_size = 64
-    measured = pipeline.examples_per_step(config, "video", tokenizer)  # from 2 x 32 rows
+    measured = conversations_per_step(config, "video", tokenizer)  # from 2 x 32 rows
     batches = make()
     taken = []
     for _ in range(6):
@@ -502,7 +504,7 @@ def test_examples_per_step_is_measured_on_packed_rows(config, tokenizer, make):
         np.mean(taken), rel=0.15
     )  # 64 rows of about two examples vary by so much
     config.stages.video.data.pack = False
-    assert pipeline.examples_per_step(config, "video", tokenizer) == 64
+    assert conversations_per_step(config, "video", tokenizer) == 64
 
 
 def test_missing_data_says_what_to_build(make, config, tmp_path):

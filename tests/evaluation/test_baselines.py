@@ -5,7 +5,7 @@ import pytest
 
 from elva_jax.evaluation.baselines import any_object, middle_frame
 from elva_jax.tools.datasets.moving_shapes import records
-from elva_jax.video.clip import from_frames
+from elva_jax.video.clip import ClipSettings, read_clip
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_any_object_on_the_data_set():
 @pytest.mark.parametrize(("count", "middle"), [(1, 0), (2, 1), (4, 2), (5, 2)])
 def test_middle_frame(count, middle):
     frames = [np.full((8, 16 if i % 2 else 8, 3), i, np.uint8) for i in range(count)]
-    picked = middle_frame(from_frames(frames, 8))
+    settings = ClipSettings(num_frames=count, longest_edge=16, patch_size=8)
+    picked = middle_frame(read_clip(frames, settings))
     assert (picked.patches == middle).all()
     assert len(picked.patches) == (2 if middle % 2 else 1)

@@ -6,10 +6,14 @@ from operator import methodcaller
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from elva_jax.cli import main
+from elva_jax.data.decode_example import ConversationDecoder
+from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import ElvaError, VideoError
-from elva_jax.video import clip
+from elva_jax.inference.model import ElvaModel
+from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Kind, build_layout
 from elva_jax.video.read import read_frames
@@ -47,13 +51,15 @@ def square_film():
 )
 def test_table_6(square_film, high, low, tokens):
     """The paper's token counts, from the frames of an mp4."""
-    seen = clip.load(
+    seen = read_clip(
         square_film[: high + low],
-        num_frames=1,
-        fps=0.0,
-        longest_edge=28,
-        patch_size=28,
-        hybrid=Hybrid(high, low, 672, 224),
+        ClipSettings(
+            num_frames=1,
+            fps=0.0,
+            longest_edge=28,
+            patch_size=28,
+            hybrid=Hybrid(high_frames=high, low_frames=low, high_edge=672, low_edge=224),
+        ),
     )
     layout = build_layout([seen.clip])
     assert layout.length == tokens
@@ -70,9 +76,12 @@ def test_table_6(square_film, high, low, tokens):
 )
 def test_a_film_with_cuts(policy, high):
     """Eight of sixteen frames: 1, 3, … 15. Cuts lie before frames 4 and 12, so that frames 5 and 13 are the first behind them."""
-    source, hybrid = film(16, cuts=(4, 12)), Hybrid(3, 5, 32, 16, policy)
+    source, hybrid = (
+        film(16, cuts=(4, 12)),
+        Hybrid(high_frames=3, low_frames=5, high_edge=32, low_edge=16, policy=policy),
+    )
     decoded = read_frames(source, num_frames=8).pixels
-    seen = clip.load(source, **STAGE, hybrid=hybrid)
+    seen = read_clip(source, ClipSettings(**STAGE, hybrid=hybrid))
     sizes = [target_size(48, 64, longest_edge=32 if large else 16, patch_size=8) for large in high]
     assert seen.clip.grids == tuple((rows // 8, columns // 8) for rows, columns in sizes)
     drawn = {
@@ -81,7 +90,7 @@ def test_a_film_with_cuts(policy, high):
     }
     wanted = [patchify([drawn[size][k]], 8) for k, size in enumerate(sizes)]
     np.testing.assert_array_equal(seen.patches, np.concatenate(wanted))
-    at_hand = clip.load(decoded, **STAGE, hybrid=hybrid)
+    at_hand = read_clip(decoded, ClipSettings(**STAGE, hybrid=hybrid))
     assert at_hand.clip == seen.clip
     np.testing.assert_array_equal(
         at_hand.patches,
@@ -92,26 +101,33 @@ def test_a_film_with_cuts(policy, high):
 @pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
 def test_short_sources_keep_the_shares(policy):
     for count, wanted, high in (
-        (5, Hybrid(8, 8, 32, 16, policy), 2),
-        (3, Hybrid(1, 30, 32, 16, policy), 1),
-        (3, Hybrid(0, 9, 32, 16, policy), 0),
+        (5, Hybrid(high_frames=8, low_frames=8, high_edge=32, low_edge=16, policy=policy), 2),
+        (3, Hybrid(high_frames=1, low_frames=30, high_edge=32, low_edge=16, policy=policy), 1),
+        (3, Hybrid(high_frames=0, low_frames=9, high_edge=32, low_edge=16, policy=policy), 0),
     ):
-        grids = clip.load(film(count), **STAGE, hybrid=wanted).clip.grids
+        grids = read_clip(film(count), ClipSettings(**STAGE, hybrid=wanted)).clip.grids
         assert (grids.count((3, 4)), grids.count((2, 2))) == (high, count - high)
-    picture = clip.load(
-        [np.zeros((48, 64, 3), np.uint8)], **STAGE, hybrid=Hybrid(1, 30, 32, 16, policy)
+    picture = read_clip(
+        [np.zeros((48, 64, 3), np.uint8)],
+        ClipSettings(
+            **STAGE,
+            hybrid=Hybrid(high_frames=1, low_frames=30, high_edge=32, low_edge=16, policy=policy),
+        ),
     )
     assert picture.clip.grids == ((3, 4),)
     with pytest.raises(VideoError, match="has no frames"):
-        clip.load([], **STAGE, hybrid=Hybrid(policy=policy))
+        read_clip([], ClipSettings(**STAGE, hybrid=Hybrid(policy=policy)))
 
 
 def test_low_frames_alone_are_a_video_at_that_edge():
     """And high frames alone one at theirs."""
     source = film(8)
-    plain = clip.load(source, **{**STAGE, "longest_edge": 16})
-    for hybrid in (Hybrid(0, 4, low_edge=16), Hybrid(4, 0, high_edge=16)):
-        seen = clip.load(source, **STAGE, hybrid=hybrid)
+    plain = read_clip(source, ClipSettings(**{**STAGE, "longest_edge": 16}))
+    for hybrid in (
+        Hybrid(high_frames=0, low_frames=4, low_edge=16),
+        Hybrid(high_frames=4, low_frames=0, high_edge=16),
+    ):
+        seen = read_clip(source, ClipSettings(**STAGE, hybrid=hybrid))
         assert seen.clip == plain.clip
         np.testing.assert_array_equal(seen.patches, plain.patches)
 
@@ -119,8 +135,47 @@ def test_low_frames_alone_are_a_video_at_that_edge():
 def test_one_pixel_is_a_frame():
     frames = [np.full((1, 1, 3), t, np.uint8) for t in range(4)]
     assert (
-        clip.load(frames, **STAGE, hybrid=Hybrid(2, 2, 32, 16, "scene")).clip.grids == ((1, 1),) * 4
+        read_clip(
+            frames,
+            ClipSettings(
+                **STAGE,
+                hybrid=Hybrid(
+                    high_frames=2, low_frames=2, high_edge=32, low_edge=16, policy="scene"
+                ),
+            ),
+        ).clip.grids
+        == ((1, 1),) * 4
     )
+
+
+@pytest.mark.parametrize("sampling", ["plain", "fps", "hybrid", "image"])
+def test_training_and_inference_see_the_same_pixels(config, params, tokenizer, model, sampling):
+    """The same bytes through the training decoder and through the model's own reading, bitwise."""
+    config = config.copy_and_resolve_references()
+    stage = config.stages[model.stage]
+    data, source, kind, frames = stage.data, film(12, cuts=(5,)), "video", None
+    if sampling == "fps":
+        data.fps, data.num_frames, data.upscale, data.longest_edge = 4.0, 5, True, 96
+    elif sampling == "hybrid":
+        data.update(num_frames=2, num_low_frames=3, hybrid_probability=1.0)
+        data.update(longest_edge=32, low_longest_edge=16, hybrid_policy="scene")
+        frames = Hybrid(high_frames=2, low_frames=3, high_edge=32, low_edge=16, policy="scene")
+    elif sampling == "image":
+        image, kind = io.BytesIO(), "image"
+        pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(image, "PNG")
+        source = image.getvalue()
+    data.update(seq_len=10_000, max_patches=10_000, max_frames=100)
+    decoder = ConversationDecoder(None, config, stage, tokenizer, 24)
+    example = Example("x", (Media(source, kind),), (Turn(QUESTION, "Red."),))
+    trained = decoder.prepare(example, np.random.default_rng(0))
+    reader = ElvaModel(config, {"elva": params}, tokenizer)
+    asked = reader.read_media(source, frames=frames)
+    np.testing.assert_array_equal(trained.patches, asked.patches)
+    cells = trained.layout.cell[trained.layout.kind == Kind.PATCH]
+    alone = build_layout([asked.clip])
+    np.testing.assert_array_equal(cells, alone.cell[alone.kind == Kind.PATCH])
+    assert len(trained.teacher_frames) == len(asked.clip.grids)
 
 
 class Stopped(Exception):
@@ -131,8 +186,8 @@ def test_answers_and_scores_are_about_the_hybrid_video(model, monkeypatch):
     def stop(media, **_):
         raise Stopped(media)
 
-    source, hybrid = film(8), Hybrid(1, 2, 32, 16)
-    wanted = clip.load(source, **STAGE, hybrid=hybrid)
+    source, hybrid = film(8), Hybrid(high_frames=1, low_frames=2, high_edge=32, low_edge=16)
+    wanted = read_clip(source, ClipSettings(**STAGE, hybrid=hybrid))
     assert wanted.clip.grids == ((2, 2), (3, 4), (2, 2))
     monkeypatch.setattr(model, "prefill", stop)
     for ask in (model.answer, lambda *args, **options: model.score(*args, ["red"], **options)):
@@ -167,12 +222,15 @@ def test_the_command_reads_at_two_resolutions(model, tmp_path, monkeypatch, caps
     ]
     for flags, hybrid in (
         ([], None),
-        (["--high-frames", "1"], Hybrid(1, 32, 32, 16)),
-        (["--low-frames", "0"], Hybrid(32, 0, 32, 16)),
-        (["--high-policy", "scene", "--high-edge", "64"], Hybrid(32, 32, 64, 32, "scene")),
+        (["--high-frames", "1"], Hybrid(high_frames=1, low_frames=32, high_edge=32, low_edge=16)),
+        (["--low-frames", "0"], Hybrid(high_frames=32, low_frames=0, high_edge=32, low_edge=16)),
+        (
+            ["--high-policy", "scene", "--high-edge", "64"],
+            Hybrid(high_frames=32, low_frames=32, high_edge=64, low_edge=32, policy="scene"),
+        ),
         (
             ["--high-frames", "2", "--low-frames", "3", "--high-edge", "24", "--low-edge", "8"],
-            Hybrid(2, 3, 24, 8),
+            Hybrid(high_frames=2, low_frames=3, high_edge=24, low_edge=8),
         ),
     ):
         assert main([*words, *flags]) == 0
@@ -182,10 +240,12 @@ def test_the_command_reads_at_two_resolutions(model, tmp_path, monkeypatch, caps
     messages = capsys.readouterr().err.splitlines()
     assert messages == [
         "elva generate: high_frames=0 and low_frames=0: a video needs at least one frame",
-        "elva generate: low_edge=40 exceeds high_edge=32; make it less, or exchange them",
+        "elva generate: low_edge=40 exceeds high_edge=32; make it smaller, or swap them",
     ]
 
 
 def test_an_edge_below_a_patch_is_refused(model):
     with pytest.raises(ElvaError, match="longest_edge=5 must hold at least one patch of 8"):
-        model.read_media(film(3), frames=Hybrid(1, 2, 32, 5))
+        model.read_media(
+            film(3), frames=Hybrid(high_frames=1, low_frames=2, high_edge=32, low_edge=5)
+        )

@@ -13,7 +13,7 @@ from elva_jax.models.elva import Elva, dummy_inputs
 from elva_jax.video.clip import keep_frames
 from elva_jax.video.hybrid import square_frame
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
-from elva_jax.video.picture import from_array
+from elva_jax.video.resize import LazyFrame
 
 QUESTION, OPTION = "What colour is the circle?", "red"
 
@@ -85,6 +85,6 @@ def test_media_are_squashed_to_the_tower_s_square_and_bare(encoder, videos):
     assert seen.clip == Clip(((2, 2),) * 4, bare=True)
     frames = seen.patches.reshape(4, 2, 2, 8, 8, 3).swapaxes(2, 3).reshape(4, 16, 16, 3)
     np.testing.assert_array_equal(
-        frames, [square_frame(from_array(frame), 20, 1)[:16, :16] for frame in videos[2]]
+        frames, [square_frame(LazyFrame.from_array(frame), 20, 1)[:16, :16] for frame in videos[2]]
     )
     assert keep_frames(seen, [1]).clip == Clip(((2, 2),), bare=True)

@@ -1,5 +1,7 @@
 """The whole model: embedding, segments with merging between them, survivor maps, statistics and decoding with caches."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,7 @@ def video(grids, prompt=3, answer=4, seed=0):
         Text(rng.integers(0, VOCAB, 2)),
         Clip(grids),
         Text(rng.integers(0, VOCAB, prompt)),
-        Text(rng.integers(0, VOCAB, answer), 1.0),
+        Text(rng.integers(0, VOCAB, answer), weight=1.0),
     ]
     return build_layout(parts)
 
@@ -319,9 +321,12 @@ def test_independent_turns_equal_each_turn_alone(forward, params):
     rng = np.random.default_rng(3)
     shared = [Text(rng.integers(0, VOCAB, 2)), Clip([(2, 2)] * 3)]
     turns = [
-        (Text(rng.integers(0, VOCAB, n)), Text(rng.integers(0, VOCAB, 2), 1.0)) for n in (3, 5)
+        (Text(rng.integers(0, VOCAB, n)), Text(rng.integers(0, VOCAB, 2), weight=1.0))
+        for n in (3, 5)
     ]
-    branches = [part._replace(turn=k) for k, turn in enumerate(turns, start=1) for part in turn]
+    branches = [
+        dataclasses.replace(part, turn=k) for k, turn in enumerate(turns, start=1) for part in turn
+    ]
     together = pack([build_layout([*shared, *branches])], LENGTH)
     alone = [pack([build_layout([*shared, *turn])], LENGTH) for turn in turns]
     out = forward(params, np.stack([patches[0]] * 3), batch(together, *alone), merging=True)

@@ -19,7 +19,7 @@ from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.video.hybrid import square_frame
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
-from elva_jax.video.picture import from_array
+from elva_jax.video.resize import LazyFrame
 from elva_jax.video.resize import patchify as cut
 
 LENGTH, PATCHES, VOCAB, LAYERS = 48, 36, 61, 2
@@ -95,7 +95,10 @@ def examples():
 
 def patches_of(frames):
     return [
-        cut([square_frame(from_array(frame), TOWER.image_size, TOWER.patch_size)], TOWER.patch_size)
+        cut(
+            [square_frame(LazyFrame.from_array(frame), TOWER.image_size, TOWER.patch_size)],
+            TOWER.patch_size,
+        )
         for frame in frames
     ]
 
@@ -117,7 +120,7 @@ def composed(params):
     embed, (video, image, text) = params["patch_embed"], examples()
     squashed = (
         np.stack(
-            [square_frame(from_array(frame), 25, 1) for frame in (*video[1], *image[1])]
+            [square_frame(LazyFrame.from_array(frame), 25, 1) for frame in (*video[1], *image[1])]
         ).astype(np.float32)
         / 127.5
         - 1

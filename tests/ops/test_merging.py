@@ -29,7 +29,7 @@ def run(*args, **kwargs):
 
 
 def clip(grids):
-    return [Text([7, 8]), Clip(grids), Text([9]), Text([3], 1.0)]
+    return [Text([7, 8]), Clip(grids), Text([9]), Text([3], weight=1.0)]
 
 
 @st.composite
@@ -131,7 +131,10 @@ def test_equals_the_plain_reading(layouts, seed, rule, options):
     groups, forced = plain_merge(x, layout, size, rule, merge_lines, bucket)
     assert got.stats.forced == forced
     assert got.stats.tokens == (layout.kind != Kind.PAD).sum()
-    if bucket is not None and sum(count(one, merge_lines).floor for one in layouts) > bucket:
+    if (
+        bucket is not None
+        and sum(count(one, merge_lines=merge_lines).floor for one in layouts) > bucket
+    ):
         assert got.stats.overflow == len(groups) - bucket
         assert np.isnan(got.x).all()
         return
@@ -503,7 +506,10 @@ def test_merging_layers_leave_no_more_than_an_example_was_counted_for(layouts, l
         out = run(x, layout, size, MergeLayer(0, policy, 2.0, ratio))  # no cosine is above 2
         x, layout, size = out.x, out.layout, out.size
     for number, one in enumerate(layouts, start=1):
-        left, most = int((layout.segment == number).sum()), count(one, False, layers).floor
+        left, most = (
+            int((layout.segment == number).sum()),
+            count(one, merge_lines=False, merges=layers).floor,
+        )
         if any(policy != "threshold" for policy, _ in layers):
             assert left <= most
         if layers and all(policy in ("ratio", "both") for policy, _ in layers):

@@ -38,7 +38,7 @@ def main():
     assert jax.device_count() == 8
     rng = np.random.default_rng(0)
     rows = [
-        build_layout([Clip([(2, 2)] * (k % 4)), Text([1]), Text([2, 3 + k % 3], 1.0)])
+        build_layout([Clip([(2, 2)] * (k % 4)), Text([1]), Text([2, 3 + k % 3], weight=1.0)])
         for k in range(B)
     ]  # uneven frames a device
     layout = TokenLayout(

@@ -86,7 +86,7 @@ def random_batch(config, stage_name: str, seed: int = 0):
     def example(turns: int) -> TokenLayout:
         parts = [Text(rng.integers(3, 400, 3)), Clip(((2, 3),) * min(data.num_frames, 2))]
         for _ in range(turns):
-            parts += [Text(rng.integers(3, 400, 4)), Text(rng.integers(3, 400, 3), 1.0)]
+            parts += [Text(rng.integers(3, 400, 4)), Text(rng.integers(3, 400, 3), weight=1.0)]
         return build_layout(parts)
 
     layouts = [

@@ -13,19 +13,18 @@ from elva_jax.errors import ConfigError
 from elva_jax.video.hybrid import (
     POLICIES,
     Hybrid,
-    Reduced,
+    SizedFrame,
+    assign_resolution,
     choose_high,
     complete,
+    draw_sizes,
     frame_change,
-    grey_picture,
     low_edge_beside,
-    reduce_frame,
-    settle,
+    thumbnail,
 )
 from elva_jax.video.layout import Clip, Kind, build_layout
-from elva_jax.video.picture import from_array
 from elva_jax.video.read import read_frames
-from elva_jax.video.resize import resize_frame, target_size
+from elva_jax.video.resize import LazyFrame, resize_frame, target_size
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(any)
 CHANGES = st.lists(st.integers(0, 5), min_size=1, max_size=60)  # few values, so that there are ties
@@ -91,12 +90,21 @@ def test_examples():
     ]
 
 
+def of(high, low, high_edge=672, low_edge=336, policy="interleave"):
+    return Hybrid(
+        high_frames=high, low_frames=low, high_edge=high_edge, low_edge=low_edge, policy=policy
+    )
+
+
 @given(st.integers(1, 80), COUNTS, st.sampled_from(POLICIES))
 def test_shares_are_kept_whatever_comes(total, counts, policy):
     """Of a video with more or fewer frames than asked for, the share is high that was asked for, and at least one where any is."""
-    reduced = [Reduced(f"high {t}", f"low {t}", np.full((2, 2), t, np.uint8)) for t in range(total)]
+    reduced = [
+        SizedFrame(f"high {t}", f"low {t}", np.full((2, 2), t, np.uint8)) for t in range(total)
+    ]
     sizes, numbers = zip(
-        *(frame.split() for frame in settle(reduced, Hybrid(*counts, policy=policy))), strict=True
+        *(frame.split() for frame in assign_resolution(reduced, of(*counts, policy=policy))),
+        strict=True,
     )
     assert list(map(int, numbers)) == list(range(total))
     wanted = total * counts[0] / sum(counts)
@@ -108,33 +116,36 @@ def test_each_frame_is_resized_straight_from_the_decoded_one(
     height, width, low_edge, upscale, seed
 ):
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    reduced = reduce_frame(
-        from_array(frame), Hybrid(1, 1, 64, low_edge), patch_size=8, upscale=upscale
+    reduced = draw_sizes(
+        LazyFrame.from_array(frame),
+        Hybrid(high_frames=1, low_frames=1, high_edge=64, low_edge=low_edge),
+        patch_size=8,
+        upscale=upscale,
     )
     for got, edge in ((reduced.high, 64), (reduced.low, low_edge)):
         size = target_size(height, width, longest_edge=edge, patch_size=8, upscale=upscale)
         np.testing.assert_array_equal(got, resize_frame(frame, size))
-    assert reduced.grey is None
+    assert reduced.gray is None
 
 
 def test_change_is_of_grey_means_and_knows_no_edges():
     """Against the luma of ITU-R 601 averaged over squares of 3 x 2 pixels."""
     frames = np.random.default_rng(0).integers(0, 256, (6, 96, 64, 3), np.uint8)
     frames[2:4] = frames[1]
-    grey = (frames @ [0.299, 0.587, 0.114]).reshape(6, 32, 3, 32, 2).mean((2, 4))
-    np.testing.assert_allclose([grey_picture(frame) for frame in frames], grey, atol=2)
-    change = frame_change([grey_picture(frame) for frame in frames])
+    gray = (frames @ [0.299, 0.587, 0.114]).reshape(6, 32, 3, 32, 2).mean((2, 4))
+    np.testing.assert_allclose([thumbnail(frame) for frame in frames], gray, atol=2)
+    change = frame_change([thumbnail(frame) for frame in frames])
     assert change[0] == np.inf
     assert change[2:4].tolist() == [0, 0]
     np.testing.assert_allclose(
-        change[[1, 4, 5]], np.abs(np.diff(grey, axis=0)).sum((1, 2))[[0, 3, 4]], rtol=0.05
+        change[[1, 4, 5]], np.abs(np.diff(gray, axis=0)).sum((1, 2))[[0, 3, 4]], rtol=0.05
     )
     for edges in ((64, 32), (16, 8)):
         reduced = [
-            reduce_frame(from_array(frame), Hybrid(3, 3, *edges, "scene"), patch_size=8)
+            draw_sizes(LazyFrame.from_array(frame), of(3, 3, *edges, "scene"), patch_size=8)
             for frame in frames
         ]
-        np.testing.assert_array_equal(frame_change([frame.grey for frame in reduced]), change)
+        np.testing.assert_array_equal(frame_change([frame.gray for frame in reduced]), change)
 
 
 def test_a_real_video_is_cut_into_scenes(clips):
@@ -146,28 +157,30 @@ def test_a_real_video_is_cut_into_scenes(clips):
     shown = [np.searchsorted(starts, t, "right") - 1 for t in range(15)]
     frames = [np.kron(pictures[k], np.ones((8, 8, 1), np.uint8)) for k in shown]
     data = clips.encode(range(15), frames=frames, options={"crf": "10"})
-    hybrid = Hybrid(4, 11, 64, 16, "scene")
+    hybrid = Hybrid(high_frames=4, low_frames=11, high_edge=64, low_edge=16, policy="scene")
     reduced = read_frames(
         data,
         num_frames=hybrid.frames,
-        transform=lambda frame: reduce_frame(frame, hybrid, patch_size=8),
+        transform=lambda frame: draw_sizes(frame, hybrid, patch_size=8),
     ).pixels
     assert [
-        t for t, frame in enumerate(settle(reduced, hybrid)) if frame.shape == (48, 64, 3)
+        t
+        for t, frame in enumerate(assign_resolution(reduced, hybrid))
+        if frame.shape == (48, 64, 3)
     ] == list(starts)
 
 
 def test_a_long_video_is_never_held_at_full_size(clips):
     frames = [np.full((360, 640, 3), 10 * t, np.uint8) for t in range(16)]
     data = clips.encode(range(16), frames=frames, size=(360, 640), options={"preset": "ultrafast"})
-    hybrid = Hybrid(8, 8, 112, 56, "scene")
+    hybrid = Hybrid(high_frames=8, low_frames=8, high_edge=112, low_edge=56, policy="scene")
     tracemalloc.start()
     assert (
         len(
             read_frames(
                 data,
                 num_frames=16,
-                transform=lambda frame: reduce_frame(frame, hybrid, patch_size=28),
+                transform=lambda frame: draw_sizes(frame, hybrid, patch_size=28),
             ).pixels
         )
         == 16
@@ -179,10 +192,10 @@ def test_a_long_video_is_never_held_at_full_size(clips):
 
 @given(st.tuples(st.integers(0, 8), st.integers(0, 8)).filter(any), st.sampled_from(POLICIES))
 def test_high_frames_chain_with_high_ones_and_low_with_low(counts, policy):
-    hybrid = Hybrid(*counts, 32, 16, policy)
-    frames = settle(
+    hybrid = of(*counts, 32, 16, policy)
+    frames = assign_resolution(
         [
-            reduce_frame(from_array(np.zeros((32, 24, 3), np.uint8)), hybrid, patch_size=8)
+            draw_sizes(LazyFrame.from_array(np.zeros((32, 24, 3), np.uint8)), hybrid, patch_size=8)
             for _ in range(sum(counts))
         ],
         hybrid,
@@ -204,10 +217,18 @@ def test_high_frames_chain_with_high_ones_and_low_with_low(counts, policy):
 def test_what_is_left_out_comes_from_the_paper_and_the_stage():
     assert complete(672, 28) is None
     assert complete(672, 28, high_frames=None, policy=None) is None
-    assert complete(672, 28, high_frames=8) == Hybrid(8, 32, 672, 336, "interleave")
-    assert complete(448, 28, policy="scene") == Hybrid(32, 32, 448, 224, "scene")
-    assert complete(1344, 28, low_frames=0) == Hybrid(32, 0, 1344, 336)
-    assert complete(448, 28, high_edge=672, low_edge=112) == Hybrid(32, 32, 672, 112)
+    assert complete(672, 28, high_frames=8) == Hybrid(
+        high_frames=8, low_frames=32, high_edge=672, low_edge=336, policy="interleave"
+    )
+    assert complete(448, 28, policy="scene") == Hybrid(
+        high_frames=32, low_frames=32, high_edge=448, low_edge=224, policy="scene"
+    )
+    assert complete(1344, 28, low_frames=0) == Hybrid(
+        high_frames=32, low_frames=0, high_edge=1344, low_edge=336
+    )
+    assert complete(448, 28, high_edge=672, low_edge=112) == Hybrid(
+        high_frames=32, low_frames=32, high_edge=672, low_edge=112
+    )
     assert [low_edge_beside(edge, 16) for edge in (9, 16, 48, 64, 70, 5000)] == [
         9,
         16,
@@ -239,5 +260,5 @@ def test_refused(arguments, words):
 
 
 def test_one_resolution_alone_leaves_the_other_edge_free():
-    assert Hybrid(4, 0, high_edge=112).frames == 4
-    assert Hybrid(0, 4, high_edge=112).frames == 4
+    assert Hybrid(high_frames=4, low_frames=0, high_edge=112).frames == 4
+    assert Hybrid(high_frames=0, low_frames=4, high_edge=112).frames == 4

@@ -21,10 +21,10 @@ from elva_jax.video.layout import (
 )
 
 GRID = st.tuples(st.integers(1, 4), st.integers(1, 4))
-CLIP = st.builds(Clip, st.lists(GRID, min_size=1, max_size=4), st.booleans())
+CLIP = st.builds(Clip, st.lists(GRID, min_size=1, max_size=4), bare=st.booleans())
 IDS = st.lists(st.integers(1, 900), min_size=1, max_size=5)
-QUESTION = st.builds(Text, IDS, st.just(0.0), st.just(0))
-ANSWER = st.builds(Text, IDS, st.sampled_from([1.0, 0.5]), st.just(0))
+QUESTION = st.builds(Text, IDS)
+ANSWER = st.builds(Text, IDS, weight=st.sampled_from([1.0, 0.5]))
 
 
 @st.composite
@@ -212,7 +212,7 @@ def test_counts(parts, merge_lines):
     merging = {Kind.PATCH, Kind.LINE} if merge_lines else {Kind.PATCH}
     tubes = {token["tube"] for token in expected if token["kind"] in merging}
     still = sum(token["kind"] not in merging for token in expected)
-    counts = count(layout, merge_lines)
+    counts = count(layout, merge_lines=merge_lines)
     assert counts.tokens == len(expected)
     assert counts.patches == sum(token["kind"] == Kind.PATCH for token in expected)
     assert counts.frames == sum(len(part.grids) for part in parts if isinstance(part, Clip))
@@ -221,7 +221,7 @@ def test_counts(parts, merge_lines):
 
 def test_every_answer_token_is_learned_once_from_the_token_before_it():
     layout = build_layout(
-        [Clip([(1, 1)]), Text([5, 6]), Text([7, 8], 1.0), Text([9]), Text([10], 0.5)]
+        [Clip([(1, 1)]), Text([5, 6]), Text([7, 8], weight=1.0), Text([9]), Text([10], weight=0.5)]
     )
     assert layout.target.tolist() == [0, 0, 0, 0, 7, 8, 0, 10, 0]
     assert layout.loss_weight.tolist() == [0, 0, 0, 0, 1, 1, 0, 0.5, 0]
@@ -234,9 +234,9 @@ def test_every_answer_token_is_learned_once_from_the_token_before_it():
         ([Text([])], "at least one"),
         ([Clip([(2, 0)])], "2 x 0"),
         ([Clip([(-1, 2)])], "-1 x 2"),
-        ([Text([1], 1.0)], "must follow a text token"),
-        ([Clip([(1, 1)]), Text([1], 1.0)], "must follow a text token"),
-        ([Text([1]), Clip([(1, 1)]), Text([2], 1.0)], "must follow a text token"),
+        ([Text([1], weight=1.0)], "must follow a text token"),
+        ([Clip([(1, 1)]), Text([1], weight=1.0)], "must follow a text token"),
+        ([Text([1]), Clip([(1, 1)]), Text([2], weight=1.0)], "must follow a text token"),
     ],
 )
 def test_impossible_examples(parts, message):
@@ -255,9 +255,9 @@ def test_turns_count_on_from_what_they_share():
         Text([1, 2]),
         Clip([(1, 2)]),
         Text([3, 4], turn=1),
-        Text([5], 1.0, 1),
+        Text([5], weight=1.0, turn=1),
         Text([6], turn=2),
-        Text([7, 8], 1.0, 2),
+        Text([7, 8], weight=1.0, turn=2),
     ]
     layout = build_layout(parts)
     assert layout.turn.tolist() == [0] * 6 + [1] * 3 + [2] * 3
@@ -266,7 +266,7 @@ def test_turns_count_on_from_what_they_share():
     for wrong in (
         [Text([1], turn=1), Text([2])],
         [Text([1], turn=2), Text([2], turn=1)],
-        [Text([1]), Text([2], 1.0, 1)],
+        [Text([1]), Text([2], weight=1.0, turn=1)],
     ):
         with pytest.raises(LayoutError):
             build_layout(wrong)

@@ -171,11 +171,8 @@ def _shape(*dims: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _layout(*dims: int) -> TokenLayout:
-    """Integer fields of these dimensions."""
-    fields = dict.fromkeys(TokenLayout._fields, _shape(*dims, dtype=jnp.int32))
-    return TokenLayout(
-        **fields | {"cell": _shape(*dims, 4, dtype=jnp.int32), "loss_weight": _shape(*dims)}
-    )
+    """Shapes of a layout [*dims]."""
+    return TokenLayout(*map(jax.ShapeDtypeStruct, TokenLayout.shapes(*dims), TokenLayout.dtypes()))
 
 
 def _layer_arguments(decoder: ModelConfig, length: int) -> tuple[Any, ...]:

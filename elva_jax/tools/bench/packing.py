@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from elva_jax.config.load import load
-from elva_jax.data.packing import AHEAD, Packed, budgets, merges_before_bucket, simulate
+from elva_jax.data.packing import (
+    PACKING_LOOKAHEAD,
+    PackingReport,
+    RowCapacity,
+    merges_before_bucket,
+    simulate,
+)
 from elva_jax.tools.bench.table import text_table
 from elva_jax.video.layout import Clip, Counts, clip_tokens, most_left
 from elva_jax.video.resize import target_size
@@ -119,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
     add, default = parser.add_argument, "default: configs/elva.py's stage 3"
     text = "rows' worth of waiting examples (default: %(default)s)"
-    add("--ahead", type=float, default=AHEAD, metavar="ROWS", help=text)
+    add("--ahead", type=float, default=PACKING_LOOKAHEAD, metavar="ROWS", help=text)
     add("--seq-len", type=int, metavar="S", help=f"tokens per row ({default})")
     add("--max-patches", type=int, metavar="N", help=f"patches per row ({default})")
     text = "examples of each mix (default: %(default)s)"
@@ -129,23 +135,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Packs each mix."""
     config = load("configs/elva.py:size=7b,stage=3")
-    data = config.stages.stage3.data
-    capacity = budgets(config, "stage3")
+    stage = config.stages.stage3
+    data = stage.data
+    capacity = RowCapacity.of_stage(stage)
     capacity = capacity._replace(
         tokens=args.seq_len or data.seq_len, patches=args.max_patches or data.max_patches
     )
     capacity = capacity._replace(floor=capacity.floor * capacity.tokens // data.seq_len)
-    merges = merges_before_bucket(config, "stage3")
+    merges = merges_before_bucket(stage, config.model)
     rows = []
     sizes = (args.examples, data.longest_edge, config.model.patch_size, merges)
     for name, videos in VIDEOS.items():
         drawn = list(lengths(videos, *sizes))
         fitting = [counts for counts in drawn if np.all(np.asarray(counts) <= capacity)]
-        packed: Packed = simulate(fitting, capacity, args.ahead)
+        packed: PackingReport = simulate(fitting, capacity, args.ahead)
         rows.append(
             {
                 "mix": name,
-                **packed._asdict(),
+                **dataclasses.asdict(packed),
                 "best_fit_over_all": best_fit_decreasing(fitting, capacity),
                 "left_out": len(drawn) - len(fitting),
             }

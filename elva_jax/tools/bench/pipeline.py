@@ -91,26 +91,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each step for one clip, interleaved."""
-    from elva_jax.data.packing import Sample, Window, collate
+    from elva_jax.data.collate import PackedCollator
+    from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample
     from elva_jax.video.layout import Clip, Counts, Text, TokenLayout, build_layout, count
     from elva_jax.video.resize import patchify
 
     frames, size = _frames(path, args), args.patch_size
     grids = tuple((frame.shape[0] // size, frame.shape[1] // size) for frame in frames)
-    question, answer = Text(range(QUESTION)), Text(range(ANSWER), 1.0)
+    question, answer = Text(range(QUESTION)), Text(range(ANSWER), weight=1.0)
 
     def lay_out() -> tuple[TokenLayout, Counts]:
         layout = build_layout([question, Clip(grids), question, answer])
         return layout, count(layout)
 
     layout, counts = lay_out()
-    sample = Sample(layout, patchify(frames, size), None, counts)
-    capacity = Counts(counts.tokens, counts.patches, counts.frames, counts.tokens)
+    sample = Sample(
+        layout=layout, patches=patchify(frames, size), teacher_frames=None, counts=counts
+    )
+    capacity = RowCapacity(counts.tokens, counts.patches, counts.frames, counts.tokens)
 
     def pack() -> dict[str, Any]:
-        window = Window(capacity)
-        window.add(sample, counts)
-        return collate([window.take()], capacity, size**2 * 3, None)
+        buffer = PackingBuffer(capacity)
+        buffer.add(sample, counts)
+        return PackedCollator(capacity=capacity, patch_width=size**2 * 3)([buffer.take()])
 
     steps: dict[str, Callable[[], Any]] = {
         "bare": lambda: _bare_pyav(path, args),
@@ -127,16 +130,16 @@ def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _frames(path: Path, args: argparse.Namespace) -> list[np.ndarray]:
-    from elva_jax.video.hybrid import Hybrid, reduce_frame, settle
+    from elva_jax.video.hybrid import Hybrid, assign_resolution, draw_sizes
     from elva_jax.video.read import read_frames
 
-    hybrid = Hybrid(args.frames, 0, args.longest_edge)
+    hybrid = Hybrid(high_frames=args.frames, low_frames=0, high_edge=args.longest_edge)
     reduced = read_frames(
         path,
         num_frames=args.frames,
-        transform=lambda p: reduce_frame(p, hybrid, patch_size=args.patch_size),
+        transform=lambda p: draw_sizes(p, hybrid, patch_size=args.patch_size),
     ).pixels
-    return settle(reduced, hybrid)
+    return assign_resolution(reduced, hybrid)
 
 
 def _bare_pyav(path: Path, args: argparse.Namespace) -> int:
@@ -198,13 +201,15 @@ def _synthesize(folder: Path) -> list[Path]:
 
 def _record_memory(clips: list[Path], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs a stage's input pipeline over the clips in this process, and records its memory."""
-    from elva_jax.data.pipeline import make_batches
+    from elva_jax.data.batches import conversation_batches
     from elva_jax.data.tokenizer import load
     from elva_jax.tools.bench.memory import resident_bytes
     from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 
     build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
-    batches = make_batches(_config(clips, args, folder), "bench", load(folder / "tokenizer"))
+    batches = conversation_batches(
+        _config(clips, args, folder), "bench", load(folder / "tokenizer")
+    )
     marks, start = [], time.perf_counter()
     for k in range(1, args.samples + 1):
         next(batches)

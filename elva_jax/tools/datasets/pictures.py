@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from elva_jax.data.example import Example
 from elva_jax.errors import VideoError
 from elva_jax.tools.datasets.build.statistics import Histogram
-from elva_jax.video.picture import Picture
 from elva_jax.video.read import read_frames
+from elva_jax.video.resize import LazyFrame
 
 ROW = 144  # height of a row in pixels
 FRAMES = 6  # most frames per record
@@ -56,7 +56,7 @@ def _frames(example: Example) -> list[Image.Image]:
     return tiles
 
 
-def _tile(picture: Picture) -> Image.Image:
+def _tile(picture: LazyFrame) -> Image.Image:
     width = max(1, min(round(picture.width * ROW / picture.height), 2 * ROW))
     return Image.fromarray(picture.at((ROW, width)))
 

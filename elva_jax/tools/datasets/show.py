@@ -17,8 +17,8 @@ from elva_jax.data.example import Example, Media
 from elva_jax.data.record import conversation
 from elva_jax.errors import DataError, RecordError
 from elva_jax.tools.datasets.build import start
-from elva_jax.video.picture import Picture
 from elva_jax.video.read import read_frames
+from elva_jax.video.resize import LazyFrame
 
 SHEET_FRAMES = 16  # most frames per medium
 SHEET_EDGE = 256  # pixels; larger frames are reduced to this edge, those up to half of it doubled
@@ -104,7 +104,7 @@ def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
     return path
 
 
-def _small(picture: Picture) -> np.ndarray:
+def _small(picture: LazyFrame) -> np.ndarray:
     """A picture reduced to the edge of a sheet, uint8 [h, w, 3]."""
     share = min(1.0, SHEET_EDGE / max(picture.height, picture.width))
     return picture.at((max(1, round(picture.height * share)), max(1, round(picture.width * share))))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from elva_jax.data.packing import budgets
+from elva_jax.data.packing import RowCapacity
 from elva_jax.errors import ElvaError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
@@ -121,19 +121,15 @@ def batch_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
             "token_ids": shape(text, dtype=jnp.int32),
             "mask": shape(text, dtype=jnp.bool_),
         }
-    room = budgets(config, name)
-    fields = {field: shape(room.tokens, dtype=jnp.int32) for field in TokenLayout._fields}
-    fields |= {
-        "cell": shape(room.tokens, 4, dtype=jnp.int32),
-        "loss_weight": shape(room.tokens, dtype=jnp.float32),
-    }
+    row = RowCapacity.of_stage(stage)
+    fields = zip(TokenLayout.shapes(row.tokens), TokenLayout.dtypes(), strict=True)
     patch_size = config.model.patch_size
     batch = {
-        "patches": shape(room.patches, patch_size**2 * 3, dtype=jnp.uint8),
-        "layout": TokenLayout(**fields),
+        "patches": shape(row.patches, patch_size**2 * 3, dtype=jnp.uint8),
+        "layout": TokenLayout(*(shape(*dims, dtype=dtype) for dims, dtype in fields)),
     }
     if guided(stage):
-        batch["teacher_frames"] = shape(room.frames, side, side, 3, dtype=jnp.uint8)
+        batch["teacher_frames"] = shape(row.frames, side, side, 3, dtype=jnp.uint8)
     return batch
 
 

@@ -12,8 +12,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from elva_jax.errors import VideoError
 from elva_jax.tools.recaption.engine import Kind
 from elva_jax.tools.recaption.manifest import Item
-from elva_jax.video.picture import Picture
 from elva_jax.video.read import Frames, read_frames, sample_times
+from elva_jax.video.resize import LazyFrame
 
 MAX_PIXELS: dict[Kind, int] = {"image": 1280 * 28 * 28, "video": 360 * 420}  # per frame
 FACTOR = 28  # edge of a visual token in pixels: 2x2 patches of 14
@@ -78,7 +78,7 @@ def _sampling(item: Item, max_frames: int) -> dict[str, Any]:
     return {"num_frames": max_frames, "fps": FPS}
 
 
-def _fit(picture: Picture, item: Item) -> np.ndarray:
+def _fit(picture: LazyFrame, item: Item) -> np.ndarray:
     limit = MAX_PIXELS[item.kind]
     try:
         size = smart_resize(picture.height, picture.width, factor=FACTOR, max_pixels=limit)

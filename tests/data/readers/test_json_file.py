@@ -160,7 +160,9 @@ def test_a_system_turn_takes_the_place_of_the_stages(read, config, tokenizer):
             {"role": role, "content": f"The {role}."} for role in ("system", "user", "assistant")
         ]
     }
-    decoder = ConversationDecoder(Mixture(config, "video"), config, "video", tokenizer, None)
+    decoder = ConversationDecoder(
+        Mixture(config, "video"), config, config.stages.video, tokenizer, None
+    )
     for example, system in zip(
         read(spoken, llava({}, "The user.", "The assistant.")),
         ("The system.", "Be brief."),

@@ -158,7 +158,9 @@ def test_hybrid_resolution_in_both(processor, model, generator, params):
 
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     frames = [np.roll(picture, t, axis=1) for t in range(6)]
-    seen = generator.read_media(frames, frames=Hybrid(2, 4, 32, 16))
+    seen = generator.read_media(
+        frames, frames=Hybrid(high_frames=2, low_frames=4, high_edge=32, low_edge=16)
+    )
     layout = TokenLayout(
         *(field[None] for field in build_layout(generator.prompt_parts(QUESTION, [seen])))
     )
@@ -270,7 +272,7 @@ def test_loss_and_gradients_through_merging(processor, exported, generator, para
     ]
     seen = generator.read_media(videos[2])
     answer = tuple(generator.tokenizer.encode("red and blue<|im_end|>", add_special_tokens=False))
-    parts = [*generator.prompt_parts(QUESTION, [seen]), Text(answer, 1.0)]
+    parts = [*generator.prompt_parts(QUESTION, [seen]), Text(answer, weight=1.0)]
     layout = TokenLayout(*(field[None] for field in build_layout(parts)))
     elva = Elva(generator.model_config)
     out = elva.apply({"params": params}, seen.patches[None], layout, merging=True)

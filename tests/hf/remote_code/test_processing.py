@@ -9,7 +9,7 @@ from PIL import Image
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Turn
 from elva_jax.hf.export import add_visual_tokens
-from elva_jax.video import clip
+from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid, choose_high
 from elva_jax.video.layout import Clip, Kind, build_layout
 from elva_jax.video.read import read_frames
@@ -58,7 +58,7 @@ def assert_same(inputs, layout, processor, row=0):
 
 def test_a_video_and_a_question(processor, generator, videos):
     for frames in videos:
-        seen = clip.load(frames, **SETTINGS)
+        seen = read_clip(frames, ClipSettings(**SETTINGS))
         inputs = ask(processor, ([("video", frames), ("text", " What is it? \n")], None))
         assert_same(inputs, build_layout(generator.prompt_parts("What is it?", [seen])), processor)
         np.testing.assert_array_equal(inputs["pixel_values"][0], seen.patches)
@@ -89,7 +89,10 @@ def test_a_batch_is_padded_on_the_side_asked_for(processor, generator, videos, s
 
 def test_media_stand_where_they_are_mentioned(processor, generator, videos):
     """Two turns, a video between words, an image, and a system prompt of one's own."""
-    a, b = clip.load(videos[0], **SETTINGS), clip.load(videos[3], **SETTINGS)
+    a, b = (
+        read_clip(videos[0], ClipSettings(**SETTINGS)),
+        read_clip(videos[3], ClipSettings(**SETTINGS)),
+    )
     turns = (Turn("Look at <video> first.", "Yes."), Turn("<image> And this?", "No."))
     parts = conversation.render(
         Example("x", (), turns), generator.tokenizer, [a.clip, b.clip], "Be brief."
@@ -180,7 +183,9 @@ def test_files_give_the_frames_that_training_reads(processor, tmp_path):
             dict(num_frames=50),
             dict(num_frames=6, fps=1.5),
         ):
-            ours = clip.load(path, **{"fps": 0.0, **options}, longest_edge=32, patch_size=8)
+            ours = read_clip(
+                path, ClipSettings(**{"fps": 0.0, **options}, longest_edge=32, patch_size=8)
+            )
             theirs = processor(text="<video>", videos=str(path), return_tensors="pt", **options)[
                 "pixel_values"
             ][0]
@@ -188,7 +193,9 @@ def test_files_give_the_frames_that_training_reads(processor, tmp_path):
     still = processor(text="<image>", images=str(tmp_path / "f.png"), return_tensors="pt")[
         "pixel_values"
     ][0]
-    np.testing.assert_array_equal(still, clip.load(tmp_path / "f.png", **SETTINGS).patches)
+    np.testing.assert_array_equal(
+        still, read_clip(tmp_path / "f.png", ClipSettings(**SETTINGS)).patches
+    )
     assert len(read_frames(tmp_path / "a.mp4", num_frames=50).pixels) == 21
 
 
@@ -205,7 +212,15 @@ def test_hybrid_files_are_read_as_by_elva_generate(processor, tmp_path, policy):
         (at_hand[:1], 1, 9),
         (path, 0, 3),
     ):
-        ours = clip.load(source, **SETTINGS, hybrid=Hybrid(high, low, 32, 16, policy))
+        ours = read_clip(
+            source,
+            ClipSettings(
+                **SETTINGS,
+                hybrid=Hybrid(
+                    high_frames=high, low_frames=low, high_edge=32, low_edge=16, policy=policy
+                ),
+            ),
+        )
         options = dict(
             num_frames=high, num_low_frames=low, low_longest_edge=16, hybrid_policy=policy
         )
@@ -217,9 +232,15 @@ def test_hybrid_files_are_read_as_by_elva_generate(processor, tmp_path, policy):
         assert_same(theirs, build_layout([ours.clip]), processor)
     if policy == "scene":
         assert (
-            clip.load(path, **SETTINGS, hybrid=Hybrid(2, 5, 32, 16, policy)).clip.grids.index(
-                (3, 4), 1
-            )
+            read_clip(
+                path,
+                ClipSettings(
+                    **SETTINGS,
+                    hybrid=Hybrid(
+                        high_frames=2, low_frames=5, high_edge=32, low_edge=16, policy=policy
+                    ),
+                ),
+            ).clip.grids.index((3, 4), 1)
             == 4
         )
 

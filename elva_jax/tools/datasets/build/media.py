@@ -17,9 +17,9 @@ from PIL import Image
 
 from elva_jax.data.example import Media
 from elva_jax.errors import VideoError
-from elva_jax.video.picture import Picture
 from elva_jax.video.read import Pictures, open_media
 from elva_jax.video.reader import ONE_THREAD, VideoFile
+from elva_jax.video.resize import LazyFrame
 
 LARGEST = 2**30  # bytes of a medium; ArrayRecord and protocol buffers limit a record to 2 GiB
 JPEG_START = b"\xff\xd8"
@@ -91,7 +91,7 @@ def _open(medium: Media, name: str) -> VideoFile | Pictures:
     return open_media(Path(source), source)
 
 
-def _first(opened: VideoFile | Pictures, kind: str) -> Picture:
+def _first(opened: VideoFile | Pictures, kind: str) -> LazyFrame:
     """The frame that stands for an image, or the first frame of a video."""
     time = opened.duration / 2 if kind == "image" else Fraction(0)
     ((_, picture),) = opened.frames_at([time])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from elva_jax.data import conversation, tokenizer
 from elva_jax.data.example import Example
 from elva_jax.data.record import to_record
-from elva_jax.data.safe_read import Rejected, attempt
+from elva_jax.data.safe_read import Rejected, read_safely
 from elva_jax.errors import RecordError
 from elva_jax.tools.datasets.build import media
 from elva_jax.tools.datasets.build.statistics import Measured
@@ -62,7 +62,7 @@ class Preparation:
             conversation.split_questions(example, len(example.media))
             return work(example)
 
-        return attempt(f"record {index}", TIME_LIMIT, lambda: self.examples[index], prepare)
+        return read_safely(f"record {index}", TIME_LIMIT, lambda: self.examples[index], prepare)
 
     def _measure(self, example: Example) -> Measured:
         sizes = [media.probe(medium, example.key) for medium in example.media]

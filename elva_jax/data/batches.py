@@ -1,0 +1,114 @@
+"""The two kinds of batches: packed conversations for a video LLM, captioned clips for a vision tower."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.data.collate import CaptionCollator, PackedCollator
+from elva_jax.data.conversation import check_tokenizer
+from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
+from elva_jax.data.mixture import Mixture
+from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
+from elva_jax.data.pipeline import BatchIterator, make_batches
+
+ESTIMATE_ROWS = 32  # rows of each of the two batches from which examples per step are estimated
+
+
+def conversation_batches(
+    config: ConfigDict,
+    stage_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    teacher_size: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int | None = None,
+) -> BatchIterator:
+    """Batches of packed conversations; see `PackedCollator` and `pipeline.make_batches`.
+
+    Args:
+      config: the run's configuration.
+      stage_name: one of its stages.
+      tokenizer: a ChatML tokenizer.
+      teacher_size: side of the teacher's frames; None: no teacher.
+      process_index: this process.
+      process_count: number of processes.
+      workers: decoding processes; None: the stage's.
+
+    Raises:
+      DataError: data that is missing or does not divide among the processes, or a tokenizer
+        without ChatML.
+    """
+    check_tokenizer(tokenizer)
+    stage = config.stages[stage_name]
+    capacity = RowCapacity.of_stage(stage)
+    return make_batches(
+        config,
+        stage_name,
+        decoder=ConversationDecoder(
+            Mixture(config, stage_name), config, stage, tokenizer, teacher_size
+        ),
+        packer=PackingBuffer(capacity) if stage.data.pack else SingleRows(),
+        collator=PackedCollator(
+            capacity=capacity, patch_width=config.model.patch_size**2 * 3, teacher_size=teacher_size
+        ),
+        process_index=process_index,
+        process_count=process_count,
+        workers=workers,
+    )
+
+
+def caption_batches(
+    config: ConfigDict,
+    stage_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Batches of clips with captions, one to a row; see `CaptionCollator`.
+
+    Raises:
+      DataError: data that is missing or does not divide among the processes.
+    """
+    teacher, stage = config.teacher, config.stages[stage_name]
+    return make_batches(
+        config,
+        stage_name,
+        decoder=CaptionDecoder(Mixture(config, stage_name), config, stage, tokenizer),
+        packer=SingleRows(),
+        collator=CaptionCollator(
+            num_frames=stage.data.num_frames,
+            image_size=teacher.image_size,
+            text_length=teacher.text_length,
+            padding_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        ),
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def conversations_per_step(
+    config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase
+) -> float:
+    """Examples that one step takes over all processes: estimated where several share a row.
+
+    The same on every process, so that all derive the same number of steps from a number of epochs.
+    """
+    stage = config.stages[stage_name]
+    if not stage.data.pack:
+        return float(stage.batch_size)
+    rows = min(stage.batch_size, ESTIMATE_ROWS)
+    batches = conversation_batches(config, stage_name, tokenizer, workers=0)
+    packed = []
+    for _ in range(2):
+        batches.take_rows(rows)
+        packed.append(batches.stats)
+    batches.close()
+    # The first rows favor long examples, but in the long run all that is read is packed: the mean
+    # length is that of all examples that were read.
+    tokens = sum(stats["token_fill"] for stats in packed) * rows * stage.data.seq_len
+    examples = sum(stats["examples"] for stats in packed) + len(batches.waiting)
+    mean_tokens = (tokens + sum(counts.tokens for counts in batches.waiting)) / examples
+    return tokens / (2 * rows) / mean_tokens * stage.batch_size

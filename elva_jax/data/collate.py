@@ -1,0 +1,120 @@
+"""Rows of samples to batches: arrays whose shapes never change during a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from elva_jax.data.packing import RowCapacity, Sample
+from elva_jax.video.layout import Counts, TokenLayout, pack
+
+
+class Collator(Protocol):
+    """Joins rows of samples into a batch."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row's pixels, by which the number of prefetched samples is limited."""
+
+    def __call__(self, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """The arrays of a batch."""
+
+    def stats(self, rows: Sequence[Sequence[Any]]) -> dict[str, float]:
+        """Numbers to report about a batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedCollator:
+    """Batches of packed `Sample`s for a video LLM.
+
+    A batch is a dict of patches uint8 [b, N, P*P*3], layout TokenLayout [b, S], and with a teacher
+    also teacher_frames uint8 [b, F, Ht, Ht, 3], indexed by `layout.frame`.
+    """
+
+    capacity: RowCapacity
+    patch_width: int  # P*P*3
+    teacher_size: int | None = None  # Ht; None: no teacher_frames
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's patches and teacher frames."""
+        frame_bytes = (self.teacher_size or 0) ** 2 * 3
+        return self.capacity.patches * self.patch_width + self.capacity.frames * frame_bytes
+
+    def __call__(self, rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+        """The arrays of a batch."""
+        most, side = self.capacity, self.teacher_size
+        patches = np.zeros((len(rows), most.patches, self.patch_width), np.uint8)
+        frames = np.zeros((len(rows), most.frames, side, side, 3), np.uint8) if side else None
+        for r, row in enumerate(rows):
+            patch = frame = 0
+            for sample in row:
+                next_patch, next_frame = patch + sample.counts.patches, frame + sample.counts.frames
+                patches[r, patch:next_patch] = sample.patches
+                if frames is not None:
+                    frames[r, frame:next_frame] = sample.teacher_frames
+                patch, frame = next_patch, next_frame
+        layouts = [pack([sample.layout for sample in row], most.tokens) for row in rows]
+        batch = {"patches": patches, "layout": TokenLayout.stack(layouts)}
+        return batch if frames is None else {**batch, "teacher_frames": frames}
+
+    def stats(self, rows: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        """Number of examples, and the used shares of the rows' tokens and patches."""
+        counts = [sample.counts for row in rows for sample in row]
+        return {
+            "examples": float(len(counts)),
+            "token_fill": sum(c.tokens for c in counts) / (len(rows) * self.capacity.tokens),
+            "patch_fill": sum(c.patches for c in counts) / (len(rows) * self.capacity.patches),
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionSample:
+    """One clip and one caption."""
+
+    pixels: np.ndarray  # uint8 [f, Ht, Ht, 3]
+    token_ids: np.ndarray  # int32 [length]
+
+    @property
+    def counts(self) -> Counts:
+        """How long it is."""
+        tokens = len(self.token_ids)
+        return Counts(tokens=tokens, patches=0, frames=len(self.pixels), floor=tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionCollator:
+    """Batches of `CaptionSample`s for a vision tower, one to a row.
+
+    A batch is a dict of pixels uint8 [b, F, Ht, Ht, 3], frame_mask bool [b, F], token_ids
+    int32 [b, L] and mask bool [b, L].
+    """
+
+    num_frames: int  # F
+    image_size: int  # Ht
+    text_length: int  # L
+    padding_id: int  # vocabulary id after the end of a caption
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's frames."""
+        return self.num_frames * self.image_size**2 * 3
+
+    def __call__(self, rows: Sequence[Sequence[CaptionSample]]) -> dict[str, Any]:
+        """The arrays of a batch."""
+        b, f, side, length = len(rows), self.num_frames, self.image_size, self.text_length
+        pixels, frame_mask = np.zeros((b, f, side, side, 3), np.uint8), np.zeros((b, f), bool)
+        token_ids = np.full((b, length), self.padding_id, np.int32)
+        mask = np.zeros((b, length), bool)
+        for r, (sample,) in enumerate(rows):
+            frames, tokens = len(sample.pixels), len(sample.token_ids)
+            pixels[r, :frames], frame_mask[r, :frames] = sample.pixels, True
+            token_ids[r, :tokens], mask[r, :tokens] = sample.token_ids, True
+        return {"pixels": pixels, "frame_mask": frame_mask, "token_ids": token_ids, "mask": mask}
+
+    def stats(self, rows: Sequence[Sequence[CaptionSample]]) -> dict[str, float]:
+        """Number of examples."""
+        return {"examples": float(len(rows))}
