@@ -63,3 +63,8 @@ class ConvertError(ElvaError):
 
 class StartError(ElvaError):
     """The processes of a run did not come together, or one of them was lost."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its type if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 import elva_jax
 from elva_jax.checkpoints.checksums import write_checksums
 from elva_jax.config.serialize import config_to_dict
-from elva_jax.errors import CheckpointError
+from elva_jax.errors import CheckpointError, first_line
 
 ITEMS = ("params", "optimizer", "data", "meta")
 STORAGE_ERRORS = (OSError, ValueError, RuntimeError)  # what Orbax raises when storage fails
@@ -91,7 +91,7 @@ def short_reason(error: BaseException) -> str:
     """The operating system's message inside an error, else its first line, else its type."""
     if found := re.search(r"([^:\n]+) \[os_error_code=", str(error)):
         return found[1].strip()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return first_line(error)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Answer parsing, scores, baselines, reports, and the comparison of two models."""

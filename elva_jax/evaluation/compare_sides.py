@@ -15,7 +15,7 @@ from PIL import Image
 
 from elva_jax.checkpoints.restore import SavedRun, open_run
 from elva_jax.errors import CheckpointError, ConvertError
-from elva_jax.hf.export import HF_FILES
+from elva_jax.hf.export import REMOTE_CODE
 
 HF_KINDS = {
     "elva": "elva",
@@ -77,7 +77,7 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def _is_ours(file: Path) -> bool:
-    ours = HF_FILES / file.name
+    ours = REMOTE_CODE / file.name
     return ours.is_file() and ours.read_bytes() == file.read_bytes()
 
 

@@ -376,7 +376,7 @@ def _generator(run: Any) -> tuple[ElvaModel, dict[str, Any]]:
         return run, {"checkpoint": None, "step": None}
     path = None
     if isinstance(run, (str, Path)):
-        from elva_jax.hf.load import open_run_or_folder
+        from elva_jax.hf.open_model import open_run_or_folder
 
         path, run = str(run), open_run_or_folder(run)
     return ElvaModel.from_run(run), {"checkpoint": path, "step": int(run.step)}

@@ -13,7 +13,7 @@ from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.errors import ConvertError
 from elva_jax.hf import qwen2
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
-from elva_jax.hf.safetensors_io import Store, read_json
+from elva_jax.hf.tensor_store import TensorStore, read_json
 
 MODEL_TYPE = "elva"
 RUN_FILE = "elva_jax.json"  # the configuration of the run that a folder was exported from
@@ -141,7 +141,7 @@ TABLE = Table(
 )
 
 
-def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
+def table(config: Mapping[str, Any], model: Mapping[str, Any], store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.model`.
 
     Raises:

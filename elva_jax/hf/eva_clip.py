@@ -13,7 +13,6 @@ from typing import Any
 
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
-from elva_jax.hf.safetensors_io import Store
 from elva_jax.hf.siglip import (
     HEADS_IN,
     HEADS_IN_BIAS,
@@ -23,6 +22,7 @@ from elva_jax.hf.siglip import (
     refuse_differences,
     weight_and_bias,
 )
+from elva_jax.hf.tensor_store import TensorStore
 
 # The text tower, CLIP's projection, tables that follow from the configuration, and the mask token,
 # which only masked pre-training needs.
@@ -112,7 +112,7 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: Store) -> Table:
+def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.teacher`.
 
     Raises:

@@ -1,11 +1,14 @@
-"""From a run to a Hugging Face folder that loads with transformers alone."""
+"""Writing an ELVA as a Hugging Face folder that loads with transformers alone."""
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import string
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,15 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 import elva_jax
-from elva_jax.checkpoints.restore import SavedRun, open_run
+from elva_jax.checkpoints.restore import open_run
 from elva_jax.config.serialize import config_to_dict
+from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
-from elva_jax.hf import elva, safetensors_io
+from elva_jax.hf import elva
+from elva_jax.hf.write_store import write_store
+from elva_jax.models.build import parameter_shapes
+from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.hybrid import low_edge_beside
 
 DTYPES = {
@@ -28,8 +35,8 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-HF_FILES = Path(__file__).parent / "remote_code"  # what is shipped in the folder
-NEW_TOKENS = 64  # longest answer where a call of `generate` does not say
+REMOTE_CODE = Path(__file__).parent / "remote_code"  # PyTorch files and model card of the folder
+NEW_TOKENS = 64  # longest answer unless a call of `generate` says otherwise
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' %}{{ SYSTEM }}{%- endif %}
 {%- for message in messages %}
@@ -46,110 +53,164 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"""
 
 
-def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> None:
-    """Writes a run's ELVA as a Hugging Face folder, one parameter in memory at a time; a kill leaves nothing at `out`.
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """An ELVA without its parameters, and the dtype that they get in the folder."""
 
-    Heads that only training needs (guidance) stay behind.
+    config: ConfigDict
+    stage: str
+    step: int
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    where: str  # for messages
+
+
+def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> None:
+    """Writes a run's ELVA as a Hugging Face folder, with one parameter in memory at a time.
+
+    Heads that only training needs (guidance) are left out. If the process is killed, nothing is
+    left at `out`.
 
     Args:
       run_path: a run's workdir, one stage in it, or one saved step.
       out: a folder that does not exist yet, or is empty.
-      dtype: float32 | bfloat16 | float16, of the weights.
+      dtype: dtype of the weights: float32, bfloat16 or float16.
 
     Raises:
-      ConvertError: an unknown dtype, a run without an ELVA, weights that `dtype` cannot hold, or an `out` with something in it.
+      ConvertError: as in `save_pretrained`.
       CheckpointError: no checkpoint there.
     """
+    _check_dtype(dtype)
+    run = open_run(run_path)
+    names = sorted(name for name in run.shapes if name.startswith("elva/"))
+    params = ((name.removeprefix("elva/"), run.read(name)) for name in names)
+    model = _Model(
+        config=run.config,
+        stage=run.stage,
+        step=run.step,
+        tokenizer=load_tokenizer(run.tokenizer_dir),
+        dtype=dtype,
+        where=str(run.path),
+    )
+    _write(Path(out), params, model)
+
+
+def save_pretrained(
+    out: str | Path,
+    params: Mapping[str, Any],
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stage: str,
+    step: int = 0,
+    dtype: str = "float32",
+) -> None:
+    """Writes an ELVA that is in memory as a Hugging Face folder.
+
+    Args:
+      out: a folder that does not exist yet, or is empty.
+      params: parameters of `models.elva.Elva`, with its decoder layers stacked.
+      config: the run's configuration.
+      tokenizer: the run's tokenizer; it is not changed.
+      stage: the stage whose media settings and system prompt the folder gets.
+      step: the training step, for the record.
+      dtype: dtype of the weights: float32, bfloat16 or float16.
+
+    Raises:
+      ConvertError: an unknown dtype, a stage without an ELVA, weights that `dtype` cannot hold, or
+        an `out` that is not empty.
+    """
+    _check_dtype(dtype)
+    leaves = sorted(flatten_paths(params).items())
+    model = _Model(
+        config=config, stage=stage, step=step, tokenizer=tokenizer, dtype=dtype, where="the model"
+    )
+    _write(Path(out), ((path, np.asarray(leaf)) for path, leaf in leaves), model)
+
+
+def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise ConvertError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
-    run = open_run(run_path)
-    if run.config.stages[run.stage].kind != "elva":
+
+
+def _write(out: Path, params: Iterable[tuple[str, np.ndarray]], model: _Model) -> None:
+    """Writes the folder; the parameters, by path, are read one after the other."""
+    if (kind := model.config.stages[model.stage].kind) != "elva":
         raise ConvertError(
-            f"{run.path}: stage {run.stage} trains a {run.config.stages[run.stage].kind}; give an ELVA stage"
+            f"{model.where}: stage {model.stage} trains a {kind}; give an ELVA stage"
         )
-    if run.config.model.patch_embed == "encoder":
+    if model.config.model.patch_embed == "encoder":
         raise ConvertError(
-            f"{run.path}: has model.patch_embed = encoder; the PyTorch side knows ELVA, not the encoder-based baseline"
+            f"{model.where}: has model.patch_embed = encoder; the PyTorch side has no encoder-based"
+            " baseline"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        files = _files(run, Path(folder), dtype, Path(out).name)
-        safetensors_io.write_store(
-            Path(out), _tensors(run, dtype), files=files, metadata={"format": "pt"}
-        )
-
-
-def _tensors(run: SavedRun, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value of every tensor of the folder, in the dtype wanted."""
-    for path in sorted(run.shapes):
-        if not path.startswith("elva/"):
-            continue
-        for name, value in elva.TABLE.to_theirs(path.removeprefix("elva/"), run.read(path)):
-            with np.errstate(over="ignore"):  # found below, by name
-                value = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
-            if not np.isfinite(value).all():
-                raise ConvertError(
-                    f"{run.path}: {path} holds values that are not finite in {dtype}; export as float32 to look at them"
-                )
-            yield name, value
-
-
-def _files(run: SavedRun, folder: Path, dtype: str, name: str) -> dict[str, bytes | Path]:
-    """Everything in the folder but the weights; `folder` is a place for the tokenizer's files."""
-    model, data = run.config.model, run.config.stages[run.stage].data
-    tokenizer = load_tokenizer(run.tokenizer_dir)
-    words = min(len(tokenizer), model.vocab_size)
-    ends = sorted(
-        {
-            tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            *([tokenizer.eos_token_id] if tokenizer.eos_token_id else []),
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        configs = _configs(model, folder)
+        files = {
+            **{file.name: file for file in (*folder.iterdir(), *REMOTE_CODE.glob("*.py"))},
+            **{name: (json.dumps(v, indent=2) + "\n").encode() for name, v in configs.items()},
+            "README.md": _model_card(model, out.name).encode(),
         }
-    )
+        write_store(out, _tensors(params, model), files=files)
+
+
+def _tensors(
+    params: Iterable[tuple[str, np.ndarray]], model: _Model
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and value of every tensor of the folder."""
+    for path, leaf in params:
+        for name, value in elva.TABLE.to_theirs(path, leaf):
+            with np.errstate(over="ignore"):  # reported below, with the parameter's name
+                cast = np.ascontiguousarray(value).astype(DTYPES[model.dtype], copy=False)
+            if not np.isfinite(cast).all():
+                raise ConvertError(
+                    f"{model.where}: {path} holds values that are not finite in {model.dtype};"
+                    " export as float32 to look at them"
+                )
+            yield name, cast
+
+
+def _configs(model: _Model, folder: Path) -> dict[str, Any]:
+    """The JSON files of the folder by name; the tokenizer's own files are written to `folder`."""
+    config, data = model.config.model, model.config.stages[model.stage].data
+    tokenizer = copy.deepcopy(model.tokenizer)
+    words = min(len(tokenizer), config.vocab_size)
+    end = tokenizer.eos_token_id
+    ends = sorted({tokenizer.convert_tokens_to_ids(TURN_END), *([end] if end else [])})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    visual_ids = add_visual_tokens(tokenizer)
-    # Neither rows that no token uses nor visual tokens may be answers.
-    unused = sorted(
-        {*range(words, model.vocab_size), *(i for i in visual_ids if i < model.vocab_size)}
-    )
     special_ids = {"pad_token_id": pad, "eos_token_id": ends[0] if len(ends) == 1 else ends}
-    generation = {
-        **special_ids,
-        "max_new_tokens": NEW_TOKENS,
-        "do_sample": False,
-        **({"suppress_tokens": unused} if unused else {}),
-    }
+    visual_ids = add_visual_tokens(tokenizer)
     _save_tokenizer(tokenizer, folder, data.system_prompt)
-    written = {
+    # Visual tokens, and rows of the embedding that no token uses, may not be answers.
+    unused = {*range(words, config.vocab_size), *(i for i in visual_ids if i < config.vocab_size)}
+    suppressed = {"suppress_tokens": sorted(unused)} if unused else {}
+    generation = {**special_ids, "max_new_tokens": NEW_TOKENS, "do_sample": False, **suppressed}
+    return {
         "config.json": elva.to_hf_config(
-            model, dtype, visual_ids, system_prompt=data.system_prompt, **special_ids
+            config, model.dtype, visual_ids, system_prompt=data.system_prompt, **special_ids
         ),
         "generation_config.json": generation,
-        "processor_config.json": _processor_config(model, data),
+        "processor_config.json": _processor_config(config, data),
         elva.RUN_FILE: {
-            "config": config_to_dict(run.config),
-            "stage": run.stage,
-            "step": run.step,
+            "config": config_to_dict(model.config),
+            "stage": model.stage,
+            "step": model.step,
             "version": elva_jax.__version__,
         },
-    }
-    return {
-        **{file.name: file for file in folder.iterdir()},
-        **{file.name: file for file in HF_FILES.glob("*.py")},
-        **{
-            file: (json.dumps(values, indent=2) + "\n").encode() for file, values in written.items()
-        },
-        "README.md": _model_card(run, dtype, name).encode(),
     }
 
 
 def add_visual_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
-    """Sees to it that `<FRAME>`, `<PATCH>` and `<LINE>` are tokens, behind all others; returns their ids."""
+    """Adds `<FRAME>`, `<PATCH>` and `<LINE>` after all other tokens, if missing; their ids."""
     words = tokenizer.get_vocab()
-    missing = [token for token in (elva.FRAME, elva.PATCH, elva.LINE) if token not in words]
+    missing = [token for token in VISUAL_TOKENS if token not in words]
     tokenizer.add_tokens(
         [AddedToken(token, normalized=False, special=True) for token in missing],
         special_tokens=True,
     )
-    return tuple(tokenizer.convert_tokens_to_ids([elva.FRAME, elva.PATCH, elva.LINE]))
+    frame, patch, line = tokenizer.convert_tokens_to_ids(list(VISUAL_TOKENS))
+    return frame, patch, line
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_prompt: str) -> None:
@@ -158,16 +219,14 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_pro
         "SYSTEM", json.dumps(system, ensure_ascii=False)
     )
     tokenizer.save_pretrained(folder)
-    # The attribute is not saved by itself; answers grow on the right, so that prompts must end together.
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(
-        json.dumps({**json.loads(settings.read_text()), "padding_side": "left"}, indent=2) + "\n"
-    )
+    # Answers grow to the right, so prompts are padded on the left; save_pretrained leaves it out.
+    file = folder / "tokenizer_config.json"
+    settings = {**json.loads(file.read_text()), "padding_side": "left"}
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
-    frames = {name: data[name] for name in elva.MEDIA}
-    trained_so = data.num_low_frames > 0
+    low_edge = low_edge_beside(data.longest_edge, model.patch_size)
     return {
         "processor_class": "ElvaProcessor",
         "auto_map": {"AutoProcessor": "processing_elva.ElvaProcessor"},
@@ -175,32 +234,29 @@ def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
             "image_processor_type": "ElvaImageProcessor",
             "auto_map": {"AutoImageProcessor": "image_processing_elva.ElvaImageProcessor"},
             "patch_size": model.patch_size,
-            **frames,
+            **{name: data[name] for name in elva.MEDIA},
             "num_low_frames": 0,
-            "low_longest_edge": data.low_longest_edge
-            if trained_so
-            else low_edge_beside(data.longest_edge, model.patch_size),
+            # Hybrid resolution is off until a call asks for it, then as it was trained, if it was.
+            "low_longest_edge": data.low_longest_edge if data.num_low_frames > 0 else low_edge,
             "hybrid_policy": data.hybrid_policy,
         },
     }
 
 
-def _model_card(run: SavedRun, dtype: str, name: str) -> str:
-    model, data = run.config.model, run.config.stages[run.stage].data
-    count = sum(
-        int(np.prod(leaf.shape)) for path, leaf in run.shapes.items() if path.startswith("elva/")
-    )
-    layers = ", ".join(map(str, model.merge_layers))
-    return string.Template((HF_FILES / "README.md").read_text()).substitute(
+def _model_card(model: _Model, name: str) -> str:
+    config, data = model.config.model, model.config.stages[model.stage].data
+    shapes = parameter_shapes(model.config, "elva").values()
+    layers = ", ".join(map(str, config.merge_layers))
+    return string.Template((REMOTE_CODE / "README.md").read_text()).substitute(
         name=name,
-        patch_size=model.patch_size,
-        layers=model.num_layers,
-        width=model.hidden_size,
+        patch_size=config.patch_size,
+        layers=config.num_layers,
+        width=config.hidden_size,
         merging=f"before layers {layers}" if layers else "nowhere in this model",
-        parameters=f"{count:,}",
-        dtype=dtype,
-        stage=run.stage,
-        step=run.step,
+        parameters=f"{sum(map(math.prod, shapes)):,}",
+        dtype=model.dtype,
+        stage=model.stage,
+        step=model.step,
         num_frames=data.num_frames,
         longest_edge=data.longest_edge,
     )

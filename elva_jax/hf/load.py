@@ -1,43 +1,44 @@
-"""Weights of any source straight into sharded parameters: a Hugging Face folder, a hub name, a converted checkpoint, or a run."""
+"""Weights from any source straight into sharded parameters.
+
+A source is a Hugging Face folder, a hub name, a converted checkpoint or a run.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from elva_jax.checkpoints.restore import Run, load_run, open_run
-from elva_jax.config import schema
-from elva_jax.config.serialize import config_from_dict
+from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
-from elva_jax.hf.safetensors_io import CONFIGS, Store, is_hub_name, open_store, read_json
-from elva_jax.models.build import parameter_shapes
-from elva_jax.utils.quiet import quiet_libraries
-from elva_jax.utils.trees import flatten_paths, unflatten_paths
+from elva_jax.hf.tensor_store import CONFIGS, TensorStore, is_hub_name, open_store, read_json
+from elva_jax.utils.trees import flatten_paths
 
-STAGE = "converted"  # the stage that holds weights from elsewhere
-BAND = 64  # rows of a matrix that are transposed at once
+BAND = 64  # rows of a matrix that are transposed at a time
+STAGE_KIND = {"elva": "elva", "vision": "teacher"}  # the stages of a run that hold a subtree
+Subtree = Literal["elva", "vision"]
 Index = tuple[slice, ...]
-Place = Callable[[ConfigDict], Mapping[str, Any]]
 
 
-class Loaded(NamedTuple):
-    """Parameters of some source."""
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Parameters read from a source."""
 
-    params: dict[str, jax.Array]  # by '/'-joined path, those that were asked for and are there
-    left: tuple[str, ...]  # what the source has beyond them
-    origin: str  # what it is, for messages
+    params: dict[str, jax.Array]  # by '/'-joined path: those that were wanted and are in the source
+    unused: tuple[str, ...]  # paths in the source that were not wanted
+    origin: str  # a description of the source, for messages
 
 
 def is_hf_source(path: str | Path) -> bool:
-    """Whether a path means a Hugging Face folder or a hub name, and not a run or a converted checkpoint."""
+    """Whether a path is a Hugging Face folder or hub name, not a run or a converted checkpoint."""
     folder = Path(path)
     if not folder.is_dir():
         return is_hub_name(str(path))
@@ -52,74 +53,90 @@ def load_params(
     targets: Mapping[str, jax.ShapeDtypeStruct],
     config: ConfigDict,
     *,
-    kind: str = "elva",
+    subtree: Subtree = "elva",
     allow_pickle: bool = False,
 ) -> Loaded:
-    """Reads parameters leaf by leaf into the shardings and dtypes of `targets`, without a second copy in host memory.
+    """Reads parameters one by one into the shardings and dtypes of `targets`.
+
+    The host never holds a second copy of them all.
 
     Args:
       source: a Hugging Face folder, a hub name, a converted checkpoint, or a run.
-      targets: shapes, dtypes and shardings by '/'-joined path, such as elva/decoder/norm/scale or vision/patch_bias.
-      config: the run's configuration, which a Hugging Face folder must agree with.
-      kind: elva | teacher, which stages of a run are meant.
+      targets: shapes, dtypes and shardings by '/'-joined path, such as elva/decoder/norm/scale or
+        vision/patch_bias.
+      config: the run's configuration, which a Hugging Face folder must match.
+      subtree: whether an ELVA or a vision tower is wanted: of a run, the last stage that has one.
       allow_pickle: whether .bin and .pt files may be read.
 
     Raises:
       ConvertError: a folder that is damaged or does not fit the configuration.
-      CheckpointError: a run without a fitting checkpoint, or a damaged one.
+      CheckpointError: a run without a matching checkpoint, or a damaged one.
     """
-    if not is_hf_source(source):
-        placed = {path: leaf.sharding for path, leaf in targets.items()}
-        run = load_run(
-            source,
-            kind=kind,
-            shardings=placed,
-            dtypes={path: leaf.dtype for path, leaf in targets.items()},
-        )
-        saved = flatten_paths(run.params)
-        common = {path: leaf for path, leaf in saved.items() if path in targets}
-        return Loaded(
-            common,
-            tuple(sorted(saved.keys() - targets.keys())),
-            f"stage {run.stage}, step {run.step}",
-        )
-    return load_store(open_store(source, allow_pickle=allow_pickle), targets, config, kind=kind)
+    if is_hf_source(source):
+        store = open_store(source, allow_pickle=allow_pickle)
+        return load_store(store, targets, config, subtree=subtree)
+    run = load_run(
+        source,
+        kind=STAGE_KIND[subtree],
+        shardings={path: leaf.sharding for path, leaf in targets.items()},
+        dtypes={path: leaf.dtype for path, leaf in targets.items()},
+    )
+    saved = flatten_paths(run.params)
+    return Loaded(
+        params={path: leaf for path, leaf in saved.items() if path in targets},
+        unused=tuple(sorted(saved.keys() - targets.keys())),
+        origin=f"stage {run.stage}, step {run.step}",
+    )
 
 
 def load_store(
-    store: Store,
+    store: TensorStore,
     targets: Mapping[str, jax.ShapeDtypeStruct],
     config: ConfigDict,
     *,
-    kind: str = "elva",
+    subtree: Subtree = "elva",
 ) -> Loaded:
-    """`load_params` of a folder that is open already."""
-    table, prefix = _table(store, config, kind)
+    """`load_params` from a folder that is already open."""
+    table, prefix = _table(store, config, subtree)
     wanted = {
         path.removeprefix(prefix): leaf for path, leaf in targets.items() if path.startswith(prefix)
     }
-    shapes = {name: store.shape(name) for name in store.names()}
-    dtypes = {name: store.dtype(name) for name in store.names()}
     sources = param_mapping.plan(
-        table, shapes, dtypes, {path: leaf.shape for path, leaf in wanted.items()}, str(store.path)
+        table,
+        {name: store.shape(name) for name in store.names()},
+        {name: store.dtype(name) for name in store.names()},
+        {path: leaf.shape for path, leaf in wanted.items()},
+        str(store.path),
     )
-    # Each is in memory twice while it goes to its device: the largest while there is least beside it.
+    # A parameter is in memory twice while it moves to its device, so the largest go first, while
+    # little else is there; waiting for each keeps such copies from piling up on the host.
     largest_first = sorted(sources, key=lambda path: math.prod(wanted[path].shape), reverse=True)
-    # Waiting for each keeps the copies on the host from piling up.
     params = {
         prefix + path: jax.block_until_ready(_read(store, table, sources[path], wanted[path]))
         for path in largest_first
     }
-    return Loaded(params, (), describe(store.config))
+    return Loaded(params=params, unused=(), origin=describe(store.config))
+
+
+def make_targets(
+    shapes: Mapping[str, tuple[int, ...]], dtype: Any, shardings: Mapping[str, Any] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Targets for `load_params`; parameters without a sharding go to the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = shardings or {}
+    return {
+        path: jax.ShapeDtypeStruct(shape, dtype, sharding=placed.get(path, device))
+        for path, shape in shapes.items()
+    }
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """What kind of model a folder's configuration is of."""
+    """The kind of model that a folder's configuration describes, for messages."""
     return "EVA-CLIP" if eva_clip.is_eva_clip(config) else f"model_type {config.get('model_type')}"
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """The group of our configuration (model | teacher) that a folder's configuration is about, and its values.
+    """The group of our configuration (model | teacher) that a folder describes, and its values.
 
     Raises:
       ConvertError: a kind of model that cannot be read.
@@ -135,141 +152,75 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
         return "teacher", siglip.read_config(config, where)
     known = ", ".join((*qwen2.MODEL_TYPES, elva.MODEL_TYPE, *siglip.MODEL_TYPES))
     raise ConvertError(
-        f"{where}: its config.json has model_type {kind!r}; one of {known}, or the vision_cfg of an EVA-CLIP, can be read"
+        f"{where}: its config.json has model_type {kind!r}; one of {known}, or the vision_cfg of an"
+        " EVA-CLIP, can be read"
     )
 
 
-@quiet_libraries()
-def open_run_or_folder(path: str | Path, place: Place = lambda config: {}) -> Run:
-    """A run, a converted checkpoint or an ELVA's Hugging Face folder, for inference: in float32 whatever it was saved in.
-
-    Args:
-      path: of any of them.
-      place: shardings by '/'-joined parameter path, of a run's configuration; parameters without one go to the first device.
-
-    Raises:
-      CheckpointError: nothing to load there.
-      ConvertError: a folder of another kind, or a damaged one.
-    """
-    if is_hf_source(path):
-        return load_folder(path, place)
-    run = open_run(path)
-    return run.load_float32(place(run.config))
-
-
-def load_folder(path: str | Path, place: Place = lambda config: {}) -> Run:
-    """An ELVA's Hugging Face folder as `load_run` gives a run, in float32; `place` as in `open_run_or_folder`.
-
-    Raises:
-      ConvertError: a folder of another kind, or a damaged one.
-    """
-    store = open_store(path)
-    if store.config.get("model_type") != elva.MODEL_TYPE:
-        raise ConvertError(
-            f"{path}: is of {describe(store.config)}, not an ELVA; only an ELVA answers questions about videos"
-        )
-    config, stage, step = folder_config(store)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes, shardings = parameter_shapes(config, "elva"), place(config)
-    targets = {
-        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=shardings.get(name, device))
-        for name, shape in shapes.items()
-    }
-    return Run(
-        config=config,
-        stage=stage,
-        params=unflatten_paths(load_store(store, targets, config).params),
-        tokenizer_dir=store.path,
-        step=step,
-    )
-
-
-def folder_config(store: Store) -> tuple[ConfigDict, str, int]:
-    """Configuration, stage and step of an ELVA's folder: of the run it was exported from, or the defaults around its model."""
-    if (store.path / elva.RUN_FILE).is_file():
-        run = read_json(store.path / elva.RUN_FILE)
-        return config_from_dict(run["config"]), run["stage"], run["step"]
-    config = schema.base()
-    config.model.update(elva.from_hf_config(store.config))
-    config.stages[STAGE] = schema.stage()
-    config.stages[STAGE].merging = bool(store.config.get("merging"))
-    config.stages[STAGE].data.update(elva.data_settings(store.path))
-    config.curriculum = (STAGE,)
-    return config, STAGE, 0
-
-
-def _table(store: Store, config: ConfigDict, kind: str) -> tuple[Table, str]:
-    """The names of a folder's tensors, and what our paths begin with before those of the table."""
+def _table(store: TensorStore, config: ConfigDict, subtree: Subtree) -> tuple[Table, str]:
+    """The names of a folder's tensors, and the beginning of our paths that the table leaves out."""
     group, _ = read_config(store.config, str(store.path))
-    if (group == "teacher") != (kind == "teacher"):
-        wants = "a vision tower" if kind == "teacher" else "an ELVA, a Qwen2 or a Llama"
+    if (group == "teacher") != (subtree == "vision"):
+        wants = "a vision tower" if subtree == "vision" else "an ELVA, a Qwen2 or a Llama"
         raise ConvertError(
-            f"{store.path}: is of {describe(store.config)}, but {wants} is wanted here; see init_from and teacher.init_from"
+            f"{store.path}: is of {describe(store.config)}, but {wants} is wanted here; see"
+            " init_from and teacher.init_from"
         )
-    if group == "teacher":
-        module = eva_clip if eva_clip.is_eva_clip(store.config) else siglip
-        return module.table(store.config, config.teacher, store), ""
-    module = elva if store.config["model_type"] == elva.MODEL_TYPE else qwen2
-    return module.table(store.config, config.model, store), "elva/"
+    if subtree == "vision":
+        tower = eva_clip if eva_clip.is_eva_clip(store.config) else siglip
+        return tower.table(store.config, config.teacher, store), ""
+    decoder = elva if store.config["model_type"] == elva.MODEL_TYPE else qwen2
+    return decoder.table(store.config, config.model, store), "elva/"
 
 
-def _read(store: Store, table: Table, source: Source, target: jax.ShapeDtypeStruct) -> jax.Array:
-    """One parameter, every device's piece read from the maps by itself."""
-    stacked = "{}" in source.rule.theirs
+def _read(
+    store: TensorStore, table: Table, source: Source, target: jax.ShapeDtypeStruct
+) -> jax.Array:
+    """One parameter; the part on each device is read from the memory maps on its own."""
 
-    def piece(index: Index) -> np.ndarray:
-        at = tuple(
-            slice(*part.indices(size)) for part, size in zip(index, target.shape, strict=True)
-        )
-        out = np.empty([part.stop - part.start for part in at], target.dtype)
-        if not stacked:
-            _fill(out, store, table, source, source.names[0], at, target.shape)
+    def part(index: Index) -> np.ndarray:
+        at = tuple(slice(*i.indices(size)) for i, size in zip(index, target.shape, strict=True))
+        out = np.empty([i.stop - i.start for i in at], target.dtype)
+        if source.rule.stacked:
+            for layer, name in zip(out, source.names[at[0]], strict=True):
+                fill(layer, name, at[1:], target.shape[1:])
         else:
-            for row, layer in enumerate(range(at[0].start, at[0].stop)):
-                _fill(out[row], store, table, source, source.names[layer], at[1:], target.shape[1:])
+            fill(out, source.names[0], at, target.shape)
         return out
 
-    return jax.make_array_from_callback(target.shape, target.sharding, piece)
+    def fill(out: np.ndarray, name: str | None, at: Index, shape: tuple[int, ...]) -> None:
+        if name is None:
+            out[...] = 0
+            return
+        _copy(out, table.to_ours(source.rule, store.read(name)), at, shape)
+        store.refuse_non_finite(name, out)
+        store.release(name)
+
+    return jax.make_array_from_callback(target.shape, target.sharding, part)
 
 
-def _copy(out: np.ndarray, value: np.ndarray) -> None:
-    """Assigns; a transposed matrix in bands of its rows on disk, which is many times as fast as NumPy's order."""
+def _copy(out: np.ndarray, value: np.ndarray, at: Index, shape: tuple[int, ...]) -> None:
+    """Copies the slice `at` of a tensor to `out`, in its dtype.
+
+    Where `shape` is longer than the tensor, new rows of a vocabulary are the mean of the others:
+    neither likely nor far from any of them.
+    """
+    stored = tuple(
+        slice(i.start, min(i.stop, size)) for i, size in zip(at, value.shape, strict=True)
+    )
+    inside = tuple(slice(0, max(i.stop - i.start, 0)) for i in stored)
+    _assign(out[inside], value[stored])
+    for axis, (theirs, ours) in enumerate(zip(value.shape, shape, strict=True)):
+        if theirs < ours:
+            mean = value.mean(axis, keepdims=True, dtype=np.float32)
+            new = (*inside[:axis], slice(inside[axis].stop, None))
+            out[new] = mean[(*at[:axis], slice(None), *at[axis + 1 :])]
+
+
+def _assign(out: np.ndarray, value: np.ndarray) -> None:
+    """out[...] = value; transposed matrices in bands of rows on disk, which is many times faster."""
     if value.ndim == 2 and value.strides[0] < value.strides[1]:
         for i in range(0, value.shape[1], BAND):
             out[:, i : i + BAND] = value[:, i : i + BAND]
     else:
         out[...] = value
-
-
-def _fill(
-    out: np.ndarray,
-    store: Store,
-    table: Table,
-    source: Source,
-    name: str | None,
-    at: Index,
-    shape: tuple[int, ...],
-) -> None:
-    """Writes a slice of a tensor of `shape` (ours, of one layer) to `out`, in its dtype."""
-    if name is None:
-        out[...] = 0
-        return
-    value = table.to_ours(source.rule, store.read(name))
-    have = tuple(
-        slice(part.start, min(part.stop, size)) for part, size in zip(at, value.shape, strict=True)
-    )
-    inside = tuple(slice(0, max(part.stop - part.start, 0)) for part in have)
-    _copy(out[inside], value[have])
-    for axis, (theirs, ours) in enumerate(zip(value.shape, shape, strict=True)):
-        if theirs < ours:
-            # Rows of tokens that the checkpoint has never seen: the mean of the others makes them neither likely nor far away.
-            grown = tuple(
-                slice(part.stop, None) if k == axis else slice(None)
-                for k, part in enumerate(inside)
-            )
-            mean = value.mean(axis, keepdims=True, dtype=np.float32)
-            out[grown] = mean[
-                tuple(slice(None) if k == axis else part for k, part in enumerate(at))
-            ]
-    store.refuse_non_finite(name, out)
-    store.release(name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
-from elva_jax.hf.safetensors_io import Store
+from elva_jax.hf.tensor_store import TensorStore
 from elva_jax.ops.rope import KINDS
 
 MODEL_TYPES = ("qwen2", "llama")
@@ -140,7 +140,7 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def table(config: Mapping[str, Any], model: Mapping[str, Any], store: Store) -> Table:
+def table(config: Mapping[str, Any], model: Mapping[str, Any], store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.model`.
 
     Raises:
@@ -176,7 +176,7 @@ def differences(
     ]
 
 
-def _check_tied(store: Store) -> None:
+def _check_tied(store: TensorStore) -> None:
     """Raises ConvertError if the folder has a head that differs from its embedding."""
     names = {name.removeprefix("model."): name for name in store.names()}
     if "lm_head.weight" not in names or "embed_tokens.weight" not in names:

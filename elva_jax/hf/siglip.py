@@ -8,7 +8,7 @@ from typing import Any
 
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
-from elva_jax.hf.safetensors_io import Store
+from elva_jax.hf.tensor_store import TensorStore
 
 MODEL_TYPES = ("siglip", "siglip_vision_model")
 # Our name in config.teacher -> theirs, and the default of transformers' SiglipVisionConfig, which
@@ -99,7 +99,7 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"kind": "siglip", **shape}
 
 
-def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: Store) -> Table:
+def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.teacher`; a missing pooling head is zeros.
 
     Raises:
@@ -127,7 +127,9 @@ def axis_sizes(teacher: Mapping[str, Any]) -> dict[str, int]:
     return {"row": patch, "column": patch, "channel": 3, "heads": heads, "dim": dim}
 
 
-def refuse_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], store: Store) -> None:
+def refuse_differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], store: TensorStore
+) -> None:
     """Raises ConvertError where config.json and `config.teacher` describe different towers."""
     differ = [
         f"{key} is {value}, the run has teacher.{key} = {ours[key]}"

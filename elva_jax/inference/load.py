@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from elva_jax.hf.load import open_run_or_folder
+from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import mesh_shardings
 from elva_jax.models.build import config_from_dict

@@ -317,7 +317,7 @@ def _weights(
     }  # factors start fresh
     if not source:
         return _tower(config, name, workdir, targets, console)
-    loaded = load_params(source, targets, config, kind=kind)
+    loaded = load_params(source, targets, config, subtree="elva" if kind == "elva" else "vision")
     for path, there in loaded.params.items():
         here = targets[path]
         if here.shape != there.shape:
@@ -329,7 +329,7 @@ def _weights(
     missing = {path: leaf for path, leaf in targets.items() if path not in loaded.params}
     params = loaded.params | _tower(config, name, workdir, missing, console)
     note = f"{name}: starts from {source} ({loaded.origin})"
-    for label, paths in (("fresh", targets.keys() - params.keys()), ("left behind", loaded.left)):
+    for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", loaded.unused)):
         if paths:
             note += f"; {label}: {', '.join(sorted(paths))}"
     console.print(note, markup=False, highlight=False)
@@ -376,7 +376,7 @@ def _load_teacher(
             f"teacher.init_from: stage {name} needs a vision tower, which {config.init_from} does not have; set it"
         )
     source = config.teacher.init_from or workdir / before[-1]
-    loaded = load_params(source, targets, config, kind="teacher").params
+    loaded = load_params(source, targets, config, subtree="vision").params
     for path, here in targets.items():
         if path not in loaded or loaded[path].shape != here.shape:
             there = list(loaded[path].shape) if path in loaded else "missing"

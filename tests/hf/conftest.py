@@ -10,8 +10,8 @@ import torch
 
 from elva_jax.config import schema
 from elva_jax.hf import load
-from elva_jax.hf.safetensors_io import open_store
-from elva_jax.models.build import config_from_dict
+from elva_jax.hf.tensor_store import open_store
+from elva_jax.models.build import config_from_dict, parameter_shapes
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.utils.trees import unflatten_paths
 
@@ -64,13 +64,9 @@ def params_of(config_of):
 
     def read(folder, config=None, kind="elva", dtype=np.float32):
         config = config or config_of(folder)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = load.parameter_shapes(config, kind)
-        targets = {
-            path: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-            for path, shape in shapes.items()
-        }
-        return unflatten_paths(load.load_params(folder, targets, config, kind=kind).params)
+        targets = load.make_targets(parameter_shapes(config, kind), dtype)
+        subtree = "vision" if kind == "teacher" else "elva"
+        return unflatten_paths(load.load_params(folder, targets, config, subtree=subtree).params)
 
     return read
 

@@ -18,7 +18,7 @@ from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.hf.import_checkpoint import import_weights
-from elva_jax.hf.safetensors_io import write_store
+from elva_jax.hf.write_store import write_store
 
 CONFIG = """
 from elva_jax.config import schema

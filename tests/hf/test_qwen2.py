@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from elva_jax.errors import ConvertError
 from elva_jax.hf import load
-from elva_jax.hf.safetensors_io import open_store, write_store
+from elva_jax.hf.tensor_store import open_store
+from elva_jax.hf.write_store import write_store
 
 TINY = dict(
     vocab_size=83,
@@ -286,7 +287,7 @@ def test_a_head_that_is_said_to_be_tied_and_is_not(save, edit, params_of, logits
 def test_a_tower_is_no_decoder(save, config_of):
     folder, _ = save({})
     with pytest.raises(ConvertError, match="but a vision tower is wanted here"):
-        load.load_params(folder, {}, config_of(folder), kind="teacher")
+        load.load_params(folder, {}, config_of(folder), subtree="vision")
 
 
 EIGHT = """
@@ -294,14 +295,15 @@ import sys, json, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from elva_jax.config import schema
 from elva_jax.hf import load
-from elva_jax.hf.safetensors_io import open_store
+from elva_jax.hf.tensor_store import open_store
+from elva_jax.models.build import parameter_shapes
 config = schema.base()
 config.model.update(load.read_config(open_store(sys.argv[1]).config, "here")[1])
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("layers", "fsdp"))
 specs = {"kernel": P(None, None, "fsdp"), "embed_tokens": P(None, ("layers", "fsdp")), "lm_head": P(("fsdp", "layers"))}
 targets = {
     path: jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, specs.get(path.rpartition("/")[2], P())))
-    for path, shape in load.parameter_shapes(config, "elva").items() if "decoder" in path
+    for path, shape in parameter_shapes(config, "elva").items() if "decoder" in path
 }
 params = load.load_params(sys.argv[1], targets, config).params
 assert all(leaf.sharding == targets[path].sharding for path, leaf in params.items())

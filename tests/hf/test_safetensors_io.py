@@ -18,7 +18,9 @@ import torch
 
 from elva_jax.errors import ConvertError
 from elva_jax.hf import safetensors_io
-from elva_jax.hf.safetensors_io import all_finite, open_store, write_store
+from elva_jax.hf.safetensors_io import all_finite
+from elva_jax.hf.tensor_store import open_store
+from elva_jax.hf.write_store import write_store
 
 DTYPES = [
     np.float32,
@@ -125,8 +127,8 @@ def test_a_truncated_file(folder):
     content = file.read_bytes()
     for size, message in (
         (len(content) - 5, "truncated, b ends at byte"),
-        (20, "not a whole safetensors file"),
-        (4, "not a whole"),
+        (20, "not a complete safetensors file"),
+        (4, "not a complete"),
     ):
         file.write_bytes(content[:size])
         with pytest.raises(ConvertError, match=rf"model\.safetensors.*{message}"):
@@ -141,7 +143,7 @@ def test_a_truncated_file(folder):
         (lambda h: h["b"].update(shape=[5]), r"b takes 16 bytes, but F32\[5\] needs 20"),
         (lambda h: h["b"].update(dtype="BF16"), r"b takes 16 bytes, but BF16\[4\] needs 8"),
         (lambda h: h["b"].update(dtype="F8_E4M3"), "b has dtype F8_E4M3"),
-        (lambda h: h.pop("b"), "16 bytes behind the last tensor"),
+        (lambda h: h.pop("b"), "16 bytes after the last tensor"),
         (lambda h: h["b"].pop("shape"), "malformed"),
         (lambda h: h["b"].update(shape=[-4]), "malformed"),
         (lambda h: h.update(b=3), "malformed"),
@@ -258,7 +260,7 @@ def test_a_hub_without_network_is_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
     with pytest.raises(
         ConvertError,
-        match=r"^Some/Model-1: no such folder, and the hub could not give it \(no connection\)",
+        match=r"^Some/Model-1: no such folder, and the hub could not provide it \(no connection\)",
     ) as caught:
         open_store("Some/Model-1")
     assert "\n" not in str(caught.value)
@@ -323,7 +325,7 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 KILLED = """
 import signal, sys, time, numpy as np
-from elva_jax.hf.safetensors_io import write_store
+from elva_jax.hf.write_store import write_store
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell passes it on ignored
 
 def tensors():

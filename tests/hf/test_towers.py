@@ -12,8 +12,8 @@ import transformers
 from elva_jax.config import schema
 from elva_jax.errors import ConvertError
 from elva_jax.hf import eva_clip, load
-from elva_jax.hf.safetensors_io import open_store
-from elva_jax.models.build import vision_tower
+from elva_jax.hf.tensor_store import open_store
+from elva_jax.models.build import parameter_shapes, vision_tower
 from elva_jax.models.towers.common import patchify
 from elva_jax.models.towers.eva_clip import MEAN, STD
 from elva_jax.utils.trees import unflatten_paths
@@ -385,15 +385,9 @@ def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
     run.teacher.update(
         eva_clip.read_config(json.loads((folder / "config.json").read_text()), "here")
     )
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = load.parameter_shapes(run, "teacher")
-    targets = {
-        path: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
-        for path, shape in shapes.items()
-    }
-    params = unflatten_paths(
-        load.load_params(folder, targets, run, kind="teacher", allow_pickle=True).params
-    )["vision"]
+    targets = load.make_targets(parameter_shapes(run, "teacher"), np.float32)
+    loaded = load.load_params(folder, targets, run, subtree="vision", allow_pickle=True)
+    params = unflatten_paths(loaded.params)["vision"]
     got = jax.jit(vision_tower(run).apply)({"params": params}, SQUARE)
     np.testing.assert_array_equal(got.penultimate, wanted.penultimate)
 
@@ -415,7 +409,7 @@ def test_the_papers_teacher_has_its_public_shape():
     }  # fmt: skip
     run = schema.base()
     run.teacher.update(values)
-    count = sum(int(np.prod(shape)) for shape in load.parameter_shapes(run, "teacher").values())
+    count = sum(int(np.prod(shape)) for shape in parameter_shapes(run, "teacher").values())
     assert 1.00e9 < count < 1.02e9
 
 

@@ -146,7 +146,7 @@ def test_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
     config.init_from = str(workdir / "image" / "checkpoints" / "2")
     assert train.run(config, tmp_path) == 0
     assert (
-        "left behind: guidance/frame/bias, guidance/frame/kernel, guidance/log_temperature"
+        "unused: guidance/frame/bias, guidance/frame/kernel, guidance/log_temperature"
         in capsys.readouterr().out
     )
     source = by_path(load_run(workdir / "image").params["elva"])
@@ -165,7 +165,7 @@ def test_the_teacher_of_another_run(finished, tiny_run, data_dir, tmp_path, caps
         f"image: starts from {workdir} (stage sft, step 2); fresh: guidance/frame/bias, guidance/frame/kernel"
         in told
     )
-    assert "left behind" not in told
+    assert "unused" not in told
 
 
 def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_path):

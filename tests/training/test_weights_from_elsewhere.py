@@ -74,7 +74,7 @@ def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys,
         f"sft: starts from {source} ({origin}); fresh: elva/patch_embed/frame, elva/patch_embed/k_kernel"
         in told
     )
-    assert "left behind" not in told
+    assert "unused" not in told
     decoder = load_run(tmp_path / "run").params["elva"]["decoder"]
     theirs = {
         name: value.float().numpy()

@@ -105,6 +105,6 @@ def generator(run_dir):
 @pytest.fixture(scope="session")
 def params(run_dir):
     """The run's parameters as training holds them."""
-    from elva_jax.hf.load import open_run_or_folder
+    from elva_jax.hf.open_model import open_run_or_folder
 
     return open_run_or_folder(run_dir).params["elva"]

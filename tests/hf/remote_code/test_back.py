@@ -7,7 +7,7 @@ import torch
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import ConvertError
-from elva_jax.hf.load import load_folder
+from elva_jax.hf.open_model import load_folder
 from elva_jax.inference.load import load
 from elva_jax.utils.trees import key_path
 

@@ -1,0 +1,291 @@
+"""The tensors of a folder in Hugging Face's layout, read one by one from memory maps."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import ml_dtypes
+import numpy as np
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from elva_jax.errors import ConvertError, first_line
+from elva_jax.hf.safetensors_io import Entry, all_finite, read_header
+from elva_jax.utils.files import sha256
+
+CHECKSUMS = "checksums.json"  # {file: SHA-256 of its bytes}
+SAFE_INDEX, SAFE_FILE = "model.safetensors.index.json", "model.safetensors"
+PICKLE_INDEX, PICKLE_FILE = "pytorch_model.bin.index.json", "pytorch_model.bin"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+CONFIGS = ("config.json", "open_clip_config.json")
+# Weights, configuration and tokenizer.
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+class TensorStore:
+    """The tensors of a folder by name; each is read when it is asked for. See `open_store`.
+
+    Args:
+      path: the folder.
+      config: content of its config.json; {} if it has none.
+      entries: the places of the tensors by name.
+      tensors: the tensors themselves if they came from a pickle; otherwise files are mapped.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        entries: Mapping[str, Entry],
+        tensors: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.path = path
+        self.config = config
+        self._entries = dict(entries)
+        self._tensors = tensors
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return tuple(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype of a tensor."""
+        return self._entry(name).dtype
+
+    def where(self, name: str) -> str:
+        """File and name of a tensor, for messages."""
+        return f"{self._entry(name).file}: {name}"
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors in bytes."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def read(self, name: str) -> np.ndarray:
+        """A read-only view of a tensor in its file.
+
+        Raises:
+          ConvertError: there is no such tensor.
+        """
+        entry = self._entry(name)
+        if self._tensors is not None:
+            return self._tensors[name]
+        if not entry.nbytes:
+            return np.zeros(entry.shape, entry.dtype)
+        count = entry.nbytes // entry.dtype.itemsize
+        flat = np.frombuffer(self._map(entry.file), entry.dtype, count, entry.begin)
+        return flat.reshape(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Lets the system reclaim the memory of a tensor, which may be read again."""
+        entry = self._entry(name)
+        if entry.file in self._maps and entry.nbytes:
+            first = entry.begin - entry.begin % mmap.PAGESIZE
+            self._maps[entry.file].madvise(mmap.MADV_DONTNEED, first, entry.end - first)
+
+    def refuse_non_finite(self, name: str, values: np.ndarray) -> None:
+        """Checks a part of a tensor.
+
+        Raises:
+          ConvertError: it contains NaN or infinity.
+        """
+        if not all_finite(values):
+            raise ConvertError(
+                f"{self.where(name)} holds values that are not finite; the file is damaged, or the"
+                " training diverged"
+            )
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            raise ConvertError(f"{self.path}: holds no tensor named {name}")
+        return self._entries[name]
+
+    def _map(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            with file.open("rb") as opened:
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[file]
+
+
+def open_store(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
+    """Opens a folder in Hugging Face's layout (safetensors files), or downloads one from the hub.
+
+    Files are compared with checksums.json if the folder has one, and with their names in the hub's
+    cache, which are their SHA-256.
+
+    Args:
+      path: a folder, or a hub name such as Qwen/Qwen2-1.5B.
+      allow_pickle: whether .bin, .pt and .pth files may be read (torch.load with weights_only=True)
+        if there is no safetensors file.
+
+    Raises:
+      ConvertError: nothing to open, a pickle without allow_pickle, or files that are damaged or
+        contradict each other.
+    """
+    folder = Path(path) if Path(path).is_dir() else _download(str(path), allow_pickle=allow_pickle)
+    config = next((read_json(folder / name) for name in CONFIGS if (folder / name).is_file()), {})
+    if files := _weight_files(folder, SAFE_INDEX, (".safetensors",)):
+        _check_bytes(folder, files)
+        headers = {file: read_header(file) for file in files}
+        return TensorStore(folder, config, _check_index(folder / SAFE_INDEX, headers))
+    files = _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES)
+    if not files:
+        raise ConvertError(
+            f"{folder}: no model.safetensors, nor {SAFE_INDEX}; give a folder in Hugging Face's"
+            " layout"
+        )
+    if not allow_pickle:
+        raise ConvertError(
+            f"{files[0]}: a pickle can run code when it is opened; convert it to safetensors on a"
+            " machine that you trust with it, or give --allow-pickle"
+        )
+    _check_bytes(folder, files)
+    loaded = {file: _unpickle(file) for file in files}
+    headers = {
+        file: {
+            name: Entry(file=file, dtype=value.dtype, shape=value.shape, begin=0, end=value.nbytes)
+            for name, value in tensors.items()
+        }
+        for file, tensors in loaded.items()
+    }
+    entries = _check_index(folder / PICKLE_INDEX, headers)
+    tensors = {name: value for held in loaded.values() for name, value in held.items()}
+    return TensorStore(folder, config, entries, tensors)
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path that is no folder can be the name of a repository on the hub."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) is not None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file.
+
+    Raises:
+      ConvertError: the file does not hold one.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ConvertError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConvertError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _weight_files(folder: Path, index: str, suffixes: Sequence[str]) -> list[Path]:
+    """The files with weights in a folder: those of the index, or the only one of that kind."""
+    if (folder / index).is_file():
+        named = sorted(set(_weight_map(folder / index).values()))
+        for name in named:
+            if Path(name).name != name:
+                raise ConvertError(f"{folder / index}: names {name}, which is not a file beside it")
+            if not (folder / name).is_file():
+                raise ConvertError(
+                    f"{folder / name}: missing, though {index} names it; download it"
+                )
+        return [folder / name for name in named]
+    standard = SAFE_FILE if ".safetensors" in suffixes else PICKLE_FILE
+    if (folder / standard).is_file():
+        return [folder / standard]
+    found = sorted(file for suffix in suffixes for file in folder.glob(f"*{suffix}"))
+    if len(found) > 1:
+        raise ConvertError(
+            f"{folder}: holds {len(found)} files of weights, but no {index} that says which belong"
+            " together"
+        )
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor according to an index."""
+    weights = read_json(index).get("weight_map")
+    sound = isinstance(weights, dict) and all(isinstance(file, str) for file in weights.values())
+    if not sound or not weights:
+        raise ConvertError(f"{index}: has no weight_map from tensors to files; download it again")
+    return weights
+
+
+def _check_index(index: Path, found: Mapping[Path, Mapping[str, Entry]]) -> dict[str, Entry]:
+    """The tensors of all files, which must be exactly those of the index, if there is one."""
+    if index.is_file():
+        wanted = {(file, name) for name, file in _weight_map(index).items()}
+        there = {(file.name, name) for file, entries in found.items() for name in entries}
+        wrong = [f"{file} lacks {name}" for file, name in sorted(wanted - there)]
+        wrong += [
+            f"{file} holds {name}, which the index does not place there"
+            for file, name in sorted(there - wanted)
+        ]
+        if wrong:
+            more = f"; and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+            listed = "; ".join(wrong[:20]) + more
+            raise ConvertError(f"{index}: {listed}; download index and files again")
+    return {name: entry for entries in found.values() for name, entry in entries.items()}
+
+
+def _check_bytes(folder: Path, files: Sequence[Path]) -> None:
+    """Raises ConvertError if a file does not have its known checksum."""
+    sums = read_json(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else {}
+    for file in files:
+        blob = file.resolve().name
+        in_cache = file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
+        expected = sums.get(file.name) or (blob if in_cache else None)
+        if expected and (actual := sha256(file)) != expected:
+            raise ConvertError(
+                f"{file}: damaged, its sha256 is {actual[:12]}…, expected {str(expected)[:12]}…;"
+                " download or export it again"
+            )
+
+
+def _download(name: str, *, allow_pickle: bool) -> Path:
+    """The local folder of a hub repository."""
+    if not is_hub_name(name):
+        raise ConvertError(f"{name}: no such folder, nor a hub name such as Qwen/Qwen2-1.5B")
+    patterns = [*HUB_FILES, *(f"*{suffix}" for suffix in PICKLE_SUFFIXES if allow_pickle)]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise ConvertError(
+            f"{name}: no such folder, and the hub could not provide it ({first_line(error)});"
+            " download it on a machine with a network"
+        ) from error
+
+
+def _unpickle(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a PyTorch file; no code in it is run."""
+    import torch
+
+    try:
+        held = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ConvertError(
+            f"{file}: holds more than tensors, or is damaged ({first_line(error)})"
+        ) from error
+    for key in ("state_dict", "model", "module"):
+        held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
+    if not isinstance(held, dict) or not all(
+        isinstance(value, torch.Tensor) for value in held.values()
+    ):
+        raise ConvertError(f"{file}: is not a dictionary of tensors; save a model's state_dict()")
+    out = {}
+    for name, value in held.items():
+        tensor = value.detach().contiguous()
+        if tensor.dtype == torch.bfloat16:  # NumPy lacks it, PyTorch lacks ml_dtypes
+            out[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        else:
+            out[name] = tensor.numpy()
+    return out
