@@ -5,7 +5,7 @@ modules may move, and functions may change, without notice.
 
 Using a model:      load, ElvaModel, Request, Sampling, Hybrid
 Looking inside:     Merging, MergeLayer, merge, build_layout, TokenLayout, Text, Clip, read_video
-Training:           load_config, train, evaluate, distributed
+Training:           load_config, train, evaluate, EvalConfig, distributed
 Everywhere:         errors, enable_compilation_cache
 
 Nothing is imported before it is used, so `import elva_jax` takes no time and does not start JAX.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from elva_jax import errors
     from elva_jax.config.load import load as load_config
     from elva_jax.evaluation.evaluate import evaluate
+    from elva_jax.evaluation.result import EvalConfig
     from elva_jax.inference.load import load
     from elva_jax.inference.media import Request
     from elva_jax.inference.model import ElvaModel
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Clip": "video.layout:Clip",
     "ElvaModel": "inference.model:ElvaModel",
+    "EvalConfig": "evaluation.result:EvalConfig",
     "Hybrid": "video.hybrid:Hybrid",
     "MergeLayer": "ops.merging:MergeLayer",
     "Merging": "ops.merging:Merging",
@@ -69,6 +71,7 @@ _EXPORTS = {
 __all__ = [
     "Clip",
     "ElvaModel",
+    "EvalConfig",
     "Hybrid",
     "MergeLayer",
     "Merging",

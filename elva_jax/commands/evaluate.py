@@ -53,19 +53,18 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace, _: list[str]) -> int:
     """Runs the command and returns the exit status."""
-    hybrid = flags.hybrid_settings(args)
-    elva_jax.enable_compilation_cache()
-    result = elva_jax.evaluate(
-        args.checkpoint,
-        data_dir=args.data_dir,
-        name=args.data,
+    config = elva_jax.EvalConfig(
+        dataset=args.data,
         split=args.split,
-        merging=args.merging,
+        data_dir=args.data_dir,
         limit=args.limit,
-        baselines=args.baselines,
         num_frames=args.frames,
-        hybrid=hybrid,
+        hybrid=flags.hybrid_settings(args),
+        merging=args.merging,
+        baselines=args.baselines,
     )
+    elva_jax.enable_compilation_cache()
+    result = elva_jax.evaluate(args.checkpoint, config).to_dict()
     report.table(result)
     if args.json:
         save_json(result, args.json)

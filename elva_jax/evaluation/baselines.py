@@ -1,26 +1,27 @@
-"""What can be had without understanding the video: the floors that stand beside every accuracy.
+"""Accuracies that need no understanding of the video, shown beside every result.
 
-`blind` asks the model without the video, `single_frame` with the middle frame only (both in `evaluation.run`); `any_object` needs no model.
+`blind` asks the model without the video, `single_frame` with its middle frame alone (both in
+`evaluation.measurements`); `any_object` needs no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elva_jax.evaluation.answers import normalise
+from elva_jax.evaluation.answers import normalize
 from elva_jax.video.clip import Visual, keep_frames
 
 
 def any_object(answer: str, options: Sequence[str], named_objects: Sequence[str]) -> float:
-    """Expected accuracy of picking, uniformly, one of the options that name an object of the video.
+    """Expected accuracy of a uniform choice among the options that name an object of the video.
 
-    Where no option names one (colours, counts …) the pick is uniform over all options.
+    If no option does (colors, counts and so on), the choice is among all options.
     """
-    names = {normalise(name) for name in named_objects}
-    candidates = [option for option in options if normalise(option) in names] or list(options)
-    return sum(normalise(option) == normalise(answer) for option in candidates) / len(candidates)
+    names = {normalize(name) for name in named_objects}
+    candidates = [option for option in options if normalize(option) in names] or list(options)
+    return sum(normalize(option) == normalize(answer) for option in candidates) / len(candidates)
 
 
 def middle_frame(visual: Visual) -> Visual:
-    """The middle one of the frames that the model would have seen (the later one of an even number)."""
+    """The middle frame of those that the model would have seen (the later of two)."""
     return keep_frames(visual, [len(visual.clip.grids) // 2])

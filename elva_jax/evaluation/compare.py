@@ -1,26 +1,38 @@
-"""Whether two models are the same: both sides run on the same text and video, in float32."""
+"""Whether two models are the same: both run on the same text and video, in float32."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from elva_jax.errors import ConvertError
-from elva_jax.evaluation import compare_sides
-from elva_jax.evaluation.compare_sides import Answered
+from elva_jax.checkpoints.restore import open_run
+from elva_jax.errors import CheckpointError, ConvertError
+from elva_jax.evaluation.jax_side import JaxSide
+from elva_jax.evaluation.side import Answered, Side
+from elva_jax.hf.export import REMOTE_CODE
 from elva_jax.video.read import read_frames
 
 PROMPT = "What happens in this video, and in which order?"
+HF_KINDS = {
+    "elva": "elva",
+    "qwen2": "text",
+    "llama": "text",
+    "siglip": "vision",
+    "siglip_vision_model": "vision",
+}
 
 
-class Report(NamedTuple):
-    """How far two sides are from each other."""
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How far two models differ."""
 
     lines: tuple[str, ...]
-    same: bool  # within the tolerance, in everything
+    same: bool  # whether everything is within the tolerance
 
 
 def check(
@@ -36,107 +48,141 @@ def check(
 ) -> Report:
     """Compares two models.
 
-    Two ELVAs answer `prompt` about `video`; where one side is a plain language model, both read `prompt` as bare text; two vision towers
-    look at frames of `video`.
+    Two ELVAs answer `prompt` about `video`. If one side is a plain language model, both read
+    `prompt` as bare text. Two vision towers look at frames of `video`.
 
     Args:
-      a, b: each a run, a converted checkpoint, or a Hugging Face folder.
-      video: a path, or frames uint8 [H, W, 3]; None: a few frames made up here.
+      a: a run, a converted checkpoint, or a Hugging Face folder.
+      b: another one.
+      video: a path, or frames uint8 [H, W, 3]; None: a few synthetic frames.
       prompt: the question.
       tolerance: largest absolute difference that counts as the same.
       new_tokens: length of the greedy answers.
       merging: whether the merging layers act.
-      trust_remote_code: whether a folder may run Python files other than those that `elva convert export` writes.
+      trust_remote_code: whether a folder may run Python files other than those that
+        `elva convert export` writes.
 
     Raises:
-      ConvertError: sides that cannot be compared, or cannot be loaded.
+      ConvertError: models that cannot be compared or loaded.
       VideoError: a video that cannot be read.
     """
-    specs = [compare_sides.describe(path, trust_remote_code) for path in (a, b)]
-    kinds = {spec.kind for spec in specs}
+    sides = [open_side(path, trust_remote_code=trust_remote_code) for path in (a, b)]
+    kinds = {side.kind for side in sides}
     if video is None:
-        video = made_up_frames()
+        video = synthetic_frames()
     elif isinstance(video, (str, Path)):
-        read_frames(
-            video, num_frames=1
-        )  # a file that cannot be read is told in our words, before a model is loaded
+        read_frames(video, num_frames=1)  # an unreadable file fails before a model is loaded
     if kinds == {"vision"}:
-        return _compare_features([spec.features(video) for spec in specs], tolerance)
+        return _compare_features([side.features(video) for side in sides], tolerance)
     if "vision" in kinds:
         raise ConvertError(
-            f"{a} and {b}: one is a vision tower, the other is not; compare like with like"
+            f"{a} and {b}: one is a vision tower, the other is not; compare two of a kind"
         )
     if kinds == {"elva"}:
-        return compare(*(spec.ask(video, prompt, merging, new_tokens) for spec in specs), tolerance)
-    vocabulary = min(spec.vocabulary for spec in specs)
-    return compare(*(_read(spec, prompt, vocabulary, new_tokens) for spec in specs), tolerance)
+        answers = [side.ask(video, prompt, new_tokens, merging=merging) for side in sides]
+    else:
+        vocab_size = min(side.vocab_size for side in sides)
+        answers = [_continue_text(side, prompt, vocab_size, new_tokens) for side in sides]
+    return compare(*answers, tolerance=tolerance)
 
 
-def _read(spec: Any, prompt: str, vocabulary: int, new_tokens: int) -> Answered:
-    """Bare text, and its greedy continuation without a cache."""
-    with spec.reader() as reader:
-        ids = tuple(reader.encode(prompt))
-        logits = reader.logits(ids)[:, :vocabulary]
-        tokens = greedy(lambda so_far: reader.logits(so_far)[-1, :vocabulary], ids, new_tokens)
-    return Answered(ids, np.arange(len(ids)), logits, tokens, len(ids))
+def open_side(path: str | Path, *, trust_remote_code: bool = False) -> Side:
+    """The side of a run or folder; no weights are loaded yet.
+
+    Raises:
+      ConvertError: a folder of an unknown kind, or one with Python files of its own.
+    """
+    path = Path(path)
+    file = path / "config.json"  # of a folder or of a run
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    if "model_type" not in config:
+        try:
+            return JaxSide(open_run(path))
+        except CheckpointError:
+            return JaxSide(open_run(path, kind="teacher"))
+    kind = HF_KINDS.get(config["model_type"])
+    if kind is None:
+        raise ConvertError(
+            f"{path}: a model of type {config['model_type']} cannot be checked; known are"
+            f" {', '.join(HF_KINDS)}"
+        )
+    foreign = [file.name for file in path.glob("*.py") if not _is_ours(file)]
+    if foreign and not trust_remote_code:
+        raise ConvertError(
+            f"{path}: would run {', '.join(foreign)}, not written by this version of elva_jax;"
+            " --trust-remote-code allows it"
+        )
+    # PyTorch is optional: only Hugging Face folders need it.
+    from elva_jax.evaluation.torch_side import TorchSide
+
+    return TorchSide(path, config, kind)
+
+
+def _is_ours(file: Path) -> bool:
+    ours = REMOTE_CODE / file.name
+    return ours.is_file() and ours.read_bytes() == file.read_bytes()
+
+
+def _continue_text(side: Side, prompt: str, vocab_size: int, new_tokens: int) -> Answered:
+    """Bare text and its greedy continuation, without a cache."""
+    model = side.text_model()
+    ids = tuple(model.encode(prompt))
+    logits = model.logits(ids)[:, :vocab_size]
+    tokens = greedy(lambda so_far: model.logits(so_far)[-1, :vocab_size], ids, new_tokens)
+    index = np.arange(len(ids))
+    return Answered(ids=ids, index=index, logits=logits, tokens=tokens, length=len(ids))
 
 
 def greedy(
     next_logits: Callable[[Sequence[int]], np.ndarray], ids: Sequence[int], count: int
 ) -> tuple[int, ...]:
-    """The likeliest continuation, without end: [V] logits of the next token, again and again."""
+    """The `count` likeliest next tokens, given a function from ids to logits [V]; none ends it."""
     ids, start = list(ids), len(ids)
     for _ in range(count):
         ids.append(int(next_logits(ids).argmax()))
     return tuple(ids[start:])
 
 
-def compare(a: Answered, b: Answered, tolerance: float) -> Report:
-    """Prompt tokens, surviving tokens, logits of those that survive on both sides, and greedy answers."""
-    lines, same = [], True
-
-    def note(text: str, fine: bool) -> None:
-        nonlocal same
-        lines.append(text if fine else f"{text}  <-- beyond")
-        same = same and fine
-
+def compare(a: Answered, b: Answered, *, tolerance: float) -> Report:
+    """Compares prompt tokens, surviving tokens, logits of common survivors, and greedy answers."""
+    lines: list[tuple[str, bool]] = []
     equal = a.ids == b.ids
-    note(f"prompt tokens: {a.length}" + ("" if equal else f" and {b.length}, not the same"), equal)
+    other = "" if equal else f" and {b.length}, not the same"
+    lines.append((f"prompt tokens: {a.length}{other}", equal))
     common, at_a, at_b = np.intersect1d(a.index, b.index, return_indices=True)
     equal = len(common) == len(a.index) == len(b.index)
-    note(
-        f"surviving tokens: {len(a.index)} of {a.length}"
-        + ("" if equal else f" and {len(b.index)}, {len(common)} shared"),
-        equal,
-    )
+    other = "" if equal else f" and {len(b.index)}, {len(common)} shared"
+    lines.append((f"surviving tokens: {len(a.index)} of {a.length}{other}", equal))
     if len(common):
         width = min(a.logits.shape[1], b.logits.shape[1])
-        logits_a, logits_b = (
-            a.logits[at_a, :width].astype(np.float64),
-            b.logits[at_b, :width].astype(np.float64),
-        )
+        logits_a = a.logits[at_a, :width].astype(np.float64)
+        logits_b = b.logits[at_b, :width].astype(np.float64)
         largest = float(np.abs(logits_a - logits_b).max())
-        note(
-            f"largest logit difference: {largest:.2e} (tolerance {tolerance:.0e})",
-            largest <= tolerance,
-        )
-        divergence = kl(logits_a, logits_b)
-        lines.append(
-            f"KL divergence: mean {divergence.mean():.2e}, largest {divergence.max():.2e} nats"
-        )
-    agree = next(
-        (i for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y),
-        min(len(a.tokens), len(b.tokens)),
-    )
+        text = f"largest logit difference: {largest:.2e} (tolerance {tolerance:.0e})"
+        lines.append((text, largest <= tolerance))
+        nats = kl(logits_a, logits_b)
+        text = f"KL divergence: mean {nats.mean():.2e}, largest {nats.max():.2e} nats"
+        lines.append((text, True))
     longest = max(len(a.tokens), len(b.tokens))
-    note(f"greedy tokens: the first {agree} of {longest} agree", agree == longest)
-    return Report(tuple(lines), same)
+    pairs = zip(a.tokens, b.tokens, strict=False)
+    differ = (i for i, (x, y) in enumerate(pairs) if x != y)
+    agree = next(differ, min(len(a.tokens), len(b.tokens)))
+    lines.append((f"greedy tokens: the first {agree} of {longest} agree", agree == longest))
+    return _report(lines)
 
 
 def kl(logits_a: np.ndarray, logits_b: np.ndarray) -> np.ndarray:
-    """KL(a || b) in nats of next-token distributions [C, V]; float64 [C]."""
+    """KL(a || b) = sum over v of a(v) (log a(v) - log b(v)), in nats.
 
-    def log_softmax(x):
+    Args:
+      logits_a: float64 [C, V], logits of next-token distributions.
+      logits_b: likewise.
+
+    Returns:
+      float64 [C].
+    """
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
         x = x - x.max(-1, keepdims=True)
         return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
@@ -145,26 +191,29 @@ def kl(logits_a: np.ndarray, logits_b: np.ndarray) -> np.ndarray:
 
 
 def _compare_features(features: Sequence[dict[str, np.ndarray]], tolerance: float) -> Report:
-    """Features of the same names, such as penultimate [n, GG, C]."""
+    """Compares features with the same names, such as penultimate [n, GG, C]."""
     a, b = features
-    lines, same = [], True
-    for name in a.keys() & b.keys():
+    lines = []
+    for name in sorted(a.keys() & b.keys()):
         if a[name].shape != b[name].shape:
             raise ConvertError(
-                f"{name} features have shapes {list(a[name].shape)} and {list(b[name].shape)}: these are different towers"
+                f"{name} features have shapes {list(a[name].shape)} and {list(b[name].shape)}:"
+                " these are different towers"
             )
         largest = float(np.abs(a[name] - b[name]).max())
-        fine = largest <= tolerance
-        lines.append(
-            f"largest difference of {name} features: {largest:.2e} (tolerance {tolerance:.0e})"
-            + ("" if fine else "  <-- beyond")
-        )
-        same = same and fine
-    return Report(tuple(sorted(lines)), same)
+        text = f"largest difference of {name} features: {largest:.2e} (tolerance {tolerance:.0e})"
+        lines.append((text, largest <= tolerance))
+    return _report(lines)
 
 
-def made_up_frames(count: int = 8, height: int = 120, width: int = 160) -> list[np.ndarray]:
-    """A square that moves over noise that stays: some tokens merge, some do not."""
+def _report(lines: Sequence[tuple[str, bool]]) -> Report:
+    """Marks each line that is beyond the tolerance."""
+    marked = tuple(text if fine else f"{text}  <-- beyond" for text, fine in lines)
+    return Report(lines=marked, same=all(fine for _, fine in lines))
+
+
+def synthetic_frames(count: int = 8, height: int = 120, width: int = 160) -> list[np.ndarray]:
+    """A square that moves over static noise, so that some tokens merge and some do not."""
     background = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     frames = [background.copy() for _ in range(count)]
     for t, frame in enumerate(frames):

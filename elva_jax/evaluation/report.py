@@ -1,4 +1,7 @@
-"""An evaluation's result for people: a table on the terminal, a JSON file, a bar chart."""
+"""A result for people: a table in the terminal and a bar chart.
+
+Every function takes `EvalResult.to_dict()`, or the JSON file that `elva evaluate --json` wrote.
+"""
 
 from __future__ import annotations
 
@@ -20,33 +23,16 @@ COLUMNS = {
     "single_frame": "one frame",
 }
 BASELINES = ("blind", "any_object", "single_frame")
+Result = Mapping[str, Any]
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
-    """`83.1±1.6` in per cent; a dash where nothing was measured."""
-    if score is None or score["accuracy"] is None:
-        return "–"
-    stderr = score["stderr"]
-    return f"{100 * score['accuracy']:.1f}" + ("" if stderr is None else f"±{100 * stderr:.1f}")
-
-
-def _title(result: Mapping[str, Any]) -> str:
-    data = result["data"]
-    return f"{data['name']} [{data['split']}]: {data['videos']} videos, merging {'on' if result['settings']['merging'] else 'off'}"
-
-
-def _measured(result: Mapping[str, Any]) -> list[str]:
-    return [key for key in COLUMNS if key in result["macro"]]
-
-
-def table(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints `build_table` on the terminal."""
+def table(result: Result, console: Console | None = None) -> None:
+    """Prints `build_table`."""
     (console or Console()).print(build_table(result))
 
 
-def build_table(result: Mapping[str, Any]) -> Table:
-    """Accuracy per family and macro mean, in per cent with one standard error; baselines to the right."""
-    data = result["data"]
+def build_table(result: Result) -> Table:
+    """Accuracies per family and their mean, in percent ± one standard error; baselines come last."""
     out = Table(
         title=Text(_title(result)),
         caption=Text(caption(result)),
@@ -58,40 +44,35 @@ def build_table(result: Mapping[str, Any]) -> Table:
     out.add_column("n", justify="right")
     keys = _measured(result)
     for key in keys:
-        out.add_column(
-            COLUMNS[key], justify="right", no_wrap=True, style="dim" if key in BASELINES else None
-        )
+        style = "dim" if key in BASELINES else None
+        out.add_column(COLUMNS[key], justify="right", no_wrap=True, style=style)
     for family, row in result["families"].items():
         out.add_row(family, str(row["count"]), *(_cell(row.get(key)) for key in keys))
     out.add_section()
-    out.add_row(
-        "macro",
-        str(data["questions"]),
-        *(_cell(result["macro"][key]) for key in keys),
-        style="bold",
-    )
+    macro = [_cell(result["macro"][key]) for key in keys]
+    out.add_row("macro", str(result["data"]["questions"]), *macro, style="bold")
     return out
 
 
-def caption(result: Mapping[str, Any]) -> str:
-    """What the columns mean and how many answers could not be used, in a few lines of plain text."""
-    answers, data = result["answers"], result["data"]
+def caption(result: Result) -> str:
+    """A few lines about the columns and about answers that could not be used."""
+    answers, unreadable = result["answers"], result["data"]["unreadable"]
     lines = [
-        "open: written answer, exact match · options: likeliest of the options' texts · letter: likeliest letter after listed options",
-        f"{answers['total']} written answers: {answers['empty']} empty, {answers['unfinished']} cut off, "
-        f"{answers['outside_options']} equal to none of the options; all of them count as asked",
+        "open: written answer, exact match · options: likeliest of the options' texts"
+        " · letter: likeliest letter after listed options",
+        f"{answers['total']} written answers: {answers['empty']} empty, {answers['unfinished']} cut"
+        f" off, {answers['outside_options']} equal to none of the options; all of them count",
     ]
     if (kept := result["tokens"]["visual_kept"]) is not None:
         lines.append(f"{100 * kept:.0f} % of the visual tokens remain, averaged over layers")
-    if data["unreadable"]:
-        lines.append(
-            f"{len(data['unreadable'])} videos could not be read: their questions count as wrong"
-        )
+    if unreadable:
+        lines.append(f"{len(unreadable)} videos could not be read: their questions count as wrong")
     return "\n".join(lines)
 
 
-def figure(result: Mapping[str, Any], path: str | Path) -> Path:
-    """A bar chart of accuracy per family and macro: our scores as bars with one standard error, baselines as marks beside them."""
+def figure(result: Result, path: str | Path) -> Path:
+    """Draws accuracies with one standard error as bars, and baselines as marks beside them."""
+    # matplotlib is an extra.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -106,48 +87,45 @@ def figure(result: Mapping[str, Any], path: str | Path) -> Path:
     axes = fig.subplots()
     width = 0.8 / max(len(bars), 1)
     for i, key in enumerate(bars):
-        x, y, e = _points(rows, key)
-        axes.bar(
-            [v + (i - (len(bars) - 1) / 2) * width for v in x],
-            y,
-            width,
-            yerr=e,
-            label=COLUMNS[key],
-            error_kw={"lw": 0.8},
-        )
+        x, y, stderr = _points(rows, key)
+        left = [v + (i - (len(bars) - 1) / 2) * width for v in x]
+        axes.bar(left, y, width, yerr=stderr, label=COLUMNS[key], error_kw={"lw": 0.8})
     for key, marker in zip(marks, ("_", "x", "+"), strict=False):
         x, y, _ = _points(rows, key)
-        axes.plot(
-            x,
-            y,
-            linestyle="none",
-            marker=marker,
-            markersize=11,
-            markeredgewidth=1.8,
-            color="black",
-            label=COLUMNS[key],
-        )
+        style = {"markersize": 11, "markeredgewidth": 1.8, "color": "black", "linestyle": "none"}
+        axes.plot(x, y, marker=marker, label=COLUMNS[key], **style)
     axes.set_xticks(range(len(rows)), list(rows))
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     axes.set_title(_title(result))
-    axes.legend(
-        ncols=len(keys), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False
-    )
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
+    axes.legend(ncols=len(keys), fontsize=8, frameon=False, **below)
     fig.savefig(path, dpi=150)
     return path
 
 
+def _cell(score: Mapping[str, Any] | None) -> str:
+    """`83.1±1.6` in percent; a dash where nothing was measured."""
+    if score is None or score["accuracy"] is None:
+        return "–"
+    stderr = score["stderr"]
+    return f"{100 * score['accuracy']:.1f}" + ("" if stderr is None else f"±{100 * stderr:.1f}")
+
+
+def _title(result: Result) -> str:
+    data, merging = result["data"], "on" if result["settings"]["merging"] else "off"
+    return f"{data['name']} [{data['split']}]: {data['videos']} videos, merging {merging}"
+
+
+def _measured(result: Result) -> list[str]:
+    return [key for key in COLUMNS if key in result["macro"]]
+
+
 def _points(rows: Mapping[str, Any], key: str) -> tuple[list[int], list[float], list[float]]:
-    """Abscissae, accuracies and standard errors in per cent of the rows where `key` was measured."""
+    """Positions, accuracies and standard errors, in percent, of the rows that have a column."""
     found = [
-        (i, row[key])
+        (i, 100 * row[key]["accuracy"], 100 * (row[key]["stderr"] or 0.0))
         for i, row in enumerate(rows.values())
         if row.get(key) and row[key]["accuracy"] is not None
     ]
-    x = [i for i, _ in found]
-    return (
-        x,
-        [100 * score["accuracy"] for _, score in found],
-        [100 * (score["stderr"] or 0.0) for _, score in found],
-    )
+    return [x for x, _, _ in found], [y for _, y, _ in found], [e for _, _, e in found]

@@ -218,7 +218,7 @@ def _copy(out: np.ndarray, value: np.ndarray, at: Index, shape: tuple[int, ...])
 
 
 def _assign(out: np.ndarray, value: np.ndarray) -> None:
-    """out[...] = value; transposed matrices in bands of rows on disk, which is many times faster."""
+    """out[...] = value; transposed matrices in bands of rows on disk, which is much faster."""
     if value.ndim == 2 and value.strides[0] < value.strides[1]:
         for i in range(0, value.shape[1], BAND):
             out[:, i : i + BAND] = value[:, i : i + BAND]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.restore import Run
-from elva_jax.checkpoints.save import save_weights
 from elva_jax.data import conversation
 from elva_jax.data.decode_example import clip_settings
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConfigError, LayoutError
-from elva_jax.hf.export import export
+from elva_jax.hf.export import save_pretrained
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
@@ -328,8 +326,6 @@ class ElvaModel:
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Writes a Hugging Face folder that loads with transformers alone, and with `elva_jax.load`.
 
-        The weights go through a temporary folder beside it, so that much space is needed twice.
-
         Args:
           folder: one that does not exist yet, or is empty.
           dtype: float32 | bfloat16 | float16, of the weights.
@@ -338,13 +334,9 @@ class ElvaModel:
           ConvertError: an encoder-based model, an unknown dtype, weights that `dtype` cannot hold,
             or a folder with something in it.
         """
-        parent = Path(folder).absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent) as temporary:
-            run = Path(temporary)
-            save_weights(run / self.stage, {"elva": self.params}, self.config, self.stage)
-            self.tokenizer.save_pretrained(run / "tokenizer")
-            export(run / self.stage, folder, dtype=dtype)
+        save_pretrained(
+            folder, self.params, self.config, self.tokenizer, stage=self.stage, dtype=dtype
+        )
 
     def prefill(
         self,

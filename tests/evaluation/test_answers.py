@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elva_jax.evaluation.answers import exact_match, normalise, option_index
+from elva_jax.evaluation.answers import exact_match, normalize, option_index
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ from elva_jax.evaluation.answers import exact_match, normalise, option_index
         ("...", ""),
     ],
 )
-def test_normalise(text, expected):
-    assert normalise(text) == expected
+def test_normalize(text, expected):
+    assert normalize(text) == expected
 
 
 @given(st.text(max_size=30))
-def test_normalise_is_idempotent(text):
-    once = normalise(text)
-    assert normalise(once) == once
+def test_normalize_is_idempotent(text):
+    once = normalize(text)
+    assert normalize(once) == once
 
 
 @given(st.lists(st.sampled_from(["red", "circle", "seven", "left", "7"]), min_size=1, max_size=4))

@@ -9,7 +9,9 @@ from elva_jax.data import sources
 from elva_jax.errors import ElvaError
 from elva_jax.evaluation import report
 from elva_jax.evaluation.answers import exact_match
-from elva_jax.evaluation.evaluate import evaluate, likeliest
+from elva_jax.evaluation.evaluate import evaluate
+from elva_jax.evaluation.measurements import likeliest
+from elva_jax.evaluation.result import EvalConfig
 from elva_jax.inference.batching import Lengths
 from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.utils.json import save_json
@@ -22,16 +24,10 @@ BROKEN = 5
 @pytest.fixture(scope="module")
 def result(generator, data_dir):
     seen = []
-    out = evaluate(
-        generator,
-        data_dir=data_dir,
-        name=NAME,
-        batch_size=4,
-        details=True,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    config = EvalConfig(data_dir=data_dir, dataset=NAME, batch_size=4)
+    out = evaluate(generator, config, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 7), (7, 7)]
-    return out
+    return out.to_dict(predictions=True)
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +123,10 @@ def test_result_is_json_and_prints(result, tmp_path, capsys):
 def test_fewer_columns_merging_off_and_two_resolutions(generator, data_dir, result):
     hybrid = {"high_frames": 1, "low_frames": 2, "policy": "ends"}
     columns = {"baselines": False, "written": False, "letters": False}
-    out = evaluate(
-        generator, data_dir=data_dir, name=NAME, limit=2, merging=False, hybrid=hybrid, **columns
+    config = EvalConfig(
+        data_dir=data_dir, dataset=NAME, limit=2, merging=False, hybrid=hybrid, **columns
     )
+    out = evaluate(generator, config).to_dict()
     assert out["settings"]["hybrid"] == {**hybrid, "high_edge": 48, "low_edge": 16}
     assert result["settings"]["hybrid"] is None
     assert out["settings"]["num_frames"] == 3
@@ -153,14 +150,14 @@ def test_likeliest():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "moving_shapes/easy"}, "no such data set"),
+        ({"dataset": "moving_shapes/easy"}, "no such data set"),
         ({"split": "nowhere"}, "nowhere"),
         ({"limit": 0}, "limit=0"),
     ],
 )
 def test_errors(generator, data_dir, changes, message):
     with pytest.raises(ElvaError, match=message):
-        evaluate(generator, **{"data_dir": data_dir, "name": NAME} | changes)
+        evaluate(generator, EvalConfig(**{"data_dir": data_dir, "dataset": NAME} | changes))
 
 
 def test_no_checkpoint(tmp_path):

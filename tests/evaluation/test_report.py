@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from elva_jax.evaluation import report
-from elva_jax.utils.json import save_json
+from elva_jax.utils.json import jsonable, save_json
 
 
 def score(accuracy, stderr=0.01):
@@ -58,7 +58,7 @@ def printed(result) -> str:
 
 
 def test_table_states_scores_floors_and_unusable_answers(result):
-    text = printed(report.jsonable(result))
+    text = printed(jsonable(result))
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
     assert rows["colour"] == ["4", "75.0±1.0", "100.0±1.0", "25.0±1.0"]
     assert rows["order"] == ["3", "–", "33.3±1.0", "50.0±1.0"]
@@ -78,7 +78,7 @@ def test_json_is_strict_and_complete(result, tmp_path):
     )
     assert loaded["families"]["order"]["open"] == {"accuracy": None, "stderr": None}
     assert loaded["macro"]["likelihood"]["accuracy"] == 2 / 3
-    assert loaded == report.jsonable(result)
+    assert loaded == jsonable(result)
 
 
 def test_figure_is_a_picture_with_ink(result, tmp_path):

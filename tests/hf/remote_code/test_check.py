@@ -1,14 +1,15 @@
 """`elva convert check`: what is the same, what is not, and what cannot be compared."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from elva_jax.errors import ConvertError
-from elva_jax.evaluation.compare import check, greedy, kl, made_up_frames
-from elva_jax.evaluation.compare_sides import Answered, describe
+from elva_jax.evaluation.compare import check, greedy, kl, open_side, synthetic_frames
+from elva_jax.evaluation.side import Answered
 
 QUESTION = "What colour is the circle?"
 
@@ -103,10 +104,10 @@ def test_foreign_code_does_not_run(exported, tmp_path):
     folder = copy(exported, tmp_path / "foreign", dict)
     (folder / "modeling_elva.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(ConvertError, match=r"would run modeling_elva\.py"):
-        describe(folder)
+        open_side(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ConvertError, match="type bert cannot be checked"):
-        describe(folder)
+        open_side(folder)
 
 
 def test_pieces():
@@ -118,7 +119,7 @@ def test_pieces():
     )
     np.testing.assert_allclose(kl(p, q + 3), (prob_p * np.log(prob_p / prob_q)).sum(-1), atol=1e-12)
     assert greedy(lambda ids: np.eye(10)[(ids[-1] + 3) % 10], [1], 3) == (4, 7, 0)
-    frames = made_up_frames()
+    frames = synthetic_frames()
     assert len({frame.shape for frame in frames}) == 1
     assert len(np.unique([frame.tobytes() for frame in frames])) == len(frames)
 
@@ -127,17 +128,17 @@ def test_survivors_and_answers_count(tmp_path):
     from elva_jax.evaluation.compare import compare
 
     logits = np.zeros((3, 5), np.float32)
-    a = Answered((1, 2), np.array([0, 2, 3]), logits, (1, 2, 3), 4)
-    assert compare(a, a, 1e-4).same
+    a = Answered(ids=(1, 2), index=np.array([0, 2, 3]), logits=logits, tokens=(1, 2, 3), length=4)
+    assert compare(a, a, tolerance=1e-4).same
     for other in (
-        a._replace(ids=(1, 3)),
-        a._replace(index=np.array([0, 1, 3])),
-        a._replace(tokens=(1, 2, 4)),
-        a._replace(tokens=(1, 2)),
-        a._replace(index=a.index[:2], logits=logits[:2]),
-        a._replace(logits=logits + np.nan),
+        replace(a, ids=(1, 3)),
+        replace(a, index=np.array([0, 1, 3])),
+        replace(a, tokens=(1, 2, 4)),
+        replace(a, tokens=(1, 2)),
+        replace(a, index=a.index[:2], logits=logits[:2]),
+        replace(a, logits=logits + np.nan),
     ):
-        assert not compare(a, other, 1e-4).same
+        assert not compare(a, other, tolerance=1e-4).same
 
 
 def test_the_commands(run_dir, exported, tmp_path, capsys):
