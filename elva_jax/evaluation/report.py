@@ -32,7 +32,7 @@ def table(result: Result, console: Console | None = None) -> None:
 
 
 def build_table(result: Result) -> Table:
-    """Accuracies per family and their mean, in percent ± one standard error; baselines come last."""
+    """Accuracies per family and their mean, in percent ± one standard error; baselines last."""
     out = Table(
         title=Text(_title(result)),
         caption=Text(caption(result)),
