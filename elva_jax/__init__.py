@@ -9,8 +9,8 @@ Training:           load_config, train, evaluate, EvalConfig, distributed
 Everywhere:         errors, enable_compilation_cache
 
 Nothing is imported before it is used, so `import elva_jax` takes no time and does not start JAX.
-As a library the package prints nothing: problems are exceptions from `elva_jax.errors`, warnings go
-to the logger "elva_jax", and progress goes to a callback.
+As a library the package prints nothing: problems are exceptions from `elva_jax.errors`, notices go
+to the logger "elva_jax" at level INFO, and progress goes to a callback.
 
 Example:
   >>> import elva_jax
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _EXPORTS[name].partition(":")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     value = importlib.import_module(f"{__name__}.{module}")
     value = getattr(value, attribute) if attribute else value
     globals()[name] = value

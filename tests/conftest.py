@@ -30,7 +30,7 @@ from jaxtyping import install_import_hook
 
 # Types and shapes in the annotations of these are checked at every call, in tests only. It has to
 # come before the first import of the package.
-CHECKED = ("elva_jax.ops",)
+CHECKED = ("elva_jax.ops", "elva_jax.inference")
 install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,1 @@
+"""The sub-commands of `elva` that are faces of the API."""

@@ -23,34 +23,20 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
     evaluate = command("evaluate", "measure a checkpoint on held-out videos", HELP, run)
     flags.add_checkpoint(evaluate)
-    evaluate.add_argument(
-        "--data",
-        default="moving_shapes/easy",
-        metavar="NAME",
-        help="data set (default: %(default)s)",
-    )
-    evaluate.add_argument(
-        "--data-dir", metavar="DIR", help="where data sets are built (default: the run's)"
-    )
-    evaluate.add_argument(
-        "--split", default="test", help="split of the data set (default: %(default)s)"
-    )
-    evaluate.add_argument(
-        "--limit", type=flags.positive, metavar="N", help="use the first N videos only"
-    )
+    add, default = evaluate.add_argument, "(default: %(default)s)"
+    add("--data", default="moving_shapes/easy", metavar="NAME", help=f"data set {default}")
+    add("--data-dir", metavar="DIR", help="where data sets are built (default: as in the run)")
+    add("--split", default="test", help=f"split of the data set {default}")
+    add("--limit", type=flags.positive, metavar="N", help="use the first N videos only")
     flags.add_frames(evaluate)
-    evaluate.add_argument(
-        "--no-merging", dest="merging", action="store_false", help="leave token merging off"
-    )
-    evaluate.add_argument(
-        "--no-baselines", dest="baselines", action="store_false", help="skip the three baselines"
-    )
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
-    evaluate.add_argument(
-        "--figure", type=Path, metavar="FILE.png", help="draw accuracy per family here"
-    )
+    flags.add_no_merging(evaluate)
+    text = "skip the three baselines"
+    add("--no-baselines", dest="baselines", action="store_false", help=text)
+    add("--json", type=Path, metavar="FILE", help="write all numbers here")
+    add("--figure", type=Path, metavar="FILE.png", help="plot accuracy per family here")
 
 
+@flags.library_notices()
 def run(args: argparse.Namespace, _: list[str]) -> int:
     """Runs the command and returns the exit status."""
     config = elva_jax.EvalConfig(

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import elva_jax
+
+
+@contextlib.contextmanager
+def library_notices() -> Iterator[None]:
+    """Within it, what the library logs goes to standard error, a line each."""
+    logger, handler = logging.getLogger("elva_jax"), logging.StreamHandler(sys.stderr)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+        logger.removeHandler(handler)
 
 
 def positive(text: str) -> int:
@@ -41,33 +61,20 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """How several processes find one another; `process_options` reads it."""
-    group = parser.add_argument_group(
-        "several processes", "Under srun, mpirun or a Job of Kubernetes most of this is known."
-    )
-    text = "off: this process is alone, whatever the launcher says (default: %(default)s)"
-    group.add_argument("--distributed", choices=("auto", "off"), default="auto", help=text)
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="process 0's host, and a free port of it"
-    )
-    group.add_argument(
-        "--num-processes", type=positive, metavar="N", help="how many processes there are"
-    )
-    group.add_argument(
-        "--process-id", type=not_negative, metavar="I", help="this one's number, from 0"
-    )
-    group.add_argument(
-        "--local-devices",
-        type=numbers,
-        metavar="I,J",
-        help="GPUs of this process among those that it sees (default: all)",
-    )
+    """Adds how several processes find one another; `process_options` reads it."""
+    known = "Under srun, mpirun or a Job of Kubernetes most of this is known."
+    add = parser.add_argument_group("several processes", known).add_argument
+    text = "off: a process alone, whatever the launcher says (default: %(default)s)"
+    add("--distributed", choices=("auto", "off"), default="auto", help=text)
+    add("--coordinator", metavar="HOST:PORT", help="host of process 0, and a free port of it")
+    add("--num-processes", type=positive, metavar="N", help="number of processes")
+    add("--process-id", type=not_negative, metavar="I", help="number of this process, from 0")
+    text = "GPUs of this process among those that it sees (default: all)"
+    add("--local-devices", type=numbers, metavar="I,J", help=text)
     text = "longest wait for the other processes at the start (default: %(default)s)"
-    group.add_argument("--start-timeout", type=positive, default=300, metavar="SECONDS", help=text)
+    add("--start-timeout", type=positive, default=300, metavar="SECONDS", help=text)
     text = "silence after which a process counts as dead and the others end (default: %(default)s)"
-    group.add_argument(
-        "--heartbeat-timeout", type=positive, default=100, metavar="SECONDS", help=text
-    )
+    add("--heartbeat-timeout", type=positive, default=100, metavar="SECONDS", help=text)
 
 
 def process_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,51 +94,33 @@ def span(text: str) -> tuple[int, int]:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint."""
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="a run's --workdir, one stage in it, one saved step, or an exported folder",
-    )
+    """Adds --checkpoint."""
+    text = "a run's --workdir, one stage in it, one saved step, or an exported folder"
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=text)
+
+
+def add_no_merging(parser: argparse.ArgumentParser) -> None:
+    """Adds --no-merging."""
+    text = "leave token merging off"
+    parser.add_argument("--no-merging", dest="merging", action="store_false", help=text)
 
 
 def add_frames(parser: argparse.ArgumentParser) -> None:
-    """How a video is sampled; those of hybrid resolution are named as the fields of `video.resolution.Hybrid`."""
-    parser.add_argument(
-        "--frames",
-        type=positive,
-        metavar="N",
-        help="frames sampled from a video (default: the last stage's)",
-    )
-    parser.add_argument(
-        "--high-frames",
-        type=not_negative,
-        metavar="N",
-        help="hybrid resolution: frames at high resolution (default: 32)",
-    )
-    parser.add_argument(
-        "--low-frames",
-        type=not_negative,
-        metavar="N",
-        help="frames at low resolution beside them (default: 32)",
-    )
-    parser.add_argument(
-        "--high-edge",
-        type=positive,
-        metavar="PX",
-        help="longest edge of the high ones (default: the last stage's)",
-    )
-    parser.add_argument(
-        "--low-edge",
-        type=positive,
-        metavar="PX",
-        help="of the low ones (default: 336, at most half of the high one)",
-    )
-    text = "which frames are high: evenly spread (the default), those at both ends, or those that change most"
-    parser.add_argument(
-        "--high-policy", dest="policy", choices=("interleave", "ends", "scene"), help=text
-    )
+    """Adds how a video is sampled; `hybrid_settings` reads the fields of a `Hybrid`."""
+    add = parser.add_argument
+    text = "frames sampled from a video (default: as in the last stage)"
+    add("--frames", type=positive, metavar="N", help=text)
+    text = "hybrid resolution: frames at high resolution (default: 32)"
+    add("--high-frames", type=not_negative, metavar="N", help=text)
+    text = "frames at low resolution beside them (default: 32)"
+    add("--low-frames", type=not_negative, metavar="N", help=text)
+    text = "longest edge of the high ones (default: as in the last stage)"
+    add("--high-edge", type=positive, metavar="PX", help=text)
+    text = "longest edge of the low ones (default: 336, at most half of the high one)"
+    add("--low-edge", type=positive, metavar="PX", help=text)
+    text = "which frames are high: evenly spread (the default), those at both ends, or those that"
+    text += " change most"
+    add("--high-policy", dest="policy", choices=("interleave", "ends", "scene"), help=text)
 
 
 def hybrid_settings(args: argparse.Namespace) -> dict[str, int | str]:
@@ -140,50 +129,27 @@ def hybrid_settings(args: argparse.Namespace) -> dict[str, int | str]:
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if given and args.frames:
         args.parser.error(
-            "--frames does not go together with hybrid resolution: give --high-frames and --low-frames instead"
+            "--frames does not go together with hybrid resolution:"
+            " give --high-frames and --low-frames instead"
         )
     return given
 
 
-def add_answering(parser: argparse.ArgumentParser, longest: int) -> None:
-    """How answers are decoded; `sampling` reads it."""
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=longest,
-        metavar="N",
-        help="longest answer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-merging", dest="merging", action="store_false", help="leave token merging off"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0: the likeliest token (default); above: draw one",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw among the likeliest tokens that make up P only",
-    )
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: repeat less"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end an answer before this; may be given again",
-    )
+def add_answering(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Adds how answers are decoded; `sampling` reads it."""
+    add, default = parser.add_argument, "(default: %(default)s)"
+    text = f"longest answer {default}"
+    add("--max-new-tokens", type=positive, default=max_new_tokens, metavar="N", help=text)
+    add_no_merging(parser)
+    text = "0: the likeliest token (the default); above 0: draw one"
+    add("--temperature", type=float, default=0.0, metavar="T", help=text)
+    text = "draw only among the likeliest tokens that make up P"
+    add("--top-p", type=float, default=1.0, metavar="P", help=text)
+    text = "above 1: repeat less"
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help=text)
+    add("--seed", type=int, default=0, metavar="N", help=f"seed of the draws {default}")
+    text = "end an answer before this text; may be given several times"
+    add("--stop", action="append", default=[], metavar="TEXT", help=text)
 
 
 def sampling(args: argparse.Namespace) -> elva_jax.Sampling:

@@ -14,51 +14,41 @@ GENERATE_HELP = """\
 Answers questions about videos, images or folders of frames.
 
 examples:
-  elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What colour is the circle?"
+  elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What color is the circle?"
   elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What moves?" --prompt "Where to?"
-  elva generate --checkpoint runs/7b --video a.mp4 --video b.mp4 --prompt "What differs between <video> and <video>?"
-  elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" --high-frames 32 --low-frames 32 --low-edge 336
+  elva generate --checkpoint runs/7b --video a.mp4 --video b.mp4 \\
+    --prompt "What differs between <video> and <video>?"
+  elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" \\
+    --high-frames 32 --low-frames 32 --low-edge 336
 
-Several --prompt are answered one by one, on a line each, from one reading of the videos. One answer is shown as it comes.
-Any of the --high-… and --low-… options turns hybrid resolution on: frames of two sizes, sampled uniformly in time."""
+Several prompts are answered independently, one line each, from one reading of the videos. The
+answer to a single prompt is shown while it is decoded.
+Any of the --high-… and --low-… options turns on hybrid resolution: frames of two sizes, sampled
+uniformly in time."""
 
 CHAT_HELP = """\
-Talks about a video: reads questions from the terminal, a line each, until the input ends (Ctrl-D); every answer knows those before it.
+Talks about a video. Questions are read from the terminal, one per line, until the input ends
+(Ctrl-D); the conversation history is kept.
 
 example:
   elva chat --checkpoint runs/7b --video film.mp4 --temperature 0.7 --top-p 0.9"""
+MEDIUM = "a video, an image, or a folder of frames; may be given several times"
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds both with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
     generate = command("generate", "answer a question about a video", GENERATE_HELP, _generate)
     flags.add_checkpoint(generate)
-    generate.add_argument(
-        "--video",
-        required=True,
-        action="append",
-        metavar="FILE",
-        help="a video, an image, or a folder of frames",
-    )
-    generate.add_argument(
-        "--prompt",
-        required=True,
-        action="append",
-        metavar="TEXT",
-        help="the question; <video> says where a video stands",
-    )
+    add = generate.add_argument
+    add("--video", required=True, action="append", metavar="FILE", help=MEDIUM)
+    text = "the question; <video> says where a video stands; may be given several times"
+    add("--prompt", required=True, action="append", metavar="TEXT", help=text)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
 
     chat = command("chat", "talk about a video", CHAT_HELP, _chat)
     flags.add_checkpoint(chat)
-    chat.add_argument(
-        "--video",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a video, an image, or a folder of frames",
-    )
+    chat.add_argument("--video", action="append", default=[], metavar="FILE", help=MEDIUM)
     flags.add_frames(chat)
     flags.add_answering(chat, 512)
 
@@ -78,6 +68,7 @@ def _show(pieces: Iterable[str]) -> None:
     print()
 
 
+@flags.library_notices()
 def _generate(args: argparse.Namespace, _: list[str]) -> int:
     sampling = flags.sampling(args)
     model, frames = _open(args)
@@ -95,6 +86,7 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+@flags.library_notices()
 def _chat(args: argparse.Namespace, _: list[str]) -> int:
     sampling = flags.sampling(args)
     model, frames = _open(args)

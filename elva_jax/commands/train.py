@@ -12,43 +12,33 @@ from elva_jax.commands import flags
 from elva_jax.parallel import launchers
 
 HELP = """\
-Runs the curriculum of a config, stage by stage; started again with the same --workdir it continues where it stopped.
+Runs the curriculum of a config, stage by stage. Started again with the same --workdir, it continues
+where it stopped.
 
 examples:
   elva train --config configs/tiny.py --workdir runs/tiny
   elva train --config configs/tiny.py:long --workdir runs/long --config.stages.video.steps=8000
-  elva train --config configs/elva.py:size=7b,stage=2 --workdir /mnt/runs/7b-stage2 --config.init_from=/mnt/runs/7b-stage1
-  srun elva train --config configs/elva.py:size=7b --workdir /mnt/runs/7b   (several processes: docs/cluster.md)
+  elva train --config configs/elva.py:size=7b,stage=2 --workdir /mnt/runs/7b-stage2 \\
+    --config.init_from=/mnt/runs/7b-stage1
+  srun elva train --config configs/elva.py:size=7b --workdir /mnt/runs/7b  (docs/cluster.md)
 
-Every key is listed with its meaning in elva_jax/config/schema.py; --print-config shows the values of a config."""
+Every key is listed with its meaning in elva_jax/config/schema.py; --print-config shows the values
+of a config."""
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
     train = command("train", "train a model through the stages of a config", HELP, run)
-    train.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:ARG]",
-        help="config file, and the string for its get_config",
-    )
-    train.add_argument("--workdir", metavar="DIR", help="where checkpoints, metrics and curves go")
-    train.add_argument(
-        "--profile",
-        type=flags.span,
-        metavar="A:B",
-        help="trace steps A to B from here on, to WORKDIR/profile",
-    )
-    train.add_argument(
-        "--print-config", action="store_true", help="show the resolved config and stop"
-    )
+    add = train.add_argument
+    text = "config file, and the string for its get_config"
+    add("--config", required=True, metavar="FILE.py[:ARG]", help=text)
+    add("--workdir", metavar="DIR", help="where checkpoints, metrics and plots go")
+    text = "trace steps A to B, counted from this start, to WORKDIR/profile"
+    add("--profile", type=flags.span, metavar="A:B", help=text)
+    add("--print-config", action="store_true", help="show the resolved config and stop")
     flags.add_processes(train)
-    train.add_argument(
-        "--config.KEY=VALUE",
-        dest="_",
-        metavar="",
-        help="change a value of the config, as often as needed",
-    )
+    text = "change a value of the config; may be given several times"
+    add("--config.KEY=VALUE", dest="_", metavar="", help=text)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:

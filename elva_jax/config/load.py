@@ -22,6 +22,12 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Raises:
       ConfigError: anything about the file, a key, a type, a value or a combination that cannot work.
+
+    Example:
+      >>> import elva_jax
+      >>> config = elva_jax.load_config("configs/tiny.py:smoke", ["--config.seed=3"])
+      >>> config.seed
+      3
     """
     path = Path(spec.partition(":")[0])
     if not path.is_file():

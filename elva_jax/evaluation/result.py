@@ -30,6 +30,11 @@ class EvalConfig:
       written: whether answers are written and compared by exact match (column open).
       letters: whether options are also listed in the prompt, and their letters scored (letter).
       baselines: whether to measure the baselines blind, single_frame and any_object as well.
+
+    Example:
+      >>> import elva_jax
+      >>> elva_jax.EvalConfig(split="train", limit=100, written=False).dataset
+      'moving_shapes/easy'
     """
 
     dataset: str = "moving_shapes/easy"

@@ -81,7 +81,7 @@ class Chat:
         else:
             parts = model.prompt_parts(question, new)
         # Below the state is used up; a turn that is broken off starts from the text again.
-        state, self._state = self._state, None
+        prefilled, state, self._state = self._prefilled, self._state, None
         decoding = Decoding(
             max_new_tokens=self._max_new_tokens,
             capacity=grid_length(self._max_new_tokens, 8),
@@ -89,12 +89,17 @@ class Chat:
             sampling=self._sampling,
         )
         tokens = text_tokens(parts)
-        if state is not None and not new and self._fits(state, len(tokens)):
-            state = self._continue(state, tokens, decoding)
+        if (
+            prefilled is not None
+            and state is not None
+            and not new
+            and self._fits(prefilled, state, len(tokens))
+        ):
+            state = self._continue(prefilled, state, tokens, decoding)
         else:
-            state = self._restart(parts, new, decoding)
-        assert self._prefilled is not None
-        for progress in model.engine.decode(self._prefilled.prefix, state, [1], decoding):
+            self._prefilled = prefilled = self._prefill(parts, new)
+            state = self._start(prefilled, [*self._parts, *parts], decoding)
+        for progress in model.engine.decode(prefilled.prefix, state, [1], decoding):
             ((answer,),) = as_answers(model.tokenizer, progress, self._sampling)
             state, fed = progress.state, int(progress.state.step)
             yield answer
@@ -107,29 +112,35 @@ class Chat:
         self._next = ()
         self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)
 
-    def _fits(self, state: decode.DecodeState, tokens: int) -> bool:
+    def _fits(self, prefilled: Prefilled, state: decode.DecodeState, tokens: int) -> bool:
         """Whether a question and its answer stay within the length that was prefilled for."""
-        longest = self._prefilled.prefix.config.max_position
+        longest = prefilled.prefix.config.max_position
         return int(state.position[0, 0]) + tokens + self._max_new_tokens <= longest
 
-    def _restart(
-        self, parts: Sequence[Text | Clip], media: Sequence[Visual], decoding: Decoding
-    ) -> decode.DecodeState:
-        """Reads the whole conversation with the next question."""
-        everything = [*self._parts, *parts]
-        self._prefilled = self._model.prefill_parts(
-            [everything],
+    def _prefill(self, parts: Sequence[Text | Clip], media: Sequence[Visual]) -> Prefilled:
+        """Reads the whole conversation, up to the next question."""
+        return self._model.prefill_parts(
+            [[*self._parts, *parts]],
             [[*self._media, *media]],
             merging=self._merging,
             capacity=self._max_new_tokens,
         )
-        questions, prefixes = [[split_prompt(everything).question]], self._prefilled.prefixes
+
+    def _start(
+        self, prefilled: Prefilled, parts: Sequence[Text | Clip], decoding: Decoding
+    ) -> decode.DecodeState:
+        """Feeds the text after the last video of the conversation."""
+        questions = [[split_prompt(parts).question]]
         return self._model.engine.start(
-            self._prefilled.prefix, questions, decoding, prefix_parts=prefixes
+            prefilled.prefix, questions, decoding, prefix_parts=prefilled.prefixes
         )
 
     def _continue(
-        self, state: decode.DecodeState, tokens: Sequence[int], decoding: Decoding
+        self,
+        prefilled: Prefilled,
+        state: decode.DecodeState,
+        tokens: Sequence[int],
+        decoding: Decoding,
     ) -> decode.DecodeState:
         """Feeds the next question after the last answer; a full suffix cache grows first."""
         queries = grid_length(len(tokens))
@@ -139,6 +150,4 @@ class Chat:
         padded = np.zeros((1, 1, queries), np.int32)
         padded[0, 0, : len(tokens)] = tokens
         length = np.full((1, 1), len(tokens), np.int32)
-        return self._model.engine.feed(
-            self._prefilled.prefix, state, padded, length, decoding.sampling
-        )
+        return self._model.engine.feed(prefilled.prefix, state, padded, length, decoding.sampling)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, append_tokens, empty_suffix
@@ -24,31 +25,31 @@ class DecodeState(NamedTuple):
     """G suffixes of each of B rows, with T slots each."""
 
     suffix: tuple[SuffixCache, ...]  # of every layer
-    filled: jax.Array  # [B, G, T] bool, which slots hold tokens of the suffix
-    repetition_mask: jax.Array  # [B, G, V] bool, tokens that the conversation holds; V may be 0
-    slot: jax.Array  # int32, where the next token is written
-    position: jax.Array  # int32 [B, G], RoPE position of the next token
-    token: jax.Array  # int32 [B, G], the chosen next token
-    alive: jax.Array  # [B, G] bool, whether that token belongs to the answer
-    step: jax.Array  # int32, tokens of the answer before it
+    filled: Bool[Array, "B G T"]  # which slots hold tokens of the suffix
+    repetition_mask: Bool[Array, "B G V"]  # tokens that the conversation holds; V may be 0
+    slot: Int32[Array, ""]  # where the next token is written
+    position: Int32[Array, "B G"]  # RoPE position of the next token
+    token: Int32[Array, "B G"]  # the chosen next token
+    alive: Bool[Array, "B G"]  # whether that token belongs to the answer
+    step: Int32[Array, ""]  # tokens of the answer before it
 
 
 def new_state(
     config: ModelConfig,
-    length_B: np.ndarray,
+    length: Int[np.ndarray, " B"],
     groups: int,
     slots: int,
-    repetition_mask_BxGxV: np.ndarray,
+    repetition_mask: Bool[np.ndarray, "B G V"],
 ) -> DecodeState:
     """Suffixes without a token yet, at the positions where the prefixes of their rows end."""
-    batch = len(length_B)
-    position_B = jnp.asarray(length_B, jnp.int32)
+    batch = len(length)
+    position = jnp.asarray(length, jnp.int32)
     return DecodeState(
         suffix=empty_suffix(config, batch, groups, slots),
         filled=jnp.zeros((batch, groups, slots), bool),
-        repetition_mask=jnp.asarray(repetition_mask_BxGxV),
+        repetition_mask=jnp.asarray(repetition_mask),
         slot=jnp.int32(0),
-        position=jnp.broadcast_to(position_B[:, None], (batch, groups)),
+        position=jnp.broadcast_to(position[:, None], (batch, groups)),
         token=jnp.zeros((batch, groups), jnp.int32),
         alive=jnp.zeros((batch, groups), bool),
         step=jnp.int32(0),
@@ -65,7 +66,7 @@ def grow(state: DecodeState, slots: int) -> DecodeState:
 
 
 @partial(jax.jit, donate_argnums=0)
-def rollback(state: DecodeState, tokens: jax.Array | int) -> DecodeState:
+def rollback(state: DecodeState, tokens: Int[Array, ""] | int) -> DecodeState:
     """Rolls every suffix back by its last `tokens` tokens."""
     slots = jnp.arange(state.filled.shape[-1])[None, None]
     return state._replace(
@@ -81,8 +82,8 @@ def feed(
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
     state: DecodeState,
-    token_BxGxQ: jax.Array,
-    length_BxG: jax.Array,
+    text: Int[Array, "B G Q"],
+    length: Int[Array, "B G"],
     sampling: SamplingParams,
 ) -> DecodeState:
     """Appends a text to every suffix and chooses the first token of the answer.
@@ -92,37 +93,37 @@ def feed(
       weights: its parameters.
       prefix: of every layer.
       state: the suffixes; used up by the call.
-      token_BxGxQ: the texts, padded on the right; Q slots must be free.
-      length_BxG: their lengths; 0 where a group is unused.
+      text: the texts, padded on the right; Q slots must be free.
+      length: their lengths; 0 where a group is unused.
       sampling: how the token is chosen.
     """
     slots = jnp.arange(state.filled.shape[-1])[None, None]
-    place = jnp.arange(token_BxGxQ.shape[2])[None, None]
-    fed_BxGxT = (slots >= state.slot) & (slots < state.slot + length_BxG[..., None])
-    filled_BxGxT = state.filled | fed_BxGxT
+    place = jnp.arange(text.shape[2])[None, None]
+    fed = (slots >= state.slot) & (slots < state.slot + length[..., None])
+    filled = state.filled | fed
     causal = slots[:, :, None] <= state.slot + place[..., None]
-    attention_mask = filled_BxGxT[:, :, None] & causal
+    attention_mask = filled[:, :, None] & causal
     position = state.position[..., None] + place
     x, suffix = append_tokens(
-        config, weights, prefix, state.suffix, state.slot, token_BxGxQ, position, attention_mask
+        config, weights, prefix, state.suffix, state.slot, text, position, attention_mask
     )
-    last = jnp.maximum(length_BxG - 1, 0)[..., None, None]
+    last = jnp.maximum(length - 1, 0)[..., None, None]
     scores = logits(config, weights, jnp.take_along_axis(x, last, axis=2)[:, :, 0])
     mask = state.repetition_mask
     if sampling.penalize:
         row = jnp.arange(mask.shape[0])[:, None, None]
         group = jnp.arange(mask.shape[1])[None, :, None]
-        mask = mask.at[row, group, token_BxGxQ].max(place < length_BxG[..., None])
+        mask = mask.at[row, group, text].max(place < length[..., None])
     size = sampling.vocab_size
     token = choose(scores[..., :size], sampling, mask[..., :size], 0)
     return DecodeState(
         suffix=suffix,
-        filled=filled_BxGxT,
+        filled=filled,
         repetition_mask=mask,
-        slot=state.slot + token_BxGxQ.shape[2],
-        position=state.position + length_BxG,
+        slot=state.slot + text.shape[2],
+        position=state.position + length,
         token=token,
-        alive=(length_BxG > 0) & ~jnp.isin(token, jnp.asarray(sampling.end_ids)),
+        alive=(length > 0) & ~jnp.isin(token, jnp.asarray(sampling.end_ids)),
         step=jnp.int32(0),
     )
 
@@ -134,9 +135,9 @@ def advance(
     prefix: tuple[PrefixCache, ...],
     state: DecodeState,
     capacity: int,
-    steps: jax.Array | int,
+    steps: Int[Array, ""] | int,
     sampling: SamplingParams,
-) -> tuple[jax.Array, DecodeState]:
+) -> tuple[Int32[Array, "B G capacity"], DecodeState]:
     """Continues every answer by up to `steps` tokens.
 
     Args:
@@ -149,7 +150,7 @@ def advance(
       sampling: how tokens are chosen.
 
     Returns:
-      int32 [B, G, capacity] tokens, -1 where an answer has ended, and the state after them.
+      the tokens, -1 where an answer has ended, and the state after them.
     """
     end_ids, size = jnp.asarray(sampling.end_ids), sampling.vocab_size
     slots = jnp.arange(state.filled.shape[-1])[None, None]
@@ -164,9 +165,9 @@ def advance(
         mask = state.repetition_mask
         if sampling.penalize:
             mask = mask | (jnp.arange(mask.shape[-1])[None, None] == state.token[..., None])
-        filled_BxGxT = state.filled | (state.alive[..., None] & (slots == state.slot))
+        filled = state.filled | (state.alive[..., None] & (slots == state.slot))
         # The token of an ended answer attends to itself, so that its row stays finite.
-        attention_mask = (filled_BxGxT | (slots == state.slot))[:, :, None]
+        attention_mask = (filled | (slots == state.slot))[:, :, None]
         x, suffix = append_tokens(
             config,
             weights,
@@ -181,7 +182,7 @@ def advance(
         token = choose(scores, sampling, mask[..., :size], state.step + 1)
         state = DecodeState(
             suffix=suffix,
-            filled=filled_BxGxT,
+            filled=filled,
             repetition_mask=mask,
             slot=state.slot + 1,
             position=state.position + state.alive,

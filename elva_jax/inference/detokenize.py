@@ -26,7 +26,7 @@ def visible(
         is held back: half a character, what may become a stop string, and white space, with which
         an answer does not end.
     """
-    text = tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
+    text = str(tokenizer.decode(list(tokens), skip_special_tokens=True)).lstrip()
     found = [place for place in map(text.find, stop) if place >= 0]
     if found:
         return text[: min(found)].rstrip(), True

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import decode, prefill
@@ -94,16 +95,16 @@ class Engine:
           LayoutError: more tokens than RoPE can be scaled for.
         """
         config = rope_scaled(self.config, tokens)
-        return prefill.prefill(config, self.weights, rows, self._rules(merging), lengths)
+        return prefill.prefill(config, self.weights, rows, self._rules(merging=merging), lengths)
 
     def hidden_states(
         self, rows: Rows, layers: Sequence[int] | None, *, merging: bool | Merging = True
     ) -> HiddenStates:
         """The hidden states of one prompt; see `ElvaModel.hidden_states`."""
         config = rope_scaled(self.config, int(rows.length[0]))
-        return collect(config, self.weights, rows, layers, self._rules(merging))
+        return collect(config, self.weights, rows, layers, self._rules(merging=merging))
 
-    def _rules(self, merging: Merging | bool) -> Merging:
+    def _rules(self, *, merging: bool | Merging) -> Merging:
         if isinstance(merging, bool):
             return merging_of(self.config) if merging else NO_MERGING
         return merging
@@ -145,15 +146,13 @@ class Engine:
         self,
         prefix: Prefix,
         state: decode.DecodeState,
-        token_BxGxQ: np.ndarray,
-        length_BxG: np.ndarray,
+        text: Int[np.ndarray, "B G Q"],
+        length: Int[np.ndarray, "B G"],
         sampling: Sampling,
     ) -> decode.DecodeState:
         """Feeds one more text to every suffix; see `decode.feed`."""
         params = self._params(sampling)
-        return decode.feed(
-            prefix.config, self.weights, prefix.layers, state, token_BxGxQ, length_BxG, params
-        )
+        return decode.feed(prefix.config, self.weights, prefix.layers, state, text, length, params)
 
     def decode(
         self, prefix: Prefix, state: decode.DecodeState, counts: Sequence[int], decoding: Decoding

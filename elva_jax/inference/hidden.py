@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
@@ -108,8 +109,8 @@ def collect(
         if block.merge is not None:
             tokens, merged = merge_tokens(merges, tokens, block.merge, GRID)
             survivor = np.asarray(merged.survivor)[0][survivor]
-            stats = MergeStats(*(int(value[0]) for value in merged.stats))
-            length = stats.survivors
+            stats = jax.tree.map(lambda count: int(count[0]), merged.stats)
+            length = int(merged.stats.survivors[0])
         inputs, x = layer_inputs(config, tokens.layout), tokens.x
         for index in range(block.start, block.stop):
             x, _ = run_layer(config, weights.layers[index], x, inputs)
@@ -136,6 +137,6 @@ def _first(layout: TokenLayout, length: int) -> TokenLayout:
     return TokenLayout(*(np.asarray(field)[0, :length] for field in layout))
 
 
-def _host(x_1xCxD: jax.Array, length: int) -> np.ndarray:
+def _host(x: Float[Array, "1 C D"], length: int) -> Float[np.ndarray, "length D"]:
     """A copy of the only row; the program that reads the array next may reuse its memory."""
-    return np.array(x_1xCxD[0, :length], np.float32)
+    return np.array(x[0, :length], np.float32)

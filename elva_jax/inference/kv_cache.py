@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights
@@ -27,16 +28,16 @@ LOW = float(jnp.finfo(jnp.float32).min)
 class PrefixCache(NamedTuple):
     """Keys and values of the prefixes in one decoder layer."""
 
-    k: jax.Array  # [B, K, C, Dh]
-    v: jax.Array  # [B, K, C, Dh]
-    valid: jax.Array  # [B, C] bool, False at padding
+    k: Float[Array, "B K C Dh"]
+    v: Float[Array, "B K C Dh"]
+    valid: Bool[Array, "B C"]  # False at padding
 
 
 class SuffixCache(NamedTuple):
     """Keys and values of the suffixes in one decoder layer, T slots each."""
 
-    k: jax.Array  # [B, K, G, T, Dh]
-    v: jax.Array  # [B, K, G, T, Dh]
+    k: Float[Array, "B K G T Dh"]
+    v: Float[Array, "B K G T Dh"]
 
 
 def empty_suffix(
@@ -51,46 +52,46 @@ def empty_suffix(
 
 
 def grouped_attention(
-    q_BxSxHxDh: jax.Array,
-    k_BxSxKxDh: jax.Array,
-    v_BxSxKxDh: jax.Array,
+    q: Float[Array, "B S H Dh"],
+    k: Float[Array, "B S K Dh"],
+    v: Float[Array, "B S K Dh"],
     prefix: PrefixCache,
     suffix: SuffixCache,
-    attention_mask_BxGxQxT: jax.Array,
-    slot: jax.Array | int,
-) -> tuple[jax.Array, SuffixCache]:
+    attention_mask: Bool[Array, "B G Q T"],
+    slot: Int[Array, ""] | int,
+) -> tuple[Float[Array, "B S H Dh"], SuffixCache]:
     """Attention of S = G * Q new tokens per row to the row's prefix and to their own suffix.
 
     Args:
-      q_BxSxHxDh: queries of the new tokens.
-      k_BxSxKxDh: their keys.
-      v_BxSxKxDh: their values.
+      q: queries of the new tokens.
+      k: their keys.
+      v: their values.
       prefix: one layer's.
       suffix: one layer's.
-      attention_mask_BxGxQxT: bool, the slots that each new token attends to once the new tokens are
-        written, its own among them.
+      attention_mask: the slots that each new token attends to once the new tokens are written, its
+        own among them.
       slot: where the first of the Q new tokens is written.
 
     Returns:
-      [B, S, H, Dh] in the type of v, and the suffix cache with the new tokens.
+      the attended values, in the type of v, and the suffix cache with the new tokens.
     """
-    batch, groups, queries, slots = attention_mask_BxGxQxT.shape
-    kv_heads, width = k_BxSxKxDh.shape[2:]
-    share = q_BxSxHxDh.shape[2] // kv_heads
+    batch, groups, queries, slots = attention_mask.shape
+    kv_heads, width = k.shape[2:]
+    share = q.shape[2] // kv_heads
 
-    def write(old, new_BxSxKxDh):
-        new = new_BxSxKxDh.reshape(batch, groups, queries, kv_heads, width).transpose(0, 3, 1, 2, 4)
+    def write(old, new):
+        new = new.reshape(batch, groups, queries, kv_heads, width).transpose(0, 3, 1, 2, 4)
         return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=3)
 
-    suffix = SuffixCache(write(suffix.k, k_BxSxKxDh), write(suffix.v, v_BxSxKxDh))
-    q = q_BxSxHxDh.reshape(batch, groups, queries, kv_heads, share, width)
-    q = q.transpose(0, 3, 1, 2, 4, 5) * width**-0.5
+    suffix = SuffixCache(write(suffix.k, k), write(suffix.v, v))
+    grouped = q.reshape(batch, groups, queries, kv_heads, share, width)
+    grouped = grouped.transpose(0, 3, 1, 2, 4, 5) * width**-0.5
     # The prefix takes one plain product for all suffixes, the suffixes one each.
     to_prefix = (batch, kv_heads, groups * queries * share)
     to_suffix = (batch, kv_heads, groups, queries * share)
     before = jnp.einsum(
         "bknd,bkcd->bknc",
-        q.reshape(*to_prefix, width),
+        grouped.reshape(*to_prefix, width),
         prefix.k,
         preferred_element_type=jnp.float32,
     )
@@ -98,20 +99,20 @@ def grouped_attention(
     before = before.reshape(batch, kv_heads, groups, queries, share, -1)
     own = jnp.einsum(
         "bkgnd,bkgtd->bkgnt",
-        q.reshape(*to_suffix, width),
+        grouped.reshape(*to_suffix, width),
         suffix.k,
         preferred_element_type=jnp.float32,
     )
     own = own.reshape(batch, kv_heads, groups, queries, share, slots)
-    own = jnp.where(attention_mask_BxGxQxT[:, None, :, :, None], own, LOW)
+    own = jnp.where(attention_mask[:, None, :, :, None], own, LOW)
     weight = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1)
-    weight = weight.astype(v_BxSxKxDh.dtype)
+    weight = weight.astype(v.dtype)
     length = prefix.k.shape[2]
     over_prefix = weight[..., :length].reshape(*to_prefix, length)
     over_suffix = weight[..., length:].reshape(*to_suffix, slots)
-    out = jnp.einsum("bknc,bkcd->bknd", over_prefix, prefix.v).reshape(q.shape)
-    out += jnp.einsum("bkgnt,bkgtd->bkgnd", over_suffix, suffix.v).reshape(q.shape)
-    return out.transpose(0, 2, 3, 1, 4, 5).reshape(q_BxSxHxDh.shape), suffix
+    out = jnp.einsum("bknc,bkcd->bknd", over_prefix, prefix.v).reshape(grouped.shape)
+    out += jnp.einsum("bkgnt,bkgtd->bkgnd", over_suffix, suffix.v).reshape(grouped.shape)
+    return out.transpose(0, 2, 3, 1, 4, 5).reshape(q.shape), suffix
 
 
 def append_tokens(
@@ -119,27 +120,27 @@ def append_tokens(
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
     suffix: tuple[SuffixCache, ...],
-    slot: jax.Array | int,
-    token_BxGxQ: jax.Array,
-    position_BxGxQ: jax.Array,
-    attention_mask_BxGxQxT: jax.Array,
-) -> tuple[jax.Array, tuple[SuffixCache, ...]]:
+    slot: Int[Array, ""] | int,
+    token: Int[Array, "B G Q"],
+    position: Int[Array, "B G Q"],
+    attention_mask: Bool[Array, "B G Q T"],
+) -> tuple[Float[Array, "B G Q D"], tuple[SuffixCache, ...]]:
     """Runs Q new text tokens of every suffix through the decoder.
 
     Returns:
-      the last layer's output [B, G, Q, D], and the suffix caches with the new tokens.
+      the last layer's output, and the suffix caches with the new tokens.
     """
-    batch = token_BxGxQ.shape[0]
-    x = weights.embed_tokens[token_BxGxQ.reshape(batch, -1)]
-    cos, sin = rope_cos_sin(config, position_BxGxQ.reshape(batch, -1))
+    batch = token.shape[0]
+    x = weights.embed_tokens[token.reshape(batch, -1)]
+    cos, sin = rope_cos_sin(config, position.reshape(batch, -1))
     layer = DecoderLayer(config, parent=None)
     written = []
     for params, before, own in zip(weights.layers, prefix, suffix, strict=True):
 
         def attend(q, k, v, before=before, own=own):
-            out, new = grouped_attention(q, k, v, before, own, attention_mask_BxGxQxT, slot)
+            out, new = grouped_attention(q, k, v, before, own, attention_mask, slot)
             written.append(new)
             return out
 
         x, _ = layer.apply({"params": params}, x, cos, sin, attend)
-    return x.reshape(*token_BxGxQ.shape, -1), tuple(written)
+    return x.reshape(*token.shape, -1), tuple(written)

@@ -1,4 +1,4 @@
-"""Sequences beyond the trained length: RoPE is scaled, and a warning says so."""
+"""Sequences beyond the trained length: RoPE is scaled, and a log line says so."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rope_scaled(config: ModelConfig, tokens: int) -> ModelConfig:
         )
     elif config.rope_scaling != "dynamic":  # dynamic scaling counts with the longest sequence
         changed = dataclasses.replace(changed, rope_factor=config.rope_factor * factor)
-    _LOG.warning(
+    _LOG.info(
         "%d tokens exceed the model's longest sequence of %d: RoPE is scaled by %d (%s)",
         tokens,
         longest,

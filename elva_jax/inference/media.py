@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def as_list(media: Media) -> list[Source | Visual]:
     if isinstance(media, tuple) and not media:
         return []
     is_one = not len(media) or isinstance(media[0], np.ndarray)
-    return [media] if is_one else list(media)
+    return cast(list[Source | Visual], [media] if is_one else list(media))
 
 
 def check_question(question: str) -> None:

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.restore import Run
-from elva_jax.data import conversation
-from elva_jax.data.decode_example import clip_settings
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
-from elva_jax.errors import ConfigError, LayoutError
+from elva_jax.errors import LayoutError
 from elva_jax.hf.export import save_pretrained
-from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows, split_prompt
+from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.hidden import HiddenStates
-from elva_jax.inference.media import Media, Request, as_list, check_question
+from elva_jax.inference.media import Media, Request
 from elva_jax.inference.params import mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import END, Answer, Prefilled
+from elva_jax.inference.prompts import PromptReader
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
-from elva_jax.models.build import config_from_dict
 from elva_jax.ops.merging import Merging
-from elva_jax.video.clip import Source, Visual, read_clip
-from elva_jax.video.hybrid import Hybrid, complete
+from elva_jax.video.clip import Visual
+from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
 
 
-class ElvaModel:
+class ElvaModel(PromptReader):
     """A trained model with its tokenizer; `elva_jax.load` makes one.
 
     Wherever a method takes `media`, it is a video, an image or several of them, or None for none.
@@ -69,12 +65,7 @@ class ElvaModel:
         *,
         mesh: Mesh | None = None,
     ) -> None:
-        self.config = config
-        self.stage = elva_stage(config, stage)
-        self.data = config.stages[self.stage].data
-        self.tokenizer = tokenizer
-        built = config_from_dict(config.model, config.teacher)
-        self.model_config = dataclasses.replace(built, remat="none")
+        super().__init__(config, tokenizer, stage)
         params = params.get("elva", params)
         if mesh is not None:
             params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
@@ -102,40 +93,6 @@ class ElvaModel:
         Matrices of the decoder are in the compute type. The layers are stacked for each access.
         """
         return stack_layers(self.engine.weights)
-
-    def read_media(
-        self, source: Source, *, frames: int | Hybrid | None = None, name: str | None = None
-    ) -> Visual:
-        """Reads one video or image as the model takes it.
-
-        Args:
-          source: a path, bytes, or frames at hand.
-          frames: how it is sampled.
-          name: what errors call the source.
-
-        Raises:
-          VideoError: the source cannot be read or has no frames.
-        """
-        tower = self.model_config.tower
-        settings = clip_settings(
-            self.data,
-            patch_size=self.model_config.patch_size,
-            square=tower.image_size if tower else 0,
-        )
-        if isinstance(frames, Hybrid):
-            settings = dataclasses.replace(settings, fps=0.0, hybrid=frames)
-        elif frames is not None:
-            settings = dataclasses.replace(settings, fps=0.0, num_frames=frames)
-        return read_clip(source, settings, name=name)
-
-    def hybrid(self, **settings: Any) -> Hybrid | None:
-        """The `Hybrid` of some of its fields, the others by the data settings; None without any.
-
-        Raises:
-          ConfigError: settings that cannot be.
-        """
-        patch_size = self.model_config.patch_size
-        return complete(self.data.longest_edge, patch_size, **settings)
 
     def answer(
         self,
@@ -320,11 +277,11 @@ class ElvaModel:
         visuals = self.read_all(media, frames)
         parts = self.prompt_parts(prompt, visuals)
         split_prompt(parts)
-        rows = self._rows([parts], [visuals])
+        rows = self.rows([parts], [visuals])
         return self.engine.hidden_states(rows, layers, merging=merging)
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
-        """Writes a Hugging Face folder that loads with transformers alone, and with `elva_jax.load`.
+        """Writes a Hugging Face folder that loads with transformers alone or with `elva_jax.load`.
 
         Args:
           folder: one that does not exist yet, or is empty.
@@ -378,7 +335,7 @@ class ElvaModel:
     ) -> Prefilled:
         """`prefill` of rendered prompts; the clips of a row's parts are its media in order."""
         prompts = [split_prompt(row) for row in parts]
-        rows = self._rows([prompt.prefix for prompt in prompts], media, lengths)
+        rows = self.rows([prompt.prefix for prompt in prompts], media, lengths)
         counts = [int(n) for n in rows.length[: len(media)]]
         longest = max(n + len(p.question) for n, p in zip(counts, prompts, strict=True))
         return Prefilled(
@@ -390,52 +347,3 @@ class ElvaModel:
                 rows, tokens=longest + capacity, merging=merging, lengths=lengths
             ),
         )
-
-    def prompt_parts(self, prompt: str, media: Sequence[Visual]) -> list[Text | Clip]:
-        """One question as the model reads it, up to where the answer begins.
-
-        Raises:
-          LayoutError: an empty question.
-          DataError: markers that do not match the media.
-        """
-        clips = [item.clip for item in media]
-        check_question(prompt)
-        system = self.data.system_prompt
-        return conversation.prompt_parts(prompt, clips, self.tokenizer, system)
-
-    def read_all(self, media: Media, frames: int | Hybrid | None = None) -> tuple[Visual, ...]:
-        """Reads media as every method takes them."""
-        return tuple(
-            item if isinstance(item, Visual) else self.read_media(item, frames=frames)
-            for item in as_list(media)
-        )
-
-    def _rows(
-        self,
-        parts: Sequence[Sequence[Text | Clip]],
-        media: Sequence[Sequence[Visual]],
-        lengths: ChooseLength = GRID,
-    ) -> Rows:
-        width = self.model_config.patch_size**2 * 3
-        none = np.zeros((0, width), np.uint8)
-        patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
-        return build_rows(parts, patches, width, lengths, self.model_config.frame_patches)
-
-
-def elva_stage(config: ConfigDict, name: str | None = None) -> str:
-    """The name of a stage that trains an ELVA; by default the last one of the curriculum.
-
-    Raises:
-      ConfigError: there is none, no stage of that name, or one of another kind.
-    """
-    if name is not None and name not in config.stages:
-        raise ConfigError(f"no stage '{name}'; the run has {', '.join(config.stages)}")
-    if name is not None and config.stages[name].kind != "elva":
-        raise ConfigError(
-            f"stage '{name}' trains a {config.stages[name].kind}, which answers nothing;"
-            " give an ELVA stage"
-        )
-    names = [each for each in config.curriculum if config.stages[each].kind == "elva"]
-    if name is None and not names:
-        raise ConfigError("curriculum: no stage of kind 'elva', so there is no model that answers")
-    return name or names[-1]

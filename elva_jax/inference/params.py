@@ -7,11 +7,12 @@ the layers once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, UInt8
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
@@ -19,6 +20,7 @@ from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_em
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
 from elva_jax.parallel.mesh import AXES
 from elva_jax.parallel.sharding import parameter_shardings
+from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import TokenLayout
 
 
@@ -26,9 +28,9 @@ class Weights(NamedTuple):
     """The parameters of `Elva` with its decoder layers unstacked."""
 
     visual: Any  # of the patch embedding
-    embed_tokens: jax.Array  # [V, D]
+    embed_tokens: Float[Array, "V D"]
     norm: Any  # of the final norm
-    lm_head: jax.Array | None  # [D, V]; None where the embedding table is the head
+    lm_head: Float[Array, "D V"] | None  # None where the embedding table is the head
     layers: tuple[Any, ...]  # of each `DecoderLayer`
 
 
@@ -84,7 +86,7 @@ def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """
     unknown = set(mesh.axis_names) - set(AXES)
     if unknown:
-        raise ConfigError(f"mesh: no such axis {sorted(unknown)}; use {', '.join(AXES)}")
+        raise ConfigError(f"mesh: no such axis '{unknown.pop()}'; use {', '.join(AXES)}")
     order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
     sizes = [mesh.shape.get(axis, 1) for axis in AXES]
     whole = Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
@@ -95,19 +97,24 @@ def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
 
 
 def embed(
-    config: ModelConfig, weights: Weights, patches_BxNxK: jax.Array, layout: TokenLayout
-) -> jax.Array:
-    """Input embeddings [B, S, D], as `Elva.embed`."""
-    visual = visual_embed(config).apply({"params": weights.visual}, patches_BxNxK, layout)
-    return input_embeddings(weights.embed_tokens.__getitem__, visual, layout)
+    config: ModelConfig, weights: Weights, patches: UInt8[AnyArray, "B N K"], layout: TokenLayout
+) -> Float[Array, "B S D"]:
+    """Input embeddings, as `Elva.embed`."""
+    visual = visual_embed(config).apply({"params": weights.visual}, patches, layout)
+    return input_embeddings(weights.embed_tokens.__getitem__, cast(jax.Array, visual), layout)
 
 
-def final_norm(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
-    """The last layer's output [..., D] after the final norm, in the compute type."""
-    return rms_norm(config).apply({"params": weights.norm}, x).astype(config.dtype)
+def final_norm(
+    config: ModelConfig, weights: Weights, x: Float[Array, "*B D"]
+) -> Float[Array, "*B D"]:
+    """The last layer's output after the final norm, in the compute type."""
+    normed = rms_norm(config).apply({"params": weights.norm}, x)
+    return cast(jax.Array, normed).astype(config.dtype)
 
 
-def logits(config: ModelConfig, weights: Weights, x: jax.Array) -> jax.Array:
-    """float32 logits [..., V] of the last layer's output [..., D]: final norm and head."""
+def logits(
+    config: ModelConfig, weights: Weights, x: Float[Array, "*B D"]
+) -> Float32[Array, "*B V"]:
+    """Logits of the last layer's output: final norm and head."""
     hidden = final_norm(config, weights, x)
     return vocabulary_logits(hidden, weights.embed_tokens, weights.lm_head)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import params as params_module
@@ -44,17 +45,17 @@ class Prefix:
 class Tokens(NamedTuple):
     """The tokens of a batch between two layers."""
 
-    x: jax.Array  # [B, C, D] hidden states
+    x: Float[Array, "B C D"]  # hidden states
     layout: TokenLayout  # [B, C]
-    size: jax.Array  # [B, C] float32, how many original tokens each stands for
+    size: Float32[Array, "B C"]  # how many original tokens each stands for
 
 
 class LayerInputs(NamedTuple):
     """Inputs that all layers of one block share."""
 
-    cos: jax.Array  # [B, C, Dh / 2]
-    sin: jax.Array  # [B, C, Dh / 2]
-    segment: jax.Array  # int32 [B, C], 0 at padding
+    cos: Float32[Array, "B C F"]
+    sin: Float32[Array, "B C F"]
+    segment: Int32[Array, "B C"]  # 0 at padding
 
 
 def prefill(
@@ -103,7 +104,7 @@ def prefill(
 
 def embed_rows(config: ModelConfig, weights: Weights, rows: Rows) -> Tokens:
     """The decoder's input."""
-    layout = TokenLayout(*(jnp.asarray(field) for field in rows.layout))
+    layout: TokenLayout = jax.tree.map(jnp.asarray, rows.layout)
     x = _embed(config, weights._replace(layers=()), rows.patches, layout)
     return Tokens(x, layout, jnp.ones(layout.kind.shape, jnp.float32))
 
@@ -141,32 +142,34 @@ def _cut(tree, length):
 @partial(jax.jit, static_argnums=0)
 def layer_inputs(config: ModelConfig, layout: TokenLayout) -> LayerInputs:
     """RoPE angles and segments of a block's tokens."""
-    return LayerInputs(*rope_cos_sin(config, layout.position), layout.segment)
+    position, segment = jnp.asarray(layout.position), jnp.asarray(layout.segment)
+    return LayerInputs(*rope_cos_sin(config, position), segment)
 
 
 def apply_layer(
-    config: ModelConfig, params: Any, x: jax.Array, inputs: LayerInputs
-) -> tuple[jax.Array, PrefixCache]:
+    config: ModelConfig, params: Any, x: Float[Array, "B C D"], inputs: LayerInputs
+) -> tuple[Float[Array, "B C D"], PrefixCache]:
     """One decoder layer on rows that each hold one example, with its padding after it."""
     attend = partial(
         packed_attention, segment=inputs.segment, single=True, implementation=config.attention
     )
     layer = DecoderLayer(config, parent=None)
-    x, (k, v) = layer.apply({"params": params}, x, inputs.cos, inputs.sin, attend)
+    applied: Any = layer.apply({"params": params}, x, inputs.cos, inputs.sin, attend)
+    x, (k, v) = applied
     return x, PrefixCache(k.swapaxes(1, 2), v.swapaxes(1, 2), inputs.segment > 0)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def run_layer(
-    config: ModelConfig, params: Any, x: jax.Array, inputs: LayerInputs
-) -> tuple[jax.Array, PrefixCache]:
+    config: ModelConfig, params: Any, x: Float[Array, "B C D"], inputs: LayerInputs
+) -> tuple[Float[Array, "B C D"], PrefixCache]:
     """`apply_layer`, compiled; `x` is used up."""
     return apply_layer(config, params, x, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
 def run_last_layer(
-    config: ModelConfig, params: Any, x: jax.Array, inputs: LayerInputs
+    config: ModelConfig, params: Any, x: Float[Array, "B C D"], inputs: LayerInputs
 ) -> PrefixCache:
     """The keys and values of the last layer alone.
 

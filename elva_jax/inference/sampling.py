@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from elva_jax.errors import ConfigError
+from elva_jax.utils.arrays import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How answers are decoded: greedily by default. The numbers mean the same as in transformers.
+    """How answers are decoded; greedily by default. Numbers mean the same as in transformers.
 
     Attributes:
-      temperature: 0 takes the likeliest token; above, logits are divided by it and a token is drawn.
+      temperature: 0 takes the likeliest token; above 0, a token is drawn from logits divided by it.
       top_p: draw only among the likeliest tokens that together have this probability.
       repetition_penalty: above 1, tokens that the conversation already holds become less likely.
       seed: of the draws. The same seed gives the same answer, whatever else is in the batch.
@@ -77,10 +79,10 @@ GREEDY = Sampling()
 class SamplingParams:
     """A `Sampling` inside a compiled program: numbers are traced, the other fields are static."""
 
-    temperature: np.float32
-    top_p: np.float32
-    repetition_penalty: np.float32
-    seed: np.uint32
+    temperature: np.float32 | jax.Array
+    top_p: np.float32 | jax.Array
+    repetition_penalty: np.float32 | jax.Array
+    seed: np.uint32 | jax.Array
     draw: bool = struct.field(pytree_node=False)
     nucleus: bool = struct.field(pytree_node=False)
     penalize: bool = struct.field(pytree_node=False)
@@ -89,39 +91,44 @@ class SamplingParams:
 
 
 def choose(
-    logits_xV: jax.Array, params: SamplingParams, repetition_mask_xV: jax.Array, step: jax.Array
-) -> jax.Array:
-    """Chooses the next tokens, int32 [...].
+    logits: Float[AnyArray, "*B V"],
+    params: SamplingParams,
+    repetition_mask: Bool[AnyArray, "*B W"],
+    step: Int[Array, ""] | int,
+) -> Int32[Array, "*B"]:
+    """Chooses the next tokens.
 
     Args:
-      logits_xV: float32 [..., V].
+      logits: of every token of the vocabulary.
       params: how to choose.
-      repetition_mask_xV: bool [..., V], the tokens that each conversation holds; read only where
+      repetition_mask: the tokens that each conversation holds; read only where
         they are penalized.
       step: number of tokens that the answer already has. All rows share the noise of a step, so
         that a row's answer does not depend on its place in the batch.
     """
     if params.penalize:
         penalty = params.repetition_penalty
-        lowered_xV = jnp.where(logits_xV > 0, logits_xV / penalty, logits_xV * penalty)
-        logits_xV = jnp.where(repetition_mask_xV, lowered_xV, logits_xV)
+        lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        logits = jnp.where(repetition_mask, lowered, logits)
     if params.draw:
-        logits_xV = logits_xV / params.temperature
+        logits = logits / params.temperature
         if params.nucleus:
-            logits_xV = _nucleus(logits_xV, params.top_p)
+            logits = _nucleus(logits, params.top_p)
         key = jax.random.fold_in(jax.random.key(params.seed), step)
-        noise_V = jax.random.gumbel(key, logits_xV.shape[-1:], jnp.float32)
-        logits_xV = logits_xV + noise_V.reshape((1,) * (logits_xV.ndim - 1) + noise_V.shape)
-    return jnp.argmax(logits_xV, axis=-1).astype(jnp.int32)
+        noise = jax.random.gumbel(key, logits.shape[-1:], jnp.float32)
+        logits = logits + noise.reshape((1,) * (logits.ndim - 1) + noise.shape)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def _nucleus(logits_xV: jax.Array, top_p: jax.Array | float) -> jax.Array:
+def _nucleus(
+    logits: Float[AnyArray, "*B V"], top_p: np.floating | Array | float
+) -> Float[Array, "*B V"]:
     """Minus infinity outside the smallest set of likeliest tokens whose probability reaches top_p.
 
     The likeliest token is always in the set.
     """
-    order = jnp.argsort(-logits_xV, axis=-1)
-    probability = jnp.take_along_axis(jax.nn.softmax(logits_xV, axis=-1), order, axis=-1)
+    order = jnp.argsort(-logits, axis=-1)
+    probability = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
     inside = jnp.cumsum(probability, axis=-1) - probability < top_p
     back = jnp.argsort(order, axis=-1)
-    return jnp.where(jnp.take_along_axis(inside, back, axis=-1), logits_xV, -jnp.inf)
+    return jnp.where(jnp.take_along_axis(inside, back, axis=-1), logits, -jnp.inf)

@@ -18,6 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
@@ -61,9 +62,9 @@ class OptionTree:
     target: list[int]  # the option tokens
     counts: tuple[int, ...]  # tokens of each option
 
-    def likelihoods(self, scores_M: np.ndarray) -> list[Likelihood]:
+    def likelihoods(self, scores: Float[np.ndarray, " M"]) -> list[Likelihood]:
         """Sums the scores of each option's tokens."""
-        parts = np.split(scores_M[: sum(self.counts)], np.cumsum(self.counts)[:-1])
+        parts = np.split(scores[: sum(self.counts)], np.cumsum(self.counts)[:-1])
         return [Likelihood(float(part.sum()), len(part)) for part in parts]
 
 
@@ -100,37 +101,35 @@ def branch_scores(
     config: ModelConfig,
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
-    token_BxGxQ: jax.Array,
-    position_BxGxQ: jax.Array,
-    branch_BxGxQ: jax.Array,
-    source_BxGxM: jax.Array,
-    target_BxGxM: jax.Array,
-) -> jax.Array:
-    """Log-probabilities of the option tokens of G trees per row, float32 [B, G, M].
+    token: Int[Array, "B G Q"],
+    position: Int[Array, "B G Q"],
+    branch: Int[Array, "B G Q"],
+    source: Int[Array, "B G M"],
+    target: Int[Array, "B G M"],
+) -> Float32[Array, "B G M"]:
+    """Log-probabilities of the option tokens of G trees per row.
 
     Args:
       config: the model.
       weights: its parameters.
       prefix: of every layer.
-      token_BxGxQ: a question, then its options one after the other, then padding.
-      position_BxGxQ: RoPE positions; every option continues from the question's end.
-      branch_BxGxQ: 0 for the question, 1, 2 … for options, -1 for padding. A token attends to the
+      token: a question, then its options one after the other, then padding.
+      position: RoPE positions; every option continues from the question's end.
+      branch: 0 for the question, 1, 2 … for options, -1 for padding. A token attends to the
         question and to its own option.
-      source_BxGxM: the index in Q whose prediction is asked for.
-      target_BxGxM: the token whose probability is asked for there.
+      source: the index in Q whose prediction is asked for.
+      target: the token whose probability is asked for there.
     """
-    batch, groups, queries = token_BxGxQ.shape
-    keys = branch_BxGxQ[:, :, None, :]
+    batch, groups, queries = token.shape
+    keys = branch[:, :, None, :]
     attention_mask = (
-        ((keys == 0) | (keys == branch_BxGxQ[..., None]))
+        ((keys == 0) | (keys == branch[..., None]))
         & (keys >= 0)
         & jnp.tril(jnp.ones((1, 1, queries, queries), bool))
     )
     suffix = empty_suffix(config, batch, groups, queries)
-    x, _ = append_tokens(
-        config, weights, prefix, suffix, 0, token_BxGxQ, position_BxGxQ, attention_mask
-    )
-    picked = jnp.take_along_axis(x, source_BxGxM[..., None], axis=2)
+    x, _ = append_tokens(config, weights, prefix, suffix, 0, token, position, attention_mask)
+    picked = jnp.take_along_axis(x, source[..., None], axis=2)
     scores = logits(config, weights, picked)
-    chosen = jnp.take_along_axis(scores, target_BxGxM[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(scores, axis=-1)

@@ -70,6 +70,13 @@ class MergeLayer:
 
     `policy` is a name in `POLICIES`, or a function of one's own. It must be hashable and pure: the
     layer is part of a compiled program's key.
+
+    Example:
+      >>> import elva_jax
+      >>> def every_other(neighbors, rule):
+      ...     return neighbors.place % 2 == 0
+      >>> elva_jax.MergeLayer(before_layer=2, policy=every_other).before_layer
+      2
     """
 
     before_layer: int
@@ -81,7 +88,14 @@ class MergeLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Merging:
-    """Where and how a decoder merges: its merging layers by increasing `before_layer`."""
+    """Where and how a decoder merges: its merging layers by increasing `before_layer`.
+
+    Example:
+      >>> from elva_jax import MergeLayer, Merging
+      >>> layers = (MergeLayer(2, threshold=0.7), MergeLayer(8, "both", ratio=0.5))
+      >>> len(Merging(layers).layers)
+      2
+    """
 
     layers: tuple[MergeLayer, ...] = ()
     merge_lines: bool = False  # whether <LINE> tokens merge along their own row index too

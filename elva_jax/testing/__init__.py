@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers, videos and data for tests and examples: seeded, made in seconds on a CPU.
+"""Tiny models, tokenizers, videos and data for tests and examples: seeded, and made in seconds.
 
 Example:
   >>> from elva_jax import testing

@@ -28,7 +28,7 @@ TEXTS = (
 
 
 def tiny_config(**model: Any) -> ConfigDict:
-    """The configuration of a run whose model has 3 layers of width 32 and merges before two of them.
+    """The configuration of a run: 3 layers of width 32, with merging before two of them.
 
     Args:
       **model: other values of its group `model`.

@@ -56,10 +56,11 @@ def train(
     return run(config, workdir, profile, Console(file=file, soft_wrap=True, quiet=quiet))
 
 
-class _Lines(io.TextIOBase):
+class _Lines(io.StringIO):
     """A text file that hands every line to a function."""
 
     def __init__(self, receive: Callable[[str], None]) -> None:
+        super().__init__()
         self._receive, self._open = receive, ""
 
     def write(self, text: str) -> int:

@@ -16,6 +16,10 @@ def enable_compilation_cache(folder: str | Path | None = None) -> None:
     Args:
       folder: by default `JAX_COMPILATION_CACHE_DIR` if that is set, else `elva_jax/programs` in the
         user's cache folder.
+
+    Example:
+      >>> import elva_jax
+      >>> elva_jax.enable_compilation_cache("programs")  # doctest: +SKIP
     """
     if folder is None:
         if jax.config.values["jax_compilation_cache_dir"]:

@@ -37,6 +37,11 @@ class Hybrid:
     Raises:
       ConfigError: a negative count, no frame at all, an edge that is not positive, a low edge above
         the high one, or an unknown policy.
+
+    Example:
+      >>> import elva_jax
+      >>> elva_jax.Hybrid(high_frames=8, low_frames=24).frames
+      32
     """
 
     high_frames: int = 32

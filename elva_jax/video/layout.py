@@ -71,6 +71,11 @@ class TokenLayout(NamedTuple):
       segment: number of the packed example, from 1; 0 is padding.
       target: vocabulary id of the next token where that is to be learned; 0 elsewhere.
       loss_weight: weight of that prediction; 0 where nothing is to be learned.
+
+    Example:
+      >>> from elva_jax import testing
+      >>> testing.tiny_layout(frames=2, rows=1, columns=2).tube.tolist()
+      [-1, 0, 1, 2, -1, 0, 1, 2, -1, -1, -1, -1]
     """
 
     kind: Int32[Array, "*B S"]
@@ -139,6 +144,11 @@ class Text:
       token_ids: vocabulary ids.
       weight: loss weight of predicting each of them; 0: context only.
       turn: number of the independent question they belong to; 0: shared by all.
+
+    Example:
+      >>> import elva_jax
+      >>> elva_jax.Text((7, 8), weight=1.0).token_ids
+      (7, 8)
     """
 
     token_ids: Sequence[int]
@@ -154,6 +164,12 @@ class Clip:
     Attributes:
       grids: (rows, columns) of each frame, in temporal order.
       bare: whether frames are patches alone, without <FRAME> and <LINE>.
+
+    Example:
+      >>> import elva_jax
+      >>> two_frames = elva_jax.Clip(((2, 3), (2, 3)))
+      >>> elva_jax.build_layout([two_frames]).length
+      18
     """
 
     grids: Sequence[tuple[int, int]]
@@ -223,6 +239,14 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
       LayoutError: an empty example; a grid without patches; an answer that directly follows a
         visual token, or opens the example or its turn (the token before an answer must be text,
         because text is what survives every merge); parts of an earlier turn after a later one.
+
+    Example:
+      >>> from elva_jax import Clip, Text, build_layout
+      >>> layout = build_layout([Clip(((1, 2),)), Text((7, 8)), Text((9,), weight=1.0)])
+      >>> layout.kind.tolist()  # FRAME, PATCH, PATCH, LINE, TEXT, TEXT, TEXT
+      [2, 3, 3, 4, 1, 1, 1]
+      >>> layout.target.tolist()
+      [0, 0, 0, 0, 0, 9, 0]
     """
     length = sum(
         len(part.token_ids)

@@ -75,6 +75,16 @@ def read_frames(
     Raises:
       VideoError: the source is missing, empty, broken, truncated before a wanted frame, or without pictures.
       ConfigError: neither `num_frames` nor `fps` is positive.
+
+    Example:
+      >>> import tempfile
+      >>> import elva_jax
+      >>> from elva_jax import testing
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = testing.write_video(f"{folder}/clip.mp4", testing.tiny_video(8))
+      ...     video = elva_jax.read_video(path, num_frames=4)
+      >>> len(video.pixels), video.pixels[0].shape
+      (4, (32, 32, 3))
     """
     if num_frames is not None and num_frames < 1:
         raise ConfigError(f"num_frames={num_frames}: must be at least 1")

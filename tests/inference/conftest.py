@@ -2,18 +2,18 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elva_jax import testing
 from elva_jax.config import schema
 from elva_jax.inference.model import ElvaModel
 from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
-from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
+from elva_jax.video.layout import Text, TokenLayout, build_layout, pack
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +27,24 @@ def tokenizer(tmp_path_factory):
 def config():
     c = schema.base()
     c.model.update(
-        vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
-        patch_size=8, patch_width=16, dtype="float32", max_position=118, tie_embeddings=False,
-        merge_layers=(1, 2), merge_policies=("threshold", "both"), merge_thresholds=(0.6, 0.9), merge_ratios=(1.0, 0.6),
-    )  # fmt: skip
+        vocab_size=520,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        rope_theta=100.0,
+        patch_size=8,
+        patch_width=16,
+        dtype="float32",
+        max_position=118,
+        tie_embeddings=False,
+        merge_layers=(1, 2),
+        merge_policies=("threshold", "both"),
+        merge_thresholds=(0.6, 0.9),
+        merge_ratios=(1.0, 0.6),
+    )
     c.stages.images, c.stages.teacher, c.stages.video = (
         schema.stage(),
         schema.stage(),
@@ -44,20 +58,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def params(config):
-    """Random weights, wide enough that attention is far from uniform."""
-    layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
-    model, rng = Elva(config_from_dict(config.model)), np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 192), np.uint8), layout)[
-        "params"
-    ]
-    draw = {
-        True: lambda shape: np.ones(shape, np.float32),
-        False: lambda shape: rng.normal(0, 0.16, shape).astype(np.float32),
-    }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(draw["scale" in jax.tree_util.keystr(path)](leaf.shape)),
-        nn.meta.unbox(shapes),
-    )
+    return testing.random_params(config_from_dict(config.model))
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +80,10 @@ def batch(model, shown):
 
 @pytest.fixture(scope="session")
 def whole_forward(model, params):
-    """Log-probabilities [A, V] of an answer's tokens by the model's plain forward pass over the whole conversation, as in training."""
+    """Log-probabilities [A, V] of an answer's tokens by one forward pass over the conversation.
+
+    It is the model's plain forward pass, as in training, without a cache.
+    """
     elva, length = Elva(model.model_config), 192
 
     @partial(jax.jit, static_argnums=3)

@@ -1,4 +1,4 @@
-"""Rows of a batch: the grid of lengths, the cut of a prompt, the padding."""
+"""Rows of a batch: the grid of lengths, where a prompt is split, and padding."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_steady_lengths_settle():
     assert Lengths()("prefix", 60) == 64
 
 
-def test_split_behind_the_last_clip():
+def test_split_after_the_last_clip():
     clip = Clip(((2, 2),))
     prompt = split_prompt([Text((1, 2)), clip, Text((3,)), clip, Text((4,)), Text((5,))])
     assert prompt.prefix == (Text((1, 2)), clip, Text((3,)), clip)
@@ -53,7 +53,7 @@ def test_prompt_without_question_is_refused(parts):
         split_prompt(parts)
 
 
-def test_rows_are_the_layouts_with_padding_behind():
+def test_rows_are_the_layouts_with_padding_after_them():
     parts = [[Text((7,)), Clip(((2, 3), (1, 1)))], [Text((7, 8, 9))]]
     patches = [np.full((7, 12), 5, np.uint8), np.zeros((0, 12), np.uint8)]
     rows = build_rows([*parts, parts[0]], [*patches, patches[0]], 12)
@@ -72,7 +72,7 @@ def test_rows_are_the_layouts_with_padding_behind():
 
 
 def test_whole_frames_are_padded_to_whole_frames():
-    """A tower pays for every frame, so that N is not S: the longest row's frames, and one where there is none."""
+    """A tower pays for every frame, so N is not S: the longest row's frames, and at least one."""
     clips = [Clip(((2, 2),) * frames, bare=True) for frames in (5, 2)]
     parts, patches = (
         [[Text((7,)), clip] for clip in clips],

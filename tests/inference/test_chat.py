@@ -1,4 +1,4 @@
-"""A conversation with a cache says what the plain forward pass over the whole conversation says."""
+"""A conversation with a cache equals the plain forward pass over the whole conversation."""
 
 import jax
 import numpy as np
@@ -15,17 +15,20 @@ QUESTIONS = ("What colour?", "Where is it?", "And now?")
 
 
 @pytest.fixture(scope="module")
-def roomy(config, params, tokenizer):
-    """The model with room for a conversation."""
+def spacious(config, params, tokenizer):
+    """The model with a longest sequence that holds a conversation."""
     longer = config.copy_and_resolve_references()
     longer.model.max_position = 512
     return ElvaModel(longer, params, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def likeliest(roomy, params):
-    """The argmax before every token of an answer, by one forward pass over the conversation, padded so that one program serves all."""
-    elva, length = Elva(roomy.model_config), 256
+def likeliest(spacious, params):
+    """The argmax before every token of an answer, by one forward pass over the conversation.
+
+    Conversations are padded, so that one program serves all.
+    """
+    elva, length = Elva(spacious.model_config), 256
 
     @jax.jit
     def forward(params, patches, layout):
@@ -42,7 +45,9 @@ def likeliest(roomy, params):
         )
         before = layout.length - len(answer) - 1
         return (
-            np.asarray(scores)[0, survivor[0, before : layout.length - 1], : len(roomy.tokenizer)]
+            np.asarray(scores)[
+                0, survivor[0, before : layout.length - 1], : len(spacious.tokenizer)
+            ]
             .argmax(-1)
             .tolist()
         )
@@ -50,49 +55,49 @@ def likeliest(roomy, params):
     return tokens
 
 
-def test_every_turn_equals_the_forward_pass_over_all_before_it(roomy, likeliest, videos):
-    """Three turns: the second goes on behind the first, the third brings another video, so the conversation is read anew."""
-    media = [roomy.read_media(videos[0]), roomy.read_media(videos[1][:2])]
-    chat, parts, seen = Chat(roomy, max_new_tokens=6), [], []
+def test_every_turn_equals_the_forward_pass_over_all_before_it(spacious, likeliest, videos):
+    """The second turn continues the first; the third brings a video, so all is read again."""
+    media = [spacious.read_media(videos[0]), spacious.read_media(videos[1][:2])]
+    chat, parts, seen = Chat(spacious, max_new_tokens=6), [], []
     for question, new in zip(QUESTIONS, ([media[0]], (), [media[1]]), strict=True):
         answer = chat.ask(question, new)
         if parts:
             ids = [
                 token
                 for text in ("<|im_end|>", "\n<|im_start|>user\n")
-                for token in roomy.tokenizer.encode(text)
+                for token in spacious.tokenizer.encode(text)
             ]
-            tail = question + "<|im_end|>\n<|im_start|>assistant\n"
+            rest = question + "<|im_end|>\n<|im_start|>assistant\n"
             parts.append(Text(tuple(ids)))
             parts += [item.clip for item in new]
-            parts.append(Text(tuple(roomy.tokenizer.encode(tail))))
+            parts.append(Text(tuple(spacious.tokenizer.encode(rest))))
         else:
-            parts = list(roomy.prompt_parts(question, new))
+            parts = list(spacious.prompt_parts(question, new))
         seen += new
         assert list(answer.tokens) == likeliest(parts, seen, answer.tokens)
         assert answer.tokens
         parts.append(Text(answer.tokens))
 
 
-def test_a_stop_string_takes_back_what_was_fed_behind_it(roomy, videos):
-    """The next turn sees the shortened answer: it says what a conversation replayed from the text says."""
-    media = [roomy.read_media(videos[0])]
-    free = Chat(roomy, max_new_tokens=6).ask(QUESTIONS[0], media)
-    stop = roomy.tokenizer.decode(free.tokens[2:3])
-    chat = Chat(roomy, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
+def test_a_stop_string_rolls_back_what_was_fed_after_it(spacious, videos):
+    """The next turn sees the shortened answer, as in a conversation replayed from the text."""
+    media = [spacious.read_media(videos[0])]
+    free = Chat(spacious, max_new_tokens=6).ask(QUESTIONS[0], media)
+    stop = spacious.tokenizer.decode(free.tokens[2:3])
+    chat = Chat(spacious, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
     first = chat.ask(QUESTIONS[0], media)
     assert first.finished
     assert len(first.tokens) <= 3
     cached = chat.ask(QUESTIONS[1])
-    replayed = Chat(roomy, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
+    replayed = Chat(spacious, max_new_tokens=6, sampling=Sampling(stop=(stop,)))
     replayed.ask(QUESTIONS[0], media)
     replayed._state = None
     assert replayed.ask(QUESTIONS[1]) == cached
 
 
-def test_a_turn_that_is_broken_off_never_happened(roomy, videos):
-    media = [roomy.read_media(videos[0])]
-    chat, other = (Chat(roomy, max_new_tokens=6) for _ in range(2))
+def test_a_turn_that_is_broken_off_leaves_no_trace(spacious, videos):
+    media = [spacious.read_media(videos[0])]
+    chat, other = (Chat(spacious, max_new_tokens=6) for _ in range(2))
     for each in (chat, other):
         each.ask(QUESTIONS[0], media)
     stream = chat.stream("Why?")
@@ -101,8 +106,9 @@ def test_a_turn_that_is_broken_off_never_happened(roomy, videos):
     assert chat.ask(QUESTIONS[1]) == other.ask(QUESTIONS[1])
 
 
-def test_long_conversations_grow_and_stretch(model, videos, caplog):
-    """The tail grows past its first room, and past the longest sequence RoPE is stretched, in a line."""
+def test_long_conversations_grow_and_scale_rope(model, videos, caplog):
+    """The suffix cache grows past its first capacity; past the longest sequence RoPE is scaled."""
+    caplog.set_level("INFO", "elva_jax")
     chat = Chat(model, max_new_tokens=6)
     chat.ask(QUESTIONS[0], [model.read_media(videos[0])])
     for _ in range(2):

@@ -24,7 +24,7 @@ STAGE = dict(num_frames=4, fps=0.0, longest_edge=32, patch_size=8)
 
 
 def film(count: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = ()) -> bytes:
-    """A real mp4 of one noisy picture after the other, a new one at every cut, a little brighter from frame to frame."""
+    """A real mp4 of a noisy picture, a new one at each cut, a little brighter in each frame."""
     rng, buffer = np.random.default_rng(0), io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=8, options={"qscale": "2"})
@@ -75,7 +75,7 @@ def test_table_6(square_film, high, low, tokens):
     ],
 )
 def test_a_film_with_cuts(policy, high):
-    """Eight of sixteen frames: 1, 3, … 15. Cuts lie before frames 4 and 12, so that frames 5 and 13 are the first behind them."""
+    """Eight of sixteen frames: 1, 3, … 15. After the cuts before frames 4 and 12 come 5 and 13."""
     source, hybrid = (
         film(16, cuts=(4, 12)),
         Hybrid(high_frames=3, low_frames=5, high_edge=32, low_edge=16, policy=policy),

@@ -1,4 +1,4 @@
-"""The encoder-based model through the same inference code: any batch of videos equals the plain forward pass of each."""
+"""The encoder-based model through the same inference code equals its plain forward pass."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def encoder(encoder_and_params):
 
 @pytest.fixture(scope="module")
 def encoder_and_params(config, params, tokenizer):
-    """The model of the other tests with a vision tower of 2 x 2 patches in front of its decoder."""
+    """The model of the other tests with a vision tower of 2 x 2 patches before its decoder."""
     config = config.copy_and_resolve_references()
     config.model.update(
         patch_embed="encoder",
@@ -49,7 +49,7 @@ def encoder_and_params(config, params, tokenizer):
 
 
 def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
-    """Four frames, one frame and none: rows without frames, and with fewer than their neighbours."""
+    """Four frames, one frame and none: rows without frames, and with fewer than others."""
     encoder, params = encoder_and_params
     media = [(encoder.read_media(videos[0]),), (encoder.read_media(videos[3]),), ()]
     ids = encoder.tokenizer.encode(f"{OPTION}<|im_end|>", add_special_tokens=False)

@@ -39,7 +39,7 @@ def totals(prefilled, question=QUESTION, options=OPTIONS):
 
 @pytest.mark.parametrize("merging", [False, True])
 def test_option_scores_equal_the_whole_forward(model, shown, batch, whole_forward, merging):
-    """Each option by a forward pass of its own over the whole conversation, without cache, batch or other options."""
+    """Each option by a forward pass over the whole conversation, without cache or other options."""
     rows = batch[merging].score([[Choice(question, OPTIONS) for question in QUESTIONS]] * 4)
     for media, (scores, *_) in zip(shown, rows, strict=True):
         for option, score in zip(OPTIONS, scores, strict=True):
@@ -70,10 +70,10 @@ def test_merging_keeps_the_tokens_that_training_keeps(model, shown, batch, whole
     ids = option_ids(model, "red")
     for row, media in enumerate(shown):
         _, out = whole_forward(media, QUESTION, ids, True)
-        text_behind = int((out.survivor[0] >= 0).sum()) - batch[True].prefix_tokens[row]
+        text_after = int((out.survivor[0] >= 0).sum()) - batch[True].prefix_tokens[row]
         assert (
             batch[True].prefix.tokens[-1][row]
-            == int((out.layout.kind[0] != Kind.PAD).sum()) - text_behind
+            == int((out.layout.kind[0] != Kind.PAD).sum()) - text_after
         )
     entering, first, second = batch[True].prefix.tokens
     assert first[STILL] == second[STILL] == entering[STILL] - 3 * 16, (
@@ -98,12 +98,12 @@ def test_redundant_video_takes_smaller_programs(alone, batch):
     assert lengths == [grid_length(int(tokens)) for tokens in alone.prefix.tokens[:, 0]]
     assert lengths[1] < 0.8 * lengths[0]
     assert lengths[1] < together[1]
-    assert [piece[:2] for piece in alone.prefix.blocks] == [(0, 1), (1, 2), (2, 3)]
-    assert [piece[:2] for piece in batch[False].prefix.blocks] == [(0, 3)]
+    assert [(block.start, block.stop) for block in alone.prefix.blocks] == [(0, 1), (1, 2), (2, 3)]
+    assert [(block.start, block.stop) for block in batch[False].prefix.blocks] == [(0, 3)]
 
 
 def test_batch_equals_single(model, alone, batch):
-    """Rows with other videos, other questions or none, other buckets and other padding change nothing for a row."""
+    """Other videos, questions, buckets and padding in the batch change nothing for a row."""
     questions = [["Where?"], QUESTIONS, [], ["Which?", QUESTION]]
     choices = [[Choice(question, OPTIONS) for question in row] for row in questions]
     scores, answers = (batch[True].score(choices), batch[True].generate(questions, 6))
@@ -180,7 +180,7 @@ def test_keep_frames_is_the_video_of_those_frames(model, videos):
 
 
 def test_few_programs_for_many_lengths(model, shown, alone):
-    """Questions of four lengths take at most two steps of the grid; a second prefill compiles nothing."""
+    """Four lengths of questions take at most two of the grid; a second prefill compiles nothing."""
     before = scoring.branch_scores._cache_size(), prefill_module.run_layer._cache_size()
     for n in range(2, 6):
         totals(alone, "what " * n + "?", ("red",))
@@ -231,7 +231,9 @@ def test_a_run_without_elva_stage_is_refused(config, params, tokenizer):
 
 
 def test_inference_needs_neither_grain_nor_tfds():
-    code = "import sys, elva_jax.inference.model; sys.exit(int(any(m in sys.modules for m in ('grain', 'tensorflow_datasets'))))"
+    unwanted = ("grain", "tensorflow_datasets")
+    code = "import sys, elva_jax.inference.load; "
+    code += f"sys.exit(int(any(m in sys.modules for m in {unwanted})))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -304,7 +306,7 @@ class Exactly:
 
 
 def test_logits_do_not_depend_on_buckets(model, shown):
-    """Option scores with other lengths everywhere, behind every merging layer too, agree to 1e-5."""
+    """Option scores with other lengths, after every merging layer too, agree to 1e-5."""
     scores = [totals_with(model, shown[2], Exactly(extra)) for extra in (0, 7)]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""The choice of tokens against transformers' own processors, and a seed's answer against a plain loop."""
+"""The choice of tokens against transformers' own processors."""
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def test_repetition_penalty_is_that_of_transformers(logits):
 
 
 def test_draws_follow_the_probabilities():
-    """Frequencies over 4,000 seeds are within four standard errors of the softmax, and 0 outside the nucleus."""
+    """Over 4,000 seeds within four standard errors of the softmax, and 0 outside the nucleus."""
     logits, draws = np.float32([[1.0, 0.0, 2.0, -1.0]]), 4000
     sampling = Sampling(temperature=0.7, top_p=0.95)
     params = sampling.params(4, ()).replace(seed=np.arange(draws, dtype=np.uint32))
