@@ -110,21 +110,6 @@ def check_length(mesh: Mesh, length: int, key: str) -> None:
         )
 
 
-def check_stage(mesh: Mesh, stage: ConfigDict, prefix: str) -> None:
-    """Raises ConfigError if the mesh does not divide a stage's batch or sequences evenly.
-
-    Args:
-      mesh: the device mesh.
-      stage: the stage's configuration.
-      prefix: of its keys in errors, such as `stages.video.`.
-    """
-    check_batch(mesh, stage.batch_size, stage.optimizer.accumulate, prefix + "batch_size")
-    if stage.kind == "elva":
-        check_length(mesh, stage.data.seq_len, prefix + "data.seq_len")
-        for bucket in stage.merge_buckets:
-            check_length(mesh, bucket, prefix + "merge_buckets")
-
-
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Turns each process's rows of a batch into global arrays.
 

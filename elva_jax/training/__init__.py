@@ -1,0 +1,1 @@
+"""The run, the loop of a stage and its hooks, step, optimizer, metrics."""

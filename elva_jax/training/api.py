@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -51,9 +50,9 @@ def train(
       ('teacher', 'objects', 'image', 'clips', 'video', 'sft')
       >>> status = elva_jax.train(config, "runs/tiny", progress=print)  # doctest: +SKIP
     """
-    quiet = progress is None or jax.process_index() > 0
     file = _Lines(progress) if callable(progress) else None
-    return run(config, workdir, profile, Console(file=file, soft_wrap=True, quiet=quiet))
+    console = None if progress is None else Console(file=file, soft_wrap=True)
+    return run(config, workdir, profile=profile, console=console)
 
 
 class _Lines(io.StringIO):

@@ -1,4 +1,4 @@
-"""Where reports are written: metrics.jsonl, TensorBoard, Weights & Biases. Of several processes the first alone writes."""
+"""Writes reports to metrics.jsonl, TensorBoard and Weights & Biases, in the first process only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.util
 import json
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,61 +17,65 @@ from ml_collections import ConfigDict
 
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError
-from elva_jax.tasks.objective import MergeMetrics
+from elva_jax.tasks.base import MergeMetrics, Metrics
 from elva_jax.utils.files import write_atomic
 
 MERGE_FIELDS = tuple(field.name for field in dataclasses.fields(MergeMetrics))
 
 
-class Writer(Protocol):
+class MetricWriter(Protocol):
     """Takes one report after the other."""
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Adds a report; None stands for what was not finite."""
+        """Adds a report; None stands for a number that is not finite."""
 
     def close(self) -> None:
         """Ends the file or connection."""
 
 
 class JsonLines:
-    """`<folder>/metrics.jsonl`, one line a report; lines behind `step`, of a run that was cut off, are removed."""
+    """`<folder>/metrics.jsonl`, one line per report; lines after `step` are removed first."""
 
     def __init__(self, folder: Path, step: int):
         path = folder / "metrics.jsonl"
-        lines = [line for line in _lines(path) if line["step"] <= step]
+        lines = [line for line in read_metrics(folder) if line["step"] <= step]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Adds a line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
 class TensorBoard:
-    """Events in `<folder>/tensorboard`; those behind `step` are marked as replaced."""
+    """Events in `<folder>/tensorboard`; those after `step` are marked as replaced."""
 
     def __init__(self, folder: Path, step: int):
-        from tensorboardX import (
-            SummaryWriter,  # imports PyTorch where there is one, which takes seconds
-        )
+        # Imports PyTorch if it is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
 
-        self._events = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        purged = step + 1 if step else None
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Adds a scalar for each finite number."""
         for name, value in values.items():
             if value is not None:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Flushes the events."""
         self._events.close()
 
 
 class WeightsAndBiases:
-    """A run of the stage in a project of Weights & Biases, which a restart goes on with; WANDB_MODE=offline keeps it in the folder.
+    """A run of the stage in a project of Weights & Biases, which a restart continues.
+
+    WANDB_MODE=offline keeps it in the folder.
 
     Raises:
       ConfigError: the package is not installed.
@@ -80,7 +84,8 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, config: ConfigDict):
         if importlib.util.find_spec("wandb") is None:
             raise ConfigError(
-                "log.wandb: needs a package that is not installed; pip install wandb, or set log.wandb='' to do without"
+                "log.wandb: needs a package that is not installed; pip install wandb,"
+                " or set log.wandb='' to do without"
             )
         import wandb
 
@@ -96,47 +101,63 @@ class WeightsAndBiases:
             dir=str(folder),
             config=config_to_dict(config),
         )
-        self._run.define_metric("*", step_metric="step")  # steps that are done again may come twice
+        self._run.define_metric("*", step_metric="step")  # steps that are done again come twice
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        self._run.log(
-            {"step": step, **{name: value for name, value in values.items() if value is not None}}
-        )
+        """Logs the finite numbers."""
+        finite = {name: value for name, value in values.items() if value is not None}
+        self._run.log({"step": step, **finite})
 
     def close(self) -> None:
+        """Ends the run."""
         self._run.finish()
 
 
-class Writers:
+class MetricWriters:
     """Several writers as one."""
 
-    def __init__(self, writers: list[Writer]):
+    def __init__(self, writers: list[MetricWriter]):
         self._writers = writers
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds a report to each writer; numbers that are not finite become None."""
-        plain = {
-            name: value if math.isfinite(value) else None
-            for name, value in flatten(metrics).items()
-        }
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Adds a report to each writer."""
+        flat = flatten(metrics).items()
+        values = {name: value if math.isfinite(value) else None for name, value in flat}
         for writer in self._writers:
-            writer.write(step, plain)
+            writer.write(step, values)
+
+
+@contextlib.contextmanager
+def open_writers(config: ConfigDict, folder: Path, step: int) -> Iterator[MetricWriters]:
+    """The writers that `config.log` asks for, for a stage's directory, continuing from `step`.
+
+    Raises:
+      ConfigError: a package is not installed.
+    """
+    makers: list[Callable[[], MetricWriter]] = []
+    if jax.process_index() == 0:
+        makers.append(lambda: JsonLines(folder, step))
+        makers += [lambda: TensorBoard(folder, step)] if config.log.tensorboard else []
+        makers += [lambda: WeightsAndBiases(folder, config)] if config.log.wandb else []
+    with contextlib.ExitStack() as stack:
+        yield MetricWriters([stack.enter_context(contextlib.closing(make())) for make in makers])
 
 
 def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers by the names they are written with: `kept` after merging layer 0 is `merge/kept_0`."""
+    """Numbers by the names they are written with: `kept` of merging layer 0 is `merge/kept_0`."""
     flat = {name: value for name, value in metrics.items() if name != "merge"}
-    for k, layer in enumerate(metrics.get("merge", ())):
-        flat |= {_merge_name(name, k): getattr(layer, name) for name in MERGE_FIELDS}
+    for layer, merge in enumerate(metrics.get("merge", ())):
+        flat |= {_merge_name(field, layer): getattr(merge, field) for field in MERGE_FIELDS}
     return flat
 
 
-def unflatten(flat: Mapping[str, float]) -> dict[str, Any]:
-    """The way back from `flatten`, for what a checkpoint has saved."""
-    metrics, layers = dict(flat), []
+def unflatten(flat: Mapping[str, float]) -> Metrics:
+    """The inverse of `flatten`, for windows that a checkpoint has saved."""
+    metrics: Metrics = dict(flat)
+    layers: list[MergeMetrics] = []
     while _merge_name("kept", len(layers)) in metrics:
-        names = {name: _merge_name(name, len(layers)) for name in MERGE_FIELDS}
-        layers.append(MergeMetrics(**{name: metrics.pop(key) for name, key in names.items()}))
+        names = {field: _merge_name(field, len(layers)) for field in MERGE_FIELDS}
+        layers.append(MergeMetrics(**{field: metrics.pop(name) for field, name in names.items()}))
     return metrics | ({"merge": tuple(layers)} if layers else {})
 
 
@@ -144,36 +165,9 @@ def _merge_name(field: str, layer: int) -> str:
     return f"merge/{field}_{layer}"
 
 
-@contextlib.contextmanager
-def open_writers(config: ConfigDict, folder: Path, step: int) -> Iterator[Writers]:
-    """The writers that `config.log` asks for, for a stage's directory that training goes on in from `step`.
-
-    Raises:
-      ConfigError: a package that is not installed.
-    """
-    with contextlib.ExitStack() as stack:
-        writers: list[Writer] = []
-        if jax.process_index() == 0:
-            makers = [
-                (True, lambda: JsonLines(folder, step)),
-                (config.log.tensorboard, lambda: TensorBoard(folder, step)),
-                (config.log.wandb, lambda: WeightsAndBiases(folder, config)),
-            ]
-            for wanted, make in makers:
-                if wanted:
-                    writers.append(make())
-                    stack.callback(writers[-1].close)
-        yield Writers(writers)
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All reports of a stage directory, in order; empty where there are none."""
-    return _lines(folder / "metrics.jsonl")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a metrics file; the half line that a killed run leaves behind is dropped."""
-    lines = []
+    """All reports of a stage directory; an incomplete last line of a killed run is left out."""
+    path, lines = folder / "metrics.jsonl", []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(text))

@@ -1,14 +1,21 @@
-"""The optimiser of a stage: AdamW or Muon, warm-up and cosine, clipping, freezing.
+r"""The optimizer of a stage: AdamW or Muon, warm-up and cosine, clipping, frozen parameters.
 
-Accumulation of micro-batches is the training step's (a scan), so that one optimiser update sees the averaged gradient.
+    rate     peak |   /--__           update n of w warm-up updates: peak (n + 1) / w
+                  |  /     \__        then half a cosine,
+      final * peak| /         \_      which reaches final * peak after the last update
+                  +---+---------
+                      w     steps
+
+Micro-batches are accumulated by the training step, so one update sees their mean gradient.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +29,24 @@ from elva_jax.models.lora import is_factor
 from elva_jax.utils.trees import flatten_paths, key_path
 
 Schedule = Callable[[jax.Array], jax.Array]
+DECAYED = ("kernel", "embedding")  # ends of the paths of parameters with weight decay
 
 
-class Optimizer(NamedTuple):
-    """A stage's optimiser and what the training step needs to know about it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """A stage's optimizer, and what the training step must know about it."""
 
-    transform: (
-        optax.GradientTransformation
-    )  # `init` takes all parameters, `update` the trained ones (`trained`)
-    schedule: Schedule  # update number from 0 -> AdamW's learning rate
-    labels: dict  # tree of "adamw" | "muon" | "frozen", one per parameter
+    # `init` takes all parameters, `update` those that are trained (see `trained_part`).
+    transform: optax.GradientTransformation
+    schedule: Schedule  # number of the update, from 0 -> AdamW's learning rate
+    labels: Any  # "adamw" | "muon" | "frozen" for each parameter
 
 
 def make_schedule(peak: float, steps: int, warmup_ratio: float, final_ratio: float) -> Schedule:
-    """Linear rise over the first `warmup_ratio` of the steps, then half a cosine down to `final_ratio` of the peak.
+    """A linear rise over `warmup_ratio` of the steps, then half a cosine down to `final_ratio`.
 
-    Update n (from 0) of w warm-up updates has peak * (n + 1) / w, so the first one already learns; update w has the peak, and only
-    the end of the run, which no update reaches, has exactly final_ratio * peak.
+    Update n (from 0) of w warm-up updates has peak * (n + 1) / w, so the first one learns already;
+    update w has the peak. The exact end of the cosine is after the last update.
     """
     warmup = round(warmup_ratio * steps)
 
@@ -51,38 +59,34 @@ def make_schedule(peak: float, steps: int, warmup_ratio: float, final_ratio: flo
     return schedule
 
 
-def muon_dimensions(name: str, names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
-    """Which axes of a parameter are a matrix's inputs and outputs, or None where AdamW is right.
+def muon_dimensions(path: str, names: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
+    """The axes of a parameter that are a matrix's inputs and outputs; None where AdamW is right.
 
-    Muon takes the matrices inside the network: not biases, norms or learned vectors, not the token embedding or head (they have a
-    `vocab` axis), not the guidance heads. The stacked `layers` axis stays a batch axis, so every layer's matrix is orthogonalised alone.
+    Muon takes the matrices inside the network: not biases, norms or learned vectors, not the token
+    embedding or the head (they have a `vocab` axis), not the guidance heads. The stacked `layers`
+    axis stays a batch axis, so the matrix of every layer is orthogonalized alone.
 
     Args:
-      name: '/'-joined path.
-      names: logical axis names, one per axis, None where an axis has none.
+      path: '/'-joined.
+      names: logical names of the axes, None where an axis has none.
     """
     inner = [axis for axis, logical in enumerate(names) if logical != "layers"]
-    if (
-        len(inner) < 2
-        or not name.endswith("kernel")
-        or "vocab" in names
-        or name.startswith("guidance/")
-    ):
+    is_matrix = len(inner) > 1 and path.endswith("kernel") and "vocab" not in names
+    if not is_matrix or path.startswith("guidance/"):
         return None
-    one_input = (
-        len(inner) > 2 and names[inner[0]] == "embed"
-    )  # (embed, heads, head_dim) projects from embed
+    # (embed, heads, head_dim) projects from embed; others have one output axis.
+    one_input = len(inner) > 2 and names[inner[0]] == "embed"
     split = 1 if one_input else len(inner) - 1
     return MuonDimensionNumbers(
         reduction_axis=tuple(inner[:split]), output_axis=tuple(inner[split:])
     )
 
 
-def make_optimizer(config: ConfigDict, steps: int, params, axes=None) -> Optimizer:
-    """Builds the optimiser of `config.stages.<stage>.optimizer` for a parameter tree.
+def make_optimizer(settings: ConfigDict, steps: int, params: Any, axes: Any = None) -> Optimizer:
+    """Builds the optimizer of `config.stages.<stage>.optimizer` for a parameter tree.
 
     Args:
-      config: the stage's optimizer group.
+      settings: the stage's optimizer group.
       steps: updates of the whole stage, which the schedule spans.
       params: parameters (arrays or shapes).
       axes: tree of PartitionSpec with the logical names of each parameter; None: none are known.
@@ -90,110 +94,112 @@ def make_optimizer(config: ConfigDict, steps: int, params, axes=None) -> Optimiz
     Raises:
       ConfigError: a regular expression in `freeze` is broken or matches nothing.
     """
-    dimensions = _dimension_numbers(params, axes)
-    frozen = _frozen(config.freeze, params) | _base(config.lora, params)
+    dimensions = _muon_dimensions(params, axes)
+    frozen = _matching(settings.freeze, params, "optimizer.freeze")
+    frozen |= _beside_lora(settings.lora, params)
     if len(frozen) == len(dimensions):
         raise ConfigError(
-            f"optimizer.freeze: {', '.join(config.freeze)} freezes every parameter; nothing is left to train"
+            f"optimizer.freeze: {', '.join(settings.freeze)} freezes every parameter;"
+            " nothing is left to train"
         )
-    label = "muon" if config.name == "muon" else "adamw"
+    label = "muon" if settings.name == "muon" else "adamw"
     labels = {
-        name: "frozen" if name in frozen else label if dimensions[name] is not None else "adamw"
-        for name in dimensions
+        path: "frozen" if path in frozen else label if matrix is not None else "adamw"
+        for path, matrix in dimensions.items()
     }
 
-    def labels_of(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, _: labels[key_path(path)], tree)
-
-    def dimensions_of(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, _: dimensions[key_path(path)], tree)
-
-    def decayed(tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: key_path(path).endswith(("kernel", "embedding")), tree
+    def by_path(value: Callable[[str], Any]) -> Callable[[Any], Any]:
+        """A function that replaces each leaf of a tree by the value of its path."""
+        return lambda tree: jax.tree_util.tree_map_with_path(
+            lambda path, _: value(key_path(path)), tree
         )
 
     def schedule(peak: float) -> Schedule:
-        return make_schedule(peak, steps, config.warmup_ratio, config.final_ratio)
+        return make_schedule(peak, steps, settings.warmup_ratio, settings.final_ratio)
 
-    rate = schedule(config.learning_rate)
+    label_tree, rate = by_path(labels.__getitem__), schedule(settings.learning_rate)
     groups = {
         "adamw": optax.adamw(
-            rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed
+            rate,
+            settings.b1,
+            settings.b2,
+            settings.eps,
+            weight_decay=settings.weight_decay,
+            mask=by_path(lambda path: path.endswith(DECAYED)),
         ),
         "muon": muon(
-            schedule(config.muon_learning_rate),
-            weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=dimensions_of,
+            schedule(settings.muon_learning_rate),
+            weight_decay=settings.weight_decay,
+            muon_weight_dimension_numbers=by_path(dimensions.__getitem__),
         ),
     }
-    used = set(labels.values()) - {"frozen"}
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    used = sorted(set(labels.values()) - {"frozen"})
+    norm = settings.clip_norm
     update = optax.chain(
-        clip, optax.partition({name: groups[name] for name in sorted(used)}, labels_of)
+        optax.clip_by_global_norm(norm) if norm else optax.identity(),
+        optax.partition({name: groups[name] for name in used}, label_tree),
     )
-    transform = optax.GradientTransformation(
-        lambda params: update.init(trained(params, labels_of(params))), update.update
+    return Optimizer(
+        transform=optax.GradientTransformation(
+            lambda params: update.init(trained_part(params, label_tree(params))), update.update
+        ),
+        schedule=rate,
+        labels=label_tree(params),
     )
-    return Optimizer(transform, rate, labels_of(params))
 
 
-def _dimension_numbers(params, axes) -> dict[str, MuonDimensionNumbers | None]:
+def _muon_dimensions(params: Any, axes: Any) -> dict[str, MuonDimensionNumbers | None]:
     leaves = flatten_paths(params)
-    specs = (
-        [PartitionSpec()] * len(leaves)
-        if axes is None
-        else jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
-    )
-    padded = (
-        tuple(spec) + (None,) * (leaf.ndim - len(spec))
-        for spec, leaf in zip(specs, leaves.values(), strict=True)
-    )
-    return {name: muon_dimensions(name, names) for name, names in zip(leaves, padded, strict=True)}
+    specs = [PartitionSpec()] * len(leaves)
+    if axes is not None:
+        specs = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return {
+        path: muon_dimensions(path, tuple(spec) + (None,) * (leaf.ndim - len(spec)))
+        for (path, leaf), spec in zip(leaves.items(), specs, strict=True)
+    }
 
 
-def _base(lora: ConfigDict, params) -> set[str]:
-    """With LoRA, all but its factors and what `lora.also` finds."""
+def _beside_lora(lora: ConfigDict, params: Any) -> set[str]:
+    """The parameters that LoRA freezes: all but its factors and the matches of `lora.also`."""
     if not lora.rank:
         return set()
-    also = _frozen(lora.also, params, "optimizer.lora.also")
-    return {name for name in flatten_paths(params) if not is_factor(name) and name not in also}
+    also = _matching(lora.also, params, "optimizer.lora.also")
+    return {path for path in flatten_paths(params) if not is_factor(path) and path not in also}
 
 
-def _frozen(patterns: tuple[str, ...], params, key: str = "optimizer.freeze") -> set[str]:
-    names = list(flatten_paths(params))
-    frozen: set[str] = set()
+def _matching(patterns: Sequence[str], params: Any, key: str) -> set[str]:
+    """The paths in which any of the regular expressions is found; `key` is theirs."""
+    paths, found = list(flatten_paths(params)), set()
     for pattern in patterns:
         try:
-            hits = {name for name in names if re.search(pattern, name)}
+            hits = {path for path in paths if re.search(pattern, path)}
         except re.error as error:
             raise ConfigError(f"{key}: '{pattern}' is not a regular expression: {error}") from None
         if not hits:
-            near = difflib.get_close_matches(pattern, names, 1, 0)
+            near = difflib.get_close_matches(pattern, paths, 1, 0)
             raise ConfigError(f"{key}: '{pattern}' matches no parameter; the nearest is {near[0]}")
-        frozen |= hits
-    return frozen
+        found |= hits
+    return found
 
 
-def trained(params, labels):
-    """The tree without its frozen leaves (None in their place): what has a gradient and a share in the optimiser's state."""
+def trained_part(params: Any, labels: Any) -> Any:
+    """The tree with None for its frozen leaves, which have no gradient and no optimizer state."""
     return jax.tree.map(lambda leaf, label: None if label == "frozen" else leaf, params, labels)
 
 
-def joined(trained_params, params):
-    """The tree of `params` with the leaves that `trained_params` has in the place of its own."""
+def join_frozen(trained: Any, params: Any) -> Any:
+    """The tree of `params` with the leaves of `trained` where that is not None."""
     return jax.tree.map(
-        lambda new, old: old if new is None else new,
-        trained_params,
-        params,
-        is_leaf=lambda leaf: leaf is None,
+        lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None
     )
 
 
-def keep_frozen(shapes, optimizer: Optimizer, dtype: str):
-    """Shapes of all parameters, frozen floating ones in `dtype`."""
-
-    def one(leaf: jax.ShapeDtypeStruct, label: str) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if label == "frozen" else leaf.dtype)
-
-    return jax.tree.map(one, shapes, optimizer.labels)
+def keep_frozen(shapes: Any, optimizer: Optimizer, dtype: str) -> Any:
+    """Shapes of all parameters, with the frozen ones in `dtype`."""
+    return jax.tree.map(
+        lambda leaf, label: jax.ShapeDtypeStruct(
+            leaf.shape, dtype if label == "frozen" else leaf.dtype
+        ),
+        shapes,
+        optimizer.labels,
+    )

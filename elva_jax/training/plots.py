@@ -1,10 +1,12 @@
-"""The pictures at the end: loss terms and accuracies of every stage."""
+"""Draws loss terms and accuracies of every stage over its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -15,23 +17,27 @@ ACCURACIES = ("accuracy", "frame_accuracy", "match_accuracy")
 
 
 def draw(workdir: Path, config: ConfigDict) -> Path | None:
-    """Draws workdir/curves.png: one column a stage, losses above (logarithmic), accuracies below; None where nothing was reported."""
-    stages = {name: lines for name in config.curriculum if (lines := read_metrics(workdir / name))}
+    """Draws workdir/curves.png: losses above, accuracies below, one column for each stage.
+
+    Returns:
+      the file, or None if nothing has been reported yet.
+    """
+    reports = {name: read_metrics(workdir / name) for name in config.curriculum}
+    stages = {name: lines for name, lines in reports.items() if lines}
     if not stages:
         return None
     figure = Figure(figsize=(4 * len(stages), 6), layout="constrained")
     axes = figure.subplots(2, len(stages), squeeze=False, sharex="col")
-    for column, (name, lines) in zip(axes.T, stages.items(), strict=True):
-        column[0].set_title(name)
-        column[1].set_xlabel("step")
-        column[1].set_ylim(0, 1)
-        terms = [name for name in TERMS[1:] if name in lines[0]]
-        _lines(
-            column[0], lines, ("loss", *terms) if len(terms) > 1 else terms
-        )  # a single term is the loss
-        _lines(column[1], lines, ACCURACIES)
-        if all(value > 0 for line in column[0].get_lines() for value in line.get_ydata()):
-            column[0].set_yscale("log")
+    for (losses, accuracies), (name, lines) in zip(axes.T, stages.items(), strict=True):
+        losses.set_title(name)
+        accuracies.set_xlabel("step")
+        accuracies.set_ylim(0, 1)
+        terms = [term for term in TERMS[1:] if term in lines[0]]
+        # A single term is the loss.
+        _plot(losses, lines, ("loss", *terms) if len(terms) > 1 else terms)
+        _plot(accuracies, lines, ACCURACIES)
+        if all(value > 0 for line in losses.get_lines() for value in line.get_ydata()):
+            losses.set_yscale("log")
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("accuracy")
     figure.suptitle(config.name)
@@ -40,12 +46,11 @@ def draw(workdir: Path, config: ConfigDict) -> Path | None:
     return path
 
 
-def _lines(axis, reports: list[dict], names: Sequence[str]) -> None:
+def _plot(axis: Axes, reports: list[dict[str, Any]], names: Sequence[str]) -> None:
     for name in names:
-        points = [
-            (report["step"], report[name]) for report in reports if report.get(name) is not None
-        ]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        finite = [report for report in reports if report.get(name) is not None]
+        if finite:
+            steps = [report["step"] for report in finite]
+            axis.plot(steps, [report[name] for report in finite], label=name, linewidth=1)
     if axis.get_lines():
         axis.legend(fontsize="small")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import jax
@@ -20,15 +21,16 @@ PREEMPTED = os.EX_TEMPFAIL  # exit status after SIGTERM, 75: start the same comm
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a request to stop at the next step boundary.
+    """Turns SIGINT and SIGTERM into a request to stop after the current step.
 
-    Ctrl-C once more acts at once, as without this. SIGTERM once more does not: schedulers send it to a job and to each of its processes.
+    A second Ctrl-C acts at once. A second SIGTERM does not: schedulers send it to a job and to each
+    of its processes.
 
     Attributes:
       code: the exit status that was asked for, 0 before.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.code = 0
         self._old: dict[int, Any] = {}
 
@@ -38,15 +40,16 @@ class StopSignal:
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number in list(self._old):
             self._restore(number)
 
-    def _handle(self, number: int, _) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         self.code = max(self.code, INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         if number == signal.SIGINT:
             self._restore(number)
-            os.write(2, b"\nstopping behind this step; once more ends at once, without saving\n")
+            text = "Stopping after this step. Press Ctrl-C again to quit now without saving."
+            os.write(2, f"\n{text}\n".encode())  # unlike print, safe within a signal handler
 
     def _restore(self, number: int) -> None:
         old = self._old.pop(number)
@@ -54,32 +57,35 @@ class StopSignal:
         signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
-class Agreement:
-    """Small numbers of every process, of which all get the largest: so all stop and save at the same step, whoever got the signal.
+class Consensus:
+    """The maximum over all processes of small numbers, so that all stop and save at the same step.
 
     Args:
       mesh: of all processes.
-      name: of what they agree about; no other agreement of a run may have it.
+      name: unique within a run.
     """
 
     def __init__(self, mesh: Mesh, name: str):
-        self._name, self._asked = name, 0
+        self._name, self._count = name, 0
         self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._largest = jax.jit(
+        self._maximum = jax.jit(
             lambda x: jnp.max(x, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
         )
         self._sent: jax.Array | None = None
 
     def now(self, values: Sequence[int]) -> list[int]:
-        """The largest of each; waits for the slowest process."""
+        """The maximum of each value; waits for the slowest process."""
         if jax.process_count() == 1:
             return list(values)
-        self._asked += 1
-        barrier(f"{self._name}: {self._asked}")
+        self._count += 1
+        barrier(f"{self._name}: {self._count}")
         return np.asarray(self._send(values)).tolist()
 
-    def late(self, values: Sequence[int]) -> list[int]:
-        """The largest of each of the call before, so that nobody waits; zeros the first time. With one process: of this call."""
+    def previous(self, values: Sequence[int]) -> list[int]:
+        """The maximum of each value of the call before, for which nobody waits; 0 the first time.
+
+        A process that is alone gets the values of this call.
+        """
         if jax.process_count() == 1:
             return list(values)
         before, self._sent = self._sent, self._send(values)
@@ -87,4 +93,4 @@ class Agreement:
 
     def _send(self, values: Sequence[int]) -> jax.Array:
         rows = np.tile(np.asarray(values, np.int32), (jax.local_device_count(), 1))
-        return self._largest(jax.make_array_from_process_local_data(self._rows, rows))
+        return self._maximum(jax.make_array_from_process_local_data(self._rows, rows))

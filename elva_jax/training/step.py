@@ -1,4 +1,9 @@
-"""One training step: gradients over micro-batches, one update, and no update where something is not finite."""
+"""One training step: gradients over micro-batches, and one update unless something is not finite.
+
+batch -> micro-batches -> mean gradient g -> optimizer -> params + update
+                             |                              ^
+                             +-- loss and |g| finite? ------+ (if not: nothing changes)
+"""
 
 from __future__ import annotations
 
@@ -8,29 +13,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from elva_jax.checkpoints.state import TrainState
 from elva_jax.parallel.distributed import barrier
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
-from elva_jax.tasks.objective import Objective
+from elva_jax.tasks.base import Metrics
 from elva_jax.training.metrics import is_summed
-from elva_jax.training.optimizer import Optimizer, joined, trained
+from elva_jax.training.optimizer import join_frozen, trained_part
+from elva_jax.training.setup import TrainSetup
 
-Metrics = dict[str, Any]  # scalars by name; `merge`: a MergeMetrics for each merging layer
-LossFn = Callable[
-    [Any, Any, Any], tuple[jax.Array, Metrics]
-]  # (params, frozen trees, batch) -> (loss, metrics)
+# (params, frozen trees, batch) -> (loss, metrics)
+LossFn = Callable[[Any, Any, Any], tuple[jax.Array, Metrics]]
 
 
 def value_and_grad(
-    loss_fn: LossFn, params, frozen, batch, accumulate: int, zero: Zero | None = None
+    loss_fn: LossFn, params: Any, frozen: Any, batch: Any, accumulate: int, zero: Zero | None = None
 ) -> tuple[jax.Array, Metrics, Any]:
-    """Loss, metrics and gradient, averaged over `accumulate` micro-batches that a scan runs one after the other.
+    """Loss, metrics and gradient, averaged over `accumulate` micro-batches that run in turn.
 
-    Micro-batch i takes rows i, i + A, i + 2A, ... so that rows stay on the device that holds them. With `zero`, parameters are read as it
-    says, and every gradient lies where its parameter is stored.
+    Micro-batch i takes rows i, i + A, i + 2A, ... so that rows stay on the device that holds them.
+    With `zero`, parameters are read as it says, and gradients lie where parameters are stored.
     """
     zero = zero or Zero(gather_params=lambda tree: tree, shard_grads=lambda tree: tree)
     value_of = jax.value_and_grad(loss_fn, has_aux=True)
@@ -60,89 +63,70 @@ def value_and_grad(
     return losses.mean(0), metrics, jax.tree.map(lambda g: g / accumulate, total)
 
 
-def make_train_step(
-    objective: Objective,
-    optimizer: Optimizer,
-    mesh: Mesh,
-    rules,
-    shardings,
-    accumulate: int = 1,
-    zero: int = 3,
-    dtype: str = "float32",
-) -> TrainStep:
-    """`train_step(state, frozen, batch) -> (state, metrics)`, which donates the state.
+class TrainStep:
+    """`(state, frozen, batch) -> (state, metrics)`, compiled at the first call; donates the state.
 
-    A loss or gradient norm that is not finite leaves parameters and optimiser as they were, and is counted in the state.
-
-    Args:
-      objective: the stage's; its metrics are scalars.
-      optimizer: from `make_optimizer`.
-      mesh: the device mesh.
-      rules: activation rules of `parallel.sharding`.
-      shardings: TrainState of NamedSharding, which the state keeps from step to step.
-      accumulate: micro-batches a step.
-      zero: level of `parallel.zero`.
-      dtype: the model's compute type.
+    A loss or gradient norm that is not finite leaves parameters and optimizer as they were, and is
+    counted in the state.
     """
-    placement = make_zero(zero, trained(shardings.params, optimizer.labels), dtype)
 
-    def train_step(state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
-        # Frozen parameters are constants: they cost no backward pass, no gradient, and do not count in its norm.
-        moving = trained(state.params, optimizer.labels)
+    def __init__(self, setup: TrainSetup):
+        config, self._setup = setup.task.config, setup
+        trained = trained_part(setup.shardings.params, setup.optimizer.labels)
+        self._zero = make_zero(config.mesh.zero, trained, config.model.dtype)
+        self._function = jax.jit(
+            self._train_step, donate_argnums=0, out_shardings=(setup.shardings, None)
+        )
+        self._program: jax.stages.Compiled | None = None
 
-        def loss(moving, frozen, rows):
-            return objective.loss(joined(moving, state.params), frozen, rows)
+    def trace(self, state: Any, frozen: Any, batch: Any) -> jax.stages.Traced:
+        """Traces the step for arrays, or for shapes alone as `elva plan` does."""
+        with on_mesh(self._setup.mesh, self._setup.rules):
+            return self._function.trace(state, frozen, batch)
+
+    def __call__(self, state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        """Runs the step on sharded arrays."""
+        if self._program is None:
+            self._program = self.trace(state, frozen, batch).lower().compile()
+            barrier("training step compiled")  # processes take different times to compile
+        return self._program(state, frozen, batch)
+
+    def _train_step(self, state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        task, optimizer = self._setup.task, self._setup.optimizer
+        accumulate = task.stage.optimizer.accumulate
+        # Frozen parameters are constants: they have no backward pass, no gradient, and no part in
+        # its norm.
+        params = trained_part(state.params, optimizer.labels)
+
+        def loss(params: Any, frozen: Any, rows: Any) -> tuple[jax.Array, Metrics]:
+            return task.loss(join_frozen(params, state.params), frozen, rows)
 
         if accumulate > 1:
-            batch = objective.prepare(batch)
-        value, metrics, grads = value_and_grad(loss, moving, frozen, batch, accumulate, placement)
+            batch = task.prepare(batch)
+        value, metrics, grads = value_and_grad(loss, params, frozen, batch, accumulate, self._zero)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, moving)
-        new = (optax.apply_updates(moving, updates), opt_state)
-        moving, opt_state = jax.tree.map(
-            lambda a, b: jnp.where(good, a, b), new, (moving, state.opt_state)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, params)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (optax.apply_updates(params, updates), opt_state),
+            (params, state.opt_state),
         )
         bad = 1 - good.astype(jnp.int32)
         after = TrainState(
             step=state.step + 1,
             bad_steps=state.bad_steps + bad,
             bad_run=(state.bad_run + 1) * bad,
-            params=joined(moving, state.params),
+            params=join_frozen(params, state.params),
             opt_state=opt_state,
         )
-        rate = optimizer.schedule(
-            state.step - state.bad_steps
-        )  # skipped steps do not advance the schedule
-        counts = {"bad_steps": after.bad_steps, "bad_run": after.bad_run}
         return after, {
             "loss": value,
             **metrics,
             "grad_norm": norm,
-            "param_norm": optax.tree.norm(moving),
-            "learning_rate": rate,
-            **counts,
+            "param_norm": optax.tree.norm(params),
+            # Skipped steps do not advance the schedule.
+            "learning_rate": optimizer.schedule(state.step - state.bad_steps),
+            "bad_steps": after.bad_steps,
+            "bad_run": after.bad_run,
         }
-
-    return TrainStep(
-        jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)), mesh, rules
-    )
-
-
-class TrainStep:
-    """A jitted `train_step(state, frozen, batch)` on its mesh; compiled at the first call, for the shapes of that."""
-
-    def __init__(self, function, mesh: Mesh, rules):
-        self._function, self._mesh, self._rules = function, mesh, rules
-        self._program: jax.stages.Compiled | None = None
-
-    def trace(self, state, frozen, batch) -> jax.stages.Traced:
-        """For arrays or their shapes, which is all that `elva plan` has."""
-        with on_mesh(self._mesh, self._rules):
-            return self._function.trace(state, frozen, batch)
-
-    def __call__(self, state: TrainState, frozen, batch) -> tuple[TrainState, Metrics]:
-        if self._program is None:
-            self._program = self.trace(state, frozen, batch).lower().compile()
-            barrier("training step compiled")  # takes each process its own time
-        return self._program(state, frozen, batch)

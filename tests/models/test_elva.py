@@ -16,7 +16,7 @@ from elva_jax.models.elva import Elva, LayerBlock, layer_blocks, merging_of, wit
 from elva_jax.models.qwen2 import rope_scaling
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.ops.rope import RopeScaling
-from elva_jax.tasks.objective import token_metrics
+from elva_jax.tasks.video_llm import token_metrics
 from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
 LENGTH, PATCHES, VOCAB = 56, 24, 61

@@ -27,7 +27,7 @@ from elva_jax.parallel.launchers import detect_process
 from elva_jax.parallel.mesh import AXES, describe_mesh, make_mesh, shard_batch
 from elva_jax.parallel.sharding import activation_rules, on_mesh, parameter_shardings
 from elva_jax.parallel.zero import make_zero
-from elva_jax.tasks.objective import make_objective
+from elva_jax.tasks.registry import make_task
 from elva_jax.training import step
 from elva_jax.utils.trees import key_path
 
@@ -53,7 +53,7 @@ def matrix(devices: int, inner: int) -> list[str]:
 
 
 def toy(stage: str):
-    """Configuration, objective and a batch of packed rows; stage 3 merges into a bucket."""
+    """Configuration, task and a batch of packed rows; stage 3 merges into a bucket."""
     tiny = SimpleNamespace(
         **runpy.run_path(str(Path(__file__).parents[1] / "training" / "tiny_run.py"))
     )
@@ -61,14 +61,14 @@ def toy(stage: str):
     config.stages[stage].batch_size = ROWS
     if stage == "sft":
         config.stages[stage].merge_buckets = (128,)
-    objective = make_objective(config, stage)
-    return config, objective, objective.prepare(tiny.random_batch(config, stage))
+    task = make_task(config, stage)
+    return config, task, task.prepare(tiny.random_batch(config, stage))
 
 
 @functools.cache
 def weights(stage: str):
     """The same parameters and teacher in every process, on the host; no program is compiled for them."""
-    config, objective, _ = toy(stage)
+    config, task, _ = toy(stage)
     side = config.teacher.image_size
     rng = np.random.default_rng(0)
 
@@ -88,18 +88,18 @@ def weights(stage: str):
         jax.random.key(0),
         jnp.zeros((1, side, side, 3)),
     )
-    shapes = (jax.eval_shape(objective.init, jax.random.key(0)), {"teacher": tower["params"]})
+    shapes = (jax.eval_shape(task.init, jax.random.key(0)), {"teacher": tower["params"]})
     return jax.tree_util.tree_map_with_path(drawn, nn.meta.unbox(shapes))
 
 
 def alone(stage: str, accumulate: int, folder: Path | None):
     """Loss and gradient on one device; `folder` keeps them for the next process."""
-    _, objective, batch = toy(stage)
+    _, task, batch = toy(stage)
     params, frozen = weights(stage)
     file = folder and folder / f"{stage}-{accumulate}.npz"
     if file is None or not file.exists():
         program = jax.jit(
-            lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, accumulate)[::2],
+            lambda p, f, b: step.value_and_grad(task.loss, p, f, b, accumulate)[::2],
             compiler_options=FAST,
         )
         loss, grads = jax.device_get(program(params, frozen, batch))
@@ -119,12 +119,12 @@ def compare(case: str, folder: Path | None = None) -> dict:
     values = {
         name: int(value) for name, _, value in (word.partition("=") for word in words.split(","))
     }
-    config, objective, batch = toy(stage)
+    config, task, batch = toy(stage)
     accumulate = values.pop("accumulate", 1)
     config.mesh.update({"data": 1, **values})
     mesh = make_mesh(config.mesh)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    shardings = parameter_shardings(boxed, mesh, objective.counts)
+    boxed = jax.eval_shape(task.init, jax.random.key(0))
+    shardings = parameter_shardings(boxed, mesh, task.logical_sizes)
     params, frozen = weights(stage)
     placed = jax.tree.map(
         lambda leaf, where: jax.make_array_from_callback(
@@ -137,11 +137,11 @@ def compare(case: str, folder: Path | None = None) -> dict:
     rows = ROWS // jax.process_count()
     mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
     program = jax.jit(
-        lambda p, f, b: step.value_and_grad(objective.loss, p, f, b, accumulate, zero)[::2],
+        lambda p, f, b: step.value_and_grad(task.loss, p, f, b, accumulate, zero)[::2],
         compiler_options=FAST,
     )
     inputs = (placed, frozen, shard_batch(jax.tree.map(lambda x: x[mine], batch), mesh))
-    with on_mesh(mesh, activation_rules(boxed, mesh, objective.counts)):
+    with on_mesh(mesh, activation_rules(boxed, mesh, task.logical_sizes)):
         compiled = program.lower(*inputs).compile()
     want_loss, want = alone(stage, accumulate, folder)
     distributed.barrier(case)  # compiling takes each its own time

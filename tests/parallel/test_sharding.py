@@ -12,8 +12,8 @@ from elva_jax.errors import ConfigError
 from elva_jax.models.build import vision_tower
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.parallel.sharding import check_collisions, parameter_shardings
-from elva_jax.tasks.objective import make_objective
-from elva_jax.training import loop
+from elva_jax.tasks.registry import make_task
+from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import key_path
 
 CASES = {  # pieces of a decoder kernel [layers, embed, heads]: fsdp x tensor where four heads, and two key-value heads, divide
@@ -39,8 +39,8 @@ def test_no_activation_collides(stage, tiny_run, monkeypatch):
         nn, "with_logical_constraint", lambda x, names: seen.add((names, x.ndim)) or x
     )
     config = tiny_run.get_config()
-    objective = make_objective(config, stage)
-    params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    task = make_task(config, stage)
+    params = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     frozen = {"teacher": jax.eval_shape(lambda params: params, params)}
     if stage == "teacher":
         t, rows = config.teacher, config.stages[stage].batch_size
@@ -59,7 +59,7 @@ def test_no_activation_collides(stage, tiny_run, monkeypatch):
                 "params"
             ]
         }
-    jax.eval_shape(objective.loss, params, frozen, batch)
+    jax.eval_shape(task.loss, params, frozen, batch)
     assert any(names[0] == "batch" for names, _ in seen)
     for names, ndim in seen:
         assert len(names) == ndim
@@ -92,10 +92,10 @@ def test_adams_moments_lie_as_their_parameters(tiny_run):
     """On a mesh of one device, where every sharding still has its name."""
     config = tiny_run.get_config()
     config.stages.sft.optimizer.name = "adamw"
-    setting = loop.set_up(config, "sft", make_objective(config, "sft"), make_mesh(config.mesh), 8)
+    setup = set_up(make_task(config, "sft"), make_mesh(config.mesh), 8)
     moments = {
         key_path(path): list(leaf.sharding.spec)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(setting.shapes.opt_state)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(setup.shapes.opt_state)
     }
     found = [
         spec

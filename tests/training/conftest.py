@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.tasks.objective import make_objective
+from elva_jax.tasks.registry import make_task
 from elva_jax.tools.datasets.moving_shapes import builder
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
-from elva_jax.training import loop
+from elva_jax.training.setup import fresh_state, set_up
+from elva_jax.training.step import TrainStep
 
 
 def _load(name):
@@ -48,13 +49,10 @@ def config(tiny_run):
 
 @pytest.fixture
 def stage_of():
-    """start(config, stage) -> (train_step, state, setting): a stage's real step and fresh state."""
+    """start(config, stage) -> (train_step, state, setup): a stage's real step and fresh state."""
 
     def start(config, name, steps=40):
-        mesh = make_mesh(config.mesh)
-        objective = make_objective(config, name)
-        setting = loop.set_up(config, name, objective, mesh, steps)
-        train_step = loop.make_step(config, name, objective, setting)
-        return train_step, loop.fresh_state(config, name, objective, setting, {}), setting
+        setup = set_up(make_task(config, name), make_mesh(config.mesh), steps)
+        return TrainStep(setup), fresh_state(setup, {}), setup
 
     return start

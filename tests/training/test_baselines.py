@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.checkpoints.save import save_weights
@@ -19,10 +18,12 @@ from elva_jax.hf.export import export
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.tasks.objective import make_objective
-from elva_jax.training import loop, train
+from elva_jax.tasks.registry import make_task
+from elva_jax.training import train
+from elva_jax.training.initial_weights import initial_weights
 from elva_jax.training.metric_writers import read_metrics
-from elva_jax.training.optimizer import joined, make_optimizer, trained
+from elva_jax.training.optimizer import join_frozen, make_optimizer, trained_part
+from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 from elva_jax.video.layout import Clip, Text, build_layout
 
@@ -133,14 +134,12 @@ def test_it_answers_and_is_not_exported(encoder, tmp_path, capsys):
         export(encoder, tmp_path / "out")
 
 
-def test_a_tower_joins_weights_that_have_none(
-    config_dir, data_dir, pooled, teacher, tmp_path, capsys
-):
+def test_a_tower_joins_weights_that_have_none(config_dir, data_dir, pooled, teacher, tmp_path):
     config = ablation(config_dir, data_dir, "baseline_encoder", "sft")
     config.init_from, config.teacher.init_from = str(pooled), str(teacher[0])
-    setting = loop.set_up(config, "sft", make_objective(config, "sft"), make_mesh(config.mesh), 4)
-    params = train._weights(config, "sft", tmp_path, setting, Console(soft_wrap=True))
-    told = capsys.readouterr().out
+    setup, lines = set_up(make_task(config, "sft"), make_mesh(config.mesh), 4), []
+    params = initial_weights(setup, tmp_path, lines.append)
+    told = "\n".join(lines)
     assert f"sft: takes its vision tower from {teacher[0]}" in told
     assert (
         f"sft: starts from {pooled} (stage sft, step 4); fresh: elva/patch_embed/fc1/bias" in told
@@ -155,7 +154,7 @@ def test_a_tower_joins_weights_that_have_none(
         ConfigError,
         match=rf"teacher\.init_from: stage sft needs a vision tower, which {pooled} does not have",
     ):
-        train._weights(config, "sft", tmp_path, setting, Console(quiet=True))
+        initial_weights(setup, tmp_path, lines.append)
 
 
 def test_a_frozen_tower_costs_no_backward_pass():
@@ -198,7 +197,11 @@ def test_a_frozen_tower_costs_no_backward_pass():
     tower = projector.pop("tower")
     constant = products(with_constant_tower, projector, tower)
     assert (
-        products(lambda moving, whole: loss(joined(moving, whole)), trained(params, labels), params)
+        products(
+            lambda moving, whole: loss(join_frozen(moving, whole)),
+            trained_part(params, labels),
+            params,
+        )
         == constant
         > 0
     )

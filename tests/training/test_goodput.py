@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from elva_jax.training.goodput import Ledger, Session, StepClock, in_words, summary
+from elva_jax.training.goodput import Session, SessionLog, StepClock, describe, summarize
 from elva_jax.training.preemption import PREEMPTED
 
 
@@ -16,10 +16,10 @@ def test_laps_of_a_window_add_up_and_the_first_step_is_start_up(monkeypatch):
     def step(data, host, device, save=0.0):
         for name, seconds in (("data", data), ("host", host), ("device", device)):
             now[0] += seconds
-            clock.lap(name)
-        clock.step_done()
+            clock.charge(name)
+        clock.finish_step()
         now[0] += save
-        clock.lap("save")
+        clock.charge("save")
 
     clock = StepClock()
     step(1.0, 20.0, 2.0)
@@ -36,16 +36,15 @@ def test_laps_of_a_window_add_up_and_the_first_step_is_start_up(monkeypatch):
     assert clock.total == pytest.approx(
         {"startup": 23.0, "data": 5.0, "host": 2.0, "device": 11.0, "save": 7.0}
     )
-    assert clock.timed == 3
 
 
 def session(stage, began, ended, first, last, **laps):
-    return Session(stage, began, first, ended, last, laps)
+    return Session(stage=stage, began=began, first=first, ended=ended, last=last, laps=laps)
 
 
 def test_goodput_counts_steps_once_and_all_the_time():
     """A start of 100 s that reaches step 40; killed, 20 s later on again from step 30; a second stage."""
-    found = summary(
+    found = summarize(
         [
             session("a", 1000, 1100, 0, 40, startup=20, data=8, host=12, device=20, save=10),
             session("a", 1120, 1170, 30, 50, startup=10, data=4, host=2, device=8, save=1),
@@ -64,23 +63,23 @@ def test_goodput_counts_steps_once_and_all_the_time():
     assert {name: found[name] for name in parts} == pytest.approx(parts)
     assert found["away"] == pytest.approx(200 - sum(parts.values()))
     assert found["goodput"] == pytest.approx(54 / 200)
-    assert in_words(found).startswith(
+    assert describe(found).startswith(
         "goodput 27.0% of 3:20 in 2 start(s); waiting for data 5.0%, saving 5.5%"
     )
 
 
-def test_the_ledger_outlives_the_process_and_a_damaged_file(tmp_path):
+def test_the_log_outlives_the_process_and_a_damaged_file(tmp_path):
     clock = StepClock()
     for _ in range(2):
-        ledger = Ledger(tmp_path)
-        ledger.open("a", 0)
-        ledger.update(4, clock)
-        ledger.open("b", 0)
-        ledger.update(2, clock)
-    assert ledger.summary()["starts"] == 2
-    assert len(Ledger(tmp_path)._sessions) == 4
+        log = SessionLog(tmp_path)
+        log.begin("a", 0)
+        log.update(4, clock)
+        log.begin("b", 0)
+        log.update(2, clock)
+    assert log.summary()["starts"] == 2
+    assert len(SessionLog(tmp_path)._sessions) == 4
     (tmp_path / "sessions.json").write_text("[{")
-    assert Ledger(tmp_path).summary() == {}
+    assert SessionLog(tmp_path).summary() == {}
 
 
 def test_a_session_has_all_that_the_file_has():

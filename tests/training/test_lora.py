@@ -10,7 +10,7 @@ from elva_jax.checkpoints import restore
 from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.models import lora
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.tasks import objective
+from elva_jax.tasks.registry import make_task
 from elva_jax.utils.trees import flatten_paths
 
 RANK, ALPHA = 2, 6.0
@@ -42,11 +42,11 @@ def drawn(params, seed=0):
 
 def losses(config):
     """(loss with factors, loss of the plain model, fresh parameters with factors)."""
-    with_factors = objective.make_objective(config, "sft")
+    with_factors = make_task(config, "sft")
     plain = config.copy_and_resolve_references()
     plain.stages.sft.optimizer.lora.rank = 0
     params = jax.jit(lambda key: nn.meta.unbox(with_factors.init(key)))(jax.random.key(0))
-    return with_factors.loss, objective.make_objective(plain, "sft").loss, params
+    return with_factors.loss, make_task(plain, "sft").loss, params
 
 
 def test_fresh_factors_change_nothing_and_merged_ones_change_what_they_did(adapting, tiny_run):
@@ -98,7 +98,7 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
     adapting.stages.sft.optimizer.frozen_dtype = "bfloat16"
     adapting.stages.sft.optimizer.accumulate = 2
     adapting.stages.sft.optimizer.lora.also = ("patch_embed/out_proj",)
-    train_step, state, setting = stage_of(adapting, "sft")
+    train_step, state, setup = stage_of(adapting, "sft")
     before = jax.device_get(flatten_paths(state.params))
     batch = shard_batch(tiny_run.random_batch(adapting, "sft"), make_mesh(adapting.mesh))
     for _ in range(2):
@@ -119,7 +119,7 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
     here = jax.device_get(state)
     whole, _ = train_step(state, {}, batch)
     with Checkpoints(tmp_path / "sft" / "checkpoints") as saves:
-        restored, _ = saves.restore(setting.shapes)
+        restored, _ = saves.restore(setup.shapes)
     again, _ = train_step(restored, {}, batch)
     for path, leaf in flatten_paths(whole).items():
         np.testing.assert_array_equal(flatten_paths(again)[path], leaf, err_msg=path)

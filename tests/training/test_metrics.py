@@ -12,13 +12,14 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 
 from elva_jax.errors import ConfigError
-from elva_jax.tasks.objective import MergeMetrics
+from elva_jax.tasks.base import MergeMetrics
 from elva_jax.training.metric_writers import flatten, open_writers, read_metrics, unflatten
-from elva_jax.training.metrics import Progress, Window
+from elva_jax.training.metrics import MetricsWindow
+from elva_jax.training.progress import StageProgress
 
 
 def test_a_window_averages_what_is_finite_and_sums_tokens():
-    window = Window()
+    window = MetricsWindow()
     for loss, bad in ((1.0, 0), (float("nan"), 1), (4.0, 1)):
         window.add(
             {"loss": jnp.float32(loss), "tokens": jnp.float32(10), "bad_steps": jnp.int32(bad)}
@@ -30,12 +31,12 @@ def test_a_window_averages_what_is_finite_and_sums_tokens():
 
 def test_a_saved_window_goes_on_where_it_was():
     values = [0.1, 0.2, 0.7, 1.3]
-    whole, cut = Window(), Window()
+    whole, cut = MetricsWindow(), MetricsWindow()
     for value in values:
         whole.add({"loss": jnp.float32(value)})
     for value in values[:2]:
         cut.add({"loss": jnp.float32(value)})
-    cut = Window(json.loads(json.dumps(cut.fetch())))
+    cut = MetricsWindow(json.loads(json.dumps(cut.fetch())))
     for value in values[2:]:
         cut.add({"loss": jnp.float32(value)})
     assert cut.report() == whole.report()
@@ -43,12 +44,14 @@ def test_a_saved_window_goes_on_where_it_was():
 
 def test_merging_layers_are_reduced_field_by_field_and_written_by_number():
     """As a checkpoint carries them, too: by name, and back."""
-    window = Window()
+    window = MetricsWindow()
     for kept, forced in ((0.5, 3.0), (0.25, 0.0)):
         layer = MergeMetrics(kept=kept, forced=forced, overflow=0.0, padding=kept / 2)
         window.add({"merge": (layer, layer.replace(forced=1.0)), "merge/kept_mean": kept})
     steps = [flatten(step) for step in window.fetch()]
-    assert Window([unflatten(step) for step in steps]).report() == (report := window.report())
+    assert MetricsWindow([unflatten(step) for step in steps]).report() == (
+        report := window.report()
+    )
     assert flatten(report) == {
         "merge/kept_mean": 0.375,
         **{f"merge/kept_{k}": 0.375 for k in (0, 1)},
@@ -99,12 +102,13 @@ VALUES = {
 
 def shown(terminal):
     out = io.StringIO()
-    with Progress(Console(file=out, force_terminal=terminal, width=200), "video", 40) as progress:
-        progress.update(1, {}, report=False)
-        progress.update(10, VALUES, report=True)
-        progress.update(11, {"loss": 1.25}, report=False)
+    console = Console(file=out, force_terminal=terminal, width=200)
+    with StageProgress(console, "video", 40) as progress:
+        progress.update(1, {})
+        progress.report(10, VALUES)
+        progress.update(11, {"loss": 1.25})
         time.sleep(0.6)  # a terminal is redrawn four times a second
-        progress.update(40, VALUES, report=True)
+        progress.report(40, VALUES)
     return out.getvalue()
 
 

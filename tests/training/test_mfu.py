@@ -5,8 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from elva_jax.tasks.objective import MergeMetrics, make_objective
+from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.base import MergeMetrics, TrainedMatrices
+from elva_jax.tasks.registry import make_task
 from elva_jax.training import mfu
+from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import Kind
 
@@ -17,11 +20,15 @@ def parameters(config):
 
     def make(stage, frozen="nothing"):
         shapes = flatten_paths(
-            nn.meta.unbox(jax.eval_shape(make_objective(config, stage).init, jax.random.key(0)))
+            nn.meta.unbox(jax.eval_shape(make_task(config, stage).init, jax.random.key(0)))
         )
         return {path: "frozen" if frozen in path else "adamw" for path in shapes}, shapes
 
     return make
+
+
+def flops_of(config, stage, parameters, content, metrics):
+    return make_task(config, stage).flops(content, metrics, TrainedMatrices(*parameters))
 
 
 def attended(layout):
@@ -37,7 +44,7 @@ def attended(layout):
 def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
     _, shapes = parameters("sft")
-    content = mfu.content(batch)
+    content = make_task(config, "sft").content(batch)
     tokens = int((batch["layout"].kind != Kind.PAD).sum())
     visual = sum(
         int((batch["layout"].kind == kind).sum()) for kind in (Kind.FRAME, Kind.PATCH, Kind.LINE)
@@ -60,7 +67,7 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     head = c.vocab_size * c.hidden_size
     attention = c.num_layers * 4 * c.num_heads * c.head_dim * attended(batch["layout"])
     expected = 6 * tokens * (inner + head) + 3 * attention
-    whole = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {})
+    whole = flops_of(config, "sft", parameters("sft"), content, {})
     front = sum(
         leaf.size
         for path, leaf in shapes.items()
@@ -68,7 +75,10 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     )
     assert expected < whole < expected + 6 * (content.patches + visual) * front + 1e6
 
-    half = mfu.ModelFlops(config, "sft", *parameters("sft"))(
+    half = flops_of(
+        config,
+        "sft",
+        parameters("sft"),
         content,
         {
             "merge/kept_mean": 0.5,
@@ -84,9 +94,12 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
 
 
 def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, parameters):
-    content, c = mfu.content(tiny_run.random_batch(config, "sft")), config.model
+    content, c = (
+        make_task(config, "sft").content(tiny_run.random_batch(config, "sft")),
+        config.model,
+    )
     all_of_it, decoder, front = (
-        mfu.ModelFlops(config, "sft", *parameters("sft", frozen))(content, {})
+        flops_of(config, "sft", parameters("sft", frozen), content, {})
         for frozen in ("nothing", "decoder", "patch_embed")
     )
     three_fronts = 3 * (all_of_it - front) / 2
@@ -97,14 +110,14 @@ def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, parameters)
 
 
 def test_adapters_leave_out_the_gradients_of_the_matrices_beside_them(config, tiny_run, parameters):
-    content = mfu.content(tiny_run.random_batch(config, "sft"))
-    frozen = mfu.ModelFlops(config, "sft", *parameters("sft", "elva"))(content, {})
+    content = make_task(config, "sft").content(tiny_run.random_batch(config, "sft"))
+    frozen = flops_of(config, "sft", parameters("sft", "elva"), content, {})
     config.stages.sft.optimizer.lora.update(rank=3, targets=("q_proj", "^down"))
     labels, shapes = parameters("sft", "elva")
     factors = {path for path in shapes if "_lora/" in path}
     assert len(factors) == 4
-    adapted = mfu.ModelFlops(config, "sft", labels | dict.fromkeys(factors, "adamw"), shapes)(
-        content, {}
+    adapted = flops_of(
+        config, "sft", (labels | dict.fromkeys(factors, "adamw"), shapes), content, {}
     )
     c = config.model
     sizes = 3 * (c.hidden_size + c.num_heads * c.head_dim) + 3 * (
@@ -114,25 +127,25 @@ def test_adapters_leave_out_the_gradients_of_the_matrices_beside_them(config, ti
 
 
 def test_guided_and_teacher_stages_count_the_tower(config, tiny_run, parameters):
-    content = mfu.content(tiny_run.random_batch(config, "video"))
-    alone = mfu.ModelFlops(config, "sft", *parameters("sft"))(content, {})
-    assert mfu.ModelFlops(config, "video", *parameters("video"))(content, {}) > alone
+    content = make_task(config, "sft").content(tiny_run.random_batch(config, "video"))
+    alone = flops_of(config, "sft", parameters("sft"), content, {})
+    assert flops_of(config, "video", parameters("video"), content, {}) > alone
     batch = {"frame_mask": np.array([[True, False], [True, True]]), "mask": np.ones((2, 5), bool)}
-    content = mfu.content(batch)
+    content = make_task(config, "teacher").content(batch)
     assert (content.tokens, content.frames) == (10, 3)
-    assert mfu.ModelFlops(config, "teacher", *parameters("teacher"))(content, {}) > 0
+    assert flops_of(config, "teacher", parameters("teacher"), content, {}) > 0
 
 
 def test_utilisation_is_work_over_time_over_peak(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
     assert mfu.peak_flops(config) is None
     config.log.peak_tflops = 2.0
-    speed = mfu.Speed(config, "sft", *parameters("sft"))
+    speed = mfu.Speed(set_up(make_task(config, "sft"), make_mesh(config.mesh), 10))
     for _ in range(3):
         speed.add(batch)
     out = speed.report({"seconds": 0.5}, {})
-    content = mfu.content(batch)
-    work = mfu.ModelFlops(config, "sft", *parameters("sft"))(content + content + content, {}) / 3
+    content = make_task(config, "sft").content(batch)
+    work = flops_of(config, "sft", parameters("sft"), content + content + content, {}) / 3
     assert out["tokens_per_second"] == pytest.approx(content.tokens / 0.5)
     assert out["mfu"] == pytest.approx(work / 0.5 / (2e12 * jax.device_count()))
     assert speed.report({}, {}).keys() <= {"memory_gib"}

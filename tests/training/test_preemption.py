@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from elva_jax.training import preemption
-from elva_jax.training.goodput import SaveTimer
-from elva_jax.training.preemption import INTERRUPTED, PREEMPTED, Agreement, StopSignal
+from elva_jax.training.hooks import SaveTimer
+from elva_jax.training.preemption import INTERRUPTED, PREEMPTED, Consensus, StopSignal
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_second_ctrl_c_acts_at_once(heard, capfd):
         assert (stop.code, heard) == (INTERRUPTED, [])
         send(signal.SIGINT)
         assert heard == [signal.SIGINT]
-    assert "once more ends at once" in capfd.readouterr().err
+    assert "Press Ctrl-C again to quit now" in capfd.readouterr().err
 
 
 def test_a_scheduler_may_send_its_signal_twice(heard):
@@ -56,22 +56,22 @@ def test_saves_by_the_clock(monkeypatch):
     now[0] = 121.0
     assert timer.due
     assert not never.due
-    timer.restart()
+    timer.on_save(1)
     now[0] = 240.0
     assert not timer.due
 
 
-def test_agreement_gives_the_largest_of_each(monkeypatch):
+def test_consensus_gives_the_largest_of_each(monkeypatch):
     """With a second process of this one's devices; late by one call."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    alone = Agreement(mesh, "alone")
-    assert alone.late([3, 0]) == alone.now([3, 0]) == [3, 0]
+    alone = Consensus(mesh, "alone")
+    assert alone.previous([3, 0]) == alone.now([3, 0]) == [3, 0]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        preemption, "wait", lambda name: None
+        preemption, "barrier", lambda name: None
     )  # there is no other process to wait for
-    two = Agreement(mesh, "two")
-    assert [two.late([3, 0]), two.late([0, 1]), two.late([0, 0]), two.now([0, 75])] == [
+    two = Consensus(mesh, "two")
+    assert [two.previous([3, 0]), two.previous([0, 1]), two.previous([0, 0]), two.now([0, 75])] == [
         [0, 0],
         [3, 0],
         [0, 1],

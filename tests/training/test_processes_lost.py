@@ -103,7 +103,8 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     alone.send_signal(signal.SIGTERM)
     told = runs.finish([alone], 75)
     assert (
-        f"sft: goes on from step {first}; saved by 2 process(es): data are dealt out anew" in told
+        f"sft: continues from step {first}; saved by 2 process(es), so data are distributed again"
+        in told
     )
     second = run.ended(first)
 
@@ -111,7 +112,7 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     run.wait_for([script], second + 15)
     script.send_signal(signal.SIGINT)
     told = runs.finish([script], 130)
-    assert f"[0] sft: goes on from step {second}; saved by 1 process(es)" in told
+    assert f"[0] sft: continues from step {second}; saved by 1 process(es)" in told
     assert re.search(r"^\[0\] sft: stopped at step (\d+) of \d+, saved at \1 in", told, re.M)
     third = run.ended(second)
 

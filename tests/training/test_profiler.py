@@ -3,6 +3,7 @@
 import json
 
 from jax.profiler import ProfileData
+from rich.console import Console
 
 from elva_jax.training import train
 from elva_jax.training.metric_writers import read_metrics
@@ -28,11 +29,8 @@ def test_the_steps_asked_for_are_traced(tiny_run, data_dir, tmp_path, capsys):
     config.log.tensorboard = False
     config.stages.teacher.steps = 5
     config.stages.teacher.optimizer.name = "adamw"
-    assert train.run(config, tmp_path, profile=(2, 3)) == 0
-    assert (
-        f"teacher: the trace of steps up to 3 is in {tmp_path / 'profile'}"
-        in capsys.readouterr().out
-    )
+    assert train.run(config, tmp_path, profile=(2, 3), console=Console(soft_wrap=True)) == 0
+    assert f"the trace of steps up to 3 is in {tmp_path / 'profile'}" in capsys.readouterr().out
     steps, names = steps_of(tmp_path / "profile")
     assert steps == [2, 3]
     assert any("dot" in name for name in names)  # the program itself

@@ -46,11 +46,11 @@ def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, r
     wait_for(process, runs, lambda: runs.newest(cut, "sft") >= 23)
     process.kill()
     process.wait()
-    assert "teacher: goes on from step" in runs.output(process)
+    assert "teacher: continues from step" in runs.output(process)
     assert not (cut / "sft" / "finished.json").exists()
 
     told = runs.finish(start())
-    assert "sft: goes on from step" in told
+    assert "sft: continues from step" in told
     assert runs.differences(cut, whole, STEPS) == []
     assert len(runs.reports(whole, "sft")) == STEPS["sft"] // 2
     assert "in 3 start(s)" in told

@@ -6,11 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elva_jax.config.schema import TeacherConfig
-from elva_jax.config.serialize import typed
-from elva_jax.models.towers.siglip import SiglipVision
+from elva_jax.models.build import vision_tower
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.tasks import objective
+from elva_jax.tasks.registry import make_task
 from elva_jax.training import step
 from elva_jax.utils.trees import key_path
 
@@ -44,19 +42,19 @@ def test_a_batch_is_learned_by_heart(config, tiny_run, stage_of):
 
 def test_micro_batches_equal_one_big_batch(config, tiny_run):
     """Rows carry different numbers of answer tokens, so that a plain mean over micro-batches would differ."""
-    goal = objective.make_objective(unguided(config), "video")
-    params = jax.jit(lambda key: nn.meta.unbox(goal.init(key)))(jax.random.key(0))
+    task = make_task(unguided(config), "video")
+    params = jax.jit(lambda key: nn.meta.unbox(task.init(key)))(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(config, "video"))
 
     def gradient(batch, accumulate):
         program = jax.jit(
-            lambda p, b: step.value_and_grad(goal.loss, p, {}, b, accumulate),
+            lambda p, b: step.value_and_grad(task.loss, p, {}, b, accumulate),
             compiler_options=COMPILE_FAST,
         )
         return program(params, batch)
 
     whole, whole_metrics, whole_grads = gradient(batch, 1)
-    parts, part_metrics, part_grads = gradient(goal.prepare(batch), 2)
+    parts, part_metrics, part_grads = gradient(task.prepare(batch), 2)
     assert float(parts) == pytest.approx(float(whole), rel=1e-5)
     assert float(part_metrics["tokens"]) == float(whole_metrics["tokens"])
     for path, leaf in by_path(whole_grads).items():
@@ -66,9 +64,9 @@ def test_micro_batches_equal_one_big_batch(config, tiny_run):
 def test_frozen_parameters_stay(config, tiny_run, stage_of):
     config.stages.video.optimizer.freeze = ("decoder/layers", "embed_tokens$")
     config.stages.video.optimizer.update(name="adamw", weight_decay=0.1)
-    train_step, state, setting = stage_of(unguided(config), "video")
+    train_step, state, setup = stage_of(unguided(config), "video")
     before = by_path(state.params)
-    batch = shard_batch(tiny_run.random_batch(config, "video"), setting.mesh)
+    batch = shard_batch(tiny_run.random_batch(config, "video"), setup.mesh)
     state, _ = train_step(state, {}, batch)
     for path, leaf in by_path(state.params).items():
         frozen = "decoder/layers" in path or path.endswith("embed_tokens")
@@ -79,8 +77,8 @@ def test_frozen_parameters_stay(config, tiny_run, stage_of):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_counts(config, tiny_run, stage_of):
     """The poison is a parameter: an infinite norm scale makes the loss NaN until it is healed."""
-    train_step, state, setting = stage_of(unguided(config), "video")
-    batch = shard_batch(tiny_run.random_batch(config, "video"), setting.mesh)
+    train_step, state, setup = stage_of(unguided(config), "video")
+    batch = shard_batch(tiny_run.random_batch(config, "video"), setup.mesh)
     state, _ = train_step(state, {}, batch)
     scale = state.params["elva"]["decoder"]["norm"]["scale"]
     healthy = np.asarray(scale)
@@ -106,14 +104,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(config, tiny_run, 
 
 def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny_run, stage_of):
     config.stages.video.optimizer.name = "adamw"
-    train_step, state, setting = stage_of(config, "video")
-    tower = SiglipVision(typed(TeacherConfig, config.teacher))
+    train_step, state, setup = stage_of(config, "video")
+    tower = vision_tower(config)
     side = config.teacher.image_size
     teacher = nn.meta.unbox(jax.jit(tower.init)(jax.random.key(1), jnp.zeros((1, side, side, 3))))[
         "params"
     ]
     before, frozen = by_path(state.params), by_path(teacher)
-    batch = shard_batch(tiny_run.random_batch(config, "video"), setting.mesh)
+    batch = shard_batch(tiny_run.random_batch(config, "video"), setup.mesh)
     state, metrics = train_step(state, {"teacher": teacher}, batch)
     terms = {name: float(metrics[name]) for name in ("generation", "tube", "contrastive")}
     weights = config.stages.video.loss
@@ -131,21 +129,21 @@ def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny
 
 def test_terms_of_weight_zero_are_not_computed(config, tiny_run, stage_of):
     config.stages.video.loss.update(generation=0.0, tube=1.0, contrastive=0.0)
-    goal = objective.make_objective(config, "video")
-    params = jax.eval_shape(lambda key: nn.meta.unbox(goal.init(key)), jax.random.key(0))
-    tower = SiglipVision(typed(TeacherConfig, config.teacher))
+    task = make_task(config, "video")
+    params = jax.eval_shape(lambda key: nn.meta.unbox(task.init(key)), jax.random.key(0))
+    tower = vision_tower(config)
     side = config.teacher.image_size
     pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     teacher = jax.eval_shape(
         lambda x: nn.meta.unbox(tower.init(jax.random.key(0), x)["params"]), pixels
     )
     _, metrics = jax.eval_shape(
-        goal.loss, params, {"teacher": teacher}, tiny_run.random_batch(config, "video")
+        task.loss, params, {"teacher": teacher}, tiny_run.random_batch(config, "video")
     )
     assert "tube" in metrics
     assert not {"generation", "contrastive", "accuracy"} & metrics.keys()
     text = str(
-        jax.make_jaxpr(goal.loss)(
+        jax.make_jaxpr(task.loss)(
             params, {"teacher": teacher}, tiny_run.random_batch(config, "video")
         )
     )

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from elva_jax.checkpoints import state as states
 from elva_jax.checkpoints.restore import load_run
@@ -90,7 +91,7 @@ def test_a_finished_run_is_left_alone_and_later_stages_may_join(finished, tmp_pa
     config.log.every = 5
     config.stages["more"] = config.stages.sft
     config.curriculum = (*config.curriculum, "more")
-    assert train.run(config, workdir) == 0
+    assert train.run(config, workdir, console=Console(soft_wrap=True)) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert f"more: starts from {workdir}/sft (stage sft, step 2)" in capsys.readouterr().out
     assert load_run(workdir).stage == "more"
@@ -144,7 +145,7 @@ def test_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
     workdir, _ = finished
     config = still(toy(tiny_run, data_dir, "sft"), "sft")
     config.init_from = str(workdir / "image" / "checkpoints" / "2")
-    assert train.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path, console=Console(soft_wrap=True)) == 0
     assert (
         "unused: guidance/frame/bias, guidance/frame/kernel, guidance/log_temperature"
         in capsys.readouterr().out
@@ -159,7 +160,7 @@ def test_the_teacher_of_another_run(finished, tiny_run, data_dir, tmp_path, caps
     workdir, _ = finished
     config = toy(tiny_run, data_dir, "image")
     config.init_from, config.teacher.init_from = str(workdir), str(workdir / "teacher")
-    assert train.run(config, tmp_path) == 0
+    assert train.run(config, tmp_path, console=Console(soft_wrap=True)) == 0
     told = capsys.readouterr().out
     assert (
         f"image: starts from {workdir} (stage sft, step 2); fresh: guidance/frame/bias, guidance/frame/kernel"

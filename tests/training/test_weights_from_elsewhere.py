@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from rich.console import Console
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import CheckpointError, ConvertError
@@ -67,7 +68,7 @@ def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys,
         source = tmp_path / "converted"
         assert load_run(source).params["elva"]["decoder"]["norm"]["scale"].dtype == "bfloat16"
     config.init_from = str(source)
-    assert train.run(config, tmp_path / "run") == 0
+    assert train.run(config, tmp_path / "run", console=Console(soft_wrap=True)) == 0
     told = capsys.readouterr().out
     origin = "stage converted, step 0" if converted else "model_type qwen2"
     assert (

@@ -93,3 +93,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     shape = (1,) * (x.ndim - 1) + scale.shape
     return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+
+
+def to_pixels(frames: jax.Array) -> jax.Array:
+    """uint8 to float32 in [-1, 1], the input of every vision tower."""
+    return frames.astype(jnp.float32) / 127.5 - 1.0

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from elva_jax.training.hardware import GIB
+from elva_jax.tasks.registry import make_task
+from elva_jax.tools.plan.hardware import GIB
 
 STATE = ("parameters", "optimizer", "gradients")
 
@@ -29,7 +30,7 @@ def advice(config: ConfigDict, plan: Mapping[str, Any], devices: int) -> list[st
 
 def _smaller(config: ConfigDict, plan: Mapping[str, Any], devices: int) -> list[str]:
     name, memory, usable = plan["stage"], plan["memory"], plan["usable"]
-    stage, mesh = config.stages[name], plan["mesh"]
+    task, stage, mesh = make_task(config, name), config.stages[name], plan["mesh"]
     state = sum(memory[part] for part in STATE)
     working = memory["activations"] + memory["mask"] + memory["batch"]
     room = usable - state - memory["teacher"]
@@ -47,7 +48,7 @@ def _smaller(config: ConfigDict, plan: Mapping[str, Any], devices: int) -> list[
             out.append(
                 f"more devices, or stages.{name}.optimizer.freeze: the state takes {state / GIB:.1f} GiB of each"
             )
-    if config.model.remat != "full" and stage.kind == "elva":
+    if config.model.remat != "full" and task.decoder_pieces():
         out.append(
             f"--config.model.remat=full: it is {config.model.remat}; activations are then made again, layer by layer"
         )
@@ -60,7 +61,7 @@ def _smaller(config: ConfigDict, plan: Mapping[str, Any], devices: int) -> list[
         out.append(
             f"--config.{key}={stage.optimizer.accumulate * parts}: {rows // parts} of {rows} rows at a time, about {then:.0f} GiB"
         )
-    elif stage.kind == "elva":
+    elif task.decoder_pieces():
         heads = math.gcd(config.model.num_heads, config.model.num_kv_heads * 8)
         tensor = next(
             (n for n in (2, 4, 8) if n > mesh["tensor"] and heads % n == 0 and devices % n == 0),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.commands import flags
-from elva_jax.training.hardware import DEVICES, EFFICIENCY, GIB, USABLE
+from elva_jax.tools.plan.hardware import DEVICES, EFFICIENCY, GIB, USABLE
 
 HELP = """\
 Says what the stages of a config need on other hardware: memory of a device by what it is for, FLOPs, traffic, a step's time and the days

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from elva_jax.config.schema import ModelConfig
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
-from elva_jax.models.elva import layer_blocks
 from elva_jax.parallel.mesh import BATCH_AXES
-from elva_jax.tasks.objective import CHUNK_LOGITS
+from elva_jax.tasks.registry import make_task
+from elva_jax.tasks.video_llm import CHUNK_LOGITS
 
 # Matrix products of the two of attention's forward pass: scores and values; backward five, for the scores are made again.
 BACKWARD_PRODUCTS = 5 / 2
@@ -25,14 +25,7 @@ KEEPS_ATTENTION = ("none", "names")  # remat policies under which attention's re
 
 def lengths(config: ConfigDict, name: str) -> list[tuple[int, int]]:
     """(decoder layers, tokens) of each piece of the decoder, as a stage's step runs it."""
-    stage, length, out = config.stages[name], config.stages[name].data.seq_len, []
-    for piece in layer_blocks(
-        config_from_dict(config.model, config.teacher), merging=stage.merging
-    ):
-        if piece.merge is not None and stage.merge_buckets:
-            length = stage.merge_buckets[piece.merge] or length
-        out.append((piece.num_layers, length))
-    return out
+    return make_task(config, name).decoder_pieces()
 
 
 def rows(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> tuple[int, int]:
@@ -47,7 +40,7 @@ def attention_flops(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> f
 
     Nothing where sequences are split: the compiled program has them then.
     """
-    if config.stages[name].kind == "teacher" or mesh["context"] > 1:
+    if mesh["context"] > 1:
         return 0.0
     decoder = config_from_dict(config.model, config.teacher)
     forwards = 1 + (config.model.remat not in KEEPS_ATTENTION) + BACKWARD_PRODUCTS
@@ -66,10 +59,10 @@ def _shares(decoder: ModelConfig, mesh: Mapping[str, int]) -> int:
 
 def mask_bytes(config: ConfigDict, name: str, mesh: Mapping[str, int]) -> int:
     """What cuDNN's kernel is told about packed examples: a square of booleans and one of 16-bit numbers for each row."""
-    if config.stages[name].kind == "teacher" or mesh["context"] > 1:
+    if mesh["context"] > 1:
         return 0
     micro, _ = rows(config, name, mesh)
-    longest = max(length for _, length in lengths(config, name))
+    longest = max((length for _, length in lengths(config, name)), default=0)
     return micro * longest**2 * (1 + 2)
 
 
@@ -124,7 +117,7 @@ def memory_traffic(
       trained: bytes of this device's share of the parameters that are trained.
       parameters: and of all.
     """
-    if config.stages[name].kind == "teacher":
+    if not lengths(config, name):
         return 0.0
     decoder = config_from_dict(config.model, config.teacher)
     d, inner, heads = (

@@ -17,18 +17,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from elva_jax.data.packing import RowCapacity
 from elva_jax.errors import ElvaError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
 from elva_jax.parallel.mesh import batch_sharding, replicated
-from elva_jax.tasks.objective import guided, make_objective
+from elva_jax.tasks.base import Task
+from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan import hlo
 from elva_jax.tools.plan.attention import fused_shapes
-from elva_jax.training import loop
-from elva_jax.training.optimizer import trained
+from elva_jax.training.optimizer import trained_part
+from elva_jax.training.setup import set_up
+from elva_jax.training.step import TrainStep
 from elva_jax.utils.trees import unflatten_paths
-from elva_jax.video.layout import TokenLayout
 
 COMPILER = {
     "xla_cpu_strict_dot_conv_math": True,  # products stay in the type they are written in
@@ -76,23 +76,22 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
     # The teacher keeps its type: JAX has no attention in float16 for CPUs.
     for group, key in ((config.model, "dtype"), (config.stages[name].optimizer, "frozen_dtype")):
         group[key] = {"bfloat16": "float16"}.get(group[key], group[key])
-    objective = make_objective(config, name)
-    setting = loop.set_up(config, name, objective, mesh, steps)
-    step = loop.make_step(config, name, objective, setting)
-    frozen, batch = teacher_shapes(config, name, mesh), batch_shapes(config, name, mesh)
+    setup = set_up(make_task(config, name), mesh, steps)
+    frozen, batch = teacher_shapes(setup.task, mesh), batch_shapes(setup.task, mesh)
+    step = TrainStep(setup)
     # cuDNN's kernel, whose stand-in it is, does not run where sequences are split.
     whole = mesh.shape["context"] == 1
     with replaced_by(fused_shapes) if whole else contextlib.nullcontext():
-        traced = step.trace(setting.shapes, frozen, batch)
+        traced = step.trace(setup.shapes, frozen, batch)
     compiled = traced.lower().compile(compiler_options=COMPILER)
     memory = compiled.memory_analysis()
-    params = setting.shapes.params
-    moving = trained(params, setting.optimizer.labels)
+    params = setup.shapes.params
+    moving = trained_part(params, setup.optimizer.labels)
     gradients = local_bytes(moving)
     return Compiled(
         parameters=local_bytes(params),
         trained=gradients,
-        optimizer=local_bytes(setting.shapes.opt_state),
+        optimizer=local_bytes(setup.shapes.opt_state),
         teacher=local_bytes(frozen),
         batch=local_bytes(batch),
         gradients=gradients * (2 if config.stages[name].optimizer.accumulate > 1 else 1),
@@ -105,41 +104,22 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
     )
 
 
-def batch_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
-    """What `data.pipeline` makes for a stage, as shapes."""
-    stage, place = config.stages[name], batch_sharding(mesh)
-
-    def shape(*dims: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((stage.batch_size, *dims), dtype, sharding=place)
-
-    side = config.teacher.image_size
-    if stage.kind == "teacher":
-        frames, text = stage.data.num_frames, config.teacher.text_length
-        return {
-            "pixels": shape(frames, side, side, 3, dtype=jnp.uint8),
-            "frame_mask": shape(frames, dtype=jnp.bool_),
-            "token_ids": shape(text, dtype=jnp.int32),
-            "mask": shape(text, dtype=jnp.bool_),
-        }
-    row = RowCapacity.of_stage(stage)
-    fields = zip(TokenLayout.shapes(row.tokens), TokenLayout.dtypes(), strict=True)
-    patch_size = config.model.patch_size
-    batch = {
-        "patches": shape(row.patches, patch_size**2 * 3, dtype=jnp.uint8),
-        "layout": TokenLayout(*(shape(*dims, dtype=dtype) for dims, dtype in fields)),
-    }
-    if guided(stage):
-        batch["teacher_frames"] = shape(row.frames, side, side, 3, dtype=jnp.uint8)
-    return batch
+def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
+    """The batch of a task as shapes, split over the mesh."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        task.batch_shapes(),
+    )
 
 
-def teacher_shapes(config: ConfigDict, name: str, mesh: Mesh) -> dict[str, Any]:
-    """The frozen trees of a stage as shapes: the teacher's vision tower on every device, or nothing."""
-    if not guided(config.stages[name]):
+def teacher_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
+    """The frozen trees of a task as shapes: the teacher's vision tower on every device, or nothing."""
+    if not task.uses_teacher:
         return {}
-    place, shapes = replicated(mesh), parameter_shapes(config, "teacher")
+    where, shapes = replicated(mesh), parameter_shapes(task.config, "teacher")
     leaves = {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
         for path, shape in shapes.items()
     }
     return {"teacher": unflatten_paths(leaves)["vision"]}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from elva_jax.errors import ConfigError
+from elva_jax.tasks.registry import make_task
 from elva_jax.tools.analysis.paper import EXAMPLES
 from elva_jax.video.layout import frame_tokens
 
@@ -34,9 +35,8 @@ def schedule(config: ConfigDict, name: str) -> Schedule:
     """
     stage = config.stages[name]
     data = stage.data
-    tokens = stage.batch_size * (
-        config.teacher.text_length if stage.kind == "teacher" else data.seq_len
-    )
+    task = make_task(config, name)
+    tokens = stage.batch_size * task.row_tokens
     if stage.steps:
         return Schedule(stage.steps, tokens, f"stages.{name}.steps")
     examples, lengths = 0, 0
@@ -50,7 +50,7 @@ def schedule(config: ConfigDict, name: str) -> Schedule:
         side = max(data.longest_edge // config.model.patch_size, 1)
         length = min(frames * frame_tokens(side, side) + TEXT_TOKENS, data.seq_len)
         examples, lengths = examples + known.count, lengths + known.count * length
-    if not data.pack or stage.kind == "teacher":
+    if not task.packs_rows:
         steps = math.ceil(stage.epochs * examples / stage.batch_size)
     else:
         steps = math.ceil(stage.epochs * lengths / (FILL * tokens))

@@ -10,13 +10,13 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from elva_jax.parallel.mesh import check_stage
+from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
+from elva_jax.tools.plan.hardware import EFFICIENCY, GIB, NETWORK_EFFICIENCY, USABLE, Device
 from elva_jax.tools.plan.hlo import Collective
 from elva_jax.tools.plan.program import Compiled, compile_stage
 from elva_jax.tools.plan.schedule import schedule
-from elva_jax.training.hardware import EFFICIENCY, GIB, NETWORK_EFFICIENCY, USABLE, Device
 
 DAY = 86_400
 
@@ -27,8 +27,8 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, device: Device) -> dic
     Raises:
       ConfigError: a batch or sequences that do not split over the mesh, or data whose size nobody knows.
     """
-    stage = config.stages[name]
-    check_stage(mesh, stage, f"stages.{name}.")
+    task = make_task(config, name)
+    task.check_mesh(mesh)
     steps = schedule(config, name)
     compiled = compile_stage(config, name, mesh, steps.steps)
     axes = dict(mesh.shape)
@@ -49,7 +49,7 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, device: Device) -> dic
         "usable": usable,
         "fits": memory["total"] <= usable,
         "activations_by_hand": estimate.activations(config, name, axes)
-        if stage.kind == "elva" and axes["context"] == 1
+        if task.decoder_pieces() and axes["context"] == 1
         else None,
         "flops": work,
         "collectives": moved,

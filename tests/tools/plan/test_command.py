@@ -15,10 +15,10 @@ from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
+from elva_jax.tools.plan.hardware import DEVICES, GIB
 from elva_jax.tools.plan.hlo import Collective
 from elva_jax.tools.plan.schedule import schedule
 from elva_jax.tools.plan.stage import collectives_of
-from elva_jax.training.hardware import DEVICES, GIB
 
 CONFIG = Path(__file__).parents[2] / "training" / "tiny_run.py"
 SETTINGS = [

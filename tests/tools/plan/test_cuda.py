@@ -16,9 +16,10 @@ from elva_jax.inference.params import Weights
 from elva_jax.models.build import config_from_dict
 from elva_jax.ops.attention import cudnn
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.tasks.objective import make_objective
+from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan.program import batch_shapes, teacher_shapes
-from elva_jax.training import loop
+from elva_jax.training.setup import set_up
+from elva_jax.training.step import TrainStep
 from elva_jax.video.layout import TokenLayout
 
 PACKED, SINGLE = "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaSoftmax"
@@ -53,12 +54,10 @@ def test_the_training_step_lowers_for_cuda(config, stage):
     config.stages[stage].optimizer.accumulate = 2
     if stage == "sft":
         config.stages.sft.merge_buckets = (120,)
-    mesh, objective = make_mesh(config.mesh), make_objective(config, stage)
-    setting = loop.set_up(config, stage, objective, mesh, 10)
-    step = loop.make_step(config, stage, objective, setting)
-    traced = step.trace(
-        setting.shapes, teacher_shapes(config, stage, mesh), batch_shapes(config, stage, mesh)
-    )
+    mesh, task = make_mesh(config.mesh), make_task(config, stage)
+    setup = set_up(task, mesh, 10)
+    step = TrainStep(setup)
+    traced = step.trace(setup.shapes, teacher_shapes(task, mesh), batch_shapes(task, mesh))
     lowered = traced.lower(lowering_platforms=("cuda",))
     loops = 2 if stage == "sft" else 1  # pieces of the decoder, before and behind the merge
     assert calls(lowered, PACKED) == 2 * loops  # forward, and again for the backward pass

@@ -1,0 +1,21 @@
+"""The one place that maps a stage's `kind` to its task."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from elva_jax.tasks.base import Task
+from elva_jax.tasks.siglip import SiglipTask
+from elva_jax.tasks.video_llm import VideoLlmTask
+
+TASKS: dict[str, type[Task]] = {"elva": VideoLlmTask, "teacher": SiglipTask}
+
+
+def task_of(stage: ConfigDict) -> type[Task]:
+    """The class of a stage's task."""
+    return TASKS[stage.kind]
+
+
+def make_task(config: ConfigDict, stage_name: str) -> Task:
+    """The task of a stage of a run."""
+    return task_of(config.stages[stage_name])(config, stage_name)

@@ -1,0 +1,119 @@
+"""Trains a teacher: SigLIP's sigmoid loss between clips and their captions.
+
+frames [B, F, H, W, 3] -> vision tower -> mean over a clip's frames -> [B, C] -+
+                                                                               +-> sigmoid loss
+captions [B, L]        -> text tower  ------------------------------> [B, C] -+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.config.schema import TeacherConfig
+from elva_jax.config.serialize import typed
+from elva_jax.data.batches import caption_batches
+from elva_jax.data.pipeline import BatchIterator
+from elva_jax.models import flops
+from elva_jax.models.towers.common import to_pixels
+from elva_jax.models.towers.siglip import Siglip
+from elva_jax.tasks import losses
+from elva_jax.tasks.base import Content, Metrics, Task, TrainedMatrices, over_processes
+
+
+class SiglipTask(Task):
+    """Params are SigLIP's tree: `vision`, `text`, and the scale and bias of the logits."""
+
+    exports = "vision"
+
+    @property
+    def init_from(self) -> str:
+        """The teacher's `init_from`."""
+        return self.config.teacher.init_from
+
+    @property
+    def row_tokens(self) -> int:
+        """Length of a caption."""
+        return self.config.teacher.text_length
+
+    @property
+    def logical_sizes(self) -> dict[str, int]:
+        """Heads, which the flat kernels of the projections do not show."""
+        return {"heads": self.config.teacher.num_heads}
+
+    def open_batches(
+        self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
+    ) -> BatchIterator:
+        """Clips with their captions, one to a row."""
+        return caption_batches(
+            self.config,
+            self.name,
+            tokenizer,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def batch_shapes(self) -> dict[str, Any]:
+        """Shapes of clips and captions."""
+        teacher, rows, frames = (
+            self.config.teacher,
+            self.stage.batch_size,
+            self.stage.data.num_frames,
+        )
+        side, length = teacher.image_size, teacher.text_length
+        return {
+            "pixels": jax.ShapeDtypeStruct((rows, frames, side, side, 3), np.uint8),
+            "frame_mask": jax.ShapeDtypeStruct((rows, frames), np.bool_),
+            "token_ids": jax.ShapeDtypeStruct((rows, length), np.int32),
+            "mask": jax.ShapeDtypeStruct((rows, length), np.bool_),
+        }
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters of both towers."""
+        teacher = self.config.teacher
+        pixels = jnp.zeros((1, teacher.image_size, teacher.image_size, 3))
+        return self._model.init(key, pixels, jnp.zeros((1, teacher.text_length), jnp.int32))[
+            "params"
+        ]
+
+    def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        """A clip's feature is the mean over its frames."""
+        b, f, *size = batch["pixels"].shape
+        pixels = to_pixels(batch["pixels"]).reshape(b * f, *size)
+        pooled_MxC, text_BxC, log_scale, bias = self._model.apply(
+            {"params": params}, pixels, batch["token_ids"]
+        )
+        mask_BxFx1 = batch["frame_mask"][..., None]
+        frames_Bx1 = jnp.maximum(jnp.sum(mask_BxFx1, axis=1), 1)
+        pooled_BxFxC = jnp.where(mask_BxFx1, pooled_MxC.reshape(b, f, -1), 0.0)
+        clip_BxC = jnp.sum(pooled_BxFxC, axis=1) / frames_Bx1
+        value, extra = losses.sigmoid_loss(clip_BxC, text_BxC, log_scale, bias)
+        tokens = jnp.sum(batch["mask"], dtype=jnp.float32)
+        return value, {"tokens": tokens, "sigmoid": value, **extra}
+
+    def content(self, batch: Mapping[str, Any]) -> Content:
+        """Frames of the clips, tokens of the captions."""
+        frames, tokens = float(batch["frame_mask"].sum()), float(batch["mask"].sum())
+        return over_processes(Content(tokens=tokens, frames=frames))
+
+    def flops(
+        self, content: Content, metrics: Mapping[str, Any], matrices: TrainedMatrices
+    ) -> float:
+        """Both towers, forward and backward."""
+        teacher = self._teacher
+        texts = content.frames / max(self.stage.data.num_frames, 1)
+        text_tower = texts * teacher.text_layers * flops.vision_layer(teacher, teacher.text_length)
+        return 3 * (flops.vision_tower(teacher, content.frames) + text_tower)
+
+    @property
+    def _teacher(self) -> TeacherConfig:
+        return typed(TeacherConfig, self.config.teacher)
+
+    @property
+    def _model(self) -> Siglip:
+        return Siglip(self._teacher, self.config.model.vocab_size)

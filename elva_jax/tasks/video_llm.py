@@ -1,0 +1,348 @@
+"""Trains ELVA on answers about images and videos, with or without a teacher (paper, section 3.3).
+
+L = w_gen L_gen + w_tube L_tube + w_con L_con
+
+patches, layout -> Elva -> hidden [B, C, D] -> vocabulary head -> L_gen (answers' tokens)
+                                |-> tube head  --> L_tube (patches, averaged along time)
+                                +-> frame head --> L_con (<FRAME> tokens)
+teacher_frames -> frozen vision tower -> features -^ (targets of L_tube and L_con)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.config.schema import LoraConfig, ModelConfig, TeacherConfig
+from elva_jax.config.serialize import typed
+from elva_jax.data.batches import conversation_batches, conversations_per_step
+from elva_jax.data.packing import RowCapacity
+from elva_jax.data.pipeline import BatchIterator
+from elva_jax.models import flops
+from elva_jax.models.build import config_from_dict, vision_tower
+from elva_jax.models.elva import Elva, ElvaOutput, dummy_inputs, layer_blocks
+from elva_jax.models.guidance import GuidanceHeads
+from elva_jax.models.qwen2 import vocabulary_head
+from elva_jax.models.towers.common import to_pixels
+from elva_jax.ops.pooling import adaptive_average_pool
+from elva_jax.tasks import losses
+from elva_jax.tasks.base import (
+    Content,
+    MergeMetrics,
+    Metrics,
+    Task,
+    TrainedMatrices,
+    over_processes,
+)
+from elva_jax.video.layout import Kind, TokenLayout
+
+# Attention scores of one teacher layer that may exist at once for a row; more frames take turns.
+TEACHER_SCORES = 2**26
+CHUNK_LOGITS = 2**25  # float32 logits of one row that may exist at once; longer rows are cut
+TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
+
+
+class VideoLlmTask(Task):
+    """Params are {"elva": …, "guidance": …}, the latter only with a guidance loss.
+
+    Frozen trees are {"teacher": the vision tower} with a guidance loss, otherwise none.
+    """
+
+    exports = "elva"
+    teacher_parts: ClassVar[Mapping[str, str]] = {f"{TOWER}/": "vision/"}
+
+    def __init__(self, config: ConfigDict, name: str):
+        super().__init__(config, name)
+        lora = typed(LoraConfig, self.stage.optimizer.lora)
+        self._model_config = config_from_dict(config.model, config.teacher)
+        self._model = Elva(self._model_config, lora if lora.rank else None)
+        self._heads = GuidanceHeads(
+            config.teacher.hidden_size, self.stage.loss.temperature, config.model.dtype
+        )
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the stage has a guidance loss."""
+        return bool(self.stage.loss.tube or self.stage.loss.contrastive)
+
+    @property
+    def init_from(self) -> str:
+        """The run's `init_from`."""
+        return self.config.init_from
+
+    @property
+    def row_tokens(self) -> int:
+        """Length of a packed sequence."""
+        return self.stage.data.seq_len
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether short examples share a sequence."""
+        return self.stage.data.pack
+
+    @property
+    def logical_sizes(self) -> dict[str, int]:
+        """Heads, which the flat kernels of the projections do not show."""
+        model = self.config.model
+        return {"heads": model.num_heads, "kv_heads": model.num_kv_heads}
+
+    def sequence_lengths(self) -> list[tuple[str, int]]:
+        """The packed sequence, and what is left of it after each merging layer."""
+        buckets = [("merge_buckets", bucket) for bucket in self.stage.merge_buckets]
+        return [("data.seq_len", self.row_tokens), *buckets]
+
+    def decoder_pieces(self) -> list[tuple[int, int]]:
+        """The pieces between merging layers; without buckets merged tokens keep their places."""
+        pieces, length = [], self.row_tokens
+        for block in layer_blocks(self._model_config, merging=self.stage.merging):
+            if block.merge is not None and self.stage.merge_buckets:
+                length = self.stage.merge_buckets[block.merge] or length
+            pieces.append((block.num_layers, length))
+        return pieces
+
+    def open_batches(
+        self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
+    ) -> BatchIterator:
+        """Packed conversations, with the teacher's frames if it is needed."""
+        return conversation_batches(
+            self.config,
+            self.name,
+            tokenizer,
+            process_index=process_index,
+            process_count=process_count,
+            teacher_size=self.config.teacher.image_size if self.uses_teacher else None,
+        )
+
+    def batch_shapes(self) -> dict[str, Any]:
+        """Shapes of patches, layout and teacher frames."""
+        row, size = RowCapacity.of_stage(self.stage), self.stage.batch_size
+
+        def shape(*dims: int, dtype: Any = np.uint8) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((size, *dims), dtype)
+
+        fields = zip(TokenLayout.shapes(row.tokens), TokenLayout.dtypes(), strict=True)
+        width, side = self.config.model.patch_size**2 * 3, self.config.teacher.image_size
+        layout: Any = [shape(*dims, dtype=dtype) for dims, dtype in fields]
+        batch = {"patches": shape(row.patches, width), "layout": TokenLayout(*layout)}
+        if self.uses_teacher:
+            batch["teacher_frames"] = shape(row.frames, side, side, 3)
+        return batch
+
+    def examples_per_step(self, tokenizer: PreTrainedTokenizerBase) -> float:
+        """Estimated from the first rows if short examples share them."""
+        return conversations_per_step(self.config, self.name, tokenizer)
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters of the model, and of the guidance heads if they are needed."""
+        model_key, heads_key = jax.random.split(key)
+        inputs = dummy_inputs(self._model_config)
+        params = {"elva": self._model.init(model_key, *inputs)["params"]}
+        if self.uses_teacher:
+            hidden = jnp.zeros((1, 2, self.config.model.hidden_size))
+            params["guidance"] = self._heads.init(heads_key, hidden, hidden)["params"]
+        return params
+
+    def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        """The weighted sum of the terms; terms of weight 0 are not computed."""
+        weights = self.stage.loss
+        out = self._model.apply(
+            {"params": params["elva"]},
+            batch["patches"],
+            batch["layout"],
+            merging=self.stage.merging,
+            buckets=tuple(self.stage.merge_buckets),
+        )
+        metrics = token_metrics(
+            self._model_config, batch["layout"], out, merging=self.stage.merging
+        )
+        total = jnp.float32(0)
+        if weights.generation:
+            head = vocabulary_head(params["elva"]["decoder"])
+            value, extra = _generation(out, head, batch, self.config.model.vocab_size)
+            total += weights.generation * value
+            metrics |= {"generation": value, **extra}
+        if self.uses_teacher:
+            value, extra = self._guidance(params["guidance"], frozen["teacher"], out, batch)
+            total, metrics = total + value, metrics | extra
+        return total, metrics
+
+    def prepare(self, batch: Any) -> Any:
+        """Adds each row's share of the batch's answer weight.
+
+        With it the losses of micro-batches add up to the loss of the whole batch.
+        """
+        weight_BxS = batch["layout"].loss_weight
+        share = jnp.sum(weight_BxS) / weight_BxS.shape[0]
+        return {**batch, "row_weight": jnp.full(weight_BxS.shape[0], share)}
+
+    def content(self, batch: Mapping[str, Any]) -> Content:
+        """Counted from the layout."""
+        layout = batch["layout"]
+        patches = float((layout.kind == Kind.PATCH).sum())
+        tokens = float((layout.kind != Kind.PAD).sum())
+        lengths = np.concatenate([np.bincount(row)[1:] for row in layout.segment]).astype(float)
+        return over_processes(
+            Content(
+                tokens=tokens,
+                visual=tokens - float((layout.kind == Kind.TEXT).sum()),
+                patches=patches,
+                frames=float(np.sum([len(np.unique(row[row >= 0])) for row in layout.frame])),
+                pairs=float((lengths * (lengths + 1) / 2).sum()),
+            )
+        )
+
+    def flops(
+        self, content: Content, metrics: Mapping[str, Any], matrices: TrainedMatrices
+    ) -> float:
+        """Forward, gradient of the inputs, and gradient of the parameters that are trained."""
+        c, text = self._model_config, content.tokens - content.visual
+        tokens = text + content.visual * metrics.get("merge/kept_mean", 1.0)
+        pairs = content.pairs * (tokens / max(content.tokens, 1.0)) ** 2
+        kept = min((layer.kept for layer in metrics.get("merge", ())), default=1.0)
+        # A frozen part that nothing trained precedes needs no gradient of its inputs either.
+        total = self._embedding_flops(content, matrices)
+        table = "elva/decoder/embed_tokens" if c.tie_embeddings else "elva/decoder/lm_head"
+        layers = 2.0 * tokens * c.num_layers * flops.layer_weights(c)
+        total += (2 + matrices.share("elva/decoder/layers")) * layers
+        total += (2 + matrices.share(table)) * flops.head(c, 1) * (text + content.visual * kept)
+        total += 3 * c.num_layers * flops.layer_attention(c, pairs)
+        total += 3 * 2.0 * tokens * matrices.lora_size
+        if self.uses_teacher:
+            teacher = typed(TeacherConfig, self.config.teacher)
+            total += flops.vision_tower(teacher, content.frames)
+            total += 3 * 2.0 * content.tokens * c.hidden_size * teacher.hidden_size
+        return total
+
+    def _embedding_flops(self, content: Content, matrices: TrainedMatrices) -> float:
+        """Of the patch embedding, or of the encoder-based baseline's tower and projector."""
+        model = self._model_config
+        if model.tower is None:
+            share = matrices.share("elva/patch_embed")
+            forward = flops.patch_embedding(model, content.patches, content.visual)
+            return (2 + share if share else 1) * forward
+        tower, projector = matrices.share(TOWER), matrices.share(PROJECTOR)
+        width, features = model.tower.hidden_size, model.hidden_size
+        passes = 1 + (tower > 0) + projector
+        return (2 + tower if tower else 1) * flops.vision_tower(
+            model.tower, content.frames
+        ) + passes * flops.projector(width, features, content.patches)
+
+    def _guidance(
+        self, head_params: Any, teacher_params: Any, out: ElvaOutput, batch: Any
+    ) -> tuple[jax.Array, Metrics]:
+        """The weighted sum of the tube-wise and the frame-wise term.
+
+        Each averages over its own micro-batch, and takes its negatives from there.
+        """
+        weights, frames_BxFxHxWx3 = self.stage.loss, batch["teacher_frames"]
+        features_BxFxGxGxC = teacher_features(
+            vision_tower(self.config), teacher_params, frames_BxFxHxWx3
+        )
+        frame_hidden, valid_BxF = losses.gather_frames(
+            out.hidden, out.layout, frames_BxFxHxWx3.shape[1]
+        )
+        student = self._heads.apply({"params": head_params}, out.hidden, frame_hidden)
+        total, metrics = jnp.float32(0), {}
+        if weights.tube:
+            target_BxSxC = jax.vmap(adaptive_average_pool)(
+                features_BxFxGxGxC, out.layout.frame, out.layout.cell
+            )
+            value, extra = losses.tube_loss(
+                student.tube,
+                target_BxSxC,
+                out.layout,
+                reduction=weights.tube_reduction,
+                temporal=weights.tube_temporal,
+            )
+            total, metrics = total + weights.tube * value, {**metrics, "tube": value, **extra}
+        if weights.contrastive:
+            target_BxFxC = jnp.mean(features_BxFxGxGxC, axis=(2, 3))
+            value, extra = losses.contrastive_loss(
+                student.frame, target_BxFxC, valid_BxF, student.log_temperature
+            )
+            total += weights.contrastive * value
+            metrics |= {"contrastive": value, **extra}
+        return total, metrics
+
+
+def token_metrics(
+    config: ModelConfig, before: TokenLayout, out: ElvaOutput, *, merging: bool
+) -> Metrics:
+    """The number of tokens, the share of padding, and what is left after each merge.
+
+    `merge/kept_mean` is the share of visual tokens that are left, averaged over decoder layers.
+    """
+
+    def count(*kinds: Kind) -> jax.Array:
+        return sum(jnp.sum(before.kind == kind, dtype=jnp.float32) for kind in kinds)
+
+    def share(left: jax.Array, total: jax.Array) -> jax.Array:  # 1 where there never was one
+        left = jnp.sum(left).astype(jnp.float32)
+        return jnp.where(total > 0, left / jnp.maximum(total, 1.0), 1.0)
+
+    padding, size = count(Kind.PAD), before.kind.size
+    metrics: Metrics = {"tokens": size - padding, "padding": padding / size}
+    if not merging:
+        return metrics
+    patches, visual = count(Kind.PATCH), count(Kind.FRAME, Kind.PATCH, Kind.LINE)
+    metrics["merge"] = tuple(
+        MergeMetrics(
+            kept=share(stats.patches, patches),
+            forced=jnp.sum(stats.forced).astype(jnp.float32),
+            overflow=jnp.sum(stats.overflow).astype(jnp.float32),
+            padding=jnp.sum(stats.padding) / jnp.sum(stats.padding + stats.survivors),
+        )
+        for stats in out.merges
+    )
+    layers = [
+        block.num_layers
+        * (1.0 if block.merge is None else share(out.merges[block.merge].visual, visual))
+        for block in layer_blocks(config, merging=merging)
+    ]
+    return metrics | {"merge/kept_mean": sum(layers) / config.num_layers}
+
+
+def _generation(
+    out: ElvaOutput, head: Any, batch: Any, vocab_size: int
+) -> tuple[jax.Array, Metrics]:
+    """Cross-entropy on the answers' tokens, which are text and so survive every merge."""
+    chunk = 0
+    if out.hidden.shape[1] * vocab_size > CHUNK_LOGITS:
+        chunk = max(CHUNK_LOGITS // vocab_size // 64, 1) * 64  # so that mesh.context divides it
+    value, extra = losses.generation_loss(
+        out.hidden, head, out.layout.target, out.layout.loss_weight, chunk
+    )
+    weight = extra.pop("target_weight")
+    if "row_weight" in batch:
+        value = value * weight / jnp.maximum(jnp.sum(batch["row_weight"]), 1e-9)
+    return value, extra
+
+
+def teacher_features(teacher: Any, params: Any, frames_BxFxHxWx3: jax.Array) -> jax.Array:
+    """Penultimate features [B, F, G, G, C] of uint8 frames; no gradient flows through.
+
+    Slots without a frame hold the features of black.
+    """
+    b, f, *size = frames_BxFxHxWx3.shape
+    side, heads = teacher.config.grid, teacher.config.num_heads
+    most = max(TEACHER_SCORES // (heads * side**4), 1)
+    count = next(n for n in range(-(-f // most), f + 1) if f % n == 0)
+
+    def features(frames_BxNxHxWx3: jax.Array) -> jax.Array:
+        pixels = to_pixels(frames_BxNxHxWx3).reshape(-1, *size)
+        features_MxPxC = jax.lax.stop_gradient(
+            teacher.apply({"params": params}, pixels).penultimate
+        )
+        return features_MxPxC.reshape(b, -1, side, side, features_MxPxC.shape[-1])
+
+    if count == 1:
+        return features(frames_BxFxHxWx3)
+    groups = frames_BxFxHxWx3.reshape(b, count, f // count, *size).swapaxes(0, 1)
+    parts = jax.lax.map(features, groups)
+    return parts.swapaxes(0, 1).reshape(b, f, side, side, -1)

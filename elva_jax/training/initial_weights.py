@@ -1,0 +1,124 @@
+"""The weights that a stage starts from, and the frozen teacher that its loss reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from elva_jax.errors import CheckpointError, ConfigError
+from elva_jax.hf.load import load_params
+from elva_jax.models.build import parameter_shapes
+from elva_jax.models.lora import is_factor
+from elva_jax.parallel.mesh import replicated
+from elva_jax.tasks.base import Task
+from elva_jax.tasks.registry import task_of
+from elva_jax.training.setup import TrainSetup
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
+
+VISION = "vision"  # the subtree of a teacher that others use
+
+
+def initial_weights(
+    setup: TrainSetup, workdir: Path, say: Callable[[str], None]
+) -> dict[str, jax.Array]:
+    """Parameters by path, as far as a source has them; the rest of the stage's starts at random.
+
+    The source is the last stage before that trains the same, or else the task's `init_from`. What
+    it lacks of the task's `teacher_parts` comes from the teacher. LoRA's factors always start
+    fresh.
+
+    Raises:
+      CheckpointError: a parameter of another shape.
+      ConvertError: a Hugging Face folder that is damaged or does not fit.
+    """
+    task, name = setup.task, setup.task.name
+    targets = {
+        path: leaf
+        for path, leaf in flatten_paths(setup.shapes.params).items()
+        if not is_factor(path)
+    }
+    before = _stage_before(task, task.exports)
+    source = workdir / before if before else task.init_from
+    if not source:
+        return _teacher_parts(task, workdir, targets, say)
+    subtree: Any = task.exports
+    loaded = load_params(source, targets, task.config, subtree=subtree)
+    for path, there in loaded.params.items():
+        here = targets[path]
+        if here.shape != there.shape:
+            raise CheckpointError(
+                f"{source}: {path} is {there.dtype}{list(there.shape)},"
+                f" stage {name} has {here.dtype}{list(here.shape)}"
+            )
+    if not loaded.params:
+        raise CheckpointError(f"{source}: shares no parameter with stage {name}")
+    missing = {path: leaf for path, leaf in targets.items() if path not in loaded.params}
+    params = loaded.params | _teacher_parts(task, workdir, missing, say)
+    note = f"{name}: starts from {source} ({loaded.origin})"
+    for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", loaded.unused)):
+        note += f"; {label}: {', '.join(sorted(paths))}" if paths else ""
+    say(note)
+    return params
+
+
+def frozen_trees(setup: TrainSetup, workdir: Path) -> dict[str, Any]:
+    """The trees that the stage's loss reads beside its parameters: the teacher's vision tower."""
+    if not setup.task.uses_teacher:
+        return {}
+    everywhere, shapes = replicated(setup.mesh), parameter_shapes(setup.task.config, "teacher")
+    targets = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
+        for path, shape in shapes.items()
+    }
+    params, _ = _load_teacher(setup.task, workdir, targets)
+    return {"teacher": unflatten_paths(params)[VISION]}
+
+
+def _stage_before(task: Task, exports: str) -> str | None:
+    """The last earlier stage of the curriculum that trains a subtree."""
+    names, stages = list(task.config.curriculum), task.config.stages
+    earlier = reversed(names[: names.index(task.name)])
+    return next((name for name in earlier if task_of(stages[name]).exports == exports), None)
+
+
+def _teacher_parts(
+    task: Task, workdir: Path, missing: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, jax.Array]:
+    """The parts of the `missing` parameters that are the teacher's, by path."""
+    params: dict[str, jax.Array] = {}
+    for ours, theirs in task.teacher_parts.items():
+        targets = {
+            path.replace(ours, theirs, 1): leaf
+            for path, leaf in missing.items()
+            if path.startswith(ours)
+        }
+        if targets:
+            loaded, source = _load_teacher(task, workdir, targets)
+            say(f"{task.name}: takes its vision tower from {source}")
+            params |= {path.replace(theirs, ours, 1): leaf for path, leaf in loaded.items()}
+    return params
+
+
+def _load_teacher(
+    task: Task, workdir: Path, targets: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], str | Path]:
+    """All of `targets` by path, and their source: `teacher.init_from`, or an earlier stage."""
+    config, before = task.config, _stage_before(task, VISION)
+    if not (config.teacher.init_from or before):
+        raise ConfigError(
+            f"teacher.init_from: stage {task.name} needs a vision tower, which {config.init_from}"
+            " does not have; set it"
+        )
+    source = config.teacher.init_from or workdir / str(before)
+    loaded = load_params(source, targets, config, subtree="vision").params
+    for path, here in targets.items():
+        if path not in loaded or loaded[path].shape != here.shape:
+            there = list(loaded[path].shape) if path in loaded else "missing"
+            raise CheckpointError(
+                f"{source}: {path} is {there}, the teacher of this run has {list(here.shape)}"
+            )
+    return loaded, source
