@@ -27,12 +27,12 @@ def layer_attention(config: ModelConfig, pairs: float) -> float:
     return 4.0 * config.num_heads * config.head_dim * pairs
 
 
-def head(config: ModelConfig, positions: int = 1) -> float:
+def head(config: ModelConfig, positions: float = 1) -> float:
     """Logits at some positions."""
     return 2.0 * positions * config.hidden_size * config.vocab_size
 
 
-def patch_embedding(config: ModelConfig, patches: int, tokens: int) -> float:
+def patch_embedding(config: ModelConfig, patches: float, tokens: float) -> float:
     """`models.patch_embed`, for arrays of that many patches and tokens, padding included."""
     width = config.patch_width
     weights, fold = config.patch_size**2 * 3 * width, 0.0
@@ -44,7 +44,7 @@ def patch_embedding(config: ModelConfig, patches: int, tokens: int) -> float:
     return 2.0 * patches * weights + fold + 2.0 * tokens * width * config.hidden_size
 
 
-def vision_tower(tower: TeacherConfig, images: int, layers: int | None = None) -> float:
+def vision_tower(tower: TeacherConfig, images: float, layers: int | None = None) -> float:
     """Patch embedding and the first `layers` blocks (None: all), without the pooling head."""
     patches = tower.grid**2
     blocks = tower.num_layers if layers is None else layers
@@ -59,6 +59,6 @@ def vision_layer(tower: TeacherConfig, tokens: int) -> float:
     return 2.0 * tokens * weights + 4.0 * tokens**2 * width
 
 
-def projector(width: int, features: int, tokens: int) -> float:
+def projector(width: int, features: int, tokens: float) -> float:
     """A two-layer MLP width -> features -> features."""
     return 2.0 * tokens * (width * features + features**2)

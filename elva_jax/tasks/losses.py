@@ -1,4 +1,17 @@
-"""The loss terms (paper, section 3.3) on global arrays: under jit the mesh decides what is gathered. All in float32, 0 on empty sets."""
+"""The loss terms (paper, section 3.3), in float32; each is 0 on an empty set.
+
+    L_gen   mean over answer tokens of -log p(next token)
+    L_tube  mean over tubes of |s - t|^2 = 2 (1 - cos(s, t)), with s and t the normalized means
+            over time of the student's and the teacher's features at one grid position
+    L_con   mean over frames i of -(log softmax_j(s_i t_j / T)_i + log softmax_j(s_j t_i / T)_i) / 2
+    L_sig   mean over images i of sum_j -log sigmoid(+-(s_i t_j exp(scale) + bias)), + where i = j
+
+            frame 1     frame 2     frame 3
+             a  b        a  b        a  b       the a's are one tube, the b's another
+             c  d        c  d        c  d       each frame has one <FRAME> token for L_con
+
+Arrays are global: under jit the mesh decides what is gathered.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +23,33 @@ from jax.sharding import PartitionSpec
 
 from elva_jax.errors import ConfigError
 from elva_jax.parallel.sharding import activation_spec, mesh_axes
+from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
-Metrics = dict[str, jax.Array]
+Terms = dict[str, jax.Array]  # scalars to report beside a loss
 
 
 def generation_loss(
     hidden_BxSxD: jax.Array,
     head_fn: Callable[[jax.Array], jax.Array],
-    target_BxS: jax.Array,
-    weight_BxS: jax.Array,
+    target_BxS: AnyArray,
+    weight_BxS: AnyArray,
     chunk: int = 0,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, Terms]:
     """Next-token cross-entropy, averaged over the weights of the whole global batch.
 
     Args:
       hidden_BxSxD: features after the final norm.
-      head_fn: hidden [B, s, D] -> logits [B, s, V]; pure. As a `jax.tree_util.Partial` over the arrays that it reads it goes to every
-        device whole, once, and each works on its own tokens: left to the partitioner, weights and their gradient move chunk by chunk.
+      head_fn: hidden [B, s, D] -> logits [B, s, V]; pure. If it is a `jax.tree_util.Partial` over
+        the arrays that it reads, these are gathered on every device once, and each device works on
+        its own tokens. XLA's partitioner would move weights and gradients for every chunk.
       target_BxS: int32, the next token's id.
       weight_BxS: float32, 0 where nothing is to be learned.
-      chunk: tokens a row whose logits exist at once, recomputed in the backward pass; 0: all of them.
+      chunk: tokens per row whose logits exist at once, recomputed in the backward pass; 0: all.
 
     Returns:
-      the loss, and `accuracy` (weighted share of tokens whose most likely next token is right) and `target_weight`.
+      the loss; and `accuracy`, the weighted share of tokens whose most likely next token is right,
+      and `target_weight`, the sum of the weights.
     """
 
     def sums(head_fn, hidden_BxSxD, target_BxS, weight_BxS):
@@ -45,7 +61,7 @@ def generation_loss(
     axes = mesh_axes(*tokens)  # none: XLA refuses a manual region that splits nothing
 
     def shard(head_fn, *arrays):
-        # Marked as each device's own here, outside of any loop, so that its gradient is summed over devices here too, once.
+        # Marked as varying outside of any loop, so that its gradient is summed over devices once.
         own = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), head_fn)
         return jax.lax.psum(sums(own, *arrays), axes)
 
@@ -57,7 +73,9 @@ def generation_loss(
     return _ratio(loss, weight), {"accuracy": _ratio(correct, weight), "target_weight": weight}
 
 
-def _token_sums(logits_BxSxV, target_BxS, weight_BxS) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _token_sums(
+    logits_BxSxV: jax.Array, target_BxS: AnyArray, weight_BxS: AnyArray
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weighted sums of the negative log-likelihood, of hits, and of the weights."""
     logits_BxSxV = logits_BxSxV.astype(jnp.float32)
     ids_1x1xV = jnp.arange(logits_BxSxV.shape[-1])[None, None, :]
@@ -74,13 +92,19 @@ def _token_sums(logits_BxSxV, target_BxS, weight_BxS) -> tuple[jax.Array, jax.Ar
     )
 
 
-def _chunked_sums(hidden_BxSxD, head_fn, target_BxS, weight_BxS, chunk):
+def _chunked_sums(
+    hidden_BxSxD: jax.Array,
+    head_fn: Callable[[jax.Array], jax.Array],
+    target_BxS: AnyArray,
+    weight_BxS: AnyArray,
+    chunk: int,
+) -> tuple[jax.Array, ...]:
+    """`_token_sums` of each chunk in turn."""
     batch, length = target_BxS.shape
     count = -(-length // chunk)
 
-    def split(
-        array,
-    ):  # chunk i is tokens i, i + count, …: a mesh that splits sequences then splits every chunk
+    def split(array: AnyArray) -> jax.Array:
+        # Chunk i is tokens i, i + count, …: a mesh that splits sequences then splits every chunk.
         array = jnp.pad(array, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (array.ndim - 2))
         return jnp.moveaxis(array.reshape(batch, chunk, count, *array.shape[2:]), 2, 0)
 
@@ -100,18 +124,19 @@ def tube_loss(
     *,
     reduction: str = "sum",
     temporal: str = "mean",
-) -> tuple[jax.Array, Metrics]:
-    """Tube-wise alignment: squared distance between L2-normalised features of student and teacher at the same grid position.
+) -> tuple[jax.Array, Terms]:
+    """Tube-wise alignment: squared distance of L2-normalized features at the same grid position.
 
     Args:
-      student_BxSxC: final-layer features at every token, through the tube head; only patches are read.
-      teacher_BxSxC: the teacher's features at every patch (`ops.pooling.adaptive_average_pool`); no gradient flows into them.
+      student_BxSxC: features at every token, through the tube head; only those of patches count.
+      teacher_BxSxC: the teacher's features at every patch (`ops.pooling.adaptive_average_pool`);
+        no gradient flows into them.
       layout: fields [B, S] of the same tokens.
       reduction: over channels; "sum" (twice 1 - cosine) or "mean" (C times smaller).
-      temporal: "mean" averages both over the frames of a tube first; "none" compares every frame's cell on its own.
+      temporal: "mean" averages both over the frames of a tube first; "none" compares patches.
 
     Returns:
-      the mean over all tubes (or patches) of the global batch, and `tube_cosine`, the mean cosine.
+      the mean over all tubes (or patches) of the global batch; and `tube_cosine`, the mean cosine.
 
     Raises:
       ConfigError: an unknown option.
@@ -121,7 +146,7 @@ def tube_loss(
     if temporal not in ("mean", "none"):
         raise ConfigError(f"loss.tube_temporal: {temporal!r} is unknown; use mean or none")
     valid_BxS = layout.kind == Kind.PATCH
-    # Masked here too, so that whatever other tokens hold stays out of the gradient.
+    # Masked here too, so that the features of other tokens stay out of the gradient.
     student_BxSxC = jnp.where(valid_BxS[:, :, None], student_BxSxC.astype(jnp.float32), 0.0)
     teacher_BxSxC = jax.lax.stop_gradient(teacher_BxSxC).astype(jnp.float32)
     if temporal == "mean":
@@ -137,9 +162,12 @@ def tube_loss(
 
 
 def _tube_means(
-    x_BxSxC: jax.Array, tube_BxS: jax.Array, valid_BxS: jax.Array
+    x_BxSxC: jax.Array, tube_BxS: AnyArray, valid_BxS: AnyArray
 ) -> tuple[jax.Array, jax.Array]:
-    """Means over the valid tokens of each tube, at the tube's number; and which numbers have any. A row has at most S tubes."""
+    """Means over the valid tokens of each tube, at the tube's number; and which numbers have any.
+
+    A row has at most S tubes.
+    """
     length = tube_BxS.shape[1]
 
     def one(x_SxC, tube_S, valid_S):
@@ -154,15 +182,15 @@ def _tube_means(
 def gather_frames(
     x_BxSxC: jax.Array, layout: TokenLayout, frames: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Features of the `<FRAME>` tokens in one slot a frame.
+    """Features of the `<FRAME>` tokens, one slot per frame.
 
     Args:
       x_BxSxC: features at every token.
       layout: fields [B, S] of the same tokens.
-      frames: F, slots a row; frames numbered F or more have none.
+      frames: F, slots per row; frames numbered F or more have none.
 
     Returns:
-      [B, F, C] (zeros where there is no such frame) and bool [B, F], which slots are taken.
+      [B, F, C], zeros without such a frame; and bool [B, F], which slots hold a frame.
     """
 
     def one(x_SxC, kind_S, frame_S):
@@ -180,19 +208,20 @@ def contrastive_loss(
     teacher_BxFxC: jax.Array,
     valid_BxF: jax.Array,
     log_temperature: jax.Array,
-) -> tuple[jax.Array, Metrics]:
-    """Frame-wise contrast: symmetric InfoNCE of every frame against every other frame of the global batch.
+) -> tuple[jax.Array, Terms]:
+    """Frame-wise contrast: symmetric InfoNCE over all frames of the global batch.
 
-    As in the paper all other frames are negatives, near-identical ones of the same video too.
+    As in the paper, all other frames are negatives, even near-identical ones of the same video.
 
     Args:
       student_BxFxC: `<FRAME>` features (`gather_frames`) through the frame head.
-      teacher_BxFxC: the mean of each frame's teacher features over its grid; no gradient flows into them.
+      teacher_BxFxC: each frame's mean teacher features; no gradient flows into them.
       valid_BxF: which slots hold a frame.
       log_temperature: scalar, learned.
 
     Returns:
-      the loss, `frame_accuracy` (share of frames whose own teacher frame is the most similar) and `temperature`.
+      the loss; and `frame_accuracy`, the share of frames whose own teacher features are the most
+      similar, and `temperature`.
     """
     valid_M = valid_BxF.reshape(-1)
     student_MxC = l2_normalize(student_BxFxC.astype(jnp.float32)).reshape(valid_M.shape[0], -1)
@@ -221,25 +250,26 @@ def sigmoid_loss(
     log_scale: jax.Array,
     bias: jax.Array,
     mask_N: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
-    """SigLIP's pairwise sigmoid loss (arXiv 2303.15343): pair (i, i) is positive, every other pair of the global batch negative.
+) -> tuple[jax.Array, Terms]:
+    """SigLIP's pairwise sigmoid loss (arXiv 2303.15343) over all pairs of the global batch.
+
+    Pair (i, i) is positive, every other pair negative.
 
     Args:
-      image_NxC: image features; normalised here.
-      text_NxC: text features; normalised here.
+      image_NxC: image features; normalized here.
+      text_NxC: text features; normalized here.
       log_scale: scalar, logarithm of the logit scale.
       bias: scalar logit bias.
-      mask_N: which pairs count; None: all.
+      mask_N: which images and texts count; None: all.
 
     Returns:
-      the sum over pairs divided by the number of images, and `match_accuracy` (share of images whose own text is the most similar).
+      the sum over pairs divided by the number of images; and `match_accuracy`, the share of images
+      whose own text is the most similar.
     """
     count = image_NxC.shape[0]
     mask_N = jnp.ones(count, bool) if mask_N is None else mask_N.astype(bool)
-    image_NxC, text_NxC = (
-        l2_normalize(image_NxC.astype(jnp.float32)),
-        l2_normalize(text_NxC.astype(jnp.float32)),
-    )
+    image_NxC = l2_normalize(image_NxC.astype(jnp.float32))
+    text_NxC = l2_normalize(text_NxC.astype(jnp.float32))
     cosine_NxN = jnp.einsum("nc,mc->nm", image_NxC, text_NxC, precision="highest")
     logits_NxN = cosine_NxN * jnp.exp(log_scale) + bias
     sign_NxN = 2.0 * jnp.eye(count) - 1.0
@@ -252,15 +282,15 @@ def sigmoid_loss(
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Divides by the norm over the last axis, as `torch.nn.functional.normalize`; zero vectors stay zero, with finite gradients."""
+    """Divides by the norm over the last axis; zero vectors stay zero, with finite gradients."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """total / weight, 0 where the weight is 0."""
+    """The quotient, 0 where the weight is 0."""
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
 def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over the mask, 0 where it is empty; what the mask leaves out may be anything."""
+    """Mean over the mask, 0 where it is empty; values outside the mask may be non-finite."""
     return _ratio(jnp.sum(jnp.where(mask, values, 0.0)), jnp.sum(mask.astype(jnp.float32)))

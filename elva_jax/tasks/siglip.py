@@ -85,9 +85,8 @@ class SiglipTask(Task):
         """A clip's feature is the mean over its frames."""
         b, f, *size = batch["pixels"].shape
         pixels = to_pixels(batch["pixels"]).reshape(b * f, *size)
-        pooled_MxC, text_BxC, log_scale, bias = self._model.apply(
-            {"params": params}, pixels, batch["token_ids"]
-        )
+        out: Any = self._model.apply({"params": params}, pixels, batch["token_ids"])
+        pooled_MxC, text_BxC, log_scale, bias = out
         mask_BxFx1 = batch["frame_mask"][..., None]
         frames_Bx1 = jnp.maximum(jnp.sum(mask_BxFx1, axis=1), 1)
         pooled_BxFxC = jnp.where(mask_BxFx1, pooled_MxC.reshape(b, f, -1), 0.0)

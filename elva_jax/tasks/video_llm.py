@@ -151,7 +151,7 @@ class VideoLlmTask(Task):
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the terms; terms of weight 0 are not computed."""
         weights = self.stage.loss
-        out = self._model.apply(
+        out: Any = self._model.apply(
             {"params": params["elva"]},
             batch["patches"],
             batch["layout"],
@@ -247,8 +247,9 @@ class VideoLlmTask(Task):
         frame_hidden, valid_BxF = losses.gather_frames(
             out.hidden, out.layout, frames_BxFxHxWx3.shape[1]
         )
-        student = self._heads.apply({"params": head_params}, out.hidden, frame_hidden)
-        total, metrics = jnp.float32(0), {}
+        student: Any = self._heads.apply({"params": head_params}, out.hidden, frame_hidden)
+        total = jnp.float32(0)
+        metrics: Metrics = {}
         if weights.tube:
             target_BxSxC = jax.vmap(adaptive_average_pool)(
                 features_BxFxGxGxC, out.layout.frame, out.layout.cell
@@ -280,7 +281,7 @@ def token_metrics(
     """
 
     def count(*kinds: Kind) -> jax.Array:
-        return sum(jnp.sum(before.kind == kind, dtype=jnp.float32) for kind in kinds)
+        return jnp.sum(jnp.isin(before.kind, jnp.asarray(kinds)), dtype=jnp.float32)
 
     def share(left: jax.Array, total: jax.Array) -> jax.Array:  # 1 where there never was one
         left = jnp.sum(left).astype(jnp.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -50,7 +50,7 @@ def train(
       ('teacher', 'objects', 'image', 'clips', 'video', 'sft')
       >>> status = elva_jax.train(config, "runs/tiny", progress=print)  # doctest: +SKIP
     """
-    file = _Lines(progress) if callable(progress) else None
+    file: Any = _Lines(progress) if callable(progress) else None
     console = None if progress is None else Console(file=file, soft_wrap=True)
     return run(config, workdir, profile=profile, console=console)
 

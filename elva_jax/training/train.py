@@ -129,7 +129,7 @@ def run(
 
 def _attention(config: ConfigDict, context: int) -> str:
     model = config.model
-    return choose_implementation(model.head_dim, model.dtype, model.attention, context)
+    return str(choose_implementation(model.head_dim, model.dtype, model.attention, context))
 
 
 def _write_summary(workdir: Path, config: ConfigDict, summary: dict[str, Any]) -> None:
