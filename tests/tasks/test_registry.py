@@ -1,5 +1,7 @@
 """A third task is a class and its line in the registry."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ class Line(Task):
     exports = "line"
     init_from = ""
     row_tokens = 1
-    logical_sizes = {}
+    logical_sizes: ClassVar = {}
 
     def open_batches(self, tokenizer, *, process_index=0, process_count=1):
         x = np.linspace(-1, 1, self.stage.batch_size, dtype=np.float32)
