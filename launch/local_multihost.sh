@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A run of N real processes on this machine, as on N hosts: for trying a cluster's configuration before there is one.
+# Runs N real processes on this machine, as on N hosts, to try a configuration without a cluster.
 # Usage: launch/local_multihost.sh N [arguments of elva train]
 #   launch/local_multihost.sh 2 --config configs/tiny.py --workdir runs/two --config.mesh.fsdp=2 --config.mesh.data=1
-# Every line of output begins with its process's number. Ctrl-C reaches all of them; the first that fails ends the others.
-# DEVICES: fake devices a process on a CPU (default 1); GPUs are shared out evenly. PYTHON: the interpreter (default: .venv, made if need be).
+# Every line of output begins with the index of its process. Ctrl-C reaches all of them; the first that fails ends the others.
+# DEVICES: fake devices per process on a CPU (default 1); GPUs are divided evenly. PYTHON: the interpreter (default: .venv, created if necessary).
 set -euo pipefail
 case "${1:-}" in "" | *[!0-9]* | 0) echo "usage: launch/local_multihost.sh N [arguments of elva train]" >&2 && exit 2 ;; esac
 count=$1 && shift
@@ -22,12 +22,12 @@ if [ "${JAX_PLATFORMS:-}" != cpu ] && command -v nvidia-smi >/dev/null; then gpu
 if [ "$gpus" -gt 0 ]; then
   if [ $((gpus % count)) -ne 0 ]; then echo "$gpus GPUs do not divide among $count processes" >&2 && exit 2; fi
 else
-  export JAX_PLATFORMS=cpu # the processes exchange by gloo
+  export JAX_PLATFORMS=cpu # the processes exchange data through gloo
   export XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-1} ${XLA_FLAGS:-}"
 fi
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
-set -m # a process group each: otherwise a shell's background processes ignore Ctrl-C, and some would get it twice
+set -m # one process group each: otherwise background processes of a shell ignore Ctrl-C, and some would receive it twice
 pids=()
 for ((i = 0; i < count; i++)); do
   own=()
@@ -49,22 +49,22 @@ while [ "$left" -gt 0 ]; do
   code=0
   finished=
   wait -n -p finished "${pids[@]}" || code=$?
-  if [ "$code" -eq 127 ]; then # bash has lost one that ended while a trap ran, and its status with it
-    echo "a process ended unseen; ending the others" >&2
+  if [ "$code" -eq 127 ]; then # bash lost a process that ended while a trap ran, and with it the status
+    echo "a process ended with an unknown status; ending the others" >&2
     tell KILL
     exit 1
   fi
-  [ -n "${finished:-}" ] || continue # a signal, which the trap has passed on
+  [ -n "${finished:-}" ] || continue # a signal, which the trap has forwarded
   left=$((left - 1))
   rest=()
   for pid in "${pids[@]}"; do if [ "$pid" != "$finished" ]; then rest+=("$pid"); fi; done
   pids=("${rest[@]}")
   if [ "$code" -ne 0 ] && [ "$status" -eq 0 ]; then
     status=$code
-    # 130 and 75 are agreed stops, which the others have saved for and end with as well. After anything else they would only wait.
+    # After 130 and 75 the others have saved and stop with the same status. After anything else they would only wait.
     if [ "$code" -ne 130 ] && [ "$code" -ne 75 ] && [ "$left" -gt 0 ]; then
       echo "a process ended with status $code; ending the other $left" >&2
-      sleep 2 # time for their own message
+      sleep 2 # time for their own messages
       tell KILL
     fi
   fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite: ruff, then pytest with one process a core. Usage: launch/test.sh [pytest arguments]
+# The whole test suite: ruff, then pytest with one process per core. Usage: launch/test.sh [pytest arguments]
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # torch first and pinned: the CPU build, which a bare dependency on torch would not choose.
 install_requirements requirements-test.txt requirements.txt

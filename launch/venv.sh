@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv in the repository root and installs the pinned requirements, once per change of pins.
+# Sourced by the other scripts: creates .venv in the repository root, and installs the pinned requirements once per change of pins.
 # Usage: source launch/venv.sh [extra requirement files]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
