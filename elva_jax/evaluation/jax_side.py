@@ -27,7 +27,7 @@ class JaxSide:
 
     def __init__(self, run: SavedRun):
         self.run = run
-        self.kind = "vision" if run.config.stages[run.stage].kind == "teacher" else "elva"
+        self.kind = "elva" if any(path.startswith("elva/") for path in run.shapes) else "vision"
         self.vocab_size = run.config.model.vocab_size
 
     def _load(self) -> Run:

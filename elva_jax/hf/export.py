@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 import elva_jax
 from elva_jax.checkpoints.restore import open_run
 from elva_jax.config.serialize import config_to_dict
+from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
@@ -135,7 +136,8 @@ def _check_dtype(dtype: str) -> None:
 
 def _write(out: Path, params: Iterable[tuple[str, np.ndarray]], model: _Model) -> None:
     """Writes the folder; the parameters, by path, are read one after the other."""
-    if (kind := model.config.stages[model.stage].kind) != "elva":
+    if not stages_of_kind(model.config, "elva", among=(model.stage,)):
+        kind = model.config.stages[model.stage].kind
         raise ConvertError(
             f"{model.where}: stage {model.stage} trains a {kind}; give an ELVA stage"
         )

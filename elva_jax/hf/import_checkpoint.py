@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from elva_jax.checkpoints.save import save_weights
 from elva_jax.config import schema
 from elva_jax.config.serialize import config_to_dict
+from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
 from elva_jax.errors import ConvertError, first_line
 from elva_jax.hf import elva
@@ -120,7 +121,7 @@ def _run_config(
     """
     if config is not None:
         config = config.copy_and_resolve_references()
-        before = [name for name in config.curriculum if config.stages[name].kind == "elva"]
+        before = stages_of_kind(config, "elva")
         stage = config.stages[before[-1]] if before else schema.stage()
     elif store.config.get("model_type") == elva.MODEL_TYPE:
         config, name, _ = folder_config(store)

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.stages import stages_of_kind
 from elva_jax.data import conversation
 from elva_jax.data.decode_example import clip_settings
 from elva_jax.errors import ConfigError
@@ -108,12 +109,12 @@ def elva_stage(config: ConfigDict, name: str | None = None) -> str:
     """
     if name is not None and name not in config.stages:
         raise ConfigError(f"no stage '{name}'; the run has {', '.join(config.stages)}")
-    if name is not None and config.stages[name].kind != "elva":
+    if name is not None and not stages_of_kind(config, "elva", among=(name,)):
         raise ConfigError(
             f"stage '{name}' trains a {config.stages[name].kind}, which answers nothing;"
             " give an ELVA stage"
         )
-    names = [each for each in config.curriculum if config.stages[each].kind == "elva"]
+    names = stages_of_kind(config, "elva")
     if name is None and not names:
         raise ConfigError("curriculum: no stage of kind 'elva', so there is no model that answers")
     return name or names[-1]
