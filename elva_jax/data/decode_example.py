@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from elva_jax.data import conversation
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media
-from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
 from elva_jax.data.safe_read import read_safely
 from elva_jax.errors import DataError, RecordError
@@ -20,6 +19,9 @@ from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Counts, TokenLayout, build_layout, count
 from elva_jax.video.read import read_frames
+
+if TYPE_CHECKING:  # inference uses `clip_settings`, and needs neither Grain nor TFDS
+    from elva_jax.data.mixture import Mixture
 
 
 class Decoder:

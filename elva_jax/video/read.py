@@ -1,11 +1,12 @@
-"""Frames of a video file, an animation, a folder of frames or a still image, sampled uniformly in time.
+"""Frames of a video file, an animation, a folder of frames or a still image, uniform in time.
 
-Nothing is decoded that need not be, and only the frames asked for are ever held.
+Nothing is decoded needlessly, and only the frames asked for are held in memory.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import io
 import re
 import stat
@@ -13,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from elva_jax.errors import ConfigError, VideoError
-from elva_jax.video.reader import BACKGROUND, VideoFile, reading
+from elva_jax.video.probe import reading
+from elva_jax.video.reader import BACKGROUND, VideoFile
 from elva_jax.video.resize import LazyFrame
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
@@ -38,14 +40,19 @@ IMAGE_SUFFIXES = (
 HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")
 
 
-class Frames(NamedTuple):
-    """Sampled frames in temporal order."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Sampled frames in temporal order.
 
-    pixels: list[
-        np.ndarray
-    ]  # T arrays, uint8 [H, W, 3] RGB unless a transform made something else of them
-    times: np.ndarray  # float64 [T] seconds from the first frame of the source to each
-    duration: float  # seconds; 0 for a still image
+    Attributes:
+      pixels: T arrays, uint8 [H, W, 3] RGB, unless a transform made something else of them.
+      times: float64 [T], seconds from the first frame of the source to each.
+      duration: seconds; 0 for a still image.
+    """
+
+    pixels: list[Any]
+    times: np.ndarray
+    duration: float
 
 
 def read_frames(
@@ -57,23 +64,26 @@ def read_frames(
     name: str | None = None,
     folder_fps: float = 1.0,
 ) -> Frames:
-    """Samples frames uniformly in time.
+    """Samples frames of a video or image uniformly in time.
 
-    The frames are those displayed at (i + 0.5) * duration / n, where the frame displayed at t is the last one that starts at or before t,
-    and no frame is taken twice: a source with fewer frames gives fewer. n is `num_frames`, or with `fps` as many as that rate gives over
-    the duration (at least one), at most `num_frames`. A still image is one frame.
+    The n frames are those displayed at the times (i + 0.5) * duration / n, exactly. The frame
+    displayed at t is the last one that starts at or before t. No frame is taken twice: a source
+    with fewer frames gives fewer. A still image is one frame.
 
     Args:
-      source: path of a video (mp4, mkv, avi, webm, ...), an animated or still image, or a folder of images in natural order of their
-        names; or a file's bytes.
-      num_frames: n, or its cap where `fps` is given.
-      fps: frames a second; None or 0: `num_frames` alone decides.
-      transform: what is made of each picture as soon as it is decoded, such as `picture.at(size)`; None: its pixels as they are.
+      source: path of a video (mp4, mkv, avi, webm, ...), an animated or still image, or a folder of
+        images in natural order of their names; or a file's bytes.
+      num_frames: n, or its maximum where `fps` is given.
+      fps: frames per second over the duration, at least one in all; None or 0: `num_frames` alone
+        decides.
+      transform: called with each frame as soon as it is decoded, such as
+        `lambda frame: frame.at((224, 224))`; None: its pixels as they are.
       name: what errors call the source; the path by default.
-      folder_fps: frames a second that a folder of images stands for.
+      folder_fps: frames per second that a folder of images stands for.
 
     Raises:
-      VideoError: the source is missing, empty, broken, truncated before a wanted frame, or without pictures.
+      VideoError: the source is missing, empty, broken, truncated before a wanted frame, or without
+        pictures.
       ConfigError: neither `num_frames` nor `fps` is positive.
 
     Example:
@@ -96,19 +106,19 @@ def read_frames(
         name = "<bytes>" if isinstance(source, bytes) else str(source)
     pixels, times = [], []
     with closing(open_media(source, name, folder_fps)) as media:
-        for time, picture in media.frames_at(sample_times(media.duration, num_frames, fps)):
-            pixels.append(picture.pixels() if transform is None else transform(picture))
+        for time, frame in media.frames_at(sample_times(media.duration, num_frames, fps)):
+            pixels.append(frame.pixels() if transform is None else transform(frame))
             times.append(float(time))
-        return Frames(pixels, np.asarray(times, np.float64), float(media.duration))
+        duration = float(media.duration)
+    return Frames(pixels=pixels, times=np.asarray(times, np.float64), duration=duration)
 
 
 def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) -> list[Fraction]:
     """The exact times in seconds, (i + 0.5) * duration / n, that `read_frames` samples."""
-    count = num_frames
+    count = num_frames or 1
     if fps:
-        count = max(1, round(duration * Fraction(fps)))
-        if num_frames is not None:
-            count = min(count, num_frames)
+        rate = max(1, round(duration * Fraction(fps)))
+        count = rate if num_frames is None else min(rate, num_frames)
     return [duration * (2 * i + 1) / (2 * count) for i in range(count)]
 
 
@@ -120,11 +130,12 @@ class Pictures:
       duration: seconds.
       load: gives the k-th picture as uint8 [H, W, 3]; called with increasing k.
       close: called at the end.
+
+    Attributes:
+      time_base: seconds of which delays of animations and frames of folders are multiples.
     """
 
-    time_base = Fraction(
-        1, 1000
-    )  # seconds; what delays of animations and frames of folders are multiples of
+    time_base = Fraction(1, 1000)
 
     def __init__(
         self,
@@ -155,7 +166,7 @@ class Pictures:
 
 
 def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> VideoFile | Pictures:
-    """Opens what `read_frames` reads; to be closed.
+    """Opens a source of `read_frames`; the caller closes it.
 
     Raises:
       VideoError: as `read_frames`.
@@ -163,9 +174,8 @@ def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> Vide
     if isinstance(source, Path) and source.is_dir():
         return _folder(source, name, Fraction(folder_fps))
     head = _head(source, name)
-    if (
-        head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
-    ):  # FFmpeg would show one of its tiles as a video
+    # FFmpeg would show one of a HEIF image's tiles as a video.
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         raise VideoError(name, "HEIF images are not supported; convert it to JPEG or PNG")
     with reading(name):
         try:
@@ -180,14 +190,17 @@ def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> Vide
 
 
 def _head(source: Path | bytes, name: str) -> bytes:
-    """The first bytes; refuses what is not a file with something in it."""
+    """The first bytes of a source.
+
+    Raises:
+      VideoError: it is no file, or an empty one.
+    """
     if isinstance(source, bytes):
         head = source[:16]
     else:
         try:
-            if not stat.S_ISREG(
-                source.stat().st_mode
-            ):  # a pipe would be waited for, a device might never end
+            # A pipe would block, and a device might never end.
+            if not stat.S_ISREG(source.stat().st_mode):
                 raise VideoError(name, "is neither a file nor a folder")
             with source.open("rb") as file:
                 head = file.read(16)
@@ -201,17 +214,12 @@ def _head(source: Path | bytes, name: str) -> bytes:
 
 
 def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
-    files = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
-    files.sort(
-        key=lambda path: [
-            (int(part), "") if part.isdigit() else (-1, part)
-            for part in re.split(r"(\d+)", path.name)
-        ]
-    )
+    def natural_order(path: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", path.name)
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    names = (path for path in folder.iterdir() if not path.name.startswith("."))
+    files = sorted((p for p in names if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_order)
     if not files:
         raise VideoError(name, f"is a folder without images ({', '.join(IMAGE_SUFFIXES)})")
 
@@ -243,9 +251,8 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     """uint8 [H, W, 3] of the image's current frame: upright by its EXIF orientation, transparency on white."""
     with reading(name):
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(
-            "I;16"
-        ):  # Pillow's own conversion clips 16-bit grey instead of scaling it
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion clips 16-bit gray instead of scaling it.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")

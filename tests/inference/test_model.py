@@ -145,7 +145,9 @@ def test_answer_and_score_take_frames_and_files(model, videos, tmp_path):
     assert isinstance(expected, str)
     assert (
         model.answer(tmp_path, QUESTION, max_new_tokens=6)
-        == model.answer(Frames(frames, np.arange(4.0), 4.0), QUESTION, max_new_tokens=6)
+        == model.answer(
+            Frames(pixels=frames, times=np.arange(4.0), duration=4.0), QUESTION, max_new_tokens=6
+        )
         == expected
     )
     assert model.score(tmp_path, QUESTION, OPTIONS) == model.score(frames, QUESTION, OPTIONS)

@@ -1,0 +1,247 @@
+"""What a video file tells without decoding: its length, its number of frames, and damage.
+
+Times inside a file are counted in ticks, units of the video stream's time base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from elva_jax.errors import VideoError
+
+# Without a list FFmpeg would also "play" text files and follow playlists to other files.
+FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns whatever a decoding library raises into a VideoError about `name`."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except Exception as error:  # Pillow and PyAV raise nearly every type on damaged files
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = reason or str(error) or type(error).__name__
+        raise VideoError(name, f"cannot be read ({reason.strip()})") from error
+
+
+def open_container(source: Path | bytes, name: str) -> av.container.InputContainer:
+    """Opens a path or a file's bytes with PyAV.
+
+    Raises:
+      VideoError: it is none of `FORMATS`, or broken.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
+    try:
+        return av.open(
+            file, container_options={"format_whitelist": FORMATS}, metadata_errors="ignore"
+        )
+    except av.FFmpegError as error:
+        raise VideoError(
+            name, f"not a video or image that can be read, or broken ({error.strerror})"
+        ) from error
+
+
+def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The best video stream, set to be decoded by one thread.
+
+    Raises:
+      VideoError: there is none that can be decoded.
+    """
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"}))
+        raise VideoError(name, f"has no video stream{kinds and f' (only {kinds})'}")
+    if stream.codec_context is None:
+        raise VideoError(name, "is encoded in a way that this FFmpeg has no decoder for")
+    stream.thread_count = 1
+    return stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long a video is by its header, or by its last packet where the header does not say it.
+
+    Attributes:
+      tick: seconds of a tick.
+      end: tick at which the video ends.
+      declared: ticks in the stream's header; None: not told, or only guessed by FFmpeg.
+      frame: ticks of a usual frame; 0: unknown.
+      cut_short: whether the packets end before the length that the file declares as a whole.
+    """
+
+    tick: Fraction
+    end: int
+    declared: int | None
+    frame: int
+    cut_short: bool
+
+    def reached_by(self, ticks: int) -> bool:
+        """Whether so many ticks are about the declared length, where one is known."""
+        return not self.declared or _about(ticks, self.declared, self.frame)
+
+
+def _about(ticks: int, declared: int, frame: int) -> bool:
+    """Whether a length is about the declared one; muxers differ by a frame or so."""
+    return ticks >= 0.98 * declared - frame
+
+
+def probe(
+    source: Path | bytes, name: str, container: av.container.InputContainer, stream: av.VideoStream
+) -> Length:
+    """The length of an opened video.
+
+    Raises:
+      VideoError: the file is broken.
+    """
+    tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+    rate = stream.average_rate or stream.base_rate
+    frame = round(1 / (rate * tick)) if rate else 0
+    # Without a start time the duration is only FFmpeg's guess.
+    if stream.start_time is None or not stream.duration:
+        end, cut_short = _measure(source, name, container, stream, tick, frame)
+        return Length(tick=tick, end=end, declared=None, frame=frame, cut_short=cut_short)
+    declared = stream.duration
+    if container.format.name == "avi":
+        # Of a cut AVI FFmpeg reports the duration of what is left, but the number of all frames.
+        declared = max(declared, stream.frames)
+    end = stream.start_time + declared
+    return Length(tick=tick, end=end, declared=declared, frame=frame, cut_short=False)
+
+
+def _measure(
+    source: Path | bytes,
+    name: str,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    tick: Fraction,
+    frame: int,
+) -> tuple[int, bool]:
+    """The tick at which a video without a declared length ends, and whether its file is cut short."""
+    start, duration = container.start_time or 0, container.duration or 0
+    end, end_of_all = (
+        _find_end(source, name, stream.index, near_end=True)
+        or _find_end(source, name, stream.index, near_end=False)
+        or (0, Fraction(0))
+    )
+    length = int((end_of_all - Fraction(start, av.time_base)) / tick)
+    declared = int(Fraction(duration - max(start, 0), av.time_base) / tick)
+    if length < declared - frame:
+        end += declared - length
+    return end, not _about(length, declared, frame)
+
+
+def _find_end(
+    source: Path | bytes, name: str, index: int, *, near_end: bool
+) -> tuple[int, Fraction] | None:
+    """The tick at which the packets of stream `index` end, and the second at which all streams end.
+
+    With `near_end`, only the packets at the end of the file are read. None if no packet of the
+    stream was seen.
+    """
+    last: list[tuple[int, int]] = []  # the two latest (time stamp, duration) of the stream
+    tick, end_of_all = Fraction(0), Fraction(0)
+    with open_container(source, name) as container:
+        if near_end and container.duration:
+            try:
+                container.seek((container.start_time or 0) + container.duration)
+            except av.FFmpegError:
+                return None
+        for packet in container.demux():
+            if packet.pts is None:
+                continue
+            duration = packet.duration or 0
+            end_of_all = max(end_of_all, (packet.pts + duration) * packet.time_base)
+            if packet.stream.index == index:
+                last, tick = sorted({*last, (packet.pts, duration)})[-2:], packet.time_base
+    if not last:
+        return None
+    pts, duration = last[-1]
+    end = pts + (duration or pts - last[0][0])
+    return end, max(end * tick, end_of_all)
+
+
+class PacketReader:
+    """Reads the packets of a video stream, and notes what they tell.
+
+    Attributes:
+      problem: why reading stopped early; "": it did not.
+      keyframe_gap: most ticks seen between key frames; None: no two key frames were seen.
+    """
+
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.VideoStream, length: Length
+    ):
+        self._container, self._stream, self._length = container, stream, length
+        self._first = self._stop = 0  # decode times of the first packet read, and after the last
+        self._any = False
+        self.problem = ""
+        self.keyframe_gap: int | None = None
+
+    def packets(self) -> Iterator[av.Packet]:
+        """The packets up to the first incomplete one, then one without data that drains the decoder.
+
+        The last one is left out where the video ends early: the frames still in the decoder would
+        be shown in place of the missing ones.
+        """
+        key = None
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.is_corrupt:
+                    self.problem = "an incomplete packet"
+                    return
+                if packet.dts is not None:
+                    key = self._note(packet, packet.dts, key)
+                elif not packet.size and not self.is_complete():
+                    return
+                yield packet
+        except av.FFmpegError as error:
+            self.problem = error.strerror or str(error)
+
+    def _note(self, packet: av.Packet, time: int, key: int | None) -> int | None:
+        """Notes a packet; returns the decode time of the last key frame, where `key` is the one before."""
+        if not self._any:
+            self._first, self._any = time, True
+        self._stop = time + (packet.duration or 0)
+        if not packet.is_keyframe:
+            return key
+        if key is not None:
+            self.keyframe_gap = max(self.keyframe_gap or 0, time - key)
+        return time
+
+    def is_complete(self) -> bool:
+        """Whether reading stopped where the video ends, and not before."""
+        if self.problem or self._length.cut_short:
+            return False
+        return not self._any or self._length.reached_by(self._stop - self._first)
+
+
+def count_frames(
+    source: Path | bytes, name: str, length: Length, *, stream_index: int, duration: Fraction
+) -> int:
+    """Counts the frames of a video by its packets, without decoding any.
+
+    Raises:
+      VideoError: the file ends early, or a packet is incomplete.
+    """
+    frames, starts, stops = 0, [], [0]
+    with reading(name), open_container(source, name) as container:
+        for packet in container.demux(container.streams[stream_index]):
+            if packet.is_corrupt:
+                raise VideoError(name, "truncated or damaged (an incomplete packet)")
+            frames += packet.size > 0
+            if packet.size and packet.dts is not None:
+                starts.append(packet.dts)
+                stops.append(packet.dts + (packet.duration or 0))
+    span = max(stops) - min(starts) if starts else 0
+    if length.cut_short or (span > 0 and not length.reached_by(span)):
+        raise VideoError(name, f"truncated (its packets end before {float(duration):.2f} s)")
+    return max(frames, 1)
