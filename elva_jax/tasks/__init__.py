@@ -1,1 +1,1 @@
-"""What a stage trains: one module per task, and the registry that finds it by `stage.kind`."""
+"""Tasks, which say how a stage is trained: one module for each, and the registry that finds it by `stage.kind`."""

@@ -1,4 +1,4 @@
-"""The protocol of a task: what a stage trains, from its batches to its loss.
+"""The protocol of a task: how a stage is trained, from its batches to its loss.
 
     tokenizer -> batches -> loss(params, frozen, batch) -> value, metrics
 
@@ -76,7 +76,7 @@ class TrainedMatrices:
 
 
 class Task(Protocol):
-    """What one stage of a run trains.
+    """The training of one stage: its data, parameters, loss and cost.
 
     Attributes:
       exports: the subtree of the parameters that later stages, inference and conversion read.

@@ -1,4 +1,4 @@
-"""Hooks: what watches the steps of a stage. The loop calls each of them, in the order of its list.
+"""Hooks watch the steps of a stage. The loop calls each of them, in the order of its list.
 
 before_step -> next batch -> the step is dispatched -> after_step -> on_save, if it is saved
 close, in reverse order, whatever ends the stage
@@ -96,7 +96,7 @@ class SaveTimer(Hook):
 
 
 class Reporter(Hook):
-    """Reports the means of `log.every` steps to files, the session log and whoever watches.
+    """Reports the means of `log.every` steps to files, to the session log and on the console.
 
     Args:
       setup: of the stage.

@@ -34,7 +34,7 @@ RESTART = "start the same command again to continue"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What all stages of a run share."""
+    """The objects that all stages of a run share."""
 
     workdir: Path
     tokenizer: PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class RunContext:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageInputs:
-    """What a stage is trained on and from."""
+    """The data, frozen trees and initial weights of a stage."""
 
     batches: BatchIterator  # of this process
     frozen: Mapping[str, Any]  # trees that the loss reads and nothing changes

@@ -24,7 +24,7 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 
 
 def peak_flops(config: ConfigDict) -> float | None:
-    """What all devices of the run could do in a second, or None if that is unknown."""
+    """The peak FLOP/s of all devices of the run, or None if that is unknown."""
     peak = config.log.peak_tflops * 1e12
     if not peak and config.model.dtype == "bfloat16":
         kind = jax.devices()[0].device_kind

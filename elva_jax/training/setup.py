@@ -25,7 +25,7 @@ from elva_jax.utils.trees import flatten_paths
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """What the shapes of a stage determine before any array exists."""
+    """All that the shapes of a stage determine before any array exists."""
 
     task: Task
     mesh: Mesh

@@ -1,4 +1,4 @@
-"""Run by test_losses.py in its own process: every loss and its gradient, with the batch over eight fake devices and on one."""
+"""Computes every loss and gradient on eight fake devices and on one; see test_losses.py."""
 
 import os
 
@@ -40,7 +40,7 @@ def main():
     rows = [
         build_layout([Clip([(2, 2)] * (k % 4)), Text([1]), Text([2, 3 + k % 3], weight=1.0)])
         for k in range(B)
-    ]  # uneven frames a device
+    ]  # numbers of frames differ between devices
     layout = TokenLayout(
         *(np.stack(fields) for fields in zip(*(pack([row], S) for row in rows), strict=True))
     )

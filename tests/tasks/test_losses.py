@@ -1,4 +1,4 @@
-"""The loss terms against PyTorch and plain NumPy readings, on empty sets, and sharded over eight devices."""
+"""The loss terms against PyTorch and plain NumPy, on empty sets, and sharded."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def batch_layout(length=64):
-    """Two rows: a packed one with mixed grids, and one with text alone in front of a clip."""
+    """Two rows: a packed one with mixed grids, and one with text before a clip."""
     clip = [Text([1]), Clip([(2, 2), (1, 2), (2, 2)]), Text([2])]
     rows = [
         [build_layout(clip), build_layout([Clip([(2, 2)] * 2)])],

@@ -1,4 +1,4 @@
-"""A run of toy size for every test here."""
+"""Fixtures for tests of training: the toy run, its data, its steps."""
 
 import importlib.util
 from pathlib import Path
@@ -34,7 +34,7 @@ def runs():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """moving_shapes/easy with two dozen records a split, and its tokenizer."""
+    """moving_shapes/easy with two dozen records per split, and its tokenizer."""
     folder = tmp_path_factory.mktemp("data")
     builder.build(folder, "easy", sizes={"image": 24, "train": 24}, workers=1)
     build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_run):
-    """The toy run; tests that read data set `data_dir`."""
+    """The toy run; tests that read data set its `data_dir`."""
     return tiny_run.get_config()
 
 

@@ -1,12 +1,13 @@
-"""Kills a run of the toy model with SIGKILL at random moments, lets it go on each time, and compares it with one that nobody touched.
+"""Kills toy runs with SIGKILL at random moments, and compares them with an uninterrupted run.
 
 Run by hand, about a quarter of an hour on one core; the report is a Markdown table:
 
-  PYTHONPATH=. python tests/training/kill_run.py --kills 20 --seed 0 --folder /tmp/kills --report report.md
+  PYTHONPATH=. python tests/training/kill_run.py --kills 20 --folder /tmp/kills --report report.md
 
-Half of the moments lie anywhere between the start of a process and the end of its training, half while a step is being written.
-Where a run comes to its end before all kills are spent, it is compared, and the next one begins. With --processes 2 one of two is killed,
-drawn by lot, and the other one must end by itself.
+Half of the moments are anywhere between the start of a process and the end of its training, half
+while a step is being written. When a run reaches its end before all kills are spent, it is
+compared, and the next one begins. With --processes 2, one of two processes is killed at random, and
+the other one must end by itself.
 """
 
 import argparse
@@ -30,17 +31,17 @@ OVERRIDES = {
     "checkpoint.every": 25,
     "checkpoint.minutes": 0.02,
 }
-LONGEST = 60.0  # seconds of a process's life within which it is killed, where not in a save
+LONGEST = 60.0  # a process is killed within its first seconds, so many, if not in a save
 
 
 def build_data(folder):
-    """Two dozen records a split, and a tokenizer."""
+    """Builds two dozen records per split, and a tokenizer."""
     builder.build(folder, "easy", sizes={"image": 24, "train": 24}, workers=1)
     build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
 
 
 def writing(workdir, since=frozenset()):
-    """The folders of steps that are being written, but for those of `since`."""
+    """The folders of steps that are being written, without those of `since`."""
     found = set()
     for path in workdir.glob("*/checkpoints/*orbax-checkpoint-tmp*"):
         with contextlib.suppress(FileNotFoundError):
@@ -49,7 +50,9 @@ def writing(workdir, since=frozenset()):
 
 
 def kill(processes, workdir, rng, before):
-    """Kills one process at a moment drawn from `rng`; returns the moment and how long the others lived on, or None where none lives.
+    """Kills one process at a moment drawn from `rng`.
+
+    Returns the moment and how long the others outlived it, or None if the process had ended.
 
     What was half written `before` the processes began is no save of theirs.
     """
@@ -73,7 +76,7 @@ def kill(processes, workdir, rng, before):
 
 
 def left_over(process, seconds=15):
-    """Whether processes of the group outlive the one that was killed by so many seconds."""
+    """Whether processes of the group outlive the one that was killed by `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -85,7 +88,7 @@ def left_over(process, seconds=15):
 
 
 def state_of(workdir):
-    """Stage and newest step on disk."""
+    """The stage, its newest step on disk and its last reported step."""
     stage = next(
         (stage for stage in reversed(STEPS) if (workdir / stage).is_dir()), next(iter(STEPS))
     )
@@ -131,7 +134,8 @@ def main():
             orphans = "yes" if any(map(left_over, processes)) else "no"
             others = f"{killed[1]:.1f} s" if args.processes > 1 else "—"
             rows.append(
-                f"| {len(rows) + 1} | {killed[0]} | {others} | {workers} | {stage}, {reported} | {saved} | {orphans} |"
+                f"| {len(rows) + 1} | {killed[0]} | {others} | {workers} | {stage}, {reported}"
+                f" | {saved} | {orphans} |"
             )
             print(rows[-1], flush=True)
             continue
@@ -145,7 +149,10 @@ def main():
         if len(rows) == args.kills:
             break
         workdir = args.folder / f"cut-{len(verdicts)}"
-    head = "| Kill | After | Others ended after | Decoding processes | Last report | Goes on from | Left over |\n|---|---|---|---|---|---|---|"
+    head = (
+        "| Kill | After | Others ended after | Decoding processes | Last report | Continues from |"
+    )
+    head += " Left over |\n|---|---|---|---|---|---|---|"
     args.report.write_text("\n".join([head, *rows, "", *verdicts]) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Runs of the toy model in processes of their own, and all that they leave behind; for tests and for scripts beside them."""
+"""Runs the toy model in processes of its own, and reads the files that they leave."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CONFIG = Path(__file__).with_name("tiny_run.py")
 
 
 def words(workdir, data_dir, overrides, arg="teacher,video"):
-    """What follows `elva`, with `overrides` {key: value}."""
+    """The arguments of `elva`, with `overrides` {key: value}."""
     values = [
         f"--config.{key}={value}" for key, value in {"data_dir": data_dir, **overrides}.items()
     ]
@@ -36,7 +36,7 @@ def start(
     processes=1,
     program=("-m", "elva_jax.cli"),
 ):
-    """Starts `elva train` in one or several processes, each in a group of its own; a list of them."""
+    """Starts `elva train` in processes, each in a group of its own, and returns them."""
     command = [sys.executable, *program, *words(workdir, data_dir, overrides, arg)]
     if processes == 1:
         return [launch(command, environment)]
@@ -55,7 +55,8 @@ def start(
 
 def launch(command, environment=None):
     """Starts a command in a group of its own; `output` reads what it prints."""
-    log = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process; a pipe that nobody reads fills up
+    # A file, since a pipe that nobody reads fills up.
+    log = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
     process = subprocess.Popen(
         command,
         env={**os.environ, **(environment or {}), "JAX_PLATFORMS": "cpu"},
@@ -68,12 +69,12 @@ def launch(command, environment=None):
 
 
 def output(process):
-    """What a process has printed so far."""
+    """All that a process has printed so far."""
     return os.pread(process.log.fileno(), 2**24, 0).decode()
 
 
 def free_port():
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -99,7 +100,7 @@ def newest(workdir, stage):
 
 def everything(workdir, stage):
     """All that the newest step holds: arrays as bytes by path, data positions as they are."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whoever saved it
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was saved
     step = (workdir / stage / "checkpoints" / str(newest(workdir, stage))).absolute()
     with format.open_reader() as reader:
         trees = {
@@ -118,7 +119,7 @@ def everything(workdir, stage):
 
 
 def reports(workdir, stage):
-    """The lines of metrics.jsonl without what differs between equal runs."""
+    """The lines of metrics.jsonl without the metrics that differ between equal runs."""
     return [
         {name: value for name, value in line.items() if name not in TIMING}
         for line in read_metrics(workdir / stage)
@@ -126,7 +127,7 @@ def reports(workdir, stage):
 
 
 def differences(one, two, stages):
-    """What two finished runs do not have in common, as text; empty where they are equal bit by bit."""
+    """The differences of two finished runs, as text; empty if they are bitwise equal."""
     found = []
     for stage in stages:
         if newest(one, stage) != newest(two, stage):

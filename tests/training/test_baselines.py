@@ -1,4 +1,4 @@
-"""The baselines of the paper's comparisons train, hand on their weights and answer as ELVA does."""
+"""The baselines of the paper's comparisons train, pass on their weights and answer as ELVA does."""
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,7 @@ TOWER = "elva/patch_embed/tower/"
 
 
 def ablation(config_dir, data_dir, variant, *stages):
-    """A tiny variant with one decoder layer and four steps a stage."""
+    """A tiny variant with one decoder layer and four steps per stage."""
     config = load(f"{config_dir}/ablations.py:variant={variant},size=tiny")
     config.curriculum, config.data_dir, config.log.every, config.model.num_layers = (
         stages,
@@ -95,7 +95,7 @@ def test_pooling_trains(pooled):
     assert np.isfinite(losses(pooled)).all()
     assert all(
         0.5 <= line["merge/kept_0"] <= 1 for line in lines
-    )  # a half of a video's patches, all of an image's
+    )  # half of a video's patches, all of an image's
     assert any(line["merge/kept_0"] < 1 for line in lines)
     assert all(line["merge/forced_0"] == 0 for line in lines)
 

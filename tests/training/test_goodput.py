@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""The accounting of a run's time."""
 
 import dataclasses
 import time
@@ -43,7 +43,7 @@ def session(stage, began, ended, first, last, **laps):
 
 
 def test_goodput_counts_steps_once_and_all_the_time():
-    """A start of 100 s that reaches step 40; killed, 20 s later on again from step 30; a second stage."""
+    """100 s to step 40, killed, 20 s later from step 30 to 50; then a second stage."""
     found = summarize(
         [
             session("a", 1000, 1100, 0, 40, startup=20, data=8, host=12, device=20, save=10),

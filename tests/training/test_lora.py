@@ -18,7 +18,7 @@ RANK, ALPHA = 2, 6.0
 
 @pytest.fixture
 def adapting(config):
-    """The toy run's merging stage with factors of rank 2 beside the queries and the MLP's last matrix."""
+    """The toy run's merging stage with LoRA of rank 2 on the queries and the MLP's last matrix."""
     config.stages.sft.optimizer.name = "adamw"
     config.stages.sft.optimizer.learning_rate = 0.05
     config.stages.sft.optimizer.lora.update(rank=RANK, alpha=ALPHA, targets=("q_proj", "^down"))
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
 def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
     adapting, tiny_run, stage_of, tmp_path
 ):
-    """The rest is bfloat16 and has no gradient, no moments; a saved run reads as an ordinary model with the factors in it."""
+    """The rest is bfloat16, without gradient and moments; a saved run loads as a plain model."""
     adapting.stages.sft.optimizer.frozen_dtype = "bfloat16"
     adapting.stages.sft.optimizer.accumulate = 2
     adapting.stages.sft.optimizer.lora.also = ("patch_embed/out_proj",)
@@ -138,4 +138,4 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
         np.testing.assert_allclose(loaded[path], leaf, rtol=1e-6, err_msg=path)
         np.testing.assert_allclose(
             np.asarray(saved.read(path), np.float32), leaf, rtol=1e-2, err_msg=path
-        )  # in the base's bfloat16
+        )  # in the bfloat16 of the matrices

@@ -43,7 +43,7 @@ def test_a_saved_window_goes_on_where_it_was():
 
 
 def test_merging_layers_are_reduced_field_by_field_and_written_by_number():
-    """As a checkpoint carries them, too: by name, and back."""
+    """Checkpoints carry them by these names, too."""
     window = MetricsWindow()
     for kept, forced in ((0.5, 3.0), (0.25, 0.0)):
         layer = MergeMetrics(kept=kept, forced=forced, overflow=0.0, padding=kept / 2)
@@ -137,7 +137,10 @@ def test_a_terminal_gets_a_live_line_that_keeps_the_speed():
 
 
 def offline_records(path):
-    """Records of a W&B file that is a single block: 7 bytes, then for each a checksum, its length, its kind, and a message."""
+    """Records of a W&B file that is a single block.
+
+    7 bytes, then for each record a checksum, its length, its kind, and a message.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at = path.read_bytes(), 7
@@ -150,7 +153,7 @@ def offline_records(path):
 
 
 def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, config, monkeypatch):
-    """Really, without its server."""
+    """With the real package, without its server."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     config.log.wandb = "elva"
     for step in (2, 4):

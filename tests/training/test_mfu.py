@@ -16,7 +16,7 @@ from elva_jax.video.layout import Kind
 
 @pytest.fixture
 def parameters(config):
-    """Of a stage: labels of the optimiser, all trained but for those whose path holds a word, and shapes."""
+    """Labels and shapes of a stage; all is trained but the paths that contain a word."""
 
     def make(stage, frozen="nothing"):
         shapes = flatten_paths(
@@ -32,7 +32,7 @@ def flops_of(config, stage, parameters, content, metrics):
 
 
 def attended(layout):
-    """Pairs of query and key by the mask itself: earlier or the same place, same example, no padding."""
+    """Pairs of query and key by the mask: not later, same example, no padding."""
     total = 0
     for kind, segment in zip(layout.kind, layout.segment, strict=True):
         real = kind != Kind.PAD
@@ -56,7 +56,7 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     )
     assert content.frames == 2 * sum(
         len(np.unique(row[row > 0])) for row in batch["layout"].segment
-    )  # each example shows two
+    )  # each example has two
 
     c = config.model
     inner = sum(

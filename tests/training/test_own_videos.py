@@ -14,7 +14,7 @@ from elva_jax.training.metric_writers import read_metrics
 
 @pytest.fixture
 def notes(tmp_path):
-    """A JSON of three conversations about two real clips, and one about a clip that is not there."""
+    """A JSON of three conversations about two real clips, and one about a missing clip."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for name, level in (("dark", 40), ("bright", 210)):

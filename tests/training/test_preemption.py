@@ -1,4 +1,4 @@
-"""Signals become requests, and saves by the clock come when they are due."""
+"""Signals become requests, saves by the clock come in time, processes find a consensus."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from elva_jax.training.preemption import INTERRUPTED, PREEMPTED, Consensus, Stop
 
 @pytest.fixture
 def heard():
-    """Signals that reach the handlers of before."""
+    """Signals that reach the handlers that were installed before."""
     got, old = [], {}
     for number in (signal.SIGINT, signal.SIGTERM):
         old[number] = signal.signal(number, lambda number, _: got.append(number))
@@ -62,7 +62,7 @@ def test_saves_by_the_clock(monkeypatch):
 
 
 def test_consensus_gives_the_largest_of_each(monkeypatch):
-    """With a second process of this one's devices; late by one call."""
+    """A simulated second process has this one's values; `previous` is late by one call."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     alone = Consensus(mesh, "alone")
     assert alone.previous([3, 0]) == alone.now([3, 0]) == [3, 0]

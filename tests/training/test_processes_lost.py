@@ -1,4 +1,7 @@
-"""A run whose number of processes changes while it is killed, preempted and interrupted reads every record once an epoch."""
+"""A run with a changing number of processes reads every record once per epoch.
+
+In between it is killed, preempted and interrupted.
+"""
 
 import itertools
 import json
@@ -15,20 +18,20 @@ from PIL import Image
 WATCHED = Path(__file__).with_name("watched.py")
 SCRIPT = Path(__file__).parents[2] / "launch" / "local_multihost.sh"
 GREYS = list(range(8, 248, 10))  # one for each record
-STEPS, ROWS = 1000, 4  # more steps than it comes to
+STEPS, ROWS = 1000, 4  # more steps than it reaches
 OVERRIDES = {
     "stages.sft.steps": STEPS,
     "stages.sft.batch_size": ROWS,
     "stages.sft.data.pack": False,
     "stages.sft.data.num_frames": 1,
     "log.tensorboard": False,
-    "checkpoint.every": 7,  # so that a run goes on in the middle of an epoch
+    "checkpoint.every": 7,  # so that a run continues in the middle of an epoch
 }
 
 
 @pytest.fixture
 def records(tmp_path):
-    """A LLaVA file of a picture of every grey; {key: value} of the configuration."""
+    """A LLaVA file with a picture of each grey; returns {key: value} of the configuration."""
     for grey in GREYS:
         Image.fromarray(np.full((48, 48, 3), grey, np.uint8)).save(tmp_path / f"{grey}.png")
     talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Grey."}]
@@ -45,7 +48,7 @@ def records(tmp_path):
 
 
 class Starts:
-    """Starts of one run, and which records each of its steps was trained on."""
+    """The starts of one run, and the records that each of its steps was trained on."""
 
     def __init__(self, runs, folder, data_dir, overrides):
         self.workdir, self.by_step = folder / "run", {}
@@ -53,7 +56,8 @@ class Starts:
         self._notes.mkdir()
         self._python = folder / "python"
         self._python.write_text(
-            f'#!/bin/sh\n[ "$2" = -m ] && shift 3 && exec {sys.executable} {WATCHED} "$@"\nexec {sys.executable} "$@"\n'
+            f'#!/bin/sh\n[ "$2" = -m ] && shift 3 && exec {sys.executable} {WATCHED} "$@"\n'
+            f'exec {sys.executable} "$@"\n'
         )
         self._python.chmod(0o755)
         self._environment = {"ELVA_TEST_NOTES": str(self._notes)}
@@ -78,7 +82,7 @@ class Starts:
             time.sleep(0.01)
 
     def ended(self, first):
-        """Takes down what a start that went on from `first` was trained on, before a later one does it again; returns its last save."""
+        """Notes the records of a start that continued from `first`; returns its last save."""
         paths = list(self._notes.iterdir())
         lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
         for number, rows in enumerate(zip(*lines, strict=False), first + 1):

@@ -14,7 +14,7 @@ OVERRIDES = {
     **{f"stages.{stage}.steps": steps for stage, steps in STEPS.items()},
     "log.every": 2,
     "log.tensorboard": False,
-    "checkpoint.every": 23,  # so that a checkpoint falls into the middle of a window of metrics
+    "checkpoint.every": 23,  # so that a checkpoint is in the middle of a metrics window
 }
 
 
@@ -26,7 +26,7 @@ def wait_for(process, runs, condition):
 
 @pytest.mark.slow
 def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, runs):
-    """SIGTERM to the whole group, as schedulers send it, so that a decoding process gets it too; then SIGKILL while steps are saved."""
+    """SIGTERM to the whole group, decoding processes included, as schedulers do; then SIGKILL."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = tiny_run.get_config(",".join(STEPS))
     config.update_from_flattened_dict(OVERRIDES | {"data_dir": str(data_dir)})

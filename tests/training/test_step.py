@@ -13,7 +13,7 @@ from elva_jax.training import step
 from elva_jax.utils.trees import key_path
 
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
-STEPS = 40  # of every schedule here, so that equal steps compile once
+STEPS = 40  # of every schedule, so that equal steps compile once
 
 
 def by_path(tree):
@@ -41,7 +41,7 @@ def test_a_batch_is_learned_by_heart(config, tiny_run, stage_of):
 
 
 def test_micro_batches_equal_one_big_batch(config, tiny_run):
-    """Rows carry different numbers of answer tokens, so that a plain mean over micro-batches would differ."""
+    """Rows have different numbers of answer tokens, so a plain mean would differ."""
     task = make_task(unguided(config), "video")
     params = jax.jit(lambda key: nn.meta.unbox(task.init(key)))(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(config, "video"))

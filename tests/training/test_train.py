@@ -1,4 +1,4 @@
-"""Whole runs on real clips: stages hand their weights on, restarts find their place, other configurations are refused."""
+"""Whole runs on real clips: weights pass from stage to stage, restarts, refusals."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def toy(tiny_run, data_dir, arg, steps=2):
 
 
 def still(config, name):
-    """Makes a stage learn nothing, so that what it ends with is what it began with."""
+    """Makes a stage learn nothing, so that it ends with its initial weights."""
     config.stages[name].optimizer.learning_rate = 0.0
     return config
 
@@ -70,7 +70,7 @@ def test_what_a_run_leaves_behind(finished):
         assert all(np.isfinite(line[term]) for line in lines)
         assert list((workdir / name / "tensorboard").iterdir())
     assert all(line["merge/kept_mean"] < 1 for line in read_metrics(workdir / "sft"))
-    # What the batches were filled with, as the pipeline counts it; what is no token is the model's padding.
+    # The fill that the pipeline counts and the padding that the model counts add up to 1.
     assert all(
         line["token_fill"] == pytest.approx(1 - line["padding"], abs=1e-6)
         for line in read_metrics(workdir / "image")
@@ -117,7 +117,7 @@ def test_another_configuration_is_refused(finished, key, value):
 
 
 def test_a_run_of_before_a_key_was_there_goes_on(finished, tmp_path):
-    """Its value then is the default; another one is refused."""
+    """The key has its default then; another value is refused."""
     workdir, config = (
         shutil.copytree(finished[0], tmp_path / "run"),
         finished[1].copy_and_resolve_references(),
@@ -156,15 +156,15 @@ def test_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
 
 
 def test_the_teacher_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
-    """A guided stage behind one without guidance: its heads are fresh."""
+    """A guided stage starts from one without guidance: its heads are fresh."""
     workdir, _ = finished
     config = toy(tiny_run, data_dir, "image")
     config.init_from, config.teacher.init_from = str(workdir), str(workdir / "teacher")
     assert train.run(config, tmp_path, console=Console(soft_wrap=True)) == 0
     told = capsys.readouterr().out
     assert (
-        f"image: starts from {workdir} (stage sft, step 2); fresh: guidance/frame/bias, guidance/frame/kernel"
-        in told
+        f"image: starts from {workdir} (stage sft, step 2);"
+        " fresh: guidance/frame/bias, guidance/frame/kernel" in told
     )
     assert "unused" not in told
 
@@ -181,7 +181,7 @@ def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_
 
 
 def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
-    """It trains, and on something else than a stage without."""
+    """It trains, and on other inputs than a stage without."""
     losses = {}
     for name, low in (("with", 2), ("without", 0)):
         config = toy(tiny_run, data_dir, "sft")
@@ -194,7 +194,7 @@ def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
 
 def test_epochs_become_steps(tiny_run, data_dir, tmp_path):
     config = toy(tiny_run, data_dir, "teacher", steps=0)
-    config.stages.teacher.epochs = 0.32  # of 24 clips, 4 a step
+    config.stages.teacher.epochs = 0.32  # of 24 clips, 4 per step
     assert train.run(config, tmp_path) == 0
     assert load_run(tmp_path, kind="teacher").step == 2
 
@@ -210,7 +210,8 @@ def test_losses_that_stay_infinite_end_the_run(finished, tiny_run, data_dir, tmp
     config.log.max_bad_steps = 2
     with pytest.raises(
         TrainingError,
-        match=r"sft: the loss .* not finite for 2 steps in a row, up to step 2.*lower the learning rate",
+        match=r"sft: the loss .* not finite for 2 steps in a row, up to step 2.*lower the learning"
+        " rate",
     ):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "sft" / "finished.json").exists()

@@ -1,4 +1,4 @@
-"""Stages that start from Hugging Face folders: the decoder of a Qwen2, the teachers SigLIP and EVA-CLIP."""
+"""Stages start from Hugging Face folders: a Qwen2 decoder, SigLIP and EVA-CLIP teachers."""
 
 import json
 
@@ -20,9 +20,10 @@ from elva_jax.training.metric_writers import read_metrics
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    """A Qwen2 of the toy run's shape, in bfloat16, with a vocabulary that lacks rows."""
+    """A Qwen2 of the toy run's shape, in bfloat16, with a smaller vocabulary."""
     config = transformers.Qwen2Config(
-        vocab_size=505, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=505, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=512, tie_word_embeddings=True,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("qwen")
@@ -60,7 +61,7 @@ def run_of(tiny_run, data_dir, stage, **settings):
 
 @pytest.mark.parametrize("converted", [False, True])
 def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys, converted):
-    """From the folder itself or converted first, where the weights stay in bfloat16: training has them in float32."""
+    """From the folder itself, or converted first in bfloat16: training has float32."""
     source = qwen
     config = run_of(tiny_run, data_dir, "sft")
     if converted:
@@ -72,8 +73,8 @@ def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys,
     told = capsys.readouterr().out
     origin = "stage converted, step 0" if converted else "model_type qwen2"
     assert (
-        f"sft: starts from {source} ({origin}); fresh: elva/patch_embed/frame, elva/patch_embed/k_kernel"
-        in told
+        f"sft: starts from {source} ({origin});"
+        " fresh: elva/patch_embed/frame, elva/patch_embed/k_kernel" in told
     )
     assert "unused" not in told
     decoder = load_run(tmp_path / "run").params["elva"]["decoder"]
@@ -99,7 +100,9 @@ def test_a_qwen2_of_another_shape_is_refused(tiny_run, data_dir, qwen, tmp_path)
     config = run_of(tiny_run, data_dir, "sft", init_from=qwen)
     config.model.intermediate_size = 40
     with pytest.raises(
-        ConvertError, match=r"gate_proj\.weight is \[48, 32\], expected \[40, 32\] for \{\} = 0 … 1"
+        ConvertError,
+        match=r"gate_proj\.weight is \[48, 32\], expected \[40, 32\] for \{\} = 0 …"
+        " 1",
     ):
         train.run(config, tmp_path)
 

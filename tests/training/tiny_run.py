@@ -1,4 +1,4 @@
-"""A run of toy size: a config file for `elva train`, and packed random batches for tests that need no data set."""
+"""A config file of a toy run, and random batches for tests that need no data set."""
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def _stage(name: str):
 
 
 def random_batch(config, stage_name: str, seed: int = 0):
-    """A batch as the pipeline makes it, of noise: rows of different lengths, two examples in every second row."""
+    """A batch of noise: rows of different lengths, two examples in every second row."""
     rng = np.random.default_rng(seed)
     stage = config.stages[stage_name]
     data, rows = stage.data, stage.batch_size

@@ -1,6 +1,7 @@
-"""`elva` with a note of every record that is trained: python watched.py train … writes to the folder that ELVA_TEST_NOTES names.
+"""`elva` with a note of the records of every batch: python watched.py train …
 
-Records are pictures of one grey each, so that the pixels of a batch tell which ones it holds, whatever the pipeline says of them.
+The notes go to the folder that ELVA_TEST_NOTES names. Records are pictures of one grey each, so
+that the pixels of a batch show which ones it holds, whatever the pipeline reports.
 """
 
 import json
@@ -14,7 +15,7 @@ from elva_jax.data.pipeline import BatchIterator
 
 
 def watch(notes):
-    """Every batch that training takes becomes a line: the greys of its rows' first patches."""
+    """Writes a line for every batch that training takes: the greys of its rows' first patches."""
     plain = BatchIterator.__next__
 
     def watched(self):
