@@ -1,4 +1,4 @@
-"""The notebook's code, cell by cell, on a few clips and a few steps: the whole way from data to answers."""
+"""The notebook's code, cell by cell, on a few clips and a few steps: from data to answers."""
 
 import json
 import os
@@ -37,5 +37,6 @@ def test_the_notebook_runs_from_data_to_answers(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| truth:" in done.stdout
+    assert "the largest token stands for patches of the frames [" in done.stdout
     assert (tmp_path / "work/run/curves.png").stat().st_size > 1000
     assert not any(cell.get("outputs") for cell in cells), "commit the notebook without outputs"

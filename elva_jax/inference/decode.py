@@ -88,14 +88,8 @@ def feed(
 ) -> DecodeState:
     """Appends a text to every suffix and chooses the first token of the answer.
 
-    Args:
-      config: the model.
-      weights: its parameters.
-      prefix: of every layer.
-      state: the suffixes; used up by the call.
-      text: the texts, padded on the right; Q slots must be free.
-      length: their lengths; 0 where a group is unused.
-      sampling: how the token is chosen.
+    Texts are padded on the right; Q slots must be free, and a length of 0 leaves a suffix unused.
+    The state is used up.
     """
     slots = jnp.arange(state.filled.shape[-1])[None, None]
     place = jnp.arange(text.shape[2])[None, None]
@@ -138,19 +132,10 @@ def advance(
     steps: Int[Array, ""] | int,
     sampling: SamplingParams,
 ) -> tuple[Int32[Array, "B G capacity"], DecodeState]:
-    """Continues every answer by up to `steps` tokens.
+    """Continues every answer by up to `steps` tokens, for which slots must be free.
 
-    Args:
-      config: the model.
-      weights: its parameters.
-      prefix: of every layer.
-      state: the suffixes, with `steps` free slots; used up by the call.
-      capacity: most tokens that the result holds; static.
-      steps: at most `capacity`.
-      sampling: how tokens are chosen.
-
-    Returns:
-      the tokens, -1 where an answer has ended, and the state after them.
+    Returns the tokens, at most `capacity` (static), -1 where an answer has ended, and the state
+    after them. The state that is passed in is used up.
     """
     end_ids, size = jnp.asarray(sampling.end_ids), sampling.vocab_size
     slots = jnp.arange(state.filled.shape[-1])[None, None]

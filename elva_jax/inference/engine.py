@@ -84,15 +84,8 @@ class Engine:
     ) -> Prefix:
         """Runs a batch of prompt prefixes through the decoder.
 
-        Args:
-          rows: the prefixes.
-          tokens: length of the longest row with everything that will follow it; RoPE is scaled for
-            it where it exceeds the model's longest sequence.
-          merging: whether the model's merging layers act, or others instead.
-          lengths: chooses the length after each merging layer.
-
-        Raises:
-          LayoutError: more tokens than RoPE can be scaled for.
+        `tokens` is the length of the longest row with everything that will follow it; RoPE is
+        scaled for it where it exceeds the model's longest sequence.
         """
         config = rope_scaled(self.config, tokens)
         return prefill.prefill(config, self.weights, rows, self._rules(merging=merging), lengths)
@@ -119,12 +112,7 @@ class Engine:
     ) -> decode.DecodeState:
         """Feeds the questions of every row and chooses the first token of each answer.
 
-        Args:
-          prefix: prefilled rows.
-          questions: of each row.
-          decoding: how answers are decoded.
-          lengths: chooses padded lengths.
-          prefix_parts: what each row's prefix holds, for the repetition penalty.
+        `prefix_parts` is what each row's prefix holds, for the repetition penalty.
         """
         batch, sampling = len(prefix.length), decoding.sampling
         groups = lengths("questions", max(map(len, questions)), 1)
@@ -157,13 +145,9 @@ class Engine:
     def decode(
         self, prefix: Prefix, state: decode.DecodeState, counts: Sequence[int], decoding: Decoding
     ) -> Iterator[Progress]:
-        """Continues the answers; yields them after every interval until all have ended.
+        """Continues the answers, `counts` of each row, and yields them after every interval.
 
-        Args:
-          prefix: prefilled rows.
-          state: after `start` or `feed`. It is used up, as is every state but the last one yielded.
-          counts: number of answers of each row.
-          decoding: how they are decoded.
+        The state is used up, as is every state but the last one that is yielded.
         """
         params, left = self._params(decoding.sampling), decoding.max_new_tokens
         tokens: list[list[tuple[int, ...]]] = [[()] * n for n in counts]

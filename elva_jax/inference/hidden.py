@@ -82,17 +82,9 @@ def collect(
     layers: Sequence[int] | None = None,
     merging: Merging = NO_MERGING,
 ) -> HiddenStates:
-    """The hidden states of a batch of one row; see `HiddenStates`.
+    """The hidden states of a batch of one row, after `layers` (None: after all).
 
-    Args:
-      config: the model; its own merging layers are not used.
-      weights: its parameters.
-      rows: one prompt.
-      layers: which states to keep, 0 to the number of layers; None: all.
-      merging: the merging layers that act; their buckets are not used.
-
-    Raises:
-      ConfigError: a layer that the model does not have.
+    Instead of the model's own merging layers, those of `merging` act, whatever their buckets.
     """
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
     total = config.num_layers
@@ -127,9 +119,11 @@ def collect(
                 merged=stats,
             )
         )
-    final = jax.jit(final_norm, static_argnums=0)(config, weights._replace(layers=()), tokens.x)
-    final = _host(final, length)
+    final = _host(_final_norm(config, weights._replace(layers=()), tokens.x), length)
     return HiddenStates(states=states, final=final, layout=layout, blocks=tuple(blocks))
+
+
+_final_norm = jax.jit(final_norm, static_argnums=0)
 
 
 def _first(layout: TokenLayout, length: int) -> TokenLayout:

@@ -62,18 +62,9 @@ def grouped_attention(
 ) -> tuple[Float[Array, "B S H Dh"], SuffixCache]:
     """Attention of S = G * Q new tokens per row to the row's prefix and to their own suffix.
 
-    Args:
-      q: queries of the new tokens.
-      k: their keys.
-      v: their values.
-      prefix: one layer's.
-      suffix: one layer's.
-      attention_mask: the slots that each new token attends to once the new tokens are written, its
-        own among them.
-      slot: where the first of the Q new tokens is written.
-
-    Returns:
-      the attended values, in the type of v, and the suffix cache with the new tokens.
+    The new keys and values are written from `slot` on; `attention_mask` says which slots each new
+    token attends to then, its own among them. Returns the attended values, in the type of v, and
+    the suffix cache with the new tokens.
     """
     batch, groups, queries, slots = attention_mask.shape
     kv_heads, width = k.shape[2:]
@@ -127,8 +118,7 @@ def append_tokens(
 ) -> tuple[Float[Array, "B G Q D"], tuple[SuffixCache, ...]]:
     """Runs Q new text tokens of every suffix through the decoder.
 
-    Returns:
-      the last layer's output, and the suffix caches with the new tokens.
+    Returns the last layer's output and the suffix caches with the new tokens.
     """
     batch = token.shape[0]
     x = weights.embed_tokens[token.reshape(batch, -1)]

@@ -45,10 +45,6 @@ def unstack_layers(config: ModelConfig, params: Any) -> Weights:
         is_norm = "scale" in jax.tree_util.keystr(path)
         return jnp.asarray(leaf) if is_norm else jnp.asarray(leaf, dtype)
 
-    @jax.jit
-    def nth(leaf, index):
-        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-
     stack = jax.tree_util.tree_map_with_path(compute_type, decoder["layers"])
     return Weights(
         visual=jax.tree.map(jnp.asarray, params["patch_embed"]),
@@ -56,10 +52,15 @@ def unstack_layers(config: ModelConfig, params: Any) -> Weights:
         norm=jax.tree.map(jnp.asarray, decoder["norm"]),
         lm_head=jnp.asarray(decoder["lm_head"], dtype) if "lm_head" in decoder else None,
         layers=tuple(
-            jax.tree.map(lambda leaf, index=index: nth(leaf, index), stack)
+            jax.tree.map(lambda leaf, index=index: _nth(leaf, index), stack)
             for index in range(config.num_layers)
         ),
     )
+
+
+@jax.jit
+def _nth(leaf, index):
+    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
 
 def stack_layers(weights: Weights) -> dict[str, Any]:

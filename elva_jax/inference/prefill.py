@@ -67,12 +67,8 @@ def prefill(
 ) -> Prefix:
     """Runs prompts through the decoder and keeps the keys and values.
 
-    Args:
-      config: the model; its own merging layers are not used.
-      weights: its parameters.
-      rows: a padded batch.
-      merging: the merging layers that act; their buckets are not used.
-      lengths: chooses the length after each merging layer.
+    Instead of the model's own merging layers, those of `merging` act; `lengths` chooses the length
+    after each of them, whatever their buckets.
     """
     # Without merging layers of its own, so that the same programs serve any of them.
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
@@ -114,8 +110,7 @@ def merge_tokens(
 ) -> tuple[Tokens, Merged]:
     """Merges before a layer block and cuts the batch to the length that the survivors need.
 
-    Returns:
-      the survivors, and the result of the merging layer, before the cut.
+    Returns the survivors, and the result of the merging layer before the cut.
     """
     merged = _merge(config, *tokens, index)
     longest = int(np.asarray(merged.stats.survivors).max())

@@ -64,12 +64,6 @@ class Prefilled:
         An answer ends at `<|im_end|>`, before a stop string, after `max_new_tokens`, or at the
         model's longest sequence.
 
-        Args:
-          questions: of each row.
-          max_new_tokens: longest answer.
-          sampling: how tokens are chosen.
-          lengths: chooses padded lengths.
-
         Raises:
           LayoutError: an empty question, one that places its media unlike the prefilled prompt, or
             more tokens than fit the model.

@@ -132,38 +132,38 @@ import json, sys
 import jax
 import elva_jax
 from elva_jax import testing
-shape, names = json.loads(sys.argv[2])
-mesh = jax.make_mesh(shape, names) if shape else None
-model = elva_jax.load(sys.argv[1], mesh=mesh)
-kernel = model.engine.weights.layers[0]["q_proj"]["kernel"]
+
 video = testing.tiny_video()
-answer, = model.generate([elva_jax.Request(video, "What color?")], max_new_tokens=8)
-scores = model.score(video, "What color?", ["red", "blue"])
-chat = model.chat(video, max_new_tokens=4)
-turns = [chat.ask(question).tokens for question in ("What moves?", "And now?")]
-print(json.dumps({
-    "tokens": [answer.tokens, *turns],
-    "scores": [score.total for score in scores],
-    "part": kernel.addressable_shards[0].data.size / kernel.size,
-}))
+for path, shape, names in json.loads(sys.argv[1]):
+    mesh = jax.make_mesh(shape, names) if shape else None
+    model = elva_jax.load(path, mesh=mesh)
+    kernel = model.engine.weights.layers[0]["q_proj"]["kernel"]
+    chat = model.chat(video, max_new_tokens=4)
+    print(json.dumps({
+        "tokens": [chat.ask(question).tokens for question in ("What color?", "And now?")],
+        "scores": [score.total for score in model.score(video, "What color?", ["red", "blue"])],
+        "part": kernel.addressable_shards[0].data.size / kernel.size,
+    }))
 """
 
 
 def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
-    model.save_pretrained(tmp_path / "out")
+    """A run over two axes and an exported folder over one, against the run on one device."""
+    out = tmp_path / "out"
+    model.save_pretrained(out)
+    cases = [
+        (str(run_dir), [], []),
+        (str(run_dir), [2, 2], ["tensor", "fsdp"]),
+        (str(out), [4], ["fsdp"]),
+    ]
     flags = f"--xla_force_host_platform_device_count=4 {os.environ.get('XLA_FLAGS', '')}"
-    found = []
-    for path, mesh, part in (
-        (run_dir, [[], []], 1),
-        (run_dir, [[4], ["fsdp"]], 1 / 4),
-        (tmp_path / "out", [[2, 2], ["tensor", "fsdp"]], 1 / 4),
-    ):
-        out, err = python(MESH, path, json.dumps(mesh), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
-        assert err == ""
-        found.append(json.loads(out))
-        assert found[-1]["part"] == part
-        assert found[-1]["tokens"] == found[0]["tokens"]
-        np.testing.assert_allclose(found[-1]["scores"], found[0]["scores"], rtol=1e-5)
+    printed, err = python(MESH, json.dumps(cases), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    assert err == ""
+    one, *others = map(json.loads, printed.splitlines())
+    assert [found["part"] for found in (one, *others)] == [1, 1 / 4, 1 / 4]
+    for found in others:
+        assert found["tokens"] == one["tokens"]
+        np.testing.assert_allclose(found["scores"], one["scores"], rtol=1e-5)
 
 
 def test_a_mesh_axis_of_another_name_is_refused(run_dir):
