@@ -24,7 +24,7 @@ FRAME, PATCH, LINE = 2, 3, 4  # of TokenLayout.kind
 
 
 class MlpPatchEmbed(nn.Module):
-    """Patches uint8 [B, N, P*P*3] and a layout [B, S] to visual tokens [B, S, D], zeros elsewhere."""
+    """Patches uint8 [B, N, K] and a layout [B, S] to visual tokens [B, S, D], zeros elsewhere."""
 
     features: int
 

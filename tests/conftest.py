@@ -30,7 +30,8 @@ from jaxtyping import install_import_hook
 
 # Types and shapes in the annotations of these are checked at every call, in tests only. It has to
 # come before the first import of the package.
-CHECKED = ("elva_jax.ops", "elva_jax.inference")
+ARRAY_MODULES = ("decode", "hidden", "kv_cache", "params", "prefill", "sampling", "scoring")
+CHECKED = ("elva_jax.ops", *(f"elva_jax.inference.{name}" for name in ARRAY_MODULES))
 install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
