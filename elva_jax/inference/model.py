@@ -52,6 +52,11 @@ class ElvaModel(PromptReader):
         stage of the curriculum.
       mesh: devices over which the parameters are sharded; None: as they are.
 
+    Attributes:
+      config: the run's configuration; `config.model` describes the model.
+      stage: name of the stage whose data settings apply.
+      tokenizer: the tokenizer.
+
     Raises:
       ConfigError: there is no such stage, or it is not an ELVA stage.
     """
