@@ -42,10 +42,9 @@ def test_draws_follow_the_probabilities():
     """Over 4,000 seeds within four standard errors of the softmax, and 0 outside the nucleus."""
     logits, draws = np.float32([[1.0, 0.0, 2.0, -1.0]]), 4000
     sampling = Sampling(temperature=0.7, top_p=0.95)
-    params = sampling.params(4, ()).replace(seed=np.arange(draws, dtype=np.uint32))
-    axes = params.replace(temperature=None, top_p=None, repetition_penalty=None, seed=0)
-    tokens = jax.vmap(lambda p: choose(logits, p, np.zeros((1, 0), bool), 3), in_axes=(axes,))(
-        params
+    params, none = sampling.params(4, ()), np.zeros((1, 0), bool)
+    tokens = jax.vmap(lambda seed: choose(logits, params.replace(seed=seed), none, 3))(
+        np.arange(draws, dtype=np.uint32)
     )
     frequency = np.bincount(np.asarray(tokens)[:, 0], minlength=4) / draws
     warped = TopPLogitsWarper(0.95)(None, torch.from_numpy(logits) / 0.7).softmax(-1)[0].numpy()
