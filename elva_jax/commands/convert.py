@@ -1,158 +1,117 @@
-"""The sub-commands of `elva convert`: weights in and out, and the proof that they are the same."""
+"""The sub-commands of `elva convert`: import, export, and a comparison that shows they agree."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
+from transformers.utils import logging
+
+from elva_jax.config.load import load
+from elva_jax.evaluation.compare import PROMPT, check
+from elva_jax.hf import export, import_checkpoint
+
 HELP = """\
-Takes weights in from Hugging Face and out to transformers, and compares two models.
+Imports weights from Hugging Face, exports a run to transformers, and compares two models.
 
 examples:
-  elva convert import Qwen/Qwen2-1.5B-Instruct checkpoints/qwen2-1.5b --config configs/elva.py:size=1_5b
+  elva convert import Qwen/Qwen2-1.5B-Instruct weights/qwen2-1.5b \\
+    --config configs/elva.py:size=1_5b
   elva convert export runs/tiny exported/tiny
-  elva convert check runs/tiny exported/tiny --video clip.mp4 --prompt "What colour is the circle?\""""
+  elva convert check runs/tiny exported/tiny --video clip.mp4 --prompt "What moves?\""""
 
 IMPORT_HELP = """\
-Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA, SigLIP, EVA-CLIP) and writes a checkpoint with its
-tokenizer for --config.init_from, --config.teacher.init_from, elva generate and elva convert check.
-Names, shapes and bytes are checked before anything is written."""
+Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA, SigLIP, EVA-CLIP)
+and writes a checkpoint with its tokenizer for --config.init_from, --config.teacher.init_from, elva
+generate and elva convert check. Names, shapes and bytes are checked before anything is written."""
 
 EXPORT_HELP = """\
 Writes the ELVA of a run as a Hugging Face folder that loads with
-AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), without JAX and without this package."""
+AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), without JAX or this package."""
 
 CHECK_HELP = """\
-Runs two models on the same text and video in float32, and prints the largest logit difference, the KL divergence, and whether
-surviving tokens and greedy answers agree. Each is a run, a converted checkpoint, or a Hugging Face folder (ELVA, Qwen2, Llama, SigLIP).
-The exit status is 1 where anything is beyond the tolerance."""
+Runs two models on the same text and video in float32, and prints the largest logit difference, the
+KL divergence, and whether surviving tokens and greedy answers agree. Each model is a run, a
+converted checkpoint, or a Hugging Face folder (ELVA, Qwen2, Llama, SigLIP). The exit status is 1 if
+anything is beyond the tolerance."""
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `convert` with `command(name, summary, text, run, under)`, which makes a sub-command of `elva`, or of another one."""
+    """Adds `convert` and its actions with `command(name, summary, text, run, under)`."""
     actions = command("convert", "weights from and to Hugging Face", HELP, None).add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
-
-    take = command(
-        "import",
-        "write a Hugging Face folder as a checkpoint of ours",
-        IMPORT_HELP,
-        _import,
-        actions,
-    )
-    take.add_argument(
-        "source",
-        metavar="SRC",
-        help="a folder with config.json and safetensors files, or a hub name",
-    )
-    take.add_argument("out", metavar="DST", help="a folder that does not exist yet, or is empty")
-    take.add_argument(
-        "--config",
-        metavar="FILE.py[:ARG]",
-        help="the run that it is for, which it must fit (default: as config.json says)",
-    )
-    take.add_argument(
-        "--dtype",
-        choices=["keep", "float32", "bfloat16", "float16"],
-        default="keep",
-        help="of the weights on disk (default: %(default)s)",
-    )
-    take.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read .bin and .pt files, with torch.load(weights_only=True)",
-    )
-
-    export = command(
-        "export", "write a run as a folder for transformers", EXPORT_HELP, _export, actions
-    )
-    export.add_argument(
-        "run_dir", metavar="RUN", help="a run's --workdir, one stage in it, or one saved step"
-    )
-    export.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
-    export.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the weights (default: %(default)s)",
-    )
-
-    check = command(
-        "check", "compare two models on the same text and video", CHECK_HELP, _check, actions
-    )
-    check.add_argument(
-        "a", metavar="A", help="a run, a converted checkpoint, or a Hugging Face folder"
-    )
-    check.add_argument("b", metavar="B", help="another one")
-    check.add_argument(
-        "--video",
-        metavar="FILE",
-        help="a video, an image, or a folder of frames (default: a few frames made up)",
-    )
-    check.add_argument(
-        "--prompt", metavar="TEXT", help="the question, or the text that a language model reads"
-    )
-    check.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-4,
-        metavar="X",
-        help="largest difference that passes (default: %(default)s)",
-    )
-    check.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=64,
-        metavar="N",
-        help="length of the greedy answers (default: %(default)s)",
-    )
-    check.add_argument(
-        "--no-merging", dest="merging", action="store_false", help="leave token merging off"
-    )
-    check.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="let a folder run Python files that this version of elva_jax did not write",
-    )
+    summary = "write a Hugging Face folder as a checkpoint for JAX"
+    _add_import(command("import", summary, IMPORT_HELP, _import, actions))
+    summary = "write a run as a folder for transformers"
+    _add_export(command("export", summary, EXPORT_HELP, _export, actions))
+    summary = "compare two models on the same text and video"
+    _add_check(command("check", summary, CHECK_HELP, _check, actions))
 
 
-def _import(args: argparse.Namespace, _) -> int:
-    from elva_jax.config.load import load
-    from elva_jax.hf.import_checkpoint import import_weights, peak_memory
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    text = "a folder with config.json and safetensors files, or a hub name"
+    parser.add_argument("source", metavar="SRC", help=text)
+    parser.add_argument("out", metavar="DST", help="a folder that does not exist yet, or is empty")
+    text = "the run's configuration, which the weights must fit (default: as config.json says)"
+    parser.add_argument("--config", metavar="FILE.py[:ARG]", help=text)
+    text = "dtype of the weights on disk (default: %(default)s)"
+    parser.add_argument("--dtype", choices=import_checkpoint.DTYPES, default="keep", help=text)
+    text = "read .bin and .pt files, with torch.load(weights_only=True)"
+    parser.add_argument("--allow-pickle", action="store_true", help=text)
 
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    text = "a run's --workdir, one stage in it, or one saved step"
+    parser.add_argument("run_dir", metavar="RUN", help=text)
+    parser.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
+    text = "dtype of the weights (default: %(default)s)"
+    parser.add_argument("--dtype", choices=tuple(export.DTYPES), default="float32", help=text)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    text = "a run, a converted checkpoint, or a Hugging Face folder"
+    parser.add_argument("a", metavar="A", help=text)
+    parser.add_argument("b", metavar="B", help="another one")
+    text = "a video, an image, or a folder of frames (default: a few synthetic frames)"
+    parser.add_argument("--video", metavar="FILE", help=text)
+    text = "the question, or the text that a language model reads"
+    parser.add_argument("--prompt", metavar="TEXT", help=text)
+    text = "largest difference that passes (default: %(default)s)"
+    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help=text)
+    text = "length of the greedy answers (default: %(default)s)"
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=text)
+    text = "turn token merging off"
+    parser.add_argument("--no-merging", dest="merging", action="store_false", help=text)
+    text = "let a folder run Python files that this version of elva_jax did not write"
+    parser.add_argument("--trust-remote-code", action="store_true", help=text)
+
+
+def _import(args: argparse.Namespace, _: list[str]) -> int:
     config = load(args.config) if args.config else None
-    done = import_weights(
+    done = import_checkpoint.import_weights(
         args.source, args.out, config, dtype=args.dtype, allow_pickle=args.allow_pickle
     )
-    absent = (
-        f"; not in it, to be initialised by training: {', '.join(done.absent)}"
-        if done.absent
-        else ""
-    )
+    absent = f"; not in it, to be initialized by training: {', '.join(done.absent)}"
     print(
-        f"{args.out}: {done.parameters:,} parameters in {done.dtype} from {args.source} ({done.origin}){absent}"
+        f"{args.out}: {done.parameters:,} parameters in {done.dtype} from {args.source}"
+        f" ({done.origin}){absent if done.absent else ''}"
     )
-    peak = peak_memory()
+    peak = import_checkpoint.peak_memory()
     print(
-        f"peak resident memory {peak / 1e9:.2f} GB, {peak / done.nbytes:.2f} times the {done.nbytes / 1e9:.2f} GB of the source"
+        f"peak resident memory {peak / 1e9:.2f} GB, {peak / done.nbytes:.2f} times the"
+        f" {done.nbytes / 1e9:.2f} GB of the source"
     )
     return 0
 
 
-def _export(args: argparse.Namespace, _) -> int:
-    from elva_jax.hf.export import export
-
-    export(args.run_dir, args.out, dtype=args.dtype)
+def _export(args: argparse.Namespace, _: list[str]) -> int:
+    export.export(args.run_dir, args.out, dtype=args.dtype)
     print(args.out)
     return 0
 
 
-def _check(args: argparse.Namespace, _) -> int:
-    from transformers.utils import logging
-
-    from elva_jax.evaluation.compare import PROMPT, check
-
+def _check(args: argparse.Namespace, _: list[str]) -> int:
     logging.disable_progress_bar()
     report = check(
         args.a,

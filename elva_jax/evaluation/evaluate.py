@@ -83,13 +83,13 @@ def evaluate(
             "name": config.dataset,
             "split": config.split,
             "videos": len(videos),
-            "questions": len(measured.outcomes),
+            "questions": len(measured.predictions),
             "unreadable": measured.unreadable,
             "data_dir": str(data_dir),
         },
         settings=_settings(elva, config, hybrid),
         seconds=time.monotonic() - start,
-        predictions=tuple(outcome.prediction for outcome in measured.outcomes),
+        predictions=tuple(measured.predictions),
     )
 
 

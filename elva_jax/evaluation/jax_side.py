@@ -49,7 +49,7 @@ class JaxSide:
 
         @jax.jit
         def forward(params, patches, layout):
-            out = model.apply({"params": params}, patches, layout, merging=merging)
+            out: Any = model.apply({"params": params}, patches, layout, merging=merging)
             return model.apply({"params": params}, out.hidden, method="head"), out.layout
 
         batch = jax.tree.map(lambda field: field[None], layout)

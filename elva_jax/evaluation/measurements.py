@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,20 +23,11 @@ from elva_jax.video.layout import clip_tokens
 
 BOOTSTRAP_SEED = 0
 Scores = Sequence[Sequence[Sequence[Likelihood]]]  # per video and question: one per option
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One question with its prediction, its credit in every column and its written answer."""
-
-    question: Question
-    prediction: Prediction
-    credit: dict[str, float]  # by column: 1 right, 0 wrong; between them: an expected accuracy
-    answer: Answer | None
+Answers = Sequence[Sequence[Answer]]  # per video and question
 
 
 class Measurements:
-    """Asks a model about videos, and collects the outcomes.
+    """Asks a model about videos, and collects its predictions.
 
     Args:
       model: the model.
@@ -48,7 +38,7 @@ class Measurements:
 
     def __init__(self, model: ElvaModel, config: EvalConfig, rows: int, most_questions: int):
         self.model, self.config, self.rows = model, config, rows
-        self.outcomes: list[Outcome] = []
+        self.predictions: list[Prediction] = []
         self.unreadable: list[str] = []
         self.visual_kept: list[float] = []  # per video: share of visual tokens, over all layers
         self.tokens: list[np.ndarray] = []  # per video: before merging, then per layer block
@@ -65,7 +55,7 @@ class Measurements:
         for video, seen in zip(videos, visuals, strict=True):
             if isinstance(seen, VideoError):
                 self.unreadable.append(f"{video.key}: {seen.reason}")
-                self.outcomes += [self._outcome(item, {}, None) for item in video.questions]
+                self.predictions += [self._predict(item, {}, None) for item in video.questions]
             else:
                 readable.append((video, seen))
         if not readable:
@@ -77,18 +67,20 @@ class Measurements:
         for b, row in enumerate(questions):
             for g, item in enumerate(row):
                 own = {column: found[b][g] for column, found in scores.items()}
-                self.outcomes.append(self._outcome(item, own, answers and answers[b][g]))
+                answer = answers[b][g] if answers else None
+                self.predictions.append(self._predict(item, own, answer))
 
     def _ask(
         self, media: Sequence[tuple[Visual]], questions: Sequence[Sequence[Question]], readable: int
-    ) -> tuple[dict[str, Scores], list[list[Answer]] | None]:
-        """Likelihoods of the options per column, and written answers."""
+    ) -> tuple[dict[str, Scores], Answers | None]:
+        """Likelihoods of the options by column, and written answers."""
         config, lengths = self.config, self._lengths
         choices = [[Choice(item.text, item.options) for item in row] for row in questions]
         prefilled = self.model.prefill(media, merging=config.merging, lengths=lengths["video"])
         self._count_tokens(prefilled, readable)
-        scores = {"likelihood": prefilled.score(choices, lengths=lengths["options"])}
+        scores: dict[str, Scores] = {}
         answers = None
+        scores["likelihood"] = prefilled.score(choices, lengths=lengths["options"])
         if config.letters:
             listed = [[_with_letters(choice) for choice in row] for row in choices]
             scores["letter"] = prefilled.score(listed, lengths=lengths["letters"])
@@ -96,19 +88,19 @@ class Measurements:
             texts = [[item.text for item in row] for row in questions]
             answers = prefilled.generate(texts, config.max_new_tokens, lengths=lengths["written"])
         if config.baselines:
-            shown = {
+            shown: dict[str, list[tuple[Visual, ...]]] = {
                 "single_frame": [(middle_frame(seen),) for (seen,) in media],
                 "blind": [()] * len(media),
             }
-            for column, seen in shown.items():
+            for column, frames in shown.items():
                 # Nothing can merge in one frame or in none.
-                prefilled = self.model.prefill(seen, merging=False, lengths=lengths["baselines"])
+                prefilled = self.model.prefill(frames, merging=False, lengths=lengths["baselines"])
                 scores[column] = prefilled.score(choices, lengths=lengths["baselines"])
         return scores, answers
 
-    def _outcome(
+    def _predict(
         self, item: Question, scores: Mapping[str, Sequence[Likelihood]], answer: Answer | None
-    ) -> Outcome:
+    ) -> Prediction:
         """Picks and credits; a column without scores counts as wrong."""
         config, options = self.config, scores.get("likelihood")
         picks = {"likelihood": likeliest(options), "likelihood_mean": likeliest(options, mean=True)}
@@ -121,17 +113,13 @@ class Measurements:
         credit |= {column: float(pick == right) for column, pick in picks.items()}
         if config.baselines:
             credit["any_object"] = item.any_object
-        prediction = Prediction(
-            video=item.video,
-            family=item.family,
-            question=item.text,
-            answer=item.answer,
-            options=item.options,
-            written=answer.text if answer else None,
+        return Prediction(
+            question=item,
+            answer=answer,
             log_likelihoods=tuple(score.total for score in options) if options else None,
             picks=picks,
+            credit=credit,
         )
-        return Outcome(question=item, prediction=prediction, credit=credit, answer=answer)
 
     def _count_tokens(self, prefilled: Prefilled, count: int) -> None:
         """Records how many tokens of the first `count` videos each layer block worked on."""
@@ -146,12 +134,12 @@ class Measurements:
 
     def scores(self) -> tuple[dict[str, dict[str, Score]], dict[str, Score]]:
         """Scores by family and column, and the macro mean by column."""
-        family = [outcome.question.family for outcome in self.outcomes]
-        video = [outcome.question.video for outcome in self.outcomes]
+        family = [prediction.question.family for prediction in self.predictions]
+        video = [prediction.question.video for prediction in self.predictions]
         families: dict[str, dict[str, Score]] = {}
         macro = {}
-        for column in self.outcomes[0].credit:
-            credit = [outcome.credit[column] for outcome in self.outcomes]
+        for column in self.predictions[0].credit:
+            credit = [prediction.credit[column] for prediction in self.predictions]
             per_family, macro[column] = summarize(credit, family, video, seed=BOOTSTRAP_SEED)
             for name, score in per_family.items():
                 families.setdefault(name, {})[column] = score
@@ -159,10 +147,10 @@ class Measurements:
 
     def answer_counts(self) -> dict[str, int]:
         """Counts of written answers; unreadable videos have neither answers nor likelihoods."""
-        answered = [(outcome.answer, outcome.question) for outcome in self.outcomes]
+        answered = [(prediction.answer, prediction.question) for prediction in self.predictions]
         pairs = [(answer, item) for answer, item in answered if answer is not None]
         outside = [option_index(answer.text, item.options) is None for answer, item in pairs]
-        picks = [outcome.prediction.picks["likelihood"] for outcome in self.outcomes]
+        picks = [prediction.picks["likelihood"] for prediction in self.predictions]
         return {
             "total": len(pairs),
             "empty": sum(not answer.text for answer, _ in pairs),

@@ -92,14 +92,15 @@ def figure(result: Result, path: str | Path) -> Path:
         axes.bar(left, y, width, yerr=stderr, label=COLUMNS[key], error_kw={"lw": 0.8})
     for key, marker in zip(marks, ("_", "x", "+"), strict=False):
         x, y, _ = _points(rows, key)
-        style = {"markersize": 11, "markeredgewidth": 1.8, "color": "black", "linestyle": "none"}
-        axes.plot(x, y, marker=marker, label=COLUMNS[key], **style)
+        (line,) = axes.plot(x, y, marker=marker, label=COLUMNS[key], linestyle="none")
+        line.set(markersize=11, markeredgewidth=1.8, color="black")
     axes.set_xticks(range(len(rows)), list(rows))
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     axes.set_title(_title(result))
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
-    axes.legend(ncols=len(keys), fontsize=8, frameon=False, **below)
+    axes.legend(
+        ncols=len(keys), fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1)
+    )
     fig.savefig(path, dpi=150)
     return path
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.errors import ConfigError
+from elva_jax.evaluation.questions import Question
 from elva_jax.evaluation.scores import Score
+from elva_jax.inference.prefilled import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,70 +61,62 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One question and what the model made of it."""
+    """One question and the model's response; None for parts that were not or cannot be measured."""
 
-    video: str  # key of the video
-    family: str
-    question: str
-    answer: str  # the reference
-    options: tuple[str, ...]
-    written: str | None  # None: not asked for, or the video cannot be read
+    question: Question
+    answer: Answer | None  # written
     log_likelihoods: tuple[float, ...] | None  # of the options
     picks: dict[str, int | None]  # by column: the option chosen
+    credit: dict[str, float]  # by column: 1 right, 0 wrong; between them: an expected accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction for a JSON file."""
+        item = self.question
+        return {
+            "video": item.video,
+            "family": item.family,
+            "question": item.text,
+            "answer": item.answer,
+            "options": item.options,
+            "written": self.answer.text if self.answer else None,
+            "log_likelihoods": self.log_likelihoods,
+            "picks": self.picks,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Accuracies per family and their macro mean, with everything needed to read them.
+    """Accuracies per family and their macro mean, with the facts needed to read them.
 
     Columns: open (exact match of a written answer), likelihood (likeliest option text;
     likelihood_mean: per token), letter (likeliest letter), and the baselines blind, single_frame
     and any_object.
-
-    Attributes:
-      model: stage, parameters (their number), checkpoint (its path) and step.
-      families: by family, then column; `Score.count` is the number of questions.
-      macro: by column: the mean over families.
-      answers: total, empty, unfinished (cut off), outside_options, without_likelihood: counts.
-      tokens: prompt, segments and visual_kept: means over videos that could be read.
-      versions: of elva_jax, jax and the device.
-      attention: the attention implementation.
-      config: the run's configuration.
-      data: name, split, videos, questions, unreadable (one line per video) and data_dir.
-      settings: the evaluation's settings, and those of the run that matter for comparisons.
-      seconds: duration.
-      predictions: one per question.
     """
 
-    model: dict[str, Any]
-    families: dict[str, dict[str, Score]]
-    macro: dict[str, Score]
-    answers: dict[str, int]
-    tokens: dict[str, Any]
-    versions: dict[str, str]
+    model: dict[str, Any]  # stage, parameters (their number), checkpoint (its path), step
+    families: dict[str, dict[str, Score]]  # by family and column
+    macro: dict[str, Score]  # by column: the mean over families
+    answers: dict[str, int]  # counts of written answers, and of those that cannot be used
+    tokens: dict[str, Any]  # prompt, segments, visual_kept: means over videos that could be read
+    versions: dict[str, str]  # elva_jax, jax, device
     attention: str
-    config: dict[str, Any]
-    data: dict[str, Any]
-    settings: dict[str, Any]
+    config: dict[str, Any]  # the run's configuration
+    data: dict[str, Any]  # name, split, videos, questions, unreadable, data_dir
+    settings: dict[str, Any]  # of the evaluation, and of the run where they matter for comparisons
     seconds: float
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...]  # one per question
 
     def to_dict(self, *, predictions: bool = False) -> dict[str, Any]:
-        """The result as `elva evaluate --json` writes it, with predictions as `items` if wanted."""
+        """The result as `elva evaluate --json` writes it; predictions are `items`, if wanted."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del out["predictions"]
+        items = out.pop("predictions")
+        out["macro"] = _scores(self.macro)
         out["families"] = {
             family: {"count": next(iter(row.values())).count, **_scores(row)}
             for family, row in self.families.items()
         }
-        out["macro"] = _scores(self.macro)
-        if predictions:
-            out["items"] = [dataclasses.asdict(prediction) for prediction in self.predictions]
-        return out
+        return out | ({"items": [item.to_dict() for item in items]} if predictions else {})
 
 
 def _scores(row: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {
-        column: {"accuracy": score.accuracy, "stderr": score.stderr}
-        for column, score in row.items()
-    }
+    return {column: {"accuracy": s.accuracy, "stderr": s.stderr} for column, s in row.items()}

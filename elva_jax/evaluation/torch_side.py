@@ -8,13 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedModel,
-    SiglipVisionModel,
-)
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, SiglipVisionModel
 
 from elva_jax.evaluation.side import Answered, TextModel, square_pixels
 
@@ -26,7 +20,7 @@ class TorchSide:
         self.path, self.config, self.kind = path, config, kind
         self.vocab_size = config.get("vocab_size", 0)
 
-    def _model(self) -> PreTrainedModel:
+    def _model(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             self.path, dtype=torch.float32, trust_remote_code=True
         ).eval()

@@ -7,8 +7,7 @@ import json
 import math
 import string
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 import elva_jax
-from elva_jax.checkpoints.restore import open_run
+from elva_jax.checkpoints.restore import SavedRun, open_run
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
@@ -54,23 +53,20 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """An ELVA without its parameters, and the dtype that they get in the folder."""
+class _SavedParameter:
+    """A parameter of a run, read whenever NumPy makes an array of it."""
 
-    config: ConfigDict
-    stage: str
-    step: int
-    tokenizer: PreTrainedTokenizerBase
-    dtype: str
-    where: str  # for messages
+    def __init__(self, run: SavedRun, name: str):
+        self.run, self.name = run, name
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return self.run.read(self.name)
 
 
 def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> None:
-    """Writes a run's ELVA as a Hugging Face folder, with one parameter in memory at a time.
+    """`save_pretrained` of a run, with one parameter in memory at a time.
 
-    Heads that only training needs (guidance) are left out. If the process is killed, nothing is
-    left at `out`.
+    Heads that only training needs (guidance) are left out.
 
     Args:
       run_path: a run's workdir, one stage in it, or one saved step.
@@ -83,17 +79,17 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
     """
     _check_dtype(dtype)
     run = open_run(run_path)
-    names = sorted(name for name in run.shapes if name.startswith("elva/"))
-    params = ((name.removeprefix("elva/"), run.read(name)) for name in names)
-    model = _Model(
-        config=run.config,
+    names = [name for name in run.shapes if name.startswith("elva/")]
+    save_pretrained(
+        out,
+        {name.removeprefix("elva/"): _SavedParameter(run, name) for name in names},
+        run.config,
+        load_tokenizer(run.tokenizer_dir),
         stage=run.stage,
         step=run.step,
-        tokenizer=load_tokenizer(run.tokenizer_dir),
         dtype=dtype,
         where=str(run.path),
     )
-    _write(Path(out), params, model)
 
 
 def save_pretrained(
@@ -105,28 +101,45 @@ def save_pretrained(
     stage: str,
     step: int = 0,
     dtype: str = "float32",
+    where: str = "the model",
 ) -> None:
-    """Writes an ELVA that is in memory as a Hugging Face folder.
+    """Writes an ELVA as a Hugging Face folder. If the process is killed, nothing is left at `out`.
 
     Args:
       out: a folder that does not exist yet, or is empty.
-      params: parameters of `models.elva.Elva`, with its decoder layers stacked.
+      params: tree of the parameters of `models.elva.Elva`, with stacked decoder layers.
       config: the run's configuration.
       tokenizer: the run's tokenizer; it is not changed.
       stage: the stage whose media settings and system prompt the folder gets.
       step: the training step, for the record.
       dtype: dtype of the weights: float32, bfloat16 or float16.
+      where: the model's name in messages.
 
     Raises:
       ConvertError: an unknown dtype, a stage without an ELVA, weights that `dtype` cannot hold, or
         an `out` that is not empty.
     """
     _check_dtype(dtype)
-    leaves = sorted(flatten_paths(params).items())
-    model = _Model(
-        config=config, stage=stage, step=step, tokenizer=tokenizer, dtype=dtype, where="the model"
-    )
-    _write(Path(out), ((path, np.asarray(leaf)) for path, leaf in leaves), model)
+    if not stages_of_kind(config, "elva", among=(stage,)):
+        kind = config.stages[stage].kind
+        raise ConvertError(f"{where}: stage {stage} trains a {kind}; give an ELVA stage")
+    if config.model.patch_embed == "encoder":
+        raise ConvertError(
+            f"{where}: has model.patch_embed = encoder; the PyTorch side has no encoder-based"
+            " baseline"
+        )
+    record = {"stage": stage, "step": step, "version": elva_jax.__version__}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        configs = _configs(config, stage, copy.deepcopy(tokenizer), folder, dtype)
+        configs[elva.RUN_FILE] = {"config": config_to_dict(config), **record}
+        card = _model_card(config, stage, name=Path(out).name, step=step, dtype=dtype)
+        files: dict[str, bytes | Path] = {
+            **{file.name: file for file in (*folder.iterdir(), *REMOTE_CODE.glob("*.py"))},
+            **{name: (json.dumps(v, indent=2) + "\n").encode() for name, v in configs.items()},
+            "README.md": card.encode(),
+        }
+        write_store(out, _tensors(params, dtype, where), files=files)
 
 
 def _check_dtype(dtype: str) -> None:
@@ -134,50 +147,26 @@ def _check_dtype(dtype: str) -> None:
         raise ConvertError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
 
 
-def _write(out: Path, params: Iterable[tuple[str, np.ndarray]], model: _Model) -> None:
-    """Writes the folder; the parameters, by path, are read one after the other."""
-    if not stages_of_kind(model.config, "elva", among=(model.stage,)):
-        kind = model.config.stages[model.stage].kind
-        raise ConvertError(
-            f"{model.where}: stage {model.stage} trains a {kind}; give an ELVA stage"
-        )
-    if model.config.model.patch_embed == "encoder":
-        raise ConvertError(
-            f"{model.where}: has model.patch_embed = encoder; the PyTorch side has no encoder-based"
-            " baseline"
-        )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        configs = _configs(model, folder)
-        files = {
-            **{file.name: file for file in (*folder.iterdir(), *REMOTE_CODE.glob("*.py"))},
-            **{name: (json.dumps(v, indent=2) + "\n").encode() for name, v in configs.items()},
-            "README.md": _model_card(model, out.name).encode(),
-        }
-        write_store(out, _tensors(params, model), files=files)
-
-
-def _tensors(
-    params: Iterable[tuple[str, np.ndarray]], model: _Model
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(params: Mapping[str, Any], dtype: str, where: str) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of every tensor of the folder."""
-    for path, leaf in params:
-        for name, value in elva.TABLE.to_theirs(path, leaf):
+    for path, leaf in sorted(flatten_paths(params).items()):
+        for name, value in elva.TABLE.to_theirs(path, np.asarray(leaf)):
             with np.errstate(over="ignore"):  # reported below, with the parameter's name
-                cast = np.ascontiguousarray(value).astype(DTYPES[model.dtype], copy=False)
+                cast = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
             if not np.isfinite(cast).all():
                 raise ConvertError(
-                    f"{model.where}: {path} holds values that are not finite in {model.dtype};"
-                    " export as float32 to look at them"
+                    f"{where}: {path} holds values that are not finite in {dtype}; export as"
+                    " float32 to look at them"
                 )
             yield name, cast
 
 
-def _configs(model: _Model, folder: Path) -> dict[str, Any]:
+def _configs(
+    config: ConfigDict, stage: str, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str
+) -> dict[str, Any]:
     """The JSON files of the folder by name; the tokenizer's own files are written to `folder`."""
-    config, data = model.config.model, model.config.stages[model.stage].data
-    tokenizer = copy.deepcopy(model.tokenizer)
-    words = min(len(tokenizer), config.vocab_size)
+    model, data = config.model, config.stages[stage].data
+    words = min(len(tokenizer), model.vocab_size)
     end = tokenizer.eos_token_id
     ends = sorted({tokenizer.convert_tokens_to_ids(TURN_END), *([end] if end else [])})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
@@ -185,21 +174,15 @@ def _configs(model: _Model, folder: Path) -> dict[str, Any]:
     visual_ids = add_visual_tokens(tokenizer)
     _save_tokenizer(tokenizer, folder, data.system_prompt)
     # Visual tokens, and rows of the embedding that no token uses, may not be answers.
-    unused = {*range(words, config.vocab_size), *(i for i in visual_ids if i < config.vocab_size)}
+    unused = {*range(words, model.vocab_size), *(i for i in visual_ids if i < model.vocab_size)}
     suppressed = {"suppress_tokens": sorted(unused)} if unused else {}
     generation = {**special_ids, "max_new_tokens": NEW_TOKENS, "do_sample": False, **suppressed}
     return {
         "config.json": elva.to_hf_config(
-            config, model.dtype, visual_ids, system_prompt=data.system_prompt, **special_ids
+            model, dtype, visual_ids, system_prompt=data.system_prompt, **special_ids
         ),
         "generation_config.json": generation,
-        "processor_config.json": _processor_config(config, data),
-        elva.RUN_FILE: {
-            "config": config_to_dict(model.config),
-            "stage": model.stage,
-            "step": model.step,
-            "version": elva_jax.__version__,
-        },
+        "processor_config.json": _processor_config(model, data),
     }
 
 
@@ -211,7 +194,8 @@ def add_visual_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int
         [AddedToken(token, normalized=False, special=True) for token in missing],
         special_tokens=True,
     )
-    frame, patch, line = tokenizer.convert_tokens_to_ids(list(VISUAL_TOKENS))
+    words = tokenizer.get_vocab()
+    frame, patch, line = (words[token] for token in VISUAL_TOKENS)
     return frame, patch, line
 
 
@@ -245,20 +229,18 @@ def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _model_card(model: _Model, name: str) -> str:
-    config, data = model.config.model, model.config.stages[model.stage].data
-    shapes = parameter_shapes(model.config, "elva").values()
-    layers = ", ".join(map(str, config.merge_layers))
+def _model_card(config: ConfigDict, stage: str, **values: Any) -> str:
+    model, data = config.model, config.stages[stage].data
+    shapes = parameter_shapes(config, "elva").values()
+    layers = ", ".join(map(str, model.merge_layers))
     return string.Template((REMOTE_CODE / "README.md").read_text()).substitute(
-        name=name,
-        patch_size=config.patch_size,
-        layers=config.num_layers,
-        width=config.hidden_size,
+        **values,
+        stage=stage,
+        patch_size=model.patch_size,
+        layers=model.num_layers,
+        width=model.hidden_size,
         merging=f"before layers {layers}" if layers else "nowhere in this model",
         parameters=f"{sum(map(math.prod, shapes)):,}",
-        dtype=model.dtype,
-        stage=model.stage,
-        step=model.step,
         num_frames=data.num_frames,
         longest_edge=data.longest_edge,
     )

@@ -178,8 +178,9 @@ def _read(
 ) -> jax.Array:
     """One parameter; the part on each device is read from the memory maps on its own."""
 
-    def part(index: Index) -> np.ndarray:
-        at = tuple(slice(*i.indices(size)) for i, size in zip(index, target.shape, strict=True))
+    def part(index: Index | None) -> np.ndarray:
+        pairs = zip(index or (), target.shape, strict=True)
+        at = tuple(slice(*i.indices(size)) for i, size in pairs)
         out = np.empty([i.stop - i.start for i in at], target.dtype)
         if source.rule.stacked:
             for layer, name in zip(out, source.names[at[0]], strict=True):

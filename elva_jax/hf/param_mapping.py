@@ -133,18 +133,20 @@ def plan(
         of a floating-point dtype.
     """
     found: dict[tuple[str, int | None], str] = {}
-    missing, unexpected, wrong = [], [], []
-    for name in shapes:
-        if any(re.fullmatch(pattern, name) for pattern in table.ignored):
+    missing: list[str] = []
+    unexpected: list[str] = []
+    wrong: list[str] = []
+    for there, shape in shapes.items():
+        if any(re.fullmatch(pattern, there) for pattern in table.ignored):
             continue
         uses = [
             (rule.ours, layer)
-            for rule, layer in table.match(name)
+            for rule, layer in table.match(there)
             if rule.ours in wanted and (layer is None or layer < wanted[rule.ours][0])
         ]
-        found |= dict.fromkeys(uses, name)
+        found |= dict.fromkeys(uses, there)
         if not uses:
-            unexpected.append(f"{name} {list(shapes[name])} is unexpected")
+            unexpected.append(f"{there} {list(shape)} is unexpected")
     sources = {}
     for rule in table.rules:
         if rule.ours not in wanted:

@@ -69,7 +69,7 @@ def _write_raw(raw: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str
                     f"{name}: has dtype {value.dtype}, which safetensors cannot hold; cast it"
                 )
             begin = sink.tell()
-            sink.write(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+            sink.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
             entries[name] = Entry(
                 file=raw, dtype=value.dtype, shape=value.shape, begin=begin, end=sink.tell()
             )

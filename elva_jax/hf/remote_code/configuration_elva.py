@@ -1,4 +1,4 @@
-"""Configuration of ELVA, an encoder-free Video-LLM (arXiv 2503.18422): a Qwen2 decoder that reads pixels."""
+"""Configuration of ELVA (arXiv 2503.18422), a Qwen2 decoder that reads pixels directly."""
 
 from transformers import PreTrainedConfig
 
@@ -7,24 +7,30 @@ MERGE_POLICIES = ("threshold", "ratio", "both", "pool")
 
 
 class ElvaConfig(PreTrainedConfig):
-    """Everything that shapes the model.
+    """The architecture of the model.
 
-    The decoder's fields have Qwen2's names and meanings. Of RoPE's scalings `default`, `linear`, `dynamic` and `yarn` are known;
-    `dynamic` always counts with `max_position_embeddings`, so that a result never depends on how long the batch is.
+    The decoder's fields have Qwen2's names and meanings. RoPE can be scaled as `default`, `linear`,
+    `dynamic` or `yarn`; `dynamic` always uses `max_position_embeddings`, so that a result never
+    depends on the length of the batch.
 
     Args:
-      patch_size: pixels of a patch's side.
+      patch_size: side of a patch in pixels.
       patch_width: width of the patch embedding.
-      patch_embed: 'video': `<FRAME>` and `<LINE>` attend to their patches; 'naive': they are plain learned vectors.
+      patch_embed: 'video': `<FRAME>` and `<LINE>` attend to their patches; 'naive': they are plain
+        learned vectors.
       patch_heads: heads of that attention.
       merge_layers: decoder layers before which visual tokens merge, increasing; empty: never.
-      merge_policies: for each of them 'threshold', 'ratio', 'both' or 'pool'.
-      merge_thresholds: cosine above which a token merges into the next one of its grid position.
-      merge_ratios: share of the entering patches that stays, for 'ratio' and 'both'; of every grid position's, for 'pool'.
+      merge_policies: 'threshold', 'ratio', 'both' or 'pool' for each of them.
+      merge_thresholds: cosine above which a token merges into the next one at its grid position.
+      merge_ratios: share that is kept: of the entering patches, for 'ratio' and 'both'; of the
+        patches at each grid position, for 'pool'.
       merge_lines: whether `<LINE>` tokens merge too, along their row index.
-      merging: whether merging is on where a call does not say.
-      system_prompt: the system turn that the chat template writes where messages have none; only a note here.
-      frame_token_id, patch_token_id, line_token_id: what stands for visual tokens in `input_ids`; they have no row in the embedding table.
+      merging: whether merging is on unless a call says otherwise.
+      system_prompt: the system turn that the chat template adds to messages without one; for the
+        record.
+      frame_token_id: id of `<FRAME>` in `input_ids`, which has no row in the embedding table.
+      patch_token_id: likewise, of a patch.
+      line_token_id: likewise, of `<LINE>`.
     """
 
     model_type = "elva"
@@ -71,11 +77,12 @@ class ElvaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_rope(self):
-        """Instead of transformers' own check, which does not know `original_max_position_embeddings` with `dynamic`."""
+        """Replaces a check that rejects `dynamic` with `original_max_position_embeddings`."""
         kind = self.rope_parameters.get("rope_type", "default")
         if kind not in ROPE_TYPES:
             raise ValueError(
-                f"rope_parameters: rope_type {kind!r} is unknown to ELVA; use one of {', '.join(ROPE_TYPES)}"
+                f"rope_parameters: rope_type {kind!r} is unknown to ELVA; use one of"
+                f" {', '.join(ROPE_TYPES)}"
             )
 
     def _check(self):
@@ -88,11 +95,13 @@ class ElvaConfig(PreTrainedConfig):
         for name in ("merge_policies", "merge_thresholds", "merge_ratios"):
             if len(getattr(self, name)) != len(cuts):
                 raise ValueError(
-                    f"{name} needs one entry for each of merge_layers = {cuts}, has {len(getattr(self, name))}"
+                    f"{name} needs one entry for each of merge_layers = {cuts}, has"
+                    f" {len(getattr(self, name))}"
                 )
         if unknown := set(self.merge_policies) - set(MERGE_POLICIES):
             raise ValueError(
-                f"merge_policies: {unknown.pop()!r} is unknown; use one of {', '.join(MERGE_POLICIES)}"
+                f"merge_policies: {unknown.pop()!r} is unknown; use one of"
+                f" {', '.join(MERGE_POLICIES)}"
             )
         if self.patch_embed not in ("video", "naive"):
             raise ValueError(f"patch_embed: {self.patch_embed!r} is unknown; use video or naive")

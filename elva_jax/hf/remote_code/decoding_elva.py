@@ -28,19 +28,19 @@ IMAGE_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded frame that is drawn at the size it is wanted in: a video's decoder converts colours and scales in one go."""
+    """A decoded frame, drawn at any size: the decoder converts colors and scales in one step."""
 
     height: int
     width: int
     at: Callable[[tuple[int, int]], np.ndarray]  # uint8 [h, w, 3] of a (height, width)
 
     def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3] as it is."""
+        """uint8 [H, W, 3] in its own size."""
         return self.at((self.height, self.width))
 
 
 def from_array(frame: np.ndarray) -> Picture:
-    """The picture of a frame at hand, uint8 [H, W, 3]."""
+    """The picture of an array, uint8 [H, W, 3]."""
 
     def at(size: tuple[int, int]) -> np.ndarray:
         if frame.shape[:2] == tuple(size):
@@ -53,7 +53,7 @@ def from_array(frame: np.ndarray) -> Picture:
 
 
 def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) -> list[Fraction]:
-    """The middles in seconds of n equal spans of time: n is `num_frames`, or what `fps` gives, at most `num_frames`."""
+    """Midpoints, in seconds, of n equal spans: n is `num_frames`, or fewer as `fps` says."""
     count = num_frames
     if fps:
         count = max(1, round(duration * Fraction(fps)))
@@ -64,7 +64,7 @@ def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) 
 
 
 def shown_at(starts: list, times: list) -> list[int]:
-    """Which frames, by their increasing start times, are on display at `times`; none twice."""
+    """The frames shown at `times`, given their increasing start times, without repetition."""
     return list(dict.fromkeys(max(bisect.bisect_right(starts, time) - 1, 0) for time in times))
 
 
@@ -82,18 +82,19 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     frame = np.asarray(source)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise ValueError(
-            f"a frame must be a uint8 array [height, width, 3], got {frame.dtype}{list(frame.shape)}"
+            "a frame must be a uint8 array [height, width, 3], got"
+            f" {frame.dtype}{list(frame.shape)}"
         )
     return frame
 
 
 def read_video(path: str | Path, num_frames: int | None, fps: float | None) -> list[Picture]:
-    """Frames of a video, an animation, a still image or a folder of images (one a second).
+    """Frames of a video, an animation, a still image or a folder of images (one per second).
 
-    They are those on display at `sample_times`; a source with fewer frames gives fewer.
+    The frames are those shown at `sample_times`; a source with fewer frames gives fewer.
 
     Raises:
-      ValueError: nothing that can be read, or fewer frames than the file declares.
+      ValueError: a source that cannot be read, or has fewer frames than it declares.
     """
     path = Path(path)
     if path.is_dir():
@@ -124,7 +125,7 @@ def read_video(path: str | Path, num_frames: int | None, fps: float | None) -> l
 
 
 def _animation(image: Image.Image, num_frames: int | None, fps: float | None) -> list[np.ndarray]:
-    """Like browsers, a delay under 20 ms counts as 100 ms."""
+    """As in browsers, a delay under 20 ms counts as 100 ms."""
     ends = [Fraction(0)]
     for k in range(image.n_frames):
         image.seek(k)
@@ -173,7 +174,7 @@ def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Pictur
 
 
 def _end(path: Path, stream) -> int:
-    """The time stamp at which the video ends: as the header declares it, or behind its last packet."""
+    """The time stamp at which the video ends: declared in the header, or after its last packet."""
     import av
 
     if stream.duration and stream.start_time is not None:
@@ -209,7 +210,7 @@ def _picture(frame) -> Picture:
 
 
 def _one_thread() -> dict[str, int]:
-    """Options by which a frame is drawn the same every time: on several threads FFmpeg may spoil the start of a row."""
+    """Options for reproducible frames: several threads of FFmpeg may corrupt the start of a row."""
     import av
 
     return {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -217,9 +218,7 @@ def _one_thread() -> dict[str, int]:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(
-        "I;16"
-    ):  # Pillow's own conversion clips 16-bit grey instead of scaling it
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit gray values
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

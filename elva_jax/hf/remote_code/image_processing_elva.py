@@ -1,4 +1,4 @@
-"""Images and videos as ELVA takes them: patches of native-resolution frames, and the grid of every frame."""
+"""Images and videos as ELVA takes them: patches of frames, and the grid of every frame."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from transformers.processing_utils import ImagesKwargs
 
 from .decoding_elva import Picture, from_array, read_image, read_video
 
-GREY_SIDE = 32  # pixels of the grey pictures by which frames are compared
+GRAY_SIDE = 32  # pixels of the gray pictures by which frames are compared
 
 
 class ElvaImagesKwargs(ImagesKwargs, total=False):
-    """See `ElvaImageProcessor`."""
+    """Options of `ElvaImageProcessor`."""
 
     patch_size: int
     longest_edge: int
@@ -35,18 +35,19 @@ class Visual(NamedTuple):
 
 
 class ElvaImageProcessor(BaseImageProcessor):
-    """Resizes frames to multiples of the patch, keeping their aspect ratio, and cuts them up.
+    """Resizes frames to multiples of the patch size, keeping their aspect ratio, and cuts patches.
 
     Args:
-      patch_size: pixels of a patch's side.
-      longest_edge: pixels that no frame's edge exceeds.
+      patch_size: side of a patch in pixels.
+      longest_edge: longest edge of a frame in pixels.
       upscale: whether smaller frames are scaled up to it.
-      num_frames: most frames sampled from a video file, uniform in time. Frames that are given as such are all taken.
-      fps: frames a second instead, at most `num_frames`; 0: spread `num_frames` over the video.
-      num_low_frames: hybrid resolution: so many more frames, at `low_longest_edge`; 0: none.
-      low_longest_edge: pixels that no edge of these exceeds.
-      hybrid_policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both ends; 'scene' takes those
-        that differ most from the frame before them.
+      num_frames: frames sampled from a video file, uniformly in time. Of a list of frames, all are
+        used.
+      fps: frames per second instead, up to `num_frames`; 0: `num_frames` over the whole video.
+      num_low_frames: hybrid resolution: the number of additional frames at `low_longest_edge`.
+      low_longest_edge: longest edge of these in pixels.
+      hybrid_policy: 'interleave' spreads the high-resolution frames evenly over the video; 'ends'
+        puts them at both ends; 'scene' takes those that differ most from the frame before them.
     """
 
     model_input_names = ("pixel_values", "tube_ids")
@@ -82,7 +83,7 @@ class ElvaImageProcessor(BaseImageProcessor):
         )
 
     def video(self, source, **options) -> Visual:
-        """One video: the path of a file or folder of images; or frames, as an array [T, H, W, 3] or a list of arrays, images or paths."""
+        """One video: the path of a file or folder of images, or frames as an array or a list."""
         options = self._options(options)
         low, high = options["num_low_frames"], options["num_frames"]
         if isinstance(source, (str, Path)):
@@ -135,10 +136,11 @@ class ElvaImageProcessor(BaseImageProcessor):
 def target_size(
     height: int, width: int, longest_edge: int, patch_size: int, upscale: bool
 ) -> tuple[int, int]:
-    """The (height, width) in pixels that a frame is resized to: both multiples of the patch, at least one patch, halves rounded up."""
+    """The (height, width) of a resized frame: multiples of the patch size, halves rounded up."""
     if min(height, width, patch_size) < 1 or longest_edge < patch_size:
         raise ValueError(
-            f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} must hold at least one patch of {patch_size}"
+            f"cannot fit a {height}x{width} frame: longest_edge={longest_edge} must hold at least"
+            f" one patch of {patch_size}"
         )
     longest = max(height, width)
     target = longest_edge if upscale else min(longest, longest_edge)
@@ -152,7 +154,7 @@ def target_size(
 
 
 def patchify(frame: np.ndarray, size: int) -> np.ndarray:
-    """Cuts a uint8 [h, w, 3] frame into [n, size*size*3] patches, row by row; inside a patch: rows, columns, channels."""
+    """uint8 [n, size*size*3]: patches of a frame, row by row, each as (row, column, channel)."""
     rows, columns = frame.shape[0] // size, frame.shape[1] // size
     return frame.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, -1)
 
@@ -178,13 +180,13 @@ def hybrid(frames: Sequence[Picture], num_high: int, policy: str) -> np.ndarray:
 
 
 def frame_change(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [T]: how much each frame differs from the one before it in small grey pictures; infinite for the first."""
-    size, box = (GREY_SIDE, GREY_SIDE), Image.Resampling.BOX
-    grey = [
+    """float64 [T]: difference of each frame from the one before it, in small gray pictures."""
+    size, box = (GRAY_SIDE, GRAY_SIDE), Image.Resampling.BOX
+    gray = [
         np.asarray(Image.fromarray(frame).convert("L").resize(size, box), np.int64)
         for frame in frames
     ]
-    return np.concatenate([[np.inf], np.abs(np.diff(grey, axis=0)).sum(axis=(1, 2))])
+    return np.concatenate([[np.inf], np.abs(np.diff(gray, axis=0)).sum(axis=(1, 2))])
 
 
 __all__ = ["ElvaImageProcessor"]

@@ -1,7 +1,11 @@
 """Hierarchical token merging (arXiv 2503.18422, section 3.2) in PyTorch.
 
-A token joins its successor at the same grid position (its tube) where the two are similar. A run of such tokens becomes one token, their
-size-weighted mean, that stands at the run's last member and keeps its position: a causal decoder never looks ahead.
+A token joins the next one at the same grid position (its tube) if the two are similar. A run of
+such tokens becomes one token with their size-weighted mean, in the place and at the position of the
+last one, because a causal decoder must not look ahead:
+
+    tube 0:  a0 ~ a1   b2 ~ b3 ~ b4      (~ similar)
+    result:       a1             b4      a1 = mean(a0, a1), size 2; b4 = mean(b2, b3, b4), size 3
 """
 
 from __future__ import annotations
@@ -11,37 +15,39 @@ from typing import NamedTuple
 
 import torch
 
-EQUAL = (
-    2.0**-18
-)  # step to which cosines are rounded where they are ranked: rounding errors must not order the pairs of a still picture
+# Cosines are rounded to this step before they are ranked, so that rounding errors do not order the
+# pairs of a still picture.
+EQUAL = 2.0**-18
 NO_TUBE = torch.iinfo(torch.int64).max
 
 
 class Tokens(NamedTuple):
-    """A batch of sequences between decoder layers; padding may stand anywhere."""
+    """A batch of sequences between decoder layers, with padding anywhere."""
 
     x: torch.Tensor  # [B, S, D]
     valid: torch.Tensor  # [B, S] bool; False for padding
     position: torch.Tensor  # [B, S] RoPE position
     tube: torch.Tensor  # [B, S] int64 of the tokens that may merge, -1 for all others
-    size: torch.Tensor  # [B, S] float32, how many original tokens each stands for
-    index: torch.Tensor  # [B, S] int64, which original token each is; -1 for padding
+    size: torch.Tensor  # [B, S] float32, number of original tokens in each
+    index: torch.Tensor  # [B, S] int64, index of the original token; -1 for padding
 
 
 def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) -> Tokens:
-    """Merges the similar neighbours of every sequence and moves the survivors to its end.
+    """Merges similar neighbors in every sequence and moves the survivors to its end.
 
     Args:
-      tokens: what comes out of the layer before.
-      policy: 'threshold' merges every pair whose cosine is above `threshold`; 'ratio' merges the most similar pairs until at most
-        ceil(ratio * n) of n mergeable tokens are left (or one a tube); 'both' does the first, then the second; 'pool' cuts runs by count:
-        token i (from 0) of a tube ends one where floor((i + 1) * ratio) > floor(i * ratio), and the tube's last token always does.
-      threshold: of the cosine.
-      ratio: share that stays.
+      tokens: output of the layer before.
+      policy: 'threshold' merges every pair whose cosine is above `threshold`; 'ratio' merges the
+        most similar pairs until at most ceil(ratio * n) of n mergeable tokens are left (or one per
+        tube); 'both' does the first, then the second; 'pool' ends runs by count: token i (from 0)
+        of a tube ends one if floor((i + 1) * ratio) > floor(i * ratio), or if it is the last.
+      threshold: the cosine above which a pair merges.
+      ratio: share that is kept.
 
     Returns:
-      Tokens [B, C] of the survivors, C being the most that one sequence has left; shorter ones are padded in front. Gradients flow through
-      the means, not through the choice. A token that merges with nothing keeps its features bit for bit.
+      Tokens [B, C] of the survivors, where C is the largest number in one sequence; others are
+      padded on the left. Gradients flow through the means, not through the choice. A token that
+      merges with nothing keeps its features bit for bit.
     """
     x, valid, _, tube, size, _ = tokens
     batch, length = valid.shape
@@ -55,9 +61,8 @@ def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) ->
     count = int(survivors.max())
 
     place = kept.cumsum(1) - 1 + count - survivors
-    target = torch.where(
-        valid, place.gather(1, _last_of_run(order, merged)), count
-    )  # [B, S]; `count` is a slot that is cut off again
+    # [B, S]; slot `count` collects padding, and is cut off again.
+    target = torch.where(valid, place.gather(1, _last_of_run(order, merged)), count)
     rows = torch.arange(batch, device=x.device)[:, None]
     flat = (target + rows * (count + 1)).flatten()
 
@@ -92,7 +97,7 @@ def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) ->
 
 @torch.no_grad()
 def similarity(x: torch.Tensor, next_: torch.Tensor) -> torch.Tensor:
-    """float32 [B, S]: cosine between every token and token `next_`; 0 where either is the zero vector."""
+    """float32 [B, S]: cosine of every token and token `next_`; 0 if either is the zero vector."""
     x = x.float()
     norm = x.square().sum(-1).sqrt()
     dot = (x * x.gather(1, next_[..., None].expand_as(x))).sum(-1)
@@ -101,7 +106,7 @@ def similarity(x: torch.Tensor, next_: torch.Tensor) -> torch.Tensor:
 
 
 def _successors(tube: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens sorted by tube and place [B, S], whether each token has a successor in its tube, and which (itself where not)."""
+    """Tokens sorted by tube and place, whether each has a successor in its tube, and its index."""
     key, order = torch.where(tube >= 0, tube, NO_TUBE).sort(dim=1, stable=True)
     follows = torch.zeros_like(tube, dtype=torch.bool)
     follows[:, :-1] = (key[:, :-1] == key[:, 1:]) & (key[:, :-1] != NO_TUBE)
@@ -126,10 +131,9 @@ def _choose(
     )
     if policy == "both":
         quota = torch.maximum(quota, above.sum(1, keepdim=True))
-        similarity = (
-            similarity + 4.0 * above
-        )  # cosines span 2: what is above the threshold comes first
-    # Most similar first, equals in the order of the sequence; what has no number to compare merges last.
+        # Cosines span 2, so pairs above the threshold come first.
+        similarity = similarity + 4.0 * above
+    # Most similar first, equal ones in the order of the sequence, NaN last.
     key = torch.where(has_next, -(similarity.nan_to_num(nan=-2.0) / EQUAL).round(), torch.inf)
     order = key.argsort(dim=1, stable=True)
     rank = torch.zeros_like(order).scatter(
@@ -139,7 +143,7 @@ def _choose(
 
 
 def _ends_by_count(tube: torch.Tensor, order: torch.Tensor, ratio: float) -> torch.Tensor:
-    """bool [B, S]: the tokens that end a run of the pool policy by their place in their tube alone."""
+    """bool [B, S]: the tokens that end a run of the pool policy by their place in the tube."""
     exact = _exact(ratio)
     index = torch.arange(tube.shape[1], device=tube.device).expand_as(tube)
     by_tube = tube.gather(1, order)
@@ -153,12 +157,12 @@ def _ends_by_count(tube: torch.Tensor, order: torch.Tensor, ratio: float) -> tor
 
 
 def _exact(ratio: float) -> Fraction:
-    """A ratio as it was written, in decimals: then 0.1 of 30 tokens is 3, and its ceiling not 4."""
+    """A ratio as written in decimals, so that the ceiling of 0.1 of 30 tokens is 3, not 4."""
     return Fraction(ratio).limit_denominator(10_000)
 
 
 def _last_of_run(order: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-    """int64 [B, S]: the last member of every token's run, itself where it is alone."""
+    """int64 [B, S]: the last member of every token's run, or the token itself."""
     length = order.shape[1]
     place = torch.arange(length, device=order.device).expand_as(order)
     ends = torch.where(merged.gather(1, order), length - 1, place)

@@ -1,4 +1,4 @@
-"""ELVA in PyTorch: patch embedding, Qwen2 decoder, hierarchical token merging, and generation with a cache."""
+"""ELVA in PyTorch: patch embedding, Qwen2 decoder, token merging, and generation with a cache."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .merging_elva import Tokens, merge_tokens
 
 @dataclass
 class ElvaModelOutput(BaseModelOutputWithPast):
-    """What the decoder gives. With merging, sequences are shorter than the input and padded in front.
+    """Output of the decoder. After merging, sequences are shorter and padded on the left.
 
     Args:
-      token_index: int64 [B, C], which input token each output stands for (the last of those it stands for); -1 for padding.
-      token_size: float32 [B, C], how many input tokens it stands for.
+      token_index: int64 [B, C], the input token of each output (the last, if it is a mean of
+        several); -1 for padding.
+      token_size: float32 [B, C], the number of input tokens in each output.
     """
 
     token_index: torch.LongTensor | None = None
@@ -33,22 +34,22 @@ class ElvaModelOutput(BaseModelOutputWithPast):
 
 @dataclass
 class ElvaCausalLMOutput(CausalLMOutputWithPast):
-    """As `CausalLMOutputWithPast`; `logits` belong to the tokens that `token_index` names, see `ElvaModelOutput`."""
+    """`CausalLMOutputWithPast` whose `logits` belong to the tokens in `token_index`."""
 
     token_index: torch.LongTensor | None = None
     token_size: torch.FloatTensor | None = None
 
 
 class ElvaCache(DynamicCache):
-    """Keys and values that are fewer behind every merging layer, with the mask of those that are no padding."""
+    """Keys and values, fewer of them after every merging layer, and masks that exclude padding."""
 
     def __init__(self, config: ElvaConfig):
         super().__init__(config=config)
-        self.seen = 0  # tokens taken in, before any merging
-        self.masks: dict[int, torch.Tensor] = {}  # first layer of a decoder segment -> bool [B, T]
+        self.seen = 0  # input tokens, before any merging
+        self.masks: dict[int, torch.Tensor] = {}  # first layer of a block -> bool [B, T]
 
     def extended_mask(self, start: int, valid: torch.Tensor) -> torch.Tensor:
-        """Appends the mask of new tokens [B, S] to that of the decoder segment that begins at layer `start`; [B, T + S]."""
+        """Appends the mask [B, S] of new tokens to that of the block at layer `start`: [B, T + S]."""
         if start in self.masks:
             valid = torch.cat([self.masks[start], valid], dim=1)
         self.masks[start] = valid
@@ -79,7 +80,7 @@ class ElvaCache(DynamicCache):
         }
 
     def crop(self, tokens_to_remove):
-        """Removes the last tokens, -n of them; right as long as these are text, which never merges."""
+        """Removes the last -n tokens, which must be text, because text never merges."""
         super().crop(tokens_to_remove)
         if tokens_to_remove < 0:
             self.seen += tokens_to_remove
@@ -89,8 +90,8 @@ class ElvaCache(DynamicCache):
 class ElvaPatchEmbedding(nn.Module):
     """Pixels to visual tokens of the decoder's width (arXiv 2503.18422, section 3.1).
 
-    Learned `<FRAME>` and `<LINE>` vectors, each plus what its query finds among the patches of its own frame or row; one set of query, key
-    and value matrices for both, no output matrix.
+    To the learned `<FRAME>` and `<LINE>` vectors, attention over the patches of the frame or row is
+    added; both share one set of query, key and value matrices, without an output matrix.
     """
 
     def __init__(self, config: ElvaConfig):
@@ -117,7 +118,9 @@ class ElvaPatchEmbedding(nn.Module):
 
         Args:
           patches: uint8 [M, P*P*3] of all M patch tokens in order.
-          is_frame, is_patch, is_line: bool [B, S], what each token is.
+          is_frame: bool [B, S], the `<FRAME>` tokens.
+          is_patch: bool [B, S], the patches.
+          is_line: bool [B, S], the `<LINE>` tokens.
         """
         x = self.proj((patches.float() / 127.5 - 1.0).to(self.proj.weight.dtype))
         is_frame, is_patch, is_line = is_frame.flatten(), is_patch.flatten(), is_line.flatten()
@@ -138,7 +141,7 @@ class ElvaPatchEmbedding(nn.Module):
         return self.out_proj(out[is_frame | is_patch | is_line])
 
     def _attend(self, token, key_MxHxF, value_MxHxF, group_M, groups: int) -> torch.Tensor:
-        """float32 [groups, E]: the token's query over the patches of each group, softmax and sums in float32."""
+        """float32 [groups, E]: attention of the token's query over the patches of each group."""
         query_HxF = self.q_proj(token).unflatten(-1, (self.heads, -1))
         score_MxH = (key_MxHxF * query_HxF).float().sum(-1) * key_MxHxF.shape[-1] ** -0.5
         index = group_M[:, None].expand_as(score_MxH)
@@ -155,7 +158,7 @@ class ElvaPatchEmbedding(nn.Module):
 
 
 class ElvaRotaryEmbedding(nn.Module):
-    """RoPE in float32. The frequencies are plain numbers instead of a buffer, so that no cast of the model rounds them."""
+    """RoPE in float32. Frequencies are plain numbers, so that no cast of the model rounds them."""
 
     def __init__(self, config: ElvaConfig):
         super().__init__()
@@ -189,7 +192,7 @@ def rope_frequencies(config: ElvaConfig) -> tuple[list[float], float]:
     if kind != "yarn":
         return plain.tolist(), 1.0
 
-    def dimension(rotations):  # that turns so many times over the trained context
+    def dimension(rotations):  # that rotates this often over the trained context
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = max(math.floor(dimension(rope.get("beta_fast") or 32.0)), 0)
@@ -205,7 +208,7 @@ def rope_frequencies(config: ElvaConfig) -> tuple[list[float], float]:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns queries or keys [B, H, S, head_dim] by angles [B, S, head_dim / 2], in float32."""
+    """Rotates queries or keys [B, H, S, head_dim] by angles [B, S, head_dim / 2], in float32."""
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
@@ -313,13 +316,16 @@ class ElvaModel(ElvaPreTrainedModel):
 
         Args:
           input_ids: [B, S], with the config's frame, patch and line ids at visual tokens.
-          attention_mask: [B, T], 0 at padding; T counts the tokens in the cache too.
-          position_ids: [B, S], how many tokens of its sequence precede each (before merging); by default from `attention_mask`.
-          past_key_values: of an earlier call.
-          inputs_embeds: [B, S, D] instead of `input_ids`, for text alone.
-          pixel_values: uint8 [B, N, P*P*3], the patches of each sequence in the order of its patch tokens.
-          tube_ids: [B, S], tokens of one grid position in frames of one grid of one video share an id; -1 for all others. Only needed
-            where merging acts, which never joins tokens of different calls.
+          attention_mask: [B, T], 0 at padding; T includes the tokens in the cache.
+          position_ids: [B, S], the number of earlier tokens in the sequence (before merging); by
+            default from `attention_mask`.
+          past_key_values: the cache of an earlier call.
+          inputs_embeds: [B, S, D] instead of `input_ids`, for text only.
+          pixel_values: uint8 [B, N, P*P*3], the patches of each sequence in the order of its patch
+            tokens.
+          tube_ids: [B, S]: tokens at one grid position, in frames of the same grid of the same
+            video, share an id; -1 for all others. Only needed for merging, which never joins tokens
+            of different calls.
           merging: whether the config's merging layers act; by default as the config says.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -340,7 +346,7 @@ class ElvaModel(ElvaPreTrainedModel):
         )
         cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
         states, attentions = [], []
-        for start, stop, rule in self._segments():
+        for start, stop, rule in self._blocks():
             if rule is not None and merging and pixel_values is not None:
                 tokens = merge_tokens(tokens, *rule)
             seen = tokens.valid if cache is None else cache.extended_mask(start, tokens.valid)
@@ -363,20 +369,21 @@ class ElvaModel(ElvaPreTrainedModel):
             token_size=tokens.size,
         )
 
-    def _segments(self) -> list[tuple[int, int, tuple[str, float, float] | None]]:
-        """(first layer, behind the last layer, rule of the merging layer in front) of the decoder's pieces."""
+    def _blocks(self) -> list[tuple[int, int, tuple[str, float, float] | None]]:
+        """(first layer, end, settings of the merging before it) of the decoder's layer blocks."""
         c = self.config
         rules = list(zip(c.merge_policies, c.merge_thresholds, c.merge_ratios, strict=True))
         edges = [*c.merge_layers, c.num_hidden_layers]
-        front = [(0, edges[0], None)] if edges[0] > 0 else []
-        return front + [(edges[k], edges[k + 1], rule) for k, rule in enumerate(rules)]
+        first = [(0, edges[0], None)] if edges[0] > 0 else []
+        return first + [(edges[k], edges[k + 1], rule) for k, rule in enumerate(rules)]
 
     def _cache(self, past_key_values) -> ElvaCache:
         if isinstance(past_key_values, ElvaCache):
             return past_key_values
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError(
-                f"past_key_values must be an ElvaCache (as earlier outputs hold), got a {type(past_key_values).__name__}"
+                "past_key_values must be an ElvaCache (as in earlier outputs), got a"
+                f" {type(past_key_values).__name__}"
             )
         return ElvaCache(self.config)
 
@@ -391,12 +398,12 @@ class ElvaModel(ElvaPreTrainedModel):
         tube_ids,
         merging,
     ) -> Tokens:
-        """Embeds the new tokens and settles what each of them is."""
+        """Embeds the new tokens, with their positions and tubes."""
         c = self.config
         if input_ids is None:
             if pixel_values is not None:
                 raise ValueError(
-                    "pixel_values come with input_ids, which say where the visual tokens stand"
+                    "pixel_values come with input_ids, which say where the visual tokens are"
                 )
             x, is_visual = (
                 inputs_embeds,
@@ -423,7 +430,8 @@ class ElvaModel(ElvaPreTrainedModel):
             )
         if attention_mask.dim() != 2:
             raise ValueError(
-                f"attention_mask must be [batch, tokens], got shape {list(attention_mask.shape)}; masks are built inside"
+                f"attention_mask must be [batch, tokens], got shape {list(attention_mask.shape)};"
+                " masks for attention are built from it"
             )
         valid = attention_mask[:, -length:].bool()
         if position_ids is None:
@@ -457,20 +465,21 @@ class ElvaModel(ElvaPreTrainedModel):
         ):
             wanted = f"[{is_patch.shape[0]}, {int(counts.max())}, …]"
             raise ValueError(
-                f"pixel_values have shape {list(pixel_values.shape)}, the patch tokens in input_ids ask for {wanted}"
+                f"pixel_values have shape {list(pixel_values.shape)}, the patch tokens in input_ids"
+                f" ask for {wanted}"
             )
         used = torch.arange(pixel_values.shape[1], device=counts.device) < counts[:, None]
         return pixel_values[used]
 
     def _mask(self, tokens: Tokens, seen: torch.Tensor) -> torch.Tensor | None:
-        """[B, 1, S, T] for attention: causal, without padding; None where PyTorch's own causal attention says the same."""
+        """[B, 1, S, T]: causal, without padding; None where PyTorch's own causal mask is the same."""
         length, total = tokens.valid.shape[1], seen.shape[1]
         eager = self.config._attn_implementation == "eager"
         if not eager and length in (1, total) and bool(seen.all()):
             return None
         place = torch.arange(total, device=seen.device)
         own = place[total - length :, None]
-        # Padding sees itself: a row without any key would be NaN, and spread.
+        # Padding attends to itself: a row without any key would be NaN, and spread.
         allowed = (seen[:, None] & (place <= own)) | (place == own)
         if not eager:
             return allowed[:, None]
@@ -507,11 +516,13 @@ class ElvaForCausalLM(ElvaPreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> ElvaCausalLMOutput:
-        """As `ElvaModel.forward`, with logits.
+        """`ElvaModel.forward` with logits.
 
         Args:
-          labels: [B, S], the ids to be predicted, -100 elsewhere; they follow the tokens through merging. Visual tokens cannot be labels.
-          logits_to_keep: the last tokens whose logits are wanted, or their places; 0: all. Not together with `labels`.
+          labels: [B, S], the ids to predict, -100 elsewhere; they follow the tokens through
+            merging. Visual tokens cannot be labels.
+          logits_to_keep: the number of last tokens whose logits are wanted, or their indices; 0:
+            all. Not together with `labels`.
         """
         out = self.model(
             input_ids=input_ids,
@@ -560,7 +571,8 @@ class ElvaForCausalLM(ElvaPreTrainedModel, GenerationMixin):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             if generation_config.cache_implementation not in (None, "dynamic"):
                 raise ValueError(
-                    f"cache_implementation={generation_config.cache_implementation!r}: ELVA generates with its own ElvaCache"
+                    f"cache_implementation={generation_config.cache_implementation!r}: ELVA"
+                    " generates with its own ElvaCache"
                 )
             model_kwargs["past_key_values"] = ElvaCache(self.config)
             return
@@ -572,7 +584,7 @@ class ElvaForCausalLM(ElvaPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
-        # Without a cache, everything runs again in every step; with one, visual tokens come once.
+        # Without a cache every step runs all tokens again; with one, visual tokens run once.
         if inputs.get("pixel_values") is not None and tube_ids is not None:
             fresh = input_ids.shape[1] - tube_ids.shape[1]
             inputs["tube_ids"] = nn.functional.pad(tube_ids, (0, fresh), value=-1)

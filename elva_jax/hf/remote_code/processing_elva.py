@@ -1,4 +1,4 @@
-"""Text with videos and images to what ELVA takes: input_ids, attention_mask, pixel_values and tube_ids."""
+"""From text with videos and images to input_ids, attention_mask, pixel_values and tube_ids."""
 
 import re
 from pathlib import Path
@@ -24,8 +24,8 @@ class ElvaProcessorKwargs(ProcessingKwargs, total=False):
 class ElvaProcessor(ProcessorMixin):
     """Tokenizer and frame reader of an ELVA model.
 
-    `<video>` and `<image>` in the text stand where a video or image belongs; the chat template writes them. A frame of
-    h x w patches becomes `<FRAME>`, then h rows of w `<PATCH>` closed by `<LINE>`.
+    `<video>` and `<image>` mark the places of videos and images in the text; the chat template
+    writes them. A frame of h x w patches becomes `<FRAME>`, then h rows of w `<PATCH>` and one `<LINE>`.
     """
 
     valid_processor_kwargs = ElvaProcessorKwargs
@@ -44,18 +44,22 @@ class ElvaProcessor(ProcessorMixin):
         """Prepares one text or a batch.
 
         Args:
-          images: all images in the order of the texts' `<image>` markers, nested as you like: paths, URLs, PIL images, uint8 [H, W, 3].
+          images: all images in the order of the `<image>` markers, nested in any way: paths, URLs,
+            PIL images, or arrays uint8 [H, W, 3].
           text: a string, or a list of them.
-          videos: all videos in the order of the `<video>` markers: paths, or lists or arrays of frames.
-          **kwargs: `padding`, `padding_side`, `return_tensors` and other options of the tokenizer's `pad`; `num_frames`, `longest_edge` and
-            other options of `ElvaImageProcessor`.
+          videos: all videos in the order of the `<video>` markers: paths, or lists or arrays of
+            frames.
+          **kwargs: `padding`, `padding_side`, `return_tensors` and other options of the tokenizer's
+            `pad`; `num_frames`, `longest_edge` and other options of `ElvaImageProcessor`.
 
         Returns:
-          BatchFeature of input_ids and attention_mask [B, S]; with visual tokens also pixel_values uint8 [B, N, P*P*3] and tube_ids [B, S].
+          BatchFeature of input_ids and attention_mask [B, S]; with visual tokens also pixel_values
+          uint8 [B, N, P*P*3] and tube_ids [B, S].
         """
         if text is None:
             raise ValueError(
-                "text is missing; write <video> or <image> where a medium belongs, or use apply_chat_template"
+                "text is missing; write <video> or <image> where a medium belongs, or use"
+                " apply_chat_template"
             )
         options = self._merge_kwargs(
             ElvaProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
@@ -83,7 +87,7 @@ class ElvaProcessor(ProcessorMixin):
     def _row(
         self, text: str, queues: dict[str, list[Visual]]
     ) -> tuple[list[int], list[int], list[np.ndarray]]:
-        """ids, tubes and patches of one text; takes its media from the queues."""
+        """Ids, tubes and patches of one text, whose media are taken from the queues."""
         ids, tubes, patches, next_tube = [], [], [], 0
         for piece in MARKER.split(text):
             if piece not in queues:
@@ -150,7 +154,7 @@ def _flat_images(images) -> list:
 
 
 def _flat_videos(videos) -> list:
-    """Every video of a nesting of videos; a list of frames is one video, a list of strings are several."""
+    """All videos in a nested list; a list of frames is one video, a list of strings several."""
     if videos is None:
         return []
     if isinstance(videos, (str, Path)) or getattr(videos, "ndim", 0) == 4:
