@@ -49,7 +49,7 @@ class ElvaCache(DynamicCache):
         self.masks: dict[int, torch.Tensor] = {}  # first layer of a block -> bool [B, T]
 
     def extended_mask(self, start: int, valid: torch.Tensor) -> torch.Tensor:
-        """Appends the mask [B, S] of new tokens to that of the block at layer `start`: [B, T + S]."""
+        """Appends the mask [B, S] of new tokens to that of the block at `start`: [B, T + S]."""
         if start in self.masks:
             valid = torch.cat([self.masks[start], valid], dim=1)
         self.masks[start] = valid
@@ -472,7 +472,7 @@ class ElvaModel(ElvaPreTrainedModel):
         return pixel_values[used]
 
     def _mask(self, tokens: Tokens, seen: torch.Tensor) -> torch.Tensor | None:
-        """[B, 1, S, T]: causal, without padding; None where PyTorch's own causal mask is the same."""
+        """[B, 1, S, T], causal, without padding; None where PyTorch's own causal mask is equal."""
         length, total = tokens.valid.shape[1], seen.shape[1]
         eager = self.config._attn_implementation == "eager"
         if not eager and length in (1, total) and bool(seen.all()):

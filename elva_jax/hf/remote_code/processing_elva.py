@@ -25,7 +25,8 @@ class ElvaProcessor(ProcessorMixin):
     """Tokenizer and frame reader of an ELVA model.
 
     `<video>` and `<image>` mark the places of videos and images in the text; the chat template
-    writes them. A frame of h x w patches becomes `<FRAME>`, then h rows of w `<PATCH>` and one `<LINE>`.
+    writes them. A frame of h x w patches becomes `<FRAME>`, then h rows of w `<PATCH>` and one
+    `<LINE>`.
     """
 
     valid_processor_kwargs = ElvaProcessorKwargs
