@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from transformers.utils import logging
 
+from elva_jax.commands import flags
 from elva_jax.config.load import load
 from elva_jax.evaluation.compare import PROMPT, check
 from elva_jax.hf import export, import_checkpoint
@@ -81,8 +82,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help=text)
     text = "length of the greedy answers (default: %(default)s)"
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=text)
-    text = "turn token merging off"
-    parser.add_argument("--no-merging", dest="merging", action="store_false", help=text)
+    flags.add_no_merging(parser)
     text = "let a folder run Python files that this version of elva_jax did not write"
     parser.add_argument("--trust-remote-code", action="store_true", help=text)
 

@@ -1,4 +1,4 @@
-"""Real records of moving_shapes, one of them with a broken video, and a tiny model with random weights."""
+"""Real records of moving_shapes, one with a broken video, and a tiny model with random weights."""
 
 import flax.linen as nn
 import jax
@@ -60,9 +60,11 @@ def generator(data_dir, tmp_path_factory):
     c = schema.base()
     c.data_dir = str(data_dir)
     c.model.update(
-        vocab_size=512, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, rope_theta=100.0,
+        vocab_size=512, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=2,
+        num_kv_heads=1, head_dim=16, rope_theta=100.0,
         patch_size=16, patch_width=16, dtype="float32", max_position=512,
-        merge_layers=(1,), merge_policies=("threshold",), merge_thresholds=(0.8,), merge_ratios=(1.0,),
+        merge_layers=(1,), merge_policies=("threshold",), merge_thresholds=(0.8,),
+        merge_ratios=(1.0,),
     )  # fmt: skip
     c.stages.video = schema.stage()
     c.stages.video.data.update(num_frames=3, longest_edge=48, system_prompt="")

@@ -1,4 +1,4 @@
-"""The rule of exact match, case by case, and what it must hold for any text."""
+"""The rule of exact match: cases, and properties that hold for any text."""
 
 import pytest
 from hypothesis import given

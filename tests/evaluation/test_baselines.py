@@ -1,4 +1,4 @@
-"""The any-object floor by hand, and on the real data set's annotations."""
+"""The any-object baseline by hand, and on the annotations of the real data set."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_any_object_by_hand(answer, options, named, expected):
 
 
 def test_any_object_on_the_data_set():
-    """A quarter where options name no object; more on order and needle, whose answer is always an object of the video."""
+    """1/4 if options name no object; more for order and needle, whose answers are in the video."""
     credit = {}
     for index in range(300):
         annotation = records.annotation_of("easy", 0, "test", index, 300)

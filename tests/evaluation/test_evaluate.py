@@ -1,4 +1,4 @@
-"""The whole evaluation on real records: its columns against single calls, its counts, its floors."""
+"""The whole evaluation on real records: columns against single calls, counts, baselines."""
 
 import json
 
@@ -75,7 +75,7 @@ def test_accuracies_follow_from_the_predictions(result):
 
 
 def test_columns_equal_single_calls(generator, result, annotations):
-    """Batches, padding and shared prefixes change nothing: one question of one video, asked alone."""
+    """Batches, padding and shared prefixes change nothing: one question, asked alone."""
     record, notes = annotations[6]
     q = notes["questions"][-1]
     (item,) = [

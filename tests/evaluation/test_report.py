@@ -1,4 +1,4 @@
-"""What a person and a program read from a result."""
+"""The table, the JSON file and the figure of a result."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def printed(result) -> str:
     return console.export_text()
 
 
-def test_table_states_scores_floors_and_unusable_answers(result):
+def test_table_states_scores_baselines_and_unusable_answers(result):
     text = printed(jsonable(result))
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
     assert rows["colour"] == ["4", "75.0±1.0", "100.0±1.0", "25.0±1.0"]

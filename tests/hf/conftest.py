@@ -18,7 +18,7 @@ from elva_jax.utils.trees import unflatten_paths
 
 @pytest.fixture(scope="session")
 def randomise():
-    """Fills a PyTorch model with numbers at a scale where attention is far from uniform, norms and biases too."""
+    """Fills a PyTorch model, norms and biases too, so that attention is far from uniform."""
 
     def fill(model):
         torch.manual_seed(0)

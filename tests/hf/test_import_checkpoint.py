@@ -1,4 +1,4 @@
-"""`elva convert import`: what it writes, what it prints, what it refuses, and how much memory it takes."""
+"""`elva convert import`: its files, its messages, its refusals, and its memory."""
 
 import json
 import os
@@ -24,8 +24,9 @@ CONFIG = """
 from elva_jax.config import schema
 def get_config(arg=""):
     c = schema.base()
-    c.model.update(vocab_size=90, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-                   rope_theta=10_000.0, max_position=int(arg or 64), tie_embeddings=False, dtype="float32")
+    c.model.update(vocab_size=90, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4)
+    c.model.update(num_kv_heads=2, head_dim=8, rope_theta=10_000.0, max_position=int(arg or 64))
+    c.model.update(tie_embeddings=False, dtype="float32")
     c.curriculum = ("sft",)
     c.stages.sft = schema.stage()
     c.stages.sft.steps = 1
@@ -39,8 +40,8 @@ def get_config(arg=""):
 def qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen") / "hf"
     config = transformers.Qwen2Config(
-        vocab_size=83, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64,
+        vocab_size=83, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(
@@ -74,7 +75,8 @@ def test_the_command(qwen, tmp_path, capsys):
     )
     told = capsys.readouterr().out
     assert re.search(
-        r"out: 21,408 parameters in bfloat16 from .*hf \(model_type qwen2\); not in it, .*: elva/patch_embed\n",
+        r"out: 21,408 parameters in bfloat16 from .*hf \(model_type qwen2\); not in it, .*:"
+        r" elva/patch_embed\n",
         told,
     )
     assert re.search(
@@ -173,7 +175,8 @@ def test_a_tokenizer_that_the_vocabulary_cannot_hold(qwen, tmp_path):
 
     with pytest.raises(
         ConvertError,
-        match=r"with <FRAME>, <PATCH>, <LINE> its tokenizer has \d+ tokens; raise model\.vocab_size from 90",
+        match=r"with <FRAME>, <PATCH>, <LINE> its tokenizer has \d+ tokens; raise model\.vocab_size"
+        r" from 90",
     ):
         import_weights(folder, tmp_path / "out", load(str(tmp_path / "config.py")))
     import_weights(folder, tmp_path / "out")
@@ -240,8 +243,9 @@ def large_tensors():
 @pytest.mark.slow
 def test_a_checkpoint_of_1_5b_takes_little_more_memory_than_its_size(tmp_path, config_dir):
     config = transformers.Qwen2Config(
-        vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS, num_attention_heads=12,
-        num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+        num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     ).to_json_string()  # fmt: skip
     source, out = tmp_path / "hf", tmp_path / "out"
     write_store(source, large_tensors(), files={"config.json": config.encode()})

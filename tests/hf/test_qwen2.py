@@ -1,4 +1,4 @@
-"""Qwen2 and Llama folders that transformers wrote: our logits against its own, and what is to be refused."""
+"""Qwen2 and Llama folders from transformers: our logits against its own, and refusals."""
 
 import os
 import subprocess
@@ -75,7 +75,7 @@ LLAMA = (LlamaConfig, LlamaForCausalLM)
     ids=str,
 )
 def test_logits_equal_transformers(save, logits_of, change, options):
-    """Saved as it is, in half precision and in shards, every scaling of RoPE, a window that no layer uses."""
+    """In full and half precision, in shards, with every RoPE scaling, with an unused window."""
     folder, model = save(change, **options)
     # Read again, because .to(bfloat16) has rounded RoPE's frequencies too.
     wanted = theirs(
@@ -208,7 +208,8 @@ def test_features_that_the_decoder_lacks_are_refused(save, edit, config_of, chan
     [
         (
             {"num_heads": 8, "head_dim": 4},
-            r"num_heads is 4, the run has model.num_heads = 8; .*head_dim is 8, the run has model.head_dim = 4",
+            r"num_heads is 4, the run has model.num_heads = 8; .*head_dim is 8, the run has"
+            r" model.head_dim = 4",
         ),
         ({"rope_theta": 1e6}, r"rope_theta is 10000.0, the run has model.rope_theta = 1000000.0"),
         ({"rms_norm_eps": 1e-5}, r"rms_norm_eps is 1e-06"),
@@ -272,7 +273,8 @@ def test_a_head_that_is_said_to_be_tied_and_is_not(save, edit, params_of, logits
     edit(folder, tie_word_embeddings=True)
     with pytest.raises(
         ConvertError,
-        match=r"lm_head\.weight differs from the embedding, but config\.json says tie_word_embeddings",
+        match=r"lm_head\.weight differs from the embedding, but config\.json says"
+        r" tie_word_embeddings",
     ):
         params_of(folder)
     same = changed(
@@ -300,9 +302,13 @@ from elva_jax.models.build import parameter_shapes
 config = schema.base()
 config.model.update(load.read_config(open_store(sys.argv[1]).config, "here")[1])
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("layers", "fsdp"))
-specs = {"kernel": P(None, None, "fsdp"), "embed_tokens": P(None, ("layers", "fsdp")), "lm_head": P(("fsdp", "layers"))}
+specs = {"kernel": P(None, None, "fsdp"), "embed_tokens": P(None, ("layers", "fsdp"))}
+specs["lm_head"] = P(("fsdp", "layers"))
+def target(path, shape):
+    sharding = NamedSharding(mesh, specs.get(path.rpartition("/")[2], P()))
+    return jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
 targets = {
-    path: jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, specs.get(path.rpartition("/")[2], P())))
+    path: target(path, shape)
     for path, shape in parameter_shapes(config, "elva").items() if "decoder" in path
 }
 params = load.load_params(sys.argv[1], targets, config).params

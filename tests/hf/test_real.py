@@ -1,4 +1,4 @@
-"""Real material: a pretrained Llama that tells stories, and Qwen2's vocabulary. ELVA_TEST_ASSETS says where they are."""
+"""A pretrained Llama that tells stories, and Qwen2's vocabulary, in the folder ELVA_TEST_ASSETS."""
 
 import base64
 import dataclasses
@@ -35,7 +35,7 @@ STORY = 200  # tokens
 
 
 def read_llama2c(file: Path) -> LlamaForCausalLM:
-    """A model in llama2.c's layout: seven int32, then float32 matrices of all layers, one kind after the other."""
+    """A model in llama2.c's layout: seven int32, then float32 matrices, kind after kind."""
     dim, hidden, layers, heads, kv_heads, vocab, length = np.fromfile(file, np.int32, 7).tolist()
     values, at = np.fromfile(file, np.float32, offset=28), 0
 
@@ -153,7 +153,7 @@ def test_a_pretrained_llama_tells_the_same_story(tmp_path, kind):
 
 @functools.cache
 def merges(token: bytes, ranks: "Ranks") -> tuple[bytes, ...]:
-    """The two pieces that a token was made of: byte-pair merging of its bytes by lower ranks until two are left."""
+    """The two pieces of a token: its bytes merge in pairs, by lowest rank, until two are left."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], 1 << 30))
@@ -167,7 +167,10 @@ class Ranks(dict):
     __hash__ = object.__hash__
 
 
-PIECES = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 
@@ -216,7 +219,8 @@ def qwen_folder(tmp_path_factory):
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     config = Qwen2Config(
-        vocab_size=151_936, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=151_936, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
         tie_word_embeddings=True,
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(folder)

@@ -92,7 +92,7 @@ def test_siglip_with_and_without_the_prefix(tmp_path, randomise, features_of, pr
 
 
 def test_siglip2_of_fixed_resolution(tmp_path, randomise, features_of):
-    """Its public files are of type siglip, with a larger vocabulary of the text tower; NaFlex is another model."""
+    """Its files have type siglip and a larger text vocabulary; NaFlex is another model."""
     config = transformers.SiglipConfig(
         vision_config=TINY, text_config={**TEXT, "vocab_size": 31, "projection_size": 32}
     )
@@ -297,7 +297,7 @@ def second_state(seed=0):
 
 
 def second_reference(state, pixels):
-    """EVA02-CLIP by plain reading (arXiv 2303.11331, 2303.15389): the hidden states, one token and one head at a time where it matters."""
+    """Hidden states of EVA02-CLIP, written plainly after arXiv 2303.11331 and 2303.15389."""
     norm = torch.nn.functional.layer_norm
     weights = {name.removeprefix("visual."): value.double() for name, value in state.items()}
     x = torch.nn.functional.conv2d(
@@ -312,7 +312,7 @@ def second_reference(state, pixels):
     )
 
     def turn(vectors_nxTxD):
-        """Each patch's pairs of channels as complex numbers; the first half of a head turns with the row, the second with the column."""
+        """Rotates pairs of channels, as complex numbers, by row (first half) or column."""
         out = vectors_nxTxD.clone()
         for token in range(9):
             row, column = divmod(token, 3)
@@ -373,7 +373,7 @@ def test_eva02_clip_features_equal_a_plain_reading(tmp_path, features_of, config
 
 
 def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
-    """EVA02_CLIP_*.pt: read with leave, and equal to the same tensors in safetensors."""
+    """EVA02_CLIP_*.pt: read if allowed, and equal to the same tensors in safetensors."""
     state = second_state()
     folder = write_eva(tmp_path / "eva", SECOND, state)
     wanted = features_of(folder, SQUARE)
@@ -393,7 +393,7 @@ def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
 
 
 def test_the_papers_teacher_has_its_public_shape():
-    """EVA01-CLIP-g/14 as in the authors' model_configs: 1408 wide, 40 layers, 6144 inside; about a billion parameters."""
+    """EVA01-CLIP-g/14 of the authors' model_configs has about a billion parameters."""
     g = {
         "image_size": 224,
         "layers": 40,
@@ -404,8 +404,8 @@ def test_the_papers_teacher_has_its_public_shape():
     }
     values = eva_clip.read_config({"vision_cfg": {"eva_model_name": "eva-clip-g-14", **g}}, "here")
     assert values == {
-        "kind": "eva_clip", "image_size": 224, "patch_size": 14, "hidden_size": 1408, "intermediate_size": 6144, "num_layers": 40,
-        "num_heads": 16,
+        "kind": "eva_clip", "image_size": 224, "patch_size": 14, "hidden_size": 1408,
+        "intermediate_size": 6144, "num_layers": 40, "num_heads": 16,
     }  # fmt: skip
     run = schema.base()
     run.teacher.update(values)

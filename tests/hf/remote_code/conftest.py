@@ -34,9 +34,11 @@ def write_run(tokenizer_dir):
     def write(folder, system_prompt="Be brief.", data=None, **changes):
         c = schema.base()
         c.model.update(
-            vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=100.0,
+            vocab_size=520, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4,
+            num_kv_heads=2, head_dim=8, rope_theta=100.0,
             patch_size=8, patch_width=16, dtype="float32", max_position=400, tie_embeddings=False,
-            merge_layers=(1, 2), merge_policies=("threshold", "both"), merge_thresholds=(0.5, 0.9), merge_ratios=(1.0, 0.6),
+            merge_layers=(1, 2), merge_policies=("threshold", "both"),
+            merge_thresholds=(0.5, 0.9), merge_ratios=(1.0, 0.6),
         )  # fmt: skip
         c.model.update(changes)
         c.stages.video = schema.stage()

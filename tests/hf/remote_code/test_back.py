@@ -36,7 +36,10 @@ def test_there_and_back_bit_for_bit(exported, run_dir):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_after_pytorch_saved_it_again(exported, generator, processor, videos, tmp_path, exact):
-    """PyTorch leaves our notes out: configuration, frames and system prompt come from what transformers keeps. Trained weights return."""
+    """Without elva_jax.json, configuration, frames and system prompt come from other files.
+
+    Trained weights return.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
@@ -74,7 +77,7 @@ def test_a_configuration_that_disagrees_is_refused(exported, tmp_path):
 
 
 def test_import_as_a_checkpoint(exported, run_dir, tmp_path, capsys):
-    """Without being asked whether code may run; the same weights bit for bit, and the same answers."""
+    """Nobody is asked whether code may run; weights and answers are the same."""
     from elva_jax.cli import main
     from elva_jax.evaluation.compare import check
 

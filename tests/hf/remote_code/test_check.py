@@ -15,7 +15,7 @@ QUESTION = "What colour is the circle?"
 
 
 def copy(folder, target, change):
-    """A folder with other weights: `change` takes and returns {name: array}; checksums are not ours to keep."""
+    """A copy of a folder, without checksums, with weights changed by `change` ({name: array})."""
     target.mkdir()
     for file in folder.iterdir():
         if file.name not in ("checksums.json", "model.safetensors"):
@@ -67,7 +67,7 @@ def test_two_folders_and_a_difference(exported, tmp_path, videos):
 
 
 def test_a_language_model_reads_bare_text(run_dir, exported, tmp_path):
-    """The decoder as transformers' own Qwen2, tied to nothing of ours."""
+    """The decoder as transformers' own Qwen2, without any file of ours."""
     config = json.loads((exported / "config.json").read_text())
     tensors = load_file(exported / "model.safetensors")
     folder = tmp_path / "qwen2"

@@ -18,9 +18,11 @@ from elva_jax.hf.export import export
 
 WITHOUT_US = """
 import sys
+ABSENT = {"jax", "jaxlib", "flax", "elva_jax", "orbax", "ml_collections"}
+ABSENT |= {"tensorflow_datasets", "grain"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("jax", "jaxlib", "flax", "elva_jax", "orbax", "ml_collections", "tensorflow_datasets", "grain"):
+        if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import numpy as np
@@ -28,9 +30,11 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-messages = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "What?"}]}]
-inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-print("answer:", model.generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1]:].tolist())
+content = [{"type": "video", "video": frames}, {"type": "text", "text": "What?"}]
+options = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
+answer = model.generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1]:]
+print("answer:", answer.tolist())
 """
 
 
@@ -56,7 +60,7 @@ def test_it_loads_without_jax_and_without_this_package(exported, generator, tmp_
 
 
 def test_every_parameter_is_there_bit_for_bit(exported, run_dir):
-    """By plain reading: names as in Qwen2 for what is Qwen2's, matrices transposed, guidance heads left behind."""
+    """Names as in Qwen2 where it has the parameter, matrices transposed, no guidance heads."""
     params = load_run(run_dir).params["elva"]
     tensors = load_file(exported / "model.safetensors")
     layers, patch = params["decoder"]["layers"], params["patch_embed"]
@@ -111,7 +115,7 @@ def test_what_else_is_in_the_folder(exported):
 
 
 def test_frames_are_those_of_the_stage(exported, write_run, tmp_path):
-    """Hybrid resolution waits to be asked for; its low edge and policy are what the stage was trained with, if it was."""
+    """Hybrid resolution is off by default; its low edge and policy are the stage's, if any."""
     run = write_run(
         tmp_path / "run", data=dict(num_low_frames=3, low_longest_edge=24, hybrid_policy="scene")
     )

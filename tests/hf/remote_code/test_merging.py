@@ -25,7 +25,7 @@ compiled = jax.jit(merge, static_argnames=("rule", "merge_lines"))
 
 
 def batch(seed, rows=4):
-    """Rows of different lengths, with two clips, mixed grids and an image; padding behind (even rows) or in front (odd rows)."""
+    """Rows with two clips, mixed grids and an image, padded on the right (even) or left (odd)."""
     rng, layouts = np.random.default_rng(seed), []
     for _ in range(rows):
         clips = [
@@ -33,7 +33,7 @@ def batch(seed, rows=4):
             for _ in range(2)
         ]
         layouts.append(build_layout([Text([7, 8]), clips[0], Text([9]), clips[1], Text([3, 4])]))
-    # Small integers: dot products are exact, so equal similarities are exactly equal in both, and there are many.
+    # Dot products of small integers are exact, so that many similarities are exactly equal.
     x = rng.integers(-1, 3, (rows, S, D)).astype(np.float32)
     size = rng.integers(1, 6, (rows, S)).astype(np.float32)
     return [pack([layout], S) for layout in layouts], x, size

@@ -25,14 +25,17 @@ def one_rule(policy, threshold, ratio, layer=1):
 
 MODELS = {
     "ratio, naive, tied, no biases": dict(
-        **one_rule("ratio", 0.0, 0.5), patch_embed="naive", tie_embeddings=True, attention_bias=False, num_kv_heads=4, num_layers=2
+        **one_rule("ratio", 0.0, 0.5), patch_embed="naive", tie_embeddings=True,
+        attention_bias=False, num_kv_heads=4, num_layers=2
     ),
     "lines merge, at once, two patch heads, yarn": dict(
-        **one_rule("both", 0.6, 0.4, 0), merge_lines=True, patch_heads=2, num_kv_heads=1, num_layers=2,
+        **one_rule("both", 0.6, 0.4, 0), merge_lines=True, patch_heads=2, num_kv_heads=1,
+        num_layers=2,
         rope_scaling="yarn", rope_factor=4.0, rope_original_max_position=100,
     ),
     "threshold, dynamic, odd head width": dict(
-        **one_rule("threshold", 0.4, 1.0), head_dim=6, num_layers=2, rope_scaling="dynamic", rope_factor=2.0, rope_original_max_position=100
+        **one_rule("threshold", 0.4, 1.0), head_dim=6, num_layers=2, rope_scaling="dynamic",
+        rope_factor=2.0, rope_original_max_position=100
     ),
 }  # fmt: skip
 
@@ -117,7 +120,7 @@ def test_a_still_picture_merges_alike(write_run, tmp_path, videos):
 
 
 def test_a_batch_of_different_videos(processor, model, generator, videos):
-    """Each row answers as alone and as in JAX, wherever its padding stands; merging differs from row to row."""
+    """Each row answers as alone and as in JAX, with padding on either side and its own merging."""
     together = inputs_of(processor, videos)
     with torch.no_grad():
         out = model(**together)
@@ -257,8 +260,8 @@ def test_text_alone(processor, model, generator):
 
 
 def test_loss_and_gradients_through_merging(processor, exported, generator, params, videos):
-    """The loss is that of JAX's training on the answer, for left and right padding; every parameter gets a gradient, with and without
-    gradient checkpointing."""
+    """The loss is that of JAX's training, for padding on either side, and every parameter gets a
+    gradient, with and without gradient checkpointing."""
     from transformers import AutoModelForCausalLM
 
     from elva_jax.models.elva import Elva

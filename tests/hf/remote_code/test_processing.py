@@ -107,8 +107,8 @@ def test_media_stand_where_they_are_mentioned(processor, generator, videos):
     messages = [{"role": "system", "content": "Sing."}, {"role": "user", "content": "What?"}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert (
-        text
-        == "<|im_start|>system\nSing.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+        text == "<|im_start|>system\nSing.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
 
 
@@ -201,7 +201,7 @@ def test_files_give_the_frames_that_training_reads(processor, tmp_path):
 
 @pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
 def test_hybrid_files_are_read_as_by_elva_generate(processor, tmp_path, policy):
-    """An mp4 with a cut, with enough frames and with too few; and its frames at hand, more of them than asked for."""
+    """An mp4 with a cut, with enough frames and too few; and its frames as a list, too many."""
     path = tmp_path / "cut.mp4"
     write_video(path, "libx264", cut=13)
     at_hand = read_frames(path, num_frames=21).pixels
