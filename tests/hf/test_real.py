@@ -45,7 +45,7 @@ def read_llama2c(file: Path) -> LlamaForCausalLM:
         return torch.from_numpy(values[at - int(np.prod(shape)) : at].reshape(shape))
 
     def halves(matrix, count):
-        """Rows for RoPE on neighbouring pairs become rows for RoPE on halves of a head."""
+        """Rows for RoPE on neighboring pairs become rows for RoPE on halves of a head."""
         return matrix.reshape(count, -1, 2, dim).transpose(1, 2).reshape(-1, dim)
 
     config = LlamaConfig(

@@ -197,9 +197,9 @@ def write_eva(folder, vision, state):
 
 
 def clip_pixels(pixels):
-    """CLIP's normalisation, channels first."""
-    normalised = ((pixels + 1) / 2 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-    return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2)
+    """CLIP's normalization, channels first."""
+    normalized = ((pixels + 1) / 2 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return torch.from_numpy(normalized.astype(np.float32)).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", ""])

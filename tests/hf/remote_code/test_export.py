@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from elva_jax.checkpoints.restore import load_run
+from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import CheckpointError, ConvertError
-from elva_jax.hf.export import export
+from elva_jax.hf.export import export, save_pretrained
 
 WITHOUT_US = """
 import sys
@@ -92,6 +93,19 @@ def test_every_parameter_is_there_bit_for_bit(exported, run_dir):
     assert set(tensors) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_array_equal(tensors[name], value, err_msg=name)
+
+
+def test_from_memory_it_is_the_same_folder(run_dir, exported, tmp_path):
+    run = load_run(run_dir)
+    tokenizer = load_tokenizer(run.tokenizer_dir)
+    words = len(tokenizer)
+    target = tmp_path / exported.name
+    params = run.params["elva"]
+    save_pretrained(target, params, run.config, tokenizer, stage=run.stage, step=run.step)
+    assert len(tokenizer) == words
+    assert {file.name for file in target.iterdir()} == {file.name for file in exported.iterdir()}
+    for file in exported.iterdir():
+        assert (target / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_what_else_is_in_the_folder(exported):

@@ -191,7 +191,7 @@ def test_a_cache_changes_nothing(processor, model, videos):
     )
     with torch.no_grad():
         prefill = model(**inputs)
-        # Two tokens at once behind the cache, then one more: as the whole at once.
+        # Two tokens at once after the cache, then one more: as all tokens at once.
         ids = torch.cat([inputs["input_ids"], with_cache[:, :3]], dim=1)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
         cache = prefill.past_key_values
