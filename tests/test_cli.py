@@ -1,4 +1,4 @@
-"""The console command as a user meets it: help, misuse, and one message a mistake."""
+"""The console command as a user sees it: help, misuse, and one message per mistake."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def run(capsys, *words):
         ["recaption"],
     ],
 )
-def test_help_tells_every_option(capsys, words):
+def test_help_shows_every_option(capsys, words):
     status, out, err = run(capsys, *words, "--help")
     assert (status, err) == (0, "")
     assert out.startswith("usage: elva")
@@ -78,7 +78,7 @@ def test_help_tells_every_option(capsys, words):
         ),
     ],
 )
-def test_misuse_is_explained_in_a_line(capsys, words, status, message):
+def test_misuse_is_explained_in_one_line(capsys, words, status, message):
     got, out, err = run(capsys, *words)
     assert got == status
     assert message in err

@@ -1,4 +1,4 @@
-"""The scripts in launch/: flags that XLA knows, manifests that agree with themselves, and processes that are watched."""
+"""The scripts in launch/: flags that XLA knows, consistent manifests, and supervised processes."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def bash(command, **environment):
     "name",
     ["env_gpu.sh", "local_multihost.sh", "slurm.sbatch", "quickstart.sh", "test.sh", "venv.sh"],
 )
-def test_bash_can_read_it(name):
+def test_bash_parses_it(name):
     done = bash(f"bash -n {LAUNCH / name}")
     assert not done.returncode, done.stderr
 
@@ -45,7 +45,7 @@ def test_xla_knows_every_flag():
         XLA_FLAGS="--xla_force_host_platform_device_count=3",
     )
     flags, devices = done.stdout.splitlines()
-    assert devices == "3", done.stderr  # whoever calls adds flags of their own
+    assert devices == "3", done.stderr  # flags of the caller are kept
     assert flags.count("--xla_gpu_") == 13
     assert (
         bash(
@@ -56,7 +56,7 @@ def test_xla_knows_every_flag():
     )
 
 
-def test_settings_of_the_machine_win_and_kinds_differ():
+def test_settings_of_the_machine_take_precedence_and_kinds_differ():
     show = "&& echo $NCCL_NVLS_ENABLE $NCCL_IB_TIMEOUT"
     assert bash(f"source {LAUNCH}/env_gpu.sh a100 {show}").stdout == "0 22\n"
     assert bash(f"source {LAUNCH}/env_gpu.sh h200 {show}", NCCL_IB_TIMEOUT="18").stdout == "2 18\n"
@@ -64,7 +64,7 @@ def test_settings_of_the_machine_win_and_kinds_differ():
 
 
 @pytest.mark.parametrize("name", ["gke_jobset.yaml", "k8s_job.yaml"])
-def test_a_manifest_agrees_with_itself(name):
+def test_a_manifest_is_consistent(name):
     *services, top = yaml.safe_load_all((LAUNCH / name).read_text())
     name = top["metadata"]["name"]
     if top["kind"] == "JobSet":
@@ -74,7 +74,7 @@ def test_a_manifest_agrees_with_itself(name):
         again = {
             "action": "FailJob",
             "values": [os.EX_TEMPFAIL],
-        }  # whereupon the JobSet starts anew, without counting
+        }  # the JobSet then restarts without counting
         (rule,) = top["spec"]["failurePolicy"]["rules"]
         assert (rule["action"], rule["onJobFailureReasons"]) == (
             "RestartJobSetAndIgnoreMaxRestarts",
@@ -94,7 +94,7 @@ def test_a_manifest_agrees_with_itself(name):
         for rule in job["podFailurePolicy"]["rules"]
     ]
     assert again in rules
-    assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
     assert job["completionMode"] == "Indexed"
     environ = {entry["name"]: entry["value"] for entry in container["env"]}
     environ |= {"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
@@ -125,9 +125,11 @@ def test_slurm_signals_early_and_requeues():
 
 
 STAND_IN = r"""#!/usr/bin/env bash
-# In the place of Python: finds a port when asked to, and otherwise plays a process of a run.
+# In place of Python: prints a port when asked for one, and otherwise acts as a process of a run.
 case "$*" in *socket*) echo 12345; exit ;; esac
-for ((k = 1; k <= $#; k++)); do if [ "${!k}" = --process-id ]; then next=$((k + 1)); id=${!next}; fi; done
+for ((k = 1; k < $#; k++)); do
+  if [ "${!k}" = --process-id ]; then next=$((k + 1)); id=${!next}; fi
+done
 trap 'echo "told to stop"; exit 130' INT
 echo "$*"
 if [ "$PLAY" = crash ] && [ "$id" = 1 ]; then exit 7; fi

@@ -1,4 +1,4 @@
-"""Saves a sharded state on eight devices and restores it on other meshes; run by test_checkpoint.py with eight fake devices."""
+"""Saves a state on eight fake devices and restores it on other meshes; run by test_save.py."""
 
 import sys
 from pathlib import Path

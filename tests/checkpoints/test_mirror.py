@@ -10,7 +10,7 @@ from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder; save(step) makes a step of its stage and returns it."""
+    """A run's folder, and save(step), which creates a step of its stage and returns its path."""
     workdir = tmp_path / "run"
     (workdir / "tokenizer").mkdir(parents=True)
     (workdir / "tokenizer" / "vocab.json").write_text("{}")
@@ -34,7 +34,7 @@ def contents(folder):
     }
 
 
-def test_a_lost_workdir_comes_back(run, tmp_path):
+def test_a_lost_workdir_is_restored(run, tmp_path):
     workdir, save = run
     copy, said = tmp_path / "other", []
     with Mirror(str(copy), workdir, keep=2, report=said.append) as mirror:
@@ -52,7 +52,7 @@ def test_a_lost_workdir_comes_back(run, tmp_path):
     assert said == []
 
 
-def test_old_steps_go_and_overtaken_ones_are_left_out(run, tmp_path):
+def test_old_steps_are_removed_and_overtaken_ones_skipped(run, tmp_path):
     workdir, save = run
     for step in (4, 8, 12):
         with Mirror(str(tmp_path / "other"), workdir, keep=2, report=print) as mirror:
@@ -66,7 +66,7 @@ def test_old_steps_go_and_overtaken_ones_are_left_out(run, tmp_path):
     assert not (steps / "16").exists()
 
 
-def test_a_copy_that_fails_is_told(run, tmp_path):
+def test_a_failed_copy_is_reported(run, tmp_path):
     workdir, save = run
     (tmp_path / "other").write_text("a file")
     said = []
@@ -77,7 +77,7 @@ def test_a_copy_that_fails_is_told(run, tmp_path):
     assert line.endswith("; training continues")
 
 
-def test_without_a_folder_nothing_is_done(run):
+def test_without_a_folder_there_is_no_copy(run):
     workdir, save = run
     with Mirror("", workdir, keep=2, report=print) as mirror:
         mirror.copy(save(4))

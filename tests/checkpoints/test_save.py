@@ -1,4 +1,4 @@
-"""Saving and restoring states; what Orbax would let pass is refused."""
+"""Saving and restoring states, and refusing what Orbax would accept silently."""
 
 import os
 import resource
@@ -42,7 +42,7 @@ def save(folder, state, steps, config, data=None, keep=2, temporary=()):
             )
 
 
-def test_what_is_saved_comes_back(tmp_path, config):
+def test_a_saved_state_is_restored(tmp_path, config):
     state = make_state()
     save(tmp_path, state, [3], config, {"at": 3, "window": [{"loss": float("nan")}]})
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -56,7 +56,7 @@ def test_what_is_saved_comes_back(tmp_path, config):
     assert np.isnan(data["window"][0]["loss"])
 
 
-def test_a_save_is_a_snapshot_although_the_state_is_donated_next(tmp_path, config):
+def test_a_save_is_a_snapshot_even_if_the_state_is_donated_next(tmp_path, config):
     state = make_state(width=400_000)
     first = np.array(state.params["elva"]["kernel"])
     advance = jax.jit(
@@ -85,12 +85,12 @@ def test_a_save_is_a_snapshot_although_the_state_is_donated_next(tmp_path, confi
         (1, (1, 2, 5, 9), [9]),
     ],
 )
-def test_the_newest_are_kept(tmp_path, config, keep, temporary, left):
+def test_the_newest_steps_are_kept(tmp_path, config, keep, temporary, left):
     save(tmp_path, make_state(), [1, 2, 5, 9], config, keep=keep, temporary=temporary)
     assert saved_steps(tmp_path) == left
 
 
-def test_what_is_temporary_is_known_after_a_restart(tmp_path, config):
+def test_temporary_steps_are_known_after_a_restart(tmp_path, config):
     save(tmp_path, make_state(), [1, 2, 3], config, keep=0, temporary=(3,))
     save(tmp_path, make_state(), [4], config, keep=0)
     assert saved_steps(tmp_path) == [1, 2, 4]
@@ -121,7 +121,7 @@ def test_another_model_is_refused(tmp_path, config, other, words):
         assert word in str(error.value)
 
 
-def test_a_run_gives_its_weights_and_configuration(tmp_path, config):
+def test_a_run_is_loaded_with_weights_and_configuration(tmp_path, config):
     state = make_state()
     for stage in ("image", "video"):
         save(tmp_path / stage, state, [1, 2], config)
@@ -138,7 +138,7 @@ def test_a_run_gives_its_weights_and_configuration(tmp_path, config):
         np.testing.assert_array_equal(run.params["elva"]["kernel"], state.params["elva"]["kernel"])
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path, config):
+def test_paths_without_a_checkpoint_are_refused(tmp_path, config):
     with pytest.raises(CheckpointError, match="no such directory"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no checkpoint here"):
@@ -152,7 +152,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, config):
             file.unlink()
     with pytest.raises(
         CheckpointError,
-        match=r"video/checkpoints/1: is damaged \(params/d/\w+ is missing\); there is no step before",
+        match=r"video/checkpoints/1: is damaged \(params/d/\w+ is missing\); there is no step "
+        "before",
     ):
         load_run(tmp_path)
 
@@ -168,7 +169,7 @@ def test_an_unfinished_save_does_not_count(tmp_path, config):
 
 
 def flip(step):
-    """One bit of the largest file, which holds an array; Orbax alone restores other numbers without a word."""
+    """Flips one bit of the largest file, an array; Orbax alone restores other numbers silently."""
     file = max(
         (path for path in (step / "params").rglob("*") if path.is_file()),
         key=lambda path: path.stat().st_size,
@@ -191,50 +192,50 @@ def empty(step):
     step.mkdir()
 
 
-def lose_a_file(step):
+def remove_a_file(step):
     next((step / "params").rglob("manifest.ocdbt")).unlink()
 
 
-def spoil_the_position(step):
+def change_the_position(step):
     (step / "data" / "metadata").write_text('{"processes": [{"at": 3}]}')
 
 
-def spoil_a_step_without_checksums(step):
+def damage_a_step_without_checksums(step):
     (step / "checksums.json").unlink()
-    lose_a_file(step)
+    remove_a_file(step)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "words"),
     [
         (flip, "is not what was saved"),
         (truncate, " bytes of "),
         (empty, "params is missing"),
         (lambda step: shutil.rmtree(step / "data"), "data is missing"),
-        (lose_a_file, "manifest.ocdbt is missing"),
-        (spoil_the_position, "data/metadata is not what was saved"),
+        (remove_a_file, "manifest.ocdbt is missing"),
+        (change_the_position, "data/metadata is not what was saved"),
         (
             lambda step: (step / "checksums.json").write_bytes(b"{"),
             "checksums.json is not readable",
         ),
-        (spoil_a_step_without_checksums, "is damaged ("),
+        (damage_a_step_without_checksums, "is damaged ("),
     ],
 )
-def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, config, spoil, words):
+def test_a_damaged_step_is_replaced_by_the_one_before(tmp_path, config, damage, words):
     old, new = make_state(width=2000), make_state(width=2000)
     new = new.replace(params=jax.tree.map(lambda leaf: leaf + 1, new.params))
     save(tmp_path, old, [4], config)
     save(tmp_path, new, [8], config)
-    spoil(tmp_path / "checkpoints" / "8")
-    told = []
-    with Checkpoints(tmp_path / "checkpoints", keep=2, report=told.append) as checkpoints:
+    damage(tmp_path / "checkpoints" / "8")
+    reported = []
+    with Checkpoints(tmp_path / "checkpoints", keep=2, report=reported.append) as checkpoints:
         restored, (data,) = checkpoints.restore(target_of(old))
         assert data == {"at": 4}
         np.testing.assert_array_equal(
             restored.params["elva"]["kernel"], old.params["elva"]["kernel"]
         )
         checkpoints.save(8, new, {"at": 8}, config, "video")
-    (line,) = told
+    (line,) = reported
     assert str(tmp_path / "checkpoints" / "8") in line
     assert words in line
     assert "8.corrupt" in line
@@ -245,21 +246,22 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path, config, spoil, wor
 
 
 @pytest.mark.parametrize("load", [load_run, open_run])
-def test_damaged_weights_are_not_loaded_for_inference_either(tmp_path, config, load):
+def test_damaged_weights_are_not_loaded_for_inference(tmp_path, config, load):
     save(tmp_path, make_state(width=2000), [4, 8], config)
     truncate(tmp_path / "checkpoints" / "8")
-    assert load(tmp_path).step == 8  # of the optimiser, which is not read
+    assert load(tmp_path).step == 8  # only the optimizer is damaged, which is not read
     flip(tmp_path / "checkpoints" / "8")
     with pytest.raises(
         CheckpointError,
-        match=r"8: is damaged \(params/\S+ is not what was saved\); give \S+/checkpoints/4, the step before$",
+        match=r"8: is damaged \(params/\S+ is not what was saved\); "
+        r"give \S+/checkpoints/4, the step before$",
     ):
         load(tmp_path)
     assert load(tmp_path / "checkpoints" / "4").step == 4
 
 
-def test_the_only_step_is_not_given_up(tmp_path, config):
-    """The stage would start anew without a word."""
+def test_the_only_step_is_not_set_aside(tmp_path, config):
+    """Otherwise the stage would silently start from the beginning."""
     save(tmp_path, make_state(width=2000), [4], config)
     flip(tmp_path / "checkpoints" / "4")
     with (
@@ -272,34 +274,34 @@ def test_the_only_step_is_not_given_up(tmp_path, config):
 
 @pytest.fixture
 def disk():
-    """A function that makes the disk full for every file longer than so many bytes (the kernel refuses the rest of it), or roomy again."""
+    """disk(size): the kernel refuses to write beyond `size` bytes of a file, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("room", [100_000, 100], ids=["arrays", "everything"])
-def test_a_full_disk_leaves_the_last_good_step(tmp_path, config, disk, room):
+@pytest.mark.parametrize("size", [100_000, 100], ids=["arrays", "everything"])
+def test_a_full_disk_leaves_the_last_good_step(tmp_path, config, disk, size):
     state = make_state(width=200_000)
     save(tmp_path, state, [4], config)
-    told = []
+    reported = []
     with Checkpoints(
-        tmp_path / "checkpoints", on_error="continue", report=told.append
+        tmp_path / "checkpoints", on_error="continue", report=reported.append
     ) as checkpoints:
-        disk(room)
+        disk(size)
         checkpoints.save(8, state, {"at": 8}, config, "video")
         checkpoints.wait()
         disk(resource.RLIM_INFINITY)
         assert saved_steps(tmp_path) == [4]
         assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["4"]
         checkpoints.save(12, state, {"at": 12}, config, "video")
-    (line,) = told
+    (line,) = reported
     assert "step 8 could not be saved (" in line
     assert "File too large" in line
     assert "step 4 is the last good one; training continues" in line
     assert saved_steps(tmp_path) == [4, 12]
 
-    disk(room)
+    disk(size)
     with pytest.raises(
         CheckpointError,
         match=r"step 16 could not be saved .* step 12 is the last good one: free some space",
@@ -310,8 +312,8 @@ def test_a_full_disk_leaves_the_last_good_step(tmp_path, config, disk, room):
         assert checkpoints.restore(target_of(state))[1] == [{"at": 12}]
 
 
-def test_another_mesh_gets_the_same_numbers(tmp_path):
-    """From 8 devices to 4 (2 x 2, then the other axis), to 1; each saves what it has restored."""
+def test_another_mesh_restores_the_same_numbers(tmp_path):
+    """From 8 devices to 4 (2 x 2, then the other axis) to 1, saving what was restored each time."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     script = Path(__file__).with_name("other_devices.py")
     done = subprocess.run(

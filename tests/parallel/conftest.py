@@ -22,8 +22,8 @@ def tiny_run():
 
 @pytest.fixture(scope="session")
 def compare(tmp_path_factory):
-    """compare(cases, devices, processes=1) -> [(case, result), …] of `equality.py`, from every process."""
-    folder = tmp_path_factory.mktemp("one_device")  # what one device says is computed once
+    """compare(cases, devices, processes=1) -> [(case, result of `equality.py`), …]."""
+    folder = tmp_path_factory.mktemp("one_device")  # the results of one device, computed once
 
     def run(cases, devices, processes=1):
         environment = fake(devices)
@@ -66,7 +66,7 @@ def compare(tmp_path_factory):
 
 @pytest.fixture
 def on_eight_devices():
-    """run(name) -> [line of JSON, …] that a script of this folder prints with eight fake devices, in a process of its own."""
+    """run(name) -> [JSON, …]: what a script of this folder prints with eight fake devices."""
 
     def run(name):
         command = [sys.executable, str(Path(__file__).with_name(name))]
@@ -80,7 +80,7 @@ def on_eight_devices():
 
 
 def fake(devices: int) -> dict[str, str]:
-    """The environment of a process with so many devices."""
+    """The environment of a process with this many fake devices."""
     flags = f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
@@ -94,5 +94,5 @@ def free_port() -> int:
 
 @pytest.fixture
 def port():
-    """Such a port."""
+    """A port that nobody listens on."""
     return free_port()

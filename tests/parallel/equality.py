@@ -1,7 +1,8 @@
-"""Losses and gradients on a mesh against one device, in this process or several: `python tests/parallel/equality.py CASE …`.
+"""Compares losses and gradients on a mesh with one device: `python …/equality.py CASE …`.
 
-A CASE is STAGE:AXIS=SIZE,…[,zero=LEVEL][,accumulate=N]; with `all` the whole matrix of docs/cluster.md runs. Every process compares what
-its own devices hold and prints a line of JSON a case. Devices are fake ones of a CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8.
+A CASE is STAGE:AXIS=SIZE,…[,zero=LEVEL][,accumulate=N]; `all` runs the whole matrix of
+docs/cluster.md. Every process compares what its own devices hold and prints a line of JSON per
+case. For fake devices on a CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 import argparse
@@ -38,7 +39,7 @@ FAST = {"xla_backend_optimization_level": 0}
 
 
 def matrix(devices: int, inner: int) -> list[str]:
-    """Every mesh shape whose context x tensor is at most `inner`, at every level of ZeRO, for every stage; two micro-batches on some."""
+    """All stages, levels of ZeRO, and meshes with context x tensor <= `inner`."""
     sizes = [2**k for k in range(devices.bit_length())]
     cases = []
     for shape in itertools.product(sizes, repeat=len(AXES)):
@@ -67,7 +68,7 @@ def toy(stage: str):
 
 @functools.cache
 def weights(stage: str):
-    """The same parameters and teacher in every process, on the host; no program is compiled for them."""
+    """Parameters and teacher, the same in every process, without compiling a program."""
     config, task, _ = toy(stage)
     side = config.teacher.image_size
     rng = np.random.default_rng(0)
@@ -93,7 +94,7 @@ def weights(stage: str):
 
 
 def alone(stage: str, accumulate: int, folder: Path | None):
-    """Loss and gradient on one device; `folder` keeps them for the next process."""
+    """Loss and gradient on one device, stored in `folder` for the next process."""
     _, task, batch = toy(stage)
     params, frozen = weights(stage)
     file = folder and folder / f"{stage}-{accumulate}.npz"
@@ -114,7 +115,7 @@ def alone(stage: str, accumulate: int, folder: Path | None):
 
 
 def compare(case: str, folder: Path | None = None) -> dict:
-    """Runs one case; what differs is measured on this process's shards alone."""
+    """Runs one case, and measures differences on this process's shards."""
     stage, _, words = case.partition(":")
     values = {
         name: int(value) for name, _, value in (word.partition("=") for word in words.split(","))
@@ -144,7 +145,7 @@ def compare(case: str, folder: Path | None = None) -> dict:
     with on_mesh(mesh, activation_rules(boxed, mesh, task.logical_sizes)):
         compiled = program.lower(*inputs).compile()
     want_loss, want = alone(stage, accumulate, folder)
-    distributed.barrier(case)  # compiling takes each its own time
+    distributed.barrier(case)  # processes compile at different speeds
     loss, grads = compiled(*inputs)
     where, worst, largest, pinned = "", 0.0, 0.0, True
     leaves = zip(tree_leaves(grads), jax.tree.leaves(want), jax.tree.leaves(shardings), strict=True)
@@ -174,7 +175,7 @@ def compare(case: str, folder: Path | None = None) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="+")
-    parser.add_argument("--folder", type=Path, help="where results of one device are kept")
+    parser.add_argument("--folder", type=Path, help="where the results of one device are stored")
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int, default=1)
     parser.add_argument("--process-id", type=int, default=0)
@@ -189,7 +190,7 @@ def main() -> None:
             ),
             {"cases": args.cases},
         )
-        # Inner axes stay within a process: along data and fsdp processes come one after the other.
+        # Inner axes stay within a process; along data and fsdp, processes follow each other.
         mesh = make_mesh(
             ConfigDict({"data": args.num_processes, "fsdp": -1, "context": 1, "tensor": 1})
         )

@@ -1,4 +1,4 @@
-"""Run by test_split_attention.py with eight fake devices: a sequence over four of them against one device, and what its gradient takes."""
+"""A sequence over four devices, compared with one device; run by test_split_attention.py."""
 
 import json
 
@@ -19,7 +19,7 @@ ROWS, LENGTH, HEADS, KV_HEADS, WIDTH = (
     4,
     2,
     8,
-)  # a quarter is eight blocks of queries and a bit
+)  # a quarter is a little more than eight blocks of queries
 SPLIT = PartitionSpec("fsdp", "context", None)
 
 
@@ -36,7 +36,7 @@ def main():
     ]
     segment = np.sort(rng.integers(0, 4, (ROWS, LENGTH)).astype(np.int32))[
         :, ::-1
-    ]  # padding behind
+    ]  # padding at the end
     turn = np.sort(rng.integers(0, 3, (ROWS, LENGTH)).astype(np.int32))
     cotangent = rng.normal(size=arrays[0].shape).astype(np.float32) * (segment > 0)[..., None, None]
     inputs = (*arrays, segment, turn, cotangent)

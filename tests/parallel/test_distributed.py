@@ -1,4 +1,4 @@
-"""Where a process stands, from what launchers set; and real processes that start together, or do not."""
+"""Detecting a process from its launcher, and real processes that start together or fail to."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ PODS = {
 }
 
 
-def test_alone():
+def test_a_single_process():
     assert detect_process({}) is None
     assert (
         detect_process(
@@ -111,8 +111,8 @@ def test_kubernetes():
 @pytest.mark.parametrize(
     ("visible", "tasks", "devices"),
     [
-        (None, "4(x2)", None),  # nothing says which GPUs there are
-        ("2", "4(x2)", None),  # one visible GPU a process: the launcher has bound it
+        (None, "4(x2)", None),  # the GPUs are unknown
+        ("2", "4(x2)", None),  # one visible GPU per process: the launcher has assigned it
         ("0,1,2,3", "4(x2)", (1,)),
         ("0,1,2,3,4,5,6,7", "4(x2)", (2, 3)),
         ("0,1,2,3", "7,1", None),  # alone on its host
@@ -157,7 +157,7 @@ def test_a_share_of_the_gpus(visible, tasks, devices):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(environ, flags, message):
+def test_impossible_values_are_refused(environ, flags, message):
     with pytest.raises(ConfigError, match=message):
         detect_process(environ, **flags)
 
@@ -178,7 +178,7 @@ def test_first_host_as_jax_reads_it(nodes, monkeypatch):
 
 
 def train(workdir, *words):
-    """`elva train` of the toy run; it never gets as far as its data."""
+    """`elva train` of the toy run, which ends before it reads data."""
     command = [
         sys.executable,
         "-m",
@@ -196,12 +196,12 @@ def train(workdir, *words):
     )
 
 
-def test_processes_that_stay_away_or_differ_end_in_one_line(tmp_path, port):
-    """A second process that never comes; a process 0 that never comes; two that have different configurations."""
+def test_missing_or_different_processes_end_with_one_line(tmp_path, port):
+    """No process 1; no process 0; two processes with different configurations."""
     address, other, third = f"127.0.0.1:{port}", "127.0.0.1:9", f"localhost:{port + 1}"
     flags = ("--num-processes", "2", "--start-timeout", "2", "--process-id")
-    lonely = train(tmp_path / "a", "--coordinator", address, *flags, "0")
-    lost = train(tmp_path / "b", "--coordinator", other, *flags, "1")
+    without_1 = train(tmp_path / "a", "--coordinator", address, *flags, "0")
+    without_0 = train(tmp_path / "b", "--coordinator", other, *flags, "1")
     flags = (*flags[:2], "--coordinator", third, "--process-id")
     pair = [
         train(tmp_path / "c", *flags, "0"),
@@ -209,11 +209,11 @@ def test_processes_that_stay_away_or_differ_end_in_one_line(tmp_path, port):
     ]
     expected = [
         (
-            lonely,
+            without_1,
             1,
             "1 of 2 processes did not come within 2 s: 1; check the logs of those processes",
         ),
-        (lost, 1, "process 0 did not answer at 127.0.0.1:9 within 2 s (Connection refused)"),
+        (without_0, 1, "process 0 did not answer at 127.0.0.1:9 within 2 s (Connection refused)"),
         *((process, 2, "process 1 differs: config.seed: 1, in process 0 0") for process in pair),
     ]
     for process, status, message in expected:
@@ -224,8 +224,8 @@ def test_processes_that_stay_away_or_differ_end_in_one_line(tmp_path, port):
 
 
 @pytest.mark.slow
-def test_two_processes_of_four_devices_agree_with_one_device(compare):
-    """Negatives of the contrastive loss from both processes; `equality.py all` has every stage and mesh."""
+def test_two_processes_of_four_devices_equal_one_device(compare):
+    """Contrastive negatives come from both processes; `equality.py all` has every mesh."""
     for case, result in compare(
         ("video:data=2,fsdp=2,tensor=2,accumulate=2",), devices=4, processes=2
     ):
@@ -247,6 +247,6 @@ def test_rows_are_not_split_between_processes(monkeypatch):
         make_mesh(config)
 
 
-def test_gloo_is_what_cpus_exchange_by():
-    """`start` relies on JAX's default."""
+def test_cpus_exchange_through_gloo():
+    """`initialize` relies on JAX's default."""
     assert jax.config.jax_cpu_collectives_implementation == "gloo"

@@ -1,4 +1,4 @@
-"""Processes that meet before JAX starts: all of them, too few, and such as differ."""
+"""Processes that meet before JAX starts: all, too few, or different ones."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ FACTS = {"code": "abc", "config": {"seed": 0, "stages": {"sft": {"steps": 4}}}}
 
 
 def together(calls, port, timeout=20.0):
-    """Every call (index, facts, count) in a thread; what each raised, by place in the list."""
+    """Runs every call (index, facts, count) in a thread, and returns what each raised."""
     raised = [None] * len(calls)
 
     def one(place, index, facts, count):
@@ -60,13 +60,13 @@ def test_equal_processes_meet_in_any_order(port):
         ([(0, FACTS, 3), (1, FACTS, 3), (1, FACTS, 3)], "two processes claim to be process 1"),
     ],
 )
-def test_a_difference_is_told_to_every_process(calls, message, port):
+def test_every_process_reports_a_difference(calls, message, port):
     for error in together(calls, port):
         assert isinstance(error, ConfigError)
         assert str(error) == message
 
 
-def test_who_stays_away_is_named_everywhere(port):
+def test_missing_processes_are_named_by_all_others(port):
     host, other = together([(0, FACTS, 4), (2, FACTS, 4)], port, timeout=1.5)
     for error in (host, other):
         assert isinstance(error, StartError)
@@ -81,8 +81,8 @@ def test_no_process_0(port):
     )
 
 
-def test_strangers_and_the_dead_do_not_count(port):
-    """A connection that says nothing sensible, and a process that dies while it waits and is started anew."""
+def test_strangers_and_dead_processes_do_not_count(port):
+    """Connections without a valid message, and a process that dies while waiting and restarts."""
     errors = []
 
     def host():
@@ -111,7 +111,7 @@ def test_strangers_and_the_dead_do_not_count(port):
 
 
 def reach(port):
-    """A connection to the process that listens, or will in a moment."""
+    """Connects to a process that listens, or soon will."""
     for _ in range(200):
         try:
             return socket.create_connection(("127.0.0.1", port), timeout=10)

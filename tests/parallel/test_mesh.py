@@ -1,4 +1,4 @@
-"""Meshes on the devices there are, and batches on them."""
+"""Meshes of the available devices, and batches on them."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def test_one_device_by_default():
 @pytest.mark.parametrize(
     "sizes", [{"tensor": 7}, {"data": -1, "fsdp": -1}, {"data": 0}, {"data": 64}]
 )
-def test_what_does_not_fit_is_refused(sizes):
+def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(ConfigError, match=r"^mesh: data="):
         make_mesh(mesh_config(**sizes))
 
@@ -54,13 +54,14 @@ def test_a_sequence_must_split():
     check_length(mesh, 160, "stages.video.data.seq_len")
     with pytest.raises(
         ConfigError,
-        match=r"seq_len: 162 tokens do not split over mesh\.context = 4 devices; the next .* is 164",
+        match=r"seq_len: 162 tokens do not split over mesh\.context = 4 devices; "
+        r"the next .* is 164",
     ):
         check_length(mesh, 162, "stages.video.data.seq_len")
 
 
-def test_a_mesh_says_what_it_is():
-    """Two processes: `equality.py`."""
+def test_a_mesh_is_described():
+    """With two processes: see `equality.py`."""
     assert describe_mesh(make_mesh(schema.mesh())).startswith(
         f"{jax.device_count()} device(s) of 1 process(es)"
     )

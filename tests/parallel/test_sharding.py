@@ -1,4 +1,4 @@
-"""The rules table, and losses and gradients on eight fake devices against one."""
+"""The table of rules, and losses and gradients on eight fake devices, compared with one."""
 
 import flax.linen as nn
 import jax
@@ -16,10 +16,12 @@ from elva_jax.tasks.registry import make_task
 from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import key_path
 
-CASES = {  # pieces of a decoder kernel [layers, embed, heads]: fsdp x tensor where four heads, and two key-value heads, divide
+# The pieces of a decoder kernel [layers, embed, heads]: fsdp x tensor, where it divides four heads
+# and two key-value heads.
+CASES = {
     "video:data=2,fsdp=2,tensor=2,zero=2,accumulate=2": 4,
     "sft:fsdp=2,context=2,tensor=2": 4,
-    "image:fsdp=1,tensor=8": 1,  # nothing splits tokens
+    "image:fsdp=1,tensor=8": 1,  # tokens are not split
 }
 
 
@@ -33,7 +35,7 @@ def test_collisions_are_refused():
 
 @pytest.mark.parametrize("stage", ["teacher", "image", "video", "sft"])
 def test_no_activation_collides(stage, tiny_run, monkeypatch):
-    """Every constraint that a stage's loss makes; Linen itself would quietly drop the second of two dimensions on one mesh axis."""
+    """Every constraint in a stage's loss; Linen would silently drop one of two dimensions."""
     seen = set()
     monkeypatch.setattr(
         nn, "with_logical_constraint", lambda x, names: seen.add((names, x.ndim)) or x
@@ -77,19 +79,19 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.slow
-def test_eight_devices_agree_with_one(compare):
-    """video has every loss term (negatives gathered over all devices), sft merges; every mesh is in `equality.py all`."""
+def test_eight_devices_equal_one(compare):
+    """video has every loss term, sft merges; `equality.py all` has every mesh."""
     for case, result in compare(tuple(CASES), devices=8):
         assert result["largest"] > 1e-2, result
         assert result["loss"] < 1e-5, result
         assert result["worst"] < 1e-5, result
-        assert result["pinned"], result  # the gradient lies where its parameter does
+        assert result["pinned"], result  # the gradient is sharded as its parameter
         for name in ("q_proj", "k_proj"):
             assert result["split"][f"elva/decoder/layers/{name}/kernel"] == CASES[case], case
 
 
-def test_adams_moments_lie_as_their_parameters(tiny_run):
-    """On a mesh of one device, where every sharding still has its name."""
+def test_adams_moments_are_sharded_as_their_parameters(tiny_run):
+    """On a mesh of one device, where every sharding still has its axes."""
     config = tiny_run.get_config()
     config.stages.sft.optimizer.name = "adamw"
     setup = set_up(make_task(config, "sft"), make_mesh(config.mesh), 8)
@@ -105,8 +107,8 @@ def test_adams_moments_lie_as_their_parameters(tiny_run):
     assert found == [[None, "fsdp", "tensor"]]
 
 
-def test_what_a_mesh_does_not_divide_stays_whole():
-    """Two key-value heads over four devices, although the flat width of their kernel would split."""
+def test_dimensions_that_the_mesh_does_not_divide_are_not_split():
+    """Two key-value heads over four devices, although their flat kernel could be split."""
     boxed = {
         "w": nn.LogicallyPartitioned(
             jax.ShapeDtypeStruct((64, 64), jnp.float32), ("embed", "kv_heads")

@@ -1,9 +1,9 @@
-"""A sequence over several devices, with eight fake ones in a process of their own."""
+"""Attention of a sequence that several devices share."""
 
 import pytest
 
 
-def test_it_agrees_holds_a_block_of_scores_and_exchanges_keys_and_values_once(on_eight_devices):
+def test_it_equals_one_device_with_a_block_of_scores_and_one_exchange_of_keys(on_eight_devices):
     (report,) = on_eight_devices("split_attention.py")
     one, eight = report["loss"]
     assert eight == pytest.approx(one, rel=1e-5)
@@ -15,4 +15,4 @@ def test_it_agrees_holds_a_block_of_scores_and_exchanges_keys_and_values_once(on
     )  # keys, values, segments, turns; gradients of the first two
     assert {times for _, times, _ in report["collectives"]} == {
         1
-    }  # none within the loop over blocks
+    }  # none inside the loop over blocks

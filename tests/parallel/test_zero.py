@@ -1,4 +1,4 @@
-"""Levels of ZeRO: what the compiled step gathers and keeps, with eight fake devices in a process of their own."""
+"""Levels of ZeRO: what the compiled step gathers and keeps."""
 
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -9,8 +9,8 @@ from elva_jax.parallel.zero import _without_fsdp
 
 def test_levels_differ_in_when_weights_are_gathered(on_eight_devices):
     three, two = on_eight_devices("zero_levels.py")
-    assert (three["gathers_a_layer"], three["gathers_a_step"]) == (2, 0)  # forward and backward
-    assert (two["gathers_a_layer"], two["gathers_a_step"]) == (0, 1)
+    assert (three["gathers_per_layer"], three["gathers_per_step"]) == (2, 0)  # forward and backward
+    assert (two["gathers_per_layer"], two["gathers_per_step"]) == (0, 1)
     for report in (three, two):
         assert report["sums_of_shards"], report
         assert report["result"] == [None, "fsdp", None], report

@@ -1,4 +1,4 @@
-"""Run by test_zero.py with eight fake devices: where a compiled step gathers weights and adds up gradients, a line of JSON a level."""
+"""Where a compiled step gathers weights and sums gradients, as JSON; run by test_zero.py."""
 
 import json
 
@@ -43,11 +43,11 @@ def main():
             .compile()
         )
         loops, entry = compiled.as_text().split("\nENTRY ")
-        # The loop over micro-batches carries the sum of their gradients, a shard or the whole of it.
+        # The loop over micro-batches carries the sum of gradients, or a shard of it.
         carried = max((line for line in entry.splitlines() if " while(" in line), key=len)
         report = {
-            "gathers_a_layer": loops.count(" all-gather("),
-            "gathers_a_step": entry.count(" all-gather("),
+            "gathers_per_layer": loops.count(" all-gather("),
+            "gathers_per_step": entry.count(" all-gather("),
             "sums_of_shards": f"f32[{LAYERS},{WIDTH // 4},{WIDTH}]" in carried,
             "result": list(compiled.output_shardings[2]["kernel"].spec),
         }

@@ -1,4 +1,4 @@
-"""A second start does not compile again."""
+"""A second process loads the programs that the first compiled."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Giving up on what takes too long."""
+"""A time limit for work that may hang."""
 
 import os
 import threading
@@ -10,14 +10,14 @@ from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 
 @pytest.mark.parametrize("seconds", [0, 30])
-def test_results_and_errors_come_through(seconds):
+def test_results_and_errors_are_passed_on(seconds):
     assert run_with_time_limit(seconds, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         run_with_time_limit(seconds, lambda: 1 / 0)
 
 
-def test_a_call_that_never_returns_is_left_behind():
-    """A read from a pipe to which nobody writes blocks inside the system, as a decoder may."""
+def test_a_call_that_never_returns_is_abandoned():
+    """Reading an empty pipe blocks in native code, as a decoder may."""
     read, write = os.pipe()
     with pytest.raises(TimeLimitExceeded, match=r"takes longer than 0\.2 s"):
         run_with_time_limit(0.2, lambda: os.read(read, 1))
@@ -25,7 +25,7 @@ def test_a_call_that_never_returns_is_left_behind():
     os.close(write)
 
 
-def test_python_code_ends_soon_after():
+def test_python_code_ends_soon_after_the_limit():
     beats = []
 
     def count():
