@@ -15,6 +15,7 @@ from elva_jax.inference.prefill import prefill
 from elva_jax.utils.compilation_cache import enable_compilation_cache
 from elva_jax.inference.batching import build_rows
 from elva_jax.config.schema import ModelConfig
+from elva_jax.models.elva import merging_of
 from elva_jax.video.layout import Clip, Text
 
 counts = {"cache_misses": 0, "cache_hits": 0}
@@ -43,7 +44,7 @@ config = ModelConfig(
 )
 clip = Clip(((2, 2),) * 4)
 rows = build_rows([(Text((1, 2)), clip)], [random_patches(clip.grids, 48, "slow")], 48)
-prefix = prefill(config, random_weights(config), rows, config.merge)
+prefix = prefill(config, random_weights(config), rows, merging_of(config))
 print(counts["cache_hits"], counts["cache_misses"], np.asarray(prefix.layers[-1].k).sum())
 """
 
