@@ -37,6 +37,15 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Parameters read from a source."""
+
+    params: dict[str, jax.Array]  # by '/'-joined path: those that were wanted and are in the source
+    unused: tuple[str, ...]  # paths in the source that were not wanted
+    origin: str  # a description of the source, for messages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedRun:
     """A saved step whose parameters are read one by one, so that they need not all be in memory."""
 
@@ -95,6 +104,33 @@ def load_run(
       CheckpointError: there is no checkpoint, or it is damaged.
     """
     return _load(_find_intact(path, kind), shardings or {}, dtypes or {})
+
+
+def load_run_params(
+    path: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct], *, kind: str
+) -> Loaded:
+    """Reads the parameters of `targets` that a run has, into their shardings and dtypes.
+
+    Args:
+      path: as for `load_run`.
+      targets: shapes, dtypes and shardings by '/'-joined path.
+      kind: as for `load_run`.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    run = load_run(
+        path,
+        kind=kind,
+        shardings={name: leaf.sharding for name, leaf in targets.items()},
+        dtypes={name: leaf.dtype for name, leaf in targets.items()},
+    )
+    saved = flatten_paths(run.params)
+    return Loaded(
+        params={name: leaf for name, leaf in saved.items() if name in targets},
+        unused=tuple(sorted(saved.keys() - targets.keys())),
+        origin=f"stage {run.stage}, step {run.step}",
+    )
 
 
 def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,26 +14,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from elva_jax.checkpoints.restore import load_run
+from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
 from elva_jax.hf.tensor_store import CONFIGS, TensorStore, is_hub_name, open_store, read_json
-from elva_jax.utils.trees import flatten_paths
 
 BAND = 64  # rows of a matrix that are transposed at a time
 STAGE_KIND = {"elva": "elva", "vision": "teacher"}  # the stages of a run that hold a subtree
 Subtree = Literal["elva", "vision"]
 Index = tuple[slice, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """Parameters read from a source."""
-
-    params: dict[str, jax.Array]  # by '/'-joined path: those that were wanted and are in the source
-    unused: tuple[str, ...]  # paths in the source that were not wanted
-    origin: str  # a description of the source, for messages
 
 
 def is_hf_source(path: str | Path) -> bool:
@@ -75,18 +64,7 @@ def load_params(
     if is_hf_source(source):
         store = open_store(source, allow_pickle=allow_pickle)
         return load_store(store, targets, config, subtree=subtree)
-    run = load_run(
-        source,
-        kind=STAGE_KIND[subtree],
-        shardings={path: leaf.sharding for path, leaf in targets.items()},
-        dtypes={path: leaf.dtype for path, leaf in targets.items()},
-    )
-    saved = flatten_paths(run.params)
-    return Loaded(
-        params={path: leaf for path, leaf in saved.items() if path in targets},
-        unused=tuple(sorted(saved.keys() - targets.keys())),
-        origin=f"stage {run.stage}, step {run.step}",
-    )
+    return load_run_params(source, targets, kind=STAGE_KIND[subtree])
 
 
 def load_store(

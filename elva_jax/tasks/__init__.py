@@ -1,1 +1,1 @@
-"""Tasks, which say how a stage is trained: one module for each, and the registry that finds it by `stage.kind`."""
+"""Tasks, which say how a stage is trained, and the registry that finds them by `stage.kind`."""

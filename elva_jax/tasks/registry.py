@@ -16,6 +16,11 @@ def task_of(stage: ConfigDict) -> type[Task]:
     return TASKS[stage.kind]
 
 
+def kind_of(subtree: str) -> str:
+    """The kind of the stages that export a subtree of the parameters."""
+    return next(kind for kind, task in TASKS.items() if task.exports == subtree)
+
+
 def make_task(config: ConfigDict, stage_name: str) -> Task:
     """The task of a stage of a run."""
     return task_of(config.stages[stage_name])(config, stage_name)

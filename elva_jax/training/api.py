@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from elva_jax.hf.load import load_params
 from elva_jax.training.train import run
 from elva_jax.utils.quiet import quiet_libraries
 
@@ -52,7 +53,7 @@ def train(
     """
     file: Any = _Lines(progress) if callable(progress) else None
     console = None if progress is None else Console(file=file, soft_wrap=True)
-    return run(config, workdir, profile=profile, console=console)
+    return run(config, workdir, profile=profile, console=console, load_params=load_params)
 
 
 class _Lines(io.StringIO):

@@ -4,26 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.errors import CheckpointError, ConfigError
-from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.lora import is_factor
 from elva_jax.parallel.mesh import replicated
 from elva_jax.tasks.base import Task
-from elva_jax.tasks.registry import task_of
+from elva_jax.tasks.registry import kind_of, task_of
 from elva_jax.training.setup import TrainSetup
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 VISION = "vision"  # the subtree of a teacher that others use
 
 
+class LoadParams(Protocol):
+    """Reads those of `targets` that a source has, as `hf.load.load_params` does from any source."""
+
+    def __call__(
+        self,
+        source: str | Path,
+        targets: Mapping[str, jax.ShapeDtypeStruct],
+        config: ConfigDict,
+        *,
+        subtree: Any,
+    ) -> Loaded:
+        """Reads parameters by path, of an ELVA (`elva`) or a vision tower (`vision`)."""
+
+
+def load_from_run(
+    source: str | Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    config: ConfigDict,
+    *,
+    subtree: Any,
+) -> Loaded:
+    """Reads parameters from runs and converted checkpoints only."""
+    return load_run_params(source, targets, kind=kind_of(subtree))
+
+
 def initial_weights(
-    setup: TrainSetup, workdir: Path, say: Callable[[str], None]
+    setup: TrainSetup, workdir: Path, say: Callable[[str], None], load: LoadParams
 ) -> dict[str, jax.Array]:
     """Parameters by path, as far as a source has them; the rest of the stage's starts at random.
 
@@ -44,9 +70,8 @@ def initial_weights(
     before = _stage_before(task, task.exports)
     source = workdir / before if before else task.init_from
     if not source:
-        return _teacher_parts(task, workdir, targets, say)
-    subtree: Any = task.exports
-    loaded = load_params(source, targets, task.config, subtree=subtree)
+        return _teacher_parts(task, workdir, targets, say, load)
+    loaded = load(source, targets, task.config, subtree=task.exports)
     for path, there in loaded.params.items():
         here = targets[path]
         if here.shape != there.shape:
@@ -57,7 +82,7 @@ def initial_weights(
     if not loaded.params:
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
     missing = {path: leaf for path, leaf in targets.items() if path not in loaded.params}
-    params = loaded.params | _teacher_parts(task, workdir, missing, say)
+    params = loaded.params | _teacher_parts(task, workdir, missing, say, load)
     note = f"{name}: starts from {source} ({loaded.origin})"
     for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", loaded.unused)):
         note += f"; {label}: {', '.join(sorted(paths))}" if paths else ""
@@ -65,7 +90,7 @@ def initial_weights(
     return params
 
 
-def frozen_trees(setup: TrainSetup, workdir: Path) -> dict[str, Any]:
+def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str, Any]:
     """The trees that the stage's loss reads beside its parameters: the teacher's vision tower."""
     if not setup.task.uses_teacher:
         return {}
@@ -74,7 +99,7 @@ def frozen_trees(setup: TrainSetup, workdir: Path) -> dict[str, Any]:
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
         for path, shape in shapes.items()
     }
-    params, _ = _load_teacher(setup.task, workdir, targets)
+    params, _ = _load_teacher(setup.task, workdir, targets, load)
     return {"teacher": unflatten_paths(params)[VISION]}
 
 
@@ -86,7 +111,11 @@ def _stage_before(task: Task, exports: str) -> str | None:
 
 
 def _teacher_parts(
-    task: Task, workdir: Path, missing: Mapping[str, Any], say: Callable[[str], None]
+    task: Task,
+    workdir: Path,
+    missing: Mapping[str, Any],
+    say: Callable[[str], None],
+    load: LoadParams,
 ) -> dict[str, jax.Array]:
     """The parts of the `missing` parameters that are the teacher's, by path."""
     params: dict[str, jax.Array] = {}
@@ -97,14 +126,14 @@ def _teacher_parts(
             if path.startswith(ours)
         }
         if targets:
-            loaded, source = _load_teacher(task, workdir, targets)
+            loaded, source = _load_teacher(task, workdir, targets, load)
             say(f"{task.name}: takes its vision tower from {source}")
             params |= {path.replace(theirs, ours, 1): leaf for path, leaf in loaded.items()}
     return params
 
 
 def _load_teacher(
-    task: Task, workdir: Path, targets: Mapping[str, Any]
+    task: Task, workdir: Path, targets: Mapping[str, Any], load: LoadParams
 ) -> tuple[dict[str, jax.Array], str | Path]:
     """All of `targets` by path, and their source: `teacher.init_from`, or an earlier stage."""
     config, before = task.config, _stage_before(task, VISION)
@@ -114,7 +143,7 @@ def _load_teacher(
             " does not have; set it"
         )
     source = config.teacher.init_from or workdir / str(before)
-    loaded = load_params(source, targets, config, subtree="vision").params
+    loaded = load(source, targets, config, subtree=VISION).params
     for path, here in targets.items():
         if path not in loaded or loaded[path].shape != here.shape:
             there = list(loaded[path].shape) if path in loaded else "missing"

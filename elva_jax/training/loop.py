@@ -22,6 +22,7 @@ from elva_jax.errors import CheckpointError
 from elva_jax.parallel.mesh import shard_batch
 from elva_jax.training.goodput import SessionLog, StepClock
 from elva_jax.training.hooks import Hook, Profiler, Reporter, SaveTimer
+from elva_jax.training.initial_weights import LoadParams
 from elva_jax.training.metric_writers import open_writers, unflatten
 from elva_jax.training.metrics import MetricsWindow
 from elva_jax.training.preemption import Consensus, StopSignal
@@ -44,6 +45,7 @@ class RunContext:
     sessions: SessionLog
     profiler: Profiler
     mirror: Mirror
+    load_params: LoadParams
 
     def say(self, line: str) -> None:
         """Prints a line."""

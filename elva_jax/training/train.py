@@ -31,7 +31,12 @@ from elva_jax.tasks.registry import make_task
 from elva_jax.training import loop, plots
 from elva_jax.training.goodput import SessionLog, describe
 from elva_jax.training.hooks import Profiler
-from elva_jax.training.initial_weights import frozen_trees, initial_weights
+from elva_jax.training.initial_weights import (
+    LoadParams,
+    frozen_trees,
+    initial_weights,
+    load_from_run,
+)
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.preemption import StopSignal
 from elva_jax.training.setup import set_up
@@ -58,6 +63,7 @@ def run(
     *,
     profile: tuple[int, int] | None = None,
     console: Console | None = None,
+    load_params: LoadParams = load_from_run,
 ) -> int:
     """Trains every stage of `config.curriculum` that is not finished in `workdir`.
 
@@ -69,6 +75,7 @@ def run(
       workdir: its directory.
       profile: first and last step to trace, counted from 1 where this process starts.
       console: where progress is printed; None: nothing is printed.
+      load_params: reads what `init_from` names; by default runs and converted checkpoints only.
 
     Returns:
       the exit status: 0 at the end, 130 if Ctrl-C and 75 if SIGTERM stopped it, with all saved.
@@ -111,6 +118,7 @@ def run(
             sessions=sessions,
             profiler=Profiler(workdir / "profile", profile, say),
             mirror=mirror,
+            load_params=load_params,
         )
         for task in tasks:
             if (workdir / task.name / "finished.json").exists():
@@ -151,10 +159,9 @@ def _run_stage(task: Task, context: loop.RunContext) -> int:
         setup = set_up(task, context.mesh, steps)
         weights: dict[str, Any] = {}
         if not has_checkpoint(folder):
-            weights = initial_weights(setup, workdir, context.say)
-        inputs = loop.StageInputs(
-            batches=batches, frozen=frozen_trees(setup, workdir), weights=weights
-        )
+            weights = initial_weights(setup, workdir, context.say, context.load_params)
+        frozen = frozen_trees(setup, workdir, context.load_params)
+        inputs = loop.StageInputs(batches=batches, frozen=frozen, weights=weights)
         status = loop.train(setup, inputs, context)
     finally:
         batches.close()

@@ -15,6 +15,7 @@ from elva_jax.config.load import load
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError, ConvertError
 from elva_jax.hf.export import export
+from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.parallel.mesh import make_mesh
@@ -138,7 +139,7 @@ def test_a_tower_joins_weights_that_have_none(config_dir, data_dir, pooled, teac
     config = ablation(config_dir, data_dir, "baseline_encoder", "sft")
     config.init_from, config.teacher.init_from = str(pooled), str(teacher[0])
     setup, lines = set_up(make_task(config, "sft"), make_mesh(config.mesh), 4), []
-    params = initial_weights(setup, tmp_path, lines.append)
+    params = initial_weights(setup, tmp_path, lines.append, load_params)
     told = "\n".join(lines)
     assert f"sft: takes its vision tower from {teacher[0]}" in told
     assert (
@@ -154,7 +155,7 @@ def test_a_tower_joins_weights_that_have_none(config_dir, data_dir, pooled, teac
         ConfigError,
         match=rf"teacher\.init_from: stage sft needs a vision tower, which {pooled} does not have",
     ):
-        initial_weights(setup, tmp_path, lines.append)
+        initial_weights(setup, tmp_path, lines.append, load_params)
 
 
 def test_a_frozen_tower_costs_no_backward_pass():

@@ -8,13 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from rich.console import Console
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.training import train
+from elva_jax.training.api import train
 from elva_jax.training.metric_writers import read_metrics
 
 
@@ -69,7 +68,7 @@ def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys,
         source = tmp_path / "converted"
         assert load_run(source).params["elva"]["decoder"]["norm"]["scale"].dtype == "bfloat16"
     config.init_from = str(source)
-    assert train.run(config, tmp_path / "run", console=Console(soft_wrap=True)) == 0
+    assert train(config, tmp_path / "run", progress=print) == 0
     told = capsys.readouterr().out
     origin = "stage converted, step 0" if converted else "model_type qwen2"
     assert (
@@ -104,12 +103,12 @@ def test_a_qwen2_of_another_shape_is_refused(tiny_run, data_dir, qwen, tmp_path)
         match=r"gate_proj\.weight is \[48, 32\], expected \[40, 32\] for \{\} = 0 …"
         " 1",
     ):
-        train.run(config, tmp_path)
+        train(config, tmp_path)
 
 
 def test_a_guided_stage_takes_a_siglip(tiny_run, data_dir, siglip, tmp_path):
     config = run_of(tiny_run, data_dir, "image", teacher__init_from=siglip)
-    assert train.run(config, tmp_path) == 0
+    assert train(config, tmp_path) == 0
     assert all(
         np.isfinite(line["loss"]) and line["tube"] > 0 for line in read_metrics(tmp_path / "image")
     )
@@ -168,7 +167,7 @@ def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
     config = run_of(
         tiny_run, data_dir, "image", teacher__init_from=folder, teacher__kind="eva_clip"
     )
-    assert train.run(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     assert all(
         np.isfinite(line["loss"]) and line["tube"] > 0
         for line in read_metrics(tmp_path / "run" / "image")
@@ -177,7 +176,7 @@ def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
     with pytest.raises(
         ConvertError, match=r"kind is eva_clip, the run has teacher\.kind = eva02_clip"
     ):
-        train.run(config, tmp_path / "other")
+        train(config, tmp_path / "other")
 
 
 def test_a_teacher_of_another_shape_is_refused(tiny_run, data_dir, siglip, tmp_path):
