@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from elva_jax.training.metric_writers import read_metrics
@@ -20,8 +19,12 @@ def draw(workdir: Path, config: ConfigDict) -> Path | None:
     """Draws workdir/curves.png: losses above, accuracies below, one column for each stage.
 
     Returns:
-      the file, or None if nothing has been reported yet.
+      the file, or None if nothing has been reported yet or matplotlib is not installed.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure  # optional
+
     reports = {name: read_metrics(workdir / name) for name in config.curriculum}
     stages = {name: lines for name, lines in reports.items() if lines}
     if not stages:
@@ -46,7 +49,7 @@ def draw(workdir: Path, config: ConfigDict) -> Path | None:
     return path
 
 
-def _plot(axis: Axes, reports: list[dict[str, Any]], names: Sequence[str]) -> None:
+def _plot(axis: Any, reports: list[dict[str, Any]], names: Sequence[str]) -> None:
     for name in names:
         finite = [report for report in reports if report.get(name) is not None]
         if finite:
