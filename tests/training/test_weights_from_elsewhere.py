@@ -12,9 +12,13 @@ import transformers
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.hf.import_checkpoint import import_weights
+from elva_jax.hf.load import load_params
 from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.registry import make_task
 from elva_jax.training.api import train
+from elva_jax.training.initial_weights import frozen_trees
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.setup import set_up
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,11 @@ def siglip(tmp_path_factory):
     )
     transformers.SiglipVisionModel(config).save_pretrained(folder)
     return folder
+
+
+def teacher_of(config, workdir):
+    setup = set_up(make_task(config, "image"), make_mesh(config.mesh), 1)
+    return frozen_trees(setup, workdir, load_params)["teacher"]
 
 
 def run_of(tiny_run, data_dir, stage, **settings):
@@ -112,7 +121,7 @@ def test_a_guided_stage_takes_a_siglip(tiny_run, data_dir, siglip, tmp_path):
     assert all(
         np.isfinite(line["loss"]) and line["tube"] > 0 for line in read_metrics(tmp_path / "image")
     )
-    got = train._teacher(config, "image", tmp_path, make_mesh(config.mesh))
+    got = teacher_of(config, tmp_path)
     model = transformers.SiglipVisionModel.from_pretrained(siglip)
     np.testing.assert_array_equal(
         got["post_norm_scale"],
@@ -182,10 +191,10 @@ def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
 def test_a_teacher_of_another_shape_is_refused(tiny_run, data_dir, siglip, tmp_path):
     import_weights(siglip, tmp_path / "converted")
     config = run_of(tiny_run, data_dir, "image", teacher__init_from=tmp_path / "converted")
-    tower = train._teacher(config, "image", tmp_path, make_mesh(config.mesh))
+    tower = teacher_of(config, tmp_path)
     assert jax.tree.leaves(tower)[0].dtype == np.float32
     config.teacher.intermediate_size = 24
     with pytest.raises(
         CheckpointError, match=r"fc1_bias is \[32\], the teacher of this run has \[24\]"
     ):
-        train._teacher(config, "image", tmp_path, make_mesh(config.mesh))
+        teacher_of(config, tmp_path)
