@@ -7,9 +7,10 @@ its activation     [batch,  seq,   heads]   computed  [data x fsdp, context, ten
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,25 +22,26 @@ from elva_jax.parallel.mesh import BATCH_AXES
 MeshAxes = str | tuple[str, ...] | None
 
 
-class Rule(NamedTuple):
-    """The mesh axes that split a dimension with a logical name."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """The mesh axes that split a dimension with a logical name, in parameters and activations."""
 
-    parameter: MeshAxes
-    activation: MeshAxes
+    parameter: MeshAxes = None
+    activation: MeshAxes = None
 
 
 RULES = {
-    "batch": Rule(None, BATCH_AXES),
-    "seq": Rule(None, "context"),
-    "embed": Rule("fsdp", None),
-    "mlp": Rule("tensor", "tensor"),
-    "heads": Rule("tensor", "tensor"),
-    "kv_heads": Rule("tensor", "tensor"),
-    "head_dim": Rule(None, None),
-    "vocab": Rule("tensor", "tensor"),
-    "layers": Rule(None, None),
-    "patch": Rule(None, None),
-    "patch_width": Rule("tensor", None),
+    "batch": Rule(activation=BATCH_AXES),
+    "seq": Rule(activation="context"),
+    "embed": Rule(parameter="fsdp"),
+    "mlp": Rule(parameter="tensor", activation="tensor"),
+    "heads": Rule(parameter="tensor", activation="tensor"),
+    "kv_heads": Rule(parameter="tensor", activation="tensor"),
+    "head_dim": Rule(),
+    "vocab": Rule(parameter="tensor", activation="tensor"),
+    "layers": Rule(),
+    "patch": Rule(),
+    "patch_width": Rule(parameter="tensor"),
 }
 
 
@@ -106,7 +108,10 @@ def _divisible_rules(
         parts = math.prod(mesh.shape[axis] for axis in mesh_axes(axes))
         return axes if all(size % parts == 0 for size in sizes.get(name, ())) else None
 
-    return {name: Rule(*(kept(name, axes) for axes in rule)) for name, rule in RULES.items()}
+    return {
+        name: Rule(parameter=kept(name, rule.parameter), activation=kept(name, rule.activation))
+        for name, rule in RULES.items()
+    }
 
 
 def parameter_shardings(
