@@ -81,7 +81,7 @@ def import_weights(
     tokenizer = None if is_tower else _tokenizer(store)
     config = _run_config(store, config, group, values, tokenizer)
     kept = _common_dtype(store) if dtype == "keep" else jnp.dtype(dtype)
-    targets = make_targets(parameter_shapes(config, "teacher" if is_tower else "elva"), kept)
+    targets = make_targets(parameter_shapes(config, "vision" if is_tower else "elva"), kept)
     loaded = load_store(store, targets, config, subtree="vision" if is_tower else "elva")
     with whole_folder(target) as temporary:
         if tokenizer is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,18 +24,23 @@ def config_from_dict(model: ConfigDict, teacher: ConfigDict | None = None) -> Mo
     return config
 
 
-def parameter_shapes(config: ConfigDict, kind: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters of a run's ELVA (kind elva) or vision tower (kind teacher), by
-    '/'-joined path."""
-    key = jax.random.key(0)
-    if kind == "teacher":
-        side = config.teacher.image_size
-        pixels = jnp.zeros((1, side, side, 3))
-        tree = {"vision": jax.eval_shape(vision_tower(config).init, key, pixels)["params"]}
-    else:
-        model = config_from_dict(config.model, config.teacher)
-        tree = {"elva": jax.eval_shape(Elva(model).init, key, *dummy_inputs(model))["params"]}
+def parameter_shapes(config: ConfigDict, subtree: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a run's ELVA (`elva`) or vision tower (`vision`), by '/'-joined path."""
+    tree = {subtree: jax.eval_shape(lambda: INIT[subtree](config))["params"]}
     return {path: leaf.shape for path, leaf in flatten_paths(nn.meta.unbox(tree)).items()}
+
+
+def _init_elva(config: ConfigDict) -> Any:
+    model = config_from_dict(config.model, config.teacher)
+    return Elva(model).init(jax.random.key(0), *dummy_inputs(model))
+
+
+def _init_vision(config: ConfigDict) -> Any:
+    side = config.teacher.image_size
+    return vision_tower(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+
+
+INIT = {"elva": _init_elva, "vision": _init_vision}
 
 
 def vision_tower(config: ConfigDict) -> SiglipVision | EvaClipVision:

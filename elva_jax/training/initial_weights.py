@@ -94,7 +94,7 @@ def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str
     """The trees that the stage's loss reads beside its parameters: the teacher's vision tower."""
     if not setup.task.uses_teacher:
         return {}
-    everywhere, shapes = replicated(setup.mesh), parameter_shapes(setup.task.config, "teacher")
+    everywhere, shapes = replicated(setup.mesh), parameter_shapes(setup.task.config, VISION)
     targets = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
         for path, shape in shapes.items()

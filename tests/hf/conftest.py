@@ -64,8 +64,8 @@ def params_of(config_of):
 
     def read(folder, config=None, kind="elva", dtype=np.float32):
         config = config or config_of(folder)
-        targets = load.make_targets(parameter_shapes(config, kind), dtype)
         subtree = "vision" if kind == "teacher" else "elva"
+        targets = load.make_targets(parameter_shapes(config, subtree), dtype)
         return unflatten_paths(load.load_params(folder, targets, config, subtree=subtree).params)
 
     return read

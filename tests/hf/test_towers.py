@@ -385,7 +385,7 @@ def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
     run.teacher.update(
         eva_clip.read_config(json.loads((folder / "config.json").read_text()), "here")
     )
-    targets = load.make_targets(parameter_shapes(run, "teacher"), np.float32)
+    targets = load.make_targets(parameter_shapes(run, "vision"), np.float32)
     loaded = load.load_params(folder, targets, run, subtree="vision", allow_pickle=True)
     params = unflatten_paths(loaded.params)["vision"]
     got = jax.jit(vision_tower(run).apply)({"params": params}, SQUARE)
@@ -409,7 +409,7 @@ def test_the_papers_teacher_has_its_public_shape():
     }  # fmt: skip
     run = schema.base()
     run.teacher.update(values)
-    count = sum(int(np.prod(shape)) for shape in parameter_shapes(run, "teacher").values())
+    count = sum(int(np.prod(shape)) for shape in parameter_shapes(run, "vision").values())
     assert 1.00e9 < count < 1.02e9
 
 

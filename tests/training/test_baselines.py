@@ -65,7 +65,7 @@ def teacher(config_dir, data_dir, tmp_path_factory):
     """A teacher of random weights: its folder, and its parameters by path."""
     config = ablation(config_dir, data_dir, "baseline_encoder", "teacher")
     folder, rng = tmp_path_factory.mktemp("teacher"), np.random.default_rng(0)
-    shapes = parameter_shapes(config, "teacher")
+    shapes = parameter_shapes(config, "vision")
     params = {
         path: rng.normal("scale" in path, 0.2, shape).astype(np.float32)
         for path, shape in shapes.items()

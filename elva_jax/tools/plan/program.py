@@ -117,7 +117,7 @@ def teacher_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
     """The frozen trees of a task as shapes: the teacher's vision tower on every device, or nothing."""
     if not task.uses_teacher:
         return {}
-    where, shapes = replicated(mesh), parameter_shapes(task.config, "teacher")
+    where, shapes = replicated(mesh), parameter_shapes(task.config, "vision")
     leaves = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
         for path, shape in shapes.items()
