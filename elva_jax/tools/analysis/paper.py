@@ -1,8 +1,8 @@
-"""The paper's own figures (arXiv 2503.18422) that `elva bench` sets beside ours, and the models that they are about."""
+"""The paper's figures (arXiv 2503.18422), which `elva bench` compares with ours, and its models."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 
@@ -38,7 +38,8 @@ CLIP_L_336 = TeacherConfig(  # its vision tower; CLIP has a class token besides 
 )
 
 
-class PatchEmbedding(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchEmbedding:
     """A row of Table 3."""
 
     millions: int  # parameters at the 7B size
@@ -46,10 +47,14 @@ class PatchEmbedding(NamedTuple):
     videomme: float  # accuracy, %
 
 
-TABLE3 = {"naive": PatchEmbedding(6, 48.7, 39.6), "video": PatchEmbedding(9, 49.9, 42.2)}
+TABLE3 = {
+    "naive": PatchEmbedding(millions=6, msvd=48.7, videomme=39.6),
+    "video": PatchEmbedding(millions=9, msvd=49.9, videomme=42.2),
+}
 
 
-class Efficiency(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Efficiency:
     """A cell of Table 5: one A100, 336 px, 120 output tokens."""
 
     memory_gb: float
@@ -65,62 +70,61 @@ VARIANTS = {
 }
 TABLE5 = {
     32: {
-        "encoder_based": Efficiency(20.7, 260, 2.59),
-        "encoder_free": Efficiency(20.0, 75, 0.51),
-        "merge": Efficiency(16.4, 25, 0.26),
-        "merge_hr": Efficiency(15.5, 14, 0.22),
+        "encoder_based": Efficiency(memory_gb=20.7, tflops=260, ttft_s=2.59),
+        "encoder_free": Efficiency(memory_gb=20.0, tflops=75, ttft_s=0.51),
+        "merge": Efficiency(memory_gb=16.4, tflops=25, ttft_s=0.26),
+        "merge_hr": Efficiency(memory_gb=15.5, tflops=14, ttft_s=0.22),
     },
     64: {
-        "encoder_based": Efficiency(27.6, 517, 5.92),
-        "encoder_free": Efficiency(25.4, 146, 1.11),
-        "merge": Efficiency(18.0, 47, 0.46),
-        "merge_hr": Efficiency(16.3, 24, 0.27),
+        "encoder_based": Efficiency(memory_gb=27.6, tflops=517, ttft_s=5.92),
+        "encoder_free": Efficiency(memory_gb=25.4, tflops=146, ttft_s=1.11),
+        "merge": Efficiency(memory_gb=18.0, tflops=47, ttft_s=0.46),
+        "merge_hr": Efficiency(memory_gb=16.3, tflops=24, ttft_s=0.27),
     },
     128: {
-        "encoder_based": Efficiency(41.4, 1030, 15.18),
-        "encoder_free": Efficiency(39.6, 289, 2.14),
-        "merge": Efficiency(22.5, 104, 0.97),
-        "merge_hr": Efficiency(18.5, 44, 0.56),
+        "encoder_based": Efficiency(memory_gb=41.4, tflops=1030, ttft_s=15.18),
+        "encoder_free": Efficiency(memory_gb=39.6, tflops=289, ttft_s=2.14),
+        "merge": Efficiency(memory_gb=22.5, tflops=104, ttft_s=0.97),
+        "merge_hr": Efficiency(memory_gb=18.5, tflops=44, ttft_s=0.56),
     },
 }
-# What Table 5's FLOPs imply: the share of the visual tokens of all frames at 336 px that remains, averaged over the decoder's layers.
+# Implied by Table 5's FLOPs: the share of the visual tokens of all frames at 336 px that remains on
+# average over the decoder's layers.
 RETENTION = {
     32: {"merge": 0.296, "merge_hr": 0.141},
     64: {"merge": 0.303, "merge_hr": 0.141},
     128: {"merge": 0.352, "merge_hr": 0.141},
 }
-EDGE, LOW_EDGE = (
-    336,
-    112,
-)  # pixels: all frames, and the half of them that hybrid resolution makes small
-OTHER_TOKENS = 283  # text and output beside the visual tokens of an encoder-free row
+EDGE, LOW_EDGE = 336, 112  # pixels of all frames, and of the low half with hybrid resolution
+OTHER_TOKENS = 283  # tokens of text and output of an encoder-free row
 OTHER_TOKENS_ENCODER_BASED = 257
 OUTPUT_TOKENS = 120
 
 HIGH_EDGE_TABLE6, LOW_EDGE_TABLE6 = 672, 224  # pixels
-TABLE6 = {
+TABLE6 = {  # (high, low) frames -> tokens
     (8, 16): 5976,
     (8, 32): 7144,
     (16, 0): 9616,
     (16, 8): 10_200,
     (16, 16): 10_784,
     (32, 0): 19_232,
-}  # (high, low) frames: tokens
+}
 
 
-class Data(NamedTuple):
-    """A part of Table 7's data."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """A part of the data in Table 7."""
 
     count: int  # examples
     video: bool
 
 
-EXAMPLES = {  # by its label in configs/data/
-    "densefusion": Data(1_000_000, False),
-    "recaptioned_images": Data(3_000_000, False),
-    "webvid": Data(2_000_000, True),
-    "valor": Data(1_000_000, True),
-    "llava_images": Data(665_000, False),
-    "llava_video": Data(178_000, True),
-    "hd": Data(3_000_000, False),
+EXAMPLES = {  # by label in configs/data/
+    "densefusion": Data(count=1_000_000, video=False),
+    "recaptioned_images": Data(count=3_000_000, video=False),
+    "webvid": Data(count=2_000_000, video=True),
+    "valor": Data(count=1_000_000, video=True),
+    "llava_images": Data(count=665_000, video=False),
+    "llava_video": Data(count=178_000, video=True),
+    "hd": Data(count=3_000_000, video=False),
 }

@@ -1,8 +1,9 @@
-"""Parameter counts of a configuration, without allocating any."""
+"""Parameter counts of a configuration, without allocating parameters."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,15 +12,14 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.models.elva import Elva, dummy_inputs
 
 
-def abstract_parameters(config: ModelConfig):
+def abstract_parameters(config: ModelConfig) -> dict[str, Any]:
     """The model's parameter tree as `jax.ShapeDtypeStruct`s, without partitioning boxes."""
-    return nn.unbox(jax.eval_shape(Elva(config).init, jax.random.key(0), *dummy_inputs(config)))[
-        "params"
-    ]
+    variables = jax.eval_shape(Elva(config).init, jax.random.key(0), *dummy_inputs(config))
+    return nn.unbox(variables)["params"]
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Counts by part: patch_embed, embed_tokens, layers, norm, lm_head (0 where tied) and total."""
+    """Counts by part: patch_embed, embed_tokens, layers, norm, lm_head (0 if tied) and total."""
     tree = abstract_parameters(config)
     decoder = tree["decoder"]
     counts = {"patch_embed": _size(tree["patch_embed"])}
@@ -29,5 +29,5 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def _size(tree) -> int:
+def _size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""The FLOPs of Table 5: the paper's cells, its accounting, and our own true cost of the same videos."""
+"""The FLOPs of Table 5: the paper's figures, its accounting, and the cost of this code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from elva_jax.video.resize import target_size
 # The merging layers of configs/elva.py.
 MERGE = Merging((MergeLayer(2, ratio=1.0), MergeLayer(8, "both"), MergeLayer(14, "both")))
 ELVA_7B = with_merging(paper.QWEN2_7B, MERGE)
-HEADER_TOKENS = 14  # ChatML's system prompt and opening of a question, in front of the video
+HEADER_TOKENS = 14  # ChatML's system prompt and start of a question, before the video
 QUESTION_TOKENS = paper.OTHER_TOKENS - paper.OUTPUT_TOKENS - HEADER_TOKENS
-GOALS = {
-    32: 0.95,
-    128: 0.97,
-}  # reduction of + merge + HR against the encoder-based baseline, by frames
+# Reduction of "+ merge + HR" against the encoder-based baseline, by frames.
+GOALS = {32: 0.95, 128: 0.97}
 COUNTS = {
     "paper": "paper's cells",
     "accounting": "its accounting",
@@ -34,14 +32,17 @@ COUNTS = {
 
 
 def compare(config: ModelConfig | None, frames: Sequence[int]) -> dict[str, Any]:
-    """Every row of Table 5, and what became of the goals.
+    """Counts every row of Table 5, and checks the goals.
 
     Args:
-      config: a model with merging layers; None: the paper's 7B, which alone is set beside the paper's cells.
-      frames: frame counts; the paper has 32, 64 and 128, and other counts take the retention of the nearest of these.
+      config: a model with merging layers; None: the paper's 7B, the only one that the paper's
+        figures belong to.
+      frames: frame counts. The paper has 32, 64 and 128; other counts use the retention of the
+        nearest of these.
 
     Returns:
-      A JSON-able tree: `rows`, one a frame count and variant, with FLOPs in T and reductions as shares; `goals`.
+      A JSON-able tree: `rows`, one per frame count and variant, with FLOPs in T and reductions as
+      shares; and `goals`.
 
     Raises:
       ConfigError: a model without merging layers.
@@ -51,7 +52,7 @@ def compare(config: ModelConfig | None, frames: Sequence[int]) -> dict[str, Any]
 
 
 def _group(config: ModelConfig | None, frames: int) -> list[dict[str, Any]]:
-    """The four variants at one frame count, each with its reductions against the first of them."""
+    """The four variants at one frame count, with their reductions against the first one."""
     rows = [_row(config, frames, variant) for variant in paper.VARIANTS]
     base = rows[0]
     for row in rows:
@@ -66,7 +67,7 @@ def _reduction(value: float | None, base: float | None) -> float | None:
 
 
 def retention_at(frames: int, variant: str) -> float:
-    """The paper's retention, of the nearest frame count that it has."""
+    """The paper's retention at its nearest frame count."""
     if variant not in ("merge", "merge_hr"):
         return 1.0
     return paper.RETENTION[min(paper.RETENTION, key=lambda known: abs(known - frames))][variant]
@@ -76,19 +77,20 @@ def _row(config: ModelConfig | None, frames: int, variant: str) -> dict[str, Any
     model, retention = config or ELVA_7B, retention_at(frames, variant)
     cell = paper.TABLE5.get(frames, {}).get(variant) if config is None else None
     accounting = _accounting(config, frames, variant, retention) / 1e12
-    lengths, left = front_lengths(model, frames, variant, retention)
+    lengths, left = prefix_lengths(model, frames, variant, retention)
     parts = true_cost(model, frames, variant, tuple(map(grid_length, lengths)))
     unpadded = true_cost(model, frames, variant, lengths, padded=False)
     total = sum(parts.values())
     return {
         "frames": frames,
         "variant": variant,
-        "retention": retention,  # of the paper, and in its accounting
+        "retention": retention,  # the paper's
         "paper_tflops": cell.tflops if cell else None,
         "accounting_tflops": accounting,
         "deviation": accounting / cell.tflops - 1 if cell else None,
-        "left": left,  # of the visual tokens in our own cost: the paper's, or the nearest that the merging layers can leave
-        "tokens": list(lengths),  # of the front, and behind each merging layer
+        # Visual tokens left in our cost: the paper's share, or the nearest possible one.
+        "left": left,
+        "tokens": list(lengths),  # of the prefix, and after each merging layer
         "padded": [grid_length(length) for length in lengths],
         "parts_tflops": {name: value / 1e12 for name, value in parts.items()},
         "first_token_tflops": (total - parts["decode"]) / 1e12,
@@ -98,20 +100,22 @@ def _row(config: ModelConfig | None, frames: int, variant: str) -> dict[str, Any
 
 
 def _accounting(config: ModelConfig | None, frames: int, variant: str, retention: float) -> float:
-    """The paper's accounting; its baseline has a decoder of its own, a given model is compared with a baseline of the same decoder."""
+    """FLOPs by the paper's accounting.
+
+    The paper's baseline has its own decoder; the baseline of a given model shares its decoder.
+    """
     model = config or ELVA_7B
     if variant == "encoder_based":
         decoder, tower = (paper.VICUNA_7B if config is None else model), paper.CLIP_L_336
         tokens = tower.grid**2 * frames + paper.OTHER_TOKENS_ENCODER_BASED
-        return prompt_flops.paper_encoder(tower, decoder, frames) + prompt_flops.paper_decoder(
-            decoder, tokens
-        )
+        encoder = prompt_flops.paper_encoder(tower, decoder, frames)
+        return encoder + prompt_flops.paper_decoder(decoder, tokens)
     visual = content(model.patch_size, frames).visual
     return prompt_flops.paper_decoder(model, retention * visual + paper.OTHER_TOKENS)
 
 
 def content(patch_size: int, high: int, low: int = 0) -> prompt_flops.Content:
-    """A front of square frames, `high` at 336 px and `low` at 112 px."""
+    """A prefix with square frames, `high` at 336 px and `low` at 112 px."""
     specials = patches = tubes = 0
     for count, edge in ((high, paper.EDGE), (low, paper.LOW_EDGE)):
         if count:
@@ -122,16 +126,20 @@ def content(patch_size: int, high: int, low: int = 0) -> prompt_flops.Content:
     return prompt_flops.Content(HEADER_TOKENS, specials, patches, tubes)
 
 
-def front_lengths(
+def prefix_lengths(
     config: ModelConfig, frames: int, variant: str, retention: float
 ) -> tuple[tuple[int, ...], float]:
-    """Tokens of the prompt up to the end of its video, and of those behind each merging layer; and the retention that they amount to.
+    """Tokens of the prompt up to the end of its video, and the retention that they amount to.
 
     Args:
       config: the model.
-      frames: how many.
+      frames: number of frames.
       variant: one of `paper.VARIANTS`.
-      retention: share of the visual tokens of all frames at 336 px that is to remain, averaged over layers; only for the merging variants.
+      retention: wanted share of the visual tokens of all frames at 336 px on average over the
+        layers, for the variants with merging.
+
+    Returns:
+      Lengths of the prefix at the start and after each merging layer, and the retention.
     """
     if variant == "encoder_based":
         return (HEADER_TOKENS + paper.CLIP_L_336.grid**2 * frames,), 1.0
@@ -139,19 +147,26 @@ def front_lengths(
     if variant == "encoder_free":
         return (whole.tokens,), 1.0
     low = frames // 2 if variant == "merge_hr" else 0
-    front = content(config.patch_size, frames - low, low)
-    before_merging = front.visual / whole.visual
-    lengths = prompt_flops.tokens_at_retention(config, front, retention / before_merging)
-    return lengths, before_merging * prompt_flops.retained(config, front, lengths)
+    prefix = content(config.patch_size, frames - low, low)
+    before_merging = prefix.visual / whole.visual
+    lengths = prompt_flops.tokens_at_retention(config, prefix, retention / before_merging)
+    return lengths, before_merging * prompt_flops.retained(config, prefix, lengths)
 
 
 def true_cost(
-    config: ModelConfig, frames: int, variant: str, lengths: Sequence[int], padded: bool = True
+    config: ModelConfig, frames: int, variant: str, lengths: Sequence[int], *, padded: bool = True
 ) -> prompt_flops.Parts:
-    """FLOPs by part of a video, a question and `paper.OUTPUT_TOKENS` tokens of answer, for fronts of these lengths.
+    """FLOPs by part of a video, a question and an answer of `paper.OUTPUT_TOKENS` tokens.
 
-    The encoder-based baseline has the same decoder, over the tower's penultimate features as in LLaVA: its last layer does not run.
-    `padded` says whether question and answer are padded too, as inference does.
+    The encoder-based baseline has the same decoder over the tower's penultimate features, as in
+    LLaVA; the last layer of the tower does not run.
+
+    Args:
+      config: the model.
+      frames: number of frames.
+      variant: one of `paper.VARIANTS`.
+      lengths: of the prefix, as in `prefix_lengths`.
+      padded: whether question and answer are padded, as in inference.
     """
     parts: prompt_flops.Parts = {"encoder": 0.0, "projector": 0.0, "patch_embedding": 0.0}
     if variant == "encoder_based":
@@ -163,23 +178,23 @@ def true_cost(
     else:
         # Inference pads the patches to the length of the tokens.
         parts["patch_embedding"] = flops.patch_embedding(config, lengths[0], lengths[0])
-    question, room = QUESTION_TOKENS, paper.OUTPUT_TOKENS
+    question, capacity = QUESTION_TOKENS, paper.OUTPUT_TOKENS
     if padded:
-        question, room = grid_length(question), grid_length(room, 8)
+        question, capacity = grid_length(question), grid_length(capacity, 8)
     return (
         parts
         | prompt_flops.prefill(config, lengths)
-        | prompt_flops.answer(config, lengths, question, room, paper.OUTPUT_TOKENS)
+        | prompt_flops.answer(config, lengths, question, capacity, paper.OUTPUT_TOKENS)
     )
 
 
 def at_retention(row: dict[str, Any]) -> bool:
-    """Whether a row's own cost is one at the paper's retention, to a tenth of a per cent."""
+    """Whether our cost in a row is at the paper's retention, to a tenth of a percent."""
     return abs(row["left"] - row["retention"]) < 1e-3
 
 
 def _goals(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Whether a row reaches the goal for its frame count, by every way of counting."""
+    """Whether a row reaches the goal for its frame count, for every way of counting."""
     goal = GOALS.get(row["frames"])
     if goal is None or row["variant"] == "encoder_based" or not at_retention(row):
         return []
@@ -198,5 +213,5 @@ def _goals(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def percent_down(share: float | None) -> float | None:
-    """Per cent with one decimal, never rounded up; None of nothing."""
+    """Percent with one decimal, truncated; None for None."""
     return None if share is None else math.floor(1000 * share) / 10

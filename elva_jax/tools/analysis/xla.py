@@ -1,6 +1,6 @@
-"""`analysis/flops.py` held against XLA's own cost analysis of compiled programs; nothing is allocated or run.
+"""Compares our FLOPs with XLA's cost analysis of compiled programs; allocates and runs nothing.
 
-XLA counts the body of a loop once, so decoder layers are compiled one by one, as they are alike within a segment.
+XLA counts the body of a loop once, so layers are compiled one by one; those of a block are alike.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,11 +27,12 @@ from elva_jax.tools.analysis import prompt_flops
 from elva_jax.tools.analysis.parameters import abstract_parameters
 from elva_jax.video.layout import TokenLayout
 
-SLOTS = 256  # tokens of question and answer behind a front
+SLOTS = 256  # tokens of question and answer after a prefix
 
 
-class Check(NamedTuple):
-    """A part of the model by both counts."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """The FLOPs of a part of the model, by our count and by XLA's."""
 
     program: str
     ours: float  # FLOPs
@@ -39,15 +40,16 @@ class Check(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """Of ours from XLA's, as a share of XLA's."""
+        """Of our count from XLA's, as a share."""
         return self.ours / self.xla - 1
 
 
 def check(config: ModelConfig, tower: TeacherConfig, length: int = 1024) -> list[Check]:
-    """Every part of a model and of the encoder-based baseline, in float32 on fronts of `length` tokens.
+    """Checks all parts of a model and of the baseline, in float32 on prefixes of `length` tokens.
 
-    The decoder is taken without merging, and with two merging layers that each leave half of the tokens. More than 1024 tokens go through
-    loops over tiles, whose bodies XLA counts once: those cannot be compared.
+    The decoder is checked without merging, and with two merging layers that each leave half of the
+    tokens. More than 1024 tokens cannot be compared: attention then loops over tiles, and XLA
+    counts the body of a loop once.
     """
     layers = config.num_layers
     merging = Merging((MergeLayer(layers // 3), MergeLayer(2 * layers // 3)))
@@ -64,9 +66,10 @@ def check(config: ModelConfig, tower: TeacherConfig, length: int = 1024) -> list
 
 
 def program_flops(function: Callable, *arguments: Any) -> float:
-    """What XLA counts in the CPU program of `function` for trees of `jax.ShapeDtypeStruct`."""
+    """XLA's count for the CPU program of `function` on trees of `jax.ShapeDtypeStruct`."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return float(jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"])
+        cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
+        return float(cost["flops"])
 
 
 def check_patch_embedding(config: ModelConfig, patches: int, tokens: int) -> Check:
@@ -76,27 +79,32 @@ def check_patch_embedding(config: ModelConfig, patches: int, tokens: int) -> Che
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *arguments))
     counted = program_flops(module.apply, params, *arguments)
     return Check(
-        f"patch embedding of {patches} patches",
-        flops.patch_embedding(config, patches, tokens),
-        counted,
+        program=f"patch embedding of {patches} patches",
+        ours=flops.patch_embedding(config, patches, tokens),
+        xla=counted,
     )
 
 
 def check_prefill(config: ModelConfig, lengths: Sequence[int]) -> Check:
-    """The decoder on one front of these lengths (as in `prompt_flops.blocks_with_lengths`), without its merging layers."""
+    """The decoder without its merging layers, on one prefix of these lengths.
+
+    `lengths` are those of `prompt_flops.blocks_with_lengths`.
+    """
     counted = 0.0
-    for piece, length in prompt_flops.blocks_with_lengths(config, lengths):
-        last = piece.stop == config.num_layers
-        counted += (piece.stop - piece.start - last) * _prefill_layer(config, length, False)
-        counted += last * _prefill_layer(config, length, True)
+    for block, length in prompt_flops.blocks_with_lengths(config, lengths):
+        last = block.stop == config.num_layers
+        counted += (block.stop - block.start - last) * _prefill_layer(config, length, last=False)
+        counted += last * _prefill_layer(config, length, last=True)
     ours = prompt_flops.prefill(config, lengths)
     return Check(
-        f"prefill of {_steps(lengths)} tokens", ours["linear"] + ours["attention"], counted
+        program=f"prefill of {_steps(lengths)} tokens",
+        ours=ours["linear"] + ours["attention"],
+        xla=counted,
     )
 
 
-def _prefill_layer(decoder: ModelConfig, length: int, last: bool) -> float:
-    """One layer; of the last one inference keeps the keys and values alone, and XLA drops what makes its hidden states."""
+def _prefill_layer(decoder: ModelConfig, length: int, *, last: bool) -> float:
+    """One layer; of the last one, inference needs keys and values only, and XLA drops the rest."""
 
     def run(params, x, angle, segment):
         attend = partial(packed_attention, single=True, segment=segment, implementation="xla")
@@ -109,17 +117,18 @@ def _prefill_layer(decoder: ModelConfig, length: int, last: bool) -> float:
 
 
 def check_decode(config: ModelConfig, lengths: Sequence[int]) -> Check:
-    """One token and its logits behind a front of these lengths, with `SLOTS` slots for text."""
+    """One token and its logits after a prefix of these lengths, with `SLOTS` slots for text."""
     counted = sum(
-        (piece.stop - piece.start) * _decode_layer(config, length)
-        for piece, length in prompt_flops.blocks_with_lengths(config, lengths)
+        (block.stop - block.start) * _decode_layer(config, length)
+        for block, length in prompt_flops.blocks_with_lengths(config, lengths)
     )
     one_layer = dataclasses.replace(with_merging(config, NO_MERGING), num_layers=1)
     head = partial(Qwen2(one_layer).apply, method="head")
     params = {"params": abstract_parameters(one_layer)["decoder"]}
     counted += program_flops(head, params, _shape(1, 1, config.hidden_size))
     ours = prompt_flops.continuation(config, lengths, 1, SLOTS) + flops.head(config)
-    return Check(f"decode of a token behind {_steps(lengths)}", ours, counted)
+    program = f"decode of a token after {_steps(lengths)}"
+    return Check(program=program, ours=ours, xla=counted)
 
 
 def _decode_layer(decoder: ModelConfig, length: int) -> float:
@@ -148,30 +157,33 @@ def check_merging(config: ModelConfig, length: int) -> Check:
     counted = program_flops(
         partial(merge, rule=rule), _shape(length, width), _layout(length), _shape(length)
     )
-    return Check(
-        f"merging layer on {length} tokens", prompt_flops.merging_layer(width, length), counted
-    )
+    ours = prompt_flops.merging_layer(width, length)
+    return Check(program=f"merging layer on {length} tokens", ours=ours, xla=counted)
 
 
 def check_vision(tower: TeacherConfig) -> Check:
-    """The penultimate features of one image from a tower cut to two layers, since more of them would be a loop."""
-    module, pixels = (
-        SiglipVision(dataclasses.replace(tower, num_layers=2)),
-        _shape(1, tower.image_size, tower.image_size, 3),
-    )
+    """The penultimate features of one image, from a tower of two layers: more would be a loop."""
+    module = SiglipVision(dataclasses.replace(tower, num_layers=2))
+    pixels = _shape(1, tower.image_size, tower.image_size, 3)
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), pixels))
-    counted = program_flops(
-        lambda params, pixels: module.apply(params, pixels).penultimate, params, pixels
+
+    def penultimate(params, pixels):
+        features: Any = module.apply(params, pixels)
+        return features.penultimate
+
+    return Check(
+        program="vision tower, embedding and one layer",
+        ours=flops.vision_tower(tower, 1, 1),
+        xla=program_flops(penultimate, params, pixels),
     )
-    return Check("vision tower, embedding and one layer", flops.vision_tower(tower, 1, 1), counted)
 
 
-def _shape(*dims: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+def _shape(*dims: int, dtype: Any = jnp.float32) -> Any:  # a stand-in for arrays
     return jax.ShapeDtypeStruct(dims, dtype)
 
 
 def _layout(*dims: int) -> TokenLayout:
-    """Shapes of a layout [*dims]."""
+    """The shapes of a layout [*dims]."""
     return TokenLayout(*map(jax.ShapeDtypeStruct, TokenLayout.shapes(*dims), TokenLayout.dtypes()))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -30,7 +33,7 @@ def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument("--repeats", type=int, default=default, metavar="N", help=text)
 
 
-def dtype_of(args: argparse.Namespace) -> str:
+def dtype_of(args: argparse.Namespace) -> Dtype:
     """The compute type: --dtype, or the default of the device."""
     import jax
 

@@ -1,21 +1,26 @@
-"""`elva bench flops`: Table 5's FLOPs, by the paper's accounting and as this code runs."""
+"""`elva bench flops`: the FLOPs of Table 5, by the paper's accounting and of this code."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from elva_jax.tools.bench.arguments import counts
+from elva_jax.tools.bench.table import text_table
 
 HELP = """\
-FLOPs of a video of square 336 px frames, a question and an answer of 120 tokens, for four models: encoder-based (CLIP-ViT-L/14-336, MLP,
-decoder), encoder-free, with merging, and with merging and hybrid resolution (half of the frames at 112 px), at the paper's retention:
-that of its 32, 64 or 128 frames, whichever is nearest.
+Counts the FLOPs of a video of square 336 px frames, a question and an answer of 120 tokens for four
+models: encoder-based (CLIP-ViT-L/14-336, MLP, decoder), encoder-free, with merging, and with
+merging and hybrid resolution (half of the frames at 112 px). The retention is the paper's at 32,
+64 or 128 frames, whichever is nearest.
 
-The paper's accounting counts linear layers alone, and the head on every token. Our own cost is that of the program that runs: attention
-counted, the head where a token is predicted, padded lengths, the merging layers of the config; its baseline has the same decoder.
---check compiles the parts of the model for the CPU, without allocating any weights, and sets XLA's own count beside ours; the exit
-status is 1 where they differ by more than 3 %.
+The paper's accounting counts only linear layers, and the head on every token. Our own cost is that
+of the program that runs: with attention, the head only where a token is predicted, padded lengths,
+and the merging layers of the config. Its baseline has the same decoder.
+
+--check compiles the parts of the model for the CPU, without allocating weights, and compares XLA's
+count with ours. The exit status is 1 if they differ by more than 3 %.
 
 examples:
   elva bench flops
@@ -25,34 +30,23 @@ examples:
 
 FRAMES = (32, 64, 128)
 TOLERANCE = 0.03  # of XLA's count
-GAP = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
-    parser.add_argument(
-        "--frames",
-        type=counts,
-        metavar="N,N,…",
-        help=f"frame counts (default: {','.join(map(str, FRAMES))})",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE.py[:ARG]",
-        help="a run's config, for its model (default: the paper's 7B; 1.5B for --check)",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="set our count beside XLA's instead, in less than a minute",
-    )
+    add, text = parser.add_argument, f"frame counts (default: {','.join(map(str, FRAMES))})"
+    add("--frames", type=counts, metavar="N,N,…", help=text)
+    text = "the config of the model (default: the paper's 7B; 1.5B for --check)"
+    add("--config", metavar="FILE.py[:ARG]", help=text)
+    text = "instead compare our count with XLA's, in less than a minute"
+    add("--check", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The comparison of `analysis.table5`, or the check of `analysis.xla`.
+    """Makes the comparison of `analysis.table5`, or the check of `analysis.xla`.
 
     Raises:
-      ConfigError: a config that cannot be read, or that names no merging layers.
+      ConfigError: a config that cannot be read, or has no merging layers.
     """
     if args.check and args.frames:
         args.parser.error("--frames has no part in --check; leave one of them out")
@@ -79,15 +73,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The tables, or the table of the check."""
+    """Formats the report."""
     if "check" in report:
         return _show_check(report)
     return "\n\n".join((*_accounting(report), *_true(report), *_reductions(report)))
 
 
 def _show_check(report: dict[str, Any]) -> str:
-    from elva_jax.tools.bench.table import text_table
-
     rows = [
         (
             row["program"],
@@ -99,18 +91,22 @@ def _show_check(report: dict[str, Any]) -> str:
     ]
     table = text_table(("program", "ours, GFLOPs", "XLA, GFLOPs", "deviation, %"), rows)
     verdict = "within" if report["ok"] else "NOT within"
-    return f"Our count of FLOPs against XLA's cost analysis\n\n{table}\n\n{verdict} {100 * TOLERANCE:.0f} %"
+    title = "Our count of FLOPs against XLA's cost analysis"
+    return f"{title}\n\n{table}\n\n{verdict} {100 * TOLERANCE:.0f} %"
 
 
-def _grouped(report: dict[str, Any], cells) -> list:
-    """`cells(row, name)` of every row, with the frame count on the first of each group and a gap between groups."""
+def _grouped(
+    report: dict[str, Any], cells: Callable[[dict[str, Any]], tuple[str, ...]]
+) -> list[tuple[str, ...] | None]:
+    """The cells of all rows; a group starts with the frame count, None separates groups."""
     from elva_jax.tools.analysis.paper import VARIANTS
 
-    out, before = [], None
+    out: list[tuple[str, ...] | None] = []
+    before = None
     for row in report["rows"]:
         first = row["frames"] != before
         if first and out:
-            out.append(GAP)
+            out.append(None)
         out.append((str(row["frames"]) if first else "", VARIANTS[row["variant"]], *cells(row)))
         before = row["frames"]
     return out
@@ -125,8 +121,6 @@ def _tera(value: float | None) -> str:
 
 
 def _accounting(report: dict[str, Any]) -> tuple[str, ...]:
-    from elva_jax.tools.bench.table import text_table
-
     def cells(row):
         deviation = None if row["deviation"] is None else 100 * row["deviation"]
         return (
@@ -138,51 +132,38 @@ def _accounting(report: dict[str, Any]) -> tuple[str, ...]:
 
     columns = ("frames", "model", "left, %", "paper", "its accounting", "deviation, %")
     return (
-        "Table 5: FLOPs by the paper's accounting, T; visual tokens left on average over the decoder's layers",
+        "Table 5: FLOPs by the paper's accounting, T; visual tokens left on average over the layers",
         text_table(columns, _grouped(report, cells), words=2),
     )
 
 
 def _true(report: dict[str, Any]) -> tuple[str, ...]:
     from elva_jax.tools.analysis.table5 import at_retention
-    from elva_jax.tools.bench.table import text_table
 
     def cells(row):
         parts = row["parts_tflops"]
         vision = parts["encoder"] + parts["projector"] + parts["patch_embedding"]
         totals = (row["first_token_tflops"], row["total_tflops"], row["unpadded_tflops"])
         left = f"{100 * row['left']:.1f}" + ("" if at_retention(row) else "*")
-        return (
-            left,
-            "/".join(map(str, row["padded"])),
-            *map(_tera, (vision, parts["linear"], parts["attention"], *totals)),
-        )
+        numbers = (vision, parts["linear"], parts["attention"], *totals)
+        return left, "/".join(map(str, row["padded"])), *map(_tera, numbers)
 
     columns = (
-        "frames",
-        "model",
-        "left, %",
-        "padded tokens by segment",
-        "vision",
-        "linear",
-        "attention",
+        *("frames", "model", "left, %", "padded tokens by block", "vision", "linear"),
+        *("attention", "first token", "whole answer", "unpadded"),
     )
-    columns += ("first token", "whole answer", "unpadded")
     out = (
         "Our own cost of the same videos, T; unpadded: the whole answer without padding",
         text_table(columns, _grouped(report, cells), words=2),
     )
     if all(map(at_retention, report["rows"])):
         return out
-    return (
-        *out,
-        "* the nearest to the paper's retention that these merging layers can leave: one patch of every grid position stays.",
-    )
+    note = "the nearest to the paper's retention that these merging layers can reach"
+    return *out, f"* {note}: one patch per grid position remains."
 
 
 def _reductions(report: dict[str, Any]) -> tuple[str, ...]:
     from elva_jax.tools.analysis.table5 import COUNTS, percent_down
-    from elva_jax.tools.bench.table import text_table
 
     reached = {(goal["frames"], goal["variant"], goal["counted"]): goal for goal in report["goals"]}
 
@@ -197,7 +178,8 @@ def _reductions(report: dict[str, Any]) -> tuple[str, ...]:
 
     columns = ("frames", "model", "goal", *COUNTS.values())
     rows = [row for row in report["rows"] if row["variant"] != "encoder_based"]
-    note = "yes and no: whether the goal is reached. Figures are cut, never rounded up; the last three are our own cost."
+    note = "yes, no: whether the goal is reached. Figures are truncated, not rounded; "
+    note += "the last three are our own cost."
     return (
         "Fewer FLOPs than the encoder-based model, %",
         text_table(columns, _grouped(report | {"rows": rows}, cells), words=2),

@@ -1,4 +1,4 @@
-"""`elva bench merge`: the cost of one merging layer as a share of a decoder layer."""
+"""`elva bench merge`: the cost of a merging layer as a share of a decoder layer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from functools import partial
 from typing import Any
 
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
+from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.bench.timing import interleaved, machine, milliseconds
 
 HELP = """\
-Times one merging layer and one decoder layer on the same tokens of a video, in one process and in turn.
+Times one merging layer and one decoder layer on the same tokens of a video, interleaved in one
+process.
 
 examples:
   elva bench merge
@@ -17,24 +20,18 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        default="configs/elva.py:size=1_5b",
-        metavar="FILE.py[:ARG]",
-        help="the model (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tokens",
-        type=counts,
-        default="5000",
-        metavar="S,S,…",
-        help="tokens of the video (default: %(default)s)",
-    )
+    """Adds the flags of this bench."""
+    add, config = parser.add_argument, "configs/elva.py:size=1_5b"
+    text = "the model (default: %(default)s)"
+    add("--config", default=config, metavar="FILE.py[:ARG]", help=text)
+    text = "tokens of the video (default: %(default)s)"
+    add("--tokens", type=counts, default="5000", metavar="S,S,…", help=text)
     add_dtype(parser)
     add_repeats(parser, 5)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times both layers at every length."""
     import dataclasses
 
     import jax
@@ -46,8 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from elva_jax.models.build import config_from_dict
     from elva_jax.models.elva import merging_of, with_merging
     from elva_jax.tools.bench.random_model import random_patches, random_weights
-    from elva_jax.tools.bench.timing import interleaved, machine
-    from elva_jax.video.layout import Clip, TokenLayout, frame_tokens
+    from elva_jax.video.layout import Clip, frame_tokens
 
     dtype = dtype_of(args)
     loaded = load(args.config)
@@ -67,15 +63,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for tokens in args.tokens:
         grids = (grid,) * max(1, round(tokens / frame_tokens(*grid)))
         patches = random_patches(grids, model.patch_size**2 * 3, "typical")
-        built = build_rows(
-            [(Clip(grids),)], [patches], patches.shape[1], lambda name, n, smallest=1: n
-        )
-        layout = TokenLayout(*map(jnp.asarray, built.layout))
+        unpadded: Any = lambda name, n, smallest=1: n  # noqa: E731 (typed as a protocol)
+        built = build_rows([(Clip(grids),)], [patches], patches.shape[1], unpadded)
+        layout = jax.tree.map(jnp.asarray, built.layout)
         x = jax.random.normal(jax.random.key(0), (1, layout.length, model.hidden_size), dtype)
-        inputs, size = (
-            prefill.layer_inputs(model, layout),
-            jnp.ones((1, layout.length), jnp.float32),
-        )
+        inputs = prefill.layer_inputs(model, layout)
+        size = jnp.ones((1, layout.length), jnp.float32)
         layer = jax.jit(partial(prefill.apply_layer, model))
         runs = {
             "merge": partial(prefill._merge, model, x, layout, size, 0),
@@ -93,21 +86,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> str:
-    from elva_jax.tools.bench.table import text_table
-    from elva_jax.tools.bench.timing import milliseconds
-
+    """Formats the report."""
     rows = []
     for row in report["rows"]:
         merge, layer = (row["seconds"][name] for name in ("merge", "layer"))
-        rows.append(
-            [
-                f"{row['tokens']:,}",
-                milliseconds(merge),
-                milliseconds(layer),
-                f"{100 * merge['median'] / layer['median']:.1f}",
-            ]
-        )
-    title = f"{report['machine']['device']}, {report['dtype']}, {report['config']}, policy {report['policy']}"
-    return f"{title}\n" + text_table(
-        ["tokens", "merging layer ms", "decoder layer ms", "share %"], rows, words=0
-    )
+        share = f"{100 * merge['median'] / layer['median']:.1f}"
+        rows.append([f"{row['tokens']:,}", milliseconds(merge), milliseconds(layer), share])
+    settings = f"{report['dtype']}, {report['config']}, policy {report['policy']}"
+    columns = ["tokens", "merging layer ms", "decoder layer ms", "share %"]
+    return f"{report['machine']['device']}, {settings}\n{text_table(columns, rows, words=0)}"

@@ -1,4 +1,4 @@
-"""`elva bench params`: Table 3's parameter counts."""
+"""`elva bench params`: the parameter counts of Table 3."""
 
 from __future__ import annotations
 
@@ -6,42 +6,38 @@ import argparse
 import dataclasses
 from typing import Any
 
+from elva_jax.tools.bench.table import text_table
+
 HELP = """\
-Counts the parameters of the naive and of the video patch embedding, at the sizes of Qwen2-1.5B and Qwen2-7B, from the model's own
-parameter tree; nothing is allocated. The paper's Table 3 has the 7B size, in whole millions.
+Counts the parameters of the naive and of the video patch embedding at the sizes of Qwen2-1.5B and
+Qwen2-7B, from the model's parameter tree, without allocating them. The paper's Table 3 has the 7B
+size in whole millions.
 
 example:
   elva bench params --json params.json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There is nothing to choose."""
+    """This bench has no flags."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Counts by size and kind of patch embedding, beside the paper's."""
+    """Counts parameters by size and kind of patch embedding."""
     from elva_jax.tools.analysis import paper
     from elva_jax.tools.analysis.parameters import count_parameters
 
     rows = []
+    kind: Any
     for size, decoder in (("1.5B", paper.QWEN2_1_5B), ("7B", paper.QWEN2_7B)):
         for kind, cell in paper.TABLE3.items():
             counts = count_parameters(dataclasses.replace(decoder, patch_embed=kind))
-            rows.append(
-                {
-                    "size": size,
-                    "kind": kind,
-                    "paper_millions": cell.millions if size == "7B" else None,
-                    **counts,
-                }
-            )
+            millions = cell.millions if size == "7B" else None
+            rows.append({"size": size, "kind": kind, "paper_millions": millions, **counts})
     return {"bench": "params", "table": 3, "rows": rows}
 
 
 def show(report: dict[str, Any]) -> str:
-    """The table."""
-    from elva_jax.tools.bench.table import text_table
-
+    """Formats the report."""
     rows = [
         (
             row["size"],

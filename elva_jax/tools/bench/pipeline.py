@@ -134,7 +134,7 @@ def _frames(path: Path, args: argparse.Namespace) -> list[np.ndarray]:
     from elva_jax.video.read import read_frames
 
     hybrid = Hybrid(high_frames=args.frames, low_frames=0, high_edge=args.longest_edge)
-    reduced = read_frames(
+    reduced: list[Any] = read_frames(
         path,
         num_frames=args.frames,
         transform=lambda p: draw_sizes(p, hybrid, patch_size=args.patch_size),

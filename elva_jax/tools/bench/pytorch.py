@@ -1,71 +1,77 @@
-"""`elva bench pytorch`: the decoder beside transformers' Qwen2 in PyTorch, prefill and decode, on the same weights and tokens."""
+"""`elva bench pytorch`: the decoder beside transformers' Qwen2, on the same weights and tokens."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from elva_jax.errors import ConfigError
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
+from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.bench.timing import Spread, interleaved, machine, milliseconds
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from elva_jax.config.schema import ModelConfig
+    from elva_jax.inference.params import Weights
 
 HELP = """\
-Runs a Qwen2 with random weights in both: the time to the first token of a prompt, and tokens a second of a greedy answer.
+Runs a Qwen2 with random weights in JAX and in PyTorch: the time to the first token of a prompt, and
+the tokens per second of a greedy answer.
 
 examples:
   elva bench pytorch
-  elva bench pytorch --hidden 1536 --layers 28 --heads 12 --kv-heads 2 --intermediate 8960 --lengths 5120"""
+  elva bench pytorch --hidden 1536 --intermediate 8960 --layers 28 --lengths 5120"""
+
+SIZES = {
+    "hidden": 768,
+    "intermediate": 3072,
+    "layers": 12,
+    "heads": 12,
+    "kv-heads": 2,
+    "vocabulary": 32_000,
+}
+COLUMNS = (
+    *("prompt", "first token ms", "PyTorch ms", "ratio"),
+    *("tokens/s", "PyTorch's", "ratio of times", "same answer"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lengths",
-        type=counts,
-        default="256,1024,2560",
-        metavar="S,S,…",
-        help="tokens of the prompt (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--new-tokens",
-        type=int,
-        default=32,
-        metavar="N",
-        help="tokens of the answer (default: %(default)s)",
-    )
-    for name, value in (
-        ("hidden", 768),
-        ("intermediate", 3072),
-        ("layers", 12),
-        ("heads", 12),
-        ("kv-heads", 2),
-        ("vocabulary", 32_000),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=int,
-            default=value,
-            metavar="N",
-            help="of the model (default: %(default)s)",
-        )
+    """Adds the flags of this bench."""
+    add, text = parser.add_argument, "tokens of the prompt (default: %(default)s)"
+    add("--lengths", type=counts, default="256,1024,2560", metavar="S,S,…", help=text)
+    text = "tokens of the answer (default: %(default)s)"
+    add("--new-tokens", type=int, default=32, metavar="N", help=text)
+    for name, size in SIZES.items():
+        text = "of the model (default: %(default)s)"
+        add(f"--{name}", type=int, default=size, metavar="N", help=text)
     add_dtype(parser)
     add_repeats(parser, 5)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    import dataclasses
+    """Times both at every length, and compares their answers.
 
+    Raises:
+      ConfigError: PyTorch is missing, or has no CUDA where JAX has a GPU.
+    """
     import jax
     import numpy as np
 
     from elva_jax.config.schema import ModelConfig
-    from elva_jax.errors import ConfigError
     from elva_jax.tools.bench.random_model import random_weights
-    from elva_jax.tools.bench.timing import interleaved, machine
 
     try:
         import torch
     except ImportError:
         raise ConfigError(
-            "elva bench pytorch needs PyTorch and transformers; install the extra `test`, or PyTorch for your GPU"
+            "elva bench pytorch needs PyTorch and transformers; install the extra `test`, "
+            "or PyTorch for your GPU"
         ) from None
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch.cuda.is_available():
@@ -90,13 +96,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for length in lengths:
         tokens = np.random.default_rng(length).integers(0, args.vocabulary, length)
         ours = _ours(config, weights, tokens)
+        sides: dict[str, Callable[[int], list[int]]] = {
+            "ours": ours,
+            "pytorch": partial(theirs, tokens),
+        }
         runs: dict[str, Callable[[], Any]] = {
-            f"{side} {count}": (lambda call=call, count=count: call(count))
+            f"{side} {count}": partial(call, count)
             for count in (1, args.new_tokens + 1)
-            for side, call in (
-                ("ours", ours),
-                ("pytorch", lambda count, tokens=tokens: theirs(tokens, count)),
-            )
+            for side, call in sides.items()
         }
         same = ours(args.new_tokens) == theirs(tokens, args.new_tokens)
         seconds = interleaved(runs, args.repeats)
@@ -110,8 +117,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _ours(config, weights, tokens) -> Callable[[int], list[int]]:
-    """A greedy answer of so many tokens by the engine: all but the last token are the prefix, the last one is the question."""
+def _ours(config: ModelConfig, weights: Weights, tokens: np.ndarray) -> Callable[[int], list[int]]:
+    """Returns a function that decodes `count` tokens greedily.
+
+    All tokens but the last one are the prefix; the last one is the question.
+    """
     import jax
     import numpy as np
 
@@ -141,48 +151,30 @@ def _ours(config, weights, tokens) -> Callable[[int], list[int]]:
 class _Torch:
     """transformers' model with the same weights."""
 
-    def __init__(self, config, weights, device: str):
-        import numpy as np
+    def __init__(self, config: ModelConfig, weights: Weights, device: str):
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
-        c = config
-        model = Qwen2Config(
-            vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_hidden_layers=c.num_layers,
-            num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads, max_position_embeddings=c.max_position,
-            rms_norm_eps=c.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-            tie_word_embeddings=c.tie_embeddings, attn_implementation="sdpa",
-        )  # fmt: skip
-
-        def tensor(leaf):
-            return torch.from_numpy(np.array(leaf, np.float32))
-
-        state = {
-            "model.embed_tokens.weight": tensor(weights.embed_tokens),
-            "model.norm.weight": tensor(weights.norm["scale"]),
+        settings: dict[str, Any] = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads,
+            "max_position_embeddings": config.max_position,
+            "rms_norm_eps": config.rms_norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "tie_word_embeddings": config.tie_embeddings,
+            "attn_implementation": "sdpa",
         }
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        for n, layer in enumerate(weights.layers):
-            for name, leaves in layer.items():
-                block = (
-                    ""
-                    if "norm" in name
-                    else "mlp."
-                    if name.split("_")[0] in ("gate", "up", "down")
-                    else "self_attn."
-                )
-                for kind, leaf in leaves.items():
-                    theirs = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
-                    state[f"model.layers.{n}.{block}{name}.{theirs}"] = (
-                        tensor(leaf).T.contiguous() if kind == "kernel" else tensor(leaf)
-                    )
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
+        model.load_state_dict(_state_dict(weights))
         self._torch, self._device = torch, device
-        self._model = Qwen2ForCausalLM(model)
-        self._model.load_state_dict(state)
-        self._model = self._model.to(device, getattr(torch, config.dtype)).eval()
+        self._model = model.to(device, getattr(torch, config.dtype)).eval()
 
-    def __call__(self, tokens, count: int) -> list[int]:
-        """A greedy answer of so many tokens."""
+    def __call__(self, tokens: np.ndarray, count: int) -> list[int]:
+        """Decodes `count` tokens greedily."""
         torch = self._torch
         with torch.inference_mode():
             ids = torch.as_tensor(tokens, device=self._device)[None]
@@ -198,10 +190,32 @@ class _Torch:
             return torch.cat(found, dim=1)[0].tolist()
 
 
-def show(report: dict[str, Any]) -> str:
-    from elva_jax.tools.bench.table import text_table
-    from elva_jax.tools.bench.timing import Spread, milliseconds
+def _state_dict(weights: Weights) -> dict[str, Any]:
+    """The weights by transformers' names; the head is tied to the embedding."""
+    import numpy as np
+    import torch
 
+    def tensor(leaf: Any) -> torch.Tensor:
+        return torch.from_numpy(np.array(leaf, np.float32))
+
+    state = {
+        "model.embed_tokens.weight": tensor(weights.embed_tokens),
+        "model.norm.weight": tensor(weights.norm["scale"]),
+    }
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    for n, layer in enumerate(weights.layers):
+        for name, leaves in layer.items():
+            block = "mlp." if name.split("_")[0] in ("gate", "up", "down") else "self_attn."
+            block = "" if "norm" in name else block
+            for kind, leaf in leaves.items():
+                theirs = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
+                value = tensor(leaf).T.contiguous() if kind == "kernel" else tensor(leaf)
+                state[f"model.layers.{n}.{block}{name}.{theirs}"] = value
+    return state
+
+
+def show(report: dict[str, Any]) -> str:
+    """Formats the report."""
     rows, count = [], report["new_tokens"]
     for row in report["rows"]:
         seconds: dict[str, Spread] = row["seconds"]
@@ -222,15 +236,6 @@ def show(report: dict[str, Any]) -> str:
                 "yes" if row["same_tokens"] else "NO",
             ]
         )
-    columns = [
-        "prompt",
-        "first token ms",
-        "PyTorch ms",
-        "ratio",
-        "tokens/s",
-        "PyTorch's",
-        "ratio of times",
-        "same answer",
-    ]
-    title = f"{report['machine']['device']}, {report['dtype']}, JAX {report['machine']['jax']}, PyTorch {report['machine']['torch']}"
-    return f"{title}\n" + text_table(columns, rows, words=0)
+    host = report["machine"]
+    title = f"{host['device']}, {report['dtype']}, JAX {host['jax']}, PyTorch {host['torch']}"
+    return f"{title}\n{text_table(COLUMNS, rows, words=0)}"

@@ -1,4 +1,4 @@
-"""Models with random weights and videos of known redundancy: what a benchmark of speed needs of either."""
+"""Models with random weights, and videos with known redundancy, for benchmarks of speed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights, unstack_layers
 from elva_jax.models.elva import Elva, dummy_inputs
 
-# Part of the patches that are new in every frame; the rest stays as it was in the frame before.
+# Share of the patches that change from frame to frame.
 CONTENT = {"static": 0.0, "slow": 0.25, "typical": 0.5, "fast": 0.75, "noise": 1.0}
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
-    """Weights of the model's shapes on the device, in the types that inference keeps them in; nothing is held twice."""
+    """Random weights on the device, in the types of inference, without a second copy."""
 
     def init(key):
-        return unstack_layers(
-            config, nn.unbox(Elva(config).init(key, *dummy_inputs(config)))["params"]
-        )
+        params = nn.unbox(Elva(config).init(key, *dummy_inputs(config)))["params"]
+        return unstack_layers(config, params)
 
     shapes = jax.eval_shape(init, jax.random.key(seed))
     keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(shapes))))
@@ -40,9 +39,10 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
 def random_patches(
     grids: Sequence[tuple[int, int]], patch_width: int, content: str, seed: int = 0
 ) -> np.ndarray:
-    """uint8 [N, patch_width]: a video whose frames have these grids, frame by frame.
+    """The patches of a video with these grids, uint8 [N, patch_width], frame by frame.
 
-    Frames of one grid repeat the frame of that grid before them, except for a part of the patches (`CONTENT`), which are noise anew.
+    A frame repeats the previous frame of its grid, except for a share of the patches (`CONTENT`),
+    which become new noise.
     """
     rng, change = np.random.default_rng(seed), CONTENT[content]
     before: dict[tuple[int, int], np.ndarray] = {}

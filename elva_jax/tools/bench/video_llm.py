@@ -1,10 +1,10 @@
-"""The four Video-LLMs that `elva bench ttft` compares, all with one decoder, and how each is measured."""
+"""The four Video-LLMs of `elva bench ttft`, all with the same decoder, and their measurement."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,46 +18,55 @@ from elva_jax.inference.sampling import GREEDY
 from elva_jax.models.elva import merging_of, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
 from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B
+from elva_jax.tools.bench.arguments import Dtype
 from elva_jax.tools.bench.memory import peak_bytes
 from elva_jax.tools.bench.random_model import random_patches, random_weights
 from elva_jax.tools.bench.timing import spread
 from elva_jax.video.hybrid import choose_high
 from elva_jax.video.layout import Clip, Text, clip_tokens
 
-QUESTION = 32  # text tokens behind the video
+QUESTION = 32  # text tokens after the video
 HEADER = 14  # text tokens before the video, as in a chat's system turn
-# Where layers merge in 28 (docs/choices.md): a threshold, then threshold and half of what is left, twice.
+# Merging layers of 28 (docs/choices.md): by threshold, then twice by threshold and ratio.
 CUTS = (2, 8, 14)
 
 
-class VideoLLM(NamedTuple):
-    """One model, with random weights."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoLLM:
+    """One model with random weights."""
 
     config: ModelConfig
     weights: Weights
     grid: tuple[int, int]  # patches of a frame
-    low_grid: tuple[int, int] | None  # of the half of the frames that are low; None: all are high
-    merging: bool
+    low_grid: tuple[int, int] | None = None  # of the low half of the frames; None: all are high
+    merging: bool = False
 
     def clip(self, frames: int) -> Clip:
-        """The video's frames."""
-        high = (
-            choose_high(frames - frames // 2, frames // 2)
-            if self.low_grid
-            else np.ones(frames, bool)
-        )
-        return Clip(
-            tuple(self.grid if is_high else self.low_grid for is_high in high),
-            bare=self.config.tower is not None,
-        )
+        """A video of this many frames."""
+        grids = (self.grid,) * frames
+        if self.low_grid:
+            high = choose_high(frames - frames // 2, frames // 2)
+            grids = tuple(self.grid if is_high else self.low_grid for is_high in high)
+        return Clip(grids, bare=self.config.tower is not None)
 
     def tokens(self, frames: int) -> int:
-        """Tokens of a prompt."""
+        """Tokens of the prompt."""
         return HEADER + clip_tokens(self.clip(frames)) + QUESTION
 
     def measure(self, frames: int, content: str, new_tokens: int, repeats: int) -> dict[str, Any]:
-        """Seconds to the first token, tokens a second behind it, peak memory with the weights, and the share of visual tokens that is
-        left on average over the layers."""
+        """Measures the answer to a question about one video.
+
+        Args:
+          frames: of the video.
+          content: one of `CONTENT`.
+          new_tokens: of the answer.
+          repeats: timed runs.
+
+        Returns:
+          "tokens" of the prompt, "kept" share of the visual tokens on average over the layers,
+          "ttft" seconds to the first token, "tokens_per_second" after it, and "peak_bytes" of
+          memory including the weights.
+        """
         clip = self.clip(frames)
         patch_width = self.config.patch_size**2 * 3
         patches = random_patches(clip.grids, patch_width, content)
@@ -74,10 +83,8 @@ class VideoLLM(NamedTuple):
             state = decode.new_state(
                 self.config, prefix.length, 1, QUESTION + capacity, np.zeros((1, 1, 0), bool)
             )
-            question, length = (
-                np.arange(QUESTION, dtype=np.int32).reshape(1, 1, -1),
-                np.full((1, 1), QUESTION, np.int32),
-            )
+            question = np.arange(QUESTION, dtype=np.int32).reshape(1, 1, -1)
+            length = np.full((1, 1), QUESTION, np.int32)
             return prefix, decode.feed(
                 self.config, self.weights, prefix.layers, state, question, length, sampling
             )
@@ -103,29 +110,31 @@ class VideoLLM(NamedTuple):
             speed.append(new_tokens / (time.perf_counter() - middle))
         return {
             "tokens": self.tokens(frames),
-            "kept": self._kept(prefix, clip),
+            "kept": _kept(prefix),
             "ttft": spread(seconds),
             "tokens_per_second": float(np.median(speed)),
             "peak_bytes": None if peak is None else held + peak,
         }
 
-    @staticmethod
-    def _kept(prefix: Prefix, clip: Clip) -> float:
-        """Share of the visual tokens left, averaged over the layers."""
-        layers = np.asarray([piece.stop - piece.start for piece in prefix.blocks])
-        visual = int(prefix.length[0]) - HEADER
-        return float((layers * (prefix.tokens[:, 0] - HEADER)).sum() / (layers.sum() * visual))
+
+def _kept(prefix: Prefix) -> float:
+    """Share of the visual tokens left, averaged over the layers."""
+    layers = np.asarray([block.stop - block.start for block in prefix.blocks])
+    visual = int(prefix.length[0]) - HEADER
+    return float((layers * (prefix.tokens[:, 0] - HEADER)).sum() / (layers.sum() * visual))
 
 
-def paper_models(size: str, dtype: str) -> dict[str, VideoLLM]:
-    """The paper's setting: 336 px frames, the low ones 112 px, CLIP-ViT-L/14-336 for the encoder-based model."""
+def paper_models(size: str, dtype: Dtype) -> dict[str, VideoLLM]:
+    """The paper's sizes: frames of 336 px, low ones of 112 px, CLIP-ViT-L/14-336 as the encoder."""
     decoder = {"1_5b": QWEN2_1_5B, "7b": QWEN2_7B}[size]
     return build(dataclasses.replace(decoder, dtype=dtype), CLIP_L_336, EDGE, LOW_EDGE)
 
 
-def small_models(dtype: str) -> dict[str, VideoLLM]:
-    """For a CPU, in the paper's proportions: 112 px frames of 21 tokens, the low ones 56 px, and a
-    tower that makes 64 tokens of a frame."""
+def small_models(dtype: Dtype) -> dict[str, VideoLLM]:
+    """Small models for a CPU, in the paper's proportions.
+
+    Frames have 112 px and 21 tokens, or 64 tokens from the tower; low ones have 56 px.
+    """
     model = ModelConfig(
         vocab_size=8192,
         hidden_size=256,
@@ -145,7 +154,7 @@ def small_models(dtype: str) -> dict[str, VideoLLM]:
 def build(
     model: ModelConfig, tower: TeacherConfig, edge: int, low_edge: int
 ) -> dict[str, VideoLLM]:
-    """The four models on one decoder: `edge` and `low_edge` are pixels of their square frames."""
+    """The four models on one decoder, for square frames of `edge` and `low_edge` pixels."""
     model = dataclasses.replace(model, max_position=max(model.max_position, 1 << 18))
     rules = (
         MergeLayer(CUTS[0] * model.num_layers // 28),
@@ -156,14 +165,14 @@ def build(
         model, patch_size=tower.patch_size, patch_embed="encoder", tower=tower
     )
     weights = random_weights(free)
-    # One decoder for all: only what comes before it differs.
+    # All share one decoder, and differ only in the modules before it.
     other = random_weights(based)._replace(
         **{name: getattr(weights, name) for name in ("embed_tokens", "norm", "lm_head", "layers")}
     )
     grid, low = (edge // model.patch_size,) * 2, (low_edge // model.patch_size,) * 2
     return {
-        "encoder_based": VideoLLM(based, other, (tower.grid, tower.grid), None, False),
-        "encoder_free": VideoLLM(free, weights, grid, None, False),
-        "merge": VideoLLM(free, weights, grid, None, True),
-        "merge_hr": VideoLLM(free, weights, grid, low, True),
+        "encoder_based": VideoLLM(config=based, weights=other, grid=(tower.grid, tower.grid)),
+        "encoder_free": VideoLLM(config=free, weights=weights, grid=grid),
+        "merge": VideoLLM(config=free, weights=weights, grid=grid, merging=True),
+        "merge_hr": VideoLLM(config=free, weights=weights, grid=grid, low_grid=low, merging=True),
     }

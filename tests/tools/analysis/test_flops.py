@@ -1,4 +1,4 @@
-"""FLOPs against the paper's Table 5, plain loops over layers, and XLA's cost analysis of the compiled parts."""
+"""FLOPs against the paper's Table 5, loops over layers, and XLA's analysis of compiled parts."""
 
 import dataclasses
 import math
@@ -109,7 +109,7 @@ def test_a_merging_layer_before_the_first_layer():
     assert merged == plain
 
 
-def test_reductions_are_cut_and_never_rounded_up():
+def test_reductions_are_truncated():
     assert table5.percent_down(0.94999) == 94.9
     assert table5.percent_down(0.95) == 95.0
     assert table5.percent_down(None) is None

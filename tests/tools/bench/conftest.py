@@ -1,4 +1,4 @@
-"""The console command's benches, as a user runs them."""
+"""Runs the benches through the console command."""
 
 import json
 
@@ -9,7 +9,7 @@ from elva_jax.cli import main
 
 @pytest.fixture
 def bench(capsys, tmp_path):
-    """`bench(*words)`: exit status, standard output, standard error, and the JSON file where the bench wrote one."""
+    """`bench(*words)` returns exit status, output, errors, and the report if one was written."""
 
     def run(*words):
         file = tmp_path / "report" / "bench.json"

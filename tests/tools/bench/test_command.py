@@ -1,4 +1,4 @@
-"""What all benches share: help, and one line for a mistake."""
+"""The common parts of all benches: help, and one line for a mistake."""
 
 import pytest
 

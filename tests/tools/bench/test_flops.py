@@ -1,4 +1,4 @@
-"""Table 5's FLOPs through the command."""
+"""The FLOPs of Table 5 through the command."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_other_frame_counts_and_configs(bench, config_dir):
     assert [row["frames"] for row in report["rows"]] == [4] * 4 + [256] * 4
     assert {row["paper_tflops"] for row in report["rows"]} == {None}
     assert report["goals"] == []
-    # Few frames have no more than a patch of every grid position to lose, and the table says so.
+    # With few frames, one patch per grid position exceeds the paper's retention, which is marked.
     few = next(row for row in report["rows"] if row["variant"] == "merge_hr")
     assert few["left"] > few["retention"] + 0.05
     assert f"{100 * few['left']:.1f}*" in out
@@ -67,7 +67,7 @@ def test_other_frame_counts_and_configs(bench, config_dir):
         (["--speed"], "unrecognized option: --speed"),
     ],
 )
-def test_misuse_is_explained_in_a_line(bench, words, message):
+def test_misuse_is_explained_in_one_line(bench, words, message):
     status, out, err, report = bench("flops", *words)
     assert status == 2
     assert message in err
@@ -87,7 +87,9 @@ def test_a_model_that_does_not_merge_is_refused(bench, tmp_path):
 )
 def test_the_check_fails_beyond_its_tolerance(bench, monkeypatch, xla_count, status, verdict):
     monkeypatch.setattr(
-        xla, "check", lambda config, tower: [xla.Check("a part", 1e9, xla_count * 1e7)]
+        xla,
+        "check",
+        lambda config, tower: [xla.Check(program="a part", ours=1e9, xla=xla_count * 1e7)],
     )
     got, out, _, report = bench("flops", "--check")
     assert got == status

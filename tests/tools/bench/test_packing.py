@@ -1,4 +1,4 @@
-"""How full rows are, against a plain reading of the paper's mix."""
+"""The fill of packed rows for the paper's mix."""
 
 from collections import Counter
 
@@ -21,9 +21,10 @@ def test_a_fine_tuning_mix_fills_nine_tenths_of_the_tokens(bench):
     }
     fill = {row["mix"]: row["token_fill"] for row in report["rows"]}
     assert fill["mix"] >= 0.9
-    # Two videos of 11,264 tokens and more share no row, and there are too few images to fill what one of them leaves.
+    # Two videos of 11,264 tokens or more do not fit into one row, and there are too few images to
+    # fill the rest.
     assert fill["16:9 HD"] < 0.7
-    # Whatever the sizes, waiting for all examples would hardly fill more.
+    # For all sizes, waiting for all examples would hardly fill more.
     assert all(row["token_fill"] > row["best_fit_over_all"] - 0.01 for row in report["rows"])
     assert f"{fill['mix']:.1%}" in out
 

@@ -1,4 +1,4 @@
-"""The benches that time things, on models of a few numbers: what they report is there and fits together."""
+"""The timing benches on tiny models: their reports are complete and consistent."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_merge_is_a_share_of_a_layer(bench, config_dir):
     assert "share %" in out
 
 
-def test_the_decoder_says_what_transformers_says(bench):
+def test_the_decoder_answers_like_transformers(bench):
     words = [
         "--hidden",
         "32",
@@ -63,7 +63,7 @@ def test_the_decoder_says_what_transformers_says(bench):
 
 
 @pytest.mark.parametrize("content", list(CONTENT))
-def test_videos_have_the_redundancy_that_their_name_says(content):
+def test_videos_have_the_redundancy_of_their_name(content):
     frames = random_patches([(20, 20)] * 6, 3, content).reshape(6, 400, 3)
     changed = (frames[1:] != frames[:-1]).any(axis=-1).mean()
     assert abs(changed - CONTENT[content]) < 0.03
@@ -110,7 +110,7 @@ def test_four_models_are_measured_on_one_decoder(models):
 
 
 def test_kept_counts_visual_tokens_over_layers(models):
-    """A static video keeps one frame's patches and all marks behind the first merging layer, which stands before layer 0."""
+    """The first merging layer, before layer 0, keeps one frame and all marks of a static video."""
     frames, marks, patches = 4, 4, 9
     whole, left = frames * (patches + marks), patches + frames * marks
     measured = models["merge"].measure(frames, "static", 1, 1)["kept"]
