@@ -132,7 +132,7 @@ def _accounting(report: dict[str, Any]) -> tuple[str, ...]:
 
     columns = ("frames", "model", "left, %", "paper", "its accounting", "deviation, %")
     return (
-        "Table 5: FLOPs by the paper's accounting, T; visual tokens left on average over the layers",
+        "Table 5: FLOPs by the paper's accounting, T; visual tokens left on average over layers",
         text_table(columns, _grouped(report, cells), words=2),
     )
 

@@ -1,4 +1,4 @@
-"""A stand-in for cuDNN's attention kernel, where there is no cuDNN: its memory without its work."""
+"""A stand-in for cuDNN's attention kernel on a CPU: its memory without its work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def fused_shapes(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """What a program with the fused kernel holds in memory; the numbers mean nothing.
+    """Holds the memory of the fused kernel; the values of the result are meaningless.
 
     The kernel keeps queries, keys, values, the result and one float32 sum per query and head, and
     its backward pass writes three gradients.

@@ -1,103 +1,74 @@
-"""`elva plan`: what a run needs, worked out without the hardware for it."""
+"""`elva plan`: the needs of a run, computed without its hardware."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from elva_jax.commands import flags
+from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.plan.hardware import DEVICES, EFFICIENCY, GIB, USABLE
+from elva_jax.utils.json import save_json
 
 HELP = """\
-Says what the stages of a config need on other hardware: memory of a device by what it is for, FLOPs, traffic, a step's time and the days
-of the whole stage, whether it fits, and what to change where it does not. The training step is compiled over as many fake devices;
-nothing is allocated, no data set need be there, and two cores are enough.
+Prints the needs of a config's stages on other hardware: memory per device by purpose, FLOPs,
+traffic, the time of a step and of the whole stage, whether it fits, and what to change if it does
+not. The training step is compiled over as many fake devices. Nothing is allocated, no data set is
+needed, and two cores are enough.
 
 examples:
   elva plan --config configs/elva.py:size=7b --devices 32 --device-kind a100-80g
-  elva plan --config configs/elva.py:size=7b,stage=2 --devices 32 --device-kind h100 --config.mesh.fsdp=8 --config.mesh.data=4
-  elva plan --config configs/elva.py:size=1_5b,stage=3 --devices 1 --device-kind a100-80g --json plan.json
+  elva plan --config configs/elva.py:size=7b,stage=2 --devices 32 --config.mesh.fsdp=8
+  elva plan --config configs/elva.py:size=1_5b,stage=3 --devices 1 --json plan.json
 
-Where the numbers come from, and how far to trust them: docs/performance.md, "What a run needs"."""
+docs/plan.md explains where the numbers come from, and how far to trust them."""
 
-PARTS = {
-    "parameters": "parameters",
-    "optimizer": "optimiser",
-    "gradients": "gradients",
-    "teacher": "teacher",
-    "batch": "batch",
-    "activations": "activations",
-    "mask": "mask",
-}
+PARTS = ("parameters", "optimizer", "gradients", "teacher", "batch", "activations", "mask")
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
-    plan = command("plan", "work out what a run needs on other hardware", HELP, run)
-    plan.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:ARG]",
-        help="config file, and the string for its get_config",
-    )
-    plan.add_argument(
-        "--devices",
-        type=flags.positive,
-        required=True,
-        metavar="N",
-        help="accelerators of the whole run",
-    )
-    plan.add_argument(
-        "--device-kind",
-        choices=list(DEVICES),
-        default="a100-80g",
-        help="which ones (default: %(default)s)",
-    )
-    plan.add_argument(
-        "--stage",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="this stage only; may be given again (default: all)",
-    )
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
-    plan.add_argument(
-        "--config.KEY=VALUE",
-        dest="_",
-        metavar="",
-        help="change a value of the config, as often as needed",
-    )
+    """Adds `plan` with `command(name, summary, text, run)`, which makes a sub-command."""
+    add = command("plan", "compute the needs of a run on other hardware", HELP, run).add_argument
+    text = "config file, and the string for its get_config"
+    add("--config", required=True, metavar="FILE.py[:ARG]", help=text)
+    text = "accelerators of the whole run"
+    add("--devices", type=flags.positive, required=True, metavar="N", help=text)
+    text = "their kind (default: %(default)s)"
+    add("--device-kind", choices=list(DEVICES), default="a100-80g", help=text)
+    text = "plan this stage only; can be repeated (default: all stages)"
+    add("--stage", action="append", default=[], metavar="NAME", help=text)
+    add("--json", type=Path, metavar="FILE", help="write all numbers here")
+    text = "change a value of the config; can be repeated"
+    add("--config.KEY=VALUE", dest="_", metavar="", help=text)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Prints the plan; the exit status is 1 where a stage does not fit.
+    """Prints the plan; the exit status is 1 if a stage does not fit.
 
     Raises:
       ConfigError: a config that cannot work, or a stage that is not in its curriculum.
       ElvaError: a compiled program that cannot be read.
     """
     from elva_jax.config.load import choose, load
+    from elva_jax.parallel.mesh import make_mesh
+    from elva_jax.tasks.registry import make_task
+    from elva_jax.tools.plan.program import fake_devices
+    from elva_jax.tools.plan.stage import plan_stage
 
     config = load(args.config, overrides)
-    names = [choose("--stage", name, list(config.curriculum)) for name in args.stage] or list(
-        config.curriculum
-    )
-    from elva_jax.tools.plan.program import fake_devices
-
+    curriculum = list(config.curriculum)
+    names = [choose("--stage", name, curriculum) for name in args.stage] or curriculum
     fake_devices(args.devices)
-    from elva_jax.parallel.mesh import make_mesh
-    from elva_jax.tools.plan.stage import plan_stage
-    from elva_jax.utils.json import save_json
-
     device, mesh = DEVICES[args.device_kind], make_mesh(config.mesh)
-    stages = [plan_stage(config, name, mesh, device) for name in names]
+    stages = [plan_stage(make_task(config, name), mesh, device) for name in names]
     report = {
         "config": args.config,
         "overrides": list(overrides),
         "devices": args.devices,
-        "device": device._asdict(),
+        "device": dataclasses.asdict(device),
         "stages": stages,
     }
     print(show(report))
@@ -107,43 +78,59 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def show(report: dict[str, Any]) -> str:
-    """The tables."""
-    from elva_jax.tools.bench.table import text_table
-
+    """Formats the report: tables of memory, time and collectives, and the advice."""
     stages, device = report["stages"], report["device"]
     mesh = " x ".join(f"{axis} {size}" for axis, size in stages[0]["mesh"].items())
-    out = [f"{report['config']} on {report['devices']} x {device['name']}, mesh {mesh}"]
-    columns = ("stage", "rows", *PARTS.values(), "together", "usable", "fits")
+    out = [
+        f"{report['config']} on {report['devices']} x {device['name']}, mesh {mesh}",
+        f"Memory of a device, GiB; usable is {100 * USABLE:.0f} % of {device['memory']:g}",
+        _memory_table(stages),
+        f"A step of a device; products at {100 * EFFICIENCY:.0f} % of the peak. "
+        "From all overlapped to nothing",
+        _time_table(stages),
+    ]
+    if any(stage["collectives"] for stage in stages):
+        out += ["What one device sends in a step", _collectives_table(stages)]
+    out += [f"{stage['stage']}: {line}" for stage in stages for line in stage["advice"]]
+    return "\n\n".join(out)
+
+
+def _memory_table(stages: list[dict[str, Any]]) -> str:
     rows = [
         (
             stage["stage"],
-            f"{stage['rows']['micro_batches']} x {stage['rows']['micro_batch']}",
-            *(_gib(stage["memory"][part]) for part in PARTS),
-            _gib(stage["memory"]["total"]),
+            "{micro_batches} x {micro_batch}".format(**stage["rows"]),
+            *(_gib(stage["memory"][part]) for part in (*PARTS, "total")),
             _gib(stage["usable"]),
             "yes" if stage["fits"] else "NO",
         )
         for stage in stages
     ]
-    out += [
-        f"Memory of a device, GiB; usable is {100 * USABLE:.0f} % of {device['memory']:g}",
-        text_table(columns, rows),
-    ]
-    columns = (
-        "stage",
-        "steps",
-        "PFLOP",
-        "products s",
-        "memory s",
-        "collectives s",
-        "step s",
-        "tokens/s",
-        "days",
-    )
-    rows = [_time_row(stage) for stage in stages]
-    text = f"A step of a device; products at {100 * EFFICIENCY:.0f} % of the peak. From all overlapped to nothing"
-    out += [text, text_table(columns, rows)]
-    columns = ("stage", "collective", "over", "calls", "GB in a host", "GB between hosts", "s")
+    return text_table(("stage", "rows", *PARTS, "together", "usable", "fits"), rows)
+
+
+def _time_table(stages: list[dict[str, Any]]) -> str:
+    times = ("products", "memory", "collectives")
+    rows = []
+    for stage in stages:
+        seconds, work, days = stage["seconds"], stage["flops"], stage["days"]
+        slow, fast = stage["tokens_per_second"]
+        rows.append(
+            (
+                stage["stage"],
+                f"{stage['steps']['count']:,}",
+                f"{(work['half'] + work['attention'] + work['single']) / 1e15:.2f}",
+                *(f"{seconds[name]:.2f}" for name in times),
+                f"{seconds['overlapped']:.1f} - {seconds['one_by_one']:.1f}",
+                f"{slow:,.0f} - {fast:,.0f}",
+                f"{days[0]:.1f} - {days[1]:.1f}",
+            )
+        )
+    limits = (f"{name} s" for name in times)
+    return text_table(("stage", "steps", "PFLOP", *limits, "step s", "tokens/s", "days"), rows)
+
+
+def _collectives_table(stages: list[dict[str, Any]]) -> str:
     rows = [
         (
             stage["stage"],
@@ -157,25 +144,8 @@ def show(report: dict[str, Any]) -> str:
         for stage in stages
         for row in stage["collectives"]
     ]
-    if rows:
-        out += ["What one device sends in a step", text_table(columns, rows, words=3)]
-    out += [f"{stage['stage']}: {line}" for stage in stages for line in stage["advice"]]
-    return "\n\n".join(out)
-
-
-def _time_row(stage: dict[str, Any]) -> tuple[str, ...]:
-    seconds, work = stage["seconds"], stage["flops"]
-    return (
-        stage["stage"],
-        f"{stage['steps']['count']:,}",
-        f"{(work['half'] + work['attention'] + work['single']) / 1e15:.2f}",
-        f"{seconds['products']:.2f}",
-        f"{seconds['memory']:.2f}",
-        f"{seconds['collectives']:.2f}",
-        f"{seconds['overlapped']:.1f} - {seconds['one_by_one']:.1f}",
-        f"{stage['tokens_per_second'][0]:,.0f} - {stage['tokens_per_second'][1]:,.0f}",
-        f"{stage['days'][0]:.1f} - {stage['days'][1]:.1f}",
-    )
+    columns = ("stage", "collective", "over", "calls", "GB in a host", "GB between hosts", "s")
+    return text_table(columns, rows, words=3)
 
 
 def _gib(size: float) -> str:

@@ -1,16 +1,19 @@
-"""A stage's training step, compiled over fake CPU devices without a single weight.
+"""Compiles a stage's training step over fake CPU devices, without any weights.
 
-XLA's CPU backend widens bfloat16 to float32 almost everywhere, which GPUs do not. It leaves float16 alone once its own libraries for
-matrix products are off, so the step is compiled in float16: the same bytes as bfloat16, in the same places. Attention is the stand-in
-`plan.attention.fused_shapes`, which holds what cuDNN's kernel holds, or XLA's own where sequences are split; both are for the sizes alone,
-nothing is ever run.
+    config -> task -> shapes with shardings -> trace -> compile for the CPU -> sizes, program text
+
+The step is compiled in float16, because XLA's CPU backend widens bfloat16 to float32. Attention is
+`plan.attention.fused_shapes`, with the memory of cuDNN's kernel, unless sequences are split. The
+program is never run. docs/plan.md explains all of this.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,42 +34,43 @@ from elva_jax.training.step import TrainStep
 from elva_jax.utils.trees import unflatten_paths
 
 COMPILER = {
-    "xla_cpu_strict_dot_conv_math": True,  # products stay in the type they are written in
-    "xla_cpu_experimental_ynn_fusion_type": "",  # and are not handed to a library that widens them
-    "xla_cpu_enable_concurrency_optimized_scheduler": False,  # the order that needs least memory, as on GPUs
-    "xla_backend_optimization_level": 0,  # no time for machine code that never runs
+    "xla_cpu_strict_dot_conv_math": True,  # keeps the type of products
+    "xla_cpu_experimental_ynn_fusion_type": "",  # no library that widens products
+    # The order of operations that needs the least memory, as on GPUs.
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+    "xla_backend_optimization_level": 0,  # the machine code never runs
     "xla_llvm_disable_expensive_passes": True,
 }
 
 
-class Compiled(NamedTuple):
-    """A stage's step, by device; sizes in bytes."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A stage's step on one device; sizes in bytes."""
 
     parameters: int
-    trained: int  # part of `parameters`: those that have a gradient
+    trained: int  # part of `parameters` with a gradient
     optimizer: int
     teacher: int
     batch: int
-    gradients: int  # of one micro-batch, and beside them their sum where there are several
-    temporaries: int  # all that the program holds for a while, gradients among it
-    counts: dict[str, int]  # numbers of parameters of the whole model: all, trained
+    gradients: int  # of one micro-batch; twice that if there are several, for their sum
+    temporaries: int  # of the program, including the gradients
+    counts: dict[str, int]  # parameters of the whole model: all, trained
     program: hlo.Program
 
 
 def fake_devices(count: int) -> None:
-    """Makes the CPU look like `count` devices; JAX must not have started.
+    """Makes the CPU look like `count` devices, before JAX has started.
 
     Raises:
-      ElvaError: it has, with another number of them.
+      ElvaError: JAX has started with another number of devices.
     """
-    try:
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass
     if jax.device_count() != count:
         raise ElvaError(
-            f"JAX has started with {jax.device_count()} device(s) already; plan for {count} in a process of its own"
+            f"JAX has already started with {jax.device_count()} device(s); "
+            f"plan for {count} in a separate process"
         )
 
 
@@ -79,33 +83,34 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
     setup = set_up(make_task(config, name), mesh, steps)
     frozen, batch = teacher_shapes(setup.task, mesh), batch_shapes(setup.task, mesh)
     step = TrainStep(setup)
-    # cuDNN's kernel, whose stand-in it is, does not run where sequences are split.
+    # Split sequences do not use cuDNN's kernel, so they need no stand-in for it.
     whole = mesh.shape["context"] == 1
     with replaced_by(fused_shapes) if whole else contextlib.nullcontext():
         traced = step.trace(setup.shapes, frozen, batch)
     compiled = traced.lower().compile(compiler_options=COMPILER)
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     params = setup.shapes.params
-    moving = trained_part(params, setup.optimizer.labels)
-    gradients = local_bytes(moving)
+    trained = trained_part(params, setup.optimizer.labels)
+    gradients = local_bytes(trained)
+    several = config.stages[name].optimizer.accumulate > 1
     return Compiled(
         parameters=local_bytes(params),
         trained=gradients,
         optimizer=local_bytes(setup.shapes.opt_state),
         teacher=local_bytes(frozen),
         batch=local_bytes(batch),
-        gradients=gradients * (2 if config.stages[name].optimizer.accumulate > 1 else 1),
-        # What goes out is what came in, but for the metrics: the state is donated.
+        gradients=gradients * (2 if several else 1),
+        # The state is donated: outputs that alias no input are the metrics.
         temporaries=memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
-        counts={"all": _count(params), "trained": _count(moving)},
+        counts={"all": _count(params), "trained": _count(trained)},
         program=hlo.read(compiled.as_text(), mesh.size),
     )
 
 
 def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
-    """The batch of a task as shapes, split over the mesh."""
+    """The shapes of a task's batch, split over the mesh."""
     where = batch_sharding(mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -114,7 +119,7 @@ def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
 
 
 def teacher_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
-    """The frozen trees of a task as shapes: the teacher's vision tower on every device, or nothing."""
+    """The shapes of a task's frozen trees: the teacher's vision tower on every device, if any."""
     if not task.uses_teacher:
         return {}
     where, shapes = replicated(mesh), parameter_shapes(task.config, "vision")
@@ -126,15 +131,11 @@ def teacher_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
 
 
 def local_bytes(tree: Any) -> int:
-    """Bytes of a tree of shapes with shardings on one device."""
-
-    def one(leaf: jax.ShapeDtypeStruct) -> int:
-        size = leaf.dtype.itemsize
-        for part in leaf.sharding.shard_shape(leaf.shape):
-            size *= part
-        return size
-
-    return sum(map(one, jax.tree.leaves(tree)))
+    """Bytes on one device of a tree of shapes with shardings."""
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _count(tree: Mapping[str, Any]) -> int:

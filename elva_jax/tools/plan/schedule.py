@@ -1,59 +1,55 @@
-"""How many steps a stage takes: what the config says, or Table 7's epochs over the paper's data, which need not be there."""
+"""The number of steps of a stage: the config's, or Table 7's epochs over the paper's data."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import NamedTuple
-
-from ml_collections import ConfigDict
 
 from elva_jax.errors import ConfigError
-from elva_jax.tasks.registry import make_task
+from elva_jax.tasks.base import Task
 from elva_jax.tools.analysis.paper import EXAMPLES
 from elva_jax.video.layout import frame_tokens
 
-TEXT_TOKENS = 200  # of one example, prompt and answers
-FILL = 0.9  # part of a packed row that is not padding
+TEXT_TOKENS = 200  # per example, prompt and answers
+FILL = 0.9  # share of a packed row that is not padding
 
 
-class Schedule(NamedTuple):
-    """A stage from its first step to its last."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The length of a stage."""
 
     steps: int
-    tokens: int  # of a step, padding included
-    source: str  # where the steps come from
+    tokens: int  # per step, including padding
+    source: str  # of the number of steps
 
 
-def schedule(config: ConfigDict, name: str) -> Schedule:
-    """Steps of a stage.
+def schedule(task: Task) -> Schedule:
+    """The steps of a stage; the data themselves are not needed.
 
-    Where it counts in epochs, an example has square frames of `longest_edge`, the most that a frame can have, and `TEXT_TOKENS`; rows
-    are `FILL` full where examples are packed.
+    If the stage counts in epochs, an example has square frames of `longest_edge`, the largest
+    possible ones, and `TEXT_TOKENS`; packed rows are `FILL` full.
 
     Raises:
-      ConfigError: epochs over data of which the paper does not say how large it is.
+      ConfigError: epochs over data whose size the paper does not state.
     """
-    stage = config.stages[name]
-    data = stage.data
-    task = make_task(config, name)
+    stage, data, key = task.stage, task.stage.data, f"stages.{task.name}.steps"
     tokens = stage.batch_size * task.row_tokens
     if stage.steps:
-        return Schedule(stage.steps, tokens, f"stages.{name}.steps")
+        return Schedule(steps=stage.steps, tokens=tokens, source=key)
     examples, lengths = 0, 0
     for label in data.mixture:
         known = EXAMPLES.get(label)
         if known is None:
             raise ConfigError(
-                f"stages.{name}.steps: the paper does not say how many examples {label} has; set --config.stages.{name}.steps=N"
+                f"{key}: the paper does not say how many examples {label} has; set --config.{key}=N"
             )
         frames = data.num_frames if known.video else 1
-        side = max(data.longest_edge // config.model.patch_size, 1)
+        side = max(data.longest_edge // task.config.model.patch_size, 1)
         length = min(frames * frame_tokens(side, side) + TEXT_TOKENS, data.seq_len)
         examples, lengths = examples + known.count, lengths + known.count * length
-    if not task.packs_rows:
-        steps = math.ceil(stage.epochs * examples / stage.batch_size)
-    else:
+    if task.packs_rows:
         steps = math.ceil(stage.epochs * lengths / (FILL * tokens))
-    return Schedule(
-        steps, tokens, f"{stage.epochs:g} epoch(s) of the paper's {examples / 1e6:.2f}M examples"
-    )
+    else:
+        steps = math.ceil(stage.epochs * examples / stage.batch_size)
+    source = f"{stage.epochs:g} epoch(s) of the paper's {examples / 1e6:.2f}M examples"
+    return Schedule(steps=steps, tokens=tokens, source=source)

@@ -1,4 +1,4 @@
-"""The plan of one stage: memory of a device, work, traffic, time, and whether it fits."""
+"""The plan of one stage: memory per device, work, traffic, time, and whether it fits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from elva_jax.tasks.registry import make_task
+from elva_jax.tasks.base import Task
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
 from elva_jax.tools.plan.hardware import EFFICIENCY, GIB, NETWORK_EFFICIENCY, USABLE, Device
@@ -21,36 +20,37 @@ from elva_jax.tools.plan.schedule import schedule
 DAY = 86_400
 
 
-def plan_stage(config: ConfigDict, name: str, mesh: Mesh, device: Device) -> dict[str, Any]:
-    """Compiles a stage's step and works out what it needs; a JSON-able tree, sizes in bytes a device, times in seconds.
+def plan_stage(task: Task, mesh: Mesh, device: Device) -> dict[str, Any]:
+    """Compiles a stage's step and returns its needs as a JSON-able tree.
+
+    Sizes are bytes per device, times are seconds.
 
     Raises:
-      ConfigError: a batch or sequences that do not split over the mesh, or data whose size nobody knows.
+      ConfigError: batch or sequences do not split over the mesh, or the size of the data is
+        unknown.
     """
-    task = make_task(config, name)
     task.check_mesh(mesh)
-    steps = schedule(config, name)
-    compiled = compile_stage(config, name, mesh, steps.steps)
-    axes = dict(mesh.shape)
-    memory = memory_of(config, name, axes, compiled)
+    steps, axes = schedule(task), dict(mesh.shape)
+    compiled = compile_stage(task.config, task.name, mesh, steps.steps)
+    memory = memory_of(task, axes, compiled)
     usable = USABLE * device.memory * GIB
-    work = work_of(config, name, axes, compiled)
+    work = work_of(task, axes, compiled)
     moved = collectives_of(compiled.program.collectives, axes, device)
     seconds = seconds_of(work, moved, device)
     overlapped, one_by_one = max(seconds.values()), sum(seconds.values())
+    micro_batch, micro_batches = estimate.rows(task, axes)
+    by_hand = None
+    if task.decoder_pieces() and axes["context"] == 1:
+        by_hand = estimate.activations(task, axes)
     plan = {
-        "stage": name,
+        "stage": task.name,
         "mesh": axes,
-        "rows": dict(
-            zip(("micro_batch", "micro_batches"), estimate.rows(config, name, axes), strict=True)
-        ),
+        "rows": {"micro_batch": micro_batch, "micro_batches": micro_batches},
         "parameters": compiled.counts,
         "memory": memory,
         "usable": usable,
         "fits": memory["total"] <= usable,
-        "activations_by_hand": estimate.activations(config, name, axes)
-        if task.decoder_pieces() and axes["context"] == 1
-        else None,
+        "activations_by_hand": by_hand,
         "flops": work,
         "collectives": moved,
         "seconds": {**seconds, "overlapped": overlapped, "one_by_one": one_by_one},
@@ -58,13 +58,11 @@ def plan_stage(config: ConfigDict, name: str, mesh: Mesh, device: Device) -> dic
         "steps": {"count": steps.steps, "tokens": steps.tokens, "source": steps.source},
         "days": [steps.steps * overlapped / DAY, steps.steps * one_by_one / DAY],
     }
-    return plan | {"advice": advice(config, plan, mesh.size)}
+    return plan | {"advice": advice(task, plan, mesh.size)}
 
 
-def memory_of(
-    config: ConfigDict, name: str, axes: Mapping[str, int], compiled: Compiled
-) -> dict[str, int]:
-    """Bytes on one device, by what they are."""
+def memory_of(task: Task, axes: Mapping[str, int], compiled: Compiled) -> dict[str, int]:
+    """Bytes on one device, by purpose."""
     parts = {
         "parameters": compiled.parameters,
         "optimizer": compiled.optimizer,
@@ -72,29 +70,26 @@ def memory_of(
         "teacher": compiled.teacher,
         "batch": compiled.batch,
         "activations": max(compiled.temporaries - compiled.gradients, 0),
-        "mask": estimate.mask_bytes(config, name, axes),
+        "mask": estimate.mask_bytes(task, axes),
     }
     return parts | {"total": sum(parts.values())}
 
 
-def work_of(
-    config: ConfigDict, name: str, axes: Mapping[str, int], compiled: Compiled
-) -> dict[str, float]:
-    """FLOPs of one device's step, by how fast it does them; bytes to and from its memory."""
+def work_of(task: Task, axes: Mapping[str, int], compiled: Compiled) -> dict[str, float]:
+    """FLOPs of one device's step by speed, and bytes to and from its memory."""
+    trained, parameters = compiled.trained, compiled.parameters
     return {
         "half": compiled.program.half,
-        "attention": estimate.attention_flops(config, name, axes),
+        "attention": estimate.attention_flops(task, axes),
         "single": compiled.program.single,
-        "memory_bytes": estimate.memory_traffic(
-            config, name, axes, compiled.trained, compiled.parameters
-        ),
+        "memory_bytes": estimate.memory_traffic(task, axes, trained, parameters),
     }
 
 
 def collectives_of(
     collectives: list[Collective], axes: Mapping[str, int], device: Device
 ) -> list[dict[str, Any]]:
-    """What collectives move, by kind and by the mesh axes that they go over; bytes that one device sends."""
+    """Bytes that one device sends, by kind of collective and by mesh axes."""
     total: dict[tuple[str, str], dict[str, Any]] = defaultdict(
         lambda: {"calls": 0, "host": 0.0, "network": 0.0, "seconds": 0.0}
     )
@@ -103,14 +98,13 @@ def collectives_of(
         if members < 2:
             continue
         kind = "reduce-scatter" if one.scattered else one.kind
-        sent = one.size * {"all-reduce": 2 * (members - 1) / members, "collective-permute": 1}.get(
-            kind, (members - 1) / members
-        )
+        share = (members - 1) / members
+        sent = one.size * {"all-reduce": 2 * share, "collective-permute": 1}.get(kind, share)
         hosts = len({member // device.per_host for member in one.group})
-        together = members // hosts  # of the group in one host: they share what goes to other hosts
+        local = members // hosts  # members in one host share the traffic to other hosts
         entry = total[kind, _axes_of(one.group, axes)]
-        within = sent * one.times if together > 1 else 0.0
-        across = sent * one.times / together if hosts > 1 else 0.0
+        within = sent * one.times if local > 1 else 0.0
+        across = sent * one.times / local if hosts > 1 else 0.0
         entry["calls"] += one.times
         entry["host"] += within
         entry["network"] += across
@@ -121,24 +115,18 @@ def collectives_of(
 
 def _axes_of(group: tuple[int, ...], axes: Mapping[str, int]) -> str:
     """Names of the mesh axes along which the devices of a group differ."""
-    names, sizes = list(axes), list(axes.values())
-
-    def place(device: int) -> list[int]:
-        out = []
-        for axis in range(len(sizes)):
-            out.append(device // math.prod(sizes[axis + 1 :]) % sizes[axis])
-        return out
-
-    places = [place(device) for device in group]
-    return " x ".join(
-        name for axis, name in enumerate(names) if len({at[axis] for at in places}) > 1
-    )
+    sizes, found = list(axes.values()), []
+    for axis, name in enumerate(axes):
+        inner = math.prod(sizes[axis + 1 :])
+        if len({device // inner % sizes[axis] for device in group}) > 1:
+            found.append(name)
+    return " x ".join(found)
 
 
 def seconds_of(
     work: Mapping[str, float], moved: list[dict[str, Any]], device: Device
 ) -> dict[str, float]:
-    """A step's seconds by what limits them, each as if it were alone."""
+    """Seconds of a step by limit, each as if it were the only one."""
     products = (work["half"] + work["attention"]) / device.half + work["single"] / device.single
     return {
         "products": products / EFFICIENCY,

@@ -1,4 +1,4 @@
-"""`elva plan` of a toy run for eight devices, in a process of its own, against counts by hand; and what follows from a program's cost."""
+"""`elva plan` of a toy run for eight devices, in a separate process, against counts by hand."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from elva_jax.config.load import load
 from elva_jax.errors import ConfigError
 from elva_jax.models import flops
 from elva_jax.models.build import config_from_dict
+from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
 from elva_jax.tools.plan.hardware import DEVICES, GIB
@@ -30,12 +31,12 @@ SETTINGS = [
     "--config.stages.sft.merge_buckets=(128,)",
     "--config.model.remat=full",
 ]
-ROWS, BEHIND = 2, 128  # of one device; tokens behind the merge
+ROWS, MERGED = 2, 128  # rows of one device; tokens after the merge
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """The report on the merging stage, and what was printed."""
+    """The report on the merging stage, and the printed text."""
     file = tmp_path_factory.mktemp("plan") / "plan.json"
     command = [
         sys.executable,
@@ -59,7 +60,7 @@ def plan(tmp_path_factory):
 
 
 def test_memory_of_a_device(plan):
-    """All matrices have the decoder's width, which fsdp splits by four, but for three of the patch embedding and a few vectors."""
+    """fsdp splits the decoder's width by four: all but three matrices and a few vectors."""
     stage, _ = plan
     memory, count = stage["memory"], stage["parameters"]["all"]
     whole = (
@@ -78,17 +79,17 @@ def test_memory_of_a_device(plan):
 
 
 def test_products_are_those_of_the_model(plan):
-    """Three times a forward pass, and once more the layers (but for the last matrix of each, of which nothing is read) and the head."""
+    """Three times a forward pass, and a recomputed one without the last matrix of each layer."""
     stage, _ = plan
     config = config_from_dict(load(str(CONFIG)).model)
     e = config.patch_width
     layer = flops.layer_weights(config)
-    linear = 2.0 * (160 + BEHIND) * (4 * layer - config.hidden_size * config.intermediate_size)
-    head = 3 * flops.head(config, BEHIND)
+    linear = 2.0 * (160 + MERGED) * (4 * layer - config.hidden_size * config.intermediate_size)
+    head = 3 * flops.head(config, MERGED)
     patches = 2.0 * 40 * (2 * 768 * e + 3 * e * e) + 3 * 2.0 * 160 * e * config.hidden_size
     assert stage["flops"]["half"] == pytest.approx(ROWS * (linear + head + patches), rel=0.03)
     square = flops.layer_attention(config, 160 * 161 / 2) + flops.layer_attention(
-        config, BEHIND * (BEHIND + 1) / 2
+        config, MERGED * (MERGED + 1) / 2
     )
     assert stage["flops"]["attention"] == ROWS * 4.5 * square
 
@@ -97,20 +98,25 @@ def test_weights_are_gathered_and_gradients_reduced(plan):
     stage, printed = plan
     moved = {(row["kind"], row["axes"]): row["host"] for row in stage["collectives"]}
     layers = 2 * flops.layer_weights(config_from_dict(load(str(CONFIG)).model))
-    # In 16 bits, forward and backward (the recomputation reads what the backward pass has), and from three of four devices.
+    # In 16 bits, forward and backward (the recomputation shares the weights of the backward pass),
+    # and from three of four devices.
     assert moved["all-gather", "fsdp"] > 2 * 2 * layers * 3 / 4
     assert sum(size for (kind, _), size in moved.items() if "reduce" in kind) > 2 * layers * 3 / 4
     assert not any(row["network"] for row in stage["collectives"])
     assert "mesh data 2 x fsdp 4 x context 1 x tensor 1" in printed
 
 
-def test_what_leaves_a_host_is_shared_by_its_devices():
+def collective(kind, size, group, times, scattered=False):
+    return Collective(kind=kind, size=size, group=tuple(group), times=times, scattered=scattered)
+
+
+def test_devices_of_a_host_share_its_network_traffic():
     device, axes = DEVICES["a100-80g"], {"data": 4, "fsdp": 8, "tensor": 1}
     programs = [
-        Collective("all-gather", 800, tuple(range(8)), 10, False),
-        Collective("all-reduce", 800, tuple(range(0, 32, 8)), 1, False),
-        Collective("all-reduce", 3200, tuple(range(32)), 2, True),
-        Collective("all-reduce", 4, (5,), 1, False),
+        collective("all-gather", 800, range(8), 10),
+        collective("all-reduce", 800, range(0, 32, 8), 1),
+        collective("all-reduce", 3200, range(32), 2, scattered=True),
+        collective("all-reduce", 4, (5,), 1),
     ]
     rows = {(row["kind"], row["axes"]): row for row in collectives_of(programs, axes, device)}
     assert set(rows) == {
@@ -121,7 +127,7 @@ def test_what_leaves_a_host_is_shared_by_its_devices():
     inside = rows["all-gather", "fsdp"]
     assert (inside["calls"], inside["host"], inside["network"]) == (10, 10 * 700, 0)
     assert rows["all-reduce", "data"]["host"] == 0
-    assert rows["all-reduce", "data"]["network"] == 2 * 600  # one device a host: all of it
+    assert rows["all-reduce", "data"]["network"] == 2 * 600  # one device per host: all of it
     both = rows["reduce-scatter", "data x fsdp"]
     assert (both["host"], both["network"]) == (2 * 3100, 2 * 3100 / 8)
     assert both["seconds"] == pytest.approx(2 * 3100 / 8 / device.network / 0.8)
@@ -130,23 +136,22 @@ def test_what_leaves_a_host_is_shared_by_its_devices():
 def test_steps_of_the_papers_schedule(config_dir):
     """Stage 1: 4M images of 273 + 200 tokens, rows of 2048 that are 90 % full."""
     config = load(f"{config_dir}/elva.py:size=7b")
-    assert schedule(config, "stage1").steps == -(-4_000_000 * 473 // (0.9 * 256 * 2048))
+    assert schedule(make_task(config, "stage1")).steps == -(-4_000_000 * 473 // (0.9 * 256 * 2048))
     videos = 16 * 273 + 200
-    assert schedule(config, "stage2").steps == -(
+    assert schedule(make_task(config, "stage2")).steps == -(
         -2 * (4_000_000 * 473 + 3_000_000 * videos) // (0.9 * 256 * 6144)
     )
-    assert schedule(load(str(CONFIG)), "video").steps == 4
+    assert schedule(make_task(load(str(CONFIG)), "video")).steps == 4
     with config.unlocked():
         config.stages.stage1.data.mixture.mine = schema.source("mine.jsonl")
-    with pytest.raises(
-        ConfigError,
-        match=r"stages\.stage1\.steps: .* how many examples mine has; set --config\.stages\.stage1\.steps=N",
-    ):
-        schedule(config, "stage1")
+    key = r"stages\.stage1\.steps"
+    message = f"{key}: .* how many examples mine has; set --config\\.{key}=N"
+    with pytest.raises(ConfigError, match=message):
+        schedule(make_task(config, "stage1"))
 
 
-def test_what_to_change(config_dir):
-    config = load(f"{config_dir}/elva.py:size=1_5b,stage=2")
+def test_advice(config_dir):
+    task = make_task(load(f"{config_dir}/elva.py:size=1_5b,stage=2"), "stage2")
     memory = {
         "parameters": 6,
         "optimizer": 12,
@@ -165,32 +170,28 @@ def test_what_to_change(config_dir):
         "fits": False,
         "seconds": {"collectives": 0.0, "products": 1.0},
     }
-    (line,) = advice(config, plan, 1)
+    (line,) = advice(task, plan, 1)
     assert (
         line
         == "--config.stages.stage2.optimizer.accumulate=32: 8 of 256 rows at a time, about 71 GiB"
     )
     plan["rows"]["micro_batch"] = 1
-    assert advice(config, plan, 8)[0] == "--config.mesh.tensor=2: one row over 2 devices"
+    assert advice(task, plan, 8)[0] == "--config.mesh.tensor=2: one row over 2 devices"
     plan.update(fits=True, seconds={"collectives": 2.0, "products": 1.0})
-    assert "collectives (2.0 s) take longer than the products (1.0 s)" in advice(config, plan, 8)[0]
+    assert "collectives (2.0 s) take longer than the products (1.0 s)" in advice(task, plan, 8)[0]
 
 
 def test_hd_attention_is_counted_with_its_buckets(config_dir):
     config = load(f"{config_dir}/elva.py:size=7b_hd,stage=3")
-    assert estimate.lengths(config, "stage3") == [
-        (2, 81_920),
-        (6, 81_920),
-        (6, 47_872),
-        (14, 30_720),
-    ]
-    assert estimate.rows(config, "stage3", {"data": 4, "fsdp": 8, "tensor": 1}) == (1, 8)
+    task = make_task(config, "stage3")
+    assert task.decoder_pieces() == [(2, 81_920), (6, 81_920), (6, 47_872), (14, 30_720)]
+    assert estimate.rows(task, {"data": 4, "fsdp": 8, "tensor": 1}) == (1, 8)
 
 
 def test_split_sequences_leave_attention_to_the_program(config_dir):
-    """Which then runs XLA's, without the fused kernel and its mask."""
-    config = load(f"{config_dir}/elva.py:size=1_5b,stage=3")
+    """The program then has XLA's attention, without the fused kernel and its mask."""
+    task = make_task(load(f"{config_dir}/elva.py:size=1_5b,stage=3"), "stage3")
     whole, split = ({"data": 1, "fsdp": 4, "context": parts, "tensor": 1} for parts in (1, 2))
     for counted in (estimate.attention_flops, estimate.mask_bytes):
-        assert counted(config, "stage3", whole) > 0
-        assert counted(config, "stage3", split) == 0
+        assert counted(task, whole) > 0
+        assert counted(task, split) == 0

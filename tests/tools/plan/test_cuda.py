@@ -1,6 +1,6 @@
-"""Whole programs lowered for CUDA on a machine without a GPU, with cuDNN's attention in them.
+"""Lowers whole programs with cuDNN's attention for CUDA, on a machine without a GPU.
 
-JAX asks for the version of an installed cuDNN before it lowers, and we for a GPU: those two questions alone are answered here.
+Only two answers are faked: the version of cuDNN, for which JAX asks, and whether there is a GPU.
 """
 
 import importlib.util
@@ -50,7 +50,10 @@ def calls(lowered, name):
 
 @pytest.mark.parametrize("stage", ["video", "sft"])
 def test_the_training_step_lowers_for_cuda(config, stage):
-    """video has every loss term and the teacher, sft merges into a bucket; micro-batches in both. Attention runs in a loop over layers."""
+    """video has all losses and the teacher, sft merges into a bucket; both have micro-batches.
+
+    Attention runs in a loop over layers.
+    """
     config.stages[stage].optimizer.accumulate = 2
     if stage == "sft":
         config.stages.sft.merge_buckets = (120,)
@@ -59,14 +62,14 @@ def test_the_training_step_lowers_for_cuda(config, stage):
     step = TrainStep(setup)
     traced = step.trace(setup.shapes, teacher_shapes(task, mesh), batch_shapes(task, mesh))
     lowered = traced.lower(lowering_platforms=("cuda",))
-    loops = 2 if stage == "sft" else 1  # pieces of the decoder, before and behind the merge
+    loops = 2 if stage == "sft" else 1  # pieces of the decoder, before and after the merge
     assert calls(lowered, PACKED) == 2 * loops  # forward, and again for the backward pass
     assert calls(lowered, PACKED + "Backward") == loops
     assert calls(lowered, SINGLE) == 0
 
 
 def test_prefill_lowers_for_cuda(config):
-    """Every program of a prompt's front."""
+    """All programs of prefill."""
     model = config_from_dict(config.model)
     rows, length, patches = 2, 128, 64
 
