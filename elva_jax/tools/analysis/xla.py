@@ -68,7 +68,9 @@ def check(config: ModelConfig, tower: TeacherConfig, length: int = 1024) -> list
 def program_flops(function: Callable, *arguments: Any) -> float:
     """XLA's count for the CPU program of `function` on trees of `jax.ShapeDtypeStruct`."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        cost: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
+        lowered = jax.jit(function).lower(*arguments)
+        # XLA's default, which XLA_FLAGS may have changed: what is fused changes the count.
+        cost: Any = lowered.compile({"xla_cpu_use_fusion_emitters": True}).cost_analysis()
         return float(cost["flops"])
 
 
