@@ -9,7 +9,6 @@ from typing import Any
 
 from elva_jax.data.example import Example
 from elva_jax.data.safe_read import Rejected
-from elva_jax.tools.datasets import pictures
 from elva_jax.tools.datasets.build.prepare import Preparation, TokenSettings
 from elva_jax.tools.datasets.build.statistics import Histogram, Statistics, most
 from elva_jax.utils.json import save_json
@@ -114,6 +113,8 @@ def write(
       settings: how its tokens were counted.
       examples: shown on the sheet of frames.
     """
+    from elva_jax.tools.datasets import pictures  # matplotlib is an optional extra
+
     out.mkdir(parents=True, exist_ok=True)
     numbers: dict[str, Any] = {
         "name": name,

@@ -71,18 +71,9 @@ def test_videos_have_the_redundancy_of_their_name(content):
 
 @pytest.fixture(scope="module")
 def models():
-    model = ModelConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=4,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        patch_size=4,
-        patch_width=8,
-        dtype="float32",
-    )
+    widths = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "patch_width": 8}
+    counts = {"num_layers": 4, "num_heads": 2, "num_kv_heads": 1}
+    model = ModelConfig(vocab_size=64, patch_size=4, dtype="float32", **widths, **counts)
     tower = TeacherConfig(
         image_size=12, patch_size=3, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2
     )
