@@ -7,9 +7,9 @@ static, padded lengths. Elementwise work is left out, except merging, which is n
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError
@@ -145,13 +145,14 @@ def answer(
     }
 
 
-class Content(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
     """Tokens of a prompt by kind."""
 
     text: int
     specials: int  # <FRAME> and <LINE>, which do not merge
     patches: int
-    tubes: int  # grid positions of patches: at least so many remain
+    tubes: int  # grid positions of patches; one patch of each always remains
 
     @property
     def visual(self) -> int:
@@ -160,7 +161,7 @@ class Content(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """All tokens."""
         return self.text + self.visual
 
 

@@ -123,7 +123,7 @@ def content(patch_size: int, high: int, low: int = 0) -> prompt_flops.Content:
             rows, columns = height // patch_size, width // patch_size
             patches, tubes = patches + count * rows * columns, tubes + rows * columns
             specials += count * (frame_tokens(rows, columns) - rows * columns)
-    return prompt_flops.Content(HEADER_TOKENS, specials, patches, tubes)
+    return prompt_flops.Content(text=HEADER_TOKENS, specials=specials, patches=patches, tubes=tubes)
 
 
 def prefix_lengths(

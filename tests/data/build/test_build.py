@@ -43,17 +43,8 @@ def built(source, tmp_path_factory):
     from elva_jax import cli
 
     folder = tmp_path_factory.mktemp("built")
-    arguments = [
-        "--name",
-        "notes",
-        "--data-dir",
-        str(folder),
-        "--shard-size",
-        "5",
-        "--workers",
-        "1",
-    ]
-    assert cli.main(["data", "build", str(source), *arguments]) == 0
+    options = ["--name", "notes", "--shard-size", "5", "--workers", "1"]
+    assert cli.main(["data", "build", str(source), "--data-dir", str(folder), *options]) == 0
     return folder
 
 
@@ -233,19 +224,8 @@ def test_other_sources_too(tmp_path, data_dir, made, elva):
 
 def test_splits_share_a_data_set(source, built, tmp_path, elva):
     for split in ("train", "validation"):
-        arguments = [
-            "build",
-            source,
-            "--name",
-            "both",
-            "--data-dir",
-            tmp_path,
-            "--workers",
-            "1",
-            "--split",
-            split,
-        ]
-        assert elva(*arguments)[0] == 0
+        options = f"--name both --workers 1 --split {split}".split()
+        assert elva("build", source, "--data-dir", tmp_path, *options)[0] == 0
     assert set(tfds.builder("both", data_dir=tmp_path).info.splits) == {"train", "validation"}
     one, two = (
         sources.open_examples(schema.source("both", split), tmp_path)
@@ -255,18 +235,8 @@ def test_splits_share_a_data_set(source, built, tmp_path, elva):
 
 
 def test_files_without_a_usable_record_do_no_harm(source, tmp_path, elva):
-    status, out, err = elva(
-        "build",
-        source,
-        "--name",
-        "fine",
-        "--data-dir",
-        tmp_path,
-        "--shard-size",
-        "1",
-        "--workers",
-        "1",
-    )
+    options = ["--name", "fine", "--shard-size", "1", "--workers", "1"]
+    status, out, err = elva("build", source, "--data-dir", tmp_path, *options)
     assert status == 0, err
     assert "11 records in 20 files" in out
     assert len(list(sources.open_examples(schema.source("fine", "train"), tmp_path))) == 11
@@ -320,18 +290,8 @@ def test_a_source_that_changed_is_refused(tmp_path, made, elva):
 
 
 def test_a_flipped_byte_is_found_and_repaired(source, tmp_path, elva, contents):
-    arguments = [
-        "build",
-        source,
-        "--name",
-        "notes",
-        "--data-dir",
-        tmp_path,
-        "--shard-size",
-        "5",
-        "--workers",
-        "1",
-    ]
+    options = ["--name", "notes", "--shard-size", "5", "--workers", "1"]
+    arguments = ["build", source, "--data-dir", tmp_path, *options]
     assert elva(*arguments)[0] == 0
     check = ["inspect", "notes", "--data-dir", tmp_path, "--verify"]
     assert elva(*check)[:2] == (0, "4 of 4 files are as they were built\n")
