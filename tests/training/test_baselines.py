@@ -130,7 +130,7 @@ def test_it_answers_and_is_not_exported(encoder, tmp_path, capsys):
     assert main(words) == 0
     assert capsys.readouterr().err == ""
     with pytest.raises(
-        ConvertError, match=r"model\.patch_embed = encoder; the PyTorch side knows ELVA"
+        ConvertError, match=r"model\.patch_embed = encoder; the PyTorch side has no encoder"
     ):
         export(encoder, tmp_path / "out")
 
