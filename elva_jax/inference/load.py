@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.inference.model import ElvaModel
-from elva_jax.inference.params import mesh_shardings
+from elva_jax.inference.params import saved_shardings
 from elva_jax.models.build import config_from_dict
-from elva_jax.utils.trees import flatten_paths
 
 
 def load(
@@ -55,8 +54,7 @@ def load(
     def place(config: ConfigDict) -> dict[str, Any]:
         if mesh is None:
             return {}
-        model = config_from_dict(config.model, config.teacher)
-        return flatten_paths({"elva": mesh_shardings(model, mesh)})
+        return saved_shardings(config_from_dict(config.model, config.teacher), mesh)
 
     run = open_run_or_folder(path_or_hub, place)
     if dtype is not None:

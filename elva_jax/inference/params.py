@@ -11,16 +11,18 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float, Float32, UInt8
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
+from elva_jax.models import lora
 from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
-from elva_jax.parallel.mesh import AXES
+from elva_jax.parallel.mesh import AXES, replicated
 from elva_jax.parallel.sharding import parameter_shardings
 from elva_jax.utils.arrays import AnyArray
+from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import TokenLayout
 
 
@@ -95,6 +97,14 @@ def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     boxed = jax.eval_shape(init, jax.random.key(0), *dummy_inputs(config))["params"]
     counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
     return parameter_shardings(boxed, whole, counts)
+
+
+def saved_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Sharding]:
+    """The sharding of every saved parameter by '/'-joined path; LoRA's factors are replicated."""
+    shardings = flatten_paths({"elva": mesh_shardings(config, mesh)})
+    whole = replicated(next(iter(shardings.values())).mesh)
+    factors = {lora.factor_of(path, factor): whole for path in shardings for factor in "ab"}
+    return {**factors, **shardings}
 
 
 def embed(

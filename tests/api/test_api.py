@@ -13,6 +13,7 @@ import pytest
 
 import elva_jax
 from elva_jax import testing
+from elva_jax.checkpoints.save import save_weights
 
 REPO = Path(__file__).parents[2]
 QUESTION = "What color is the square?"
@@ -148,12 +149,18 @@ for path, shape, names in json.loads(sys.argv[1]):
 
 
 def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
-    """A run over two axes and an exported folder over one, against the run on one device."""
+    """Runs over two axes and an exported folder over one, against one device."""
     out = tmp_path / "out"
     model.save_pretrained(out)
+    # Factors that are 0 change nothing, but they are merged into sharded matrices.
+    layers = dict(model.params["decoder"]["layers"])
+    layers["q_proj_lora"] = {"a": np.ones((3, 32, 2), np.float32), "b": np.zeros((3, 2, 32))}
+    params = model.params | {"decoder": model.params["decoder"] | {"layers": layers}}
+    save_weights(tmp_path / "lora" / "video", {"elva": params}, model.config, "video")
+    model.tokenizer.save_pretrained(tmp_path / "lora" / "tokenizer")
     cases = [
         (str(run_dir), [], []),
-        (str(run_dir), [2, 2], ["tensor", "fsdp"]),
+        (str(tmp_path / "lora" / "video"), [2, 2], ["tensor", "fsdp"]),
         (str(out), [4], ["fsdp"]),
     ]
     flags = f"--xla_force_host_platform_device_count=4 {os.environ.get('XLA_FLAGS', '')}"
