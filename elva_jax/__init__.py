@@ -1,12 +1,12 @@
 """ELVA, an encoder-free Video-LLM (arXiv 2503.18422), in JAX and Flax.
 
-The names below are the public API, together with `elva_jax.testing`. Everything else is private:
-modules may move, and functions may change, without notice.
+The names below are the public API. Everything else is private: modules may move, and functions may
+change, without notice.
 
 Using a model:      load, ElvaModel, Request, Sampling, Hybrid
 Looking inside:     Merging, MergeLayer, merge, build_layout, TokenLayout, Text, Clip, read_video
 Training:           load_config, train, evaluate, EvalConfig, distributed
-Everywhere:         errors, enable_compilation_cache
+Everywhere:         errors, enable_compilation_cache, testing
 
 Nothing is imported before it is used, so `import elva_jax` takes no time and does not start JAX.
 As a library the package prints nothing: problems are exceptions from `elva_jax.errors`, notices go
@@ -28,7 +28,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elva_jax import errors
+    from elva_jax import errors, testing
     from elva_jax.config.load import load as load_config
     from elva_jax.evaluation.evaluate import evaluate
     from elva_jax.evaluation.result import EvalConfig
@@ -67,6 +67,7 @@ _EXPORTS = {
     "load_config": "config.load:load",
     "merge": "ops.merging:merge",
     "read_video": "video.read:read_frames",
+    "testing": "testing",
     "train": "training.api:train",
 }
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "load_config",
     "merge",
     "read_video",
+    "testing",
     "train",
 ]
 

@@ -19,7 +19,6 @@ def public():
     yield "elva_jax", elva_jax
     for name in elva_jax.__all__:
         yield name, getattr(elva_jax, name)
-    yield "testing", testing
     for name in testing.__all__:
         yield f"testing.{name}", getattr(testing, name)
 
@@ -50,5 +49,5 @@ def test_the_example_runs(name, monkeypatch):
 
 
 def test_every_public_name_has_an_example():
-    documented = {name.split(".")[0] for name in CASES} - {"testing"}
+    documented = {name.split(".")[0] for name in CASES}
     assert set(elva_jax.__all__) - documented - WITHOUT == set()
