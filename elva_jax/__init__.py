@@ -1,7 +1,7 @@
 """ELVA, an encoder-free Video-LLM (arXiv 2503.18422), in JAX and Flax.
 
 The names below are the public API. Everything else is private: modules may move, and functions may
-change, without notice.
+change, without notice. (Config files also use `elva_jax.config.schema`.)
 
 Using a model:      load, ElvaModel, Request, Sampling, Hybrid
 Looking inside:     Merging, MergeLayer, merge, build_layout, TokenLayout, Text, Clip, read_video

@@ -65,7 +65,7 @@ class Prefilled:
         model's longest sequence.
 
         Raises:
-          LayoutError: an empty question, one that places its media unlike the prefilled prompt, or
+          LayoutError: an empty question, one that places its media differently, or
             more tokens than fit the model.
         """
         if not any(questions):
@@ -128,8 +128,8 @@ class Prefilled:
         prompt = split_prompt(self.model.prompt_parts(question, self.media[row]))
         if prompt.prefix != self.prefixes[row]:
             raise LayoutError(
-                f"the question '{question[:60]}' places its media unlike the prefilled prompt;"
-                " prefill with it"
+                f"the question '{question[:60]}' places its media differently from the prefilled"
+                " prompt; prefill with this question"
             )
         self._check_length(self.prefix_tokens[row] + len(prompt.question) + 1)
         return prompt.question

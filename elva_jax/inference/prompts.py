@@ -111,7 +111,7 @@ def elva_stage(config: ConfigDict, name: str | None = None) -> str:
         raise ConfigError(f"no stage '{name}'; the run has {', '.join(config.stages)}")
     if name is not None and not stages_of_kind(config, "elva", among=(name,)):
         raise ConfigError(
-            f"stage '{name}' trains a {config.stages[name].kind}, which answers nothing;"
+            f"stage '{name}' trains a {config.stages[name].kind}, which cannot answer;"
             " give an ELVA stage"
         )
     names = stages_of_kind(config, "elva")

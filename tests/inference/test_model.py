@@ -162,7 +162,7 @@ def test_marker_places_the_video(model, shown, whole_forward):
     assert totals(prefilled, question, ("red",)) == pytest.approx(
         [log_probs[np.arange(len(ids)), ids].sum()], rel=1e-5
     )
-    with pytest.raises(ElvaError, match="places its media unlike"):
+    with pytest.raises(ElvaError, match="places its media differently"):
         prefilled.generate([["What is it?"]], 3)
 
 
