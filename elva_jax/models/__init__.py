@@ -1,0 +1,1 @@
+"""Linen modules over plain parameter trees, and the FLOPs of a forward pass through them."""

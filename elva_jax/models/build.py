@@ -20,8 +20,7 @@ from elva_jax.utils.trees import flatten_paths
 def config_from_dict(model: ConfigDict, teacher: ConfigDict | None = None) -> ModelConfig:
     """The typed group `model`, with the vision tower of the group `teacher` where it uses one."""
     groups = {"model": model} | ({} if teacher is None else {"teacher": teacher})
-    config = typed(Config, groups).model
-    return config
+    return typed(Config, groups).model
 
 
 def parameter_shapes(config: ConfigDict, subtree: str) -> dict[str, tuple[int, ...]]:

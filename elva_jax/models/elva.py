@@ -1,15 +1,26 @@
-"""The whole model: patches and text to hidden states, with hierarchical merging between segments of the decoder."""
+"""The whole model: patches and text to hidden states, with tokens merging between layer blocks.
+
+    patches -- patch_embed --+
+                             +--> x --> layers 0..k-1 --> merge --> layers k..m-1 --> merge --> ...
+    text ids -- embed_tokens-+    [B, S, D]                         [B, C1, D]
+
+    ... --> layers m..L-1 --> final norm --> hidden [B, C, D] --> head --> logits [B, C, V]
+            [B, C2, D]
+
+Where tokens merge is configuration: it changes no parameter, since all layers are one stack.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, Num
 
 from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
@@ -17,16 +28,17 @@ from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.ops import merging as merging_ops
+from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
 
 class ElvaOutput(NamedTuple):
-    """What a forward pass gives; C is the last bucket (S without one)."""
+    """The result of a forward pass; C is the last bucket, or S without one."""
 
-    hidden: jax.Array  # [B, C, D] behind the final norm
+    hidden: Float[Array, "B C D"]  # after the final norm
     layout: TokenLayout  # [B, C] of the surviving tokens
-    size: jax.Array  # [B, C] float32, how many original tokens each stands for
-    survivor: jax.Array  # [B, S] int32, where every original token is now; -1 for PAD
+    size: Float32[Array, "B C"]  # how many original tokens each stands for
+    survivor: Int32[Array, "B S"]  # where every original token is now; -1 at padding
     merges: tuple[merging_ops.MergeStats, ...]  # of each merging layer, [B]
 
 
@@ -66,10 +78,11 @@ def merging_of(config: ModelConfig) -> merging_ops.Merging:
 
 def with_merging(config: ModelConfig, merging: merging_ops.Merging) -> ModelConfig:
     """The same model with other merging layers."""
+    policies: Any = tuple(layer.policy for layer in merging.layers)  # functions among them, too
     return dataclasses.replace(
         config,
         merge_layers=tuple(layer.before_layer for layer in merging.layers),
-        merge_policies=tuple(layer.policy for layer in merging.layers),
+        merge_policies=policies,
         merge_thresholds=tuple(layer.threshold for layer in merging.layers),
         merge_ratios=tuple(layer.ratio for layer in merging.layers),
         merge_lines=merging.merge_lines,
@@ -97,22 +110,23 @@ def layer_blocks(config: ModelConfig, *, merging: bool) -> tuple[LayerBlock, ...
 
 def merge_batch(
     config: ModelConfig,
-    x_BxSxD: jax.Array,
+    x: Float[Array, "B S D"],
     layout: TokenLayout,
-    size_BxS: jax.Array,
+    size: Float32[Array, "B S"],
     index: int,
     bucket: int | None = None,
 ) -> merging_ops.Merged:
-    """The config's index-th merging layer on a batch: `ops.merging.Merged` with a leading batch axis."""
-    x_BxSxD = nn.with_logical_constraint(x_BxSxD, ("batch", None, None))  # it sorts whole rows
-    rules = merging_of(config)
+    """The config's merging layer `index` on a batch; every field has a leading batch axis."""
+    x = nn.with_logical_constraint(x, ("batch", None, None))  # sorting needs whole rows
+    merging = merging_of(config)
 
     def one(x, layout, size):
+        rule = merging.layers[index]
         return merging_ops.merge(
-            x, layout, size, rules.layers[index], merge_lines=rules.merge_lines, bucket=bucket
+            x, layout, size, rule, merge_lines=merging.merge_lines, bucket=bucket
         )
 
-    merged = jax.vmap(one)(x_BxSxD, layout, size_BxS)
+    merged = jax.vmap(one)(x, layout, size)
     return merged._replace(x=nn.with_logical_constraint(merged.x, ("batch", "seq", None)))
 
 
@@ -122,38 +136,38 @@ def visual_embed(config: ModelConfig) -> nn.Module:
 
 
 def input_embeddings(
-    embed: Callable[[jax.Array], jax.Array], visual_BxSxD: jax.Array, layout: TokenLayout
-) -> jax.Array:
-    """[B, S, D]: text by `embed`, which takes vocabulary ids, among the visual tokens; at padding what those have there."""
+    embed: Callable[[jax.Array], jax.Array], visual: Float[Array, "B S D"], layout: TokenLayout
+) -> Float[Array, "B S D"]:
+    """Text tokens, by `embed` from their vocabulary ids, among the visual tokens."""
     is_text = layout.kind == Kind.TEXT
-    return jnp.where(
-        is_text[..., None], embed(jnp.where(is_text, layout.token_id, 0)), visual_BxSxD
-    )
+    return jnp.where(is_text[..., None], embed(jnp.where(is_text, layout.token_id, 0)), visual)
 
 
 def dummy_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:
-    """Patches [1, N, P*P*3] and a layout [1, 2] of padding: what `Elva(config).init` has to be given."""
+    """The smallest arguments for `Elva(config).init`: one row of patches, two tokens of padding."""
     patches = np.zeros((1, config.frame_patches, config.patch_size**2 * 3), np.uint8)
     return patches, TokenLayout.padding(1, 2)
 
 
 class Elva(nn.Module):
-    """ELVA: patch embedding, Qwen2 decoder and merging layers. Methods are reached through `apply(..., method="name")`.
+    """ELVA: patch embedding, Qwen2 decoder and merging layers.
 
     With `patch_embed = encoder` it is the encoder-based baseline: vision tower and projector take
     the patch embedding's place, and clips are bare. `lora` is given while a model trains with it.
+    Methods are called through `apply(..., method="name")`.
     """
 
     config: ModelConfig
     lora: LoraConfig | None = None
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the two modules."""
         self.patch_embed = visual_embed(self.config)
         self.decoder = Qwen2(self.config, self.lora)
 
     def __call__(
         self,
-        patches_BxNxK: jax.Array,
+        patches: Num[AnyArray, "B N K"],
         layout: TokenLayout,
         *,
         merging: bool = False,
@@ -163,32 +177,33 @@ class Elva(nn.Module):
         """The whole forward pass up to the final norm.
 
         Args:
-          patches_BxNxK: uint8 pixels of the patches, K = P * P * 3.
+          patches: uint8 pixels, K = P * P * 3.
           layout: fields [B, S].
           merging: whether the config's merging layers act; static.
-          buckets: per merging layer, the static token count behind it, 0 for the length before it; empty: no compaction.
-          rope_length: the length that dynamic RoPE scaling counts with; 0: the decoder's `max_position`.
+          buckets: for each merging layer the static number of tokens after it, 0 for as many as
+            before it; empty: no compaction.
+          rope_length: the length that dynamic RoPE scaling uses; 0: the model's `max_position`.
 
         Raises:
-          ConfigError: not one bucket a merging layer.
+          ConfigError: another number of buckets than of merging layers.
         """
         rules = merging_of(self.config).layers if merging else ()
         if buckets and len(buckets) != len(rules):
             raise ConfigError(
-                f"merge_buckets: {len(buckets)} for {len(rules)} merging layers; give one each, or none"
+                f"merge_buckets: {len(buckets)} for {len(rules)} merging layers;"
+                " give one each, or none"
             )
         buckets = buckets or (0,) * len(rules)
-        layout = TokenLayout(*(jnp.asarray(field) for field in layout))
+        layout = jax.tree.map(jnp.asarray, layout)
         batch, length = layout.kind.shape
-        x = self.embed(patches_BxNxK, layout)
+        x = self.embed(patches, layout)
         size = jnp.ones((batch, length), jnp.float32)
         survivor = jnp.where(layout.kind != Kind.PAD, jnp.arange(length, dtype=jnp.int32)[None], -1)
         merges: list[merging_ops.MergeStats] = []
-        for piece in layer_blocks(self.config, merging=merging):
-            if piece.merge is not None:
-                merged = merge_batch(
-                    self.config, x, layout, size, piece.merge, buckets[piece.merge] or None
-                )
+        for block in layer_blocks(self.config, merging=merging):
+            if block.merge is not None:
+                bucket = buckets[block.merge] or None
+                merged = merge_batch(self.config, x, layout, size, block.merge, bucket)
                 survivor = jax.vmap(merging_ops.compose)(survivor, merged.survivor)
                 x, layout, size = merged.x, merged.layout, merged.size
                 merges.append(merged.stats)
@@ -196,22 +211,24 @@ class Elva(nn.Module):
                 x,
                 layout.position,
                 layout.segment,
-                piece.start,
-                piece.stop,
-                turn_BxS=layout.turn,
+                block.start,
+                block.stop,
+                turn=layout.turn,
                 rope_length=rope_length,
             )
         return ElvaOutput(self.decoder.final_norm(x), layout, size, survivor, tuple(merges))
 
-    def embed(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
-        """Input embeddings [B, S, D]: text from the table, visual tokens from the patch embedding, zeros at padding."""
-        x = input_embeddings(self.decoder.embed, self.patch_embed(patches_BxNxK, layout), layout)
+    def embed(
+        self, patches: Num[AnyArray, "B N K"], layout: TokenLayout
+    ) -> Float[Array, "B S D"]:
+        """The decoder's input: text and visual tokens, zeros at padding."""
+        x = input_embeddings(self.decoder.embed, self.patch_embed(patches, layout), layout)
         return nn.with_logical_constraint(x, ("batch", "seq", None))
 
-    def final_norm(self, x_BxSxD: jax.Array) -> jax.Array:
-        """The final norm: what `head` takes."""
-        return self.decoder.final_norm(x_BxSxD)
+    def final_norm(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Hidden states as `head` takes them."""
+        return self.decoder.final_norm(x)
 
-    def head(self, hidden: jax.Array) -> jax.Array:
-        """float32 logits [..., V] of hidden states [..., D] behind the final norm."""
+    def head(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
+        """Logits of hidden states after the final norm."""
         return self.decoder.head(hidden)

@@ -1,44 +1,40 @@
-"""The visual tokens of an encoder-based Video-LLM (the baseline of the paper's Table 5): a vision tower and an MLP projector."""
+"""The visual tokens of an encoder-based Video-LLM, the baseline of the paper's Table 5.
+
+patches of whole frames -- unpatchify --> frames -- vision tower --> penultimate features [C]
+    -- fc1 [C -> D] -- gelu -- fc2 [D -> D] --> one token per patch; no <FRAME>, no <LINE>
+"""
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError, LayoutError
+from elva_jax.models.layers import dense
 from elva_jax.models.towers.common import unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
-from elva_jax.ops import linear
+from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
 
 class EncoderEmbed(nn.Module):
-    """uint8 patches and a layout of bare clips to visual tokens of the decoder's width.
+    """Patches and a layout of bare clips to visual tokens of the decoder's width.
 
-    The patches are put together to frames again, which the tower sees one by one; its penultimate features pass two linear maps
-    C -> D -> D with a GELU between them. Frames that no token names cost as much as others and go nowhere. The tower's parameters are all
-    those of a `SiglipVision`, so that it takes a teacher's as they are; its last block and its head act on nothing and cost nothing.
+    Frames that no token refers to cost as much as others, and their features are dropped. The
+    tower's parameters are all those of a `SiglipVision`, so that it can load a teacher's; its last
+    block and its head feed nothing, and XLA removes them.
     """
 
     config: ModelConfig
 
-    def setup(self):
-        dtype, features = jnp.dtype(self.config.dtype), self.config.hidden_size
-
-        def dense(*axes: str) -> nn.Dense:
-            return nn.Dense(
-                features,
-                dtype=dtype,
-                dot_general=linear.dot_general,
-                kernel_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), axes),
-                bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-            )
-
-        self.tower = SiglipVision(self._tower, self.config.dtype)
-        self.fc1 = dense("embed", "mlp")
-        self.fc2 = dense("mlp", "embed")
+    def setup(self) -> None:
+        """Declares the tower and the projector."""
+        c = self.config
+        self.tower = SiglipVision(self._tower, c.dtype)
+        self.fc1 = dense(c.hidden_size, ("embed", "mlp"), c.dtype)
+        self.fc2 = dense(c.hidden_size, ("mlp", "embed"), c.dtype)
 
     @property
     def _tower(self) -> TeacherConfig:
@@ -48,26 +44,27 @@ class EncoderEmbed(nn.Module):
             )
         return self.config.tower
 
-    def __call__(self, patches_BxNxK: jax.Array, layout: TokenLayout) -> jax.Array:
-        """Visual tokens [B, S, D] in the compute type: zeros at text and padding.
+    def __call__(
+        self, patches: Num[AnyArray, "B N K"], layout: TokenLayout
+    ) -> Float[Array, "B S D"]:
+        """Visual tokens in the compute type, zeros at text and padding.
 
         Args:
-          patches_BxNxK: uint8 pixels, frame by frame, N a multiple of the G*G patches of a frame.
-          layout: integer fields [B, S].
+          patches: uint8 pixels, frame by frame; N is a multiple of the G * G patches of a frame.
+          layout: fields [B, S].
 
         Raises:
           LayoutError: patches that are not whole frames.
         """
-        batch, count, width = patches_BxNxK.shape
-        tower, in_frame = self._tower, self.config.frame_patches
+        tower = self._tower
+        (batch, count, width), in_frame = patches.shape, self.config.frame_patches
         if count % in_frame:
             raise LayoutError(
                 f"{count} patches are not whole frames of {in_frame}, which the vision tower takes"
             )
-        frames_MxHxWx3 = unpatchify(
-            patches_BxNxK.reshape(-1, in_frame, width), tower.patch_size, tower.image_size
-        )
-        features = self.tower(frames_MxHxWx3.astype(jnp.float32) / 127.5 - 1.0).penultimate
+        by_frame = patches.reshape(-1, in_frame, width)
+        frames = unpatchify(by_frame, tower.patch_size, tower.image_size)
+        features = self.tower(frames.astype(jnp.float32) / 127.5 - 1.0).penultimate
         x_BxNxC = features.reshape(batch, count, tower.hidden_size)
         x_BxNxD = self.fc2(nn.gelu(self.fc1(x_BxNxC), approximate=False))
         is_patch_BxSx1 = (layout.kind == Kind.PATCH)[..., None]

@@ -1,4 +1,11 @@
-"""Task heads of the video guidance supervisor (paper, section 3.3): from the decoder's width to the teacher's."""
+"""Task heads of the video guidance supervisor (paper, section 3.3).
+
+    hidden state [D]                                                   teacher's feature [Ct]
+    of a patch    -- linear "tube"  --> [Ct]  <-- tube-wise MSE -->    mean over the patch's cell
+    of a <FRAME>  -- linear "frame" --> [Ct]  <-- contrastive   -->    mean over the frame
+
+The losses themselves are in `tasks.losses`; the heads exist in training only.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +13,32 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from elva_jax.utils.arrays import AnyArray
 
 
 class GuidanceOutput(NamedTuple):
-    """Features in the teacher's width, float32, not normalised."""
+    """Features in the teacher's width, not normalized."""
 
-    tube: jax.Array  # [B, S, Ct] of every token; the tube-wise loss reads those of the patches
-    frame: jax.Array  # [B, F, Ct] of the <FRAME> tokens
-    log_temperature: jax.Array  # scalar, of the contrastive loss
+    tube: Float32[Array, "B S Ct"]  # of every token; the tube-wise loss reads those of patches
+    frame: Float32[Array, "B F Ct"]  # of the <FRAME> tokens
+    log_temperature: Float32[Array, ""]  # of the contrastive loss
 
 
 class GuidanceHeads(nn.Module):
-    """Two linear heads and a learned temperature, needed in training only."""
+    """Two linear heads and a learned temperature."""
 
     teacher_size: int  # Ct, width of the teacher's features
     temperature: float = 0.07  # initial temperature of the contrastive loss
     dtype: str = "float32"  # compute type of the products
 
     @nn.compact
-    def __call__(self, hidden_BxSxD: jax.Array, frame_hidden_BxFxD: jax.Array) -> GuidanceOutput:
-        """Projects final-layer features.
-
-        Args:
-          hidden_BxSxD: the decoder's output at every token.
-          frame_hidden_BxFxD: its output at the `<FRAME>` tokens (`training.losses.gather_frames`).
-        """
+    def __call__(
+        self, hidden: Float[AnyArray, "B S D"], frame_hidden: Float[AnyArray, "B F D"]
+    ) -> GuidanceOutput:
+        """Projects the decoder's output at every token, and at the `<FRAME>` tokens."""
 
         def head(name: str) -> nn.Dense:
             return nn.Dense(
@@ -45,11 +51,10 @@ class GuidanceHeads(nn.Module):
                 name=name,
             )
 
-        log_temperature = self.param(
-            "log_temperature", nn.initializers.constant(math.log(self.temperature)), ()
-        )
+        initial = nn.initializers.constant(math.log(self.temperature))
+        log_temperature = self.param("log_temperature", initial, ())
         return GuidanceOutput(
-            tube=head("tube")(hidden_BxSxD).astype(jnp.float32),
-            frame=head("frame")(frame_hidden_BxFxD).astype(jnp.float32),
+            tube=head("tube")(hidden).astype(jnp.float32),
+            frame=head("frame")(frame_hidden).astype(jnp.float32),
             log_temperature=log_temperature,
         )

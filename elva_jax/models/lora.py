@@ -1,7 +1,13 @@
-"""LoRA (arXiv 2106.09685): small trained factors beside the frozen matrices of the decoder's layers.
+"""LoRA (arXiv 2106.09685): small trained factors beside the frozen matrices of the decoder.
 
-A projection y = x W becomes y = x W + (alpha / rank) x A B, with B zero at first. The factors lie beside the matrix that they adapt, as
-`q_proj_lora/{a, b}` beside `q_proj/kernel`, stacked over layers like it. `merge` adds them to it, and leaves an ordinary model.
+    y = x W  becomes  y = x W + (alpha / R) x A B        W [K, N], A [K, R], B [R, N]; B starts at 0
+
+        x --+---- W ---------- + -- y
+            |                  |
+            +-- A -- B -- (alpha / R)
+
+The factors of `q_proj/kernel` are `q_proj_lora/{a, b}`, stacked over layers like it. `merge` adds
+their products to the matrices, which leaves an ordinary model.
 """
 
 from __future__ import annotations
@@ -14,9 +20,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from elva_jax.config.schema import LoraConfig
 from elva_jax.ops import linear
+from elva_jax.utils.arrays import AnyArray
 
 SUFFIX = "_lora"
 
@@ -32,12 +40,15 @@ def is_factor(path: str) -> bool:
 
 
 def factor_of(path: str, factor: str) -> str:
-    """Path of a matrix's factor (a | b): `…/q_proj_lora/a` of `…/q_proj/kernel`; of what is no matrix, a path of nothing."""
+    """Path of a matrix's factor (a | b): `.../q_proj_lora/a` for `.../q_proj/kernel`.
+
+    For other parameters it is a path that does not exist.
+    """
     return f"{path.removesuffix('/kernel')}{SUFFIX}/{factor}"
 
 
 class Lora(nn.Module):
-    """(alpha / rank) x A B."""
+    """The term (alpha / R) x A B."""
 
     config: LoraConfig
     features: int
@@ -45,13 +56,13 @@ class Lora(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., features] in the compute type for x [..., K]."""
+    def __call__(self, x: Float[Array, "*batch K"]) -> Float[Array, "*batch {self.features}"]:
+        """The factors' product with x, in the compute type."""
 
         def factor(name, init, shape, axes):
-            return self.param(
-                name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
-            ).astype(self.dtype)
+            boxed = nn.with_logical_partitioning(init, axes)
+            value: Any = self.param(name, boxed, shape, jnp.float32)
+            return value.astype(self.dtype)
 
         rank = self.config.rank
         a = factor("a", nn.initializers.lecun_normal(), (x.shape[-1], rank), (self.axes[0], None))
@@ -60,24 +71,26 @@ class Lora(nn.Module):
 
 
 def merge(params: Mapping[str, Any], alpha: float) -> dict[str, Any]:
-    """A tree without factors, their products added to the matrices that they adapt, in float32; other leaves as they are."""
+    """The tree without factors, their products added in float32 to the matrices they adapt."""
     out: dict[str, Any] = {}
     for name, leaf in params.items():
         if name.endswith(SUFFIX):
             continue
         out[name] = merge(leaf, alpha) if isinstance(leaf, Mapping) else leaf
         if factors := params.get(name + SUFFIX):
-            out[name] = {
-                **leaf,
-                "kernel": adapted(leaf["kernel"], factors["a"], factors["b"], alpha),
-            }
+            kernel = adapted(leaf["kernel"], factors["a"], factors["b"], alpha)
+            out[name] = {**leaf, "kernel": kernel}
     return out
 
 
-def adapted(kernel, a, b, alpha: float):
-    """A matrix [..., K, N] and its factors [..., K, R], [..., R, N] in one, in the kernel's type; NumPy's arrays stay NumPy's."""
+def adapted(
+    kernel: Float[AnyArray, "*layers K N"],
+    a: Float[AnyArray, "*layers K R"],
+    b: Float[AnyArray, "*layers R N"],
+    alpha: float,
+) -> Float[AnyArray, "*layers K N"]:
+    """A matrix with its factors' product added, in the kernel's type; NumPy stays NumPy."""
     numpy = jnp if isinstance(kernel, jax.Array) else np
     product = numpy.matmul(numpy.asarray(a, numpy.float32), numpy.asarray(b, numpy.float32))
-    return (numpy.asarray(kernel, numpy.float32) + (alpha / a.shape[-1]) * product).astype(
-        kernel.dtype
-    )
+    merged = numpy.asarray(kernel, numpy.float32) + (alpha / a.shape[-1]) * product
+    return merged.astype(kernel.dtype)

@@ -255,7 +255,7 @@ def is_mergeable(layout: TokenLayout, *, merge_lines: bool = False) -> Bool[Arra
     return kinds & (layout.tube >= 0)
 
 
-def compose(first: Int[AnyArray, " S"], second: Int[AnyArray, " C"]) -> Int[AnyArray, " S"]:
+def compose(first: Int[AnyArray, " S"], second: Int[AnyArray, " C"]) -> Int[Array, " S"]:
     """The survivor map of two merging layers in a row; -1 where either has no place for a token."""
     return jnp.where(first >= 0, second[jnp.maximum(first, 0)], -1)
 

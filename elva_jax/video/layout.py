@@ -151,7 +151,7 @@ class Text:
       (7, 8)
     """
 
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | np.ndarray
     _: dataclasses.KW_ONLY
     weight: float = 0.0
     turn: int = 0

@@ -1,4 +1,4 @@
-"""The whole model: embedding, segments with merging between them, survivor maps, statistics and decoding with caches."""
+"""The whole model: embedding, layer blocks with merging between them, survivors, statistics."""
 
 import dataclasses
 
@@ -143,7 +143,8 @@ def test_survivors_and_statistics_of_two_merging_layers(forward, params):
             np.asarray(kept.tube[row])[survivor[used]], layout.tube[row][used]
         )
         np.testing.assert_array_equal(out.size[row], np.bincount(survivor[used], minlength=LENGTH))
-    # Row 0 is a static video: one token a tube is left. Row 1 keeps half or less of its 12 patches, at least one a tube.
+    # Row 0 is a static video: one token per tube is left. Row 1 keeps at most half of its 12
+    # patches, but at least one per tube.
     assert int((kept.kind[0] == Kind.PATCH).sum()) == 4
     assert int((kept.kind[1] == Kind.PATCH).sum()) == 6
     first, second = out.merges
@@ -202,7 +203,7 @@ def test_packing_changes_no_hidden_state(forward, params, merging):
 
 @pytest.mark.parametrize("merging", [False, True])
 def test_later_frames_never_change_earlier_text(params, merging):
-    """By the threshold rule, that is: a ratio counts over the whole example, so that a later frame may change which pairs merge."""
+    """By threshold only: a ratio is of the whole example, so later frames may change the pairs."""
     rules = (MergeLayer(0, "threshold", 0.99), MergeLayer(2, "threshold", 0.99))
     model = Elva(with_merging(CONFIG, Merging(rules)))
     rng = np.random.default_rng(5)
@@ -316,7 +317,7 @@ def test_the_group_model_is_the_models_configuration():
 
 
 def test_independent_turns_equal_each_turn_alone(forward, params):
-    """Two questions behind one video, merging on: as if each had the video to itself, in hidden states and in targets."""
+    """Two questions about one video, with merging: the hidden states and targets of each alone."""
     patches, _ = inputs()
     rng = np.random.default_rng(3)
     shared = [Text(rng.integers(0, VOCAB, 2)), Clip([(2, 2)] * 3)]

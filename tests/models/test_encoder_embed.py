@@ -1,4 +1,4 @@
-"""The encoder-based model against its parts put together by hand: tower, MLP, plain concatenation, decoder."""
+"""The encoder-based model against tower, MLP, concatenation and decoder combined by hand."""
 
 import math
 
@@ -104,7 +104,7 @@ def patches_of(frames):
 
 
 def rows_of(*rows):
-    """Packed rows; patches that no token names are noise."""
+    """Packed rows; patches without a token are noise."""
     patches = np.random.default_rng(2).integers(
         0, 256, (len(rows), PATCHES, 8 * 8 * 3), dtype=np.uint8
     )
@@ -157,7 +157,7 @@ def composed(params):
 
 
 def test_equals_tower_projector_and_decoder_put_together_by_hand(forward, params):
-    """However the examples are packed and batched, and whatever stands in the patches that no token names."""
+    """Whatever the packing and batching, and whatever patches without a token hold."""
     shown, wanted = examples(), list(composed(params))
     assert np.abs(wanted[0][-1] - wanted[1][-1]).max() > 0.1, (
         "weights too weak: the comparison would prove little"
@@ -173,7 +173,7 @@ def test_equals_tower_projector_and_decoder_put_together_by_hand(forward, params
 
 
 def test_patches_merge_along_their_tubes(params):
-    """Two equal frames leave one token a grid position."""
+    """Two equal frames leave one token per grid position."""
     parts, frames = examples()[0]
     patches, layout = rows_of([(parts, frames[[0, 0]])])
     out = jax.jit(lambda *inputs: Elva(CONFIG).apply({"params": params}, *inputs, merging=True))(

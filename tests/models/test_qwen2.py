@@ -1,4 +1,4 @@
-"""The decoder against transformers' Qwen2 and Llama in PyTorch, and its own cached and cut-up forms against its plain one."""
+"""The decoder against transformers' Qwen2 and Llama in PyTorch, and its variants against itself."""
 
 import dataclasses
 import itertools

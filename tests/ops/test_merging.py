@@ -62,6 +62,31 @@ def cosine(a, b):
     return np.sum(a * b) / scale if scale > 0 else np.float32(0)
 
 
+def pairs_of_rule(layout, rule, mergeable, follower, score):
+    """The tokens that merge into their follower, whatever the bucket."""
+    merged = set()
+    if rule.policy in ("threshold", "both"):
+        merged = {i for i in follower if score[i] > np.float32(rule.threshold)}
+    if rule.policy in ("ratio", "both"):
+        for segment in set(layout.segment[layout.segment > 0]):
+            mine = [
+                i for i in range(len(layout.kind)) if mergeable[i] and layout.segment[i] == segment
+            ]
+            target = int((Decimal(str(rule.ratio)) * len(mine)).to_integral_value(ROUND_CEILING))
+            for i in sorted((i for i in mine if i in follower), key=lambda i: (-score[i], i)):
+                if len(mine) - len(merged & set(mine)) <= target:
+                    break
+                merged.add(i)
+    if rule.policy == "pool":
+        for tube in {int(layout.tube[i]) for i in range(len(layout.kind)) if mergeable[i]}:
+            members = [
+                i for i in range(len(layout.kind)) if mergeable[i] and layout.tube[i] == tube
+            ]
+            share = [int(Decimal(str(rule.ratio)) * k) for k in range(len(members) + 1)]
+            merged |= {i for k, i in enumerate(members[:-1]) if share[k + 1] == share[k]}
+    return merged
+
+
 def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
     """The rule token by token: groups of old indices by last member, and forced merges."""
     mergeable = [k == Kind.PATCH or (merge_lines and k == Kind.LINE) for k in layout.kind]
@@ -74,22 +99,7 @@ def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
             if later:
                 follower[i] = later[0]
     score = {i: cosine(x[i], x[j]) for i, j in follower.items()}
-    merged = set()
-    if rule.policy in ("threshold", "both"):
-        merged = {i for i in follower if score[i] > np.float32(rule.threshold)}
-    if rule.policy in ("ratio", "both"):
-        for segment in set(layout.segment[layout.segment > 0]):
-            mine = [i for i in range(len(x)) if mergeable[i] and layout.segment[i] == segment]
-            target = int((Decimal(str(rule.ratio)) * len(mine)).to_integral_value(ROUND_CEILING))
-            for i in sorted((i for i in mine if i in follower), key=lambda i: (-score[i], i)):
-                if len(mine) - len(merged & set(mine)) <= target:
-                    break
-                merged.add(i)
-    if rule.policy == "pool":
-        for tube in {int(layout.tube[i]) for i in range(len(x)) if mergeable[i]}:
-            members = [i for i in range(len(x)) if mergeable[i] and layout.tube[i] == tube]
-            share = [int(Decimal(str(rule.ratio)) * k) for k in range(len(members) + 1)]
-            merged |= {i for k, i in enumerate(members[:-1]) if share[k + 1] == share[k]}
+    merged = pairs_of_rule(layout, rule, mergeable, follower, score)
     used = [i for i in range(len(x)) if layout.kind[i] != Kind.PAD]
     forced = 0
     for i in sorted((i for i in follower if i not in merged), key=lambda i: (-score[i], i)):
@@ -151,11 +161,11 @@ def test_equals_the_plain_reading(layouts, seed, rule, options):
         got.size[: len(kept)], [size[group].sum() for group in groups.values()]
     )
     for name, field in layout._asdict().items():
-        behind = -1 if name in ("patch_index", "frame", "row", "tube", "cell") else 0
+        padding = -1 if name in ("patch_index", "frame", "row", "tube", "cell") else 0
         new = getattr(got.layout, name)
         assert new.dtype == field.dtype
         np.testing.assert_array_equal(new[: len(kept)], field[kept], err_msg=name)
-        assert (new[len(kept) :] == behind).all()
+        assert (new[len(kept) :] == padding).all()
     assert not got.size[len(kept) :].any()
     assert not got.x[len(kept) :].any()
     survivor = np.full(S, -1)

@@ -1,0 +1,1 @@
+"""Vision towers: frozen teachers of the guidance losses, and the encoder-based baseline's eyes."""

@@ -1,36 +1,62 @@
-"""What the vision towers share: patches, parameters with logical axes, and the pieces of a transformer block as plain functions."""
+"""Shared parts of the vision towers: patches, parameter tables, pieces of a transformer block.
+
+A tower is a stack of L pre-norm blocks over the T tokens of an image, without a mask:
+
+    x <- x + out(attention(query(norm1(x)), key(norm1(x)), value(norm1(x))))
+    x <- x + mlp(norm2(x))
+
+The parameters of all blocks are stacked, [L, ...], and a loop runs over them. ELVA learns from the
+input of the last block (`penultimate`), so that block runs after the loop:
+
+    patches -> block 0 -> ... -> block L-2 -> penultimate -> block L-1 -> final norm -> last
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Num
 
 from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
+from elva_jax.utils.arrays import AnyArray
 
 LAYER_NORM_EPS = 1e-6  # of every tower
+ZEROS, ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
+HEADS = ("heads", "head_dim")  # logical axes
+
+Params = Mapping[str, jax.Array]
 
 
-def patchify(pixels_nxHxWx3: jax.Array, patch: int, grid: int) -> jax.Array:
-    """[n, H, W, 3] -> [n, grid*grid, patch*patch*3]: row-major patches; inside a patch rows, columns, channels."""
-    n = pixels_nxHxWx3.shape[0]
-    x = pixels_nxHxWx3[:, : grid * patch, : grid * patch].reshape(n, grid, patch, grid, patch, 3)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid * grid, patch * patch * 3)
+class VisionFeatures(NamedTuple):
+    """Features of n images; P = grid * grid patches in row-major order, without a class token."""
+
+    penultimate: Float[Array, "n P C"]  # input of the last block, not normalized
+    last: Float[Array, "n P C"]  # after the last block and the final norm
+    pooled: Float[Array, "n C"]  # one vector per image, pooled as the tower was trained
 
 
-def unpatchify(patches_nxGGxK: jax.Array, patch: int, size: int) -> jax.Array:
-    """Back from `patchify` to images [n, size, size, 3], with zeros beyond the last whole patch."""
-    n, grid = patches_nxGGxK.shape[0], size // patch
-    x = (
-        patches_nxGGxK.reshape(n, grid, grid, patch, patch, 3)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(n, grid * patch, grid * patch, 3)
+def patchify(pixels: Num[AnyArray, "n H W 3"], patch: int, grid: int) -> Num[AnyArray, "n P K"]:
+    """Row-major patches; inside a patch rows, columns, channels. Pixels beyond the grid are cut."""
+    whole = pixels[:, : grid * patch, : grid * patch]
+    return rearrange(whole, "n (i p) (j q) c -> n (i j) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(
+    patches: Num[AnyArray, "n P K"], patch: int, size: int
+) -> Num[Array, "n {size} {size} 3"]:
+    """Back from `patchify` to images, with zeros beyond the last whole patch."""
+    images = rearrange(
+        patches, "n (i j) (p q c) -> n (i p) (j q) c", i=size // patch, p=patch, q=patch
     )
-    beyond = (0, size - grid * patch)
-    return jnp.pad(x, ((0, 0), beyond, beyond, (0, 0)))
+    beyond = (0, size % patch)
+    return jnp.pad(images, ((0, 0), beyond, beyond, (0, 0)))
 
 
 def head_dim_of(config: TeacherConfig) -> int:
@@ -41,56 +67,102 @@ def head_dim_of(config: TeacherConfig) -> int:
     """
     if config.hidden_size % config.num_heads:
         raise ConfigError(
-            f"teacher.hidden_size {config.hidden_size} does not divide into teacher.num_heads {config.num_heads}"
+            f"teacher.hidden_size {config.hidden_size} does not divide into"
+            f" teacher.num_heads {config.num_heads}"
         )
     return config.hidden_size // config.num_heads
 
 
-def param(module: nn.Module, name: str, shape, axes, init=None) -> jax.Array:
-    """A float32 parameter with logical axis names."""
-    init = init or nn.initializers.lecun_normal()
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+class ParamTable(dict[str, jax.Array]):
+    """Declares float32 parameters of a module, and holds them by name.
+
+    With `num_layers` every one is a stack over the layers. The order of declaration seeds the
+    initializers: it must not change.
+    """
+
+    def __init__(self, module: nn.Module, num_layers: int | None = None):
+        super().__init__()
+        self._module = module
+        self._stack = ((), ()) if num_layers is None else ((num_layers,), ("layers",))
+
+    def add(self, name: str, shape: tuple[int, ...], axes: tuple, init: Any) -> jax.Array:
+        """One parameter with logical axis names."""
+        sizes, names = self._stack
+        boxed = nn.with_logical_partitioning(init, (*names, *axes))
+        value: Any = self._module.param(name, boxed, (*sizes, *shape), jnp.float32)
+        self[name] = value
+        return value
+
+    def norm(self, name: str, size: int, axis: str | None = "embed") -> None:
+        """Scale and bias of a layer norm."""
+        self.add(f"{name}_scale", (size,), (axis,), ONES)
+        self.add(f"{name}_bias", (size,), (axis,), ZEROS)
+
+    def dense(
+        self, name: str, shape: tuple[int, ...], axes: tuple, init: Any, *, contracted: int = 1
+    ) -> None:
+        """A kernel, and a bias of its output dimensions: all but the first `contracted` ones."""
+        self.add(f"{name}_kernel", shape, axes, init)
+        self.add(f"{name}_bias", shape[contracted:], axes[contracted:], ZEROS)
 
 
-def position_embedding(module: nn.Module, count: int, width: int) -> jax.Array:
-    """A learned table [count, width]."""
-    return param(
-        module,
-        "position_embedding",
-        (count, width),
-        (None, "embed"),
-        nn.initializers.normal(1 / math.sqrt(width)),
-    )
+def embed_patches(
+    params: ParamTable, pixels: Float[AnyArray, "n H W 3"], config: TeacherConfig
+) -> Float[Array, "n P C"]:
+    """Pixels to patch tokens, by one linear map whose parameters it declares."""
+    shape, axes = (config.patch_size**2 * 3, config.hidden_size), ("patch", "embed")
+    params.dense("patch", shape, axes, nn.initializers.lecun_normal())
+    patches = jnp.asarray(patchify(pixels, config.patch_size, config.grid))
+    return linear(patches, params, "patch")
 
 
-def norm_params(module: nn.Module, name: str, width: int) -> tuple[jax.Array, jax.Array]:
-    """Scale and bias [width] of a layer norm."""
-    scale = param(module, f"{name}_scale", (width,), ("embed",), nn.initializers.ones_init())
-    return scale, param(module, f"{name}_bias", (width,), ("embed",), nn.initializers.zeros_init())
+def position_embedding(params: ParamTable, count: int, width: int) -> Float[Array, "count width"]:
+    """Declares a learned table."""
+    init = nn.initializers.normal(1 / math.sqrt(width))
+    return params.add("position_embedding", (count, width), (None, "embed"), init)
 
 
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds a bias along the last axes of x."""
+def run_layers(
+    block: Callable[[jax.Array, Params], jax.Array], x: Float[Array, "n T C"], params: Params
+) -> tuple[Float[Array, "n T C"], Float[Array, "n T C"]]:
+    """The last block's input and output, for stacked parameters."""
+
+    def body(x, layer):
+        return nn.with_logical_constraint(block(x, layer), ("batch", None, "embed")), None
+
+    before, _ = jax.lax.scan(body, x, {name: leaf[:-1] for name, leaf in params.items()})
+    after, _ = body(before, {name: leaf[-1] for name, leaf in params.items()})
+    return before, after
+
+
+def linear(x: Float[Array, "*batch I"], params: Params, name: str) -> Float[Array, "*batch O"]:
+    """Multiplies by the kernel [I, O] of that name and adds its bias."""
+    return _add_bias(x @ params[f"{name}_kernel"].astype(x.dtype), params[f"{name}_bias"])
+
+
+def to_heads(x: Float[Array, "*batch C"], params: Params, name: str) -> Float[Array, "*batch H D"]:
+    """Projects to heads by the kernel [C, H, D] of that name; its bias may be missing."""
+    y = jnp.einsum("...c,chd->...hd", x, params[f"{name}_kernel"].astype(x.dtype))
+    return _add_bias(y, params[f"{name}_bias"]) if f"{name}_bias" in params else y
+
+
+def from_heads(x: Float[Array, "*batch H D"], params: Params) -> Float[Array, "*batch C"]:
+    """Projects attended values of all heads by the kernel "out" [H, D, C]."""
+    y = jnp.einsum("...hd,hdc->...c", x, params["out_kernel"].astype(x.dtype))
+    return _add_bias(y, params["out_bias"])
+
+
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    # The explicit shape, because tests forbid implicit rank promotion.
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., I] times kernel [I, O], plus bias [O]."""
-    return add_bias(x @ kernel.astype(x.dtype), bias)
-
-
-def project(x_nxTxC: jax.Array, kernel_CxHxD: jax.Array, bias_HxD: jax.Array) -> jax.Array:
-    """[n, T, H, D], split into heads."""
-    return add_bias(
-        jnp.einsum("ntc,chd->nthd", x_nxTxC, kernel_CxHxD.astype(x_nxTxC.dtype)), bias_HxD
-    )
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer norm in float32, whatever the compute type."""
+def layer_norm(x: Float[Array, "*batch C"], params: Params, name: str) -> Float[Array, "*batch C"]:
+    """The layer norm of that name, in float32 whatever the compute type."""
+    scale, bias = params[f"{name}_scale"], params[f"{name}_bias"]
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + LAYER_NORM_EPS)
     shape = (1,) * (x.ndim - 1) + scale.shape
     return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 

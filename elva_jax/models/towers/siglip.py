@@ -1,44 +1,42 @@
-"""SigLIP (arXiv 2303.15343): the vision tower that teaches ELVA (paper, section 3.3), and the text tower that can train one.
+"""SigLIP (arXiv 2303.15343): ELVA's teacher (paper, section 3.3), and the text tower to train one.
 
-The mathematics is transformers' `SiglipModel`. The layers of a tower are stacked: every parameter of `layers` has a leading axis [L, ...].
+    vision:  pixels -> patches + positions -> blocks -> norm -> a learned probe attends to all,
+             then a residual MLP                                                        -> pooled
+    text:    token ids -> embeddings + positions -> blocks -> norm -> the last position -> head
+
+The mathematics is that of transformers' `SiglipModel`: the MLP of a block is
+fc2(gelu_tanh(fc1(x))). See `towers.common` for the blocks and the stacked parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
 from elva_jax.models.towers.common import (
-    LAYER_NORM_EPS,
-    add_bias,
+    HEADS,
+    ZEROS,
+    Params,
+    ParamTable,
+    VisionFeatures,
+    embed_patches,
+    from_heads,
     head_dim_of,
     layer_norm,
     linear,
-    norm_params,
-    param,
-    patchify,
     position_embedding,
-    project,
+    run_layers,
+    to_heads,
 )
+from elva_jax.utils.arrays import AnyArray
 
-Params = Mapping[str, jax.Array]
-
-
-class SiglipOutput(NamedTuple):
-    """Vision features of n images; GG = G*G patches in row-major order."""
-
-    penultimate: (
-        jax.Array
-    )  # [n, GG, C] input of the last layer, without a norm: transformers' hidden_states[-2]
-    last: jax.Array  # [n, GG, C] after the last layer and the final norm: last_hidden_state
-    pooled: jax.Array  # [n, C] attention-pooled: pooler_output
+LECUN = nn.initializers.lecun_normal()
 
 
 class Siglip(nn.Module):
@@ -48,27 +46,23 @@ class Siglip(nn.Module):
     vocab_size: int  # of the captions' tokenizer
     dtype: str = "float32"  # compute type; parameters stay float32
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the towers and the two scalars."""
         if self.config.text_layers < 1 or self.vocab_size < 1:
             raise ConfigError(
                 "a SigLIP with a text tower needs teacher.text_layers and a vocabulary size above 0"
             )
         self.vision = SiglipVision(self.config, self.dtype)
         self.text = SiglipText(self.config, self.vocab_size, self.dtype)
-        # The paper's start: most pairs are negative, so the bias begins at -10 and the scale at 10.
+        # As in SigLIP's paper: most pairs are negative, so the bias starts at -10, the scale at 10.
         self.log_scale = self.param("log_scale", nn.initializers.constant(math.log(10.0)), ())
         self.bias = self.param("bias", nn.initializers.constant(-10.0), ())
 
     def __call__(
-        self, pixels_nxHxWx3: jax.Array, token_ids_mxT: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Image and text features [n, C], [m, C] (not normalised), log scale and bias: what `training.losses.sigmoid_loss` takes."""
-        return (
-            self.vision(pixels_nxHxWx3).pooled,
-            self.text(token_ids_mxT),
-            self.log_scale,
-            self.bias,
-        )
+        self, pixels: Float[AnyArray, "n H W 3"], token_ids: Int[AnyArray, "m T"]
+    ) -> tuple[Float[Array, "n C"], Float[Array, "m C"], Float[Array, ""], Float[Array, ""]]:
+        """Image and text features, not normalized, log scale and bias: for `sigmoid_loss`."""
+        return self.vision(pixels).pooled, self.text(token_ids), self.log_scale, self.bias
 
 
 class SiglipVision(nn.Module):
@@ -78,118 +72,96 @@ class SiglipVision(nn.Module):
     dtype: str = "float32"  # compute type; parameters stay float32
 
     @nn.compact
-    def __call__(self, pixels_nxHxWx3: jax.Array) -> SiglipOutput:
-        """Encodes square images of `config.image_size` pixels, values in [-1, 1]; pixels beyond the last whole patch are ignored.
+    def __call__(self, pixels: Float[AnyArray, "n H W 3"]) -> VisionFeatures:
+        """Encodes square images of `config.image_size` pixels with values in [-1, 1].
+
+        Pixels beyond the last whole patch are ignored. The features are transformers'
+        hidden_states[-2], last_hidden_state and pooler_output.
 
         Raises:
           ConfigError: another image size.
         """
-        c, size, grid = self.config, self.config.image_size, self.config.grid
-        if pixels_nxHxWx3.shape[1:] != (size, size, 3):
+        c, size = self.config, self.config.image_size
+        if pixels.shape[1:] != (size, size, 3):
             raise ConfigError(
-                f"SigLIP was given images of shape {pixels_nxHxWx3.shape[1:]}; teacher.image_size wants {(size, size, 3)}"
+                f"SigLIP was given images of shape {pixels.shape[1:]};"
+                f" teacher.image_size wants {(size, size, 3)}"
             )
-        patches = patchify(pixels_nxHxWx3.astype(self.dtype), c.patch_size, grid)
-        embed_p = {
-            "kernel": param(
-                self, "patch_kernel", (c.patch_size**2 * 3, c.hidden_size), ("patch", "embed")
-            ),
-            "bias": param(
-                self, "patch_bias", (c.hidden_size,), ("embed",), nn.initializers.zeros_init()
-            ),
-        }
-        position = position_embedding(self, grid * grid, c.hidden_size)
-        x = linear(patches, embed_p["kernel"], embed_p["bias"]) + position.astype(self.dtype)[None]
+        params = ParamTable(self)
+        x = embed_patches(params, pixels.astype(self.dtype), c)
+        x = x + position_embedding(params, c.grid**2, c.hidden_size).astype(self.dtype)[None]
         x = nn.with_logical_constraint(x, ("batch", None, "embed"))
         penultimate, x = SiglipLayers(c, c.num_layers, name="layers")(x)
-        last = layer_norm(x, *norm_params(self, "post_norm", c.hidden_size), LAYER_NORM_EPS)
-        return SiglipOutput(penultimate, last, SiglipHead(c, name="head")(last))
+        params.norm("post_norm", c.hidden_size)
+        last = layer_norm(x, params, "post_norm")
+        return VisionFeatures(penultimate, last, SiglipHead(c, name="head")(last))
 
 
 class SiglipText(nn.Module):
-    """The text tower: bidirectional, unmasked (padding is a token like any other), pooled at the last position, as SigLIP was trained."""
+    """The text tower, bidirectional and pooled at the last position, as SigLIP was trained.
+
+    Nothing is masked: padding is a token like any other.
+    """
 
     config: TeacherConfig
     vocab_size: int
     dtype: str = "float32"  # compute type; parameters stay float32
 
     @nn.compact
-    def __call__(self, token_ids_nxT: jax.Array) -> jax.Array:
-        """Text features [n, C], not normalised, of captions padded to `config.text_length` tokens.
+    def __call__(self, token_ids: Int[AnyArray, "n T"]) -> Float[Array, "n C"]:
+        """Features, not normalized, of captions padded to `config.text_length` tokens.
 
         Raises:
           ConfigError: more tokens than positions.
         """
-        c, length = self.config, token_ids_nxT.shape[1]
+        c, length = self.config, token_ids.shape[1]
         if length > c.text_length:
             raise ConfigError(
                 f"SigLIP was given {length} text tokens; teacher.text_length allows {c.text_length}"
             )
-        table = param(
-            self,
+        params, width = ParamTable(self), c.hidden_size
+        table = params.add(
             "token_embedding",
-            (self.vocab_size, c.hidden_size),
+            (self.vocab_size, width),
             ("vocab", "embed"),
             nn.initializers.normal(0.02),
         )
-        table = nn.with_logical_constraint(
-            table, ("vocab", None)
-        )  # whole rows, as in the decoder's embedding
-        position = position_embedding(self, c.text_length, c.hidden_size)[:length]
-        x = (table[token_ids_nxT] + position[None]).astype(self.dtype)
+        table = nn.with_logical_constraint(table, ("vocab", None))  # see `Qwen2.embed`
+        position = position_embedding(params, c.text_length, width)[:length]
+        x = (table[token_ids] + position[None]).astype(self.dtype)
         _, x = SiglipLayers(c, c.text_layers, name="layers")(x)
-        x = layer_norm(x, *norm_params(self, "final_norm", c.hidden_size), LAYER_NORM_EPS)[:, -1]
-        kernel = param(self, "head_kernel", (c.hidden_size, c.hidden_size), ("embed", None))
-        return linear(
-            x,
-            kernel,
-            param(self, "head_bias", (c.hidden_size,), (None,), nn.initializers.zeros_init()),
-        )
+        params.norm("final_norm", width)
+        params.add("head_kernel", (width, width), ("embed", None), LECUN)
+        params.add("head_bias", (width,), (None,), ZEROS)
+        return linear(layer_norm(x, params, "final_norm")[:, -1], params, "head")
 
 
 class SiglipLayers(nn.Module):
-    """A stack of pre-norm blocks."""
+    """The stack of blocks of one tower."""
 
     config: TeacherConfig
     num_layers: int
 
     @nn.compact
-    def __call__(self, x_nxTxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, "n T C"]
+    ) -> tuple[Float[Array, "n T C"], Float[Array, "n T C"]]:
         """The last block's input and output."""
-        c, heads, width = self.config, self.config.num_heads, self.config.hidden_size
-        head_dim = head_dim_of(c)
-        params = {}
+        c, width, inner = self.config, self.config.hidden_size, self.config.intermediate_size
+        per_head = (c.num_heads, head_dim_of(c))
+        params = ParamTable(self, self.num_layers)
 
-        def add(name, shape, axes, init=None):
-            init = init or nn.initializers.zeros_init()
-            params[name] = param(self, name, (self.num_layers, *shape), ("layers", *axes), init)
+        def xavier(in_axis, out_axis):
+            return nn.initializers.xavier_uniform(in_axis, out_axis, batch_axis=(0,))
 
-        matrix = nn.initializers.xavier_uniform(in_axis=-2, out_axis=-1, batch_axis=(0,))
-        for norm in ("norm1", "norm2"):
-            add(f"{norm}_scale", (width,), ("embed",), nn.initializers.ones_init())
-            add(f"{norm}_bias", (width,), ("embed",))
+        params.norm("norm1", width)
+        params.norm("norm2", width)
         for name in ("query", "key", "value"):
-            per_head = nn.initializers.xavier_uniform(in_axis=1, out_axis=(2, 3), batch_axis=(0,))
-            add(
-                f"{name}_kernel", (width, heads, head_dim), ("embed", "heads", "head_dim"), per_head
-            )
-            add(f"{name}_bias", (heads, head_dim), ("heads", "head_dim"))
-        per_head = nn.initializers.xavier_uniform(in_axis=(1, 2), out_axis=3, batch_axis=(0,))
-        add("out_kernel", (heads, head_dim, width), ("heads", "head_dim", "embed"), per_head)
-        add("out_bias", (width,), ("embed",))
-        add("fc1_kernel", (width, c.intermediate_size), ("embed", "mlp"), matrix)
-        add("fc1_bias", (c.intermediate_size,), ("mlp",))
-        add("fc2_kernel", (c.intermediate_size, width), ("mlp", "embed"), matrix)
-        add("fc2_bias", (width,), ("embed",))
-
-        def body(x, layer):
-            return nn.with_logical_constraint(
-                block(x, layer, LAYER_NORM_EPS), ("batch", None, "embed")
-            ), None
-
-        before, _ = jax.lax.scan(body, x_nxTxC, {name: p[:-1] for name, p in params.items()})
-        after, _ = body(before, {name: p[-1] for name, p in params.items()})
-        return before, after
+            params.dense(name, (width, *per_head), ("embed", *HEADS), xavier(1, (2, 3)))
+        params.dense("out", (*per_head, width), (*HEADS, "embed"), xavier((1, 2), 3), contracted=2)
+        params.dense("fc1", (width, inner), ("embed", "mlp"), xavier(-2, -1))
+        params.dense("fc2", (inner, width), ("mlp", "embed"), xavier(-2, -1))
+        return run_layers(block, x, params)
 
 
 class SiglipHead(nn.Module):
@@ -198,61 +170,33 @@ class SiglipHead(nn.Module):
     config: TeacherConfig
 
     @nn.compact
-    def __call__(self, x_nxTxC: jax.Array) -> jax.Array:
-        """[n, T, C] -> [n, C]."""
-        c, heads, width = self.config, self.config.num_heads, self.config.hidden_size
-        zeros = nn.initializers.zeros_init()
-        probe = param(self, "probe", (1, width), (None, "embed"), nn.initializers.xavier_uniform())
-        projected = {}
-        for name, source in (
-            ("query", probe.astype(x_nxTxC.dtype)[None]),
-            ("key", x_nxTxC),
-            ("value", x_nxTxC),
-        ):
-            init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
-            kernel = param(
-                self,
-                f"{name}_kernel",
-                (width, heads, head_dim_of(c)),
-                ("embed", "heads", "head_dim"),
-                init,
-            )
-            bias = param(
-                self, f"{name}_bias", (heads, head_dim_of(c)), ("heads", "head_dim"), zeros
-            )
-            projected[name] = project(source, kernel, bias)
-        query = jnp.broadcast_to(
-            projected["query"], (x_nxTxC.shape[0], *projected["query"].shape[1:])
-        )
-        x = jax.nn.dot_product_attention(query, projected["key"], projected["value"])[:, 0]
-        init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
-        kernel = param(
-            self, "out_kernel", (heads, head_dim_of(c), width), ("heads", "head_dim", "embed"), init
-        )
-        x = add_bias(
-            jnp.einsum("nhd,hdc->nc", x, kernel.astype(x.dtype)),
-            param(self, "out_bias", (width,), ("embed",), zeros),
-        )
-        y = layer_norm(x, *norm_params(self, "norm", width), LAYER_NORM_EPS)
-        fc1 = param(self, "fc1_kernel", (width, c.intermediate_size), ("embed", "mlp"))
-        y = nn.gelu(
-            linear(y, fc1, param(self, "fc1_bias", (c.intermediate_size,), ("mlp",), zeros)),
-            approximate=True,
-        )
-        fc2 = param(self, "fc2_kernel", (c.intermediate_size, width), ("mlp", "embed"))
-        return x + linear(y, fc2, param(self, "fc2_bias", (width,), ("embed",), zeros))
+    def __call__(self, x: Float[Array, "n T C"]) -> Float[Array, "n C"]:
+        """One vector per image."""
+        c, width, inner = self.config, self.config.hidden_size, self.config.intermediate_size
+        per_head = (c.num_heads, head_dim_of(c))
+        params, xavier = ParamTable(self), nn.initializers.xavier_uniform
+        probe = params.add("probe", (1, width), (None, "embed"), xavier())
+        for name in ("query", "key", "value"):
+            params.dense(name, (width, *per_head), ("embed", *HEADS), xavier(0, (1, 2)))
+        params.dense("out", (*per_head, width), (*HEADS, "embed"), xavier((0, 1), 2), contracted=2)
+        params.norm("norm", width)
+        params.dense("fc1", (width, inner), ("embed", "mlp"), LECUN)
+        params.dense("fc2", (inner, width), ("mlp", "embed"), LECUN)
+
+        query = to_heads(probe.astype(x.dtype)[None], params, "query")
+        query = jnp.broadcast_to(query, (x.shape[0], *query.shape[1:]))
+        key, value = (to_heads(x, params, name) for name in ("key", "value"))
+        y = from_heads(jax.nn.dot_product_attention(query, key, value)[:, 0], params)
+        return y + _mlp(layer_norm(y, params, "norm"), params)
 
 
-def block(x_nxTxC: jax.Array, p: Params, eps: float) -> jax.Array:
-    """One pre-norm transformer block with the parameters of one layer: unmasked attention, then a tanh-GELU MLP."""
-    y = layer_norm(x_nxTxC, p["norm1_scale"], p["norm1_bias"], eps)
-    query, key, value = (
-        project(y, p[f"{name}_kernel"], p[f"{name}_bias"]) for name in ("query", "key", "value")
-    )
-    y = jax.nn.dot_product_attention(query, key, value)
-    x = x_nxTxC + add_bias(
-        jnp.einsum("nthd,hdc->ntc", y, p["out_kernel"].astype(y.dtype)), p["out_bias"]
-    )
-    y = layer_norm(x, p["norm2_scale"], p["norm2_bias"], eps)
-    y = nn.gelu(linear(y, p["fc1_kernel"], p["fc1_bias"]), approximate=True)
-    return x + linear(y, p["fc2_kernel"], p["fc2_bias"])
+def block(x: Float[Array, "n T C"], params: Params) -> Float[Array, "n T C"]:
+    """One pre-norm block with the parameters of one layer."""
+    y = layer_norm(x, params, "norm1")
+    query, key, value = (to_heads(y, params, name) for name in ("query", "key", "value"))
+    x = x + from_heads(jax.nn.dot_product_attention(query, key, value), params)
+    return x + _mlp(layer_norm(x, params, "norm2"), params)
+
+
+def _mlp(x: Float[Array, "*batch C"], params: Params) -> Float[Array, "*batch C"]:
+    return linear(nn.gelu(linear(x, params, "fc1"), approximate=True), params, "fc2")
