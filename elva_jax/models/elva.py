@@ -218,9 +218,7 @@ class Elva(nn.Module):
             )
         return ElvaOutput(self.decoder.final_norm(x), layout, size, survivor, tuple(merges))
 
-    def embed(
-        self, patches: Num[AnyArray, "B N K"], layout: TokenLayout
-    ) -> Float[Array, "B S D"]:
+    def embed(self, patches: Num[AnyArray, "B N K"], layout: TokenLayout) -> Float[Array, "B S D"]:
         """The decoder's input: text and visual tokens, zeros at padding."""
         x = input_embeddings(self.decoder.embed, self.patch_embed(patches, layout), layout)
         return nn.with_logical_constraint(x, ("batch", "seq", None))

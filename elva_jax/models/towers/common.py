@@ -31,7 +31,7 @@ LAYER_NORM_EPS = 1e-6  # of every tower
 ZEROS, ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
 HEADS = ("heads", "head_dim")  # logical axes
 
-Params = Mapping[str, jax.Array]
+Params = Mapping[str, AnyArray]
 
 
 class VisionFeatures(NamedTuple):
@@ -73,7 +73,7 @@ def head_dim_of(config: TeacherConfig) -> int:
     return config.hidden_size // config.num_heads
 
 
-class ParamTable(dict[str, jax.Array]):
+class ParamTable(dict[str, AnyArray]):
     """Declares float32 parameters of a module, and holds them by name.
 
     With `num_layers` every one is a stack over the layers. The order of declaration seeds the
@@ -85,7 +85,7 @@ class ParamTable(dict[str, jax.Array]):
         self._module = module
         self._stack = ((), ()) if num_layers is None else ((num_layers,), ("layers",))
 
-    def add(self, name: str, shape: tuple[int, ...], axes: tuple, init: Any) -> jax.Array:
+    def add(self, name: str, shape: tuple[int, ...], axes: tuple, init: Any) -> AnyArray:
         """One parameter with logical axis names."""
         sizes, names = self._stack
         boxed = nn.with_logical_partitioning(init, (*names, *axes))
@@ -116,7 +116,9 @@ def embed_patches(
     return linear(patches, params, "patch")
 
 
-def position_embedding(params: ParamTable, count: int, width: int) -> Float[Array, "count width"]:
+def position_embedding(
+    params: ParamTable, count: int, width: int
+) -> Float[AnyArray, "{count} {width}"]:
     """Declares a learned table."""
     init = nn.initializers.normal(1 / math.sqrt(width))
     return params.add("position_embedding", (count, width), (None, "embed"), init)
@@ -152,7 +154,7 @@ def from_heads(x: Float[Array, "*batch H D"], params: Params) -> Float[Array, "*
     return _add_bias(y, params["out_bias"])
 
 
-def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+def _add_bias(x: jax.Array, bias: AnyArray) -> jax.Array:
     # The explicit shape, because tests forbid implicit rank promotion.
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
@@ -167,6 +169,6 @@ def layer_norm(x: Float[Array, "*batch C"], params: Params, name: str) -> Float[
     return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 
 
-def to_pixels(frames: jax.Array) -> jax.Array:
+def to_pixels(frames: Num[AnyArray, "*batch 3"]) -> Float[AnyArray, "*batch 3"]:
     """uint8 to float32 in [-1, 1], the input of every vision tower."""
     return frames.astype(jnp.float32) / 127.5 - 1.0

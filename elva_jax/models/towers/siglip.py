@@ -62,7 +62,8 @@ class Siglip(nn.Module):
         self, pixels: Float[AnyArray, "n H W 3"], token_ids: Int[AnyArray, "m T"]
     ) -> tuple[Float[Array, "n C"], Float[Array, "m C"], Float[Array, ""], Float[Array, ""]]:
         """Image and text features, not normalized, log scale and bias: for `sigmoid_loss`."""
-        return self.vision(pixels).pooled, self.text(token_ids), self.log_scale, self.bias
+        scale, bias = jnp.asarray(self.log_scale), jnp.asarray(self.bias)
+        return self.vision(pixels).pooled, self.text(token_ids), scale, bias
 
 
 class SiglipVision(nn.Module):
