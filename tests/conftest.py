@@ -31,8 +31,10 @@ from jaxtyping import install_import_hook
 # Types and shapes in the annotations of these are checked at every call, in tests only. It has to
 # come before the first import of the package.
 ARRAY_MODULES = ("decode", "hidden", "kv_cache", "params", "prefill", "sampling", "scoring")
-CHECKED = ("elva_jax.ops", *(f"elva_jax.inference.{name}" for name in ARRAY_MODULES))
-install_import_hook(CHECKED, "beartype.beartype")
+CHECKED = ("ops", *(f"inference.{name}" for name in ARRAY_MODULES))
+# An int may stand for a float, as type checkers have it.
+CONF = "beartype.BeartypeConf(is_pep484_tower=True)"
+install_import_hook([f"elva_jax.{name}" for name in CHECKED], f"beartype.beartype(conf={CONF})")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("elva", deadline=None, max_examples=40, derandomize=True)

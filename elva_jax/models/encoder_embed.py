@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.models.layers import dense
-from elva_jax.models.towers.common import unpatchify
+from elva_jax.models.towers.common import to_pixels, unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
@@ -64,7 +64,7 @@ class EncoderEmbed(nn.Module):
             )
         by_frame = patches.reshape(-1, in_frame, width)
         frames = unpatchify(by_frame, tower.patch_size, tower.image_size)
-        features = self.tower(frames.astype(jnp.float32) / 127.5 - 1.0).penultimate
+        features = self.tower(to_pixels(frames)).penultimate
         x_BxNxC = features.reshape(batch, count, tower.hidden_size)
         x_BxNxD = self.fc2(nn.gelu(self.fc1(x_BxNxC), approximate=False))
         is_patch_BxSx1 = (layout.kind == Kind.PATCH)[..., None]

@@ -184,7 +184,7 @@ class SiglipHead(nn.Module):
         params.dense("fc1", (width, inner), ("embed", "mlp"), LECUN)
         params.dense("fc2", (inner, width), ("mlp", "embed"), LECUN)
 
-        query = to_heads(probe.astype(x.dtype)[None], params, "query")
+        query = to_heads(jnp.asarray(probe, x.dtype)[None], params, "query")
         query = jnp.broadcast_to(query, (x.shape[0], *query.shape[1:]))
         key, value = (to_heads(x, params, name) for name in ("key", "value"))
         y = from_heads(jax.nn.dot_product_attention(query, key, value)[:, 0], params)
