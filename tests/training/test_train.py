@@ -192,10 +192,13 @@ def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
     assert losses["with"] != losses["without"]
 
 
-def test_epochs_become_steps(tiny_run, data_dir, tmp_path):
+def test_epochs_become_steps_and_nothing_is_printed_without_a_console(
+    tiny_run, data_dir, tmp_path, capsys
+):
     config = toy(tiny_run, data_dir, "teacher", steps=0)
     config.stages.teacher.epochs = 0.32  # of 24 clips, 4 per step
     assert train.run(config, tmp_path) == 0
+    assert capsys.readouterr().out == ""
     assert load_run(tmp_path, kind="teacher").step == 2
 
 
