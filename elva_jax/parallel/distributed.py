@@ -1,8 +1,14 @@
 """Several processes as one JAX runtime: their start, barriers, comparisons, and their end.
 
-    launchers.detect_process    which process this is
-    handshake.rendezvous        all processes are there, with equal code and configuration
-    jax.distributed.initialize  JAX connects them; each now sees the devices of all
+    detect_process                      which process this is
+    initialize
+      handshake.rendezvous              all processes are there, with equal code and configuration
+      jax.distributed.initialize        JAX connects them; each now sees the devices of all
+
+Before `elva_jax.train` in a script of your own:
+
+    process = distributed.detect_process(os.environ)
+    distributed.initialize(process, distributed.run_fingerprint(config))
 
 JAX alone would abort with a stack trace where a process stays away, and would let processes with
 different configurations start together.
@@ -29,7 +35,19 @@ from ml_collections import ConfigDict
 import elva_jax
 from elva_jax.errors import ConfigError, StartError
 from elva_jax.parallel.handshake import rendezvous
-from elva_jax.parallel.launchers import ProcessSpec
+from elva_jax.parallel.launchers import ProcessSpec, detect_process
+
+__all__ = [
+    "ProcessSpec",
+    "all_gather_json",
+    "assert_equal_across_processes",
+    "barrier",
+    "detect_process",
+    "exit_if_distributed",
+    "explain_lost_processes",
+    "initialize",
+    "run_fingerprint",
+]
 
 
 def initialize(
@@ -42,7 +60,7 @@ def initialize(
     """Joins all processes into one JAX runtime, before anything asks JAX for devices.
 
     Args:
-      process: from `launchers.detect_process`; None for a single process: nothing is done.
+      process: from `detect_process`; None for a single process: nothing is done.
       fingerprint: what must be equal in all processes, as nested JSON-able values by name.
       start_timeout: seconds that the processes wait for one another.
       heartbeat_timeout: seconds of silence after which a process counts as dead, and the others
@@ -151,7 +169,7 @@ def assert_equal_across_processes(what: str, value: Any) -> None:
 
 
 def run_fingerprint(config: ConfigDict) -> dict[str, Any]:
-    """What all processes of a run must have in common: the source code, versions, configuration."""
+    """Source code, versions and configuration, which all processes of a run must share."""
     root = Path(elva_jax.__file__).parent
     source = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -17,8 +17,8 @@ class TimeLimitExceeded(Exception):
 def run_with_time_limit(seconds: float, work: Callable[[], T]) -> T:
     """Returns the result of `work()`, or raises what it raises.
 
-    The work runs in a thread of its own, which is abandoned after the limit: Python code ends at its
-    next bytecode, and a call into a native decoder that never returns only occupies a thread.
+    The work runs in a thread of its own, which is abandoned after the limit: Python code ends at
+    its next bytecode, and a call into a native decoder that never returns only keeps a thread.
 
     Args:
       seconds: the limit; 0: none, and the work runs in the caller's thread.
