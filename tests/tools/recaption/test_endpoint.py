@@ -78,6 +78,12 @@ def test_a_persistent_fault_fails_the_request_after_all_tries(server, fault):
     assert len(server.requests) == 2
 
 
+def test_an_endless_answer_fails_the_request(server, monkeypatch):
+    monkeypatch.setattr("elva_jax.tools.recaption.endpoint.MAX_RESPONSE", 10)
+    with pytest.raises(Failed, match=r"the answer exceeds 0 MiB \(2 tries\)"):
+        engine(server, tries=2).describe("image", FRAMES[:1], "?")
+
+
 def test_an_unreachable_server_fails_the_request(server):
     server.close()
     with pytest.raises(Failed, match="no connection"):
