@@ -1,0 +1,1 @@
+"""From annotation files to batches: readers, mixtures, decoding, packing, the Grain pipeline."""

@@ -1,4 +1,4 @@
-"""The two kinds of batches: packed conversations for a video LLM, captioned clips for a vision tower."""
+"""Batches of two kinds: packed conversations for a video LLM, captions for a vision tower."""
 
 from __future__ import annotations
 

@@ -1,7 +1,12 @@
 """Conversations as ChatML tokens around visual tokens, with the loss on answers only.
 
-The text tokens are those that the tokenizer's chat template gives for the same messages; a medium's tokens stand at its marker, or at
-the front of the first user turn. White space around a question, an answer or a marker is not part of the conversation.
+The text tokens are those that the tokenizer's chat template gives for the same messages. A medium's
+tokens stand at its marker, or at the beginning of the first user turn. White space around a
+question, an answer or a marker is not part of the conversation.
+
+    <|im_start|>user [newline] [FRAME PATCH ... LINE] What moves?<|im_end|> [newline]
+    <|im_start|>assistant [newline] A circle.<|im_end|> [newline]
+                                    ^^^^^^^^^^^^^^^^^^^ learned
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> str:
-    """A multiple-choice question in the wording that training and evaluation share; the answer is a letter."""
+    """A multiple-choice question as training and evaluation word it; the answer is a letter."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, "Answer with the letter."])
 
@@ -34,15 +39,16 @@ def render(
     clips: Sequence[Clip],
     system_prompt: str = "",
 ) -> list[Text | Clip]:
-    """Renders a whole conversation for training: weight 1 on answers and the `<|im_end|>` behind them, 0 elsewhere.
+    """Renders a whole conversation for training.
 
-    Independent turns share the media and see nothing of one another: each is a conversation of one turn.
+    Answers and the `<|im_end|>` after them have weight 1, everything else 0. Independent turns
+    share the media and do not see each other: each is a conversation of one turn.
 
     Args:
       example: the conversation.
       tokenizer: a ChatML tokenizer; see `check_tokenizer`.
-      clips: of each medium.
-      system_prompt: text of the system turn; "" for none.
+      clips: the clip of each medium.
+      system_prompt: text of the system turn; "": none.
 
     Raises:
       DataError: no turns, an empty answer, or markers that do not match the media.
@@ -65,7 +71,7 @@ def render(
 def _question(
     before: str, texts: Sequence[str], clips: list[Clip], tokenizer: PreTrainedTokenizerBase
 ) -> list[Text | Clip]:
-    """A user's turn up to where its answer begins: a clip, taken from the front of `clips`, between any two of the texts."""
+    """A user's turn up to its answer: the texts with clips between them, removed from `clips`."""
     parts: list[Text | Clip] = []
     for text in texts[:-1]:
         parts += [Text(token_ids(tokenizer, before + text)), clips.pop(0)]
@@ -76,7 +82,7 @@ def _question(
 def _render_branches(
     example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str
 ) -> list[Text | Clip]:
-    """Every turn as it would be alone, behind the media that all share."""
+    """Every turn as it would be alone, after the media that all turns share."""
     parts: list[Text | Clip] = [
         Text(token_ids(tokenizer, _system(system_prompt) + "<|im_start|>user\n")),
         *clips,
@@ -95,7 +101,7 @@ def prompt_parts(
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str = "",
 ) -> list[Text | Clip]:
-    """Renders one question for inference; it ends with the assistant's header, so that generation continues with the answer.
+    """Renders one question for inference, up to the assistant's header, where the answer begins.
 
     Raises:
       DataError: markers in the question that do not match the clips.
@@ -107,7 +113,7 @@ def prompt_parts(
 def follow_up(
     question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase
 ) -> list[Text | Clip]:
-    """Renders a later question of a conversation, from the end of the answer before it to where its own answer begins.
+    """Renders a later question, from the end of the previous answer to where its answer begins.
 
     Raises:
       DataError: markers in the question that do not match the clips.
@@ -119,7 +125,11 @@ def follow_up(
 
 
 def check(example: Example) -> None:
-    """Raises DataError where there is nothing to learn: no turns, or an empty answer."""
+    """Checks that there is something to learn.
+
+    Raises:
+      DataError: no turns, or an empty answer.
+    """
     if not example.turns:
         raise DataError(f"{example.key}: the conversation is empty")
     for turn in example.turns:
@@ -128,12 +138,12 @@ def check(example: Example) -> None:
 
 
 def has_markers(example: Example) -> bool:
-    """Whether any question says where its medium stands."""
+    """Whether any question marks the place of a medium."""
     return any(MARKER.search(turn.question) for turn in example.turns)
 
 
 def truncate(example: Example, turns: int) -> Example:
-    """The first `turns` turns, with the media they speak of."""
+    """Keeps the first `turns` turns and their media."""
     kept = example.turns[:turns]
     media = (
         sum(len(MARKER.findall(turn.question)) for turn in kept)
@@ -144,7 +154,7 @@ def truncate(example: Example, turns: int) -> Example:
 
 
 def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Text tokens that a turn behind the first one adds to a conversation."""
+    """Text tokens that a turn after the first one adds to a conversation."""
     pieces = MARKER.split(turn.question.strip())
     pieces[0] = "\n<|im_start|>user\n" + pieces[0]
     pieces[-1] += ANSWER
@@ -154,7 +164,11 @@ def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises DataError unless the tokenizer's chat template is ChatML as `render` writes it."""
+    """Checks that the tokenizer's chat template is ChatML as `render` writes it.
+
+    Raises:
+      DataError: it is another template.
+    """
     turns = (Turn("What is it?", "A red circle."), Turn("And now?", "Gone."))
     messages = [{"role": "system", "content": "Be brief."}]
     for turn in turns:
@@ -176,13 +190,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     ]
     if ours != expected:
         raise DataError(
-            f"tokenizer {tokenizer.name_or_path}: its chat template is not ChatML (<|im_start|>role ... <|im_end|>); use a Qwen2 tokenizer"
+            f"tokenizer {tokenizer.name_or_path}: its chat template is not ChatML "
+            "(<|im_start|>role ... <|im_end|>); use a Qwen2 tokenizer"
         )
 
 
 @functools.lru_cache(maxsize=16_384)
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Tokens of `text`, remembered because questions and headers recur."""
+    """Tokens of `text`, cached because questions and headers recur."""
     return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
 
@@ -191,7 +206,7 @@ def _system(prompt: str) -> str:
 
 
 def split_questions(example: Example, media: int) -> list[list[str]]:
-    """Each question's text, cut where a medium stands.
+    """Each question's text, split at the places of media.
 
     Raises:
       DataError: markers that do not match the number of media.

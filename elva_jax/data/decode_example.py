@@ -199,7 +199,7 @@ def _name_in_errors(medium: Media, key: str) -> str | None:
 
 
 def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Example:
-    """Keeps at most `most` turns: random ones in random order, or the first where order or markers matter."""
+    """Keeps at most `most` turns: random ones, or the first where order or markers matter."""
     if example.ordered or conversation.has_markers(example):
         return conversation.truncate(example, most)
     chosen, seen = [], set()

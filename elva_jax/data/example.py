@@ -1,4 +1,4 @@
-"""The one typed example that every reader yields and the pipeline takes."""
+"""The typed example that every reader yields and the pipeline takes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,45 @@ class Media:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One question and its answer; `<image>` and `<video>` in the question stand where a medium belongs."""
+    """One question and its answer.
+
+    Attributes:
+      question: text; `<image>` and `<video>` stand where a medium belongs.
+      answer: text.
+      task: object, caption, open or choice.
+      family: the topic of the question, such as color or order.
+      options: the candidate answers in words, if there are any.
+      about: names the fact asked for. Turns about the same fact would reveal each other's answer,
+        and never share a conversation; "": no other turn is about it.
+    """
 
     question: str
     answer: str
-    task: str = "open"  # object | caption | open | choice
-    family: str = ""  # what is asked about, such as colour or order
-    options: tuple[str, ...] = ()  # the candidate answers in words, where there are any
-    about: str = ""  # turns about the same thing would give each other's answer away, and never share a conversation; "": about its own
+    _: dataclasses.KW_ONLY
+    task: str = "open"
+    family: str = ""
+    options: tuple[str, ...] = ()
+    about: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A conversation about some media."""
+    """A conversation about some media.
 
-    key: str  # names the record in messages
+    Attributes:
+      key: names the record in messages.
+      media: in the order of their markers.
+      turns: questions and answers.
+      ordered: whether later turns build on earlier ones, so that order and completeness matter.
+      independent: whether the turns are separate questions about the same media, none of which may
+        see another.
+      system: the conversation's own system turn; "": the stage's.
+    """
+
+    key: str
     media: tuple[Media, ...]
     turns: tuple[Turn, ...]
-    ordered: bool = (
-        False  # whether later turns build on earlier ones, so that order and completeness matter
-    )
-    independent: bool = False  # whether the turns are questions of their own about the same media, none of which may see another
-    system: str = ""  # a system turn of its own; "": the stage's
+    _: dataclasses.KW_ONLY
+    ordered: bool = False
+    independent: bool = False
+    system: str = ""

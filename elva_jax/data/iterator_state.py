@@ -9,7 +9,7 @@ its position + n // N, and each of today's M processes reads the elements n = m 
     two processes stopped at 3 and 1:   stream 0: . . . 3 4 5 ...     stream 1: . 1 2 3 ...
     three processes continue:           m=0: (0,3) (1,2) ...   m=1: (1,1) (0,5) ...   m=2: (0,4) ...
 
-So every order is a pure function of small lists of numbers, and no example is read twice or left out.
+So every order is a pure function of small lists of numbers: no example is read twice or left out.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class RemainingPositions(Sequence[StreamPosition]):
 def saved_positions(
     waiting: Sequence[int | Sequence[int]], process_index: int
 ) -> list[StreamPosition]:
-    """The waiting positions of a saved state; the oldest checkpoints have indices into the process's own stream."""
+    """The waiting positions of a saved state.
+
+    The oldest checkpoints have indices into the process's own stream.
+    """
     return [
         StreamPosition(process_index, entry) if isinstance(entry, int) else StreamPosition(*entry)
         for entry in waiting

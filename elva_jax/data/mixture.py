@@ -1,6 +1,6 @@
-"""Which record comes when: shuffled, sharded, repeated and weighted, as a pure function of a position.
+"""The order of records: shuffled, sharded, repeated and weighted, as a function of a position.
 
-Every position of the endless stream names one record, so that a position is all that a restart needs.
+Every position of the endless stream names one record, so that a restart needs only a position.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from elva_jax.data import sources
 from elva_jax.data.example import Example
 from elva_jax.errors import DataError
 
-FINE = 10_000  # the smallest of the shares made by size: fine enough for one part in ten thousand
+FINE = 10_000  # the smallest share by size: precise to one part in ten thousand
 
 
 class Mixture:
@@ -45,10 +45,10 @@ class Mixture:
         ]
         self.used = []
         for label, sampling, records in zip(self.labels, self.sampling, self.records, strict=True):
-            # The label, not the stage: so that stages which name a source alike use the same records of it.
-            self.used.append(
-                Used(sampling, len(records), stage_seed(config.seed, "sampling", label), label)
-            )
+            # Seeded by the label, not the stage: stages with a source of the same name use the same
+            # records of it.
+            seed = stage_seed(config.seed, "sampling", label)
+            self.used.append(Used(sampling, len(records), seed, label))
 
     def __len__(self) -> int:
         return round(
@@ -62,7 +62,7 @@ class Mixture:
 
     @property
     def shares(self) -> list[int]:
-        """How many of the examples come from each source, beside the others."""
+        """Relative shares of the sources in the examples."""
         if not self.temperature:
             return [int(weight * (100 / min(self.weights))) for weight in self.weights]
         sizes = [epochs * len(used) for epochs, used in zip(self.epochs, self.used, strict=True)]
@@ -70,13 +70,12 @@ class Mixture:
             weight * size ** (1 / self.temperature)
             for weight, size in zip(self.weights, sizes, strict=True)
         ]
-        scale = math.ceil(
-            FINE / min(shares)
-        )  # a whole number keeps whole shares exact, so that a pass by size takes every record once
+        # A whole number keeps whole shares exact, so that a pass by size takes every record once.
+        scale = math.ceil(FINE / min(shares))
         return [round(share * scale) for share in shares]
 
     def example(self, source: int, index: int) -> Example:
-        """Reads one of the used records of one source."""
+        """Reads one of a source's used records."""
         return self.records[source][self.used[source][index]]
 
     def key(self, source: int, index: int) -> str:
@@ -84,7 +83,7 @@ class Mixture:
         return f"{self.labels[source]}[{self.used[source][index]}]"
 
     def fingerprint(self) -> list[list]:
-        """What the order depends on, JSON-able."""
+        """The settings that the order depends on, as JSON."""
         out = []
         for k, used in enumerate(self.used):
             sampling = [self.sampling[k]] if self.sampling[k] != "all" else []
@@ -93,7 +92,7 @@ class Mixture:
 
 
 class Used(Sequence[int]):
-    """The numbers of the records that a sampling strategy uses, none of which is held.
+    """The indices of the records that a sampling strategy uses, computed on demand.
 
     Args:
       sampling: as `config.mixtures.parse_sampling` reads it.
@@ -141,7 +140,8 @@ def stream(
 ) -> grain.MapDataset:
     """The endless order of (source, record index) pairs: shuffle, shard, repeat, mix.
 
-    Each epoch of a source is shuffled anew; processes read disjoint slices of it; shares hold in every stretch of the stream.
+    Each epoch of a source is shuffled again. Processes read disjoint slices of it. Shares hold in
+    every part of the stream.
 
     Raises:
       DataError: a source with fewer records than there are processes.
@@ -150,7 +150,8 @@ def stream(
     for k, length in enumerate(lengths):
         if length < process_count:
             raise DataError(
-                f"source {k} of the mixture has {length} records, fewer than the {process_count} processes"
+                f"source {k} of the mixture has {length} records, "
+                f"fewer than the {process_count} processes"
             )
         part = (
             grain.MapDataset.range(length)
@@ -163,10 +164,10 @@ def stream(
 
 
 class _Mixed:
-    """Endless parts in turn, so that each has its share in every stretch, give or take an element or two.
+    """Interleaves endless parts so that each has its share in every stretch, within two elements.
 
-    Of as many elements as the shares add up to, each part has exactly its share. The order is that of `grain.MapDataset.mix`, which knows
-    shares to a hundredth only.
+    Of as many elements as the shares add up to, each part has exactly its share. The order is that
+    of `grain.MapDataset.mix`, which only supports shares to a hundredth.
     """
 
     def __init__(self, parts: Sequence[grain.MapDataset], shares: Sequence[int]):
@@ -181,13 +182,13 @@ class _Mixed:
             before, after = -(-index * share // left), -(-(index + 1) * share // left)
             if after > before:
                 return part[before]
-            # Not this part's: what is left for the others goes on without its elements.
+            # It belongs to another part: continue without this part's elements.
             index, left = index - before, left - share
         raise AssertionError("the last part takes all that is left")
 
 
 class _Tag:
-    """Adds the source's number to a record index (a class, because workers need it pickled)."""
+    """Adds the source's number to a record index; a class, because workers pickle it."""
 
     def __init__(self, source: int):
         self.source = source
@@ -197,5 +198,5 @@ class _Tag:
 
 
 def examples_per_epoch(config: ConfigDict, stage_name: str) -> int:
-    """Examples in one pass over a stage's mixture, over all processes: the used records of its sources, each as often as `epochs` says."""
+    """Examples in one pass over a stage's mixture, over all processes."""
     return len(Mixture(config, stage_name))

@@ -1,9 +1,9 @@
 """Packing of examples into the rows of a batch.
 
-Every example takes some tokens, patches and frames of a row, and the row is full where one more would exceed any of them:
+Each example takes tokens, patches and frames of a row. Among the examples that wait, a row of 10
+tokens takes the oldest, A, then the largest that still fits, B, then D; the next row begins with C:
 
-    waiting   [A 5] [B 3] [C 9] [D 2]      row of 10 tokens: A, then the largest that still fits: B, then D
-                                            next row: C
+    waiting   A (5)   B (3)   C (9)   D (2)        row   [A A A A A B B B D D]
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class PackingReport:
 def simulate(
     counts: Iterable[Counts], capacity: Counts, lookahead: float = PACKING_LOOKAHEAD
 ) -> PackingReport:
-    """Packs examples by their counts alone, as training does, until too few are left to choose from."""
+    """Packs examples by their counts alone, as in training, until too few are left."""
     buffer, stream = PackingBuffer(capacity, lookahead), iter(counts)
     rows = most = longest = 0
     taken: list[Counts] = []

@@ -54,7 +54,7 @@ SAVED_KEYS = (
 
 
 class SampleStreams:
-    """The decoded records of several processes' endless streams; picklable, so that workers can hold it.
+    """The decoded records of several processes' endless streams; picklable, for the workers.
 
     Args:
       decoder: makes a sample of a record.

@@ -1,4 +1,4 @@
-"""An example as a record of a built data set, and back: the format that `elva data build` writes and `data/sources.py` reads."""
+"""The record format of built data sets: `elva data build` writes it, `data/sources.py` reads it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import tensorflow_datasets as tfds
 
 from elva_jax.data.example import Example, Media, Turn
 
-FORMAT = "elva_examples"  # in a data set's metadata: what its records are
+FORMAT = "elva_examples"  # name of this format in a data set's metadata
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The features of a record: {"key", "media" (file bytes), "kinds" (video | image, of each), "conversation" (UTF-8 JSON)}."""
+    """The TFDS features of a record.
+
+    They are key, media (the bytes of each file), kinds (video or image, of each medium) and
+    conversation (UTF-8 JSON).
+    """
     return tfds.features.FeaturesDict(
         {
             "key": tfds.features.Text(),
@@ -28,7 +32,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def to_record(example: Example, media: Sequence[bytes]) -> dict[str, Any]:
-    """A record of an example whose media are these files."""
+    """Makes a record of an example and the bytes of its media."""
     return {
         "key": example.key,
         "media": list(media),
@@ -38,7 +42,7 @@ def to_record(example: Example, media: Sequence[bytes]) -> dict[str, Any]:
 
 
 def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
-    """The example of a record as TFDS decodes it, with the turns of `tasks`; () takes all."""
+    """Makes an example of a record decoded by TFDS, with the turns of `tasks`; () takes all."""
     notes = json.loads(record["conversation"])
     turns = tuple(
         Turn(**{**turn, "options": tuple(turn.get("options", ()))}) for turn in notes.pop("turns")
@@ -56,7 +60,7 @@ def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
 
 
 def conversation(example: Example) -> dict[str, Any]:
-    """What is said in an example, JSON-able; of fields with a default, those that differ from it."""
+    """The text of an example as JSON; fields that have their default are left out."""
     return {
         "turns": [_changed(turn) for turn in example.turns],
         **{

@@ -1,4 +1,4 @@
-"""Reading records so that a bad one becomes a reason instead of the end of a run or a long build."""
+"""Reading records so that a bad one becomes a reason, and does not end a run or a long build."""
 
 from __future__ import annotations
 

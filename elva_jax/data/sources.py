@@ -1,12 +1,11 @@
-"""Data sets by name, as random-access sequences of examples: the rest of the pipeline sees only `open_examples`.
+"""The table of readers: data sets by name, as random-access sequences of examples.
 
-A file's suffix chooses its reader in `FILE_READERS`, and `hf:` before a folder Hugging Face's; any other name is one of TFDS, and a new
-format of those is one reader in `READERS`.
+A file's suffix chooses its reader in `FILE_READERS`, and `hf:` before a folder Hugging Face's. Any
+other name is one of TFDS; a new record format of those is one reader in `READERS`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,43 +15,40 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from elva_jax.data import record as built
-from elva_jax.data.conversation import choice_prompt
-from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.example import Example
+from elva_jax.data.readers import moving_shapes
 from elva_jax.data.readers.huggingface import HuggingFaceFolder
 from elva_jax.data.readers.json_file import JsonFile
 from elva_jax.data.readers.webdataset import WebDataset
 from elva_jax.data.readers.webvid import WebVidFile
-from elva_jax.errors import DataError, RecordError
+from elva_jax.errors import DataError
 
 Record = Mapping[str, Any]
-HUGGING_FACE = "hf:"  # in front of a folder
-NAME = re.compile(r"[a-zA-Z]\w*")  # of a TFDS data set, before its config and version
+RecordReader = Callable[[Record, Sequence[str]], Example]  # of a record, and the tasks wanted
+HUGGING_FACE = "hf:"  # prefix of a folder
+TFDS_NAME = re.compile(r"[a-zA-Z]\w*")  # before the config and the version
 
 
 def check_files(mixture: Mapping[str, ConfigDict], data_root: str, where: str) -> None:
-    """Says at once which files of a mixture are not there, and where they were looked for.
+    """Checks that the files of a mixture exist.
 
     Raises:
-      DataError: one or more are missing.
+      DataError: the missing ones, and where they were looked for.
     """
     missing = {}
     for label, source in mixture.items():
         path = _under(data_root, source.name)
-        if (
-            path.suffix.lower() in FILE_READERS
-            and not set("{*?[") & set(path.name)
-            and not path.exists()
-        ):
+        is_pattern = set("{*?[") & set(path.name)
+        if path.suffix.lower() in FILE_READERS and not is_pattern and not path.exists():
             missing[label] = str(path)
     if missing:
         listed = ", ".join(f"{label}: {path}" for label, path in missing.items())
-        root = (
-            f"data_root = {data_root}"
-            if data_root
-            else f"the working directory {Path.cwd()}, because data_root is empty"
-        )
+        root = f"the working directory {Path.cwd()}, because data_root is empty"
+        if data_root:
+            root = f"data_root = {data_root}"
         raise DataError(
-            f"{where}: no such file: {listed}; names are relative to {root}: set --config.data_root=FOLDER"
+            f"{where}: no such file: {listed}; names are relative to {root}: "
+            "set --config.data_root=FOLDER"
         )
 
 
@@ -72,8 +68,8 @@ def open_examples(
       data_root: the folder that files and media folders are relative to.
 
     Raises:
-      DataError: there is no such data set, file or folder, or the file is not what it claims to be. Reading an example raises
-        RecordError where that record alone is malformed.
+      DataError: there is no such data set, file or folder, or the file is of another format.
+        Reading an example raises RecordError where that record alone is malformed.
     """
     opener = FILE_READERS.get(Path(source.name).suffix.lower())
     root = str(_under(data_root, source.root)) if source.root else ""
@@ -91,7 +87,7 @@ def open_examples(
 
 
 def is_file(name: str) -> bool:
-    """Whether a source is a file or a Hugging Face folder, and not a data set that was built."""
+    """Whether a source is a file or a Hugging Face folder, rather than a built data set."""
     return name.startswith(HUGGING_FACE) or Path(name).suffix.lower() in FILE_READERS
 
 
@@ -99,17 +95,15 @@ class _Built(Sequence[Example]):
     """The examples of a built TFDS data set.
 
     Attributes:
-      records: as TFDS decodes them.
-      files: the metadata, which names the shards and their sizes.
+      records: the records that TFDS decodes.
+      read: makes an example of a record.
+      files: the metadata file, which names the shards and their sizes.
     """
 
     def __init__(self, name: str, split: str, data_dir: str | Path, tasks: tuple[str, ...]):
         builder = _builder(name, data_dir)
-        self.records, self.read, self.tasks = (
-            _records(builder, split),
-            _reader_of(name, builder),
-            tasks,
-        )
+        self.records, self.tasks = _records(builder, split), tasks
+        self.read = _reader_of(name, builder)
         self.files = [Path(builder.data_dir) / "dataset_info.json"]
 
     def __len__(self) -> int:
@@ -136,20 +130,17 @@ def open_source(name: str, split: str, data_dir: str | Path) -> Sequence[Record]
 
 
 def _builder(name: str, data_dir: str | Path) -> tfds.core.DatasetBuilder:
-    """What TFDS finds under `data_dir`."""
+    """The builder of a data set under `data_dir`."""
     base = name.split("/")[0]
-    if not NAME.fullmatch(base):
+    if not TFDS_NAME.fullmatch(base):
         raise _unknown(name)
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
-        way = (
-            f"`elva data build {base}`"
-            if base in READERS
-            else f"`elva data build SOURCE --name {base}`"
-        )
+        command = base if base in READERS else f"SOURCE --name {base}"
         raise DataError(
-            f"{Path(data_dir) / name}: no such data set; build it with {way}, or set data_dir"
+            f"{Path(data_dir) / name}: no such data set; "
+            f"build it with `elva data build {command}`, or set data_dir"
         ) from None
 
 
@@ -164,15 +155,13 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Record]:
     return records
 
 
-def _reader_of(
-    name: str, builder: tfds.core.DatasetBuilder
-) -> Callable[[Record, tuple[str, ...]], Example]:
-    """The reader of a data set by what its records are, or else by its name."""
+def _reader_of(name: str, builder: tfds.core.DatasetBuilder) -> RecordReader:
+    """The reader of a data set, chosen by the fields of its records, or else by its name."""
     return built.to_example if set(builder.info.features) == set(built.features()) else reader(name)
 
 
 def to_example(record: Record, tasks: Sequence[str] = (), name: str = "moving_shapes") -> Example:
-    """Turns one record of the data set `name` into an example with the turns of `tasks`; () takes all.
+    """Makes an example of a record of the data set `name`, with the turns of `tasks`; () takes all.
 
     Raises:
       DataError: a record that is malformed.
@@ -180,7 +169,7 @@ def to_example(record: Record, tasks: Sequence[str] = (), name: str = "moving_sh
     return reader(name)(record, tuple(tasks))
 
 
-def reader(name: str) -> Callable[[Record, tuple[str, ...]], Example]:
+def reader(name: str) -> RecordReader:
     """The reader of a data set's records, by the first part of its name."""
     try:
         return READERS[name.split("/")[0]]
@@ -193,55 +182,7 @@ def _unknown(name: str) -> DataError:
     return DataError(f"{name}: no reader for this data set; there are {known}")
 
 
-def annotation(record: Record) -> dict[str, Any]:
-    """The decoded annotation of a moving_shapes record."""
-    return json.loads(_text(record["annotation"]))
-
-
-def _text(value: Any) -> str:
-    """TFDS gives text as bytes, or as an object array around them."""
-    value = value.item() if hasattr(value, "item") else value
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _moving_shapes(record: Record, tasks: tuple[str, ...]) -> Example:
-    key = _text(record["id"])
-    try:
-        notes = annotation(record)
-        turns = [
-            Turn(t["question"], t["answer"], task)
-            for task in ("object", "caption")
-            for t in notes["captions"].get(task, ())
-        ]
-        for k, q in enumerate(notes["questions"]):
-            options, about = tuple(q.get("options") or ()), f"question {k}"
-            turns.append(Turn(q["question"], q["answer"], "open", q["family"], options, about))
-            if options:
-                turns.append(
-                    Turn(
-                        choice_prompt(q["question"], options),
-                        q["letter"],
-                        "choice",
-                        q["family"],
-                        options,
-                        about,
-                    )
-                )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(
-            key, f"malformed annotation ({type(error).__name__}: {getattr(error, 'msg', error)})"
-        ) from None
-    media = record["media"]
-    source = media.item() if hasattr(media, "item") else media
-    return Example(
-        key,
-        (Media(source, _text(record["kind"])),),
-        tuple(turn for turn in turns if not tasks or turn.task in tasks),
-        independent=True,
-    )
-
-
-READERS: dict[str, Callable[[Record, tuple[str, ...]], Example]] = {"moving_shapes": _moving_shapes}
+READERS: dict[str, RecordReader] = {"moving_shapes": moving_shapes.to_example}
 FILE_READERS: dict[str, Callable[[Path, str], Sequence[Example]]] = {
     ".json": JsonFile,
     ".jsonl": JsonFile,

@@ -1,4 +1,4 @@
-"""A small byte-level BPE in Qwen2's manner, built from texts; and loading of any transformers tokenizer folder."""
+"""Tokenizers: any transformers folder, or a small byte-level BPE like Qwen2's, built from texts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from elva_jax.errors import DataError
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# Qwen2's pre-tokenisation (transformers, Qwen2Tokenizer): contractions, words with one leading mark, single digits, punctuation, spaces.
-_PIECES = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-# ChatML as in Qwen2, without its default system turn: a system turn is there when the messages hold one.
+# Qwen2's pre-tokenization (transformers, Qwen2Tokenizer): contractions, words with one leading
+# mark, single digits, punctuation, spaces.
+_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# ChatML as in Qwen2, but a system turn is there only if the messages have one.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
+    "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+VISUAL_TOKENS = ("<FRAME>", "<PATCH>", "<LINE>")  # in an exported model for transformers
 _CHAT_TEXTS = ("system", "user", "assistant", "\n", "You are a helpful assistant.")
 
 
@@ -39,15 +45,15 @@ def build(
     *,
     words: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE and saves it as a transformers folder with Qwen2's special tokens and chat template.
+    """Trains a byte-level BPE, and saves it with Qwen2's special tokens and chat template.
 
     The result depends on the texts, the words and the size alone.
 
     Args:
-      texts: what the merges are learned from.
-      folder: where tokenizer.json and tokenizer_config.json go.
-      vocab_size: entries at most, with the 256 bytes and the three special tokens.
-      words: each becomes a single token, with and without a leading space, where the size allows.
+      texts: the merges are learned from these.
+      folder: a transformers folder; tokenizer.json and tokenizer_config.json are written.
+      vocab_size: maximum number of entries, with the 256 bytes and the three special tokens.
+      words: each becomes a single token, with and without a leading space, if the size allows.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -82,26 +88,28 @@ def build(
 
 def _weighted(texts: Iterable[str], words: Sequence[str]) -> Iterator[str]:
     yield from texts
-    for word in (*_CHAT_TEXTS, *words):  # often enough to be merged before rare words of the texts
+    for word in (*_CHAT_TEXTS, *words):  # often enough to be merged before the texts' rare words
         yield from (word, f" {word}") * 1000
 
 
 def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """A tokenizer from a transformers folder (or, where the network is allowed, a hub name).
+    """Loads a tokenizer from a transformers folder (or, with network access, a hub name).
 
     Raises:
-      DataError: it cannot be loaded, or lacks the special tokens or the chat template that conversations need.
+      DataError: it cannot be loaded, or lacks the special tokens that conversations need.
     """
     try:
         tokenizer = _open(name)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{name}: no tokenizer there ({str(error).splitlines()[0]}); build one with `elva data build`"
+            f"{name}: no tokenizer there ({str(error).splitlines()[0]}); "
+            "build one with `elva data build`"
         ) from error
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in (TURN_START, TURN_END) if token not in vocabulary]:
         raise DataError(
-            f"{name}: its vocabulary lacks {', '.join(missing)}; a tokenizer with Qwen's chat tokens is needed"
+            f"{name}: its vocabulary lacks {', '.join(missing)}; "
+            "a tokenizer with Qwen's chat tokens is needed"
         )
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -109,7 +117,7 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """A tokenizer by its own class: the plain one of `build`, or any that transformers knows."""
+    """Opens a tokenizer by its class: that of `build`, or any that transformers knows."""
     folder = Path(name)
     settings = folder / "tokenizer_config.json"
     if (
@@ -118,16 +126,10 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
         == PreTrainedTokenizerFast.__name__
     ):
         return PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
-    # Takes seconds where PyTorch is installed, for it imports that.
+    # Imports PyTorch where that is installed, which takes seconds.
     from transformers import AutoTokenizer, PreTrainedConfig
 
-    # An exported ELVA's config.json names code of the model's, which transformers would ask to run; its tokenizer needs none.
+    # The config.json of an exported ELVA names the model's code, which transformers would ask to
+    # run; the tokenizer does not need it.
     plain = {"config": PreTrainedConfig()} if (folder / "configuration_elva.py").exists() else {}
     return AutoTokenizer.from_pretrained(str(name), local_files_only=folder.exists(), **plain)
-
-
-VISUAL_TOKENS = (
-    "<FRAME>",
-    "<PATCH>",
-    "<LINE>",
-)  # as transformers' side of an exported model knows them

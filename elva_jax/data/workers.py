@@ -35,7 +35,7 @@ def shielded_from_signals() -> Iterator[None]:
 
 
 def prepare_worker(*_: int) -> None:
-    """Makes a decoding process ignore signals to its group and end with the process that started it."""
+    """Makes a decoding process ignore signals to its group, and end with its parent."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()

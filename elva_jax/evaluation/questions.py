@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elva_jax.data import sources
+from elva_jax.data.readers import moving_shapes
 from elva_jax.errors import DataError
 from elva_jax.evaluation.answers import option_index
 from elva_jax.evaluation.baselines import any_object
@@ -44,7 +45,7 @@ def read_split(dataset: str, split: str, data_dir: Path, limit: int | None) -> l
     for index in range(min(limit or len(records), len(records))):
         record = records[index]
         example = sources.to_example(record, ("open",), dataset)
-        named_objects = sources.annotation(record).get("named_objects", ())
+        named_objects = moving_shapes.annotation(record).get("named_objects", ())
         questions = []
         for turn in example.turns:
             if not turn.options:

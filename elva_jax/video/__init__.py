@@ -1,0 +1,1 @@
+"""Files and pixels to static arrays: reading, resizing, hybrid resolution, token layouts."""

@@ -67,7 +67,7 @@ def read_clip(
     """Reads, samples and resizes a video or image, and cuts its frames into patches.
 
     Args:
-      source: a path, a file's bytes, or frames in memory (uint8 [H, W, 3] each), which are all taken.
+      source: a path, a file's bytes, or frames in memory (uint8 [H, W, 3]), all of which are taken.
       settings: how many frames, and how large.
       name: what errors call the source; the path by default.
       teacher_size: side Ht of the squares in which a teacher sees the same frames; 0: none.

@@ -24,8 +24,8 @@ GRAY_SIDE = 32  # pixels of the gray thumbnails whose differences 'scene' measur
 class Hybrid:
     """How many frames of a video are read, and how large; by default as in the paper.
 
-    With `low_frames=0` all frames have one size. A video with fewer frames than asked for, or frames in
-    memory, which are all taken, keep the shares of high and low ones.
+    With `low_frames=0` all frames have one size. A video with fewer frames than asked for, and
+    frames in memory, which are all taken, keep the shares of high and low frames.
 
     Attributes:
       high_frames: most frames at high resolution.
@@ -92,7 +92,7 @@ def complete(longest_edge: int, patch_size: int, **given: int | str | None) -> H
 
 
 def low_edge_beside(high_edge: int, patch_size: int) -> int:
-    """The default low edge: the paper's 336 pixels, at most half of the high edge in whole patches."""
+    """The default low edge: 336 pixels as in the paper, at most half of the high edge."""
     return min(Hybrid.low_edge, high_edge, max(high_edge // 2 // patch_size, 1) * patch_size)
 
 
@@ -126,7 +126,7 @@ def choose_high(
 
 
 class SizedFrame(NamedTuple):
-    """A decoded frame in every size that it may need: which frames are high is known only at the end."""
+    """A decoded frame in every size that it may need, until the high frames are chosen."""
 
     high: np.ndarray | None  # uint8 [h, w, 3]; None where no frame is high
     low: np.ndarray | None  # uint8 [h, w, 3]; None where no frame is low
@@ -192,6 +192,6 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
 
 
 def frame_change(gray: Sequence[np.ndarray | None]) -> np.ndarray:
-    """float64 [T]: sum of absolute differences of each thumbnail from the one before; inf for the first."""
+    """float64 [T]: absolute difference of each thumbnail from the one before; inf for the first."""
     steps = np.abs(np.diff(np.asarray(gray, np.int64), axis=0)).sum(axis=(1, 2))
     return np.concatenate([[np.inf], steps])

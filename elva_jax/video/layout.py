@@ -199,7 +199,7 @@ class _Frame(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _frame(rows: int, columns: int, bare: bool) -> _Frame:
+def _frame(rows: int, columns: int, *, bare: bool) -> _Frame:
     if rows < 1 or columns < 1:
         raise LayoutError(
             f"a frame of {rows} x {columns} patches has no tokens; "
@@ -251,7 +251,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     length = sum(
         len(part.token_ids)
         if isinstance(part, Text)
-        else sum(len(_frame(*grid, part.bare).kind) for grid in part.grids)
+        else sum(len(_frame(*grid, bare=part.bare).kind) for grid in part.grids)
         for part in parts
     )
     if length == 0:
@@ -286,7 +286,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
 
 
 def _positions(length: int, starts: np.ndarray) -> np.ndarray:
-    """int32 [S], from 0; every turn, which begin at `starts`, continues from what all turns share."""
+    """int32 [S], from 0; the turns, which begin at `starts`, all continue the shared part."""
     position = np.arange(length, dtype=np.int32)
     for start in starts[1:]:
         position[start:] = starts[0] + np.arange(length - start)
@@ -304,10 +304,10 @@ class _Numbers(NamedTuple):
 
 
 def _write_clip(out: TokenLayout, clip: Clip, at: _Numbers) -> _Numbers:
-    """Writes a clip's tokens, consecutive frames of one grid at a time; returns the next numbers."""
+    """Writes a clip's tokens, runs of frames of one grid at a time; returns the next numbers."""
     first_tube: dict[tuple[int, int], int] = {}
     for (h, w), group in itertools.groupby(clip.grids):
-        shared, n = _frame(h, w, clip.bare), len(list(group))
+        shared, n = _frame(h, w, bare=clip.bare), len(list(group))
         stop = at.token + n * len(shared.kind)
         frames = TokenLayout(
             *(field[at.token : stop].reshape(n, -1, *field.shape[1:]) for field in out)
@@ -366,7 +366,7 @@ def count(
 
 
 def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -> int:
-    """The most of an example's mergeable tokens, in so many tubes, that merging leaves; see `count`."""
+    """The most of an example's mergeable tokens, in so many tubes, that stay; see `count`."""
     ratios = [
         (policy, Fraction(ratio).limit_denominator(10_000))
         for policy, ratio in merges

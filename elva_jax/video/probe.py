@@ -125,7 +125,7 @@ def _measure(
     tick: Fraction,
     frame: int,
 ) -> tuple[int, bool]:
-    """The tick at which a video without a declared length ends, and whether its file is cut short."""
+    """The end of a video without a declared length, and whether the file is cut short."""
     start, duration = container.start_time or 0, container.duration or 0
     end, end_of_all = (
         _find_end(source, name, stream.index, near_end=True)
@@ -187,9 +187,9 @@ class PacketReader:
         self.keyframe_gap: int | None = None
 
     def packets(self) -> Iterator[av.Packet]:
-        """The packets up to the first incomplete one, then one without data that drains the decoder.
+        """The packets up to the first incomplete one, then an empty one that drains the decoder.
 
-        The last one is left out where the video ends early: the frames still in the decoder would
+        The empty one is left out where the video ends early: the frames still in the decoder would
         be shown in place of the missing ones.
         """
         key = None
@@ -207,7 +207,7 @@ class PacketReader:
             self.problem = error.strerror or str(error)
 
     def _note(self, packet: av.Packet, time: int, key: int | None) -> int | None:
-        """Notes a packet; returns the decode time of the last key frame, where `key` is the one before."""
+        """Notes a packet; returns the decode time of the last key frame, so far `key`."""
         if not self._any:
             self._first, self._any = time, True
         self._stop = time + (packet.duration or 0)

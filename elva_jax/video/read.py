@@ -248,7 +248,7 @@ def _animation(image: Image.Image, name: str) -> Pictures:
 
 
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W, 3] of the image's current frame: upright by its EXIF orientation, transparency on white."""
+    """uint8 [H, W, 3] of the current frame: upright by its EXIF data, transparency on white."""
     with reading(name):
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):

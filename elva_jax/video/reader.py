@@ -1,4 +1,4 @@
-"""One video file, opened with PyAV: the frames displayed at given times, without needless decoding."""
+"""One video file, opened with PyAV: the frames at given times, without needless decoding."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shown(NamedTuple):
 class VideoFile:
     """A video, with times counted from its first displayed frame.
 
-    Its duration is the length that the stream's header declares, or else the end of its last packet.
+    The duration is the length in the stream's header, or else the end of the last packet.
 
     Decoding is strictly forward, except that a long way to the next wanted time is cut short by
     seeking to a key frame. One thread decodes: small clips open faster that way, and workers that
@@ -184,7 +184,7 @@ class VideoFile:
         return int(UNKNOWN_KEYFRAME_GAP / self._length.tick) if gap is None else gap
 
     def _seek(self, wanted: int) -> None:
-        """Displays a key frame at or before `wanted`, or the first frame if there is no other way."""
+        """Displays a key frame at or before `wanted`, or the first frame if all else fails."""
         before, back = self._held.pts, 0
         while wanted - back > self._start:
             try:

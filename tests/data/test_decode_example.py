@@ -70,7 +70,7 @@ def test_turns_are_chosen_at_random_unless_order_matters(still):
 
 def test_turns_about_the_same_thing_never_meet(still):
     pairs = tuple(
-        Turn(f"Q{k}", f"A{k} {task}", task, about=f"question {k // 2}")
+        Turn(f"Q{k}", f"A{k} {task}", task=task, about=f"question {k // 2}")
         for k in range(6)
         for task in ("open", "choice")
     )

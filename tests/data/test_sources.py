@@ -5,6 +5,7 @@ import pytest
 from elva_jax.config import schema, validate
 from elva_jax.data import sources
 from elva_jax.data.conversation import choice_prompt
+from elva_jax.data.readers import moving_shapes
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.moving_shapes.builder import build
 from elva_jax.video.read import read_frames
@@ -21,7 +22,7 @@ def test_real_records_become_examples(root):
     for split, kind in (("train", "video"), ("image", "image")):
         for record in sources.open_source("moving_shapes/hard", split, root):
             example = sources.to_example(record)
-            notes = sources.annotation(record)
+            notes = moving_shapes.annotation(record)
             (medium,) = example.media
             assert medium.kind == kind
             assert len(read_frames(medium.source, num_frames=4).pixels) == (

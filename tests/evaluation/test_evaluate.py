@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from elva_jax.data import sources
+from elva_jax.data.readers import moving_shapes
 from elva_jax.errors import ElvaError
 from elva_jax.evaluation import report
 from elva_jax.evaluation.answers import exact_match
@@ -33,7 +34,7 @@ def result(generator, data_dir):
 @pytest.fixture(scope="module")
 def annotations(data_dir):
     return [
-        (record, sources.annotation(record))
+        (record, moving_shapes.annotation(record))
         for record in sources.open_source(NAME, "test", data_dir)
     ]
 

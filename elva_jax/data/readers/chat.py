@@ -1,4 +1,4 @@
-"""Conversations as LLaVA, ShareGPT and VideoChat write them in JSON."""
+"""JSON conversations in the formats of LLaVA, ShareGPT and VideoChat."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ def has_turns(record: Mapping[str, Any]) -> bool:
 
 
 def to_example(record: object, key: str, locate: Locate) -> Example:
-    """One conversation with its media.
+    """Makes an example of one conversation and its media.
 
-    Turns are `conversations` of from and value, `messages` of role and content, `QA` of i, q and a (VideoChat), or `texts` of user and
-    assistant. A content may be a list of parts, as OpenAI has it: texts, and media where they stand. `image`, `images`, `video` and
-    `videos` name one medium or a list of them. Other fields, such as `id` and `data_source`, say nothing about the example.
+    Turns are `conversations` of from and value, `messages` of role and content, `QA` of i, q and a
+    (VideoChat), or `texts` of user and assistant. A content may be a list of parts, as in OpenAI's
+    format: texts, and media at their places. `image`, `images`, `video` and `videos` name one
+    medium or a list of them. Other fields, such as `id` and `data_source`, are ignored.
 
     Args:
       record: a decoded JSON value.
       key: names the record in messages.
-      locate: gives a medium's path or bytes by what the record calls it, or raises RecordError.
+      locate: gives the path or bytes of a medium by its name in the record, or raises RecordError.
 
     Raises:
-      RecordError: what is not such a record.
+      RecordError: the record has another format.
     """
     if not isinstance(record, dict):
         raise RecordError(key, "is no JSON object")
@@ -62,7 +63,7 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
 
 
 def media(record: Mapping[str, Any], locate: Locate) -> tuple[Media, ...]:
-    """The media that the fields of a record name.
+    """The media named in the fields of a record.
 
     Raises:
       RecordError: from `locate`.
@@ -81,7 +82,7 @@ def media(record: Mapping[str, Any], locate: Locate) -> tuple[Media, ...]:
 def _within_messages(
     record: Mapping[str, Any],
 ) -> Iterator[tuple[Literal["video", "image"], object]]:
-    """Kind and name of each medium that stands among the parts of a content."""
+    """Kind and name of each medium among the parts of a content."""
     messages = record.get("messages")
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
@@ -92,12 +93,12 @@ def _within_messages(
 
 
 def _kind(part: object) -> Literal["video", "image"] | None:
-    """Of what kind a part of a content is; None for text."""
+    """The kind of medium that a part of a content is; None for text."""
     return PARTS.get(str(part.get("type"))) if isinstance(part, dict) else None
 
 
 def _text_of(content: object) -> object:
-    """A message's text; where it is a list of parts, their texts with markers for the media between them."""
+    """A message's text; of a list of parts, their texts with markers in place of the media."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -108,7 +109,7 @@ def _text_of(content: object) -> object:
 
 
 def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> Example:
-    """The conversation of a JSON object about media that are already found.
+    """Makes an example of a conversation whose media were found already.
 
     Raises:
       RecordError: turns that are malformed, or do not alternate.
@@ -122,7 +123,7 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
         elif role == "assistant" and turns and not turns[-1].answer:
             turns[-1] = Turn(turns[-1].question, text)
         elif role == "assistant" and not turns:
-            continue  # as in LLaVA, a greeting before the first question is nothing to learn
+            continue  # as in LLaVA, a greeting before the first question is not learned
         elif role == "user":
             raise RecordError(key, "a question has no answer")
         else:
@@ -171,10 +172,8 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
             for pair in record[field]:
                 texts = [pair.get(name, "") for name in names] if isinstance(pair, dict) else [None]
                 if not all(isinstance(text, str) for text in texts):
-                    raise RecordError(
-                        key,
-                        f"an entry of '{field}' is not {' and '.join(repr(name) for name in names[-2:])} in text",
-                    )
+                    wanted = " and ".join(map(repr, names[-2:]))
+                    raise RecordError(key, f"an entry of '{field}' is not {wanted} in text")
                 yield "user", "\n".join(filter(None, texts[:-1]))
                 yield "assistant", texts[-1]
             return
@@ -182,7 +181,7 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
 
 
 def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:
-    """The media in the order of their markers; where `<image>` stands for videos too, as they are listed."""
+    """The media in the order of their markers, or as listed where `<image>` marks videos too."""
     kinds = [kind for turn in turns for kind in MARKER.findall(turn.question)]
     if sorted(kinds) != sorted(medium.kind for medium in media):
         return media
@@ -194,7 +193,7 @@ def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:
 
 
 def _encodable(text: str) -> bool:
-    """Whether the text has no half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    """Whether UTF-8 can encode a text: JSON, unlike UTF-8, can hold half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

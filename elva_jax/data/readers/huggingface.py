@@ -1,4 +1,4 @@
-"""Hugging Face datasets folders: what `save_to_disk` writes (Arrow) and what the hub holds (Parquet)."""
+"""Hugging Face datasets folders: Arrow from `save_to_disk`, and Parquet from the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elva_jax.errors import DataError, RecordError
 
 
 class ArrowFile:
-    """Record batches of a file in Arrow's stream format, mapped into memory: only what is touched is read."""
+    """Record batches of a file in Arrow's stream format, mapped into memory and read on demand."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -29,6 +29,7 @@ class ArrowFile:
         return self.__dict__ | {"_batches": None}  # workers map the file themselves
 
     def rows(self, part: int) -> pa.RecordBatch:
+        """One record batch."""
         return self._map()[part]
 
     def _map(self) -> list[pa.RecordBatch]:
@@ -38,7 +39,7 @@ class ArrowFile:
 
 
 class ParquetFile:
-    """Row groups of a Parquet file; the last one read is kept, for readers that go from row to row."""
+    """Row groups of a Parquet file; the last one read is kept, for reading row after row."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -50,6 +51,7 @@ class ParquetFile:
         return self.__dict__ | {"_last": None}
 
     def rows(self, part: int) -> pa.Table:
+        """One row group."""
         last = self._last
         if last is None or last[0] != part:
             with pq.ParquetFile(self.path) as file:
@@ -58,14 +60,16 @@ class ParquetFile:
 
 
 class HuggingFaceFolder(Sequence[Example]):
-    """The rows of a split, with their media in `image`, `images`, `video` or `videos` as bytes or as paths under the root.
+    """The rows of a split, whose media are bytes or paths under the root.
 
-    A row is a conversation (see `chat.to_example`; also `texts` of user and assistant), or has a `caption` or `text`. Arrow files are
-    mapped into memory, so that any row costs itself alone; of Parquet a whole row group is read for a row, and the last one kept.
+    Media stand in `image`, `images`, `video` or `videos`. A row is a conversation (see
+    `chat.to_example`), or has a `caption` or `text`. Arrow files are mapped into memory, so that
+    only the wanted row is read; of Parquet a whole row group is read, and the last one kept.
 
     Args:
-      folder: of a Dataset or DatasetDict saved to disk, or with Parquet files named by their split (data/train-0….parquet).
-      split: which one; "": the only one.
+      folder: a Dataset or DatasetDict saved to disk, or a folder of Parquet files named by their
+        split (data/train-0….parquet).
+      split: name of the split; "": the only one.
       root: the folder that paths are relative to; "": the data set's own.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files of JSON records, an array or one a line, read at random by byte offsets: no decoded record is held."""
+"""Files of JSON records, an array or one per line, read at random by byte offsets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from elva_jax.data.readers import chat, paths, records
 from elva_jax.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-FIRST = 20  # lines, of which one at least must be a record
+FIRST = 20  # lines, at least one of which must be a record
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JsonFile(Sequence[Example]):
     """The conversations of a LLaVA or ShareGPT file; see `chat.to_example` for a record's fields.
 
-    Picklable, and safe to share: every access opens the file anew.
+    Picklable, and safe to share: every access opens the file again.
 
     Args:
-      path: a JSON array, or lines of JSON (empty ones do not count); which of the two is seen from the first character.
+      path: a JSON array, or lines of JSON; the first character tells which. Empty lines are
+        skipped.
       root: the folder that media paths are relative to; "": that of the file.
 
     Raises:
@@ -43,16 +44,16 @@ class JsonFile(Sequence[Example]):
             raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
         if head[:1] not in (b"[", b"{"):
             raise DataError(
-                f"{self.path}: neither a JSON array of records nor one JSON record a line"
+                f"{self.path}: neither a JSON array of records nor one JSON record per line"
             )
         self.lines = head[:1] == b"{"
         spans = _lines(self.path) if self.lines else _elements(self.path)
-        self.spans_Nx3 = np.fromiter(
-            spans, np.dtype((np.int64, 3))
-        )  # first byte, end, number of the line or element
+        # First byte, end, number of the line or element.
+        self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))
         if self.lines and not any(self._is_json(k) for k in islice(range(len(self)), FIRST)):
             raise DataError(
-                f"{self.path}: no line of the first {FIRST} is a JSON record; a single record belongs into a JSON array"
+                f"{self.path}: none of the first {FIRST} lines is a JSON record; "
+                "put a single record into a JSON array"
             )
 
     def __len__(self) -> int:
@@ -97,7 +98,8 @@ def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
 def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
     """(first byte, end, place from 0) of every element of an array.
 
-    The file is decoded as Latin-1, a character a byte: JSON's structure is ASCII, which UTF-8 uses for nothing else.
+    The file is decoded as Latin-1, one character per byte: JSON's structure is ASCII, which UTF-8
+    uses for nothing else.
     """
     text = path.read_bytes().decode("latin-1")
     scan = json.JSONDecoder().raw_decode
@@ -127,5 +129,6 @@ def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
     if text[position : position + 1] != "]" or text[position + 1 :].strip():
         line = text.count("\n", 0, position) + 1
         raise DataError(
-            f"{path}: line {line}: broken JSON behind record {number - 1} (a comma or the array's end was expected)"
+            f"{path}: line {line}: broken JSON after record {number - 1} "
+            "(a comma or the array's end was expected)"
         )

@@ -1,4 +1,4 @@
-"""Paths out of annotation files, which strangers may have written."""
+"""Media paths in annotation files, which are not to be trusted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from elva_jax.errors import DataError, RecordError
 
 
 def root_folder(root: str, annotations: Path) -> Path:
-    """The resolved folder that media paths are relative to: `root`, or where "" the one that the annotations are in.
+    """The resolved folder of media paths: `root`, or if "" that of the annotations.
 
     Raises:
       DataError: there is no such folder.
@@ -17,35 +17,33 @@ def root_folder(root: str, annotations: Path) -> Path:
     folder = Path(root).expanduser() if root else annotations.parent
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; set root to the folder that {annotations} speaks of"
+            f"{folder}: no such folder; set root to the folder of the media of {annotations}"
         )
     return folder.resolve()
 
 
 def inside(root: Path, name: object, key: str) -> str:
-    """The path of the medium `name` under the resolved folder `root`; whether it exists is seen when it is read.
+    """The path of the medium `name` under the resolved folder `root`; it may not exist.
 
     Raises:
-      RecordError: of the record `key`: not a path, or one that leaves the root, be it by `..`, as an absolute path or by a link.
+      RecordError: of the record `key`: the name is not a path, or leaves the root by `..`, as an
+        absolute path or by a link.
     """
     if not isinstance(name, str) or not name.strip():
-        raise RecordError(key, "a media path is empty or no text")
+        raise RecordError(key, "a media path is empty or not text")
     try:
         path = (root / name).resolve()
         stays = _all_inside(root, path)
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-    ):  # NUL bytes, lone surrogates, a name too long, links in a circle, no permission
-        raise RecordError(key, "a media path is no path that can be followed") from None
+    except (ValueError, OSError, RuntimeError):
+        # NUL bytes, lone surrogates, a name too long, links in a circle, no permission.
+        raise RecordError(key, "a media path cannot be followed") from None
     if not stays:
         raise RecordError(key, "a media path leaves the root folder")
     return str(path)
 
 
 def _all_inside(root: Path, path: Path) -> bool:
-    """Whether a resolved path, and where it is a folder of frames each link in it, stays under the root."""
+    """Whether a resolved path, and each link in a folder of frames, stays under the root."""
     if not path.is_relative_to(root):
         return False
     if not path.is_dir():

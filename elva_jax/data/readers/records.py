@@ -1,4 +1,4 @@
-"""What readers of files share: bytes at an offset, and text, JSON and captions out of them."""
+"""Helpers of the readers: bytes at an offset, and text, JSON and captions from them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import Any
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
 
-QUESTIONS = {
-    "video": "Describe the video briefly.",
-    "image": "Describe the image briefly.",
-}  # captions come without questions
+# Captions come without questions.
+QUESTIONS = {"video": "Describe the video briefly.", "image": "Describe the image briefly."}
 CAPTIONS = ("caption", "text")  # fields of a record that has no conversation
 
 
 def read_span(path: Path, start: int, end: int) -> bytes:
-    """Bytes start … end − 1 of a file, which is opened anew, so that readers can be pickled and shared."""
+    """Bytes start … end - 1 of a file, opened for each call so that readers can be shared."""
     with path.open("rb") as file:
         file.seek(start)
         return file.read(end - start)
@@ -51,5 +49,5 @@ def decode_json(data: bytes, key: str) -> Any:
 
 
 def captioned(key: str, media: tuple[Media, ...], caption: str) -> Example:
-    """Media whose caption answers the question that captions come without."""
-    return Example(key, media, (Turn(QUESTIONS[media[0].kind], caption, "caption"),))
+    """An example of media and a caption, which answers a fixed question."""
+    return Example(key, media, (Turn(QUESTIONS[media[0].kind], caption, task="caption"),))

@@ -1,4 +1,4 @@
-"""WebDataset's tar shards, read at random by byte offsets; nothing is ever extracted."""
+"""WebDataset's tar shards, read at random by byte offsets; nothing is extracted to disk."""
 
 from __future__ import annotations
 
@@ -15,32 +15,30 @@ from elva_jax.errors import DataError, RecordError
 from elva_jax.video.read import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
-NAME = re.compile(
-    r"((?:.*/)?[^/.]+)\.([^/]+)"
-)  # a record's key and what follows: its members differ in that alone
+NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # a record's key, and what its members differ in
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 BLOCK = 512  # bytes, the unit of a tar
 
 
 class WebDataset(Sequence[Example]):
-    """The records of tar shards: neighbouring members of the same name up to its first dot.
+    """The records of tar shards: neighboring members of the same name up to its first dot.
 
-    Videos and images become media, in the members' order. A `json` member is a conversation (see `chat.to_example`; its media are the
-    shard's, whatever it calls them) or has the field caption or text; without one, a `txt` member is the caption.
+    Videos and images become media, in the members' order. A `json` member is a conversation (see
+    `chat.to_example`), about the shard's media whatever it calls them, or has the field caption or
+    text; without one, a `txt` member is the caption.
 
     Args:
       pattern: path of a shard, or of several as `clips-{000..099}.tar` or `clips-*.tar`.
 
     Raises:
-      DataError: no such shard, or one that is cut off or no tar, with the offset.
+      DataError: no such shard, or one that is truncated or not a tar, with the offset.
     """
 
     def __init__(self, pattern: str | Path):
         self.files = self.shards = _shards(str(pattern))
         spans = ((k, *span) for k, shard in enumerate(self.shards) for span in _spans(shard))
-        self.spans_Nx3 = np.fromiter(
-            spans, np.dtype((np.int64, 3))
-        )  # shard, first header's offset, end of the last member
+        # Shard, offset of the first header, end of the last member.
+        self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))
 
     def __len__(self) -> int:
         return len(self.spans_Nx3)
@@ -92,7 +90,11 @@ def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> 
 
 
 def _check(member: tarfile.TarInfo, key: str) -> None:
-    """Refuses what a shard made for unpacking over other files would have."""
+    """Refuses members that would be dangerous to unpack.
+
+    Raises:
+      RecordError: the name leaves the shard, or the member is no regular file.
+    """
     path = PurePosixPath(member.name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise RecordError(key, "a member's name leaves the shard")
@@ -126,24 +128,21 @@ def _spans(shard: Path) -> Iterator[tuple[int, int]]:
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep them all
+                tar.members.clear()  # tarfile would keep all of them in memory
                 parts = NAME.fullmatch(member.name)
                 if not member.isdir() and parts and parts[1] != last:
                     if last is not None:
                         yield start, member.offset
                     last, start = parts[1], member.offset
                 at, offset = member.offset, tar.offset
-                if member.size < 0:  # would lead backwards, for ever
+                if member.size < 0:  # would lead backward, forever
                     raise tarfile.ReadError("a member of negative size")
             file.seek(offset)
-            rest = file.read(BLOCK)  # tarfile takes a broken header for the end
+            rest = file.read(BLOCK)  # to tarfile a broken header is the end
     except OSError as error:
         raise DataError(f"{shard}: cannot be read at byte {at} ({error.strerror})") from None
-    except (
-        tarfile.TarError,
-        ValueError,
-        OverflowError,
-    ) as error:  # tarfile lets a header's absurd numbers through
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        # tarfile accepts absurd numbers in a header.
         raise DataError(
             f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})"
         ) from None

@@ -12,18 +12,18 @@ from elva_jax.data.example import Example, Media
 from elva_jax.data.readers import paths, records
 from elva_jax.errors import DataError, RecordError
 
-COLUMNS = ("videoid", "name")  # needed; page_dir is used where there is one
+COLUMNS = ("videoid", "name")  # required; page_dir is optional
 
 
 class WebVidFile(Sequence[Example]):
-    """The rows of a WebVid CSV: column `name` is the caption of the clip `page_dir/videoid.mp4` under the root.
+    """The rows of a WebVid CSV: `name` is the caption of the clip `page_dir/videoid.mp4`.
 
     Args:
       path: a CSV with a header.
       root: the folder that clips are under; "": that of the file.
 
     Raises:
-      DataError: no such file or folder, or not such a file, with the line.
+      DataError: no such file or folder, or another format, with the line.
     """
 
     def __init__(self, path: str | Path, root: str = ""):
@@ -42,7 +42,8 @@ class WebVidFile(Sequence[Example]):
         for column in COLUMNS:
             if column not in self.columns:
                 raise DataError(
-                    f"{self.path}: line 1: no column '{column}'; a WebVid CSV has {', '.join((*COLUMNS, 'page_dir'))}"
+                    f"{self.path}: line 1: no column '{column}'; "
+                    f"a WebVid CSV has {', '.join((*COLUMNS, 'page_dir'))}"
                 )
 
     def __len__(self) -> int:
@@ -58,7 +59,7 @@ class WebVidFile(Sequence[Example]):
         key = f"{self.path.name}:{line}"
         values = self._row(start, end, key)
         if len(values) != len(self.columns):
-            raise RecordError(key, f"has not the header's {len(self.columns)} columns")
+            raise RecordError(key, f"does not have the header's {len(self.columns)} columns")
         row = dict(zip(self.columns, values, strict=True))
         if not row["videoid"]:
             raise RecordError(key, "has no videoid")
@@ -73,14 +74,14 @@ class WebVidFile(Sequence[Example]):
 
 
 def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(first byte, end, line from 1) of the header and every row; a quoted field may go over several lines."""
+    """(first byte, end, line from 1) of the header and every row; a quoted field may span lines."""
     position = 0
 
     def lines(file) -> Iterator[str]:
         nonlocal position
         for line in file:
             position += len(line)
-            yield line.decode("latin-1")  # a character a byte: CSV's structure is ASCII
+            yield line.decode("latin-1")  # one character per byte: CSV's structure is ASCII
 
     with path.open("rb") as file:
         reader, start, line = csv.reader(lines(file), strict=True), 0, 1

@@ -14,6 +14,7 @@ from PIL import Image
 from elva_jax.data import sources
 from elva_jax.data.conversation import MARKER
 from elva_jax.data.example import Example, Media
+from elva_jax.data.readers import moving_shapes
 from elva_jax.data.record import conversation
 from elva_jax.errors import DataError, RecordError
 from elva_jax.tools.datasets.build import start
@@ -77,7 +78,7 @@ def show(
 def _annotation(examples: Sequence[Example], index: int, example: Example) -> Any:
     """The annotation of the record, or the conversation if it has none."""
     record = getattr(examples, "records", {index: {}})[index]
-    return sources.annotation(record) if "annotation" in record else conversation(example)
+    return moving_shapes.annotation(record) if "annotation" in record else conversation(example)
 
 
 def _write(medium: Media, folder: Path, number: int, key: str) -> Path:

@@ -119,7 +119,7 @@ def test_captions(tmp_path):
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
     examples = HuggingFaceFolder(tmp_path / "set")
-    assert examples[0].turns == (Turn(QUESTIONS["video"], "A cat.", "caption"),)
+    assert examples[0].turns == (Turn(QUESTIONS["video"], "A cat.", task="caption"),)
     assert examples[0].media == (Media(b"mp4", "video"),)
     with pytest.raises(RecordError, match="has neither a conversation nor a medium"):
         examples[1]

@@ -63,10 +63,10 @@ def test_members_of_one_name_are_a_record(tmp_path, form):
         (Media(b"p0", "image"), Media(b"p1", "image")),
     ]
     assert [example.turns for example in examples] == [
-        (Turn(QUESTIONS["video"], "Another folder's.", "caption"),),
-        (Turn(QUESTIONS["image"], "Ein Café.", "caption"),),
+        (Turn(QUESTIONS["video"], "Another folder's.", task="caption"),),
+        (Turn(QUESTIONS["image"], "Ein Café.", task="caption"),),
         (Turn("<video>\nWhat?", "A dog."),),
-        (Turn(QUESTIONS["image"], "Two.", "caption"),),
+        (Turn(QUESTIONS["image"], "Two.", task="caption"),),
     ]
     assert [example.key for example in examples] == [
         "a.tar/b/002",

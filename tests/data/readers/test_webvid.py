@@ -27,7 +27,7 @@ def test_rows_are_clips_with_captions(tmp_path):
         Media(str(tmp_path.resolve() / "006001_006050" / "21179416.mp4"), "video"),
     )
     assert first.turns == (
-        Turn(QUESTIONS["video"], 'Aerial shot, "winter" forest\nfrom above', "caption"),
+        Turn(QUESTIONS["video"], 'Aerial shot, "winter" forest\nfrom above', task="caption"),
     )
     assert second.turns[0].answer == "Cars on a bridge — at night"
     assert (first.key, second.key) == ("val.csv:2", "val.csv:5")
