@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data.collate import CaptionCollator, PackedCollator
-from elva_jax.data.conversation import check_tokenizer
+from elva_jax.data.conversation import check_tokenizer, vocabulary_id
 from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
@@ -82,7 +82,7 @@ def caption_batches(
             num_frames=stage.data.num_frames,
             image_size=teacher.image_size,
             text_length=teacher.text_length,
-            padding_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+            padding_id=vocabulary_id(tokenizer, "<|endoftext|>"),
         ),
         process_index=process_index,
         process_count=process_count,

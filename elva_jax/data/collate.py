@@ -54,7 +54,7 @@ class PackedCollator:
             for sample in row:
                 next_patch, next_frame = patch + sample.counts.patches, frame + sample.counts.frames
                 patches[r, patch:next_patch] = sample.patches
-                if frames is not None:
+                if frames is not None and sample.teacher_frames is not None:
                     frames[r, frame:next_frame] = sample.teacher_frames
                 patch, frame = next_patch, next_frame
         layouts = [pack([sample.layout for sample in row], most.tokens) for row in rows]

@@ -177,7 +177,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             {"role": "assistant", "content": turn.answer},
         ]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except ValueError as error:
         raise DataError(
             f"tokenizer {tokenizer.name_or_path}: {str(error).splitlines()[0]}"
@@ -186,6 +186,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     ours = [
         token
         for part in render(Example("check", (), turns), tokenizer, (), "Be brief.")
+        if isinstance(part, Text)
         for token in part.token_ids
     ]
     if ours != expected:
@@ -199,6 +200,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """Tokens of `text`, cached because questions and headers recur."""
     return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+
+
+def vocabulary_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token of the vocabulary."""
+    return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # of one token
 
 
 def _system(prompt: str) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data import conversation
 from elva_jax.data.collate import CaptionSample
-from elva_jax.data.example import Example, Media
+from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
 from elva_jax.data.safe_read import read_safely
 from elva_jax.errors import DataError, RecordError
@@ -202,7 +202,8 @@ def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Examp
     """Keeps at most `most` turns: random ones, or the first where order or markers matter."""
     if example.ordered or conversation.has_markers(example):
         return conversation.truncate(example, most)
-    chosen, seen = [], set()
+    chosen: list[Turn] = []
+    seen: set[str] = set()
     for k in rng.permutation(len(example.turns)):
         turn = example.turns[k]
         if len(chosen) < most and (not turn.about or turn.about not in seen):
@@ -242,7 +243,7 @@ class CaptionDecoder(Decoder):
         if not example.media:
             raise RecordError(example.key, "has no video or image for the caption")
         caption = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())
-        end = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        end = conversation.vocabulary_id(self.tokenizer, "<|endoftext|>")
         medium, size = example.media[0], (self.side, self.side)
         still = medium.kind == "image"
         frames = read_frames(

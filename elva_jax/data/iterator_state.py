@@ -28,7 +28,7 @@ class StreamPosition(NamedTuple):
     """One element of the first processes' streams."""
 
     stream: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
 
 
 def trace(

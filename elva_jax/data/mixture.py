@@ -115,7 +115,7 @@ class Used(Sequence[int]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> int:
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]  # no slices
         if not 0 <= index < self._length:
             raise IndexError(index)
         if self._kind == "random":

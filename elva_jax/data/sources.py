@@ -73,10 +73,10 @@ def open_examples(
     """
     opener = FILE_READERS.get(Path(source.name).suffix.lower())
     root = str(_under(data_root, source.root)) if source.root else ""
+    examples: Sequence[Example]
     if source.name.startswith(HUGGING_FACE):
-        examples = HuggingFaceFolder(
-            _under(data_root, source.name.removeprefix(HUGGING_FACE)), source.split, root
-        )
+        folder = _under(data_root, source.name.removeprefix(HUGGING_FACE))
+        examples = HuggingFaceFolder(folder, source.split, root)
     elif opener is None:
         return _Built(source.name, source.split, data_dir, tuple(source.tasks))
     else:
@@ -109,7 +109,7 @@ class _Built(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         if index >= len(self):  # TFDS raises another error, which does not end an iteration
             raise IndexError(index)
         return self.read(self.records[index], self.tasks)

@@ -42,7 +42,7 @@ def open_container(source: Path | bytes, name: str) -> av.container.InputContain
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
         return av.open(
-            file, container_options={"format_whitelist": FORMATS}, metadata_errors="ignore"
+            file, "r", container_options={"format_whitelist": FORMATS}, metadata_errors="ignore"
         )
     except av.FFmpegError as error:
         raise VideoError(
@@ -57,7 +57,10 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
       VideoError: there is none that can be decoded.
     """
     stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+    if (
+        not isinstance(stream, av.VideoStream)
+        or stream.disposition & av.stream.Disposition.attached_pic
+    ):
         kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"}))
         raise VideoError(name, f"has no video stream{kinds and f' (only {kinds})'}")
     if stream.codec_context is None:
@@ -102,6 +105,7 @@ def probe(
     Raises:
       VideoError: the file is broken.
     """
+    assert stream.time_base is not None
     tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
     rate = stream.average_rate or stream.base_rate
     frame = round(1 / (rate * tick)) if rate else 0

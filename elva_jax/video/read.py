@@ -233,7 +233,7 @@ def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
 def _animation(image: Image.Image, name: str) -> Pictures:
     """An animated GIF, WebP, PNG or AVIF; like browsers, a delay under 20 ms counts as 100 ms."""
     ends = [Fraction(0)]
-    for k in range(image.n_frames):
+    for k in range(getattr(image, "n_frames", 1)):
         image.seek(k)
         image.load()
         delay = Fraction(image.info.get("duration", 0)) / 1000

@@ -59,11 +59,14 @@ class VideoFile:
       VideoError: no video stream, or not one frame that can be decoded.
     """
 
+    _held: Any = None  # the frame on display: a Shown while the file is open
+    _next: Shown | None = None  # the one after it
+
     def __init__(self, source: Path | bytes, name: str):
         self.name = name
         self._source = source
         self._frames: Generator[Shown] = _no_frames()
-        self._container: av.container.InputContainer | None = None
+        self._container: Any = None  # an InputContainer while the file is open
         self._scalers: Scalers = collections.defaultdict(VideoReformatter)
         self._matrix: np.ndarray | None = None  # how frames are rotated and mirrored
         self._can_seek = True  # until the file turns out to be unfit for it
@@ -77,7 +80,7 @@ class VideoFile:
         except VideoError:
             self.close()
             raise
-        self._start = self._held.pts
+        self._start: int = self._held.pts
         self.time_base = self._length.tick
         self.duration = max(self._length.end - self._start, 0) * self.time_base
 
@@ -158,8 +161,7 @@ class VideoFile:
             raise VideoError(
                 self.name, f"holds no frame that can be decoded{problem and f' ({problem})'}"
             )
-        self._held: Shown = held  # on display
-        self._next = next(frames, None)  # the one after it
+        self._held, self._next = held, next(frames, None)
 
     def _go_to(self, wanted: int) -> None:
         """Displays the frame of tick `wanted`."""
@@ -229,7 +231,7 @@ class VideoFile:
                 frames = packet.decode()
             except av.FFmpegError as error:
                 if not skip_errors or last is not None:
-                    self._packets.problem = error.strerror
+                    self._packets.problem = error.strerror or str(error)
                     return
                 decode_times.clear()
                 continue
@@ -277,7 +279,7 @@ def _on_white(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:
 def display_matrix(frame: av.VideoFrame) -> np.ndarray:
     """FFmpeg's 3x3 display matrix of a frame, row by row; the unit matrix where it has none."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except (ValueError, IndexError):
         # PyAV before 19 fails on side data newer than itself; the rotation is still available.
         angle = np.deg2rad(frame.rotation)

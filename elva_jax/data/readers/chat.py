@@ -104,8 +104,11 @@ def _text_of(content: object) -> object:
     texts = []
     for part in content:
         kind = _kind(part)
-        texts.append(f"<{kind}>" if kind else part.get("text") if isinstance(part, dict) else None)
-    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else None
+        text = f"<{kind}>" if kind else part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> Example:
@@ -114,7 +117,8 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
     Raises:
       RecordError: turns that are malformed, or do not alternate.
     """
-    system, turns = [], []
+    system: list[str] = []
+    turns: list[Turn] = []
     for role, text in _messages(record, key):
         if role == "system" and not turns:
             system.append(text)
@@ -170,8 +174,9 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
     for field, names in (("QA", ("i", "q", "a")), ("texts", ("user", "assistant"))):
         if isinstance(record.get(field), list):
             for pair in record[field]:
-                texts = [pair.get(name, "") for name in names] if isinstance(pair, dict) else [None]
-                if not all(isinstance(text, str) for text in texts):
+                found = [pair.get(name, "") for name in names] if isinstance(pair, dict) else []
+                texts = [text for text in found if isinstance(text, str)]
+                if len(texts) < len(names):
                     wanted = " and ".join(map(repr, names[-2:]))
                     raise RecordError(key, f"an entry of '{field}' is not {wanted} in text")
                 yield "user", "\n".join(filter(None, texts[:-1]))

@@ -93,7 +93,7 @@ class HuggingFaceFolder(Sequence[Example]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         """The index-th row.
 
         Raises:

@@ -59,7 +59,7 @@ class JsonFile(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.spans_Nx3)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         """The index-th record.
 
         Raises:
@@ -95,6 +95,11 @@ def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
             position += len(line)
 
 
+def _after_space(text: str, position: int) -> int:
+    match = SPACE.match(text, position)
+    return match.end() if match else position
+
+
 def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
     """(first byte, end, place from 0) of every element of an array.
 
@@ -107,13 +112,13 @@ def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
     number = 0
     try:
         while True:
-            position = SPACE.match(text, position).end()
+            position = _after_space(text, position)
             if text[position : position + 1] == "]" and number == 0:
                 break
             _, end = scan(text, position)
             yield position, end, number
             number += 1
-            position = SPACE.match(text, end).end()
+            position = _after_space(text, end)
             if text[position : position + 1] != ",":
                 break
             position += 1

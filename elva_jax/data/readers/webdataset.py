@@ -43,7 +43,7 @@ class WebDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.spans_Nx3)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         """The index-th record, its media as bytes.
 
         Raises:
@@ -62,15 +62,15 @@ class WebDataset(Sequence[Example]):
                     key = f"{shard.name}/{parts[1]}".encode(errors="replace").decode()
                     _check(member, key)
                     suffix = PurePosixPath(f"x.{parts[2]}").suffix.lower()
-                    if suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES:
-                        media.append(
-                            Media(
-                                tar.extractfile(member).read(),
-                                "video" if suffix in VIDEO_SUFFIXES else "image",
-                            )
-                        )
-                    elif suffix in (".json", ".txt"):
-                        texts[suffix] = tar.extractfile(member).read()
+                    if suffix not in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".json", ".txt"):
+                        continue
+                    content = tar.extractfile(member)
+                    assert content is not None  # `_check` passes regular files alone
+                    data = content.read()
+                    if suffix in (".json", ".txt"):
+                        texts[suffix] = data
+                    else:
+                        media.append(Media(data, "video" if suffix in VIDEO_SUFFIXES else "image"))
         return _to_example(key, tuple(media), texts)
 
 
@@ -128,7 +128,7 @@ def _spans(shard: Path) -> Iterator[tuple[int, int]]:
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep all of them in memory
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
                 parts = NAME.fullmatch(member.name)
                 if not member.isdir() and parts and parts[1] != last:
                     if last is not None:

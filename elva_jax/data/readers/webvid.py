@@ -36,7 +36,9 @@ class WebVidFile(Sequence[Example]):
             raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
         self.spans_Nx3 = spans[1:]  # first byte, end, line from 1
         try:
-            self.columns = self._row(*spans[0, :2].tolist(), "line 1") if len(spans) else []
+            self.columns = (
+                self._row(int(spans[0, 0]), int(spans[0, 1]), "line 1") if len(spans) else []
+            )
         except RecordError as error:
             raise DataError(f"{self.path}: {error}") from None
         for column in COLUMNS:
@@ -49,7 +51,7 @@ class WebVidFile(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.spans_Nx3)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
         """The index-th row.
 
         Raises:
