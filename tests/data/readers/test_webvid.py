@@ -52,8 +52,8 @@ def test_captions_read_as_csv_does(tmp_path, captions):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (b"1,u,d,p", "has not the header's 5 columns"),
-        (b"1,u,d,p,a,b", "has not the header's 5 columns"),
+        (b"1,u,d,p", "does not have the header's 5 columns"),
+        (b"1,u,d,p,a,b", "does not have the header's 5 columns"),
         (b",u,d,p,A cat", "has no videoid"),
         (b"1,u,d,p,Caf\xe9", "is not UTF-8 text"),
         (b"1,u,d,../..,A cat", "a media path leaves the root folder"),
