@@ -1,11 +1,14 @@
 """The paper's ablations: `configs/ablations.py:variant=NAME,size=tiny|1_5b|7b`.
 
-Table 2: table2_gen, table2_gen_mse, table2_gen_con, table2_all. Table 3: table3_naive, table3_video.
-Table 4: table4_siglip, table4_siglip_video (the teacher trained on video clips after images; for the paper's sizes another checkpoint).
-Figure 3: figure3_merge_R, where R is the share of tokens that each deep merging layer keeps: 75, 50, 25, 12; figure3_pool_R, where plain
-temporal pooling right behind the patch embedding keeps that share of each grid position's tokens instead (or one, where that is more).
-Table 5: baseline_encoder, a Video-LLM with a frozen vision tower and an MLP projector, on the same data with L_gen alone. Its tower is
-the tiny run's teacher, or has the shape of CLIP-ViT-L/14-336.
+Table 2: table2_gen, table2_gen_mse, table2_gen_con, table2_all.
+Table 3: table3_naive, table3_video.
+Table 4: table4_siglip, table4_siglip_video (the teacher is trained on video clips after images; at
+the paper's sizes it is another checkpoint).
+Figure 3: figure3_merge_R, where R is the percentage of tokens that each deep merging layer keeps:
+75, 50, 25, 12; figure3_pool_R, where temporal pooling right after the patch embedding keeps that
+percentage of each grid position's tokens instead (at least one).
+Table 5: baseline_encoder, a Video-LLM with a frozen vision tower and an MLP projector, on the same
+data with L_gen alone. Its tower is the tiny run's teacher, or has the shape of CLIP-ViT-L/14-336.
 """
 
 import importlib.util
@@ -36,6 +39,7 @@ CLIP_L = dict(
 
 
 def get_config(arg: str = "") -> schema.ConfigDict:
+    """The run of a variant at a size."""
     args = parse_arg(arg, variant="table2_gen_mse", size="tiny")
     variant = choose("variant", args["variant"], VARIANTS)
     size = choose("size", args["size"], ("tiny", "1_5b", "7b"))
@@ -81,12 +85,12 @@ def _sibling(name: str):
 
 
 def _kept(policies, ratio: float) -> tuple[float, ...]:
-    """Every deep merging layer's ratio; the shallow ones stay on their threshold."""
+    """The ratio of every deep merging layer; the shallow ones keep their threshold."""
     return tuple(ratio if policy != "threshold" else 1.0 for policy in policies)
 
 
 def _merging(c, layers, policies, thresholds, ratios) -> None:
-    """Merges in another way, and without buckets: those of configs/elva.py hold what its own merging layers leave."""
+    """Replaces the merging layers, and removes the buckets, which fit those of configs/elva.py."""
     m = c.model
     for stage in c.stages.values():
         stage.merge_buckets = ()
@@ -99,7 +103,7 @@ def _merging(c, layers, policies, thresholds, ratios) -> None:
 
 
 def _encoder(c, size: str) -> None:
-    """Puts the teacher into the model, and as many of its frames into a sequence as there were of ELVA's."""
+    """Makes the teacher part of the model; a sequence holds as many frames as it does of ELVA's."""
     m, t, patch = c.model, c.teacher, c.model.patch_size
     if size != "tiny":
         t.update(CLIP_L)

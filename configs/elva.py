@@ -1,6 +1,7 @@
-"""The paper's models: `configs/elva.py:size=1_5b|7b|7b_hd,stage=1|2|3` (Table 7); without `stage`, all three in turn.
+"""The paper's models: `configs/elva.py:size=1_5b|7b|7b_hd,stage=1|2|3` (Table 7).
 
-Their data are listed in configs/data/, relative to a folder of your own: `--config.data_root=FOLDER`.
+Without `stage`, all three stages run in turn. Their data are listed in configs/data/, relative to a
+folder of your own: `--config.data_root=FOLDER`.
 """
 
 from pathlib import Path
@@ -31,6 +32,7 @@ QWEN2 = {
 
 
 def get_config(arg: str = "") -> schema.ConfigDict:
+    """The run of a size and of one or all stages."""
     args = parse_arg(arg, size="7b", stage="all")
     size = choose("size", args["size"], ("1_5b", "7b", "7b_hd"))
     stage = choose("stage", args["stage"], ("1", "2", "3", "all"))
@@ -39,7 +41,7 @@ def get_config(arg: str = "") -> schema.ConfigDict:
     c.name = f"elva-{size}" + ("" if stage == "all" else f"-stage{stage}")
     model(c.model, size.removesuffix("_hd"))
     if hd:
-        # 32 frames at 1344 px outgrow Qwen2's 32k; its own long-context setting is YaRN by 4.
+        # 32 frames at 1344 px exceed Qwen2's 32k; its own long-context setting is YaRN by 4.
         c.model.rope_scaling = "yarn"
         c.model.rope_factor = 4.0
         c.model.max_position = 131_072
@@ -48,7 +50,7 @@ def get_config(arg: str = "") -> schema.ConfigDict:
     c.curriculum = ("stage1", "stage2", "stage3") if stage == "all" else (f"stage{stage}",)
     c.stages.stage1 = stage1()
     c.stages.stage2 = stage2()
-    c.stages.stage3 = stage3(hd)
+    c.stages.stage3 = stage3(hd=hd)
     # Guidance needs the teacher's weights: a run of stage kind `teacher`, or a converted SigLIP.
     c.teacher.init_from = "checkpoints/siglip-so400m-patch14-384"
     c.teacher.dtype = "bfloat16"
@@ -59,7 +61,8 @@ def model(m, size: str) -> None:
     """Fills in one of the two decoders and the merging layers."""
     m.update(QWEN2[size])
     m.remat = "full"
-    # 0.30 of the visual tokens on redundant video, averaged over the 28 layers (paper, Table 5): see docs/choices.md.
+    # These keep 0.30 of the visual tokens of redundant video, averaged over the 28 layers (paper,
+    # Table 5): see docs/choices.md.
     m.merge_layers = (2, 8, 14)
     m.merge_policies = ("threshold", "both", "both")
     m.merge_thresholds = (0.6, 0.6, 0.6)
@@ -71,7 +74,7 @@ def data(name: str):
     return mixtures.from_yaml(Path(__file__).parent / "data" / f"{name}.yaml")
 
 
-def stage1():
+def stage1() -> schema.ConfigDict:
     """Spatial alignment on images (Table 7)."""
     s = schema.stage()
     s.epochs = 1.0
@@ -89,7 +92,7 @@ def stage1():
     return s
 
 
-def stage2():
+def stage2() -> schema.ConfigDict:
     """Spatio-temporal alignment on images and videos (Table 7)."""
     s = stage1()
     s.epochs = 2.0
@@ -102,7 +105,7 @@ def stage2():
     return s
 
 
-def stage3(hd: bool):
+def stage3(*, hd: bool) -> schema.ConfigDict:
     """Supervised fine-tuning with merging (Table 7)."""
     s = schema.stage()
     s.epochs = 1.0
@@ -114,10 +117,11 @@ def stage3(hd: bool):
     s.data.seq_len = 81_920 if hd else 20_480
     s.data.max_patches = 75_264 if hd else 18_432
     s.data.max_frames = 128
-    # What rows leave at most behind layers 8 and 14, where half of the patches stay, if they are to be 95 % full: see docs/choices.md.
+    # At most so many tokens are left after layers 8 and 14, where half of the patches stay, if rows
+    # are 95 % full: see docs/choices.md.
     s.merge_buckets = (0, 47_872, 30_720) if hd else (0, 13_312, 9728)
     s.optimizer.learning_rate = 2e-5
     s.optimizer.warmup_ratio = 0.01
     if hd:
-        s.optimizer.accumulate = 8  # one row of 32 devices' 8 at a time
+        s.optimizer.accumulate = 8  # one of the 8 rows of each of 32 devices at a time
     return s

@@ -1,22 +1,19 @@
 """A tiny ELVA that learns moving shapes on a laptop.
 
-`configs/tiny.py` is the quickstart's, `:long` goes on from its run for a quarter of an hour more, `:smoke` takes four steps a stage.
+`configs/tiny.py` is the quickstart's; `:long` continues from its run for another quarter of an
+hour; `:smoke` takes four steps per stage.
 """
 
 from elva_jax.config import schema
 from elva_jax.config.load import choose
 
 DATA = "moving_shapes/easy"
-SINGLE, SEVERAL = (
-    "image[:30%]",
-    "image[30%:]",
-)  # the easy start: images of one object, then of up to four
-CLIPS, VIDEOS = (
-    "train[:20%]",
-    "train[20%:]",
-)  # and videos of one object that moves or changes, then of up to four
+# An easy start: images of one object, then of up to four.
+SINGLE, SEVERAL = "image[:30%]", "image[30%:]"
+# Then videos of one object that moves or changes, then of up to four.
+CLIPS, VIDEOS = "train[:20%]", "train[20%:]"
 QUICK_RUN = "runs/tiny"  # what `:long` starts from: the quickstart's --workdir
-FRAMES = 4  # sampled from a video: movers go one place further from each to the next
+FRAMES = 4  # sampled from a video, so that a moving object moves one place per frame
 STEPS = {
     "quick": dict(teacher=200, objects=120, image=1000, clips=150, video=1800, sft=250),
     "long": dict(teacher=0, objects=0, image=0, clips=0, video=6000, sft=1000),
@@ -25,6 +22,7 @@ STEPS = {
 
 
 def get_config(arg: str = "") -> schema.ConfigDict:
+    """The run of a variant: quick, long or smoke."""
     variant = choose("configs/tiny.py variant", arg or "quick", tuple(STEPS))
     steps = STEPS[variant]
     c = schema.base()
@@ -43,7 +41,8 @@ def get_config(arg: str = "") -> schema.ConfigDict:
         c.init_from = f"{QUICK_RUN}/video"
         c.teacher.init_from = f"{QUICK_RUN}/teacher"
         for name in c.curriculum:
-            # Twice these rates from the stills on never learned to find an object by its shape, in 9000 steps either.
+            # With twice these rates, starting from the images, the model did not learn to find an
+            # object by its shape, even in 9000 steps.
             c.stages[name].optimizer.learning_rate /= 2
             c.stages[name].optimizer.muon_learning_rate /= 2
     if variant == "smoke":
@@ -55,7 +54,7 @@ def get_config(arg: str = "") -> schema.ConfigDict:
 
 
 def model(m) -> None:
-    """0.6M parameters; 48 x 48 pixels are 13 tokens a frame."""
+    """0.6M parameters; a frame of 48 x 48 pixels has 13 tokens."""
     m.vocab_size = 640
     m.hidden_size = 96
     m.intermediate_size = 256
@@ -75,7 +74,7 @@ def model(m) -> None:
 
 
 def teacher(t) -> None:
-    """A SigLIP of 64 px with an 8 x 8 grid, and the text tower that it is trained with."""
+    """A SigLIP of 64 px with an 8 x 8 grid, and its text tower for training."""
     t.image_size = 64
     t.patch_size = 8
     t.hidden_size = 64
@@ -87,7 +86,7 @@ def teacher(t) -> None:
 
 
 def teacher_stage(steps: int) -> schema.ConfigDict:
-    """The teacher learns the images' captions by the sigmoid loss."""
+    """Trains the teacher on the images' captions by the sigmoid loss."""
     s = _common(steps)
     s.kind = "teacher"
     s.batch_size = 32
@@ -106,11 +105,9 @@ def image_stage(steps: int, split: str) -> schema.ConfigDict:
 
 
 def video_stage(steps: int, split: str = VIDEOS) -> schema.ConfigDict:
-    """Stage 2 of the paper: videos, and images among them, without which the model forgets how to look at one frame."""
+    """Stage 2 of the paper: videos, mixed with images so that the model does not forget these."""
     s = _common(steps)
-    s.optimizer.learning_rate = (
-        1e-3  # twice this rate, good for images, made colours unlearnable here
-    )
+    s.optimizer.learning_rate = 1e-3  # twice this rate, good for images, did not learn colors here
     s.optimizer.muon_learning_rate = 0.01
     s.batch_size = 10
     s.data.mixture.images = schema.source(DATA, SEVERAL, weight=1.0, tasks=("object", "open"))
@@ -147,7 +144,8 @@ def _common(steps: int) -> schema.ConfigDict:
 
 def guided(s: schema.ConfigDict) -> schema.ConfigDict:
     """Adds the teacher's losses."""
-    # Weights of 1, as in the paper, slowed the answers down here, and 0.1 still cost positions: Muon normalises the sum of all gradients.
+    # Weights of 1, as in the paper, slowed the learning of answers here, and 0.1 still that of
+    # positions: Muon normalizes the sum of all gradients.
     s.loss.tube = 0.02
     s.loss.contrastive = 0.01
     return s

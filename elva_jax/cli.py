@@ -21,6 +21,7 @@ from elva_jax.errors import ConfigError, ElvaError
 # of the command that is called is imported, so that help and completion are fast.
 COMMANDS = {
     "train": ("elva_jax.commands.train", "train a model through the stages of a config"),
+    "config": ("elva_jax.commands.config", "list every configuration key with its meaning"),
     "evaluate": ("elva_jax.commands.evaluate", "measure a checkpoint on held-out videos"),
     "generate": ("elva_jax.commands.generate", "answer a question about a video"),
     "chat": ("elva_jax.commands.generate", "talk about a video"),

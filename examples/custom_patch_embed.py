@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from elva_jax import testing
-from elva_jax.models.build import config_from_dict
+from elva_jax.config.serialize import freeze
 from elva_jax.models.elva import Elva
 from elva_jax.models.qwen2 import Qwen2
 
@@ -55,7 +55,7 @@ args = parser.parse_args()
 
 layout = jax.tree.map(lambda field: field[None], testing.tiny_layout(frames=2, rows=2, columns=3))
 patches = np.random.default_rng(0).integers(0, 256, (1, 12, 8 * 8 * 3), np.uint8)
-model = MyElva(config_from_dict(testing.tiny_config().model))
+model = MyElva(freeze(testing.tiny_config()).model)
 params = nn.unbox(model.init(jax.random.key(0), patches, layout))["params"]
 optimizer = optax.adam(3e-3)
 

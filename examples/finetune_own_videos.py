@@ -32,11 +32,11 @@ model = elva_jax.load(args.model)
 model.tokenizer.save_pretrained(args.out / "tokenizer")
 
 # The model's own configuration, with one new stage that starts from its weights.
-config = model.config.copy_and_resolve_references()
+config = schema.to_config_dict(model.config)
 config.init_from, config.tokenizer = args.model, str(args.out / "tokenizer")
 config.log.update(every=1, tensorboard=False)
 config.curriculum = ("mine",)
-config.stages.mine = stage = config.stages[model.stage].copy_and_resolve_references()
+config.stages.mine = stage = schema.to_config_dict(model.config.stages[model.stage])
 data = Path(args.data) if args.data else testing.write_dataset(args.out / "data")
 stage.data.mixture = {"mine": schema.source(str(data), root=str(data.parent))}
 stage.update(steps=args.steps, epochs=0.0, batch_size=2)

@@ -26,10 +26,10 @@ import flax
 import jax
 import optax
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 import elva_jax
 from elva_jax.checkpoints.checksums import write_checksums
+from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import CheckpointError, first_line
 
@@ -108,7 +108,7 @@ def explain_damage(step: Path) -> Iterator[None]:
         ) from error
 
 
-def step_metadata(config: ConfigDict, stage: str, step: int) -> dict[str, Any]:
+def step_metadata(config: Config, stage: str, step: int) -> dict[str, Any]:
     """The item `meta` of a step."""
     modules = {"elva_jax": elva_jax, "jax": jax, "flax": flax, "optax": optax, "orbax": ocp}
     return {

@@ -6,16 +6,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from elva_jax.checkpoints.checksums import find_damage
 from elva_jax.checkpoints.format import explain_damage, has_checkpoint, open_reader, saved_steps
+from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict
 from elva_jax.errors import CheckpointError
 from elva_jax.models import lora
@@ -29,11 +29,16 @@ WHAT_TO_GIVE = "give a run's workdir, a stage's directory in it, or one saved st
 class Run:
     """A trained model."""
 
-    config: ConfigDict  # of the whole run
+    config: Config  # of the whole run
     stage: str
     params: dict[str, Any]  # stages of kind elva: {"elva": ..., "guidance": ...}
     tokenizer_dir: Path
     step: int
+
+    def with_dtype(self, dtype: Literal["float32", "bfloat16"]) -> Run:
+        """The same weights with another compute type."""
+        model = dataclasses.replace(self.config.model, dtype=dtype)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, model=model))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Loaded:
 class SavedRun:
     """A saved step whose parameters are read one by one, so that they need not all be in memory."""
 
-    config: ConfigDict  # of the whole run
+    config: Config  # of the whole run
     stage: str
     tokenizer_dir: Path
     step: int
@@ -185,7 +190,7 @@ def _common_fields(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _alpha(config: ConfigDict, stage: str) -> float:
+def _alpha(config: Config, stage: str) -> float:
     """LoRA's alpha in a stage; unused where the stage has no factors."""
     return float(config.stages[stage].optimizer.lora.alpha) if stage in config.stages else 1.0
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from elva_jax.checkpoints.checksums import find_damage
 from elva_jax.checkpoints.format import (
@@ -31,6 +30,7 @@ from elva_jax.checkpoints.format import (
     step_metadata,
 )
 from elva_jax.checkpoints.state import TrainState
+from elva_jax.config.schema import Config
 from elva_jax.errors import CheckpointError
 from elva_jax.parallel.distributed import all_gather_json
 from elva_jax.utils.trees import flatten_paths
@@ -99,7 +99,7 @@ class Checkpoints:
         step: int,
         state: TrainState,
         data: Any,
-        config: ConfigDict,
+        config: Config,
         stage: str,
         *,
         temporary: bool = False,
@@ -266,7 +266,7 @@ class Checkpoints:
                 shutil.rmtree(deleted, ignore_errors=True)
 
 
-def save_weights(folder: str | Path, params: Any, config: ConfigDict, stage: str) -> None:
+def save_weights(folder: str | Path, params: Any, config: Config, stage: str) -> None:
     """Saves weights alone as step 0, for inference and `init_from`.
 
     It needs little memory beyond the parameters.

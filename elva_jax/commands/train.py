@@ -22,7 +22,7 @@ examples:
     --config.init_from=/mnt/runs/7b-stage1
   srun elva train --config configs/elva.py:size=7b --workdir /mnt/runs/7b  (docs/cluster.md)
 
-Every key is listed with its meaning in elva_jax/config/schema.py; --print-config shows the values
+`elva config` lists every key with its meaning (docs/config.md); --print-config shows the values
 of a config."""
 
 

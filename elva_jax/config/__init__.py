@@ -1,0 +1,1 @@
+"""Configurations: the schema, config files, mixtures, JSON."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from elva_jax.config.validate import nearest, validate
+from elva_jax.config.schema import Config, to_config_dict
+from elva_jax.config.serialize import freeze
+from elva_jax.config.validate import check_contradictions, nearest
 from elva_jax.errors import ConfigError
 
 
@@ -21,7 +25,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       overrides: command-line words such as `--config.seed=3`.
 
     Raises:
-      ConfigError: anything about the file, a key, a type, a value or a combination that cannot work.
+      ConfigError: a file, key, type, value or combination that cannot work.
 
     Example:
       >>> import elva_jax
@@ -29,56 +33,88 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       >>> config.seed
       3
     """
+    config = load_unchecked(spec, overrides)
+    resolve(config)
+    return config
+
+
+def resolve(config: ConfigDict | Config) -> Config:
+    """The typed, frozen form of a configuration that can train.
+
+    Raises:
+      ConfigError: naming the key, the problem and the nearest valid key or value.
+    """
+    config = freeze(to_config_dict(config) if isinstance(config, Config) else config)
+    check_contradictions(config)
+    return config
+
+
+def load_unchecked(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """As `load`, but without a look at the values.
+
+    Raises:
+      ConfigError: the file or an override cannot be read.
+    """
     path = Path(spec.partition(":")[0])
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file; see the files in configs/")
-    try:
-        plain = _parse(spec, [])
-    except ConfigError:
-        raise
-    except Exception as error:
-        # Whatever the user's own Python raises, they need its name and the file, not our frames.
-        raise ConfigError(f"{spec}: {type(error).__name__}: {_ends(error)}") from error
+    plain = _parse(spec, [])
     for word in overrides:
         _check_key(plain, word)
+    return _parse(spec, overrides)
+
+
+def _parse(spec: str, overrides: Sequence[str]) -> ConfigDict:
+    """Runs `get_config`, applies overrides, and reports whatever goes wrong in one line."""
+    # ml_collections loads each file into this one module, where an earlier file's names would stay.
+    sys.modules.pop("config_config", None)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(overrides))
     try:
-        config = _parse(spec, overrides)
+        rest = values(["elva", f"--config={spec}", *overrides])
+        config = values.config
+    except ConfigError:
+        raise
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(
             f"unknown option --{error.flagname}; settings are changed with --config.KEY=VALUE"
         ) from None
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(f"{spec}: {_ends(error)}") from None
-    validate(config)
-    return config
-
-
-def _ends(error: Exception) -> str:
-    """First and last line of a message of several."""
-    lines = str(error).removeprefix("flag ").strip().splitlines() or [""]
-    return " ".join(dict.fromkeys((lines[0], lines[-1].strip())))
-
-
-def _parse(spec: str, overrides: Sequence[str]) -> ConfigDict:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(overrides))
-    rest = values(["elva", f"--config={spec}", *overrides])
+    except flags.Error as error:
+        raise ConfigError(f"{spec}: {_one_line(error)}") from None
+    except (Exception, SystemExit) as error:
+        if isinstance(error, AttributeError) and error.name == "get_config":
+            raise ConfigError(f"{spec}: defines no function get_config") from None
+        # The user's own code raised it: they need its name and their file, not our frames.
+        raise ConfigError(f"{spec}: {type(error).__name__}: {_one_line(error)}") from error
     if len(rest) > 1:
         raise ConfigError(
             f"'{rest[1]}' is not an option; settings are changed with --config.KEY=VALUE"
         )
-    return values.config
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{spec}: get_config returned {type(config).__name__}; return the ConfigDict that"
+            " elva_jax.config.schema.base() makes"
+        )
+    return config
+
+
+def _one_line(error: BaseException) -> str:
+    """First and last line of a message."""
+    lines = str(error).removeprefix("flag ").strip().splitlines() or [""]
+    return " ".join(dict.fromkeys((lines[0], lines[-1].strip())))
 
 
 def _check_key(config: ConfigDict, word: str) -> None:
-    """Refuses an override of a key that is not there, with its nearest neighbour."""
+    """Refuses an override of a key that does not exist, with the nearest one."""
     path = re.fullmatch(r"--?config\.([\w.]+)(=.*)?", word, re.DOTALL)
-    group = config
-    for part in path.group(1).split(".") if path else ():
+    if path is None:
+        return
+    group: Any = config
+    for part in path[1].split("."):
         if not isinstance(group, ConfigDict):
-            raise ConfigError(f"{path.group(1)}: a single value has no key '{part}'")
+            raise ConfigError(f"{path[1]}: a single value has no key '{part}'")
         if part not in group:
-            raise ConfigError(f"{path.group(1)}: no such key '{part}'{nearest(part, list(group))}")
+            raise ConfigError(f"{path[1]}: no such key '{part}'{nearest(part, group)}")
         group = group[part]
 
 
@@ -92,7 +128,11 @@ def choose(what: str, value: str, allowed: Sequence[str]) -> str:
 
 
 def parse_arg(arg: str, **defaults: str) -> dict[str, str]:
-    """Parses a `get_config` string such as `size=7b,stage=2`; keys outside `defaults` are refused."""
+    """Parses a `get_config` string such as `size=7b,stage=2`.
+
+    Raises:
+      ConfigError: a key outside `defaults`, or one without a value.
+    """
     values = dict(defaults)
     for piece in filter(None, arg.split(",")):
         key, equals, value = piece.partition("=")

@@ -1,13 +1,14 @@
-"""Which records of a source count, in words, and the mixtures that others write as YAML."""
+"""Which records of a source are used, and mixtures in the form of YAML files."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from ml_collections import ConfigDict
@@ -19,13 +20,12 @@ KINDS = ("all", "first", "end", "random")
 FORMS = (
     "all, first:N, end:N, random:N, where N is a number of records or a share of them such as 10%"
 )
-KEYS = {
-    "json_path": "name",
-    "sampling_strategy": "sampling",
-}  # of the field's YAML; any other is a setting of `schema.source()`
+# Keys of the YAML that have other names here.
+KEYS = {"json_path": "name", "sampling_strategy": "sampling"}
 
 
-class Sampling(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
     """A sampling strategy: all records, or some at the start, at the end, or drawn at random."""
 
     kind: str
@@ -47,19 +47,21 @@ def parse_sampling(text: str) -> Sampling:
     if match:
         kind, number, percent = match.groups()
         if number and int(number):
-            return Sampling(kind, int(number))
+            return Sampling(kind=kind, number=int(number))
         if percent and 0 < Fraction(percent) <= 100:
-            return Sampling(kind, percent=Fraction(percent))
+            return Sampling(kind=kind, percent=Fraction(percent))
     if text == "all":
-        return Sampling("all")
+        return Sampling(kind="all")
     raise ValueError(f"'{text}' is none of {FORMS}; did you mean {_nearest(text)}?")
 
 
 def _nearest(text: str) -> str:
-    """The strategy most like what was written."""
-    word = re.match(r"\s*([A-Za-z]*)", text)[1].lower()
+    """The right strategy that is most similar to a wrong one."""
+    word = text.strip().lower()
+    word = word[: len(word) - len(word.lstrip("abcdefghijklmnopqrstuvwxyz"))]
     kind = difflib.get_close_matches(word, KINDS, 1, 0)[0] if word else "all"
-    number, share = re.search(r"(\d+(?:\.\d+)?)?\s*(%)?", re.sub(r"^[^\d%]*", "", text)).groups()
+    found = re.search(r"(?:(\d+(?:\.\d+)?)\s*)?(%)?", re.sub(r"^[^\d%]*", "", text))
+    number, share = found.groups() if found else (None, None)
     if share and Fraction(number or 10) > 100:
         return "all"
     amount = f"{number or 10}%" if share else str(int(float(number or 0)) or 1000)
@@ -67,9 +69,10 @@ def _nearest(text: str) -> str:
 
 
 def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
-    """A stage's mixture from the YAML that LLaVA's successors use: `datasets: [{json_path, sampling_strategy}]`.
+    """A stage's mixture from the YAML of LLaVA's successors.
 
-    Each entry may also set what `schema.source()` knows (weight, epochs, root …) and its own `label`; else that is the file's name.
+    It is a list `datasets` of `{json_path, sampling_strategy}`. An entry may also set any key of
+    `schema.SourceConfig` (weight, epochs, root …) and a `label`, by default the file's name.
 
     Args:
       path: the YAML file.
@@ -87,7 +90,8 @@ def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
     entries = loaded.get("datasets") if isinstance(loaded, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ConfigError(
-            f"{path}: has no list 'datasets' of entries such as {{json_path: notes.json, sampling_strategy: all}}"
+            f"{path}: has no list 'datasets' of entries such as"
+            " {json_path: notes.json, sampling_strategy: all}"
         )
     mixture = ConfigDict()
     for number, entry in enumerate(entries, 1):

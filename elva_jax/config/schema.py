@@ -8,6 +8,8 @@ from them: a config file's `get_config(arg)` starts from `base()`, fills in the 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -41,8 +43,11 @@ def named(cls: type, meaning: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The vision tower: the frozen teacher of the guidance losses (paper, section 3.3), or the eyes
-    of the encoder-based baseline. SigLIP-so400m by default."""
+    """The vision tower, SigLIP-so400m by default.
+
+    It is the frozen teacher of the guidance losses (paper, section 3.3), or a part of the
+    encoder-based baseline.
+    """
 
     kind: Literal["siglip", "eva_clip", "eva02_clip"] = key(
         "siglip", "architecture; eva_clip is EVA01-CLIP, such as EVA-CLIP-g, eva02_clip EVA02-CLIP"
@@ -94,9 +99,11 @@ class ModelConfig:
         32_768, "trained context length, which RoPE scaling starts from", minimum=1
     )
     rms_norm_eps: float = key(1e-6, "epsilon of RMSNorm", minimum=0)
-    tie_embeddings: bool = key(True, "whether the head is the embedding table")
+    tie_embeddings: bool = key(default=True, meaning="whether the head is the embedding table")
     max_position: int = key(32_768, "longest sequence in tokens", minimum=1)
-    attention_bias: bool = key(True, "whether q, k and v have biases (Qwen2: yes, Llama: no)")
+    attention_bias: bool = key(
+        default=True, meaning="whether q, k and v have biases (Qwen2: yes, Llama: no)"
+    )
     patch_size: int = key(
         28,
         "side of a patch in pixels; with patch_embed = encoder it must equal teacher.patch_size",
@@ -141,7 +148,9 @@ class ModelConfig:
         above=0,
         maximum=1,
     )
-    merge_lines: bool = key(False, "whether <LINE> tokens merge along their row index")
+    merge_lines: bool = key(
+        default=False, meaning="whether <LINE> tokens merge along their row index"
+    )
     # The group `teacher`, where patch_embed is encoder: Config.__post_init__ sets it.
     tower: TeacherConfig | None = dataclasses.field(default=None, metadata={"key": False})
 
@@ -205,7 +214,7 @@ class LogConfig:
 
     every: int = key(10, "steps between reports", minimum=1)
     tensorboard: bool = key(
-        True, "whether to write TensorBoard events in addition to metrics.jsonl"
+        default=True, meaning="whether to write TensorBoard events in addition to metrics.jsonl"
     )
     wandb: str = key(
         "",
@@ -275,7 +284,9 @@ class DataConfig:
         minimum=0,
     )
     longest_edge: int = key(448, "pixels; larger frames are scaled down to this edge", minimum=1)
-    upscale: bool = key(False, "whether smaller frames are scaled up to longest_edge")
+    upscale: bool = key(
+        default=False, meaning="whether smaller frames are scaled up to longest_edge"
+    )
     num_low_frames: int = key(
         0,
         "hybrid resolution as an augmentation: number of additional, smaller frames; 0: off",
@@ -297,7 +308,7 @@ class DataConfig:
     seq_len: int = key(4096, "S, tokens of a packed sequence", minimum=1)
     max_patches: int = key(4096, "N, maximum patches of a packed sequence", minimum=1)
     max_frames: int = key(64, "maximum frames of a packed sequence", minimum=1)
-    pack: bool = key(True, "whether several short examples share a sequence")
+    pack: bool = key(default=True, meaning="whether several short examples share a sequence")
     max_turns: int = key(8, "maximum number of question turns about one video", minimum=1)
     system_prompt: str = key(
         "You are a helpful assistant.", 'system turn of the chat template; "": none'
@@ -335,8 +346,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank factors trained in place of the decoder's matrices; all other parameters are then
-    frozen."""
+    """Low-rank factors, trained in place of the decoder's matrices; all else is then frozen."""
 
     rank: int = key(0, "inner width of the factors; 0: no LoRA", minimum=0)
     alpha: float = key(16.0, "the product of the factors is scaled by alpha / rank", above=0)
@@ -388,7 +398,7 @@ class StageConfig:
     steps: int = key(0, "optimizer steps; 0: derived from epochs", minimum=0)
     epochs: float = key(0.0, "passes over the mixture, where steps is 0", minimum=0)
     batch_size: int = key(256, "sequences (packed rows) per step, over all devices", minimum=1)
-    merging: bool = key(False, "whether tokens merge inside the decoder")
+    merging: bool = key(default=False, meaning="whether tokens merge inside the decoder")
     merge_buckets: tuple[int, ...] = key(
         (),
         "for each merging layer: static number of tokens after it; 0 disables compaction",
@@ -430,17 +440,23 @@ class Config:
     stages: Mapping[str, StageConfig] = named(StageConfig, "the stages, by name")
 
     def __post_init__(self) -> None:
-        """Gives the model of the encoder-based baseline its vision tower, and no other model one."""
+        """Gives the encoder-based baseline its vision tower, and no other model one."""
         tower = self.teacher if self.model.patch_embed == "encoder" else None
         if self.model.tower != tower:
             model = dataclasses.replace(self.model, tower=tower)
             object.__setattr__(self, "model", model)
 
 
-def keys(cls: type) -> dict[str, dataclasses.Field]:
+def keys(cls: Any) -> dict[str, dataclasses.Field]:
     """The fields of a group that users may set, by name."""
     fields = dataclasses.fields(cls)
     return {field.name: field for field in fields if field.metadata.get("key", True)}
+
+
+@functools.cache
+def key_types(cls: Any) -> dict[str, Any]:
+    """The types of a group's fields, by name."""
+    return typing.get_type_hints(cls)
 
 
 def to_config_dict(config: Any) -> ConfigDict:

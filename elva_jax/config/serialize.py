@@ -1,70 +1,88 @@
-"""A configuration as JSON has it, and back."""
+"""The three forms of a configuration: ConfigDict (users), Config (code) and JSON (files)."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from elva_jax.config import schema
+from elva_jax.config.schema import Config
+from elva_jax.config.validate import check
 
 Group = TypeVar("Group")
 
 
-@functools.cache
-def types(cls: type) -> dict[str, Any]:
-    """The types of a group's fields."""
-    return typing.get_type_hints(cls)
+def freeze(config: ConfigDict | Config) -> Config:
+    """The typed form of a configuration, each of whose keys is checked.
+
+    Raises:
+      ConfigError: a key that is unknown, missing or wrong.
+    """
+    if isinstance(config, Config):
+        return config
+    check(Config, config)
+    return typed(Config, config)
 
 
-def typed(cls: type[Group], values: Mapping[str, Any]) -> Group:
-    """A group of a valid configuration as its frozen dataclass; keys that are missing keep their
-    defaults."""
+def typed(cls: type[Group], values: Mapping[str, Any] | ConfigDict) -> Group:
+    """The typed form of one group, unchecked; keys that are missing have their defaults."""
     if isinstance(values, cls):
         return values
-    out = {}
+    out: dict[str, Any] = {}
+    group: Any = cls  # mypy does not take a type variable for hashable
+    kinds = schema.key_types(group)
     for name, field in schema.keys(cls).items():
         if name not in values:
             continue
         value = values[name]
         if named := field.metadata.get("named"):
             value = {label: typed(named, inner) for label, inner in value.items()}
-        elif dataclasses.is_dataclass(types(cls)[name]):
-            value = typed(types(cls)[name], value)
-        out[name] = float(value) if types(cls)[name] is float else value
+        elif dataclasses.is_dataclass(kinds[name]):
+            value = typed(kinds[name], value)
+        elif kinds[name] is float:
+            value = float(value)
+        elif kinds[name] == tuple[float, ...]:
+            value = tuple(map(float, value))
+        out[name] = value
     return cls(**out)
 
 
-def config_to_dict(config: ConfigDict) -> dict[str, Any]:
+def config_to_dict(config: ConfigDict | Config) -> dict[str, Any]:
     """A configuration as JSON has it (tuples become lists)."""
+    if isinstance(config, Config):
+        config = schema.to_config_dict(config)
     return json.loads(config.to_json())
 
 
-def config_from_dict(values: dict[str, Any]) -> ConfigDict:
-    """The way back; lists become the tuples that the schema has, and keys that are newer than what was saved take their defaults."""
-    config = ConfigDict(_tuples(values))
-    _add_new_keys(config, schema.base())
-    for stage in config.stages.values():
-        _add_new_keys(stage, schema.stage())
-        for source in stage.data.mixture.values():
-            _add_new_keys(source, schema.source(""))
-    return config
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """A saved configuration; keys that are newer than it have their defaults.
+
+    Raises:
+      ConfigError: a key that no longer exists, or a wrong value.
+    """
+    full = _with_defaults(Config, values)
+    check(Config, full)
+    return typed(Config, full)
 
 
-def _add_new_keys(config: ConfigDict, schema: ConfigDict) -> None:
-    for key, default in schema.items():
-        if key not in config:
-            config[key] = default
-        elif isinstance(default, ConfigDict) and key not in ("stages", "mixture"):
-            _add_new_keys(config[key], default)
+def _with_defaults(cls: Any, values: Any) -> Any:
+    """A group as JSON has it, with tuples for lists and the defaults of keys that are missing."""
+    if not isinstance(values, Mapping):
+        return values
+    out = schema.to_config_dict(cls()).to_dict() | {k: _tuples(v) for k, v in values.items()}
+    for name, field in schema.keys(cls).items():
+        kind = schema.key_types(cls)[name]
+        if dataclasses.is_dataclass(kind):
+            out[name] = _with_defaults(kind, values.get(name, {}))
+        elif "named" in field.metadata and isinstance(out[name], Mapping):
+            named = field.metadata["named"]
+            out[name] = {label: _with_defaults(named, v) for label, v in out[name].items()}
+    return out
 
 
-def _tuples(value):
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config
+
 
 def stages_of_kind(
-    config: ConfigDict, kind: str, among: Iterable[str] | None = None
+    config: ConfigDict | Config, kind: str, among: Iterable[str] | None = None
 ) -> tuple[str, ...]:
     """Names of the stages of a kind, in order; `among` defaults to the curriculum."""
     names = config.curriculum if among is None else among

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.schema import Config
 from elva_jax.data.collate import CaptionCollator, PackedCollator
 from elva_jax.data.conversation import check_tokenizer, vocabulary_id
 from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
@@ -16,7 +16,7 @@ ESTIMATE_ROWS = 32  # rows of each of the two batches from which examples per st
 
 
 def conversation_batches(
-    config: ConfigDict,
+    config: Config,
     stage_name: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -60,7 +60,7 @@ def conversation_batches(
 
 
 def caption_batches(
-    config: ConfigDict,
+    config: Config,
     stage_name: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -90,7 +90,7 @@ def caption_batches(
 
 
 def conversations_per_step(
-    config: ConfigDict, stage_name: str, tokenizer: PreTrainedTokenizerBase
+    config: Config, stage_name: str, tokenizer: PreTrainedTokenizerBase
 ) -> float:
     """Examples that one step takes over all processes: estimated where several share a row.
 

@@ -6,9 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.schema import Config, DataConfig, StageConfig
 from elva_jax.data import conversation
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media, Turn
@@ -60,7 +60,7 @@ class Decoder:
         raise NotImplementedError
 
 
-def clip_settings(data: ConfigDict, *, patch_size: int, square: int = 0) -> ClipSettings:
+def clip_settings(data: DataConfig, *, patch_size: int, square: int = 0) -> ClipSettings:
     """How a stage reads clips; `square` and `patch_size` as in `ClipSettings`."""
     return ClipSettings(
         num_frames=data.num_frames,
@@ -86,8 +86,8 @@ class ConversationDecoder(Decoder):
     def __init__(
         self,
         mixture: Mixture,
-        config: ConfigDict,
-        stage: ConfigDict,
+        config: Config,
+        stage: StageConfig,
         tokenizer: PreTrainedTokenizerBase,
         teacher_size: int | None,
     ):
@@ -225,8 +225,8 @@ class CaptionDecoder(Decoder):
     def __init__(
         self,
         mixture: Mixture,
-        config: ConfigDict,
-        stage: ConfigDict,
+        config: Config,
+        stage: StageConfig,
         tokenizer: PreTrainedTokenizerBase,
     ):
         data, teacher = stage.data, config.teacher

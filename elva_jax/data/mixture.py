@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 import grain
-from ml_collections import ConfigDict
 
 from elva_jax.config.mixtures import parse_sampling
+from elva_jax.config.schema import Config
 from elva_jax.data import sources
 from elva_jax.data.example import Example
 from elva_jax.errors import DataError
@@ -28,7 +28,7 @@ class Mixture:
       DataError: data that are missing, malformed, or fewer than asked for.
     """
 
-    def __init__(self, config: ConfigDict, stage_name: str):
+    def __init__(self, config: Config, stage_name: str):
         data = config.stages[stage_name].data
         entries = data.mixture
         sources.check_files(entries, config.data_root, f"stages.{stage_name}.data.mixture")
@@ -197,6 +197,6 @@ class _Tag:
         return self.source, int(index)
 
 
-def examples_per_epoch(config: ConfigDict, stage_name: str) -> int:
+def examples_per_epoch(config: Config, stage_name: str) -> int:
     """Examples in one pass over a stage's mixture, over all processes."""
     return len(Mixture(config, stage_name))

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import ModelConfig, StageConfig
 from elva_jax.video.layout import Counts, TokenLayout
 
 PACKING_LOOKAHEAD = 8  # rows' worth of waiting examples: packs about as well as knowing all of them
@@ -34,7 +34,7 @@ class RowCapacity(Counts):
     """The most that the examples of one row may take together."""
 
     @classmethod
-    def of_stage(cls, stage: ConfigDict) -> RowCapacity:
+    def of_stage(cls, stage: StageConfig) -> RowCapacity:
         """The row of a stage; its floor is the smallest merge bucket."""
         data = stage.data
         buckets = [bucket for bucket in stage.merge_buckets if bucket] if stage.merging else []
@@ -46,7 +46,7 @@ class RowCapacity(Counts):
         return [name for name, n, most in zip(self._fields, counts, self, strict=True) if n > most]
 
 
-def merges_before_bucket(stage: ConfigDict, model: ConfigDict) -> tuple[tuple[str, float], ...]:
+def merges_before_bucket(stage: StageConfig, model: ModelConfig) -> tuple[tuple[str, float], ...]:
     """Policy and ratio of the merging layers up to the smallest bucket, for `video.layout.count`.
 
     () where the stage has no bucket.

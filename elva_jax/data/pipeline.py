@@ -17,8 +17,8 @@ from typing import Any
 
 import grain
 from absl import flags
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config
 from elva_jax.data import mixture as mixing
 from elva_jax.data.collate import Collator
 from elva_jax.data.decode_example import Decoder
@@ -307,7 +307,7 @@ class BatchIterator:
 
 
 def make_batches(
-    config: ConfigDict,
+    config: Config,
     stage_name: str,
     *,
     decoder: Decoder,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import SourceConfig
 from elva_jax.data import record as built
 from elva_jax.data.example import Example
 from elva_jax.data.readers import moving_shapes
@@ -29,7 +29,7 @@ HUGGING_FACE = "hf:"  # prefix of a folder
 TFDS_NAME = re.compile(r"[a-zA-Z]\w*")  # before the config and the version
 
 
-def check_files(mixture: Mapping[str, ConfigDict], data_root: str, where: str) -> None:
+def check_files(mixture: Mapping[str, SourceConfig], data_root: str, where: str) -> None:
     """Checks that the files of a mixture exist.
 
     Raises:
@@ -58,7 +58,7 @@ def _under(data_root: str, name: str) -> Path:
 
 
 def open_examples(
-    source: ConfigDict, data_dir: str | Path, data_root: str = ""
+    source: SourceConfig, data_dir: str | Path, data_root: str = ""
 ) -> Sequence[Example]:
     """Opens one entry of a mixture, `config.schema.source()`, for random access to its examples.
 

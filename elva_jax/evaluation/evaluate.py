@@ -13,6 +13,7 @@ import jax
 
 import elva_jax
 from elva_jax.checkpoints.restore import Run
+from elva_jax.config import schema
 from elva_jax.errors import VideoError
 from elva_jax.evaluation.measurements import BOOTSTRAP_SEED, Measurements
 from elva_jax.evaluation.questions import Video, read_split
@@ -78,7 +79,7 @@ def evaluate(
             "device": jax.devices()[0].device_kind,
         },
         attention=str(attention),
-        config=elva.config.to_dict(),
+        config=schema.to_config_dict(elva.config).to_dict(),
         data={
             "name": config.dataset,
             "split": config.split,

@@ -14,7 +14,7 @@ from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.evaluation.side import Answered, TextModel, square_pixels
 from elva_jax.inference.batching import text_tokens
 from elva_jax.inference.model import ElvaModel
-from elva_jax.models.build import config_from_dict, vision_tower
+from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.video.layout import Kind, build_layout
@@ -31,9 +31,7 @@ class JaxSide:
         self.vocab_size = run.config.model.vocab_size
 
     def _load(self) -> Run:
-        run = self.run.load_float32()
-        run.config.model.dtype = "float32"
-        return run
+        return self.run.load_float32().with_dtype("float32")
 
     def ask(self, video: Any, prompt: str, new_tokens: int, *, merging: bool) -> Answered:
         """Runs the whole prompt at once, and answers with a cache."""
@@ -67,8 +65,9 @@ class JaxSide:
         """The decoder alone."""
         run = self._load()
         tokenizer = load_tokenizer(run.tokenizer_dir)
-        model = config_from_dict(run.config.model, run.config.teacher)
-        decoder = Qwen2(dataclasses.replace(model, dtype="float32", remat="none", attention="auto"))
+        decoder = Qwen2(
+            dataclasses.replace(run.config.model, dtype="float32", remat="none", attention="auto")
+        )
         apply = jax.jit(lambda params, *inputs: decoder.apply({"params": params}, *inputs))
         params = run.params["elva"]["decoder"]
 

@@ -68,7 +68,7 @@ def to_hf_config(
             "factor": float(model.rope_factor),
             "original_max_position_embeddings": model.rope_original_max_position,
         }
-    values = {theirs: model[ours] for ours, theirs in _SAME.items()}
+    values = {theirs: getattr(model, ours) for ours, theirs in _SAME.items()}
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["ElvaForCausalLM"],

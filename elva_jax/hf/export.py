@@ -13,12 +13,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from ml_collections import ConfigDict
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 import elva_jax
 from elva_jax.checkpoints.restore import SavedRun, open_run
+from elva_jax.config.schema import Config, DataConfig, ModelConfig
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
@@ -95,7 +95,7 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
 def save_pretrained(
     out: str | Path,
     params: Mapping[str, Any],
-    config: ConfigDict,
+    config: Config,
     tokenizer: PreTrainedTokenizerBase,
     *,
     stage: str,
@@ -162,7 +162,7 @@ def _tensors(params: Mapping[str, Any], dtype: str, where: str) -> Iterator[tupl
 
 
 def _configs(
-    config: ConfigDict, stage: str, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str
+    config: Config, stage: str, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str
 ) -> dict[str, Any]:
     """The JSON files of the folder by name; the tokenizer's own files are written to `folder`."""
     model, data = config.model, config.stages[stage].data
@@ -211,7 +211,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_pro
     file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
+def _processor_config(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
     low_edge = low_edge_beside(data.longest_edge, model.patch_size)
     return {
         "processor_class": "ElvaProcessor",
@@ -220,7 +220,7 @@ def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
             "image_processor_type": "ElvaImageProcessor",
             "auto_map": {"AutoImageProcessor": "image_processing_elva.ElvaImageProcessor"},
             "patch_size": model.patch_size,
-            **{name: data[name] for name in elva.MEDIA},
+            **{name: getattr(data, name) for name in elva.MEDIA},
             "num_low_frames": 0,
             # Hybrid resolution is off until a call asks for it, then as it was trained, if it was.
             "low_longest_edge": data.low_longest_edge if data.num_low_frames > 0 else low_edge,
@@ -229,7 +229,7 @@ def _processor_config(model: ConfigDict, data: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _model_card(config: ConfigDict, stage: str, **values: Any) -> str:
+def _model_card(config: Config, stage: str, **values: Any) -> str:
     model, data = config.model, config.stages[stage].data
     shapes = parameter_shapes(config, "elva").values()
     layers = ", ".join(map(str, model.merge_layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import resource
@@ -17,8 +18,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.save import save_weights
-from elva_jax.config import schema
-from elva_jax.config.serialize import config_to_dict
+from elva_jax.config.schema import Config, StageConfig
+from elva_jax.config.serialize import config_to_dict, freeze, typed
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
 from elva_jax.errors import ConvertError, first_line
@@ -50,7 +51,7 @@ class Imported:
 def import_weights(
     source: str | Path,
     out: str | Path,
-    config: ConfigDict | None = None,
+    config: ConfigDict | Config | None = None,
     *,
     dtype: str = "keep",
     allow_pickle: bool = False,
@@ -110,38 +111,36 @@ def peak_memory() -> int:
 
 def _run_config(
     store: TensorStore,
-    config: ConfigDict | None,
+    config: ConfigDict | Config | None,
     group: str,
     values: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase | None,
-) -> ConfigDict:
+) -> Config:
     """The configuration to save: one stage that holds the weights.
 
     Its media settings are those of the last ELVA stage of `config`, or of the folder.
     """
     if config is not None:
-        config = config.copy_and_resolve_references()
+        config = freeze(config)
         before = stages_of_kind(config, "elva")
-        stage = config.stages[before[-1]] if before else schema.stage()
+        stage = config.stages[before[-1]] if before else StageConfig()
     elif store.config.get("model_type") == elva.MODEL_TYPE:
         config, name, _ = folder_config(store)
         stage = config.stages[name]
     else:
-        config, stage = schema.base(), schema.stage()
-        config[group].update(values)
+        config, stage = typed(Config, {group: values}), StageConfig()
         if tokenizer is not None:
-            config.model.vocab_size = max(config.model.vocab_size, len(tokenizer))
+            size = max(config.model.vocab_size, len(tokenizer))
+            model = dataclasses.replace(config.model, vocab_size=size)
+            config = dataclasses.replace(config, model=model)
     if tokenizer is not None and len(tokenizer) > config.model.vocab_size:
         raise ConvertError(
             f"{store.path}: with {elva.FRAME}, {elva.PATCH}, {elva.LINE} its tokenizer has"
             f" {len(tokenizer)} tokens; raise model.vocab_size from {config.model.vocab_size}"
         )
-    stage = ConfigDict(stage.to_dict())
     if group == "teacher":
-        stage.kind = "teacher"
-    config.stages = ConfigDict({STAGE: stage})
-    config.curriculum = (STAGE,)
-    return config
+        stage = dataclasses.replace(stage, kind="teacher")
+    return dataclasses.replace(config, stages={STAGE: stage}, curriculum=(STAGE,))
 
 
 def _tokenizer(store: TensorStore) -> PreTrainedTokenizerBase | None:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from elva_jax.checkpoints.restore import Loaded, load_run_params
+from elva_jax.config.schema import Config
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
@@ -40,7 +40,7 @@ def is_hf_source(path: str | Path) -> bool:
 def load_params(
     source: str | Path,
     targets: Mapping[str, jax.ShapeDtypeStruct],
-    config: ConfigDict,
+    config: Config,
     *,
     subtree: Subtree = "elva",
     allow_pickle: bool = False,
@@ -70,7 +70,7 @@ def load_params(
 def load_store(
     store: TensorStore,
     targets: Mapping[str, jax.ShapeDtypeStruct],
-    config: ConfigDict,
+    config: Config,
     *,
     subtree: Subtree = "elva",
 ) -> Loaded:
@@ -135,7 +135,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
     )
 
 
-def _table(store: TensorStore, config: ConfigDict, subtree: Subtree) -> tuple[Table, str]:
+def _table(store: TensorStore, config: Config, subtree: Subtree) -> tuple[Table, str]:
     """The names of a folder's tensors, and the beginning of our paths that the table leaves out."""
     group, _ = read_config(store.config, str(store.path))
     if (group == "teacher") != (subtree == "vision"):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from elva_jax.checkpoints.restore import Run, open_run
 from elva_jax.config import schema
-from elva_jax.config.serialize import config_from_dict
+from elva_jax.config.schema import Config
+from elva_jax.config.serialize import config_from_dict, freeze
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva
 from elva_jax.hf.load import describe, is_hf_source, load_store, make_targets
@@ -20,7 +20,7 @@ from elva_jax.models.build import parameter_shapes
 from elva_jax.utils.quiet import quiet_libraries
 from elva_jax.utils.trees import unflatten_paths
 
-Place = Callable[[ConfigDict], Mapping[str, Any]]
+Place = Callable[[Config], Mapping[str, Any]]
 STAGE = "converted"  # the stage of a configuration made for weights that no run has trained
 
 
@@ -61,7 +61,7 @@ def load_folder(path: str | Path, place: Place = lambda config: {}) -> Run:
     return Run(config=config, stage=stage, params=params, tokenizer_dir=store.path, step=step)
 
 
-def folder_config(store: TensorStore) -> tuple[ConfigDict, str, int]:
+def folder_config(store: TensorStore) -> tuple[Config, str, int]:
     """Configuration, stage and step of the run that an ELVA's folder was exported from.
 
     Without a record of that run, the configuration has the model of the folder and default values.
@@ -75,4 +75,4 @@ def folder_config(store: TensorStore) -> tuple[ConfigDict, str, int]:
     config.stages[STAGE].merging = bool(store.config.get("merging"))
     config.stages[STAGE].data.update(elva.data_settings(store.path))
     config.curriculum = (STAGE,)
-    return config, STAGE, 0
+    return freeze(config), STAGE, 0

@@ -170,9 +170,9 @@ def differences(
 ) -> list[str]:
     """A phrase for each of `keys` in which a folder differs from a run's `config.model`."""
     return [
-        f"{key} is {theirs[key]}, the run has model.{key} = {model[key]}"
+        f"{key} is {theirs[key]}, the run has model.{key} = {getattr(model, key)}"
         for key in keys
-        if theirs[key] != model[key]
+        if theirs[key] != getattr(model, key)
     ]
 
 

@@ -132,9 +132,9 @@ def refuse_differences(
 ) -> None:
     """Raises ConvertError where config.json and `config.teacher` describe different towers."""
     differ = [
-        f"{key} is {value}, the run has teacher.{key} = {ours[key]}"
+        f"{key} is {value}, the run has teacher.{key} = {getattr(ours, key)}"
         for key, value in theirs.items()
-        if value != ours[key]
+        if value != getattr(ours, key)
     ]
     if differ:
         raise ConvertError(f"{store.path}: {'; '.join(differ)}")

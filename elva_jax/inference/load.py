@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config
 from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import saved_shardings
-from elva_jax.models.build import config_from_dict
 
 
 def load(
@@ -51,12 +50,12 @@ def load(
     if stage is not None and (path / stage / "checkpoints").is_dir():
         path_or_hub = path / stage
 
-    def place(config: ConfigDict) -> dict[str, Any]:
+    def place(config: Config) -> dict[str, Any]:
         if mesh is None:
             return {}
-        return saved_shardings(config_from_dict(config.model, config.teacher), mesh)
+        return saved_shardings(config.model, mesh)
 
     run = open_run_or_folder(path_or_hub, place)
     if dtype is not None:
-        run.config.model.dtype = dtype
+        run = run.with_dtype(dtype)
     return ElvaModel.from_run(run, stage=stage, mesh=mesh)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.restore import Run
+from elva_jax.config.schema import Config
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import LayoutError
@@ -63,7 +64,7 @@ class ElvaModel(PromptReader):
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: ConfigDict | Config,
         params: Any,
         tokenizer: PreTrainedTokenizerBase,
         stage: str | None = None,

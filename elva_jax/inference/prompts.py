@@ -10,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.schema import Config
+from elva_jax.config.serialize import freeze
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data import conversation
 from elva_jax.data.decode_example import clip_settings
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
 from elva_jax.inference.media import Media, as_list, check_question
-from elva_jax.models.build import config_from_dict
 from elva_jax.video.clip import Source, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import Clip, Text
@@ -26,14 +27,16 @@ class PromptReader:
     """Reads media and questions as one stage of a run does; the base of `ElvaModel`."""
 
     def __init__(
-        self, config: ConfigDict, tokenizer: PreTrainedTokenizerBase, stage: str | None = None
+        self,
+        config: ConfigDict | Config,
+        tokenizer: PreTrainedTokenizerBase,
+        stage: str | None = None,
     ) -> None:
-        self.config = config
-        self.stage = elva_stage(config, stage)
-        self.data = config.stages[self.stage].data
+        self.config = freeze(config)
+        self.stage = elva_stage(self.config, stage)
+        self.data = self.config.stages[self.stage].data
         self.tokenizer = tokenizer
-        built = config_from_dict(config.model, config.teacher)
-        self.model_config = dataclasses.replace(built, remat="none")
+        self.model_config = dataclasses.replace(self.config.model, remat="none")
 
     def read_media(
         self, source: Source, *, frames: int | Hybrid | None = None, name: str | None = None
@@ -101,7 +104,7 @@ class PromptReader:
         return build_rows(parts, patches, width, lengths, self.model_config.frame_patches)
 
 
-def elva_stage(config: ConfigDict, name: str | None = None) -> str:
+def elva_stage(config: Config, name: str | None = None) -> str:
     """The name of a stage that trains an ELVA; by default the last one of the curriculum.
 
     Raises:

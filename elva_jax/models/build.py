@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from elva_jax.config.schema import Config, ModelConfig, TeacherConfig
+from elva_jax.config.schema import Config
 from elva_jax.config.serialize import typed
 from elva_jax.models.elva import Elva, dummy_inputs
 from elva_jax.models.towers.eva_clip import EvaClipVision
@@ -17,24 +17,18 @@ from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.utils.trees import flatten_paths
 
 
-def config_from_dict(model: ConfigDict, teacher: ConfigDict | None = None) -> ModelConfig:
-    """The typed group `model`, with the vision tower of the group `teacher` where it uses one."""
-    groups = {"model": model} | ({} if teacher is None else {"teacher": teacher})
-    return typed(Config, groups).model
-
-
-def parameter_shapes(config: ConfigDict, subtree: str) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ConfigDict | Config, subtree: str) -> dict[str, tuple[int, ...]]:
     """Shapes of a run's ELVA (`elva`) or vision tower (`vision`), by '/'-joined path."""
     tree = {subtree: jax.eval_shape(lambda: INIT[subtree](config))["params"]}
     return {path: leaf.shape for path, leaf in flatten_paths(nn.meta.unbox(tree)).items()}
 
 
-def _init_elva(config: ConfigDict) -> Any:
-    model = config_from_dict(config.model, config.teacher)
+def _init_elva(config: ConfigDict | Config) -> Any:
+    model = typed(Config, config).model
     return Elva(model).init(jax.random.key(0), *dummy_inputs(model))
 
 
-def _init_vision(config: ConfigDict) -> Any:
+def _init_vision(config: ConfigDict | Config) -> Any:
     side = config.teacher.image_size
     return vision_tower(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
@@ -42,7 +36,7 @@ def _init_vision(config: ConfigDict) -> Any:
 INIT = {"elva": _init_elva, "vision": _init_vision}
 
 
-def vision_tower(config: ConfigDict) -> SiglipVision | EvaClipVision:
+def vision_tower(config: ConfigDict | Config) -> SiglipVision | EvaClipVision:
     """The teacher's tower: pixels in [-1, 1] to `penultimate`, `last` and `pooled` features."""
-    teacher = typed(TeacherConfig, config.teacher)
+    teacher = typed(Config, config).teacher
     return (SiglipVision if teacher.kind == "siglip" else EvaClipVision)(teacher, teacher.dtype)

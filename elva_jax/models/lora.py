@@ -29,9 +29,9 @@ from elva_jax.utils.arrays import AnyArray
 SUFFIX = "_lora"
 
 
-def adapts(config: LoraConfig | None, projection: str) -> bool:
+def adapts(config: LoraConfig, projection: str) -> bool:
     """Whether a projection of the decoder's layers has factors."""
-    return config is not None and any(re.search(target, projection) for target in config.targets)
+    return any(re.search(target, projection) for target in config.targets)
 
 
 def is_factor(path: str) -> bool:

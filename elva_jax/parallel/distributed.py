@@ -33,6 +33,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import elva_jax
+from elva_jax.config.schema import Config
+from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError, StartError
 from elva_jax.parallel.handshake import rendezvous
 from elva_jax.parallel.launchers import ProcessSpec, detect_process
@@ -168,7 +170,7 @@ def assert_equal_across_processes(what: str, value: Any) -> None:
         )
 
 
-def run_fingerprint(config: ConfigDict) -> dict[str, Any]:
+def run_fingerprint(config: ConfigDict | Config) -> dict[str, Any]:
     """Source code, versions and configuration, which all processes of a run must share."""
     root = Path(elva_jax.__file__).parent
     source = hashlib.sha256()
@@ -178,5 +180,5 @@ def run_fingerprint(config: ConfigDict) -> dict[str, Any]:
         "elva_jax": elva_jax.__version__,
         "jax": jax.__version__,
         "source of elva_jax": source.hexdigest()[:12],
-        "config": json.loads(config.to_json()),
+        "config": config_to_dict(config),
     }

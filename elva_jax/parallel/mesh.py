@@ -21,15 +21,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import MeshConfig
 from elva_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "context", "tensor")  # from the outermost to the innermost
 BATCH_AXES = ("data", "fsdp")  # the axes that split the batch
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(config: MeshConfig) -> Mesh:
     """Builds the mesh of `config.mesh` over all devices of all processes.
 
     One axis may be -1: it takes the devices that the others leave.
@@ -38,7 +38,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
       ConfigError: the axes do not multiply to the number of devices, or rows of the batch would be
         split between processes.
     """
-    sizes = {axis: config[axis] for axis in AXES}
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     devices = jax.device_count()
     wanted = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     rest = [axis for axis, size in sizes.items() if size == -1]

@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.schema import Config, StageConfig
+from elva_jax.config.serialize import typed
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models.lora import is_factor
 from elva_jax.parallel.mesh import check_batch, check_length
@@ -89,12 +91,13 @@ class Task(Protocol):
 
     exports: ClassVar[str]
     teacher_parts: ClassVar[Mapping[str, str]] = {}
-    config: ConfigDict
+    config: Config
     name: str
-    stage: ConfigDict
+    stage: StageConfig
 
-    def __init__(self, config: ConfigDict, name: str):
-        self.config, self.name, self.stage = config, name, config.stages[name]
+    def __init__(self, config: ConfigDict | Config, name: str):
+        self.config, self.name = typed(Config, config), name
+        self.stage = self.config.stages[name]
 
     @property
     def uses_teacher(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config, StageConfig
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.siglip import SiglipTask
 from elva_jax.tasks.video_llm import VideoLlmTask
@@ -11,7 +12,7 @@ from elva_jax.tasks.video_llm import VideoLlmTask
 TASKS: dict[str, type[Task]] = {"elva": VideoLlmTask, "teacher": SiglipTask}
 
 
-def task_of(stage: ConfigDict) -> type[Task]:
+def task_of(stage: StageConfig) -> type[Task]:
     """The class of a stage's task."""
     return TASKS[stage.kind]
 
@@ -21,6 +22,6 @@ def kind_of(subtree: str) -> str:
     return next(kind for kind, task in TASKS.items() if task.exports == subtree)
 
 
-def make_task(config: ConfigDict, stage_name: str) -> Task:
+def make_task(config: ConfigDict | Config, stage_name: str) -> Task:
     """The task of a stage of a run."""
     return task_of(config.stages[stage_name])(config, stage_name)

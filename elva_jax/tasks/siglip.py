@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import TeacherConfig
-from elva_jax.config.serialize import typed
 from elva_jax.data.batches import caption_batches
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models import flops
@@ -104,15 +102,11 @@ class SiglipTask(Task):
         self, content: Content, metrics: Mapping[str, Any], matrices: TrainedMatrices
     ) -> float:
         """Both towers, forward and backward."""
-        teacher = self._teacher
+        teacher = self.config.teacher
         texts = content.frames / max(self.stage.data.num_frames, 1)
         text_tower = texts * teacher.text_layers * flops.vision_layer(teacher, teacher.text_length)
         return 3 * (flops.vision_tower(teacher, content.frames) + text_tower)
 
     @property
-    def _teacher(self) -> TeacherConfig:
-        return typed(TeacherConfig, self.config.teacher)
-
-    @property
     def _model(self) -> Siglip:
-        return Siglip(self._teacher, self.config.model.vocab_size)
+        return Siglip(self.config.teacher, self.config.model.vocab_size)

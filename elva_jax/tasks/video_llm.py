@@ -19,13 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import LoraConfig, ModelConfig, TeacherConfig
-from elva_jax.config.serialize import typed
+from elva_jax.config.schema import Config, ModelConfig
 from elva_jax.data.batches import conversation_batches, conversations_per_step
 from elva_jax.data.packing import RowCapacity
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models import flops
-from elva_jax.models.build import config_from_dict, vision_tower
+from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva, ElvaOutput, dummy_inputs, layer_blocks
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
@@ -57,13 +56,12 @@ class VideoLlmTask(Task):
     exports = "elva"
     teacher_parts: ClassVar[Mapping[str, str]] = {f"{TOWER}/": "vision/"}
 
-    def __init__(self, config: ConfigDict, name: str):
+    def __init__(self, config: ConfigDict | Config, name: str):
         super().__init__(config, name)
-        lora = typed(LoraConfig, self.stage.optimizer.lora)
-        self._model_config = config_from_dict(config.model, config.teacher)
-        self._model = Elva(self._model_config, lora if lora.rank else None)
+        lora, model = self.stage.optimizer.lora, self.config.model
+        self._model = Elva(model, lora if lora.rank else None)
         self._heads = GuidanceHeads(
-            config.teacher.hidden_size, self.stage.loss.temperature, config.model.dtype
+            self.config.teacher.hidden_size, self.stage.loss.temperature, model.dtype
         )
 
     @property
@@ -100,7 +98,7 @@ class VideoLlmTask(Task):
     def decoder_pieces(self) -> list[tuple[int, int]]:
         """The pieces between merging layers; without buckets merged tokens keep their places."""
         pieces, length = [], self.row_tokens
-        for block in layer_blocks(self._model_config, merging=self.stage.merging):
+        for block in layer_blocks(self.config.model, merging=self.stage.merging):
             if block.merge is not None and self.stage.merge_buckets:
                 length = self.stage.merge_buckets[block.merge] or length
             pieces.append((block.num_layers, length))
@@ -141,7 +139,7 @@ class VideoLlmTask(Task):
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters of the model, and of the guidance heads if they are needed."""
         model_key, heads_key = jax.random.split(key)
-        inputs = dummy_inputs(self._model_config)
+        inputs = dummy_inputs(self.config.model)
         params = {"elva": self._model.init(model_key, *inputs)["params"]}
         if self.uses_teacher:
             hidden = jnp.zeros((1, 2, self.config.model.hidden_size))
@@ -158,9 +156,7 @@ class VideoLlmTask(Task):
             merging=self.stage.merging,
             buckets=tuple(self.stage.merge_buckets),
         )
-        metrics = token_metrics(
-            self._model_config, batch["layout"], out, merging=self.stage.merging
-        )
+        metrics = token_metrics(self.config.model, batch["layout"], out, merging=self.stage.merging)
         total = jnp.float32(0)
         if weights.generation:
             head = vocabulary_head(params["elva"]["decoder"])
@@ -201,7 +197,7 @@ class VideoLlmTask(Task):
         self, content: Content, metrics: Mapping[str, Any], matrices: TrainedMatrices
     ) -> float:
         """Forward, gradient of the inputs, and gradient of the parameters that are trained."""
-        c, text = self._model_config, content.tokens - content.visual
+        c, text = self.config.model, content.tokens - content.visual
         tokens = text + content.visual * metrics.get("merge/kept_mean", 1.0)
         pairs = content.pairs * (tokens / max(content.tokens, 1.0)) ** 2
         kept = min((layer.kept for layer in metrics.get("merge", ())), default=1.0)
@@ -214,14 +210,14 @@ class VideoLlmTask(Task):
         total += 3 * c.num_layers * flops.layer_attention(c, pairs)
         total += 3 * 2.0 * tokens * matrices.lora_size
         if self.uses_teacher:
-            teacher = typed(TeacherConfig, self.config.teacher)
+            teacher = self.config.teacher
             total += flops.vision_tower(teacher, content.frames)
             total += 3 * 2.0 * content.tokens * c.hidden_size * teacher.hidden_size
         return total
 
     def _embedding_flops(self, content: Content, matrices: TrainedMatrices) -> float:
         """Of the patch embedding, or of the encoder-based baseline's tower and projector."""
-        model = self._model_config
+        model = self.config.model
         if model.tower is None:
             share = matrices.share("elva/patch_embed")
             forward = flops.patch_embedding(model, content.patches, content.visual)

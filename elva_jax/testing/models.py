@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from elva_jax.config import schema
 from elva_jax.config.schema import ModelConfig
+from elva_jax.config.serialize import freeze
 from elva_jax.data.tokenizer import build
 from elva_jax.inference.model import ElvaModel
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva, dummy_inputs
 
 TEXTS = (
@@ -114,5 +114,5 @@ def tiny_model(seed: int = 0, **model: Any) -> ElvaModel:
       4
     """
     config = tiny_config(**model)
-    params = random_params(config_from_dict(config.model, config.teacher), seed)
+    params = random_params(freeze(config).model, seed)
     return ElvaModel(config, params, tiny_tokenizer())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from elva_jax.config.schema import Config
 from elva_jax.hf.load import load_params
 from elva_jax.training.train import run
 from elva_jax.utils.quiet import quiet_libraries
@@ -17,7 +18,7 @@ from elva_jax.utils.quiet import quiet_libraries
 
 @quiet_libraries()
 def train(
-    config: ConfigDict,
+    config: ConfigDict | Config,
     workdir: str | Path,
     *,
     progress: Callable[[str], None] | Literal["terminal"] | None = None,

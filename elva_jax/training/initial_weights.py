@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from elva_jax.checkpoints.restore import Loaded, load_run_params
+from elva_jax.config.schema import Config
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.lora import is_factor
@@ -30,7 +30,7 @@ class LoadParams(Protocol):
         self,
         source: str | Path,
         targets: Mapping[str, jax.ShapeDtypeStruct],
-        config: ConfigDict,
+        config: Config,
         *,
         subtree: Any,
     ) -> Loaded:
@@ -38,11 +38,7 @@ class LoadParams(Protocol):
 
 
 def load_from_run(
-    source: str | Path,
-    targets: Mapping[str, jax.ShapeDtypeStruct],
-    config: ConfigDict,
-    *,
-    subtree: Any,
+    source: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct], config: Config, *, subtree: Any
 ) -> Loaded:
     """Reads parameters from runs and converted checkpoints only."""
     return load_run_params(source, targets, kind=kind_of(subtree))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError
 from elva_jax.tasks.base import MergeMetrics, Metrics
@@ -81,7 +81,7 @@ class WeightsAndBiases:
       ConfigError: the package is not installed.
     """
 
-    def __init__(self, folder: Path, config: ConfigDict):
+    def __init__(self, folder: Path, config: Config):
         if importlib.util.find_spec("wandb") is None:
             raise ConfigError(
                 "log.wandb: needs a package that is not installed; pip install wandb,"
@@ -128,7 +128,7 @@ class MetricWriters:
 
 
 @contextlib.contextmanager
-def open_writers(config: ConfigDict, folder: Path, step: int) -> Iterator[MetricWriters]:
+def open_writers(config: Config, folder: Path, step: int) -> Iterator[MetricWriters]:
     """The writers that `config.log` asks for, for a stage's directory, continuing from `step`.
 
     Raises:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config
 from elva_jax.tasks.base import Content, Metrics, TrainedMatrices
 from elva_jax.training.setup import TrainSetup
 
@@ -23,7 +23,7 @@ from elva_jax.training.setup import TrainSetup
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 
 
-def peak_flops(config: ConfigDict) -> float | None:
+def peak_flops(config: Config) -> float | None:
     """The peak FLOP/s of all devices of the run, or None if that is unknown."""
     peak = config.log.peak_tflops * 1e12
     if not peak and config.model.dtype == "bfloat16":

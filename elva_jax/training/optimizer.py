@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
+from elva_jax.config.schema import LoraConfig, OptimizerConfig
 from elva_jax.errors import ConfigError
 from elva_jax.models.lora import is_factor
 from elva_jax.utils.trees import flatten_paths, key_path
@@ -82,7 +82,9 @@ def muon_dimensions(path: str, names: tuple[str | None, ...]) -> MuonDimensionNu
     )
 
 
-def make_optimizer(settings: ConfigDict, steps: int, params: Any, axes: Any = None) -> Optimizer:
+def make_optimizer(
+    settings: OptimizerConfig, steps: int, params: Any, axes: Any = None
+) -> Optimizer:
     """Builds the optimizer of `config.stages.<stage>.optimizer` for a parameter tree.
 
     Args:
@@ -159,7 +161,7 @@ def _muon_dimensions(params: Any, axes: Any) -> dict[str, MuonDimensionNumbers |
     }
 
 
-def _beside_lora(lora: ConfigDict, params: Any) -> set[str]:
+def _beside_lora(lora: LoraConfig, params: Any) -> set[str]:
     """The parameters that LoRA freezes: all but its factors and the matches of `lora.also`."""
     if not lora.rank:
         return set()

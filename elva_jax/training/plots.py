@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from elva_jax.config.schema import Config
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.metrics import TERMS
 
 ACCURACIES = ("accuracy", "frame_accuracy", "match_accuracy")
 
 
-def draw(workdir: Path, config: ConfigDict) -> Path | None:
+def draw(workdir: Path, config: Config) -> Path | None:
     """Draws workdir/curves.png: losses above, accuracies below, one column for each stage.
 
     Returns:

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.format import has_checkpoint, saved_steps
 from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
+from elva_jax.config.load import resolve
+from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict, config_to_dict
-from elva_jax.config.validate import validate
 from elva_jax.data.mixture import examples_per_epoch
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.data.tokenizer import load as load_tokenizer
@@ -58,7 +59,7 @@ VISIBLE_WITHIN = 20.0  # seconds until the other hosts see a file of the first o
 
 
 def run(
-    config: ConfigDict,
+    config: ConfigDict | Config,
     workdir: str | Path,
     *,
     profile: tuple[int, int] | None = None,
@@ -86,7 +87,7 @@ def run(
       DataError: data that is missing or bad.
       TrainingError: a loss that stays infinite, or tokens that do not fit into a merge bucket.
     """
-    validate(config)
+    config = resolve(config)
     workdir, mesh = Path(workdir), make_mesh(config.mesh)
     tasks = [make_task(config, name) for name in config.curriculum]
     for task in tasks:
@@ -135,12 +136,12 @@ def run(
     return status
 
 
-def _attention(config: ConfigDict, context: int) -> str:
+def _attention(config: Config, context: int) -> str:
     model = config.model
     return str(choose_implementation(model.head_dim, model.dtype, model.attention, context))
 
 
-def _write_summary(workdir: Path, config: ConfigDict, summary: dict[str, Any]) -> None:
+def _write_summary(workdir: Path, config: Config, summary: dict[str, Any]) -> None:
     reports = {name: read_metrics(workdir / name) for name in config.curriculum}
     stages = {name: lines[-1] for name, lines in reports.items() if lines}
     text = json.dumps({**summary, "stages": stages}, indent=2) + "\n"
@@ -182,7 +183,7 @@ def _count_steps(task: Task, batches: BatchIterator, tokenizer: PreTrainedTokeni
     return math.ceil(examples / task.examples_per_step(tokenizer))
 
 
-def _open_workdir(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
+def _open_workdir(config: Config, workdir: Path) -> PreTrainedTokenizerBase:
     """Writes configuration and tokenizer, or checks them against those of an earlier start."""
     workdir.mkdir(parents=True, exist_ok=True)
     saved, folder = workdir / "config.json", workdir / "tokenizer"

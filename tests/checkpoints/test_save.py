@@ -17,6 +17,8 @@ from elva_jax.checkpoints import state as states
 from elva_jax.checkpoints.format import has_checkpoint, saved_steps
 from elva_jax.checkpoints.restore import load_run, open_run
 from elva_jax.checkpoints.save import Checkpoints
+from elva_jax.config.schema import Config
+from elva_jax.config.serialize import typed
 from elva_jax.errors import CheckpointError
 
 
@@ -133,7 +135,7 @@ def test_a_run_is_loaded_with_weights_and_configuration(tmp_path, config):
     ):
         run = load_run(path)
         assert (run.stage, run.step, run.tokenizer_dir) == ("video", step, tmp_path / "tokenizer")
-        assert run.config.to_dict() == config.to_dict()
+        assert run.config == typed(Config, config)
         assert isinstance(run.config.curriculum, tuple)
         np.testing.assert_array_equal(run.params["elva"]["kernel"], state.params["elva"]["kernel"])
 

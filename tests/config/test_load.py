@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from elva_jax.config import schema
 from elva_jax.config.load import load, parse_arg
 from elva_jax.errors import ConfigError
 
@@ -92,7 +91,8 @@ def test_overrides_change_values_of_the_right_type(config_dir):
         ),
         (
             "--config.stages.sft.data.num_low_frames=2",
-            r"data\.low_longest_edge: 336 px .* one patch of 16 px and longest_edge = 48; half is 16",
+            r"data\.low_longest_edge: 336 px .* one patch of 16 px and longest_edge = 48;"
+            r" half is 16",
         ),
         (
             "--config.stages.teacher.data.num_low_frames=2",
@@ -118,7 +118,8 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
     )
     with pytest.raises(
         ConfigError,
-        match=r"stages\.sft\.data\.num_low_frames: 4 \+ 3 frames .* max_frames = 6; set that to 7 or more",
+        match=r"stages\.sft\.data\.num_low_frames: 4 \+ 3 frames .* max_frames = 6;"
+        r" set that to 7 or more",
     ):
         load(f"{config_dir}/tiny.py", [words[0], words[1] + "3"])
 
@@ -225,7 +226,7 @@ def test_the_papers_stages_have_the_values_of_table_7(config_dir, size, stage):
 
 
 def test_a_whole_example_of_each_stage_fits_its_sequence(config_dir):
-    """Paper's token accounting: a square frame at the longest edge, all frames of the stage, and 512 tokens of text."""
+    """By the paper's accounting: all frames, square at the longest edge, and 512 text tokens."""
     for size in ("1_5b", "7b", "7b_hd"):
         c = load(f"{config_dir}/elva.py:size={size}")
         for name in c.curriculum:
@@ -257,7 +258,8 @@ def test_every_ablation_and_size_loads(config_dir):
     [
         (
             "--config.model.patch_size=16",
-            r"model\.patch_size: with patch_embed = encoder it must be teacher\.patch_size = 8, got 16",
+            r"model\.patch_size: with patch_embed = encoder it must be teacher\.patch_size = 8,"
+            r" got 16",
         ),
         ("--config.teacher.patch_size=65", r"model\.patch_size: .*= 65, got 8"),
         (
@@ -303,19 +305,42 @@ def test_the_encoder_based_baseline_has_the_papers_tower_and_room_for_its_frames
         assert c.stages[name].optimizer.freeze
 
 
-def test_every_field_of_the_schema_has_a_comment():
-    import inspect
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", "get_config returned NoneType; return the ConfigDict that"),
+        ("return {'seed': 1}", "get_config returned dict; return the ConfigDict that"),
+        ("import sys; sys.exit('gone')", "SystemExit: gone"),
+        ("raise KeyboardInterrupt", None),
+        ("raise KeyError('no\\nsuch\\nkey')", "KeyError: 'no.*key'"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("return schema.nothing()", "AttributeError: .*nothing"),
+        ("return schema.ConfigDict()", "name: missing; start the config from elva_jax.config"),
+        ("pass\n  x", "IndentationError: unindent"),
+    ],
+)
+def test_a_config_file_that_goes_wrong_is_one_line(tmp_path, body, message):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from elva_jax.config import schema\ndef get_config():\n    {body}\n")
+    if message is None:
+        with pytest.raises(KeyboardInterrupt):
+            load(str(path))
+        return
+    with pytest.raises(ConfigError, match=message) as error:
+        load(str(path))
+    assert "\n" not in str(error.value)
 
-    for line in inspect.getsource(schema).splitlines():
-        if re.match(r"    c\.\w+ = ", line) and not line.rstrip().endswith(("()", "()  # noqa")):
-            assert "  # " in line or re.search(
-                r"= (model|teacher|mesh|checkpoint|log|data|loss|optimizer|lora)\(\)$", line
-            ), line
+
+def test_a_config_file_without_get_config_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.py: defines no function get_config"):
+        load(f"{tmp_path}/mine.py")
 
 
 def test_cudnn_cannot_split_sequences(config_dir):
     with pytest.raises(
         ConfigError,
-        match=r"mesh\.context: 2 splits sequences, which model\.attention = cudnn cannot; use xla or auto",
+        match=r"mesh\.context: 2 splits sequences, which model\.attention = cudnn cannot;"
+        r" use xla or auto",
     ):
         load(f"{config_dir}/tiny.py", ["--config.mesh.context=2", "--config.model.attention=cudnn"])

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from elva_jax.config import mixtures, schema
-from elva_jax.config.load import load
-from elva_jax.config.validate import validate
+from elva_jax.config.load import load, resolve
 from elva_jax.data import mixture
 from elva_jax.errors import ConfigError, DataError
 
@@ -145,7 +144,8 @@ def test_a_wrong_yaml_is_refused_by_its_entry(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-# Table 7 and the text beside it: millions of images and videos in stages 1 and 2, thousands of conversations in stage 3.
+# Table 7 and its text: millions of images and videos in stages 1 and 2, thousands of
+# conversations in stage 3.
 PAPER = {
     "stage1": {"densefusion": 1.0, "recaptioned_images": 3.0},
     "stage2": {"densefusion": 1.0, "recaptioned_images": 3.0, "webvid": 2.0, "valor": 1.0},
@@ -181,14 +181,16 @@ def test_absent_files_are_named_together_with_where_they_were_looked_for(tmp_pat
     with pytest.raises(DataError) as error:
         mixture.Mixture(c, "stage3")
     assert str(error.value) == (
-        f"stages.stage3.data.mixture: no such file: llava_video: {tmp_path}/llava_video_178k/llava_video_178k.jsonl;"
+        "stages.stage3.data.mixture: no such file: llava_video:"
+        f" {tmp_path}/llava_video_178k/llava_video_178k.jsonl;"
         f" names are relative to data_root = {tmp_path}: set --config.data_root=FOLDER"
     )
     c.data_root = ""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         DataError,
-        match=rf"relative to the working directory {re.escape(str(tmp_path))}, because data_root is empty",
+        match=rf"relative to the working directory {re.escape(str(tmp_path))},"
+        " because data_root is empty",
     ):
         mixture.Mixture(c, "stage3")
 
@@ -206,4 +208,4 @@ def test_files_and_media_are_found_below_the_root(tmp_path):
     for number, folder in enumerate(("llava_665k", "llava_video_178k")):
         (medium,) = loaded.example(number, 0).media
         assert medium.source == str(tmp_path.resolve() / folder / "coco" / "1.jpg")
-    validate(c)
+    resolve(c)

@@ -8,8 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from elva_jax.config import schema
+from elva_jax.config.serialize import freeze
 from elva_jax.inference.model import ElvaModel
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
 from elva_jax.tools.datasets.moving_shapes import records
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
@@ -69,7 +69,7 @@ def generator(data_dir, tmp_path_factory):
     c.stages.video = schema.stage()
     c.stages.video.data.update(num_frames=3, longest_edge=48, system_prompt="")
     c.curriculum = ("video",)
-    model, rng = Elva(config_from_dict(c.model)), np.random.default_rng(1)
+    model, rng = Elva(freeze(c).model), np.random.default_rng(1)
     layout = TokenLayout(*(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))])))
     shapes = nn.meta.unbox(
         jax.eval_shape(model.init, jax.random.key(1), np.zeros((1, 1, 768), np.uint8), layout)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from elva_jax.config import schema
+from elva_jax.config.serialize import freeze
 from elva_jax.hf import load
 from elva_jax.hf.tensor_store import open_store
-from elva_jax.models.build import config_from_dict, parameter_shapes
+from elva_jax.models.build import parameter_shapes
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.utils.trees import unflatten_paths
 
@@ -79,7 +80,7 @@ def logits_of(config_of, params_of):
         config = config or config_of(folder)
         params = params_of(folder, config)["elva"]["decoder"]
         position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        model = config_from_dict(config.model)
+        model = freeze(config).model
         decoder = Qwen2(dataclasses.replace(model, dtype="float32"))
         return np.asarray(
             jax.jit(decoder.apply)({"params": params}, ids, position, np.ones_like(ids))

@@ -84,7 +84,7 @@ def test_the_command(qwen, tmp_path, capsys):
     )
     run = load_run(tmp_path / "out")
     assert (run.stage, run.step, run.config.model.max_position) == ("converted", 0, 72)
-    assert run.config.stages.converted.data.system_prompt == "Be brief."
+    assert run.config.stages["converted"].data.system_prompt == "Be brief."
     assert set(run.params) == {"elva"}
     assert set(run.params["elva"]) == {"decoder"}
     table = run.params["elva"]["decoder"]["embed_tokens"]

@@ -26,7 +26,6 @@ from elva_jax.data.conversation import check_tokenizer
 from elva_jax.data.tokenizer import CHAT_TEMPLATE
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.hf.import_checkpoint import import_weights
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.qwen2 import Qwen2
 
 ASSETS = Path(os.environ.get("ELVA_TEST_ASSETS", "/nowhere"))
@@ -126,7 +125,7 @@ def test_a_pretrained_llama_tells_the_same_story(tmp_path, kind):
     import_weights(tmp_path / "hf", tmp_path / "ours")
     run = load_run(tmp_path / "ours")
     assert run.config.model.attention_bias == (kind == "qwen2")
-    model = config_from_dict(run.config.model)
+    model = run.config.model
     decoder = Qwen2(dataclasses.replace(model, dtype="float32"))
     length = STORY + 1
 

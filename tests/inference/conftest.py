@@ -9,8 +9,8 @@ import pytest
 
 from elva_jax import testing
 from elva_jax.config import schema
+from elva_jax.config.serialize import freeze
 from elva_jax.inference.model import ElvaModel
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 from elva_jax.video.layout import Text, TokenLayout, build_layout, pack
@@ -58,7 +58,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def params(config):
-    return testing.random_params(config_from_dict(config.model))
+    return testing.random_params(freeze(config).model)
 
 
 @pytest.fixture(scope="session")

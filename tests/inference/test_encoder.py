@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elva_jax.config.serialize import freeze
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.scoring import Choice
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva, dummy_inputs
 from elva_jax.video.clip import keep_frames
 from elva_jax.video.hybrid import square_frame
@@ -37,7 +37,7 @@ def encoder_and_params(config, params, tokenizer):
     config.teacher.update(
         image_size=20, patch_size=8, hidden_size=12, intermediate_size=16, num_layers=2, num_heads=2
     )
-    model, rng = config_from_dict(config.model, config.teacher), np.random.default_rng(0)
+    model, rng = freeze(config).model, np.random.default_rng(0)
     shapes = nn.meta.unbox(
         jax.eval_shape(Elva(model).init, jax.random.key(0), *dummy_inputs(model))
     )["params"]["patch_embed"]

@@ -52,11 +52,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.parser.error("--frames has no part in --check; leave one of them out")
     config = None
     if args.config:
-        from elva_jax.config.load import load
-        from elva_jax.models.build import config_from_dict
+        from elva_jax.config.load import load, resolve
 
-        loaded = load(args.config)
-        config = config_from_dict(loaded.model, loaded.teacher)
+        config = resolve(load(args.config)).model
     report = {"bench": "flops", "table": 5, "config": args.config}
     if args.check:
         from elva_jax.tools.analysis import paper, xla

@@ -37,17 +37,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from elva_jax.config.load import load
+    from elva_jax.config.load import load, resolve
     from elva_jax.inference import prefill
     from elva_jax.inference.batching import build_rows
-    from elva_jax.models.build import config_from_dict
     from elva_jax.models.elva import merging_of, with_merging
     from elva_jax.tools.bench.random_model import random_patches, random_weights
     from elva_jax.video.layout import Clip, frame_tokens
 
     dtype = dtype_of(args)
-    loaded = load(args.config)
-    model = config_from_dict(loaded.model, loaded.teacher)
+    model = resolve(load(args.config)).model
     merging = merging_of(model)
     rule = next((rule for rule in merging.layers if rule.policy == "both"), merging.layers[0])
     first = dataclasses.replace(rule, before_layer=0)

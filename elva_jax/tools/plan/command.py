@@ -52,13 +52,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
       ConfigError: a config that cannot work, or a stage that is not in its curriculum.
       ElvaError: a compiled program that cannot be read.
     """
-    from elva_jax.config.load import choose, load
+    from elva_jax.config.load import choose, load, resolve
     from elva_jax.parallel.mesh import make_mesh
     from elva_jax.tasks.registry import make_task
     from elva_jax.tools.plan.program import fake_devices
     from elva_jax.tools.plan.stage import plan_stage
 
-    config = load(args.config, overrides)
+    config = resolve(load(args.config, overrides))
     curriculum = list(config.curriculum)
     names = [choose("--stage", name, curriculum) for name in args.stage] or curriculum
     fake_devices(args.devices)

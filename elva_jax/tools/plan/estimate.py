@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.models import flops
-from elva_jax.models.build import config_from_dict
 from elva_jax.parallel.mesh import BATCH_AXES
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.video_llm import CHUNK_LOGITS
@@ -53,7 +52,7 @@ def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
 
 
 def _decoder(task: Task) -> ModelConfig:
-    return config_from_dict(task.config.model, task.config.teacher)
+    return task.config.model
 
 
 def _head_shards(decoder: ModelConfig, mesh: Mapping[str, int]) -> int:

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from elva_jax.config.schema import Config
+from elva_jax.config.serialize import typed
 from elva_jax.errors import ElvaError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
@@ -74,12 +76,9 @@ def fake_devices(count: int) -> None:
         )
 
 
-def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Compiled:
+def compile_stage(config: ConfigDict | Config, name: str, mesh: Mesh, steps: int) -> Compiled:
     """Compiles the training step of stage `name` for `mesh`."""
-    config = ConfigDict(config.to_dict())
-    # The teacher keeps its type: JAX has no attention in float16 for CPUs.
-    for group, key in ((config.model, "dtype"), (config.stages[name].optimizer, "frozen_dtype")):
-        group[key] = {"bfloat16": "float16"}.get(group[key], group[key])
+    config = _in_float16(typed(Config, config), name)
     setup = set_up(make_task(config, name), mesh, steps)
     frozen, batch = teacher_shapes(setup.task, mesh), batch_shapes(setup.task, mesh)
     step = TrainStep(setup)
@@ -107,6 +106,23 @@ def compile_stage(config: ConfigDict, name: str, mesh: Mesh, steps: int) -> Comp
         counts={"all": _count(params), "trained": _count(trained)},
         program=hlo.read(compiled.as_text(), mesh.size),
     )
+
+
+def _in_float16(config: Config, name: str) -> Config:
+    """The configuration with float16 in place of bfloat16 in the model and in frozen parameters.
+
+    The teacher keeps its type: JAX has no attention in float16 for CPUs.
+    """
+
+    def half(dtype: str) -> Any:
+        return "float16" if dtype == "bfloat16" else dtype
+
+    stage, model = config.stages[name], config.model
+    frozen_dtype = half(stage.optimizer.frozen_dtype)
+    optimizer = dataclasses.replace(stage.optimizer, frozen_dtype=frozen_dtype)
+    stages = {**config.stages, name: dataclasses.replace(stage, optimizer=optimizer)}
+    model = dataclasses.replace(model, dtype=half(model.dtype))
+    return dataclasses.replace(config, model=model, stages=stages)
 
 
 def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:

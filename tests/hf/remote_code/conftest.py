@@ -12,9 +12,8 @@ import pytest
 from elva_jax.checkpoints import state as states
 from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.config import schema
-from elva_jax.config.serialize import config_to_dict
+from elva_jax.config.serialize import config_to_dict, freeze
 from elva_jax.hf.export import export
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import Elva
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
@@ -48,7 +47,7 @@ def write_run(tokenizer_dir):
         layout = TokenLayout(
             *(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))]))
         )
-        model, rng = Elva(config_from_dict(c.model)), np.random.default_rng(0)
+        model, rng = Elva(freeze(c).model), np.random.default_rng(0)
         pixels = np.zeros((1, 1, c.model.patch_size**2 * 3), np.uint8)
         shapes = nn.meta.unbox(
             jax.eval_shape(model.init, jax.random.key(0), pixels, layout)["params"]

@@ -31,7 +31,7 @@ def test_there_and_back_bit_for_bit(exported, run_dir):
     back, run = load_folder(exported), load_run(run_dir)
     assert_equal(flat(back.params), flat({"elva": run.params["elva"]}))
     assert (back.stage, back.step) == (run.stage, run.step)
-    assert back.config.to_dict() == run.config.to_dict()
+    assert back.config == run.config
 
 
 @pytest.mark.parametrize("exact", [True, False])

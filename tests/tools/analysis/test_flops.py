@@ -7,9 +7,9 @@ import pytest
 
 from elva_jax.config.load import load
 from elva_jax.config.schema import ModelConfig, TeacherConfig
+from elva_jax.config.serialize import freeze
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import grid_length
-from elva_jax.models.build import config_from_dict
 from elva_jax.models.elva import layer_blocks, with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper, prompt_flops, table5, xla
@@ -55,7 +55,7 @@ def test_accounting_to_the_digit_where_it_was_derived(frames, free, based):
 
 def test_the_models_are_those_of_the_configs(config_dir):
     for size, decoder in (("1_5b", paper.QWEN2_1_5B), ("7b", paper.QWEN2_7B)):
-        config = config_from_dict(load(f"{config_dir}/elva.py:size={size}").model)
+        config = freeze(load(f"{config_dir}/elva.py:size={size}")).model
         assert dataclasses.replace(config, dtype="float32", remat="none") == with_merging(
             decoder, table5.MERGE
         )

@@ -10,9 +10,9 @@ import pytest
 
 from elva_jax.config import schema
 from elva_jax.config.load import load
+from elva_jax.config.serialize import freeze
 from elva_jax.errors import ConfigError
 from elva_jax.models import flops
-from elva_jax.models.build import config_from_dict
 from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
@@ -81,7 +81,7 @@ def test_memory_of_a_device(plan):
 def test_products_are_those_of_the_model(plan):
     """Three times a forward pass, and a recomputed one without the last matrix of each layer."""
     stage, _ = plan
-    config = config_from_dict(load(str(CONFIG)).model)
+    config = freeze(load(str(CONFIG))).model
     e = config.patch_width
     layer = flops.layer_weights(config)
     linear = 2.0 * (160 + MERGED) * (4 * layer - config.hidden_size * config.intermediate_size)
@@ -97,7 +97,7 @@ def test_products_are_those_of_the_model(plan):
 def test_weights_are_gathered_and_gradients_reduced(plan):
     stage, printed = plan
     moved = {(row["kind"], row["axes"]): row["host"] for row in stage["collectives"]}
-    layers = 2 * flops.layer_weights(config_from_dict(load(str(CONFIG)).model))
+    layers = 2 * flops.layer_weights(freeze(load(str(CONFIG))).model)
     # In 16 bits, forward and backward (the recomputation shares the weights of the backward pass),
     # and from three of four devices.
     assert moved["all-gather", "fsdp"] > 2 * 2 * layers * 3 / 4

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elva_jax.config.serialize import freeze
 from elva_jax.inference import prefill
 from elva_jax.inference.params import Weights
-from elva_jax.models.build import config_from_dict
 from elva_jax.ops.attention import cudnn
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tasks.registry import make_task
@@ -70,7 +70,7 @@ def test_the_training_step_lowers_for_cuda(config, stage):
 
 def test_prefill_lowers_for_cuda(config):
     """All programs of prefill."""
-    model = config_from_dict(config.model)
+    model = freeze(config).model
     rows, length, patches = 2, 128, 64
 
     def shape(*dims, dtype=jnp.bfloat16):
