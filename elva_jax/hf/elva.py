@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from elva_jax.config import schema
+from elva_jax.config.schema import ModelConfig
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.errors import ConvertError
 from elva_jax.hf import qwen2
@@ -52,7 +53,7 @@ _AUTO_MAP = {
 
 
 def to_hf_config(
-    model: ConfigDict, dtype: str, visual_ids: tuple[int, int, int], **others: Any
+    model: ModelConfig, dtype: str, visual_ids: tuple[int, int, int], **others: Any
 ) -> dict[str, Any]:
     """The folder's config.json.
 
@@ -141,7 +142,7 @@ TABLE = Table(
 )
 
 
-def table(config: Mapping[str, Any], model: Mapping[str, Any], store: TensorStore) -> Table:
+def table(config: Mapping[str, Any], model: ModelConfig, store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.model`.
 
     Raises:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.siglip import (
@@ -112,12 +113,12 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: TensorStore) -> Table:
+def table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.teacher`.
 
     Raises:
       ConvertError: numbers of the configuration that differ from the run's.
     """
     refuse_differences(read_config(config, str(store.path)), teacher, store)
-    rules = RULES[teacher["kind"]]
+    rules = RULES[teacher.kind]
     return Table(rules, axis_sizes(teacher), prefix="visual.", ignored=IGNORED)

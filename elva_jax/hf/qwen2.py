@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore
@@ -140,7 +141,7 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def table(config: Mapping[str, Any], model: Mapping[str, Any], store: TensorStore) -> Table:
+def table(config: Mapping[str, Any], model: ModelConfig, store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.model`.
 
     Raises:
@@ -149,7 +150,7 @@ def table(config: Mapping[str, Any], model: Mapping[str, Any], store: TensorStor
     """
     theirs = read_config(config, str(store.path))
     differ = differences(theirs, model, STRICT)
-    if model["tie_embeddings"] and not theirs["tie_embeddings"]:
+    if model.tie_embeddings and not theirs["tie_embeddings"]:
         differ.append("its head is not tied to the embedding; set model.tie_embeddings to False")
     if differ:
         raise ConvertError(f"{store.path}: {'; '.join(differ)}")
@@ -165,9 +166,7 @@ def table(config: Mapping[str, Any], model: Mapping[str, Any], store: TensorStor
     return Table(rules, prefix="model.", ignored=tuple(ignored))
 
 
-def differences(
-    theirs: Mapping[str, Any], model: Mapping[str, Any], keys: tuple[str, ...]
-) -> list[str]:
+def differences(theirs: Mapping[str, Any], model: ModelConfig, keys: tuple[str, ...]) -> list[str]:
     """A phrase for each of `keys` in which a folder differs from a run's `config.model`."""
     return [
         f"{key} is {theirs[key]}, the run has model.{key} = {getattr(model, key)}"

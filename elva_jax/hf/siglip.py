@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore
@@ -99,7 +100,7 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"kind": "siglip", **shape}
 
 
-def table(config: Mapping[str, Any], teacher: Mapping[str, Any], store: TensorStore) -> Table:
+def table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore) -> Table:
     """The tensor names of a folder for a run's `config.teacher`; a missing pooling head is zeros.
 
     Raises:
@@ -120,16 +121,14 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("vision_config") or {} if config["model_type"] == "siglip" else config
 
 
-def axis_sizes(teacher: Mapping[str, Any]) -> dict[str, int]:
+def axis_sizes(teacher: TeacherConfig) -> dict[str, int]:
     """Sizes of the axes that patterns of vision towers join in parentheses."""
-    patch, heads = teacher["patch_size"], teacher["num_heads"]
-    dim = teacher["hidden_size"] // heads
+    patch, heads = teacher.patch_size, teacher.num_heads
+    dim = teacher.hidden_size // heads
     return {"row": patch, "column": patch, "channel": 3, "heads": heads, "dim": dim}
 
 
-def refuse_differences(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], store: TensorStore
-) -> None:
+def refuse_differences(theirs: Mapping[str, Any], ours: TeacherConfig, store: TensorStore) -> None:
     """Raises ConvertError where config.json and `config.teacher` describe different towers."""
     differ = [
         f"{key} is {value}, the run has teacher.{key} = {getattr(ours, key)}"
