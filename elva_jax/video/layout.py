@@ -99,33 +99,25 @@ class TokenLayout(NamedTuple):
     @staticmethod
     def shapes(*dims: int) -> TokenLayout:
         """The shape of every field of a layout [*dims], such as [B, S]."""
-        return TokenLayout(
-            **{name: (*dims, 4) if name == "cell" else dims for name in TokenLayout._fields}
-        )
+        return TokenLayout(**dict.fromkeys(TokenLayout._fields, dims) | {"cell": (*dims, 4)})
 
     @staticmethod
     def dtypes() -> TokenLayout:
         """The type of every field."""
-        return TokenLayout(
-            **{
-                name: np.dtype(np.float32 if name == "loss_weight" else np.int32)
-                for name in TokenLayout._fields
-            }
-        )
+        integers = dict.fromkeys(TokenLayout._fields, np.dtype(np.int32))
+        return TokenLayout(**integers | {"loss_weight": np.dtype(np.float32)})
 
     @staticmethod
     def pad_values() -> TokenLayout:
         """The value of every field at padding."""
-        return TokenLayout(
-            **{name: -1 if name in (*NUMBERED, "cell") else 0 for name in TokenLayout._fields}
-        )
+        zeros = dict.fromkeys(TokenLayout._fields, 0)
+        return TokenLayout(**zeros | dict.fromkeys((*NUMBERED, "cell"), -1))
 
     @staticmethod
     def padding(*dims: int) -> TokenLayout:
         """A layout [*dims] of padding."""
-        return TokenLayout(
-            *map(np.full, TokenLayout.shapes(*dims), TokenLayout.pad_values(), TokenLayout.dtypes())
-        )
+        each = TokenLayout.shapes(*dims), TokenLayout.pad_values(), TokenLayout.dtypes()
+        return TokenLayout(*map(np.full, *each))
 
     @staticmethod
     def stack(layouts: Sequence[TokenLayout]) -> TokenLayout:

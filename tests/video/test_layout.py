@@ -1,5 +1,7 @@
 """TokenLayout against a plain reading of its rules, one token at a time."""
 
+import subprocess
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -270,3 +272,17 @@ def test_turns_count_on_from_what_they_share():
     ):
         with pytest.raises(LayoutError):
             build_layout(wrong)
+
+
+def test_padding_has_the_shapes_types_and_values_of_what_pack_adds():
+    padding, packed = TokenLayout.padding(2, 3), pack([], 3)
+    fields = zip(padding, packed, TokenLayout.shapes(2, 3), TokenLayout.dtypes(), strict=True)
+    for field, added, shape, dtype in fields:
+        assert (field.shape, field.dtype) == (shape, dtype)
+        assert added.dtype == dtype
+        np.testing.assert_array_equal(field, np.stack([added, added]))
+
+
+def test_video_does_not_import_jax():
+    code = "import sys, elva_jax.video.layout, elva_jax.video.clip; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
