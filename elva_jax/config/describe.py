@@ -12,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from elva_jax.config import schema
+from elva_jax.config.check import interval
+from elva_jax.config.keys import key_types, keys
 from elva_jax.config.load import load_unchecked, resolve
-from elva_jax.config.validate import interval
 
 NAME = "NAME"  # stands for the names that users choose
 HEADER = """\
@@ -46,8 +47,8 @@ def walk(
     Groups that users name are those of `values`; without it, one of them stands for all.
     """
     yield prefix, cls
-    for name, field in schema.keys(cls).items():
-        kind, inner = schema.key_types(cls)[name], None if values is None else values[name]
+    for name, field in keys(cls).items():
+        kind, inner = key_types(cls)[name], None if values is None else values[name]
         if dataclasses.is_dataclass(kind):
             yield from walk(kind, f"{prefix}{name}.", inner)
         elif named := field.metadata.get("named"):
@@ -61,11 +62,11 @@ def keys_of(cls: Any, prefix: str) -> list[Key]:
     return [
         Key(
             path=prefix + name,
-            kind=describe_type(schema.key_types(cls)[name], field.metadata["limits"]),
+            kind=describe_type(key_types(cls)[name], field.metadata["limits"]),
             default=field.default,
             meaning=field.metadata["meaning"],
         )
-        for name, field in schema.keys(cls).items()
+        for name, field in keys(cls).items()
         if "limits" in field.metadata
     ]
 

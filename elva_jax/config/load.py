@@ -11,9 +11,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from elva_jax.config.check import nearest
 from elva_jax.config.schema import Config, to_config_dict
 from elva_jax.config.serialize import freeze
-from elva_jax.config.validate import check_contradictions, nearest
+from elva_jax.config.validate import check_contradictions
 from elva_jax.errors import ConfigError
 
 

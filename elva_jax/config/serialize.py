@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from elva_jax.config import schema
+from elva_jax.config.check import check
+from elva_jax.config.keys import key_types, keys
 from elva_jax.config.schema import Config
-from elva_jax.config.validate import check
 
 Group = TypeVar("Group")
 
@@ -34,8 +35,8 @@ def typed(cls: type[Group], values: Mapping[str, Any] | ConfigDict) -> Group:
         return values
     out: dict[str, Any] = {}
     group: Any = cls  # mypy does not take a type variable for hashable
-    kinds = schema.key_types(group)
-    for name, field in schema.keys(cls).items():
+    kinds = key_types(group)
+    for name, field in keys(cls).items():
         if name not in values:
             continue
         value = values[name]
@@ -74,8 +75,8 @@ def _with_defaults(cls: Any, values: Any) -> Any:
     if not isinstance(values, Mapping):
         return values
     out = schema.to_config_dict(cls()).to_dict() | {k: _tuples(v) for k, v in values.items()}
-    for name, field in schema.keys(cls).items():
-        kind = schema.key_types(cls)[name]
+    for name, field in keys(cls).items():
+        kind = key_types(cls)[name]
         if dataclasses.is_dataclass(kind):
             out[name] = _with_defaults(kind, values.get(name, {}))
         elif "named" in field.metadata and isinstance(out[name], Mapping):

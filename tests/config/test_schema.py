@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from elva_jax.config import describe, schema
+from elva_jax.config.check import check
+from elva_jax.config.keys import key_types, keys
 from elva_jax.config.load import load, resolve
 from elva_jax.config.schema import Config, ModelConfig
 from elva_jax.config.serialize import config_from_dict, config_to_dict, freeze
-from elva_jax.config.validate import check
 from elva_jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +32,9 @@ def all_keys():
     """(path in a real configuration, class of its group, field, type) of every key."""
     for prefix, cls in describe.walk():
         real = prefix.replace("stages.NAME.", "stages.image.").replace("NAME", "images")
-        for name, field in schema.keys(cls).items():
+        for name, field in keys(cls).items():
             if "limits" in field.metadata:
-                yield f"{real}{name}", cls, field, schema.key_types(cls)[name]
+                yield f"{real}{name}", cls, field, key_types(cls)[name]
 
 
 KEYS = {path: found for path, *found in all_keys()}

@@ -1,0 +1,122 @@
+"""Compares every key of a configuration with the schema: name, type, allowed values and range."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from elva_jax.config.keys import key_types, keys
+from elva_jax.errors import ConfigError
+
+
+def nearest(wrong: object, allowed: Iterable[object]) -> str:
+    """The end of a message about a wrong name: the most similar allowed one, if there is any."""
+    near = difflib.get_close_matches(str(wrong), list(map(str, allowed)), 1, 0)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def require(condition: object, key: str, problem: str) -> None:
+    """Raises ConfigError with the key and the problem unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{key}: {problem}")
+
+
+def check(cls: Any, values: Any, prefix: str = "") -> None:
+    """Compares a group with its class in the schema.
+
+    Args:
+      cls: the class, such as `schema.Config`.
+      values: the group as a ConfigDict or a plain mapping.
+      prefix: what the names of its keys begin with, such as `stages.video.`.
+
+    Raises:
+      ConfigError: the first key that is unknown, missing or wrong, and the nearest right one.
+    """
+    require(
+        isinstance(values, Mapping) or hasattr(values, "items"),
+        prefix.removesuffix(".") or "config",
+        f"expected a group of settings, got {values!r}",
+    )
+    known = keys(cls)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{prefix}{name}: no such key{nearest(name, known)}")
+    for name, field in known.items():
+        key, kind = prefix + name, key_types(cls)[name]
+        require(name in values, key, "missing; start the config from elva_jax.config.schema")
+        if dataclasses.is_dataclass(kind):
+            check(kind, values[name], f"{key}.")
+        elif "named" in field.metadata:
+            check_names(values[name], key)
+            for label, inner in values[name].items():
+                check(field.metadata["named"], inner, f"{key}.{label}.")
+        elif typing.get_origin(kind) is tuple:
+            require(type(values[name]) is tuple, key, _wrong_type("tuple", values[name]))
+            for entry in values[name]:
+                check_value(key, entry, typing.get_args(kind)[0], field.metadata)
+        else:
+            check_value(key, values[name], kind, field.metadata)
+
+
+def check_names(values: Any, key: str) -> None:
+    """Refuses what is not a mapping from names to groups."""
+    require(hasattr(values, "items"), key, f"expected a group of settings, got {values!r}")
+    for label in values:
+        require(isinstance(label, str), key, f"expected names, got {label!r}")
+
+
+def _wrong_type(expected: str, value: object) -> str:
+    return f"expected {expected}, got {type(value).__name__} {value!r}"
+
+
+def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
+    """Compares one value, or one entry of a tuple, with its type, allowed values and range.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    if typing.get_origin(kind) is typing.Literal:
+        allowed = typing.get_args(kind)
+        require(type(value) is type(allowed[0]), key, _wrong_type(type(allowed[0]).__name__, value))
+        if value in allowed:
+            return
+        if not isinstance(value, str):
+            raise ConfigError(f"{key}: is {' or '.join(map(str, allowed))}, got {value}")
+        near = nearest(value, allowed)
+        raise ConfigError(f"{key}: '{value}' is not one of {', '.join(allowed)}{near}")
+    right = type(value) is kind or (kind is float and type(value) is int)
+    require(right, key, _wrong_type(kind.__name__, value))
+    if kind in (int, float):
+        require(math.isfinite(value), key, f"must be a finite number, got {value}")
+        _check_range(key, value, metadata)
+
+
+def interval(limits: Mapping[str, float]) -> str:
+    """A range with two ends, such as (0, 1]."""
+    low = f"[{limits['minimum']}" if "minimum" in limits else f"({limits['above']}"
+    return f"{low}, " + (f"{limits['maximum']}]" if "maximum" in limits else f"{limits['below']})")
+
+
+def _check_range(key: str, value: float, metadata: Mapping[str, Any]) -> None:
+    limits = metadata["limits"]
+    low, high = limits.get("minimum", -math.inf), limits.get("maximum", math.inf)
+    above, below = limits.get("above", -math.inf), limits.get("below", math.inf)
+    if low <= value <= high and above < value < below:
+        return
+    if "maximum" in limits or "below" in limits:
+        near = min(max(value, low), high)
+        hint = f"; did you mean {type(value)(near)}?" if above < near < below else ""
+        raise ConfigError(f"{key}: lies in {interval(limits)}, got {value}{hint}")
+    if above == 0:
+        raise ConfigError(f"{key}: must be positive, got {value}")
+    if low != 0:
+        raise ConfigError(f"{key}: must be at least {low}, got {value}")
+    zero = re.search(r"(?:^|; )0: ([^;]+)", metadata["meaning"])
+    raise ConfigError(
+        f"{key}: cannot be negative, got {value}" + (f"; 0: {zero[1]}" if zero else "")
+    )
