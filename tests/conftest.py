@@ -30,8 +30,13 @@ from jaxtyping import install_import_hook
 
 # Types and shapes in the annotations of these are checked at every call, in tests only. It has to
 # come before the first import of the package.
-ARRAY_MODULES = ("decode", "hidden", "kv_cache", "params", "prefill", "sampling", "scoring")
-CHECKED = ("ops", *(f"inference.{name}" for name in ARRAY_MODULES))
+INFERENCE = ("decode", "hidden", "kv_cache", "params", "prefill", "sampling", "scoring")
+MODELS = ("elva", "encoder_embed", "guidance", "lora", "patch_embed", "qwen2", "towers")
+CHECKED = (
+    "ops",
+    *(f"inference.{name}" for name in INFERENCE),
+    *(f"models.{name}" for name in MODELS),
+)
 # An int may stand for a float, as type checkers have it.
 CONF = "beartype.BeartypeConf(is_pep484_tower=True)"
 install_import_hook([f"elva_jax.{name}" for name in CHECKED], f"beartype.beartype(conf={CONF})")

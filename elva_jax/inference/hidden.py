@@ -84,7 +84,7 @@ def collect(
 ) -> HiddenStates:
     """The hidden states of a batch of one row, after `layers` (None: after all).
 
-    Instead of the model's own merging layers, those of `merging` act, whatever their buckets.
+    Instead of the model's own merging layers, those of `merging` act.
     """
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
     total = config.num_layers

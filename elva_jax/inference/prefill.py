@@ -68,7 +68,7 @@ def prefill(
     """Runs prompts through the decoder and keeps the keys and values.
 
     Instead of the model's own merging layers, those of `merging` act; `lengths` chooses the length
-    after each of them, whatever their buckets.
+    after each of them.
     """
     # Without merging layers of its own, so that the same programs serve any of them.
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)

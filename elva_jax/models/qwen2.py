@@ -186,7 +186,7 @@ class Qwen2(nn.Module):
         """Rows of the embedding table in the compute type."""
         # The table is gathered over fsdp first. Otherwise its rows, split along D, would meet a
         # batch that is split over the same devices, and XLA would gather the batch.
-        table_VxD = nn.with_logical_constraint(self.embed_tokens, ("vocab", None))
+        table_VxD = nn.with_logical_constraint(jnp.asarray(self.embed_tokens), ("vocab", None))
         return table_VxD[token_ids].astype(self.config.dtype)
 
     def layers(

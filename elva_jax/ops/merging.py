@@ -48,7 +48,7 @@ SIMILARITY_STEP = 2.0**-18
 
 
 class Neighbors(NamedTuple):
-    """What a merge policy decides on: every token of a packed sequence and its successor.
+    """The input of a merge policy: every token of a packed sequence, and its successor.
 
     The successor of a token is the next token of its tube.
     """
@@ -83,7 +83,6 @@ class MergeLayer:
     policy: str | Policy = "threshold"  # threshold | ratio | both | pool, or a function
     threshold: float = 0.6  # cosine above which neighbors merge
     ratio: float = 0.5  # share of the entering mergeable tokens that stays, see `merge`
-    bucket: int | None = None  # tokens after this layer in training; None: no compaction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +162,7 @@ def merge(
       x: features, of any float type; similarities and means are computed in float32.
       layout: fields [S], with the tubes and segments of the packed sequence.
       size: how many original tokens each one stands for, 1 before the first merging layer.
-      rule: policy, threshold and ratio; its `bucket` is not read here.
+      rule: policy, threshold and ratio; its `before_layer` is not read here.
       merge_lines: whether `<LINE>` tokens merge along their own row index too.
       bucket: static length C of the result; None: S.
 

@@ -127,7 +127,7 @@ class SiglipText(nn.Module):
             ("vocab", "embed"),
             nn.initializers.normal(0.02),
         )
-        table = nn.with_logical_constraint(table, ("vocab", None))  # see `Qwen2.embed`
+        table = nn.with_logical_constraint(jnp.asarray(table), ("vocab", None))  # see `Qwen2.embed`
         position = position_embedding(params, c.text_length, width)[:length]
         x = (table[token_ids] + position[None]).astype(self.dtype)
         _, x = SiglipLayers(c, c.text_layers, name="layers")(x)

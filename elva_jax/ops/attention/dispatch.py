@@ -93,7 +93,7 @@ class Implementation:
 def choose_implementation(
     head_dim: int, dtype: DTypeLike, implementation: str = "auto", parts: int = 1
 ) -> Implementation:
-    """What `packed_attention` uses on this machine, with a mesh that splits sequences into `parts`.
+    """The choice of `packed_attention` on this machine; the mesh splits sequences into `parts`.
 
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
