@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,8 +21,7 @@ from elva_jax.hf.param_mapping import Source, Table
 from elva_jax.hf.tensor_store import CONFIGS, TensorStore, is_hub_name, open_store, read_json
 
 BAND = 64  # rows of a matrix that are transposed at a time
-STAGE_KIND = {"elva": "elva", "vision": "teacher"}  # the stages of a run that hold a subtree
-Subtree = Literal["elva", "vision"]
+STAGE_KIND = {"vision": "teacher"}  # kinds of stages that are not named after their subtree
 Index = tuple[slice, ...]
 
 
@@ -42,7 +41,7 @@ def load_params(
     targets: Mapping[str, jax.ShapeDtypeStruct],
     config: Config,
     *,
-    subtree: Subtree = "elva",
+    subtree: str = "elva",
     allow_pickle: bool = False,
 ) -> Loaded:
     """Reads parameters one by one into the shardings and dtypes of `targets`.
@@ -54,7 +53,7 @@ def load_params(
       targets: shapes, dtypes and shardings by '/'-joined path, such as elva/decoder/norm/scale or
         vision/patch_bias.
       config: the run's configuration, which a Hugging Face folder must match.
-      subtree: whether an ELVA or a vision tower is wanted: of a run, the last stage that has one.
+      subtree: elva | vision, the model that is wanted: of a run, the last stage that trains one.
       allow_pickle: whether .bin and .pt files may be read.
 
     Raises:
@@ -64,7 +63,7 @@ def load_params(
     if is_hf_source(source):
         store = open_store(source, allow_pickle=allow_pickle)
         return load_store(store, targets, config, subtree=subtree)
-    return load_run_params(source, targets, kind=STAGE_KIND[subtree])
+    return load_run_params(source, targets, kind=STAGE_KIND.get(subtree, subtree))
 
 
 def load_store(
@@ -72,7 +71,7 @@ def load_store(
     targets: Mapping[str, jax.ShapeDtypeStruct],
     config: Config,
     *,
-    subtree: Subtree = "elva",
+    subtree: str = "elva",
 ) -> Loaded:
     """`load_params` from a folder that is already open."""
     table, prefix = _table(store, config, subtree)
@@ -135,7 +134,7 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
     )
 
 
-def _table(store: TensorStore, config: Config, subtree: Subtree) -> tuple[Table, str]:
+def _table(store: TensorStore, config: Config, subtree: str) -> tuple[Table, str]:
     """The names of a folder's tensors, and the beginning of our paths that the table leaves out."""
     group, _ = read_config(store.config, str(store.path))
     if (group == "teacher") != (subtree == "vision"):
