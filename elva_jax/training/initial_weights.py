@@ -32,13 +32,13 @@ class LoadParams(Protocol):
         targets: Mapping[str, jax.ShapeDtypeStruct],
         config: Config,
         *,
-        subtree: Any,
+        subtree: str,
     ) -> Loaded:
         """Reads parameters by path, of an ELVA (`elva`) or a vision tower (`vision`)."""
 
 
 def load_from_run(
-    source: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct], config: Config, *, subtree: Any
+    source: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct], config: Config, *, subtree: str
 ) -> Loaded:
     """Reads parameters from runs and converted checkpoints only."""
     return load_run_params(source, targets, kind=kind_of(subtree))
