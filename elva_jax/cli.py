@@ -26,7 +26,7 @@ COMMANDS = {
     "generate": ("elva_jax.commands.generate", "answer a question about a video"),
     "chat": ("elva_jax.commands.generate", "talk about a video"),
     "convert": ("elva_jax.commands.convert", "weights from and to Hugging Face"),
-    "plan": ("elva_jax.tools.plan.command", "work out what a run needs on other hardware"),
+    "plan": ("elva_jax.tools.plan.command", "compute the needs of a run on other hardware"),
     "bench": (
         "elva_jax.tools.bench.command",
         "parameters, tokens, FLOPs, time and memory, beside the paper's and PyTorch's",
