@@ -7,6 +7,7 @@ import re
 from elva_jax.config.check import nearest, require
 from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
+from elva_jax.config.stages import stages_of_kind
 from elva_jax.errors import ConfigError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -96,7 +97,7 @@ def _check_encoder(config: Config) -> None:
         "teacher.patch_size",
         f"lies in 1 … image_size = {teacher.image_size}, got {teacher.patch_size}",
     )
-    stages = [name for name in config.curriculum if config.stages[name].kind == "elva"]
+    stages = stages_of_kind(config, "elva")
     for name in stages:
         stage, at = config.stages[name], f"stages.{name}."
         require(
@@ -123,9 +124,7 @@ def _check_encoder(config: Config) -> None:
 def _has_teacher(config: Config, name: str) -> bool:
     """Whether the weights of a vision tower exist before a stage."""
     before = config.curriculum[: config.curriculum.index(name)]
-    return bool(config.teacher.init_from) or any(
-        config.stages[other].kind == "teacher" for other in before
-    )
+    return bool(config.teacher.init_from or stages_of_kind(config, "teacher", among=before))
 
 
 def _check_stage(config: Config, name: str) -> None:
@@ -139,22 +138,35 @@ def _check_stage(config: Config, name: str) -> None:
         at + "optimizer.accumulate",
         f"{accumulate} does not divide batch_size = {stage.batch_size}",
     )
-    _check_lora(stage, at)
     require(stage.data.mixture, at + "data.mixture", "names no data")
     for label, source in stage.data.mixture.items():
         _check_source(source, f"{at}data.mixture.{label}.")
         _check_share(source, stage.data.temperature, f"{at}data.mixture.{label}.")
+    CHECKS[stage.kind](config, name)
+
+
+def _check_elva(config: Config, name: str) -> None:
+    stage, at = config.stages[name], f"stages.{name}."
+    _check_lora(stage, at)
     if stage.data.num_low_frames:
         _check_hybrid(stage, config.model.patch_size, at)
-    if stage.kind == "teacher":
-        _check_teacher(config, name)
-    else:
-        _check_sequence(config, stage.data, at)
-        _check_merging(config, stage, at)
-        _check_guidance(config, name, at)
+    _check_sequence(config, stage.data, at)
+    _check_merging(config, stage, at)
+    _check_guidance(config, name, at)
 
 
 def _check_teacher(config: Config, name: str) -> None:
+    stage, at = config.stages[name], f"stages.{name}."
+    require(
+        not stage.optimizer.lora.rank,
+        at + "optimizer.lora.rank",
+        "adapts the decoder, and a stage of kind teacher has none; set it to 0",
+    )
+    require(
+        not stage.data.num_low_frames,
+        at + "data.num_low_frames",
+        "a teacher sees frames of one size; set it to 0",
+    )
     require(
         config.teacher.kind == "siglip",
         "teacher.kind",
@@ -167,15 +179,14 @@ def _check_teacher(config: Config, name: str) -> None:
     )
 
 
+# The checks of a kind of stage, as `tasks.registry.TASKS` has its training.
+CHECKS = {"elva": _check_elva, "teacher": _check_teacher}
+
+
 def _check_lora(stage: StageConfig, at: str) -> None:
     lora, at = stage.optimizer.lora, f"{at}optimizer.lora."
     if not lora.rank:
         return
-    require(
-        stage.kind == "elva",
-        at + "rank",
-        "adapts the decoder, and a stage of kind teacher has none; set it to 0",
-    )
     require(lora.targets, at + "targets", "names no projection")
     for target in lora.targets:
         try:
@@ -241,11 +252,6 @@ def _check_share(source: SourceConfig, temperature: float, at: str) -> None:
 
 def _check_hybrid(stage: StageConfig, patch_size: int, at: str) -> None:
     data, at = stage.data, at + "data."
-    require(
-        stage.kind == "elva",
-        at + "num_low_frames",
-        "a teacher sees frames of one size; set it to 0",
-    )
     half = max(data.longest_edge // 2 // patch_size, 1) * patch_size
     require(
         patch_size <= data.low_longest_edge <= data.longest_edge,
