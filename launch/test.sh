@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# The whole test suite: ruff, then pytest with one process per core. Usage: launch/test.sh [pytest arguments]
+# Lint, types, spelling, documentation, then the test suite with one process per core and its coverage.
+# Usage: launch/test.sh [pytest arguments]
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # torch first and pinned: the CPU build, which a bare dependency on torch would not choose.
 install_requirements requirements-test.txt requirements.txt
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -n auto "$@"
+bin=.venv/bin
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+"$bin/codespell"
+"$bin/mypy"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict --site-dir "$site"
+"$bin/python" -m pytest -n auto --cov --cov-report=term "$@"
