@@ -71,7 +71,8 @@ class SavedRun:
         leaf, (a, b) = self._read(name), (lora.factor_of(name, factor) for factor in "ab")
         if a not in self.factors:
             return leaf
-        return lora.adapted(leaf, self._read(a), self._read(b), _alpha(self.config, self.stage))
+        merged = lora.adapted(leaf, self._read(a), self._read(b), _alpha(self.config, self.stage))
+        return np.asarray(merged)
 
     def _read(self, name: str) -> np.ndarray:
         args = ocp.args.PyTreeRestore(

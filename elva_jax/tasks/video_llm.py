@@ -10,7 +10,7 @@ teacher_frames -> frozen vision tower -> features -^ (targets of L_tube and L_co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -156,7 +156,13 @@ class VideoLlmTask(Task):
             merging=self.stage.merging,
             buckets=tuple(self.stage.merge_buckets),
         )
-        metrics = token_metrics(self.config.model, batch["layout"], out, merging=self.stage.merging)
+        metrics = token_metrics(
+            self.config.model,
+            batch["layout"],
+            out,
+            merging=self.stage.merging,
+            buckets=self.stage.merge_buckets,
+        )
         total = jnp.float32(0)
         if weights.generation:
             head = vocabulary_head(params["elva"]["decoder"])
@@ -269,9 +275,16 @@ class VideoLlmTask(Task):
 
 
 def token_metrics(
-    config: ModelConfig, before: TokenLayout, out: ElvaOutput, *, merging: bool
+    config: ModelConfig,
+    before: TokenLayout,
+    out: ElvaOutput,
+    *,
+    merging: bool,
+    buckets: Sequence[int] = (),
 ) -> Metrics:
     """The number of tokens, the share of padding, and what is left after each merge.
+
+    `buckets` are the static lengths after the merging layers; 0 or none: the length before.
 
     `merge/kept_mean` is the share of visual tokens that are left, averaged over decoder layers.
     """
@@ -288,14 +301,16 @@ def token_metrics(
     if not merging:
         return metrics
     patches, visual = count(Kind.PATCH), count(Kind.FRAME, Kind.PATCH, Kind.LINE)
+    rows, length = before.kind.shape
+    lengths = [length := bucket or length for bucket in buckets or (0,) * len(out.merges)]
     metrics["merge"] = tuple(
         MergeMetrics(
             kept=share(stats.patches, patches),
             forced=jnp.sum(stats.forced).astype(jnp.float32),
             overflow=jnp.sum(stats.overflow).astype(jnp.float32),
-            padding=jnp.sum(stats.padding) / jnp.sum(stats.padding + stats.survivors),
+            padding=jnp.sum(stats.padding).astype(jnp.float32) / (rows * length),
         )
-        for stats in out.merges
+        for stats, length in zip(out.merges, lengths, strict=True)
     )
     layers = [
         block.num_layers
