@@ -127,7 +127,7 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     ):
         return PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
     # Imports PyTorch where that is installed, which takes seconds.
-    from transformers import AutoTokenizer, PreTrainedConfig
+    from transformers import AutoTokenizer, PreTrainedConfig  # noqa: PLC0415
 
     # The config.json of an exported ELVA names the model's code, which transformers would ask to
     # run; the tokenizer does not need it.

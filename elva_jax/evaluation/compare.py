@@ -113,7 +113,7 @@ def open_side(path: str | Path, *, trust_remote_code: bool = False) -> Side:
             " --trust-remote-code allows it"
         )
     # PyTorch is optional: only Hugging Face folders need it.
-    from elva_jax.evaluation.torch_side import TorchSide
+    from elva_jax.evaluation.torch_side import TorchSide  # noqa: PLC0415
 
     return TorchSide(path, config, kind)
 

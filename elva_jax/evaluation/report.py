@@ -73,8 +73,8 @@ def caption(result: Result) -> str:
 def figure(result: Result, path: str | Path) -> Path:
     """Draws accuracies with one standard error as bars, and baselines as marks beside them."""
     # matplotlib is an extra.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -265,7 +265,7 @@ def _download(name: str, *, allow_pickle: bool) -> Path:
 
 def _unpickle(file: Path) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch file; no code in it is run."""
-    import torch
+    import torch  # noqa: PLC0415 (optional)
 
     try:
         held = torch.load(

@@ -56,7 +56,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, step: int):
         # Imports PyTorch if it is installed, which takes seconds.
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # noqa: PLC0415
 
         purged = step + 1 if step else None
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
@@ -87,7 +87,7 @@ class WeightsAndBiases:
                 "log.wandb: needs a package that is not installed; pip install wandb,"
                 " or set log.wandb='' to do without"
             )
-        import wandb
+        import wandb  # noqa: PLC0415 (optional)
 
         name = folder / "wandb_id"
         if not name.exists():

@@ -22,7 +22,7 @@ def draw(workdir: Path, config: Config) -> Path | None:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return None
-    from matplotlib.figure import Figure  # optional
+    from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
 
     reports = {name: read_metrics(workdir / name) for name in config.curriculum}
     stages = {name: lines for name, lines in reports.items() if lines}
