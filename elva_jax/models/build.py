@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -36,7 +37,15 @@ def _init_vision(config: ConfigDict | Config) -> Any:
 INIT = {"elva": _init_elva, "vision": _init_vision}
 
 
+# By `teacher.kind`.
+TOWERS: dict[str, Callable[..., SiglipVision | EvaClipVision]] = {
+    "siglip": SiglipVision,
+    "eva_clip": EvaClipVision,
+    "eva02_clip": EvaClipVision,
+}
+
+
 def vision_tower(config: ConfigDict | Config) -> SiglipVision | EvaClipVision:
     """The teacher's tower: pixels in [-1, 1] to `penultimate`, `last` and `pooled` features."""
     teacher = typed(Config, config).teacher
-    return (SiglipVision if teacher.kind == "siglip" else EvaClipVision)(teacher, teacher.dtype)
+    return TOWERS[teacher.kind](teacher, teacher.dtype)
