@@ -12,7 +12,7 @@ from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
 from elva_jax.data.pipeline import BatchIterator, make_batches
 
-ESTIMATE_ROWS = 32  # rows of each of the two batches from which examples per step are estimated
+ESTIMATE_ROWS = 32  # rows per batch; two batches are packed to estimate the examples per step
 
 
 def conversation_batches(
@@ -28,17 +28,17 @@ def conversation_batches(
     """Batches of packed conversations; see `PackedCollator` and `pipeline.make_batches`.
 
     Args:
-      config: the run's configuration.
-      stage_name: one of its stages.
+      config: the configuration of the run.
+      stage_name: name of the stage.
       tokenizer: a ChatML tokenizer.
       teacher_size: side of the teacher's frames; None: no teacher.
-      process_index: this process.
+      process_index: index of this process.
       process_count: number of processes.
-      workers: decoding processes; None: the stage's.
+      workers: number of decoding processes; None: the value of the stage.
 
     Raises:
-      DataError: data that is missing or does not divide among the processes, or a tokenizer
-        without ChatML.
+      DataError: the data is missing or cannot be divided among the processes, or the tokenizer
+        does not use ChatML.
     """
     check_tokenizer(tokenizer)
     stage = config.stages[stage_name]
@@ -67,10 +67,10 @@ def caption_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
-    """Batches of clips with captions, one to a row; see `CaptionCollator`.
+    """Batches of clips with captions, one per row; see `CaptionCollator`.
 
     Raises:
-      DataError: data that is missing or does not divide among the processes.
+      DataError: the data is missing or cannot be divided among the processes.
     """
     teacher, stage = config.teacher, config.stages[stage_name]
     return make_batches(
@@ -92,9 +92,9 @@ def caption_batches(
 def conversations_per_step(
     config: Config, stage_name: str, tokenizer: PreTrainedTokenizerBase
 ) -> float:
-    """Examples that one step takes over all processes: estimated where several share a row.
+    """Number of examples per step over all processes; an estimate if rows are packed.
 
-    The same on every process, so that all derive the same number of steps from a number of epochs.
+    It is the same on every process, so that all of them convert epochs to the same number of steps.
     """
     stage = config.stages[stage_name]
     if not stage.data.pack:
@@ -106,8 +106,8 @@ def conversations_per_step(
         batches.take_rows(rows)
         packed.append(batches.stats)
     batches.close()
-    # The first rows favor long examples, but in the long run all that is read is packed: the mean
-    # length is that of all examples that were read.
+    # The first rows contain more long examples than average. Every example is packed eventually,
+    # so the mean length is taken over all examples that were read, waiting ones included.
     tokens = sum(stats["token_fill"] for stats in packed) * rows * stage.data.seq_len
     examples = sum(stats["examples"] for stats in packed) + len(batches.waiting)
     mean_tokens = (tokens + sum(counts.tokens for counts in batches.waiting)) / examples

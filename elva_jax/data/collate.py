@@ -1,4 +1,4 @@
-"""Rows of samples to batches: arrays whose shapes never change during a run."""
+"""Collates rows of samples into batches, arrays whose shapes never change during a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Collator(Protocol):
 
     @property
     def row_bytes(self) -> int:
-        """Size of a row's pixels, by which the number of prefetched samples is limited."""
+        """Size of a row's pixels in bytes, which limits the number of prefetched samples."""
 
     def __call__(self, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """The arrays of a batch."""
 
     def stats(self, rows: Sequence[Sequence[Any]]) -> dict[str, float]:
-        """Numbers to report about a batch."""
+        """Statistics of a batch for the training log."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class PackedCollator:
         return batch if frames is None else {**batch, "teacher_frames": frames}
 
     def stats(self, rows: Sequence[Sequence[Sample]]) -> dict[str, float]:
-        """Number of examples, and the used shares of the rows' tokens and patches."""
+        """Number of examples, and the fractions of the rows' tokens and patches that are used."""
         counts = [sample.counts for row in rows for sample in row]
         return {
             "examples": float(len(counts)),
@@ -80,14 +80,14 @@ class CaptionSample:
 
     @property
     def counts(self) -> Counts:
-        """How long it is."""
+        """Numbers of tokens and frames."""
         tokens = len(self.token_ids)
         return Counts(tokens=tokens, patches=0, frames=len(self.pixels), floor=tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionCollator:
-    """Batches of `CaptionSample`s for a vision tower, one to a row.
+    """Batches of `CaptionSample`s for a vision tower, one per row.
 
     A batch is a dict of pixels uint8 [b, F, Ht, Ht, 3], frame_mask bool [b, F], token_ids
     int32 [b, L] and mask bool [b, L].
@@ -96,7 +96,7 @@ class CaptionCollator:
     num_frames: int  # F
     image_size: int  # Ht
     text_length: int  # L
-    padding_id: int  # vocabulary id after the end of a caption
+    padding_id: int  # vocabulary id that fills a row after the end of its caption
 
     @property
     def row_bytes(self) -> int:

@@ -1,8 +1,8 @@
 """Conversations as ChatML tokens around visual tokens, with the loss on answers only.
 
-The text tokens are those that the tokenizer's chat template gives for the same messages. A medium's
-tokens stand at its marker, or at the beginning of the first user turn. White space around a
-question, an answer or a marker is not part of the conversation.
+The text tokens are the same that the tokenizer's chat template produces for these messages. The
+tokens of a medium replace its marker; without markers, they begin the first user turn. White space
+around a question, an answer or a marker is removed.
 
     <|im_start|>user [newline] [FRAME PATCH ... LINE] What moves?<|im_end|> [newline]
     <|im_start|>assistant [newline] A circle.<|im_end|> [newline]
@@ -28,7 +28,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> str:
-    """A multiple-choice question as training and evaluation word it; the answer is a letter."""
+    """A multiple-choice question as worded in training and evaluation; the answer is a letter."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, "Answer with the letter."])
 
@@ -41,8 +41,8 @@ def render(
 ) -> list[Text | Clip]:
     """Renders a whole conversation for training.
 
-    Answers and the `<|im_end|>` after them have weight 1, everything else 0. Independent turns
-    share the media and do not see each other: each is a conversation of one turn.
+    Answers and the `<|im_end|>` after them have weight 1, everything else has weight 0. Independent
+    turns share the media but do not attend to each other: each is a conversation of one turn.
 
     Args:
       example: the conversation.
@@ -51,7 +51,7 @@ def render(
       system_prompt: text of the system turn; "": none.
 
     Raises:
-      DataError: no turns, an empty answer, or markers that do not match the media.
+      DataError: there are no turns, an answer is empty, or the markers do not match the media.
     """
     check(example)
     clips = list(clips)
@@ -71,7 +71,7 @@ def render(
 def _question(
     before: str, texts: Sequence[str], clips: list[Clip], tokenizer: PreTrainedTokenizerBase
 ) -> list[Text | Clip]:
-    """A user's turn up to its answer: the texts with clips between them, removed from `clips`."""
+    """A user turn up to its answer: texts with clips between them, which are taken off `clips`."""
     parts: list[Text | Clip] = []
     for text in texts[:-1]:
         parts += [Text(token_ids(tokenizer, before + text)), clips.pop(0)]
@@ -82,7 +82,7 @@ def _question(
 def _render_branches(
     example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str
 ) -> list[Text | Clip]:
-    """Every turn as it would be alone, after the media that all turns share."""
+    """Renders every turn as a conversation of its own after the media that all turns share."""
     parts: list[Text | Clip] = [
         Text(token_ids(tokenizer, _system(system_prompt) + "<|im_start|>user\n")),
         *clips,
@@ -101,10 +101,10 @@ def prompt_parts(
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str = "",
 ) -> list[Text | Clip]:
-    """Renders one question for inference, up to the assistant's header, where the answer begins.
+    """Renders one question for inference, up to and including the assistant's header.
 
     Raises:
-      DataError: markers in the question that do not match the clips.
+      DataError: the markers in the question do not match the clips.
     """
     answered = Example("prompt", (), (Turn(question, "answer"),))
     return render(answered, tokenizer, clips, system_prompt)[:-2]
@@ -113,10 +113,10 @@ def prompt_parts(
 def follow_up(
     question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase
 ) -> list[Text | Clip]:
-    """Renders a later question, from the end of the previous answer to where its answer begins.
+    """Renders a later question, from the end of the previous answer to the beginning of its own.
 
     Raises:
-      DataError: markers in the question that do not match the clips.
+      DataError: the markers in the question do not match the clips.
     """
     example = Example("prompt", (), (Turn(question, "answer"),))
     (texts,) = split_questions(example, len(clips))
@@ -125,10 +125,10 @@ def follow_up(
 
 
 def check(example: Example) -> None:
-    """Checks that there is something to learn.
+    """Checks that an example has turns and that every turn has an answer.
 
     Raises:
-      DataError: no turns, or an empty answer.
+      DataError: there are no turns, or an answer is empty.
     """
     if not example.turns:
         raise DataError(f"{example.key}: the conversation is empty")
@@ -138,7 +138,7 @@ def check(example: Example) -> None:
 
 
 def has_markers(example: Example) -> bool:
-    """Whether any question marks the place of a medium."""
+    """Whether any question contains the marker of a medium."""
     return any(MARKER.search(turn.question) for turn in example.turns)
 
 
@@ -154,7 +154,7 @@ def truncate(example: Example, turns: int) -> Example:
 
 
 def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Text tokens that a turn after the first one adds to a conversation."""
+    """Number of text tokens that a turn after the first one adds to a conversation."""
     pieces = MARKER.split(turn.question.strip())
     pieces[0] = "\n<|im_start|>user\n" + pieces[0]
     pieces[-1] += ANSWER
@@ -164,10 +164,10 @@ def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Checks that the tokenizer's chat template is ChatML as `render` writes it.
+    """Checks that the tokenizer's chat template is the ChatML that `render` writes.
 
     Raises:
-      DataError: it is another template.
+      DataError: the template differs.
     """
     turns = (Turn("What is it?", "A red circle."), Turn("And now?", "Gone."))
     messages = [{"role": "system", "content": "Be brief."}]
@@ -198,13 +198,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @functools.lru_cache(maxsize=16_384)
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Tokens of `text`, cached because questions and headers recur."""
+    """Token ids of `text`; cached, because headers and many questions occur again and again."""
     return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
 
 def vocabulary_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of one token of the vocabulary."""
-    return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # of one token
+    return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # one token gives one id
 
 
 def _system(prompt: str) -> str:
@@ -212,10 +212,10 @@ def _system(prompt: str) -> str:
 
 
 def split_questions(example: Example, media: int) -> list[list[str]]:
-    """Each question's text, split at the places of media.
+    """Splits the text of each question at its markers.
 
     Raises:
-      DataError: markers that do not match the number of media.
+      DataError: the number of markers differs from the number of media.
     """
     pieces = [MARKER.split(turn.question.strip()) for turn in example.turns]
     markers = sum(len(texts) - 1 for texts in pieces)

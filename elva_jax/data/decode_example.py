@@ -1,4 +1,4 @@
-"""One record to one sample; every failure becomes a `Rejected`."""
+"""Decodes records into samples; every failure becomes a `Rejected`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Counts, TokenLayout, build_layout, count
 from elva_jax.video.read import read_frames
 
-if TYPE_CHECKING:  # inference uses `clip_settings`, and needs neither Grain nor TFDS
+if TYPE_CHECKING:  # Inference imports `clip_settings` without Grain and TFDS.
     from elva_jax.data.mixture import Mixture
 
 
 class Decoder:
-    """Makes a sample of a record; it never raises, because a raising map ends a worker.
+    """Decodes a record into a sample; it never raises, because an exception would end the worker.
 
     Args:
       mixture: the opened sources.
-      time_limit: seconds after which a record is given up; 0: none.
+      time_limit: seconds after which a record is skipped; 0: no limit.
 
     Attributes:
-      settings: what the samples depend on beyond the stage's data, as JSON.
+      settings: the values beyond the stage's data that the samples depend on, as JSON.
     """
 
     settings: dict[str, Any]
@@ -52,7 +52,7 @@ class Decoder:
         )
 
     def prepare(self, example: Example, rng: np.random.Generator) -> Any:
-        """Makes a sample of an example.
+        """Decodes an example into a sample.
 
         Raises:
           ElvaError: the example cannot be used.
@@ -61,7 +61,7 @@ class Decoder:
 
 
 def clip_settings(data: DataConfig, *, patch_size: int, square: int = 0) -> ClipSettings:
-    """How a stage reads clips; `square` and `patch_size` as in `ClipSettings`."""
+    """The settings with which a stage reads clips; see `ClipSettings`."""
     return ClipSettings(
         num_frames=data.num_frames,
         longest_edge=data.longest_edge,
@@ -73,12 +73,12 @@ def clip_settings(data: DataConfig, *, patch_size: int, square: int = 0) -> Clip
 
 
 class ConversationDecoder(Decoder):
-    """Makes packed-ready samples of conversations.
+    """Decodes conversations into samples that are ready to be packed.
 
     Args:
       mixture: the opened sources.
-      config: the run's configuration.
-      stage: one of its stages.
+      config: the configuration of the run.
+      stage: the stage.
       tokenizer: a ChatML tokenizer.
       teacher_size: side of the teacher's square frames; None: no teacher.
     """
@@ -147,7 +147,7 @@ class ConversationDecoder(Decoder):
         )
 
     def _choose_settings(self, medium: Media, rng: np.random.Generator) -> ClipSettings:
-        """How a medium is read: some of the videos at two resolutions, where the stage says so."""
+        """The settings for one medium; a stage may read some of its videos at two resolutions."""
         if medium.kind == "image":
             return dataclasses.replace(self.plain, num_frames=1, fps=0.0)
         if self.hybrid_probability and rng.random() < self.hybrid_probability:
@@ -155,7 +155,7 @@ class ConversationDecoder(Decoder):
         return self.plain
 
     def _lay_out(self, example: Example, clips: list[Clip]) -> tuple[TokenLayout, Counts]:
-        """Lays the example out, without its last turns and their media where it is too long."""
+        """Lays out the example; if it is too long, its last turns and their media are dropped."""
         while True:
             kept = clips[: len(example.media)]
             prompt = example.system or self.system_prompt
@@ -172,9 +172,9 @@ class ConversationDecoder(Decoder):
             example = conversation.truncate(example, self._turns_that_may_fit(example, counts))
 
     def _turns_that_may_fit(self, example: Example, counts: Counts) -> int:
-        """How many turns are left when those at the end whose text covers the excess are dropped.
+        """Number of turns to keep so that the text of the dropped ones covers the excess.
 
-        At least one is dropped; the first one always stays.
+        At least one turn is dropped, but never the first one.
         """
         if conversation.has_markers(example):
             return len(example.turns) - 1
@@ -189,17 +189,17 @@ class ConversationDecoder(Decoder):
 
 
 def _joined(arrays: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """The arrays one after the other; a single one is not copied."""
+    """Concatenates arrays; a single array is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([empty, *arrays])
 
 
 def _name_in_errors(medium: Media, key: str) -> str | None:
-    """A medium without a path is named by its record."""
+    """The name of a medium in error messages; one without a path is named by its record."""
     return key if isinstance(medium.source, bytes) else None
 
 
 def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Example:
-    """Keeps at most `most` turns: random ones, or the first where order or markers matter."""
+    """Keeps at most `most` turns: random ones, or the first ones if order or markers matter."""
     if example.ordered or conversation.has_markers(example):
         return conversation.truncate(example, most)
     chosen: list[Turn] = []
@@ -213,13 +213,13 @@ def choose_turns(example: Example, most: int, rng: np.random.Generator) -> Examp
 
 
 class CaptionDecoder(Decoder):
-    """Makes pairs of clip and caption for a vision tower: a random turn's answer is the caption.
+    """Decodes pairs of clip and caption for a vision tower; the caption is a random turn's answer.
 
     Args:
       mixture: the opened sources.
-      config: the run's configuration.
-      stage: one of its stages.
-      tokenizer: ends captions by its `<|endoftext|>`.
+      config: the configuration of the run.
+      stage: the stage.
+      tokenizer: captions end with its `<|endoftext|>`.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class CaptionDecoder(Decoder):
         self.settings = {"image_size": self.side, "text_length": self.text_length}
 
     def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
-        """Reads the first medium as squares, and tokenizes a caption."""
+        """Reads the first medium as square frames, and tokenizes a caption."""
         example = choose_turns(example, 1, rng)
         conversation.check(example)
         if not example.media:

@@ -1,4 +1,4 @@
-"""The typed example that every reader yields and the pipeline takes."""
+"""The example: the type that every reader returns and the pipeline decodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """A video or a still image: its encoded bytes, or the path of a file or a folder of frames."""
+    """A video or still image: its encoded bytes, or the path of a file or folder of frames."""
 
     source: bytes | str
     kind: Literal["video", "image"]
@@ -19,13 +19,13 @@ class Turn:
     """One question and its answer.
 
     Attributes:
-      question: text; `<image>` and `<video>` stand where a medium belongs.
+      question: text; `<image>` and `<video>` mark the places of the media.
       answer: text.
-      task: object, caption, open or choice.
+      task: "object", "caption", "open" or "choice".
       family: the topic of the question, such as color or order.
       options: the candidate answers in words, if there are any.
-      about: names the fact asked for. Turns about the same fact would reveal each other's answer,
-        and never share a conversation; "": no other turn is about it.
+      about: name of the fact that the question asks for. Turns about the same fact would reveal
+        each other's answer, so they never share a conversation; "": no other turn asks for it.
     """
 
     question: str
@@ -42,13 +42,13 @@ class Example:
     """A conversation about some media.
 
     Attributes:
-      key: names the record in messages.
-      media: in the order of their markers.
+      key: name of the record in messages.
+      media: media in the order of their markers.
       turns: questions and answers.
-      ordered: whether later turns build on earlier ones, so that order and completeness matter.
-      independent: whether the turns are separate questions about the same media, none of which may
-        see another.
-      system: the conversation's own system turn; "": the stage's.
+      ordered: whether later turns depend on earlier ones, so that none may be moved or left out.
+      independent: whether the turns are separate questions about the same media that must not
+        attend to each other.
+      system: the system turn of the conversation; "": that of the stage.
     """
 
     key: str

@@ -1,15 +1,16 @@
 """A process's position in the data, also after the number of processes has changed.
 
-The data are endless streams, one for each process that the stage was started with. A position
-(stream, index) names a record and all random choices about it, whichever process reads it. Each
-change of the number of processes adds an entry to the history: how far each of the N processes had
-read in its own order. Of what was left then, element n is the next one of old process n mod N, at
-its position + n // N, and each of today's M processes reads the elements n = m (mod M):
+The data form endless streams, one for each process that the stage was started with. A position
+(stream, index) determines a record and all random choices about it, whichever process reads it.
+Each change of the number of processes appends to the history how far each of the N old processes
+had read in its own order. The remaining elements are numbered in turn over the old processes:
+element n is element position + n // N in the order of old process n mod N. Process m of the M new
+ones reads the elements n with n = m (mod M):
 
     two processes stopped at 3 and 1:   stream 0: . . . 3 4 5 ...     stream 1: . 1 2 3 ...
     three processes continue:           m=0: (0,3) (1,2) ...   m=1: (1,1) (0,5) ...   m=2: (0,4) ...
 
-So every order is a pure function of small lists of numbers: no example is read twice or left out.
+The order is a pure function of a few numbers, so no example is read twice or left out.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-ReshardHistory = Sequence[
-    Sequence[int]
-]  # oldest first: the positions of the processes of that time
+# For each earlier number of processes, oldest first: the positions that the processes had reached.
+ReshardHistory = Sequence[Sequence[int]]
 
 
 class StreamPosition(NamedTuple):
-    """One element of the first processes' streams."""
+    """One element of the streams of the processes that the stage was started with."""
 
     stream: int
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -44,14 +44,14 @@ def trace(
 
 
 class RemainingPositions(Sequence[StreamPosition]):
-    """The positions that a process still has to read: those to replay, then its order without end.
+    """The positions that a process still has to read: those to replay, then its endless order.
 
     Args:
       replay: positions of samples that waited to be packed when the state was saved.
-      history: earlier numbers of processes.
-      process_index: the process.
+      history: positions at each earlier change of the number of processes.
+      process_index: index of the process.
       process_count: number of processes.
-      position: how much of its order it has read.
+      position: number of elements of its order that the process has read.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class RemainingPositions(Sequence[StreamPosition]):
 def saved_positions(
     waiting: Sequence[int | Sequence[int]], process_index: int
 ) -> list[StreamPosition]:
-    """The waiting positions of a saved state.
+    """The positions of the waiting samples of a saved state.
 
-    The oldest checkpoints have indices into the process's own stream.
+    The oldest checkpoints store plain indices into the process's own stream.
     """
     return [
         StreamPosition(process_index, entry) if isinstance(entry, int) else StreamPosition(*entry)
@@ -94,17 +94,16 @@ def saved_positions(
 def redistribute(
     states: Sequence[dict[str, Any]], process_index: int, process_count: int
 ) -> dict[str, Any]:
-    """The state from which one of `process_count` processes continues where others stopped.
+    """The state from which a process continues after the number of processes has changed.
 
     Args:
-      states: `BatchIterator.get_state()` of all processes of the checkpoint, in their order.
-      process_index: the process that continues.
-      process_count: number of processes now.
+      states: `BatchIterator.get_state()` of all processes of the checkpoint, in order.
+      process_index: index of the process that continues.
+      process_count: the new number of processes.
 
     Returns:
-      The process's own state where their number is the same; otherwise its share of the remaining
-      and the waiting examples and of the counters, which add up over the processes to what they
-      were.
+      The process's own state if the number is unchanged. Otherwise its share of the remaining and
+      waiting examples and of the counters; the sums over all processes are unchanged.
     """
     if len(states) == process_count:
         return states[process_index]
@@ -127,16 +126,16 @@ def redistribute(
 
 
 def _share(start: int, stop: int, process_index: int, process_count: int) -> int:
-    """How many of the units start … stop-1 one process gets when they are dealt out in turn."""
+    """Number of the units start … stop-1 that a process gets if they are assigned in turn."""
     return len(range(start + (process_index - start) % process_count, stop, process_count))
 
 
 def _share_reasons(
     states: Sequence[dict[str, Any]], process_index: int, process_count: int
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """One process's share of the dropped records by reason, and the first record of each reason.
+    """A process's share of the number of dropped records by reason, and the first of each reason.
 
-    The shares of all processes are as even in total as whole records allow.
+    The totals of any two processes differ by at most one.
     """
     names = dict.fromkeys(itertools.chain.from_iterable(state["reasons"] for state in states))
     counts = [sum(state["reasons"].get(name, 0) for state in states) for name in names]

@@ -1,6 +1,6 @@
 """The order of records: shuffled, sharded, repeated and weighted, as a function of a position.
 
-Every position of the endless stream names one record, so that a restart needs only a position.
+Every position of the endless stream determines one record, so a restart needs only a position.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from elva_jax.data import sources
 from elva_jax.data.example import Example
 from elva_jax.errors import DataError
 
-FINE = 10_000  # the smallest share by size: precise to one part in ten thousand
+FINE = 10_000  # the least integer share by size, so that rounding changes it by 0.01 % at most
 
 
 class Mixture:
-    """The opened sources of a stage; picklable, so that workers can hold one.
+    """The opened sources of a stage; it can be pickled and sent to workers.
 
     Raises:
-      DataError: data that are missing, malformed, or fewer than asked for.
+      DataError: data is missing or malformed, or a source has fewer records than requested.
     """
 
     def __init__(self, config: Config, stage_name: str):
@@ -45,8 +45,8 @@ class Mixture:
         ]
         self.used = []
         for label, sampling, records in zip(self.labels, self.sampling, self.records, strict=True):
-            # Seeded by the label, not the stage: stages with a source of the same name use the same
-            # records of it.
+            # The seed depends on the label, not on the stage, so that stages with a source of the
+            # same name use the same records.
             seed = stage_seed(config.seed, "sampling", label)
             self.used.append(Used(sampling, len(records), seed, label))
 
@@ -57,12 +57,12 @@ class Mixture:
 
     @property
     def lengths(self) -> list[int]:
-        """How many records of each source are used."""
+        """Number of records used from each source."""
         return [len(used) for used in self.used]
 
     @property
     def shares(self) -> list[int]:
-        """Relative shares of the sources in the examples."""
+        """Relative frequencies of the sources among the examples."""
         if not self.temperature:
             return [int(weight * (100 / min(self.weights))) for weight in self.weights]
         sizes = [epochs * len(used) for epochs, used in zip(self.epochs, self.used, strict=True)]
@@ -70,20 +70,21 @@ class Mixture:
             weight * size ** (1 / self.temperature)
             for weight, size in zip(self.weights, sizes, strict=True)
         ]
-        # A whole number keeps whole shares exact, so that a pass by size takes every record once.
+        # Scaling by an integer keeps integer ratios exact, so that an epoch by size reads every
+        # record once.
         scale = math.ceil(FINE / min(shares))
         return [round(share * scale) for share in shares]
 
     def example(self, source: int, index: int) -> Example:
-        """Reads one of a source's used records."""
+        """Reads one of the used records of a source."""
         return self.records[source][self.used[source][index]]
 
     def key(self, source: int, index: int) -> str:
-        """Names a record that could not even be read."""
+        """The name of a record, without reading it."""
         return f"{self.labels[source]}[{self.used[source][index]}]"
 
     def fingerprint(self) -> list[list]:
-        """The settings that the order depends on, as JSON."""
+        """The settings that determine the order, as JSON."""
         out = []
         for k, used in enumerate(self.used):
             sampling = [self.sampling[k]] if self.sampling[k] != "all" else []
@@ -92,16 +93,16 @@ class Mixture:
 
 
 class Used(Sequence[int]):
-    """The indices of the records that a sampling strategy uses, computed on demand.
+    """The indices of the records that a sampling strategy selects, computed on demand.
 
     Args:
-      sampling: as `config.mixtures.parse_sampling` reads it.
-      total: records of the source.
-      seed: fixes which ones are drawn at random.
-      label: names the source in messages.
+      sampling: the strategy; see `config.mixtures.parse_sampling`.
+      total: number of records of the source.
+      seed: seed of random selections.
+      label: name of the source in messages.
 
     Raises:
-      DataError: more records are asked for than there are.
+      DataError: the strategy requests more records than the source has.
     """
 
     def __init__(self, sampling: str, total: int, seed: int, label: str):
@@ -140,11 +141,11 @@ def stream(
 ) -> grain.MapDataset:
     """The endless order of (source, record index) pairs: shuffle, shard, repeat, mix.
 
-    Each epoch of a source is shuffled again. Processes read disjoint slices of it. Shares hold in
-    every part of the stream.
+    Each epoch of a source is shuffled differently. The processes read disjoint slices of it. Every
+    part of the stream has the same shares of the sources.
 
     Raises:
-      DataError: a source with fewer records than there are processes.
+      DataError: a source has fewer records than there are processes.
     """
     parts = []
     for k, length in enumerate(lengths):
@@ -164,10 +165,10 @@ def stream(
 
 
 class _Mixed:
-    """Interleaves endless parts so that each has its share in every stretch, within two elements.
+    """Interleaves endless parts; in any interval each part is within two elements of its share.
 
-    Of as many elements as the shares add up to, each part has exactly its share. The order is that
-    of `grain.MapDataset.mix`, which only supports shares to a hundredth.
+    The shares are exact over as many elements as they add up to. The order equals that of
+    `grain.MapDataset.mix`, which only supports shares that are multiples of 1/100.
     """
 
     def __init__(self, parts: Sequence[grain.MapDataset], shares: Sequence[int]):
@@ -182,13 +183,13 @@ class _Mixed:
             before, after = -(-index * share // left), -(-(index + 1) * share // left)
             if after > before:
                 return part[before]
-            # It belongs to another part: continue without this part's elements.
+            # The element belongs to a later part: count the elements that this part does not take.
             index, left = index - before, left - share
-        raise AssertionError("the last part takes all that is left")
+        raise AssertionError("the last part takes all remaining elements")
 
 
 class _Tag:
-    """Adds the source's number to a record index; a class, because workers pickle it."""
+    """Adds the index of the source to a record index; a class, because workers pickle it."""
 
     def __init__(self, source: int):
         self.source = source
@@ -198,5 +199,5 @@ class _Tag:
 
 
 def examples_per_epoch(config: Config, stage_name: str) -> int:
-    """Examples in one pass over a stage's mixture, over all processes."""
+    """Number of examples in one epoch of a stage's mixture, over all processes."""
     return len(Mixture(config, stage_name))

@@ -1,7 +1,7 @@
 """Packing of examples into the rows of a batch.
 
-Each example takes tokens, patches and frames of a row. Among the examples that wait, a row of 10
-tokens takes the oldest, A, then the largest that still fits, B, then D; the next row begins with C:
+An example uses tokens, patches and frames of a row. A row of 10 tokens takes the oldest waiting
+example, A, then the largest one that still fits, B, then D; the next row begins with C:
 
     waiting   A (5)   B (3)   C (9)   D (2)        row   [A A A A A B B B D D]
 """
@@ -17,12 +17,15 @@ import numpy as np
 from elva_jax.config.schema import ModelConfig, StageConfig
 from elva_jax.video.layout import Counts, TokenLayout
 
-PACKING_LOOKAHEAD = 8  # rows' worth of waiting examples: packs about as well as knowing all of them
+PACKING_LOOKAHEAD = 8  # waiting examples, in rows: packs about as well as if all examples waited
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One decoded example (no tuple: Grain would send each array through a shared-memory file)."""
+    """One decoded example.
+
+    It is not a tuple, because Grain would send each array through its own shared-memory file.
+    """
 
     layout: TokenLayout
     patches: np.ndarray  # uint8 [n, P*P*3]
@@ -31,25 +34,25 @@ class Sample:
 
 
 class RowCapacity(Counts):
-    """The most that the examples of one row may take together."""
+    """The limits of one row: the sums of `Counts` over its examples may not exceed them."""
 
     @classmethod
     def of_stage(cls, stage: StageConfig) -> RowCapacity:
-        """The row of a stage; its floor is the smallest merge bucket."""
+        """The capacity of a stage's rows; the smallest merge bucket limits `floor`."""
         data = stage.data
         buckets = [bucket for bucket in stage.merge_buckets if bucket] if stage.merging else []
         smallest = min(buckets, default=data.seq_len)
         return cls(data.seq_len, data.max_patches, data.max_frames, smallest)
 
     def exceeded_by(self, counts: Counts) -> list[str]:
-        """Names of the fields in which `counts` is too large for a row."""
+        """Names of the fields in which `counts` exceeds the capacity."""
         return [name for name, n, most in zip(self._fields, counts, self, strict=True) if n > most]
 
 
 def merges_before_bucket(stage: StageConfig, model: ModelConfig) -> tuple[tuple[str, float], ...]:
     """Policy and ratio of the merging layers up to the smallest bucket, for `video.layout.count`.
 
-    () where the stage has no bucket.
+    The result is empty if the stage has no buckets.
     """
     if not stage.merging or not any(stage.merge_buckets):
         return ()
@@ -59,7 +62,7 @@ def merges_before_bucket(stage: StageConfig, model: ModelConfig) -> tuple[tuple[
 
 
 class Packer(Protocol):
-    """Examples that wait for a row."""
+    """Holds waiting examples, and chooses those of each row."""
 
     @property
     def waiting(self) -> list[tuple[Any, Counts]]:
@@ -80,14 +83,14 @@ class Packer(Protocol):
 
 
 class SingleRows:
-    """The packer that gives every example a row of its own."""
+    """The packer of unpacked batches: one example per row."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Any, Counts]] = []
 
     @property
     def short(self) -> bool:
-        """Whether no example waits."""
+        """Whether no example is waiting."""
         return not self.waiting
 
     def add(self, example: Any, counts: Counts) -> None:
@@ -95,7 +98,7 @@ class SingleRows:
         self.waiting.append((example, counts))
 
     def take(self) -> list[Any]:
-        """The oldest example alone."""
+        """Removes and returns the oldest example."""
         return [self.waiting.pop(0)[0]]
 
     def clear(self) -> None:
@@ -106,14 +109,13 @@ class SingleRows:
 class PackingBuffer:
     """The packer that fills rows from a buffer of waiting examples.
 
-    A row begins with the example that has waited longest, so that none waits for more rows than
-    there were examples before it, and then takes the largest one that still fits, again and again:
-    the small ones are left to close the gaps. The rows depend on the order of the examples alone,
-    not on the batch size.
+    A row takes the oldest waiting example, then repeatedly the largest one that still fits, so that
+    small examples fill the gaps. An example waits for at most as many rows as there were examples
+    ahead of it. The rows depend on the order of the examples only, not on the batch size.
 
     Args:
       capacity: limits of a row.
-      lookahead: how many rows' worth of tokens wait before a row is taken.
+      lookahead: number of tokens that must wait before a row is taken, in rows.
     """
 
     def __init__(self, capacity: Counts, lookahead: float = PACKING_LOOKAHEAD):
@@ -157,20 +159,20 @@ class PackingBuffer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackingReport:
-    """How a stream of examples was packed."""
+    """Statistics of a simulated packing."""
 
     rows: int
     examples: int
-    token_fill: float  # share of the rows' tokens that is no padding
-    patch_fill: float  # the same of their patches
-    most_waiting: int  # most examples that waited at a time
-    longest_wait: int  # most rows that an example waited for
+    token_fill: float  # fraction of the rows' tokens that are not padding
+    patch_fill: float  # fraction of the rows' patches that are used
+    most_waiting: int  # largest number of waiting examples
+    longest_wait: int  # largest number of rows that an example waited for
 
 
 def simulate(
     counts: Iterable[Counts], capacity: Counts, lookahead: float = PACKING_LOOKAHEAD
 ) -> PackingReport:
-    """Packs examples by their counts alone, as in training, until too few are left."""
+    """Packs examples as in training, given only their counts, until too few remain."""
     buffer, stream = PackingBuffer(capacity, lookahead), iter(counts)
     rows = most = longest = 0
     taken: list[Counts] = []

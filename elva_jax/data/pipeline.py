@@ -3,9 +3,9 @@
     source: shuffle, shard, repeat, mix  ->  decoder  ->  packer  ->  collator
     (mixture)                               (workers)    (rows)      (arrays)
 
-Up to decoding, everything is a function of a position in endless streams (see `iterator_state`). So
-the state of a `BatchIterator` is how much it has read and the positions of the samples that still
-wait to be packed, whatever the number of workers.
+A decoded sample is a function of its position in endless streams (see `iterator_state`). The state
+of a `BatchIterator` is therefore the number of samples it has read and the positions of those that
+still wait to be packed; it does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from elva_jax.data.workers import prepare_worker, shielded_from_signals
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Counts
 
-BUFFER_BYTES = 2**28  # decoded samples that may be held before they are packed
+BUFFER_BYTES = 2**28  # limit of the decoded samples that are prefetched
 HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")
-# Keys of a stage's data on which the samples and their order depend.
+# Keys of a stage's data that determine the samples and their order.
 SAVED_KEYS = (
     "num_frames",
     "fps",
@@ -54,12 +54,12 @@ SAVED_KEYS = (
 
 
 class SampleStreams:
-    """The decoded records of several processes' endless streams; picklable, for the workers.
+    """The decoded records of all endless streams; it can be pickled and sent to workers.
 
     Args:
-      decoder: makes a sample of a record.
-      seed: the run's.
-      stage_name: name of the stage, which has its own order.
+      decoder: decodes a record into a sample.
+      seed: seed of the run.
+      stage_name: name of the stage; every stage has its own order.
       number: number of streams; each has its slice of every source and its own random choices.
 
     Raises:
@@ -95,14 +95,14 @@ class SampleStreams:
 
 
 class SampleReader:
-    """One process's samples in reading order, decoded ahead by threads or worker processes.
+    """Reads the samples of one process in order; threads or worker processes prefetch them.
 
     Args:
-      open_streams: opens the streams of a number of processes.
-      process_index: the process.
+      open_streams: opens the streams for a given number of processes.
+      process_index: index of this process.
       process_count: number of processes.
-      workers: decoding processes; 0: a thread of this process.
-      buffer: samples decoded ahead.
+      workers: number of decoding processes; 0: a thread of this process decodes.
+      buffer: number of prefetched samples.
     """
 
     def __init__(
@@ -115,18 +115,18 @@ class SampleReader:
         buffer: int,
     ):
         self.process_index, self.process_count = process_index, process_count
-        self.position = 0  # how many new samples were read
+        self.position = 0  # number of new samples read so far
         self.history: ReshardHistory = []
-        self.replay: deque[StreamPosition] = deque()  # to be decoded again, before any new sample
+        self.replay: deque[StreamPosition] = deque()  # decoded again before any new sample
         self._open_streams = open_streams
         self._workers, self._buffer = workers, buffer
         self._upstream: grain.DatasetIterator | None = None
 
     def read(self) -> tuple[StreamPosition, Any]:
-        """The next sample, or `Rejected`, with its position.
+        """Returns the next sample, or `Rejected`, with its position.
 
         Raises:
-          DataError: a sample that was used before the state was saved can no longer be read.
+          DataError: a sample that was readable when the state was saved can no longer be read.
         """
         sample = self._next()
         if not self.replay:
@@ -144,12 +144,12 @@ class SampleReader:
     def restore(
         self, position: int, history: ReshardHistory, replay: Iterable[StreamPosition]
     ) -> None:
-        """Continues from a saved position, after the samples at `replay`."""
+        """Continues with the samples at `replay`, then from a saved position."""
         self.close()
         self.position, self.history, self.replay = position, history, deque(replay)
 
     def close(self) -> None:
-        """Ends the workers; the next `read` starts them again."""
+        """Stops the workers; the next `read` starts them again."""
         if self._upstream is not None:
             self._upstream.close()
             self._upstream = None
@@ -159,7 +159,7 @@ class SampleReader:
             return next(self._upstream)
         with shielded_from_signals():
             self._upstream = self._start()
-            return next(self._upstream)  # starts the processes
+            return next(self._upstream)  # starts the workers
 
     def _start(self) -> grain.DatasetIterator:
         index, count = self.process_index, self.process_count
@@ -169,7 +169,7 @@ class SampleReader:
         if self._workers == 0:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._buffer)
             return iter(stream.to_iter_dataset(options))
-        if not flags.FLAGS.is_parsed():  # grain reads its flags when it starts workers
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(
             num_workers=self._workers, per_worker_buffer_size=max(1, self._buffer // self._workers)
@@ -183,15 +183,15 @@ class BatchIterator:
     """Endless batches of one process.
 
     Args:
-      reader: the samples.
+      reader: yields the samples.
       packer: chooses the samples of each row.
-      collator: makes arrays of the rows.
-      rows: rows of a batch.
-      max_bad_fraction: share of rejected records above which reading stops.
-      settings: what a saved state depends on; a state with others is refused.
+      collator: joins the rows into arrays.
+      rows: number of rows per batch.
+      max_bad_fraction: fraction of rejected records above which reading stops.
+      settings: values that a saved state depends on; a state with other values is rejected.
 
     Attributes:
-      stats: numbers about the last batch; see the collator.
+      stats: statistics of the last batch; see the collator.
     """
 
     def __init__(
@@ -214,40 +214,40 @@ class BatchIterator:
 
     @property
     def waiting(self) -> list[Counts]:
-        """Sizes of the decoded samples that wait to be packed, oldest first."""
+        """Counts of the decoded samples that wait to be packed, oldest first."""
         return [counts for _, counts in self._packer.waiting]
 
     @property
     def seen(self) -> int:
-        """Records read so far."""
+        """Number of records read so far."""
         return self._rejections.seen
 
     @property
     def dropped(self) -> int:
-        """Records dropped so far."""
+        """Number of records dropped so far."""
         return self._rejections.dropped
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many records were dropped for which reason."""
+        """Number of dropped records by reason."""
         return self._rejections.reasons
 
     def __iter__(self) -> BatchIterator:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          DataError: the share of bad records exceeds its limit.
+          DataError: the fraction of bad records exceeds its limit.
         """
         return self._collator(self.take_rows(self._rows))
 
     def take_rows(self, number: int) -> list[list[Any]]:
-        """The samples of the next rows.
+        """Returns the samples of the next rows.
 
         Raises:
-          DataError: the share of bad records exceeds its limit.
+          DataError: the fraction of bad records exceeds its limit.
         """
         rows = []
         for _ in range(number):
@@ -258,7 +258,7 @@ class BatchIterator:
         return rows
 
     def _add_sample(self) -> None:
-        """Reads records until one is good."""
+        """Reads records until one can be used, and adds it to the packer."""
         while True:
             replayed = bool(self._reader.replay)
             position, sample = self._reader.read()
@@ -270,7 +270,7 @@ class BatchIterator:
             self._rejections.add(sample)
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next batch begins, as JSON."""
+        """The position of the next batch, as JSON."""
         waiting = [position for (position, _), _ in self._packer.waiting]
         return {
             "position": self._reader.position,
@@ -283,11 +283,11 @@ class BatchIterator:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `get_state` was called; the samples that waited are decoded again.
+        """Continues from the result of `get_state`; the waiting samples are decoded again.
 
         Raises:
-          DataError: the state belongs to other data, other settings of the stage, or another number
-            of processes (then `redistribute` it first).
+          DataError: the state belongs to different data, settings or another number of processes
+            (in the last case call `redistribute` first).
         """
         for name, value in self._settings.items():
             saved = state["settings"].get(name)
@@ -302,7 +302,7 @@ class BatchIterator:
         self._packer.clear()
 
     def close(self) -> None:
-        """Ends the workers; the next batch starts them again."""
+        """Stops the workers; the next batch starts them again."""
         self._reader.close()
 
 
@@ -317,20 +317,20 @@ def make_batches(
     process_count: int = 1,
     workers: int | None = None,
 ) -> BatchIterator:
-    """Batches of this process's share of a stage: batch_size / process_count rows each.
+    """This process's share of the batches of a stage: batch_size / process_count rows each.
 
     Args:
-      config: the run's configuration.
-      stage_name: one of its stages.
-      decoder: makes samples of records.
+      config: the configuration of the run.
+      stage_name: name of the stage.
+      decoder: decodes records into samples.
       packer: chooses the samples of each row.
-      collator: makes arrays of rows.
-      process_index: this process.
+      collator: joins rows into arrays.
+      process_index: index of this process.
       process_count: number of processes.
-      workers: decoding processes; None: the stage's.
+      workers: number of decoding processes; None: the value of the stage.
 
     Raises:
-      DataError: the batch size does not divide among the processes, or a source is too small.
+      DataError: the number of processes does not divide the batch size, or a source is too small.
     """
     stage = config.stages[stage_name]
     data = stage.data
@@ -340,7 +340,7 @@ def make_batches(
             f"does not divide among {process_count} processes"
         )
     open_streams = partial(SampleStreams, decoder, config.seed, stage_name)
-    open_streams(process_count)  # refuses now what cannot work
+    open_streams(process_count)  # raises DataError now rather than in a worker
     reader = SampleReader(
         open_streams,
         process_index=process_index,

@@ -1,4 +1,4 @@
-"""The record format of built data sets: `elva data build` writes it, `data/sources.py` reads it."""
+"""The record format of data sets that `elva data build` writes and `data/sources.py` reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = "elva_examples"  # name of this format in a data set's metadata
 def features() -> tfds.features.FeaturesDict:
     """The TFDS features of a record.
 
-    They are key, media (the bytes of each file), kinds (video or image, of each medium) and
+    They are key, media (the bytes of each file), kinds ("video" or "image" for each medium) and
     conversation (UTF-8 JSON).
     """
     return tfds.features.FeaturesDict(
@@ -32,7 +32,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def to_record(example: Example, media: Sequence[bytes]) -> dict[str, Any]:
-    """Makes a record of an example and the bytes of its media."""
+    """Converts an example and the bytes of its media to a record."""
     return {
         "key": example.key,
         "media": list(media),
@@ -42,7 +42,7 @@ def to_record(example: Example, media: Sequence[bytes]) -> dict[str, Any]:
 
 
 def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
-    """Makes an example of a record decoded by TFDS, with the turns of `tasks`; () takes all."""
+    """Converts a record decoded by TFDS to an example with the turns of `tasks`; (): all."""
     notes = json.loads(record["conversation"])
     turns = tuple(
         Turn(**{**turn, "options": tuple(turn.get("options", ()))}) for turn in notes.pop("turns")
@@ -60,7 +60,7 @@ def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
 
 
 def conversation(example: Example) -> dict[str, Any]:
-    """The text of an example as JSON; fields that have their default are left out."""
+    """The texts of an example as JSON; fields with default values are left out."""
     return {
         "turns": [_changed(turn) for turn in example.turns],
         **{

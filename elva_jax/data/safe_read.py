@@ -1,4 +1,4 @@
-"""Reading records so that a bad one becomes a reason, and does not end a run or a long build."""
+"""Safe reading: a bad record is counted with its reason instead of ending the run or build."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from elva_jax.errors import DataError, ElvaError, RecordError, VideoError
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 T = TypeVar("T")
-GRACE = 100  # the share of bad records is taken of at least as many
-MOST_REASONS = 100  # different reasons that are counted separately
+GRACE = 100  # the fraction of bad records is taken of at least this many
+MOST_REASONS = 100  # distinct reasons that are counted separately
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Rejected:
     """A record that cannot be used.
 
     Attributes:
-      key: names the record.
-      reason: why it cannot be used.
-      medium: path of the bad medium; "": none, or it has no path.
+      key: name of the record.
+      reason: why the record cannot be used.
+      medium: path of the bad medium; "": no medium is bad, or it has no path.
     """
 
     key: str
@@ -32,7 +32,7 @@ class Rejected:
     medium: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The fields that are not empty."""
+        """A dict of the fields that are not empty."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
 
@@ -43,14 +43,14 @@ def read_safely(
     use: Callable[[Example], T],
     setting: str = "",
 ) -> T | Rejected:
-    """Returns `use(read())`, or `Rejected` where either fails or both take too long.
+    """Returns `use(read())`, or `Rejected` if a call fails or both together take too long.
 
     Args:
-      name: name of the record until its example is there.
-      seconds: time limit; 0: none.
-      read: gives the example.
-      use: takes it.
-      setting: names the limit in the reason, such as " (data.time_limit)".
+      name: name of the record until `read` has returned its example.
+      seconds: time limit; 0: no limit.
+      read: returns the example.
+      use: converts the example to the result.
+      setting: name of the limit in the reason, such as " (data.time_limit)".
     """
     key = name
 
@@ -70,7 +70,7 @@ def read_safely(
         return Rejected(error.name, error.reason)
     except ElvaError as error:
         return Rejected(key, str(error).removeprefix(f"{key}: "))
-    except Exception as error:  # a decoder may raise any type; the limit on bad records stops a bug
+    except Exception as error:  # decoders may raise any type; the limit on bad records reveals bugs
         return Rejected(key, f"{type(error).__name__}: {error}"[:200])
 
 
@@ -78,10 +78,10 @@ class RejectionLog:
     """Counts rejected records by reason, and stops a run that has too many.
 
     Args:
-      max_fraction: share of rejected records above which `add` raises.
+      max_fraction: fraction of rejected records above which `add` raises an error.
 
     Attributes:
-      seen: records read so far.
+      seen: number of records read so far.
       reasons: number of rejected records by reason.
       first: first rejected record of each reason.
     """
@@ -96,14 +96,14 @@ class RejectionLog:
 
     @property
     def dropped(self) -> int:
-        """Rejected records so far."""
+        """Number of rejected records so far."""
         return self.reasons.total()
 
     def add(self, rejected: Rejected) -> None:
-        """Counts a record that was rejected, and seen already.
+        """Counts a rejected record, which `seen` already includes.
 
         Raises:
-          DataError: the share of rejected records exceeds its limit.
+          DataError: the fraction of rejected records exceeds its limit.
         """
         known = rejected.reason in self.reasons or len(self.reasons) < MOST_REASONS
         reason = rejected.reason if known else "other reasons"

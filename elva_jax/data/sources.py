@@ -1,7 +1,7 @@
-"""The table of readers: data sets by name, as random-access sequences of examples.
+"""The table of readers, which open data sets by name as random-access sequences of examples.
 
-A file's suffix chooses its reader in `FILE_READERS`, and `hf:` before a folder Hugging Face's. Any
-other name is one of TFDS; a new record format of those is one reader in `READERS`.
+The suffix of a file selects its reader in `FILE_READERS`; the prefix `hf:` marks a Hugging Face
+folder. Any other name is a TFDS data set, whose record format has its reader in `READERS`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from elva_jax.data.readers.webvid import WebVidFile
 from elva_jax.errors import DataError
 
 Record = Mapping[str, Any]
-RecordReader = Callable[[Record, Sequence[str]], Example]  # of a record, and the tasks wanted
-HUGGING_FACE = "hf:"  # prefix of a folder
-TFDS_NAME = re.compile(r"[a-zA-Z]\w*")  # before the config and the version
+RecordReader = Callable[[Record, Sequence[str]], Example]  # (record, tasks) -> example
+HUGGING_FACE = "hf:"  # prefix of Hugging Face folders
+TFDS_NAME = re.compile(r"[a-zA-Z]\w*")  # followed by the config and the version in a TFDS name
 
 
 def check_files(mixture: Mapping[str, SourceConfig], data_root: str, where: str) -> None:
     """Checks that the files of a mixture exist.
 
     Raises:
-      DataError: the missing ones, and where they were looked for.
+      DataError: files are missing; the message lists them and the folder they are relative to.
     """
     missing = {}
     for label, source in mixture.items():
@@ -53,14 +53,16 @@ def check_files(mixture: Mapping[str, SourceConfig], data_root: str, where: str)
 
 
 def _under(data_root: str, name: str) -> Path:
-    """A source's file or folder: absolute, in the user's home, or under the root."""
+    """The path of a source's file or folder: absolute, in the user's home, or under the root."""
     return Path(data_root).expanduser() / Path(name).expanduser()
 
 
 def open_examples(
     source: SourceConfig, data_dir: str | Path, data_root: str = ""
 ) -> Sequence[Example]:
-    """Opens one entry of a mixture, `config.schema.source()`, for random access to its examples.
+    """Opens one entry of a mixture (see `config.schema.source`) for random access.
+
+    Reading an example of it raises RecordError if that record is malformed.
 
     Args:
       source: the entry.
@@ -68,8 +70,7 @@ def open_examples(
       data_root: the folder that files and media folders are relative to.
 
     Raises:
-      DataError: there is no such data set, file or folder, or the file is of another format.
-        Reading an example raises RecordError where that record alone is malformed.
+      DataError: the data set, file or folder does not exist, or the file has another format.
     """
     opener = FILE_READERS.get(Path(source.name).suffix.lower())
     root = str(_under(data_root, source.root)) if source.root else ""
@@ -87,7 +88,7 @@ def open_examples(
 
 
 def is_file(name: str) -> bool:
-    """Whether a source is a file or a Hugging Face folder, rather than a built data set."""
+    """Whether a name is that of a file or a Hugging Face folder instead of a built data set."""
     return name.startswith(HUGGING_FACE) or Path(name).suffix.lower() in FILE_READERS
 
 
@@ -95,9 +96,9 @@ class _Built(Sequence[Example]):
     """The examples of a built TFDS data set.
 
     Attributes:
-      records: the records that TFDS decodes.
-      read: makes an example of a record.
-      files: the metadata file, which names the shards and their sizes.
+      records: the records, decoded by TFDS.
+      read: converts a record to an example.
+      files: the metadata file, which lists the shards and their sizes.
     """
 
     def __init__(self, name: str, split: str, data_dir: str | Path, tasks: tuple[str, ...]):
@@ -110,7 +111,7 @@ class _Built(Sequence[Example]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
-        if index >= len(self):  # TFDS raises another error, which does not end an iteration
+        if index >= len(self):  # iteration needs IndexError, but TFDS raises another error
             raise IndexError(index)
         return self.read(self.records[index], self.tasks)
 
@@ -120,17 +121,17 @@ def open_source(name: str, split: str, data_dir: str | Path) -> Sequence[Record]
 
     Args:
       name: TFDS name, such as moving_shapes/easy.
-      split: split of it; TFDS slices such as `train[:100]` work.
-      data_dir: the folder under which data sets were built.
+      split: name of the split; TFDS slices such as `train[:100]` work.
+      data_dir: the folder of built data sets.
 
     Raises:
-      DataError: the data set or the split is not there, or no reader knows the format.
+      DataError: the data set or split does not exist, or its format has no reader.
     """
     return _records(_builder(name, data_dir), split)
 
 
 def _builder(name: str, data_dir: str | Path) -> tfds.core.DatasetBuilder:
-    """The builder of a data set under `data_dir`."""
+    """The TFDS builder of a data set under `data_dir`."""
     base = name.split("/")[0]
     if not TFDS_NAME.fullmatch(base):
         raise _unknown(name)
@@ -156,21 +157,21 @@ def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Record]:
 
 
 def _reader_of(name: str, builder: tfds.core.DatasetBuilder) -> RecordReader:
-    """The reader of a data set, chosen by the fields of its records, or else by its name."""
+    """The reader of a data set, chosen by the fields of its records or by its name."""
     return built.to_example if set(builder.info.features) == set(built.features()) else reader(name)
 
 
 def to_example(record: Record, tasks: Sequence[str] = (), name: str = "moving_shapes") -> Example:
-    """Makes an example of a record of the data set `name`, with the turns of `tasks`; () takes all.
+    """Converts a record of the data set `name` to an example with the turns of `tasks`; (): all.
 
     Raises:
-      DataError: a record that is malformed.
+      DataError: the record is malformed.
     """
     return reader(name)(record, tuple(tasks))
 
 
 def reader(name: str) -> RecordReader:
-    """The reader of a data set's records, by the first part of its name."""
+    """The reader of a data set's records, chosen by the first part of its name."""
     try:
         return READERS[name.split("/")[0]]
     except KeyError:

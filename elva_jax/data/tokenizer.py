@@ -1,4 +1,4 @@
-"""Tokenizers: any transformers folder, or a small byte-level BPE like Qwen2's, built from texts."""
+"""Tokenizers: loads any transformers folder, or trains a small byte-level BPE like Qwen2's."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from elva_jax.errors import DataError
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# Qwen2's pre-tokenization (transformers, Qwen2Tokenizer): contractions, words with one leading
-# mark, single digits, punctuation, spaces.
+# Qwen2's pre-tokenization (Qwen2Tokenizer of transformers): contractions, words with at most one
+# leading punctuation mark or space, single digits, punctuation, spaces.
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# ChatML as in Qwen2, but a system turn is there only if the messages have one.
+# ChatML as in Qwen2, but without a default system turn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
     "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-VISUAL_TOKENS = ("<FRAME>", "<PATCH>", "<LINE>")  # in an exported model for transformers
+VISUAL_TOKENS = ("<FRAME>", "<PATCH>", "<LINE>")  # the processor class of an exported model
 _CHAT_TEXTS = ("system", "user", "assistant", "\n", "You are a helpful assistant.")
 
 
@@ -47,13 +47,14 @@ def build(
 ) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE, and saves it with Qwen2's special tokens and chat template.
 
-    The result depends on the texts, the words and the size alone.
+    The result is a deterministic function of the texts, words and size.
 
     Args:
-      texts: the merges are learned from these.
-      folder: a transformers folder; tokenizer.json and tokenizer_config.json are written.
-      vocab_size: maximum number of entries, with the 256 bytes and the three special tokens.
-      words: each becomes a single token, with and without a leading space, if the size allows.
+      texts: training texts.
+      folder: the folder into which tokenizer.json and tokenizer_config.json are written.
+      vocab_size: maximum number of entries, including the 256 bytes and three special tokens.
+      words: words that become single tokens, with and without a leading space, if possible within
+        that size.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -88,7 +89,10 @@ def build(
 
 def _weighted(texts: Iterable[str], words: Sequence[str]) -> Iterator[str]:
     yield from texts
-    for word in (*_CHAT_TEXTS, *words):  # often enough to be merged before the texts' rare words
+    for word in (
+        *_CHAT_TEXTS,
+        *words,
+    ):  # repeated so often that they are merged before rare words of the texts
         yield from (word, f" {word}") * 1000
 
 
@@ -96,7 +100,7 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a transformers folder (or, with network access, a hub name).
 
     Raises:
-      DataError: it cannot be loaded, or lacks the special tokens that conversations need.
+      DataError: the tokenizer cannot be loaded, or lacks the special tokens of conversations.
     """
     try:
         tokenizer = _open(name)
@@ -117,7 +121,7 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
 
 
 def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Opens a tokenizer by its class: that of `build`, or any that transformers knows."""
+    """Opens a tokenizer that `build` wrote, or any other with transformers' AutoTokenizer."""
     folder = Path(name)
     settings = folder / "tokenizer_config.json"
     if (
@@ -126,10 +130,10 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
         == PreTrainedTokenizerFast.__name__
     ):
         return PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
-    # Imports PyTorch where that is installed, which takes seconds.
+    # Imported late, because it imports PyTorch if that is installed, which takes seconds.
     from transformers import AutoTokenizer, PreTrainedConfig  # noqa: PLC0415
 
-    # The config.json of an exported ELVA names the model's code, which transformers would ask to
-    # run; the tokenizer does not need it.
+    # The config.json of an exported ELVA refers to the model's code, and transformers would ask for
+    # permission to run it; the tokenizer does not need it.
     plain = {"config": PreTrainedConfig()} if (folder / "configuration_elva.py").exists() else {}
     return AutoTokenizer.from_pretrained(str(name), local_files_only=folder.exists(), **plain)

@@ -1,4 +1,4 @@
-"""Decoding processes: how they start, and how they end."""
+"""Starting and stopping decoding processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from multiprocessing import resource_tracker
 
 from grain._src.python.dataset.transformations import process_prefetch
 
-# A worker whose last samples nobody reads cannot end by itself: Grain 0.2.18 waits for it, one
-# worker after the other, 25 seconds each, then kills it, and has no public option for that time.
+# A worker blocks until its last samples are read. To stop, Grain 0.2.18 waits 25 seconds for each
+# worker, one after the other, then kills it; no public option changes that time.
 process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -21,12 +21,12 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def shielded_from_signals() -> Iterator[None]:
-    """Processes started within ignore SIGINT and SIGTERM; this process decides when they end.
+    """Blocks SIGINT and SIGTERM in processes started within; this process decides when they end.
 
-    Terminals and schedulers send these signals to a whole group of processes. This process loses
-    none of them: they reach another thread, or this one at the end of the block.
+    Terminals and schedulers send these signals to a whole process group. This process does not lose
+    any: another thread receives them, or this thread does at the end of the block.
     """
-    resource_tracker.ensure_running()  # of multiprocessing: starting it within would unblock them
+    resource_tracker.ensure_running()  # if it were started within, it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -35,14 +35,14 @@ def shielded_from_signals() -> Iterator[None]:
 
 
 def prepare_worker(*_: int) -> None:
-    """Makes a decoding process ignore signals to its group, and end with its parent."""
+    """Makes a decoding process ignore signals to its group and end together with its parent."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Ends this process as soon as its parent process has ended, for whatever reason."""
+    """Ends this process as soon as its parent process has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,1 +1,1 @@
-"""Files and pixels to static arrays: reading, resizing, hybrid resolution, token layouts."""
+"""Converts video files to static arrays: reading, resizing, hybrid resolution, token layouts."""

@@ -1,6 +1,6 @@
-"""Videos and images as the model takes them: patches and the patch grids of their frames.
+"""Reads videos and images as input of the model: patches, and the patch grids of the frames.
 
-Training and inference both read through `read_clip`, so that they see the same pixels.
+Training and inference both call `read_clip`, so that their pixels are identical.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ class ClipSettings:
     """How a video or image becomes patches.
 
     Attributes:
-      num_frames: most frames sampled from a file.
-      longest_edge: pixels; longer edges are scaled down to it.
-      patch_size: P, pixels of a patch's side.
-      fps: frames per second instead, up to num_frames; 0 spreads num_frames over the video.
+      num_frames: maximum number of frames sampled from a file.
+      longest_edge: maximum length in pixels of a frame's longest edge.
+      patch_size: P, the side of a patch in pixels.
+      fps: frames sampled per second, up to num_frames in all; 0 spreads num_frames evenly over the
+        video.
       upscale: whether smaller frames are scaled up to longest_edge.
-      square: side that frames are squashed to instead, for an encoder-based model, which reads them
-        bare; 0 keeps the native resolution.
-      hybrid: frames of two sizes, in place of num_frames and longest_edge.
+      square: for an encoder-based model: side of the squares that frames are stretched to, without
+        frame and line tokens; 0 keeps the native resolution.
+      hybrid: frames of two sizes, instead of num_frames and longest_edge.
     """
 
     num_frames: int
@@ -51,11 +52,11 @@ class Visual:
 
     clip: Clip  # the patch grid of every frame
     patches: np.ndarray  # uint8 [N, P*P*3], in order of frames and rows
-    teacher_frames: np.ndarray | None = None  # uint8 [T, Ht, Ht, 3]; None: not asked for
+    teacher_frames: np.ndarray | None = None  # uint8 [T, Ht, Ht, 3]; None: not requested
 
 
 class _Drawn(NamedTuple):
-    """A decoded frame as the model and as the teacher see it."""
+    """A decoded frame, resized for the model and for the teacher."""
 
     sizes: SizedFrame
     teacher: np.ndarray | None
@@ -67,14 +68,14 @@ def read_clip(
     """Reads, samples and resizes a video or image, and cuts its frames into patches.
 
     Args:
-      source: a path, a file's bytes, or frames in memory (uint8 [H, W, 3]), all of which are taken.
-      settings: how many frames, and how large.
-      name: what errors call the source; the path by default.
-      teacher_size: side Ht of the squares in which a teacher sees the same frames; 0: none.
+      source: a path, the bytes of a file, or frames in memory (uint8 [H, W, 3]; all are used).
+      settings: number and sizes of the frames.
+      name: name of the source in errors; by default its path.
+      teacher_size: side Ht of the square copies of the frames for a teacher; 0: no copies.
 
     Returns:
-      The clip's grids, its patches uint8 [N, P*P*3], and with `teacher_size` its teacher_frames
-      uint8 [T, Ht, Ht, 3].
+      The grids, patches uint8 [N, P*P*3] and, with `teacher_size`, teacher_frames
+      uint8 [T, Ht, Ht, 3] of the clip.
 
     Raises:
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
@@ -111,7 +112,7 @@ def read_clip(
 
 
 def _checked(frame: np.ndarray, name: str | None) -> np.ndarray:
-    """The frame, if it is an image."""
+    """Returns the frame if it is a uint8 RGB image, and raises VideoError otherwise."""
     if not isinstance(frame, np.ndarray):
         found = type(frame).__name__
     elif frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
@@ -124,7 +125,7 @@ def _checked(frame: np.ndarray, name: str | None) -> np.ndarray:
 
 
 def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
-    """Some of a video's frames."""
+    """Selects frames of a video."""
     ends = np.cumsum([rows * columns for rows, columns in visual.clip.grids])
     starts = np.concatenate([[0], ends[:-1]])
     grids = tuple(visual.clip.grids[i] for i in indices)

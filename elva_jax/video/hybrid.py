@@ -1,4 +1,4 @@
-"""Hybrid resolution (paper, section 3.2): some frames of a video are read large, the others small.
+"""Hybrid resolution (paper, section 3.2): a video has high-resolution and low-resolution frames.
 
 high_frames=2, low_frames=4     interleave   l H l l H l       ends   H l l l l H
 """
@@ -17,26 +17,27 @@ from elva_jax.video.resize import LazyFrame, target_size
 
 Policy = Literal["interleave", "ends", "scene"]
 POLICIES: tuple[str, ...] = get_args(Policy)
-GRAY_SIDE = 32  # pixels of the gray thumbnails whose differences 'scene' measures
+GRAY_SIDE = 32  # side in pixels of the gray thumbnails that 'scene' compares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hybrid:
-    """How many frames of a video are read, and how large; by default as in the paper.
+    """Number and sizes of the frames read from a video; the defaults are the paper's.
 
-    With `low_frames=0` all frames have one size. A video with fewer frames than asked for, and
-    frames in memory, which are all taken, keep the shares of high and low frames.
+    With `low_frames=0` all frames have one size. If a video has another number of frames (a shorter
+    video, or frames in memory, which are all used), the ratio of high to low frames is kept.
 
     Attributes:
-      high_frames: most frames at high resolution.
-      low_frames: most frames at low resolution.
-      high_edge: longest edge of the high frames, in pixels.
-      low_edge: longest edge of the low frames, in pixels.
-      policy: which frames are high: evenly spread, at both ends, or those that change most.
+      high_frames: maximum number of high-resolution frames.
+      low_frames: maximum number of low-resolution frames.
+      high_edge: longest edge of the high-resolution frames, in pixels.
+      low_edge: longest edge of the low-resolution frames, in pixels.
+      policy: which frames are high: "interleave" (evenly spread), "ends" (at both ends) or "scene"
+        (those that change most).
 
     Raises:
-      ConfigError: a negative count, no frame at all, an edge that is not positive, a low edge above
-        the high one, or an unknown policy.
+      ConfigError: a number of frames is negative or both are 0, an edge is not positive, the low
+        edge exceeds the high one, or the policy is unknown.
 
     Example:
       >>> import elva_jax
@@ -51,7 +52,7 @@ class Hybrid:
     policy: str = "interleave"
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot work."""
+        """Validates the values."""
         for name in ("high_frames", "low_frames"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: cannot be negative")
@@ -73,41 +74,41 @@ class Hybrid:
 
     @property
     def frames(self) -> int:
-        """Most frames of a video, high and low."""
+        """Maximum number of frames of a video, high and low."""
         return self.high_frames + self.low_frames
 
 
 def complete(longest_edge: int, patch_size: int, **given: int | str | None) -> Hybrid | None:
-    """Fills in the fields of a `Hybrid` that are None; None where all of them are.
+    """A `Hybrid` with defaults in place of None; returns None if every field is None.
 
-    The high edge is by default a stage's `longest_edge`, the low one `low_edge_beside` it; other
-    fields have the class's defaults.
+    The default of the high edge is the stage's `longest_edge`, that of the low edge is computed by
+    `low_edge_beside`; the other defaults are those of the class.
     """
     fields = {name: value for name, value in given.items() if value is not None}
     if not fields:
         return None
     high_edge = fields.setdefault("high_edge", longest_edge)
     fields.setdefault("low_edge", low_edge_beside(int(high_edge), patch_size))
-    return Hybrid(**fields)  # type: ignore[arg-type]  # checked by Hybrid
+    return Hybrid(**fields)  # type: ignore[arg-type]  # `Hybrid` validates it
 
 
 def low_edge_beside(high_edge: int, patch_size: int) -> int:
-    """The default low edge: 336 pixels as in the paper, at most half of the high edge."""
+    """The default low edge: 336 pixels as in the paper, but at most half of the high edge."""
     return min(Hybrid.low_edge, high_edge, max(high_edge // 2 // patch_size, 1) * patch_size)
 
 
 def choose_high(
     num_high: int, num_low: int, policy: str = "interleave", change: np.ndarray | None = None
 ) -> np.ndarray:
-    """Marks the high-resolution ones among T = num_high + num_low frames in temporal order.
+    """Marks the high-resolution frames among T = num_high + num_low frames in temporal order.
 
     Args:
-      num_high: frames at high resolution.
-      num_low: frames at low resolution.
+      num_high: number of high-resolution frames.
+      num_low: number of low-resolution frames.
       policy: 'interleave' spreads the high frames evenly over the video; 'ends' puts them at both
-        ends (an odd one at the start); 'scene' takes those with the greatest change, of equals the
-        earlier.
-      change: float [T], how much each frame differs from the one before it; for 'scene' alone.
+        ends (one more at the start if their number is odd); 'scene' chooses the frames with the
+        greatest change, the earlier one of equals.
+      change: float [T], the difference of each frame from its predecessor; only for 'scene'.
 
     Returns:
       bool [T] with num_high True.
@@ -126,7 +127,7 @@ def choose_high(
 
 
 class SizedFrame(NamedTuple):
-    """A decoded frame in every size that it may need, until the high frames are chosen."""
+    """A decoded frame in every size that may be needed; its resolution is chosen later."""
 
     high: np.ndarray | None  # uint8 [h, w, 3]; None where no frame is high
     low: np.ndarray | None  # uint8 [h, w, 3]; None where no frame is low
@@ -136,12 +137,13 @@ class SizedFrame(NamedTuple):
 def draw_sizes(
     frame: LazyFrame, hybrid: Hybrid, *, patch_size: int, upscale: bool = False, square: int = 0
 ) -> SizedFrame:
-    """Draws a frame in the sizes that it may need; see `video.resize.target_size`.
+    """Resizes a frame to every size that may be needed; see `video.resize.target_size`.
 
-    With `square`, frames are squashed to that side instead, as a vision tower reads them.
+    With `square`, the frame is stretched to a square of that side instead, as a vision tower
+    requires.
 
     Raises:
-      ConfigError: a square is asked for together with frames of two sizes.
+      ConfigError: `square` is combined with frames of two sizes.
     """
     if square and hybrid.high_frames and hybrid.low_frames:
         raise ConfigError(
@@ -164,16 +166,16 @@ def draw_sizes(
 
 
 def square_frame(frame: LazyFrame, side: int, patch_size: int) -> np.ndarray:
-    """Squashes a frame to a square of `side` pixels, without the rest after its last whole patch.
+    """Stretches a frame to a square of `side` pixels, then crops it to whole patches.
 
-    A vision tower does not see that rest.
+    A vision tower ignores the pixels beyond the last whole patch.
     """
     whole = side // patch_size * patch_size
     return frame.at((side, side))[:whole, :whole]
 
 
 def assign_resolution(frames: Sequence[SizedFrame], hybrid: Hybrid) -> list[np.ndarray]:
-    """The frames of a video, uint8 [h, w, 3], each in the size that the policy gives it."""
+    """Chooses the size of each frame of a video by the policy; returns frames uint8 [h, w, 3]."""
     if not frames:
         return []
     total, num_high = len(frames), 0
@@ -186,12 +188,12 @@ def assign_resolution(frames: Sequence[SizedFrame], hybrid: Hybrid) -> list[np.n
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
-    """A frame, uint8 [H, W, 3], squashed to gray uint8 [GRAY_SIDE, GRAY_SIDE] by averaging."""
+    """Averages a frame, uint8 [H, W, 3], to gray values uint8 [GRAY_SIDE, GRAY_SIDE]."""
     size = (GRAY_SIDE, GRAY_SIDE)
     return np.asarray(Image.fromarray(frame).convert("L").resize(size, Image.Resampling.BOX))
 
 
 def frame_change(gray: Sequence[np.ndarray | None]) -> np.ndarray:
-    """float64 [T]: absolute difference of each thumbnail from the one before; inf for the first."""
+    """float64 [T]: absolute difference of each thumbnail from its predecessor; inf for the first."""
     steps = np.abs(np.diff(np.asarray(gray, np.int64), axis=0)).sum(axis=(1, 2))
     return np.concatenate([[np.inf], steps])

@@ -14,8 +14,8 @@ tokens (paper, section 3.1). The first frame of a video, of 2 x 3 patches:
                        position        0    1     2     3     4     5     6     7     8
 
 The next frame of that grid has the same tubes, frame 1, rows 2 and 3, and patches 6 to 11. A bare
-frame, as an encoder-based model reads it, is its h*w patches alone. Everything ragged about video
-ends here: the model only gathers, scatters and reduces by these arrays.
+frame, as in an encoder-based model, consists of its h*w patches only. These arrays describe all
+that varies between videos: the model only gathers, scatters and reduces with them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from jaxtyping import Float32, Int32
 
 from elva_jax.errors import LayoutError
 
-Array = Any  # NumPy's on the host, JAX's on the device, which this module must not import
+Array = Any  # NumPy arrays on the host, JAX arrays on the device; this module must not import JAX
 
 
 class Kind(enum.IntEnum):
-    """Kinds of tokens."""
+    """The kind of a token."""
 
     PAD = 0
     TEXT = 1
@@ -47,14 +47,19 @@ class Kind(enum.IntEnum):
     LINE = 4
 
 
-NUMBERED = ("patch_index", "frame", "row", "tube")  # identifiers, unique within a packed sequence
+NUMBERED = (
+    "patch_index",
+    "frame",
+    "row",
+    "tube",
+)  # fields whose values are unique within a packed sequence
 
 
 class TokenLayout(NamedTuple):
     """Arrays of one length S, usable as a JAX pytree; a leading batch axis is allowed.
 
-    The identifiers `patch_index`, `frame`, `row` and `tube` are unique within one packed sequence.
-    They and `cell` are -1 where they have no meaning.
+    The values of `patch_index`, `frame`, `row` and `tube` are unique within one packed sequence.
+    They and `cell` are -1 for tokens to which they do not apply.
 
     Attributes:
       kind: a `Kind`.
@@ -62,15 +67,15 @@ class TokenLayout(NamedTuple):
       patch_index: index into the patch array [N, P*P*3] of a PATCH.
       frame: frame of a FRAME, PATCH or LINE.
       row: row of a PATCH or LINE, counted over all frames.
-      tube: chain of tokens that may merge: a PATCH or LINE at the same place of the grid, in frames
-        of the same grid in the same video.
+      tube: chain of tokens that may merge: PATCH or LINE tokens at the same grid position in the
+        frames of a video that have the same grid.
       cell: grid row, grid column, grid rows and grid columns of a PATCH.
-      position: RoPE position: how many tokens of its example precede the token, without other
-        turns. The survivor of a merge keeps its position.
-      turn: number of the independent question that the token belongs to, from 1; 0 is seen by all.
-      segment: number of the packed example, from 1; 0 is padding.
-      target: vocabulary id of the next token where that is to be learned; 0 elsewhere.
-      loss_weight: weight of that prediction; 0 where nothing is to be learned.
+      position: RoPE position: number of tokens of the example before the token, without those of
+        other independent turns. The survivor of a merge keeps its position.
+      turn: number of the token's independent turn, from 1; 0: shared by all turns.
+      segment: number of the packed example, from 1; 0: padding.
+      target: vocabulary id of the next token where it is learned; 0 elsewhere.
+      loss_weight: loss weight of that prediction; 0 where nothing is learned.
 
     Example:
       >>> from elva_jax import testing
@@ -93,35 +98,35 @@ class TokenLayout(NamedTuple):
 
     @property
     def length(self) -> int:
-        """S, padding included."""
+        """The length S, including padding."""
         return self.kind.shape[-1]
 
     @staticmethod
     def shapes(*dims: int) -> TokenLayout:
-        """The shape of every field of a layout [*dims], such as [B, S]."""
+        """The shapes of all fields of a layout [*dims], such as [B, S]."""
         return TokenLayout(**dict.fromkeys(TokenLayout._fields, dims) | {"cell": (*dims, 4)})
 
     @staticmethod
     def dtypes() -> TokenLayout:
-        """The type of every field."""
+        """The dtypes of all fields."""
         integers = dict.fromkeys(TokenLayout._fields, np.dtype(np.int32))
         return TokenLayout(**integers | {"loss_weight": np.dtype(np.float32)})
 
     @staticmethod
     def pad_values() -> TokenLayout:
-        """The value of every field at padding."""
+        """The values of all fields at padding."""
         zeros = dict.fromkeys(TokenLayout._fields, 0)
         return TokenLayout(**zeros | dict.fromkeys((*NUMBERED, "cell"), -1))
 
     @staticmethod
     def padding(*dims: int) -> TokenLayout:
-        """A layout [*dims] of padding."""
+        """A layout [*dims] that is all padding."""
         each = TokenLayout.shapes(*dims), TokenLayout.pad_values(), TokenLayout.dtypes()
         return TokenLayout(*map(np.full, *each))
 
     @staticmethod
     def stack(layouts: Sequence[TokenLayout]) -> TokenLayout:
-        """A batch of layouts of one length."""
+        """Stacks layouts of the same length into a batch."""
         return TokenLayout(*(np.stack(field) for field in zip(*layouts, strict=True)))
 
 
@@ -129,13 +134,13 @@ class TokenLayout(NamedTuple):
 class Text:
     """A run of text tokens.
 
-    Runs of one `turn` above 0 are a branch: they see turn 0 and one another, but no other turn, as
-    if each turn alone followed turn 0.
+    Runs with the same `turn` above 0 form a branch: they attend to turn 0 and to each other but not
+    to other turns, as if their turn were the only one after turn 0.
 
     Attributes:
       token_ids: vocabulary ids.
       weight: loss weight of predicting each of them; 0: context only.
-      turn: number of the independent question they belong to; 0: shared by all.
+      turn: number of their independent turn; 0: shared by all turns.
 
     Example:
       >>> import elva_jax
@@ -155,7 +160,7 @@ class Clip:
 
     Attributes:
       grids: (rows, columns) of each frame, in temporal order.
-      bare: whether frames are patches alone, without <FRAME> and <LINE>.
+      bare: whether frames consist of patches only, without <FRAME> and <LINE>.
 
     Example:
       >>> import elva_jax
@@ -170,20 +175,20 @@ class Clip:
 
 
 def frame_tokens(rows: int, columns: int, *, bare: bool = False) -> int:
-    """Tokens of one frame of rows x columns patches."""
+    """Number of tokens of a frame of rows x columns patches."""
     return rows * columns + (0 if bare else rows + 1)
 
 
 def clip_tokens(clip: Clip) -> int:
-    """Tokens of all frames of a clip."""
+    """Number of tokens of all frames of a clip."""
     return sum(frame_tokens(*grid, bare=clip.bare) for grid in clip.grids)
 
 
 class _Frame(NamedTuple):
-    """The arrays that all frames of one grid share; read-only, because they are cached."""
+    """The arrays that all frames of a grid have in common; read-only, because they are cached."""
 
     kind: np.ndarray  # [n] a Kind
-    head: int  # tokens before the first row: <FRAME>, or none
+    head: int  # number of tokens before the first row: 1 for <FRAME>, else 0
     patch: np.ndarray  # [h*w] index of each patch among the frame's tokens
     row: np.ndarray  # [n - head] row of each token after the head
     tube: np.ndarray  # [n - head] tube of each token after the head, from 0
@@ -218,8 +223,8 @@ def _frame(rows: int, columns: int, *, bare: bool) -> _Frame:
 def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     """Lays out one example.
 
-    Patches are numbered from 0 in the order of the clips, frames and rows given. Frames of one clip
-    that share a grid share tubes, whatever stands between them; clips never share tubes.
+    Patches are numbered from 0 in the order of clips, frames and rows. Frames of a clip that have
+    the same grid share tubes, even if other frames lie between them; clips never share tubes.
 
     Args:
       parts: text and clips in order.
@@ -228,9 +233,9 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
       The layout [S] of the example, without padding.
 
     Raises:
-      LayoutError: an empty example; a grid without patches; an answer that directly follows a
-        visual token, or opens the example or its turn (the token before an answer must be text,
-        because text is what survives every merge); parts of an earlier turn after a later one.
+      LayoutError: the example is empty; a grid has no patches; the token before an answer is not
+        text of the same turn (it must be text, because no merge removes text); a part of an earlier
+        turn follows a later turn.
 
     Example:
       >>> from elva_jax import Clip, Text, build_layout
@@ -249,7 +254,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     if length == 0:
         raise LayoutError("an example needs at least one token")
     out = TokenLayout.padding(length)
-    # Weight of predicting each token; the last entry stands for the one that never comes.
+    # Weight of predicting each token; the last entry is for the token after the end.
     weight = np.zeros(length + 1, np.float32)
     at = _Numbers()
     for part in parts:
@@ -278,7 +283,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
 
 
 def _positions(length: int, starts: np.ndarray) -> np.ndarray:
-    """int32 [S], from 0; the turns, which begin at `starts`, all continue the shared part."""
+    """int32 [S]: RoPE positions; every turn (from `starts` on) continues those of the shared part."""
     position = np.arange(length, dtype=np.int32)
     for start in starts[1:]:
         position[start:] = starts[0] + np.arange(length - start)
@@ -286,7 +291,7 @@ def _positions(length: int, starts: np.ndarray) -> np.ndarray:
 
 
 class _Numbers(NamedTuple):
-    """The numbers of the next token, patch, frame, row and tube of an example."""
+    """The next free numbers of an example's tokens, patches, frames, rows and tubes."""
 
     token: int = 0
     patch: int = 0
@@ -296,7 +301,7 @@ class _Numbers(NamedTuple):
 
 
 def _write_clip(out: TokenLayout, clip: Clip, at: _Numbers) -> _Numbers:
-    """Writes a clip's tokens, runs of frames of one grid at a time; returns the next numbers."""
+    """Writes the tokens of a clip, one run of equal grids at a time; returns the next numbers."""
     first_tube: dict[tuple[int, int], int] = {}
     for (h, w), group in itertools.groupby(clip.grids):
         shared, n = _frame(h, w, bare=clip.bare), len(list(group))
@@ -322,12 +327,12 @@ def _write_clip(out: TokenLayout, clip: Clip, at: _Numbers) -> _Numbers:
 
 
 class Counts(NamedTuple):
-    """How much of a packed sequence an example takes."""
+    """The parts of a packed sequence that an example uses."""
 
     tokens: int
     patches: int
     frames: int
-    floor: int  # tokens that may still be left after the last merging layer
+    floor: int  # maximum number of tokens that remain after merging
 
 
 def count(
@@ -336,11 +341,12 @@ def count(
     """Counts one unbatched layout.
 
     Args:
-      layout: of one example.
+      layout: the layout of one example.
       merge_lines: whether `<LINE>` tokens merge along their tubes.
-      merges: policy and ratio of the merging layers up to the smallest bucket. The floor is what
-        these leave at most, whatever the video shows; thresholds promise nothing. Without a ratio
-        among them it is what no merge removes: text, specials and one token per tube.
+      merges: policy and ratio of the merging layers up to the smallest bucket. `floor` is the
+        maximum number of tokens that they leave for any video; a threshold has no such maximum. If
+        none of them has a ratio, it is the number of tokens that no merge removes: text, special
+        tokens and one token per tube.
     """
     kind = layout.kind
     mergeable = kind == Kind.PATCH
@@ -358,7 +364,7 @@ def count(
 
 
 def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -> int:
-    """The most of an example's mergeable tokens, in so many tubes, that stay; see `count`."""
+    """Maximum number of mergeable tokens of an example that remain; see `merges` of `count`."""
     ratios = [
         (policy, Fraction(ratio).limit_denominator(10_000))
         for policy, ratio in merges
@@ -366,7 +372,7 @@ def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -
     ]
     left = mergeable if ratios else tubes
     for policy, ratio in ratios:
-        # Pooling counts along each tube, and may leave one more token of it.
+        # Pooling rounds in each tube separately, and may leave one more token per tube.
         ends = tubes if policy == "pool" else 0
         left = max(tubes, min(left, math.ceil(ratio * left) + ends))
     return left
@@ -375,8 +381,8 @@ def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -
 def pack(layouts: Sequence[TokenLayout], length: int) -> TokenLayout:
     """Joins examples into one sequence of `length` tokens, padded with PAD.
 
-    The k-th example becomes segment k + 1. Its patch, frame, row and tube numbers are shifted so
-    that they stay unique; the patch arrays must be concatenated in the same order.
+    Example k (from 0) becomes segment k + 1. Its patch, frame, row and tube numbers are shifted so
+    that they stay unique. The patch arrays must be concatenated in the same order.
 
     Raises:
       LayoutError: the examples do not fit.

@@ -1,6 +1,6 @@
-"""What a video file tells without decoding: its length, its number of frames, and damage.
+"""Reads the length, number of frames and damage of a video file without decoding it.
 
-Times inside a file are counted in ticks, units of the video stream's time base.
+Times in a file are integer numbers of ticks, the time base of the video stream.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import av
 
 from elva_jax.errors import VideoError
 
-# Without a list FFmpeg would also "play" text files and follow playlists to other files.
+# Without this list FFmpeg would also render text files as video and open files of playlists.
 FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
 
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns whatever a decoding library raises into a VideoError about `name`."""
+    """Converts any exception of a decoding library to a VideoError about `name`."""
     try:
         yield
     except VideoError:
         raise
-    except Exception as error:  # Pillow and PyAV raise nearly every type on damaged files
+    except Exception as error:  # Pillow and PyAV raise many exception types on damaged files
         reason = error.strerror if isinstance(error, OSError) else str(error)
         reason = reason or str(error) or type(error).__name__
         raise VideoError(name, f"cannot be read ({reason.strip()})") from error
 
 
 def open_container(source: Path | bytes, name: str) -> av.container.InputContainer:
-    """Opens a path or a file's bytes with PyAV.
+    """Opens a path or the bytes of a file with PyAV.
 
     Raises:
-      VideoError: it is none of `FORMATS`, or broken.
+      VideoError: the file is broken or in none of `FORMATS`.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
@@ -51,10 +51,10 @@ def open_container(source: Path | bytes, name: str) -> av.container.InputContain
 
 
 def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The best video stream, set to be decoded by one thread.
+    """The best video stream, configured for decoding in one thread.
 
     Raises:
-      VideoError: there is none that can be decoded.
+      VideoError: no video stream can be decoded.
     """
     stream = container.streams.best("video")
     if (
@@ -71,14 +71,14 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Length:
-    """How long a video is by its header, or by its last packet where the header does not say it.
+    """The length of a video by its header, or by its last packet if the header lacks it.
 
     Attributes:
-      tick: seconds of a tick.
+      tick: seconds per tick.
       end: tick at which the video ends.
-      declared: ticks in the stream's header; None: not told, or only guessed by FFmpeg.
-      frame: ticks of a usual frame; 0: unknown.
-      cut_short: whether the packets end before the length that the file declares as a whole.
+      declared: length in ticks by the stream's header; None: absent, or only FFmpeg's guess.
+      frame: typical length of a frame in ticks; 0: unknown.
+      cut_short: whether the packets end before the declared length of the whole file.
     """
 
     tick: Fraction
@@ -88,19 +88,19 @@ class Length:
     cut_short: bool
 
     def reached_by(self, ticks: int) -> bool:
-        """Whether so many ticks are about the declared length, where one is known."""
+        """Whether `ticks` reach approximately the declared length, or none is declared."""
         return not self.declared or _about(ticks, self.declared, self.frame)
 
 
 def _about(ticks: int, declared: int, frame: int) -> bool:
-    """Whether a length is about the declared one; muxers differ by a frame or so."""
+    """Whether a length is approximately the declared one; muxers differ by about one frame."""
     return ticks >= 0.98 * declared - frame
 
 
 def probe(
     source: Path | bytes, name: str, container: av.container.InputContainer, stream: av.VideoStream
 ) -> Length:
-    """The length of an opened video.
+    """Determines the length of an opened video.
 
     Raises:
       VideoError: the file is broken.
@@ -115,7 +115,8 @@ def probe(
         return Length(tick=tick, end=end, declared=None, frame=frame, cut_short=cut_short)
     declared = stream.duration
     if container.format.name == "avi":
-        # Of a cut AVI FFmpeg reports the duration of what is left, but the number of all frames.
+        # For a truncated AVI, FFmpeg reports the duration of the remaining part, but the number of
+        # frames of the complete file.
         declared = max(declared, stream.frames)
     end = stream.start_time + declared
     return Length(tick=tick, end=end, declared=declared, frame=frame, cut_short=False)
@@ -129,7 +130,7 @@ def _measure(
     tick: Fraction,
     frame: int,
 ) -> tuple[int, bool]:
-    """The end of a video without a declared length, and whether the file is cut short."""
+    """The end tick of a video without a declared length, and whether the file is cut short."""
     start, duration = container.start_time or 0, container.duration or 0
     end, end_of_all = (
         _find_end(source, name, stream.index, near_end=True)
@@ -146,10 +147,10 @@ def _measure(
 def _find_end(
     source: Path | bytes, name: str, index: int, *, near_end: bool
 ) -> tuple[int, Fraction] | None:
-    """The tick at which the packets of stream `index` end, and the second at which all streams end.
+    """The end of the packets of stream `index` in ticks, and that of all streams in seconds.
 
-    With `near_end`, only the packets at the end of the file are read. None if no packet of the
-    stream was seen.
+    With `near_end`, only packets near the end of the file are read. Returns None if none of them
+    belongs to the stream.
     """
     last: list[tuple[int, int]] = []  # the two latest (time stamp, duration) of the stream
     tick, end_of_all = Fraction(0), Fraction(0)
@@ -174,27 +175,30 @@ def _find_end(
 
 
 class PacketReader:
-    """Reads the packets of a video stream, and notes what they tell.
+    """Reads the packets of a video stream, and records problems and the distance of key frames.
 
     Attributes:
-      problem: why reading stopped early; "": it did not.
-      keyframe_gap: most ticks seen between key frames; None: no two key frames were seen.
+      problem: why reading stopped early; "": it did not stop early.
+      keyframe_gap: largest distance of two consecutive key frames so far, in ticks; None: fewer
+        than two key frames were read.
     """
 
     def __init__(
         self, container: av.container.InputContainer, stream: av.VideoStream, length: Length
     ):
         self._container, self._stream, self._length = container, stream, length
-        self._first = self._stop = 0  # decode times of the first packet read, and after the last
+        self._first = self._stop = (
+            0  # decode time of the first packet read, and the end of the last one
+        )
         self._any = False
         self.problem = ""
         self.keyframe_gap: int | None = None
 
     def packets(self) -> Iterator[av.Packet]:
-        """The packets up to the first incomplete one, then an empty one that drains the decoder.
+        """Yields the packets up to the first incomplete one, then an empty packet as a flush.
 
-        The empty one is left out where the video ends early: the frames still in the decoder would
-        be shown in place of the missing ones.
+        The flush is omitted if the video ends early, because the frames still in the decoder would
+        then take the place of missing ones.
         """
         key = None
         try:
@@ -211,7 +215,7 @@ class PacketReader:
             self.problem = error.strerror or str(error)
 
     def _note(self, packet: av.Packet, time: int, key: int | None) -> int | None:
-        """Notes a packet; returns the decode time of the last key frame, so far `key`."""
+        """Records a packet; returns the decode time of the last key frame, `key` before it."""
         if not self._any:
             self._first, self._any = time, True
         self._stop = time + (packet.duration or 0)
@@ -222,7 +226,7 @@ class PacketReader:
         return time
 
     def is_complete(self) -> bool:
-        """Whether reading stopped where the video ends, and not before."""
+        """Whether reading reached the end of the video."""
         if self.problem or self._length.cut_short:
             return False
         return not self._any or self._length.reached_by(self._stop - self._first)
@@ -231,7 +235,7 @@ class PacketReader:
 def count_frames(
     source: Path | bytes, name: str, length: Length, *, stream_index: int, duration: Fraction
 ) -> int:
-    """Counts the frames of a video by its packets, without decoding any.
+    """Counts the frames of a video by its packets, without decoding.
 
     Raises:
       VideoError: the file ends early, or a packet is incomplete.

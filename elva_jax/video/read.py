@@ -1,6 +1,6 @@
-"""Frames of a video file, an animation, a folder of frames or a still image, uniform in time.
+"""Samples frames of a video file, animation, folder of images or still image uniformly in time.
 
-Nothing is decoded needlessly, and only the frames asked for are held in memory.
+Frames are decoded only as far as needed, and only the sampled ones are kept in memory.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Frames:
     """Sampled frames in temporal order.
 
     Attributes:
-      pixels: T arrays, uint8 [H, W, 3] RGB, unless a transform made something else of them.
-      times: float64 [T], seconds from the first frame of the source to each.
+      pixels: T arrays, uint8 [H, W, 3] RGB, or the results of the transform.
+      times: float64 [T], seconds since the first frame of the source.
       duration: seconds; 0 for a still image.
     """
 
@@ -66,24 +66,23 @@ def read_frames(
 ) -> Frames:
     """Samples frames of a video or image uniformly in time.
 
-    The n frames are those displayed at the times (i + 0.5) * duration / n, exactly. The frame
-    displayed at t is the last one that starts at or before t. No frame is taken twice: a source
-    with fewer frames gives fewer. A still image is one frame.
+    The n frames are exactly those displayed at the times (i + 0.5) * duration / n. The frame
+    displayed at t is the last one that starts at or before t. No frame is returned twice, so a
+    source with fewer frames returns fewer. A still image is one frame.
 
     Args:
       source: path of a video (mp4, mkv, avi, webm, ...), an animated or still image, or a folder of
-        images in natural order of their names; or a file's bytes.
-      num_frames: n, or its maximum where `fps` is given.
-      fps: frames per second over the duration, at least one in all; None or 0: `num_frames` alone
-        decides.
-      transform: called with each frame as soon as it is decoded, such as
-        `lambda frame: frame.at((224, 224))`; None: its pixels as they are.
-      name: what errors call the source; the path by default.
-      folder_fps: frames per second that a folder of images stands for.
+        images in natural order of their names; or the bytes of a file.
+      num_frames: n, or its maximum if `fps` is given.
+      fps: frames per second over the duration, at least one in all; None or 0: `num_frames` only.
+      transform: applied to each frame as soon as it is decoded, such as
+        `lambda frame: frame.at((224, 224))`; None: the original pixels are returned.
+      name: name of the source in errors; by default its path.
+      folder_fps: frames per second of a folder of images.
 
     Raises:
-      VideoError: the source is missing, empty, broken, truncated before a wanted frame, or without
-        pictures.
+      VideoError: the source is missing, empty, broken, truncated before a sampled frame, or without
+        images.
       ConfigError: neither `num_frames` nor `fps` is positive.
 
     Example:
@@ -114,7 +113,7 @@ def read_frames(
 
 
 def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) -> list[Fraction]:
-    """The exact times in seconds, (i + 0.5) * duration / n, that `read_frames` samples."""
+    """The exact sampling times of `read_frames` in seconds, (i + 0.5) * duration / n."""
     count = num_frames or 1
     if fps:
         rate = max(1, round(duration * Fraction(fps)))
@@ -123,16 +122,16 @@ def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) 
 
 
 class Pictures:
-    """Pictures with known times: a still image, an animation or a folder.
+    """Images with known times: a still image, an animation or a folder.
 
     Args:
-      starts: increasing seconds at which the pictures appear.
-      duration: seconds.
-      load: gives the k-th picture as uint8 [H, W, 3]; called with increasing k.
+      starts: increasing start times of the images in seconds.
+      duration: total duration in seconds.
+      load: returns image k as uint8 [H, W, 3]; called with increasing k.
       close: called at the end.
 
     Attributes:
-      time_base: seconds of which delays of animations and frames of folders are multiples.
+      time_base: unit in seconds; all delays of animations and frames of folders are multiples.
     """
 
     time_base = Fraction(1, 1000)
@@ -150,31 +149,31 @@ class Pictures:
         self.close = close
 
     def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, LazyFrame]]:
-        """As `VideoFile.frames_at`."""
+        """See `VideoFile.frames_at`."""
         for k in dict.fromkeys(bisect.bisect_right(self._starts, time) - 1 for time in times):
             yield self._starts[k], LazyFrame.from_array(self._load(k))
 
     def all_frames(self) -> Iterator[tuple[Fraction, LazyFrame]]:
-        """As `VideoFile.all_frames`."""
+        """See `VideoFile.all_frames`."""
         return (
             (start, LazyFrame.from_array(self._load(k))) for k, start in enumerate(self._starts)
         )
 
     def count(self) -> int:
-        """How many pictures there are."""
+        """Number of images."""
         return len(self._starts)
 
 
 def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> VideoFile | Pictures:
-    """Opens a source of `read_frames`; the caller closes it.
+    """Opens a source of `read_frames`; the caller must close it.
 
     Raises:
-      VideoError: as `read_frames`.
+      VideoError: see `read_frames`.
     """
     if isinstance(source, Path) and source.is_dir():
         return _folder(source, name, Fraction(folder_fps))
     head = _head(source, name)
-    # FFmpeg would show one of a HEIF image's tiles as a video.
+    # FFmpeg would decode a single tile of a HEIF image as a video.
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         raise VideoError(name, "HEIF images are not supported; convert it to JPEG or PNG")
     with reading(name):
@@ -190,10 +189,10 @@ def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> Vide
 
 
 def _head(source: Path | bytes, name: str) -> bytes:
-    """The first bytes of a source.
+    """Reads the first bytes of a source.
 
     Raises:
-      VideoError: it is no file, or an empty one.
+      VideoError: the source is empty, or not a file.
     """
     if isinstance(source, bytes):
         head = source[:16]
@@ -231,7 +230,7 @@ def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
 
 
 def _animation(image: Image.Image, name: str) -> Pictures:
-    """An animated GIF, WebP, PNG or AVIF; like browsers, a delay under 20 ms counts as 100 ms."""
+    """Opens an animated image; as in browsers, delays under 20 ms are replaced by 100 ms."""
     ends = [Fraction(0)]
     for k in range(getattr(image, "n_frames", 1)):
         image.seek(k)
@@ -248,7 +247,7 @@ def _animation(image: Image.Image, name: str) -> Pictures:
 
 
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W, 3] of the current frame: upright by its EXIF data, transparency on white."""
+    """The current frame as uint8 [H, W, 3], rotated by its EXIF data and composited on white."""
     with reading(name):
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):

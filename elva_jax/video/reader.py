@@ -1,4 +1,4 @@
-"""One video file, opened with PyAV: the frames at given times, without needless decoding."""
+"""Reads frames of one video file at given times with PyAV, decoding as little as possible."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from elva_jax.video.probe import (
 )
 from elva_jax.video.resize import LazyFrame, Size, resize_frame
 
-UNKNOWN_KEYFRAME_GAP = 10  # seconds between key frames, until two of them have been seen
-BACKGROUND = 255  # behind transparent pixels: white, as on a page
-# Threads of the color conversion; before PyAV 17 it has one anyway.
+UNKNOWN_KEYFRAME_GAP = 10  # assumed seconds between key frames until two of them have been read
+BACKGROUND = 255  # gray level onto which transparent pixels are composited: white
+# Threads of the color conversion; PyAV before 17 always uses one.
 ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
-Scalers = dict[Size, VideoReformatter]  # by the size drawn: each is set up once, not per frame
+Scalers = dict[Size, VideoReformatter]  # by target size; each is initialized once, not per frame
 
 
 class Shown(NamedTuple):
-    """A decoded frame and its time stamp in ticks of the stream."""
+    """A decoded frame with its time stamp in ticks of the stream."""
 
     pts: int
     frame: av.VideoFrame
 
 
 class VideoFile:
-    """A video, with times counted from its first displayed frame.
+    """A video; times are relative to its first displayed frame.
 
-    The duration is the length in the stream's header, or else the end of the last packet.
+    The duration is that of the stream's header, or the end of the last packet.
 
-    Decoding is strictly forward, except that a long way to the next wanted time is cut short by
-    seeking to a key frame. One thread decodes: small clips open faster that way, and workers that
-    decode side by side do not compete for cores.
+    Frames are decoded in order; if the next requested time is far away, decoding continues from a
+    key frame near it. Decoding uses one thread: small clips open faster, and parallel workers do
+    not compete for cores.
 
     Args:
-      source: a path, or the file's bytes.
-      name: what errors call it.
+      source: a path, or the bytes of a file.
+      name: name of the source in errors.
 
     Attributes:
-      duration: seconds.
-      time_base: seconds of which every frame's time is a multiple.
+      duration: duration in seconds.
+      time_base: seconds per tick; the time of every frame is a multiple.
 
     Raises:
-      VideoError: no video stream, or not one frame that can be decoded.
+      VideoError: the file has no video stream, or none of its frames can be decoded.
     """
 
-    _held: Any = None  # the frame on display: a Shown while the file is open
-    _next: Shown | None = None  # the one after it
+    _held: Any = None  # the current frame: a Shown while the file is open
+    _next: Shown | None = None  # the next frame
 
     def __init__(self, source: Path | bytes, name: str):
         self.name = name
@@ -69,7 +69,7 @@ class VideoFile:
         self._container: Any = None  # an InputContainer while the file is open
         self._scalers: Scalers = collections.defaultdict(VideoReformatter)
         self._matrix: np.ndarray | None = None  # how frames are rotated and mirrored
-        self._can_seek = True  # until the file turns out to be unfit for it
+        self._can_seek = True  # set to False if seeking fails
         try:
             with reading(name):
                 self._container = open_container(source, name)
@@ -86,7 +86,7 @@ class VideoFile:
 
     def close(self) -> None:
         """Closes the file."""
-        # The generator that reads from the container, and the frames that it holds, go first.
+        # The generator uses the container, and the frames hold its buffers: release them first.
         self._frames.close()
         self._held = self._next = None
         if self._container is not None:
@@ -94,12 +94,12 @@ class VideoFile:
             self._container = None
 
     def frames_at(self, times: Iterable[Fraction]) -> Iterator[tuple[Fraction, LazyFrame]]:
-        """Yields (seconds, frame) of the frames displayed at increasing `times`, each frame once.
+        """Yields (seconds, frame) for the frames displayed at increasing `times`, each frame once.
 
-        The frame displayed at t is the last one whose time stamp is not after t.
+        The frame displayed at t is the last one whose time stamp is at or before t.
 
         Raises:
-          VideoError: a wanted frame is missing or cannot be decoded.
+          VideoError: a requested frame is missing or cannot be decoded.
         """
         done = None
         for time in times:
@@ -113,7 +113,7 @@ class VideoFile:
             yield (done - self._start) * self.time_base, frame
 
     def all_frames(self) -> Iterator[tuple[Fraction, LazyFrame]]:
-        """Yields (seconds, frame) from the current frame on: of a newly opened file, all frames.
+        """Yields (seconds, frame) from the current frame on; for a newly opened file, all frames.
 
         Raises:
           VideoError: the file ends early, or a frame cannot be decoded.
@@ -130,7 +130,7 @@ class VideoFile:
             raise self._truncated()
 
     def count(self) -> int:
-        """Counts the frames by their packets, without decoding any.
+        """Counts the frames by their packets, without decoding.
 
         Raises:
           VideoError: the file ends early, or a packet is incomplete.
@@ -144,15 +144,15 @@ class VideoFile:
         )
 
     def _lazy_frame(self) -> LazyFrame:
-        """The frame on display."""
+        """The current frame."""
         if self._matrix is None:
-            # Asked for once: a frame whose side data was looked at stays, with its buffers, in a
+            # Read once, because reading a frame's side data puts the frame and its buffers into a
             # reference cycle.
             self._matrix = display_matrix(self._held.frame)
         return to_lazy_frame(self._held.frame, self._matrix, self._scalers, self.name)
 
     def _stand_on(self, frames: Generator[Shown], first: Shown | None = None) -> None:
-        """Displays the first of new frames."""
+        """Replaces the source of frames; its first one, or `first`, becomes the current frame."""
         self._frames.close()
         self._frames = frames
         held = first or next(frames, None)
@@ -164,7 +164,7 @@ class VideoFile:
         self._held, self._next = held, next(frames, None)
 
     def _go_to(self, wanted: int) -> None:
-        """Displays the frame of tick `wanted`."""
+        """Makes the frame that is displayed at tick `wanted` the current one."""
         if self._next is not None and self._can_seek and wanted - self._next.pts > self._gap():
             self._seek(wanted)
         while self._next is not None and self._next.pts <= wanted:
@@ -181,12 +181,12 @@ class VideoFile:
         )
 
     def _gap(self) -> int:
-        """Ticks between key frames, as far as known: a longer way is worth a seek."""
+        """Known or assumed ticks between key frames; seeking pays off over longer distances."""
         gap = self._packets.keyframe_gap
         return int(UNKNOWN_KEYFRAME_GAP / self._length.tick) if gap is None else gap
 
     def _seek(self, wanted: int) -> None:
-        """Displays a key frame at or before `wanted`, or the first frame if all else fails."""
+        """Moves to a key frame at or before `wanted`, or to the first frame if seeking fails."""
         before, back = self._held.pts, 0
         while wanted - back > self._start:
             try:
@@ -195,7 +195,7 @@ class VideoFile:
                 break
             self._packets.problem = ""
             frames = self._decode()
-            # Frames displayed before the key frame may refer to frames that were not read.
+            # Frames displayed before the key frame may depend on frames that were not read.
             first = next(
                 (shown for shown in frames if shown.frame.key_frame or shown.pts > wanted), None
             )
@@ -213,13 +213,13 @@ class VideoFile:
         self._stand_on(self._decode(skip_errors=True))
 
     def _decode(self, *, skip_errors: bool = False) -> Generator[Shown]:
-        """Yields frames in display order from the container's position on.
+        """Yields frames in display order from the container's current position on.
 
         Args:
-          skip_errors: whether packets before the first frame may fail.
+          skip_errors: whether packets before the first frame may fail to decode.
         """
-        # AVI stores no display times: the k-th frame shown takes the k-th packet's, which holds
-        # only from the beginning of the file on.
+        # AVI stores no display times: frame k in display order has the time of packet k, which is
+        # only valid when decoding starts at the beginning of the file.
         unnumbered = self._container.format.name == "avi"
         self._can_seek = self._can_seek and not unnumbered
         decode_times: collections.deque[int] = collections.deque()
@@ -251,7 +251,7 @@ def _no_frames() -> Generator[Shown]:
 def to_lazy_frame(
     frame: av.VideoFrame, matrix: np.ndarray, scalers: Scalers, name: str
 ) -> LazyFrame:
-    """A frame as it is meant to be seen: upright by the display matrix, transparency on white."""
+    """Rotates a frame by its display matrix and composites transparent pixels on white."""
     sideways = swaps_axes(matrix)
     whole = (frame.width, frame.height) if sideways else (frame.height, frame.width)
 
@@ -270,18 +270,18 @@ def to_lazy_frame(
 
 
 def _on_white(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:
-    """uint8 [H, W, 3] of a frame with transparent pixels, on white."""
+    """Composites a frame with transparent pixels on white; uint8 [H, W, 3]."""
     rgba = scaler.reformat(frame, format="rgba", **ONE_THREAD).to_ndarray().astype(np.uint16)
     alpha = rgba[..., 3:]
     return ((rgba[..., :3] * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray:
-    """FFmpeg's 3x3 display matrix of a frame, row by row; the unit matrix where it has none."""
+    """FFmpeg's 3x3 display matrix of a frame, in row-major order; the identity if it has none."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except (ValueError, IndexError):
-        # PyAV before 19 fails on side data newer than itself; the rotation is still available.
+        # PyAV before 19 fails on unknown types of side data; the rotation is still available.
         angle = np.deg2rad(frame.rotation)
         cos, sin = np.cos(angle), np.sin(angle)
         return np.round([cos, -sin, 0, sin, cos, 0, 0, 0, 1]).astype(int)
@@ -289,7 +289,7 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray:
 
 
 def swaps_axes(matrix: np.ndarray) -> bool:
-    """Whether a display matrix exchanges height and width."""
+    """Whether a display matrix swaps height and width."""
     a, b, _, c, d = (abs(int(value)) for value in matrix[:5])
     return b + c > a + d
 
@@ -297,8 +297,8 @@ def swaps_axes(matrix: np.ndarray) -> bool:
 def upright(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Rotates and mirrors an [H, W, 3] image by FFmpeg's 3x3 display matrix.
 
-    The matrix moves a point (x, y) to (a x + c y, b x + d y); its angle is rounded to the nearest
-    right one.
+    The matrix maps a point (x, y) to (a x + c y, b x + d y); its angle is rounded to a multiple of
+    90 degrees.
     """
     a, b, _, c, d = (int(value) for value in matrix[:5])
     if swaps_axes(matrix):

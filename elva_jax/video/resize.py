@@ -1,7 +1,7 @@
-"""Native-resolution resizing, and cutting frames into patches (paper, section 3.1).
+"""Resizes frames at native aspect ratio and cuts them into patches (paper, section 3.1).
 
-A frame keeps its aspect ratio. Its longest edge is limited to L, then both edges are rounded to
-whole patches of P pixels:
+The longest edge is limited to L pixels, then both edges are rounded to multiples of the patch size
+P:
 
     scale = min(1, L / max(H, W))        h, w = round(scale * (H, W) / P) * P,  P <= h, w <= L
 """
@@ -24,12 +24,12 @@ def target_size(
 ) -> Size:
     """The (height, width) in pixels that a frame is resized to.
 
-    The frame is scaled so that its longest edge is at most `longest_edge`; it is scaled up only
-    with `upscale`. Then both edges are rounded to the nearest multiple of `patch_size` (halves up),
-    to at least one patch and to no more than fit into `longest_edge`.
+    The frame is scaled down so that its longest edge is at most `longest_edge`; with `upscale` it
+    is also scaled up. Then both edges are rounded to the nearest multiple of `patch_size` (half
+    up), between one patch and the largest multiple in `longest_edge`.
 
     Raises:
-      ConfigError: `longest_edge` holds no patch, or an edge is not positive.
+      ConfigError: `longest_edge` is less than one patch, or an edge is not positive.
     """
     if min(height, width, patch_size) < 1 or longest_edge < patch_size:
         raise ConfigError(
@@ -41,7 +41,7 @@ def target_size(
     limit = longest_edge // patch_size
 
     def rounded(edge: int) -> int:
-        # round(edge * target / longest / patch_size) in integers: no rounding error decides a half.
+        # round(edge * target / longest / patch_size) in integers, so that halves are exact.
         count = (2 * edge * target + longest * patch_size) // (2 * longest * patch_size)
         return min(max(count, 1), limit) * patch_size
 
@@ -51,7 +51,7 @@ def target_size(
 def resize_frame(frame: np.ndarray, size: Size) -> np.ndarray:
     """Resizes a uint8 [H, W, 3] frame to (height, width), bicubic with antialiasing.
 
-    A frame of that size is returned as it is.
+    A frame that already has this size is returned unchanged.
     """
     if frame.shape[:2] == tuple(size):
         return frame
@@ -60,23 +60,22 @@ def resize_frame(frame: np.ndarray, size: Size) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LazyFrame:
-    """An upright frame of which no pixel has been converted yet.
+    """An upright frame whose pixels are converted on request.
 
-    A video's decoder converts colors and scales in one go, several times as fast as one after the
-    other.
+    Video decoders convert colors and scale in one operation, which is several times as fast as two.
     """
 
     height: int
     width: int
-    at: Callable[[Size], np.ndarray]  # uint8 [h, w, 3] of a size
+    at: Callable[[Size], np.ndarray]  # size -> uint8 [h, w, 3]
 
     def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3] in the frame's own size."""
+        """The frame in its original size, uint8 [H, W, 3]."""
         return self.at((self.height, self.width))
 
     @classmethod
     def from_array(cls, frame: np.ndarray) -> LazyFrame:
-        """Wraps pixels, uint8 [H, W, 3]."""
+        """Wraps decoded pixels, uint8 [H, W, 3]."""
         height, width = frame.shape[:2]
         return cls(height, width, lambda size: resize_frame(frame, size))
 
@@ -84,7 +83,7 @@ class LazyFrame:
 def patchify(frames: Sequence[np.ndarray], patch_size: int) -> np.ndarray:
     """Cuts uint8 [h, w, 3] frames into [n, P*P*3] patches.
 
-    The patches are in order of frames and rows; inside a patch: rows, columns, channels.
+    Patches are ordered by frame, row and column; the pixels of a patch by row, column and channel.
 
     Raises:
       ConfigError: an edge is not a multiple of the patch size.
@@ -103,12 +102,12 @@ def patchify(frames: Sequence[np.ndarray], patch_size: int) -> np.ndarray:
     for frame, (rows, columns) in zip(frames, grids, strict=True):
         stop = start + rows * columns
         patches = out[start:stop].reshape(rows, columns, patch_size, width)
-        # The one copy of every pixel.
+        # The only copy of the pixels.
         patches[...] = frame.reshape(rows, patch_size, columns, width).swapaxes(1, 2)
         start = stop
     return out
 
 
 def patch_grids(frames: Sequence[np.ndarray], patch_size: int) -> tuple[tuple[int, int], ...]:
-    """The (rows, columns) of patches of each frame."""
+    """The (rows, columns) of patches of every frame."""
     return tuple((len(frame) // patch_size, frame.shape[1] // patch_size) for frame in frames)

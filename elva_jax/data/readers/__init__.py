@@ -1,1 +1,1 @@
-"""Readers of annotation formats; each gives `Example`s by index."""
+"""Readers of annotation formats: sequences of `Example`s."""

@@ -33,28 +33,29 @@ MARKER = re.compile("<(image|video)>")
 
 
 def has_turns(record: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is a conversation at all."""
+    """Whether a JSON object has the fields of a conversation."""
     return any(field in record for field in ("conversations", "messages", "QA", "texts"))
 
 
 def to_example(record: object, key: str, locate: Locate) -> Example:
-    """Makes an example of one conversation and its media.
+    """Converts a conversation and its media to an example.
 
     Turns are `conversations` of from and value, `messages` of role and content, `QA` of i, q and a
-    (VideoChat), or `texts` of user and assistant. A content may be a list of parts, as in OpenAI's
-    format: texts, and media at their places. `image`, `images`, `video` and `videos` name one
-    medium or a list of them. Other fields, such as `id` and `data_source`, are ignored.
+    (VideoChat), or `texts` of user and assistant. As in OpenAI's format, a content may be a list of
+    parts, each a text or a medium. `image`, `images`, `video` and `videos` name one medium or a
+    list of them. Other fields, such as `id` and `data_source`, are ignored.
 
     Args:
       record: a decoded JSON value.
-      key: names the record in messages.
-      locate: gives the path or bytes of a medium by its name in the record, or raises RecordError.
+      key: name of the record in messages.
+      locate: returns the path or bytes of a medium, given its name in the record; may raise
+        RecordError.
 
     Raises:
       RecordError: the record has another format.
     """
     if not isinstance(record, dict):
-        raise RecordError(key, "is no JSON object")
+        raise RecordError(key, "is not a JSON object")
     found = media(record, locate)
     parts = (
         () if found else tuple(Media(locate(name), kind) for kind, name in _within_messages(record))
@@ -63,10 +64,10 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
 
 
 def media(record: Mapping[str, Any], locate: Locate) -> tuple[Media, ...]:
-    """The media named in the fields of a record.
+    """The media that the fields of a record name.
 
     Raises:
-      RecordError: from `locate`.
+      RecordError: raised by `locate`.
     """
     found = []
     for field, kind in KINDS.items():
@@ -82,7 +83,7 @@ def media(record: Mapping[str, Any], locate: Locate) -> tuple[Media, ...]:
 def _within_messages(
     record: Mapping[str, Any],
 ) -> Iterator[tuple[Literal["video", "image"], object]]:
-    """Kind and name of each medium among the parts of a content."""
+    """Kind and name of each medium in message contents that are lists of parts."""
     messages = record.get("messages")
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
@@ -93,12 +94,12 @@ def _within_messages(
 
 
 def _kind(part: object) -> Literal["video", "image"] | None:
-    """The kind of medium that a part of a content is; None for text."""
+    """The kind of medium of a part of a message content; None for text."""
     return PARTS.get(str(part.get("type"))) if isinstance(part, dict) else None
 
 
 def _text_of(content: object) -> object:
-    """A message's text; of a list of parts, their texts with markers in place of the media."""
+    """The text of a message content; in a list of parts, markers replace the media."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -112,10 +113,10 @@ def _text_of(content: object) -> object:
 
 
 def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> Example:
-    """Makes an example of a conversation whose media were found already.
+    """Converts a conversation to an example, given its media.
 
     Raises:
-      RecordError: turns that are malformed, or do not alternate.
+      RecordError: the turns are malformed or do not alternate.
     """
     system: list[str] = []
     turns: list[Turn] = []
@@ -127,7 +128,7 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
         elif role == "assistant" and turns and not turns[-1].answer:
             turns[-1] = Turn(turns[-1].question, text)
         elif role == "assistant" and not turns:
-            continue  # as in LLaVA, a greeting before the first question is not learned
+            continue  # as in LLaVA, an answer before the first question is skipped
         elif role == "user":
             raise RecordError(key, "a question has no answer")
         else:
@@ -147,14 +148,14 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
 
 
 def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
-    """(user | assistant | system, text) of every message."""
+    """The role (user, assistant or system) and text of every message."""
     for field, speaker, says in (
         ("conversations", "from", "value"),
         ("messages", "role", "content"),
     ):
         if field in record:
             if not isinstance(record[field], list):
-                raise RecordError(key, f"'{field}' is no list")
+                raise RecordError(key, f"'{field}' is not a list")
             for message in record[field]:
                 role, text = (
                     (message.get(speaker), _text_of(message.get(says)))
@@ -186,7 +187,7 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
 
 
 def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:
-    """The media in the order of their markers, or as listed where `<image>` marks videos too."""
+    """Orders media by their markers; as listed if `<image>` also marks videos."""
     kinds = [kind for turn in turns for kind in MARKER.findall(turn.question)]
     if sorted(kinds) != sorted(medium.kind for medium in media):
         return media
@@ -198,7 +199,7 @@ def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:
 
 
 def _encodable(text: str) -> bool:
-    """Whether UTF-8 can encode a text: JSON, unlike UTF-8, can hold half of a surrogate pair."""
+    """Whether UTF-8 can encode a text; it cannot encode lone surrogates, which JSON allows."""
     try:
         text.encode()
     except UnicodeEncodeError:

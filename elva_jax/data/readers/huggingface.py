@@ -1,4 +1,4 @@
-"""Hugging Face datasets folders: Arrow from `save_to_disk`, and Parquet from the hub."""
+"""Hugging Face dataset folders: Arrow files of `save_to_disk`, and Parquet files of the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elva_jax.errors import DataError, RecordError
 
 
 class ArrowFile:
-    """Record batches of a file in Arrow's stream format, mapped into memory and read on demand."""
+    """Record batches of a memory-mapped file in Arrow's stream format."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -26,10 +26,10 @@ class ArrowFile:
         self.counts = [batch.num_rows for batch in self._map()]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_batches": None}  # workers map the file themselves
+        return self.__dict__ | {"_batches": None}  # not pickled: each worker maps the file itself
 
     def rows(self, part: int) -> pa.RecordBatch:
-        """One record batch."""
+        """Reads one record batch."""
         return self._map()[part]
 
     def _map(self) -> list[pa.RecordBatch]:
@@ -39,7 +39,7 @@ class ArrowFile:
 
 
 class ParquetFile:
-    """Row groups of a Parquet file; the last one read is kept, for reading row after row."""
+    """Row groups of a Parquet file; the last one read is cached for sequential reading."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -51,7 +51,7 @@ class ParquetFile:
         return self.__dict__ | {"_last": None}
 
     def rows(self, part: int) -> pa.Table:
-        """One row group."""
+        """Reads one row group."""
         last = self._last
         if last is None or last[0] != part:
             with pq.ParquetFile(self.path) as file:
@@ -60,20 +60,20 @@ class ParquetFile:
 
 
 class HuggingFaceFolder(Sequence[Example]):
-    """The rows of a split, whose media are bytes or paths under the root.
+    """The rows of a split; media are bytes or paths under the root.
 
-    Media stand in `image`, `images`, `video` or `videos`. A row is a conversation (see
-    `chat.to_example`), or has a `caption` or `text`. Arrow files are mapped into memory, so that
-    only the wanted row is read; of Parquet a whole row group is read, and the last one kept.
+    The columns `image`, `images`, `video` and `videos` hold media. A row is a conversation (see
+    `chat.to_example`), or has a `caption` or `text`. Arrow files are memory-mapped, so only the
+    requested row is read; of Parquet files, a whole row group is read and cached.
 
     Args:
-      folder: a Dataset or DatasetDict saved to disk, or a folder of Parquet files named by their
-        split (data/train-0….parquet).
+      folder: a Dataset or DatasetDict saved to disk, or a folder of Parquet files whose names
+        begin with their split (data/train-0….parquet).
       split: name of the split; "": the only one.
-      root: the folder that paths are relative to; "": the data set's own.
+      root: the folder that paths are relative to; "": that of the data set.
 
     Raises:
-      DataError: no such folder, split or file, or a broken one.
+      DataError: a folder, split or file is missing or broken.
     """
 
     def __init__(self, folder: str | Path, split: str = "", root: str = ""):
@@ -94,10 +94,10 @@ class HuggingFaceFolder(Sequence[Example]):
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
-        """The index-th row.
+        """Reads a row.
 
         Raises:
-          RecordError: it is malformed, named by its file and its place among all rows.
+          RecordError: the row is malformed; the message names its file and its index.
         """
         number = bisect.bisect_right(self.ends, index)
         k, part = self.parts[number]
@@ -111,7 +111,7 @@ class HuggingFaceFolder(Sequence[Example]):
 
 def _to_example(row: Mapping[str, Any], key: str, root: Path) -> Example:
     def locate(medium: object) -> bytes | str:
-        if isinstance(medium, dict):  # how datasets stores an Image or a Video
+        if isinstance(medium, dict):  # how `datasets` stores an Image or Video
             medium = medium.get("bytes") or medium.get("path")
         return medium if isinstance(medium, bytes) else paths.inside(root, medium, key)
 
@@ -127,7 +127,7 @@ def _to_example(row: Mapping[str, Any], key: str, root: Path) -> Example:
 
 
 def _choose(folder: Path, split: str) -> list[Path]:
-    """The files of a split, in order."""
+    """Chooses the files of a split, in order."""
     splits = _splits(folder)
     if not splits:
         raise DataError(f"{folder}: no data set saved to disk, and no Parquet files")
@@ -139,7 +139,7 @@ def _choose(folder: Path, split: str) -> list[Path]:
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
-    """Every split's files."""
+    """The files of every split."""
     try:
         if (folder / "dataset_dict.json").is_file():
             return {

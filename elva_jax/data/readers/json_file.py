@@ -1,4 +1,4 @@
-"""Files of JSON records, an array or one per line, read at random by byte offsets."""
+"""JSON files with an array of records or one record per line; random access by byte offsets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from elva_jax.data.readers import chat, paths, records
 from elva_jax.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-FIRST = 20  # lines, at least one of which must be a record
+FIRST = 20  # at least one of so many lines must be a record
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JsonFile(Sequence[Example]):
     """The conversations of a LLaVA or ShareGPT file; see `chat.to_example` for a record's fields.
 
-    Picklable, and safe to share: every access opens the file again.
+    It can be pickled and shared, because every access opens the file again.
 
     Args:
-      path: a JSON array, or lines of JSON; the first character tells which. Empty lines are
+      path: a JSON array, recognized by its first character, or lines of JSON. Empty lines are
         skipped.
       root: the folder that media paths are relative to; "": that of the file.
 
     Raises:
-      DataError: no such file or folder, or not such a file, with the line.
+      DataError: the file or folder does not exist, or the file has another format; the message
+        names the line.
     """
 
     def __init__(self, path: str | Path, root: str = ""):
@@ -48,7 +49,7 @@ class JsonFile(Sequence[Example]):
             )
         self.lines = head[:1] == b"{"
         spans = _lines(self.path) if self.lines else _elements(self.path)
-        # First byte, end, number of the line or element.
+        # (first byte, end, number) of every line or element.
         self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))
         if self.lines and not any(self._is_json(k) for k in islice(range(len(self)), FIRST)):
             raise DataError(
@@ -60,10 +61,10 @@ class JsonFile(Sequence[Example]):
         return len(self.spans_Nx3)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
-        """The index-th record.
+        """Reads a record.
 
         Raises:
-          RecordError: it is malformed, named by its line or its place in the array.
+          RecordError: the record is malformed; the message names its line or its array index.
         """
         number = self.spans_Nx3[index, 2]
         key = f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
@@ -85,7 +86,7 @@ class JsonFile(Sequence[Example]):
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(first byte, end, line from 1) of every line that is not empty."""
+    """(first byte, end, line number from 1) of every line that is not empty."""
     position = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -101,10 +102,10 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(first byte, end, place from 0) of every element of an array.
+    """(first byte, end, index) of every element of an array.
 
-    The file is decoded as Latin-1, one character per byte: JSON's structure is ASCII, which UTF-8
-    uses for nothing else.
+    The file is decoded as Latin-1, one character per byte, so that character offsets are byte
+    offsets. JSON's syntax is ASCII, and UTF-8 uses ASCII bytes for nothing else.
     """
     text = path.read_bytes().decode("latin-1")
     scan = json.JSONDecoder().raw_decode

@@ -12,12 +12,12 @@ from elva_jax.errors import RecordError
 
 
 def annotation(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoded annotation of a record."""
+    """Decodes the annotation of a record."""
     return json.loads(_text(record["annotation"]))
 
 
 def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
-    """Turns a record into an example with the turns of `tasks`; () takes all.
+    """Converts a record to an example with the turns of `tasks`; (): of all tasks.
 
     Raises:
       RecordError: the record is malformed.
@@ -40,7 +40,7 @@ def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
 
 
 def _turns(notes: dict[str, Any]) -> list[Turn]:
-    """The captions, and each question, open and as a choice where it has options."""
+    """The captions, and each question as an open one and, if it has options, as a choice."""
     turns = [
         Turn(caption["question"], caption["answer"], task=task)
         for task in ("object", "caption")
@@ -57,6 +57,6 @@ def _turns(notes: dict[str, Any]) -> list[Turn]:
 
 
 def _text(value: Any) -> Any:
-    """Decodes text, which TFDS gives as bytes or as an object array around them."""
+    """Decodes text that TFDS returns as bytes or as an object array of one."""
     value = value.item() if hasattr(value, "item") else value
     return value.decode() if isinstance(value, bytes) else value

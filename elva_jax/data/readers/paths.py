@@ -1,4 +1,4 @@
-"""Media paths in annotation files, which are not to be trusted."""
+"""Media paths from annotation files, which may be malicious."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from elva_jax.errors import DataError, RecordError
 
 
 def root_folder(root: str, annotations: Path) -> Path:
-    """The resolved folder of media paths: `root`, or if "" that of the annotations.
+    """Resolves the folder of media: `root`, or the folder of the annotations if it is "".
 
     Raises:
-      DataError: there is no such folder.
+      DataError: the folder does not exist.
     """
     folder = Path(root).expanduser() if root else annotations.parent
     if not folder.is_dir():
@@ -23,11 +23,11 @@ def root_folder(root: str, annotations: Path) -> Path:
 
 
 def inside(root: Path, name: object, key: str) -> str:
-    """The path of the medium `name` under the resolved folder `root`; it may not exist.
+    """The path of the medium `name` under the resolved folder `root`; the file need not exist.
 
     Raises:
-      RecordError: of the record `key`: the name is not a path, or leaves the root by `..`, as an
-        absolute path or by a link.
+      RecordError: the name is not a path, or leaves the root through `..`, as an absolute path or
+        through a link; the error is about the record `key`.
     """
     if not isinstance(name, str) or not name.strip():
         raise RecordError(key, "a media path is empty or not text")
@@ -35,7 +35,7 @@ def inside(root: Path, name: object, key: str) -> str:
         path = (root / name).resolve()
         stays = _all_inside(root, path)
     except (ValueError, OSError, RuntimeError):
-        # NUL bytes, lone surrogates, a name too long, links in a circle, no permission.
+        # NUL bytes, lone surrogates, a name that is too long, cyclic links or missing permissions.
         raise RecordError(key, "a media path cannot be followed") from None
     if not stays:
         raise RecordError(key, "a media path leaves the root folder")
@@ -43,7 +43,7 @@ def inside(root: Path, name: object, key: str) -> str:
 
 
 def _all_inside(root: Path, path: Path) -> bool:
-    """Whether a resolved path, and each link in a folder of frames, stays under the root."""
+    """Whether a resolved path, and each link in a folder of frames, leads to a place under root."""
     if not path.is_relative_to(root):
         return False
     if not path.is_dir():

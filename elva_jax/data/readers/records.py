@@ -1,4 +1,4 @@
-"""Helpers of the readers: bytes at an offset, and text, JSON and captions from them."""
+"""Helpers of the readers: reading bytes, decoding text and JSON, captions as conversations."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
 
-# Captions come without questions.
+# The questions that captions answer.
 QUESTIONS = {"video": "Describe the video briefly.", "image": "Describe the image briefly."}
-CAPTIONS = ("caption", "text")  # fields of a record that has no conversation
+CAPTIONS = ("caption", "text")  # fields with the caption of a record without a conversation
 
 
 def read_span(path: Path, start: int, end: int) -> bytes:
-    """Bytes start … end - 1 of a file, opened for each call so that readers can be shared."""
+    """Reads bytes start … end - 1; the file is opened per call so that readers can be shared."""
     with path.open("rb") as file:
         file.seek(start)
         return file.read(end - start)
 
 
 def decode(data: bytes, key: str, encoding: str = "utf-8") -> str:
-    """Text of the record `key`.
+    """Decodes the text of the record `key`.
 
     Raises:
-      RecordError: it is not UTF-8.
+      RecordError: the text is not UTF-8.
     """
     try:
         return data.decode(encoding)
@@ -34,10 +34,10 @@ def decode(data: bytes, key: str, encoding: str = "utf-8") -> str:
 
 
 def decode_json(data: bytes, key: str) -> Any:
-    """The JSON value of the record `key`.
+    """Decodes the JSON value of the record `key`.
 
     Raises:
-      RecordError: it is not UTF-8, or not JSON.
+      RecordError: the text is not UTF-8 or not JSON.
     """
     text = decode(data, key)
     try:
@@ -49,5 +49,5 @@ def decode_json(data: bytes, key: str) -> Any:
 
 
 def captioned(key: str, media: tuple[Media, ...], caption: str) -> Example:
-    """An example of media and a caption, which answers a fixed question."""
+    """An example of media with a caption as the answer to a fixed question."""
     return Example(key, media, (Turn(QUESTIONS[media[0].kind], caption, task="caption"),))

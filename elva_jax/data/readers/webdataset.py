@@ -1,4 +1,4 @@
-"""WebDataset's tar shards, read at random by byte offsets; nothing is extracted to disk."""
+"""Tar shards of WebDataset; random access by byte offsets, without extracting files."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from elva_jax.errors import DataError, RecordError
 from elva_jax.video.read import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
-NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # a record's key, and what its members differ in
+NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # the key of a record, and the suffix of a member
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-BLOCK = 512  # bytes, the unit of a tar
+BLOCK = 512  # bytes per block of a tar file
 
 
 class WebDataset(Sequence[Example]):
-    """The records of tar shards: neighboring members of the same name up to its first dot.
+    """The records of tar shards: consecutive members with the same name up to the first dot.
 
-    Videos and images become media, in the members' order. A `json` member is a conversation (see
-    `chat.to_example`), about the shard's media whatever it calls them, or has the field caption or
-    text; without one, a `txt` member is the caption.
+    Videos and images become media, in the order of the members. A `json` member is a conversation
+    (see `chat.to_example`) or has a field caption or text; media names in it are ignored, because
+    its media are the members. Without a `json` member, a `txt` member is the caption.
 
     Args:
-      pattern: path of a shard, or of several as `clips-{000..099}.tar` or `clips-*.tar`.
+      pattern: path of one shard, or of several as in `clips-{000..099}.tar` or `clips-*.tar`.
 
     Raises:
-      DataError: no such shard, or one that is truncated or not a tar, with the offset.
+      DataError: a shard is missing, truncated or not a tar file; the message names the offset.
     """
 
     def __init__(self, pattern: str | Path):
         self.files = self.shards = _shards(str(pattern))
         spans = ((k, *span) for k, shard in enumerate(self.shards) for span in _spans(shard))
-        # Shard, offset of the first header, end of the last member.
+        # (shard, offset of the first header, end of the last member) of every record.
         self.spans_Nx3 = np.fromiter(spans, np.dtype((np.int64, 3)))
 
     def __len__(self) -> int:
         return len(self.spans_Nx3)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
-        """The index-th record, its media as bytes.
+        """Reads a record with its media as bytes.
 
         Raises:
-          RecordError: it is malformed, named by shard and key.
+          RecordError: the record is malformed; the message names the shard and the key.
         """
         number, start, end = self.spans_Nx3[index].tolist()
         shard = self.shards[number]
@@ -65,7 +65,7 @@ class WebDataset(Sequence[Example]):
                     if suffix not in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".json", ".txt"):
                         continue
                     content = tar.extractfile(member)
-                    assert content is not None  # `_check` passes regular files alone
+                    assert content is not None  # `_check` accepts only regular files
                     data = content.read()
                     if suffix in (".json", ".txt"):
                         texts[suffix] = data
@@ -78,7 +78,7 @@ def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> 
     record = records.decode_json(texts[".json"], key) if ".json" in texts else {}
     caption = records.decode(texts.get(".txt", b""), key)
     if not isinstance(record, dict):
-        raise RecordError(key, "is no JSON object")
+        raise RecordError(key, "is not a JSON object")
     if chat.has_turns(record):
         return chat.converse(record, key, media)
     if not media:
@@ -90,10 +90,11 @@ def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> 
 
 
 def _check(member: tarfile.TarInfo, key: str) -> None:
-    """Refuses members that would be dangerous to unpack.
+    """Rejects members that would be dangerous to extract.
 
     Raises:
-      RecordError: the name leaves the shard, or the member is no regular file.
+      RecordError: the name is an absolute path or contains `..`, or the member is not a regular
+        file.
     """
     path = PurePosixPath(member.name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
@@ -103,7 +104,7 @@ def _check(member: tarfile.TarInfo, key: str) -> None:
 
 
 def _shards(pattern: str) -> list[Path]:
-    """The shards of a pattern, in order."""
+    """The shards that a pattern names, in order."""
     match = RANGE.search(pattern)
     if match:
         first, last = match.groups()
@@ -123,26 +124,27 @@ def _shards(pattern: str) -> list[Path]:
 
 
 def _spans(shard: Path) -> Iterator[tuple[int, int]]:
-    """(first header's offset, end) of every record of a shard, from its headers alone."""
+    """(offset of the first header, end) of every record of a shard, found by its headers."""
     last, start, at, offset = None, 0, 0, 0
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
+                # tarfile would keep all members in memory.
+                tar.members.clear()  # type: ignore[attr-defined]
                 parts = NAME.fullmatch(member.name)
                 if not member.isdir() and parts and parts[1] != last:
                     if last is not None:
                         yield start, member.offset
                     last, start = parts[1], member.offset
                 at, offset = member.offset, tar.offset
-                if member.size < 0:  # would lead backward, forever
+                if member.size < 0:  # would read earlier members again, endlessly
                     raise tarfile.ReadError("a member of negative size")
             file.seek(offset)
-            rest = file.read(BLOCK)  # to tarfile a broken header is the end
+            rest = file.read(BLOCK)  # tarfile takes a broken header for the end of the archive
     except OSError as error:
         raise DataError(f"{shard}: cannot be read at byte {at} ({error.strerror})") from None
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        # tarfile accepts absurd numbers in a header.
+        # ValueError and OverflowError: tarfile accepts absurd numbers in a header.
         raise DataError(
             f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})"
         ) from None

@@ -1,4 +1,4 @@
-"""WebVid's CSV files: a clip and its caption a row, read at random by byte offsets."""
+"""WebVid's CSV files with a clip and its caption per row; random access by byte offsets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class WebVidFile(Sequence[Example]):
     """The rows of a WebVid CSV: `name` is the caption of the clip `page_dir/videoid.mp4`.
 
     Args:
-      path: a CSV with a header.
-      root: the folder that clips are under; "": that of the file.
+      path: a CSV file with a header.
+      root: the folder of the clips; "": that of the file.
 
     Raises:
-      DataError: no such file or folder, or another format, with the line.
+      DataError: the file or folder does not exist, or the file has another format; the message
+        names the line.
     """
 
     def __init__(self, path: str | Path, root: str = ""):
@@ -34,7 +35,7 @@ class WebVidFile(Sequence[Example]):
             spans = np.fromiter(_rows(self.path), np.dtype((np.int64, 3)))
         except OSError as error:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
-        self.spans_Nx3 = spans[1:]  # first byte, end, line from 1
+        self.spans_Nx3 = spans[1:]  # first byte, end, line number from 1
         try:
             self.columns = (
                 self._row(int(spans[0, 0]), int(spans[0, 1]), "line 1") if len(spans) else []
@@ -52,10 +53,10 @@ class WebVidFile(Sequence[Example]):
         return len(self.spans_Nx3)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
-        """The index-th row.
+        """Reads a row.
 
         Raises:
-          RecordError: it is malformed, named by its line.
+          RecordError: the row is malformed; the message names its line.
         """
         start, end, line = self.spans_Nx3[index].tolist()
         key = f"{self.path.name}:{line}"
@@ -76,14 +77,16 @@ class WebVidFile(Sequence[Example]):
 
 
 def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(first byte, end, line from 1) of the header and every row; a quoted field may span lines."""
+    """(first byte, end, line from 1) of the header and every row; quoted fields may span lines."""
     position = 0
 
     def lines(file) -> Iterator[str]:
         nonlocal position
         for line in file:
             position += len(line)
-            yield line.decode("latin-1")  # one character per byte: CSV's structure is ASCII
+            yield line.decode(
+                "latin-1"
+            )  # Latin-1 has one character per byte, and CSV's syntax is ASCII
 
     with path.open("rb") as file:
         reader, start, line = csv.reader(lines(file), strict=True), 0, 1

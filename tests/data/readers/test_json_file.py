@@ -186,9 +186,9 @@ def test_what_llava_says_before_the_first_question_is_left_out(read):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ([], "is no JSON object"),
+        ([], "is not a JSON object"),
         ({"video": "a.mp4"}, "has neither 'conversations' nor 'messages'"),
-        ({"conversations": "hello"}, "'conversations' is no list"),
+        ({"conversations": "hello"}, "'conversations' is not a list"),
         (
             {"conversations": [{"from": "human", "value": None}]},
             "an entry of 'conversations' is not 'from' and 'value' in text",

@@ -109,7 +109,7 @@ def linked(name, kind):
         ([("x.txt", "No clip.")], "has neither a video nor an image"),
         ([("x.mp4", b"m"), ("x.txt", b"\xff")], "is not UTF-8 text"),
         ([("x.mp4", b"m"), ("x.json", b"{")], "is not JSON"),
-        ([("x.mp4", b"m"), ("x.json", b"[]")], "is no JSON object"),
+        ([("x.mp4", b"m"), ("x.json", b"[]")], "is not a JSON object"),
     ],
 )
 def test_malformed_records_are_named_and_nothing_is_written(tmp_path, members, reason):
