@@ -194,6 +194,6 @@ def thumbnail(frame: np.ndarray) -> np.ndarray:
 
 
 def frame_change(gray: Sequence[np.ndarray | None]) -> np.ndarray:
-    """float64 [T]: absolute difference of each thumbnail from its predecessor; inf for the first."""
+    """float64 [T]: absolute difference of each thumbnail from the previous; inf for the first."""
     steps = np.abs(np.diff(np.asarray(gray, np.int64), axis=0)).sum(axis=(1, 2))
     return np.concatenate([[np.inf], steps])

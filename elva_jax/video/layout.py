@@ -47,19 +47,14 @@ class Kind(enum.IntEnum):
     LINE = 4
 
 
-NUMBERED = (
-    "patch_index",
-    "frame",
-    "row",
-    "tube",
-)  # fields whose values are unique within a packed sequence
+NUMBERED = ("patch_index", "frame", "row", "tube")  # fields that are unique in a packed sequence
 
 
 class TokenLayout(NamedTuple):
     """Arrays of one length S, usable as a JAX pytree; a leading batch axis is allowed.
 
-    The values of `patch_index`, `frame`, `row` and `tube` are unique within one packed sequence.
-    They and `cell` are -1 for tokens to which they do not apply.
+    Values of `patch_index`, `frame`, `row` and `tube` are unique within one packed sequence. They
+    and `cell` are -1 for tokens to which they do not apply.
 
     Attributes:
       kind: a `Kind`.
@@ -67,8 +62,8 @@ class TokenLayout(NamedTuple):
       patch_index: index into the patch array [N, P*P*3] of a PATCH.
       frame: frame of a FRAME, PATCH or LINE.
       row: row of a PATCH or LINE, counted over all frames.
-      tube: chain of tokens that may merge: PATCH or LINE tokens at the same grid position in the
-        frames of a video that have the same grid.
+      tube: chain of mergeable tokens: the PATCH or LINE tokens at one grid position in the frames
+        of a video that have the same grid.
       cell: grid row, grid column, grid rows and grid columns of a PATCH.
       position: RoPE position: number of tokens of the example before the token, without those of
         other independent turns. The survivor of a merge keeps its position.
@@ -233,9 +228,8 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
       The layout [S] of the example, without padding.
 
     Raises:
-      LayoutError: the example is empty; a grid has no patches; the token before an answer is not
-        text of the same turn (it must be text, because no merge removes text); a part of an earlier
-        turn follows a later turn.
+      LayoutError: the example is empty; a grid has no patches; an answer does not follow text of
+        its turn (no merge removes text); an earlier turn follows a later one.
 
     Example:
       >>> from elva_jax import Clip, Text, build_layout
@@ -283,7 +277,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
 
 
 def _positions(length: int, starts: np.ndarray) -> np.ndarray:
-    """int32 [S]: RoPE positions; every turn (from `starts` on) continues those of the shared part."""
+    """int32 [S]: RoPE positions; each turn continues those of the shared part."""
     position = np.arange(length, dtype=np.int32)
     for start in starts[1:]:
         position[start:] = starts[0] + np.arange(length - start)
@@ -344,9 +338,8 @@ def count(
       layout: the layout of one example.
       merge_lines: whether `<LINE>` tokens merge along their tubes.
       merges: policy and ratio of the merging layers up to the smallest bucket. `floor` is the
-        maximum number of tokens that they leave for any video; a threshold has no such maximum. If
-        none of them has a ratio, it is the number of tokens that no merge removes: text, special
-        tokens and one token per tube.
+        maximum number of tokens that they leave for any video, or without ratios among them the
+        number that no merge removes: text, special tokens and one token per tube.
     """
     kind = layout.kind
     mergeable = kind == Kind.PATCH
