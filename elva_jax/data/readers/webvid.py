@@ -84,9 +84,8 @@ def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
         nonlocal position
         for line in file:
             position += len(line)
-            yield line.decode(
-                "latin-1"
-            )  # Latin-1 has one character per byte, and CSV's syntax is ASCII
+            # Latin-1 has one character per byte, and CSV's syntax is ASCII.
+            yield line.decode("latin-1")
 
     with path.open("rb") as file:
         reader, start, line = csv.reader(lines(file), strict=True), 0, 1
