@@ -89,10 +89,8 @@ def build(
 
 def _weighted(texts: Iterable[str], words: Sequence[str]) -> Iterator[str]:
     yield from texts
-    for word in (
-        *_CHAT_TEXTS,
-        *words,
-    ):  # repeated so often that they are merged before rare words of the texts
+    # Repeated so often that they are merged before rare words of the texts.
+    for word in (*_CHAT_TEXTS, *words):
         yield from (word, f" {word}") * 1000
 
 

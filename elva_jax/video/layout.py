@@ -300,9 +300,10 @@ def _write_clip(out: TokenLayout, clip: Clip, at: _Numbers) -> _Numbers:
     for (h, w), group in itertools.groupby(clip.grids):
         shared, n = _frame(h, w, bare=clip.bare), len(list(group))
         stop = at.token + n * len(shared.kind)
+        # Views [n, tokens of a frame].
         frames = TokenLayout(
             *(field[at.token : stop].reshape(n, -1, *field.shape[1:]) for field in out)
-        )  # views [n, tokens of a frame]
+        )
         if (h, w) not in first_tube:
             first_tube[h, w] = at.tube
             at = at._replace(tube=at.tube + h * w + h)

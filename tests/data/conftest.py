@@ -1,4 +1,4 @@
-"""A small real data set in moving_shapes' record format, with unreadable records, and a ChatML tokenizer."""
+"""Fixtures: a small data set in the record format of moving_shapes, and a ChatML tokenizer."""
 
 import io
 import json
@@ -13,9 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 from elva_jax.config import schema
 
-QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -24,7 +28,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """Byte-level BPE with Qwen2's splitting rule and chat format."""
+    """A byte-level BPE with Qwen2's pre-tokenization and chat template."""
     inner = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -80,7 +84,7 @@ def annotation(k: int) -> dict:
 
 
 def clip(k: int, frames: int = 6, size: tuple[int, int] = (32, 48)) -> bytes:
-    """A real mp4 whose frames' brightness names the clip and the frame."""
+    """A real mp4 whose gray levels encode the clip and the frame."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=6)
@@ -101,7 +105,7 @@ def picture(k: int) -> bytes:
 
 
 def record(k: int) -> dict:
-    """Every fourth is a still image."""
+    """Record k; every fourth one is a still image."""
     still = k % 4 == 3
     media = picture(k) if still else clip(k, size=(32, 48) if k % 2 else (32, 32))
     return {
@@ -113,7 +117,7 @@ def record(k: int) -> dict:
 
 
 def broken(k: int) -> dict:
-    """Five ways of being bad, in turn."""
+    """Bad record k; there are five kinds in turn."""
     good = record(0) | {"id": f"bad{k}"}
     without_questions = annotation(k) | {"captions": {}, "questions": []}
     unanswered = annotation(k) | {
@@ -130,10 +134,10 @@ def broken(k: int) -> dict:
 
 
 class MovingShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The record format of the real builder, with other contents."""
+    """A builder with the record format of the real one and other contents."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own interface)
+    BUILDER_CONFIGS = [  # noqa: RUF012 (the interface of TFDS)
         tfds.core.BuilderConfig(name="small", version=VERSION, description="mostly readable")
     ]
     name = "moving_shapes"
@@ -164,7 +168,10 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Folder with moving_shapes/small: train (24 good records), other (8), rotten (train and 5 bad ones)."""
+    """The folder of moving_shapes/small.
+
+    It has the splits train (24 good records), other (8) and rotten (train and 5 bad records).
+    """
     folder = tmp_path_factory.mktemp("data")
     MovingShapes(config="small", data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
@@ -172,7 +179,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(data_dir):
-    """A run with a video stage and a teacher stage on the small data set."""
+    """The configuration of a run with a video stage and a teacher stage on the small data set."""
     c = schema.base()
     c.data_dir = str(data_dir)
     c.model.patch_size = 16

@@ -1,4 +1,4 @@
-"""Rendered conversations against the tokenizer's own chat template."""
+"""Tests of rendered conversations against the tokenizer's chat template."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -40,15 +40,15 @@ def template(tokenizer, chat, **options):
 
 @fast
 @given(pairs=turns, system=st.sampled_from(["", "Be brief."]), media=st.integers(0, 2))
-def test_text_is_the_chat_template_token_for_token(tokenizer, pairs, system, media):
+def test_text_equals_the_chat_template_token_for_token(tokenizer, pairs, system, media):
     example = Example("x", (VIDEO,) * media, tuple(Turn(q, a) for q, a in pairs))
     parts = conversation.render(example, tokenizer, [CLIP] * media, system)
     assert text_of(parts) == template(tokenizer, messages(pairs, system))
     assert [part for part in parts if isinstance(part, Clip)] == [CLIP] * media
 
 
-def test_media_stand_at_their_markers(tokenizer):
-    """A special token in the markers' place splits text as a medium does, so the template with it shows where media belong."""
+def test_media_replace_their_markers(tokenizer):
+    """In the template a special token replaces each marker; it splits the text like a medium."""
     pairs = [("Compare <image>with<video> please.", "Alike."), ("And <image>", "Not.")]
     example = Example("x", (VIDEO,) * 3, tuple(Turn(q, a) for q, a in pairs))
     clips = [Clip(((1, 1),)), Clip(((1, 2),)), Clip(((1, 3),), bare=True)]
@@ -66,7 +66,7 @@ def test_media_stand_at_their_markers(tokenizer):
     assert seen == clips
 
 
-def test_a_leading_marker_is_the_front(tokenizer):
+def test_leading_marker_equals_no_marker(tokenizer):
     with_marker, without = (
         conversation.render(
             Example("x", (VIDEO,), (Turn(question, "A dog."),)), tokenizer, [CLIP], "s"
@@ -76,7 +76,7 @@ def test_a_leading_marker_is_the_front(tokenizer):
     assert with_marker == without
 
 
-def test_loss_covers_answers_and_their_end_alone(tokenizer):
+def test_loss_covers_only_answers_and_their_end_token(tokenizer):
     pairs = [("What is it?", "A red circle."), ("Where?", " top left\n"), ("How many?", "3")]
     example = Example("x", (VIDEO,), tuple(Turn(q, a) for q, a in pairs))
     layout = build_layout(conversation.render(example, tokenizer, [CLIP], "Be brief."))
@@ -87,14 +87,13 @@ def test_loss_covers_answers_and_their_end_alone(tokenizer):
         == "A red circle.<|im_end|>top left<|im_end|>3<|im_end|>"
     )
     predicted_from = tokenizer.decode(layout.token_id[learned])
-    assert (
-        predicted_from == "\nA red circle.\ntop left\n3"
-    )  # each answer from the token before it, from the header's newline on
+    # Each token is predicted from the one before it, the first from the newline of the header.
+    assert predicted_from == "\nA red circle.\ntop left\n3"
 
 
 @fast
 @given(question=words, system=st.sampled_from(["", "Be brief."]))
-def test_prompt_is_the_template_with_its_generation_header(tokenizer, question, system):
+def test_prompt_equals_the_template_with_a_generation_prompt(tokenizer, question, system):
     parts = conversation.prompt_parts(question, [CLIP], tokenizer, system)
     chat = messages([(question, "-")], system)[:-1]
     assert text_of(parts) == template(tokenizer, chat, add_generation_prompt=True)
@@ -105,7 +104,7 @@ def test_prompt_is_the_template_with_its_generation_header(tokenizer, question, 
     assert all(part.weight == 0 for part in parts if isinstance(part, Text))
 
 
-def test_choice_prompt():
+def test_choice_prompt_lists_the_options():
     assert (
         conversation.choice_prompt("Which?", ["red", "blue"])
         == "Which?\nA. red\nB. blue\nAnswer with the letter."
@@ -120,12 +119,12 @@ def test_choice_prompt():
         ((Turn("<image> and <image>?", "no"),), "clip7: 2 <image> or <video> markers for 1 media"),
     ],
 )
-def test_conversations_without_sense_are_refused(tokenizer, turns, message):
+def test_invalid_conversations_are_refused(tokenizer, turns, message):
     with pytest.raises(DataError, match=message):
         conversation.render(Example("clip7", (VIDEO,), turns), tokenizer, [CLIP])
 
 
-def test_truncating_takes_the_media_of_dropped_turns_along():
+def test_truncation_drops_the_media_of_dropped_turns():
     example = Example("x", (VIDEO,) * 3, (Turn("<image> a", "1"), Turn("<image> b <image>", "2")))
     assert len(conversation.truncate(example, 1).media) == 1
     unmarked = Example("x", (VIDEO,) * 3, (Turn("a", "1"), Turn("b", "2")))
@@ -133,7 +132,7 @@ def test_truncating_takes_the_media_of_dropped_turns_along():
 
 
 @pytest.mark.parametrize("question", ["Why?", "<video> Why? <image>"])
-def test_turn_tokens_is_what_the_turn_adds(tokenizer, question):
+def test_turn_tokens_counts_the_tokens_that_a_turn_adds(tokenizer, question):
     first, second = Turn("<image> Who?", "A cat."), Turn(question, "It fell.")
     media = 1 + len(conversation.MARKER.findall(question))
     one = conversation.render(Example("x", (VIDEO,), (first,)), tokenizer, [CLIP])
@@ -143,7 +142,7 @@ def test_turn_tokens_is_what_the_turn_adds(tokenizer, question):
     assert len(text_of(two)) - len(text_of(one)) == conversation.turn_tokens(second, tokenizer)
 
 
-def test_a_tokenizer_with_another_template_is_refused(tokenizer):
+def test_tokenizer_with_another_template_is_refused(tokenizer):
     conversation.check_tokenizer(tokenizer)
     before = tokenizer.chat_template
     try:
@@ -161,16 +160,15 @@ def test_a_tokenizer_with_another_template_is_refused(tokenizer):
 
 @fast
 @given(pairs=turns, system=st.sampled_from(["", "Be brief."]))
-def test_independent_turns_are_each_the_template_of_one_turn(tokenizer, pairs, system):
+def test_each_independent_turn_equals_the_template_of_one_turn(tokenizer, pairs, system):
     example = Example("x", (VIDEO,), tuple(Turn(q, a) for q, a in pairs), independent=True)
     parts = conversation.render(example, tokenizer, [CLIP], system)
     shared = [part for part in parts if isinstance(part, Clip) or part.turn == 0]
     assert [part for part in shared if isinstance(part, Clip)] == [CLIP]
     for number, pair in enumerate(pairs, start=1):
         own = [part for part in parts if isinstance(part, Text) and part.turn == number]
-        newline = template(tokenizer, messages([pair], system))[
-            -1:
-        ]  # the template closes a turn with it; nothing follows here
+        # The template adds it after a turn; a turn that ends the sequence lacks it.
+        newline = template(tokenizer, messages([pair], system))[-1:]
         assert text_of([*shared, *own]) + newline == template(tokenizer, messages([pair], system))
         assert (
             tokenizer.decode(text_of([part for part in own if part.weight]))

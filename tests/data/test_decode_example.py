@@ -1,4 +1,4 @@
-"""Preparing one example: which turns are kept, how media are laid out, and what becomes of failures."""
+"""Tests of decoding one example: kept turns, layout of the media, and failures."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def make(config, tokenizer):
 
 @pytest.fixture
 def still(data_dir):
-    """A 48 x 32 picture: 3 x 2 patches."""
+    """A 48 x 32 image: 3 x 2 patches."""
     from elva_jax.data.sources import open_source, to_example
 
     return to_example(open_source("moving_shapes/small", "train", data_dir)[3]).media[0]
@@ -68,7 +68,7 @@ def test_turns_are_chosen_at_random_unless_order_matters(still):
     )
 
 
-def test_turns_about_the_same_thing_never_meet(still):
+def test_turns_about_the_same_fact_are_never_combined(still):
     pairs = tuple(
         Turn(f"Q{k}", f"A{k} {task}", task=task, about=f"question {k // 2}")
         for k in range(6)
@@ -88,9 +88,8 @@ def test_turns_about_the_same_thing_never_meet(still):
 def test_several_media_keep_their_order(make, still, data_dir):
     from elva_jax.data.sources import open_source, to_example
 
-    video = to_example(open_source("moving_shapes/small", "train", data_dir)[0]).media[
-        0
-    ]  # 32 x 32, three frames of brightness 20, 60, 100
+    # Three 32 x 32 frames with gray levels 20, 60, 100.
+    video = to_example(open_source("moving_shapes/small", "train", data_dir)[0]).media[0]
     example = Example("x", (still, video), (Turn("Between <image> and <video>?", "Nothing."),))
     made = make(teacher_size=20).prepare(example, np.random.default_rng(0))
     assert made.counts.frames == 4
@@ -105,10 +104,10 @@ def test_several_media_keep_their_order(make, still, data_dir):
 
 
 @pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
-def test_two_resolutions_are_those_of_inference_and_the_teacher_sees_the_same_frames(
+def test_hybrid_resolution_equals_inference_and_the_teacher_has_the_same_frames(
     make, data_dir, policy
 ):
-    """A clip of six frames of 48 x 32 pixels, brightness 5 to 105: five are sampled, the third is not."""
+    """A clip of six 48 x 32 frames with gray levels 5 to 105; all but the third are sampled."""
     from elva_jax.data.sources import open_source, to_example
 
     video = to_example(open_source("moving_shapes/small", "train", data_dir)[1]).media[0]
@@ -159,8 +158,8 @@ def test_media_of_dropped_turns_are_dropped(make, still):
     assert len(made.patches) == made.counts.patches == 6
 
 
-def test_an_encoder_reads_what_the_teacher_sees(make, config, still):
-    """Frames squashed to the tower's square, without what is beyond its last whole patch, in bare clips."""
+def test_encoder_reads_the_frames_of_the_teacher(make, config, still):
+    """Bare clips: frames are stretched to the tower's square and cropped to whole patches."""
     config.model.patch_embed = "encoder"
     config.teacher.update(image_size=36, patch_size=16)
     made = make(teacher_size=36).prepare(
@@ -174,7 +173,7 @@ def test_an_encoder_reads_what_the_teacher_sees(make, config, still):
     np.testing.assert_array_equal(seen, made.teacher_frames[:, :32, :32])
 
 
-def test_a_conversation_without_media_is_prepared(make):
+def test_conversation_without_media_is_decoded(make):
     made = make(teacher_size=20).prepare(Example("x", (), TURNS[:1]), np.random.default_rng(0))
     assert (made.counts.patches, made.patches.shape, made.teacher_frames.shape) == (
         0,
@@ -183,7 +182,7 @@ def test_a_conversation_without_media_is_prepared(make):
     )
 
 
-def test_failures_of_any_sort_become_records(make, tmp_path):
+def test_every_failure_becomes_a_rejected_record(make, tmp_path):
     decoder = make()
 
     class Broken:
@@ -206,7 +205,7 @@ def test_failures_of_any_sort_become_records(make, tmp_path):
     assert str(tmp_path) not in rejected.reason
 
 
-def test_a_caption_of_nothing_is_refused(config, tokenizer):
+def test_caption_without_media_is_refused(config, tokenizer):
     decoder = CaptionDecoder(Mixture(config, "teacher"), config, config.stages.teacher, tokenizer)
     with pytest.raises(RecordError, match=r"^words: has no video or image for the caption$"):
         decoder.prepare(Example("words", (), TURNS), np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Bad files among good ones: training goes on without them, and says exactly how many there were and why."""
+"""Tests of bad files among good ones: training skips them and reports their number and reasons."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def conversation(medium, answer=ANSWER, question="What is it?"):
 
 
 def encode(path, pts=range(6), size=(32, 48), rate=6):
-    """A real mp4 with frames at the given ticks."""
+    """Writes a real mp4 with frames at the given ticks."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -45,27 +45,26 @@ def encode(path, pts=range(6), size=(32, 48), rate=6):
 
 
 def endless_gif(side=5000, frames=400) -> bytes:
-    """An animation of a few MB that takes minutes to decode: one large frame, repeated."""
+    """An animation of a few MB that takes minutes to decode, because it repeats a large frame."""
     out = io.BytesIO()
     Image.new("P", (side, side)).save(
         out, "GIF", save_all=True, append_images=[Image.new("P", (side, side), 1)], duration=40
     )
     data = out.getvalue()
-    first = data.index(b"\x21\xf9")  # the graphic control extension in front of the first frame
+    first = data.index(b"\x21\xf9")  # the graphic control extension before the first frame
     second = data.index(b"\x21\xf9", first + 8)
     return data[:first] + data[first:second] * frames + data[second:]
 
 
 @pytest.fixture
 def rotten(tmp_path):
-    """A JSONL with 190 good records and 10 bad ones, 5 % of all, at places of their own; {line: words of the reason}."""
+    """A JSONL file of 200 records, 5 % of them bad, and {line of a bad record: its reason}."""
     encode(tmp_path / "good.mp4")
     good = (tmp_path / "good.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 3])
     (tmp_path / "empty.mp4").write_bytes(b"")
-    with av.open(
-        str(tmp_path / "silent.mp4"), "w"
-    ) as container:  # a container with a video stream of no frames
+    # A container whose video stream has no frames.
+    with av.open(str(tmp_path / "silent.mp4"), "w") as container:
         container.add_stream("mpeg4", rate=6)
         container.start_encoding()
     (tmp_path / "noise.jpg").write_bytes(
@@ -109,7 +108,7 @@ def rotten(tmp_path):
 
 @pytest.fixture
 def run(config, tokenizer):
-    """run(file, **data keys) -> the iterator of a stage that reads the file alone."""
+    """`run(file, **data_keys)` returns the iterator of a stage that reads only this file."""
 
     def start(path, **data):
         stage = config.stages.video
@@ -121,7 +120,7 @@ def run(config, tokenizer):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_twentieth_of_bad_records_is_left_out_and_counted_exactly(run, rotten, config, workers):
+def test_five_percent_bad_records_are_skipped_and_counted_exactly(run, rotten, config, workers):
     path, bad = rotten
     batches = run(path, max_bad_fraction=0.2, workers=workers)
     order = mixture.stream([GOOD + len(bad)], [1.0], mixture.stage_seed(config.seed, "video"))
@@ -138,17 +137,18 @@ def test_a_twentieth_of_bad_records_is_left_out_and_counted_exactly(run, rotten,
     batches.close()
 
 
-def test_above_the_limit_the_run_stops_and_lists_the_reasons(run, rotten):
+def test_run_stops_above_the_limit_and_lists_the_reasons(run, rotten):
     path, _ = rotten
     batches = run(path, max_bad_fraction=0.01)
     with pytest.raises(
         DataError,
-        match=r"^2 of \d+ records are bad, over the limit data\.max_bad_fraction = 0\.01: .*notes\.jsonl:\d+",
+        match=r"^2 of \d+ records are bad, over the limit data\.max_bad_fraction = 0\.01: "
+        r".*notes\.jsonl:\d+",
     ):
         list(islice(batches, GOOD // 4))
 
 
-def test_a_file_that_takes_too_long_is_given_up(run, tmp_path):
+def test_file_that_takes_too_long_is_skipped(run, tmp_path):
     encode(tmp_path / "good.mp4")
     (tmp_path / "endless.gif").write_bytes(endless_gif())
     lines = [conversation("good.mp4")] * 3 + [conversation("endless.gif")]
@@ -159,8 +159,8 @@ def test_a_file_that_takes_too_long_is_given_up(run, tmp_path):
     assert set(batches.get_state()["first"].values()) == {"notes.jsonl:4"}
 
 
-def test_odd_but_whole_media_are_used(run, tmp_path):
-    """A picture of one pixel, one of 8k, and a video of three hours."""
+def test_unusual_but_valid_media_are_used(run, tmp_path):
+    """An image of one pixel, an 8K image, and a video of three hours."""
     Image.new("RGB", (1, 1), (200, 0, 0)).save(tmp_path / "dot.png")
     Image.new("RGB", (7680, 4320), (0, 200, 0)).save(tmp_path / "8k.jpg")
     encode(tmp_path / "long.mp4", pts=[0, 5000, 8000, 10799], rate=1)
@@ -176,15 +176,12 @@ def test_odd_but_whole_media_are_used(run, tmp_path):
         (int(row.sum()), len(np.unique(frame[row])))
         for row, frame in zip(patches, layout.frame, strict=True)
     }
-    assert seen == {
-        (1, 1),
-        (3 * 2, 1),
-        (3 * 2 * 3, 3),
-    }  # patches of 16 px and frames, with edges of at most 48 px
+    # Numbers of 16-pixel patches and of frames, for edges of at most 48 pixels.
+    assert seen == {(1, 1), (3 * 2, 1), (3 * 2 * 3, 3)}
     assert batches.dropped == 0
 
 
-def test_a_pipe_is_no_medium(tmp_path):
+def test_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(VideoError, match="is neither a file nor a folder"):
         read_frames(tmp_path / "pipe", num_frames=1)

@@ -1,4 +1,4 @@
-"""`elva data inspect` and `elva data show` on plain sources and on a built data set."""
+"""Tests of `elva data inspect` and `elva data show` on annotation files and a built data set."""
 
 import json
 
@@ -22,7 +22,7 @@ def elva(capsys):
 
 @pytest.fixture
 def notes(tmp_path):
-    """Four stills, of which one is missing, and a folder of frames."""
+    """An annotation file about four still images, one of them missing, and a folder of frames."""
     root = tmp_path / "media"
     (root / "frames").mkdir(parents=True)
     for k in range(3):
@@ -44,7 +44,7 @@ def notes(tmp_path):
     return root / "notes.json"
 
 
-def test_a_source_is_counted_as_it_would_be_built(notes, tmp_path, elva):
+def test_source_is_counted_like_the_data_set_built_from_it(notes, tmp_path, elva):
     status, out, err = elva("inspect", notes, "--out", tmp_path / "out")
     assert (status, err) == (0, "")
     assert out.startswith("4 records, 1 rejected\n1 videos, 3 images, ")
@@ -52,14 +52,14 @@ def test_a_source_is_counted_as_it_would_be_built(notes, tmp_path, elva):
     found = json.loads((tmp_path / "out/statistics.json").read_text())["statistics"]
     assert elva("build", notes, "--name", "built", "--data-dir", tmp_path, "--workers", "1")[0] == 0
     built = json.loads((tmp_path / "built/1.0.0/manifest-train.json").read_text())["statistics"]
-    found.pop("bytes"), built.pop("bytes")  # the folder of frames is a video now
+    found.pop("bytes"), built.pop("bytes")  # building converts the folder of frames to a video
     assert found == built
     status, from_manifest, _ = elva("inspect", "built", "--data-dir", tmp_path)
     assert status == 0
     assert from_manifest.splitlines()[3:] == out.splitlines()[3 : len(from_manifest.splitlines())]
 
 
-def test_pictures_show_frames_with_their_text_and_lengths(notes, tmp_path, elva):
+def test_images_show_frames_with_text_and_lengths(notes, tmp_path, elva):
     status, out, _ = elva(
         "inspect", notes, "--out", tmp_path / "out", "--limit", "0", "--examples", "5"
     )
@@ -76,18 +76,18 @@ def test_pictures_show_frames_with_their_text_and_lengths(notes, tmp_path, elva)
     ] == [True] * 3
     left = sheet.shape[1] - 512
     assert all((row[:, left:] < 128).any() for row in rows)
-    assert (rows[3][:, :left] == 255).all()  # there is no such file
+    assert (rows[3][:, :left] == 255).all()  # the file does not exist
     assert min(Image.open(tmp_path / "out/tokens.png").size) > 400
 
 
-def test_a_part_is_counted_evenly(notes, tmp_path, elva):
+def test_part_of_the_records_is_evenly_spread(notes, tmp_path, elva):
     assert list(spread(10, 3)) == [1, 5, 8]
     assert list(spread(10, 0)) == list(spread(10, 10)) == list(range(10))
     _, out, _ = elva("inspect", notes, "--limit", "2")
     assert out.startswith("2 of 5 records, evenly spread:\n1 records, 1 rejected")
 
 
-def test_text_is_counted_with_a_tokenizer(notes, tmp_path, tokenizer, elva):
+def test_text_tokens_are_counted_with_a_tokenizer(notes, tmp_path, tokenizer, elva):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     _, out, _ = elva(
         "inspect", notes, "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "out"
@@ -104,7 +104,7 @@ def test_text_is_counted_with_a_tokenizer(notes, tmp_path, tokenizer, elva):
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "image.png"), (4, "video")])
-def test_one_record_is_written_out(notes, tmp_path, elva, index, name):
+def test_one_record_is_exported(notes, tmp_path, elva, index, name):
     status, out, _ = elva("show", notes, "--index", index, "--out", tmp_path / "out")
     assert (status, out) == (0, f"{tmp_path / 'out' / name}\n")
     assert (
@@ -123,7 +123,7 @@ def test_one_record_is_written_out(notes, tmp_path, elva, index, name):
     )
 
 
-def test_records_of_a_built_data_set_are_written_out(data_dir, tmp_path, elva):
+def test_records_of_a_built_data_set_are_exported(data_dir, tmp_path, elva):
     status, out, _ = elva(
         "show",
         "moving_shapes/small",

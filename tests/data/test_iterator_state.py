@@ -1,4 +1,4 @@
-"""Another number of processes: nothing is read twice, nothing is left out, and the counters add up."""
+"""Tests of changing the number of processes: each record is read once, and counters add up."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ RECORDS = 41
 
 
 class Drawn(NamedTuple):
-    """A sample that knows where it came from."""
+    """A sample that stores its position and its record."""
 
     position: StreamPosition
     record: int
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 class Drawing:
-    """The streams of some processes over one source, without media; every ninth record is bad, in one of three ways."""
+    """Streams over a source without media; every ninth record is bad for one of three reasons."""
 
     def __init__(self, number):
         self.streams = [
@@ -42,7 +42,7 @@ class Drawing:
 
 
 class Joined:
-    """Batches that are the samples themselves."""
+    """A collator that returns the samples."""
 
     row_bytes = 1
 
@@ -67,7 +67,7 @@ def iterator(index, count, rows, streams=Drawing, limit=1.0):
 
 
 def go_on(states, count, rows, batches):
-    """All processes' samples and states after some batches each, from the states of an earlier number of them."""
+    """Continues `states` with `count` processes; returns their samples and states after batches."""
     samples, after = [], []
     for index in range(count):
         process = iterator(index, count, rows)
@@ -87,13 +87,13 @@ def go_on(states, count, rows, batches):
     ),
     last=st.integers(1, 4),
 )
-def test_an_epoch_has_every_record_once_however_often_the_number_of_processes_changes(phases, last):
+def test_every_record_is_read_once_per_epoch_for_any_changes_of_processes(phases, last):
     samples, states, before = [], [], Counter()
     for count, rows, batches in [*phases, (last, 2, RECORDS // 2 // last + 4)]:
         new, states = go_on(states, count, rows, batches)
         samples += new
         waiting = sum(len(state["waiting"]) for state in states)
-        # Each record read is learned from, waits, or was dropped: over all processes, whatever was dealt out between them.
+        # Each record that was read is in a batch, waits, or was dropped.
         dropped = Counter()
         for state in states:
             dropped.update(state["reasons"])
@@ -101,7 +101,7 @@ def test_an_epoch_has_every_record_once_however_often_the_number_of_processes_ch
         assert all(dropped[reason] >= n for reason, n in before.items())
         assert all(state["reasons"].keys() == state["first"].keys() for state in states)
         before = dropped
-    # Everything behind the last deal is long past the first epoch of every stream that the run was started with.
+    # The first epoch of every initial stream ended long before the last change of the number.
     first = phases[0][0]
     taken = Counter(sample.position for sample in samples)
     assert max(taken.values()) == 1
@@ -116,12 +116,13 @@ def test_an_epoch_has_every_record_once_however_often_the_number_of_processes_ch
     assert epoch.keys() == good - left
 
 
-def test_positions_are_traced_through_every_deal():
-    """By hand: two processes stood at 3 and 1; then three of them at 2, 0 and 1; now there is one."""
+def test_positions_are_traced_through_every_change_of_processes():
+    """By hand: two processes stop at 3 and 1, then three at 2, 0 and 1; one process continues."""
     assert [trace([], 2, 1, k) for k in range(2)] == [(1, 0), (1, 1)]
     dealt = [trace([[3, 1]], 3, m, k) for k in range(2) for m in range(3)]
     assert dealt == [(0, 3), (1, 1), (0, 4), (1, 2), (0, 5), (1, 3)]
-    # Process 0 has read (0, 3) and (1, 2), process 2 has read (0, 4); (1, 1) and (0, 5) of process 1 are left, and all that follows.
+    # Process 0 has read (0, 3) and (1, 2), process 2 has read (0, 4). Of the positions so far,
+    # (1, 1) and (0, 5) of process 1 remain.
     assert [trace([[3, 1], [2, 0, 1]], 1, 0, k) for k in range(5)] == [
         (0, 6),
         (1, 1),
@@ -131,7 +132,7 @@ def test_positions_are_traced_through_every_deal():
     ]
 
 
-def test_the_same_number_of_processes_goes_on_unchanged():
+def test_states_are_unchanged_for_the_same_number_of_processes():
     _, states = go_on([], 3, 2, 4)
     assert [redistribute(states, index, 3) for index in range(3)] == states
     samples, after = go_on(states, 3, 2, 2)
@@ -147,7 +148,7 @@ def test_the_same_number_of_processes_goes_on_unchanged():
     cut=st.integers(0, 5),
     rows=st.integers(1, 3),
 )
-def test_a_process_goes_on_as_if_it_had_never_stopped(sizes, cut, rows):
+def test_resumed_process_continues_exactly(sizes, cut, rows):
     class Sized(Drawing):
         def __call__(self, place):
             sample = super().__call__(place)
@@ -168,8 +169,8 @@ def test_a_process_goes_on_as_if_it_had_never_stopped(sizes, cut, rows):
         process.close()
 
 
-def test_a_state_of_a_first_release_is_read():
-    """Its waiting examples are positions of the process's own stream, and it knows of no deals."""
+def test_state_of_the_oldest_format_is_read():
+    """Its waiting examples are indices into the process's own stream, and it has no history."""
     process = iterator(1, 2, 2)
     next(process)
     state = process.get_state()

@@ -1,4 +1,4 @@
-"""The endless order of records: epochs, shards, shares, and which records are used."""
+"""Tests of the endless order of records: epochs, shards, shares and sampling strategies."""
 
 import itertools
 import pickle
@@ -33,21 +33,19 @@ def test_processes_share_each_epoch_without_overlap(count):
         assert sorted(seen) == [(0, k) for k in range(18)]
 
 
-def test_weights_hold_in_every_stretch():
+def test_weights_hold_in_every_interval():
     stream = mixture.stream([50, 9, 30], [300, 100, 100], seed=0)
     for start in (0, 137):
         drawn = Counter(stream[start + k][0] for k in range(100))
         assert all(abs(drawn[source] - share) <= 1 for source, share in enumerate((60, 20, 20)))
     second = [stream[k][1] for k in range(200) if stream[k][0] == 1]
-    assert (
-        sorted(second[:9]) == sorted(second[9:18]) == list(range(9))
-    )  # a small source starts over while a large one goes on
+    # A small source begins its next epoch while a large one continues.
+    assert sorted(second[:9]) == sorted(second[9:18]) == list(range(9))
 
 
-def test_seeds_depend_on_everything_named_and_nothing_else():
-    assert (
-        mixture.stage_seed(1, "video") == mixture.stage_seed(1, "video") == 565_965_830
-    )  # sha256 of "1/video", 31 bits
+def test_seeds_depend_only_on_their_arguments():
+    # sha256 of "1/video", 31 bits.
+    assert mixture.stage_seed(1, "video") == mixture.stage_seed(1, "video") == 565_965_830
     others = {
         mixture.stage_seed(1, "video"),
         mixture.stage_seed(2, "video"),
@@ -71,7 +69,7 @@ def test_examples_per_epoch_counts_all_sources(config):
 
 @pytest.fixture
 def several(config):
-    """A mixture of the small data set's splits by label: train has 24 records, other 8."""
+    """A mixture of splits of the small data set by label; train has 24 records, other has 8."""
 
     def several(temperature=0.0, **sources):
         data = config.stages.video.data
@@ -88,7 +86,7 @@ def several(config):
 @settings(deadline=None, max_examples=30)
 @given(weights=st.lists(st.sampled_from([0.1, 0.25, 1.0, 3.0, 7.5]), min_size=2, max_size=4))
 def test_weights_mix_as_grain_mixes_them(weights):
-    """Checkpoints name positions of this order."""
+    """Positions in checkpoints refer to this order."""
     smallest = min(weights)
     ours = mixture.stream(
         [60_000] * len(weights), [int(weight * (100 / smallest)) for weight in weights], 5
@@ -101,15 +99,15 @@ def test_weights_mix_as_grain_mixes_them(weights):
     assert [ours[n] for n in range(300)] == [theirs[n] for n in range(300)]
 
 
-def test_weights_alone_do_not_ask_for_sizes(several):
+def test_weights_do_not_depend_on_sizes(several):
     loaded = several(a=dict(split="train", weight=1.0), b=dict(split="other", weight=2.5))
     assert loaded.shares == [100, 250]
     assert len(loaded) == 32
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-def test_a_temperature_draws_by_size(several, temperature):
-    """T5's rule: the share of a source is the T-th root of its size; here times its weight."""
+def test_temperature_draws_by_size(several, temperature):
+    """T5's rule: the share of a source is its weight times the T-th root of its size."""
     loaded = several(
         temperature,
         a=dict(split="train", epochs=2.0),
@@ -125,7 +123,7 @@ def test_a_temperature_draws_by_size(several, temperature):
     assert len(loaded) == 48 + 8 + 8
 
 
-def test_a_pass_by_size_takes_every_record_as_often_as_its_epochs_say(several, config):
+def test_every_record_is_read_as_often_as_epochs_states(several, config):
     loaded = several(
         1.0,
         a=dict(split="train"),
@@ -141,7 +139,7 @@ def test_a_pass_by_size_takes_every_record_as_often_as_its_epochs_say(several, c
         }
 
 
-def test_strategies_use_the_records_that_they_name(several):
+def test_strategies_select_their_records(several):
     keys = [f"clip{k:03d}" for k in range(24)]
     expected = {
         "all": keys,
@@ -158,9 +156,7 @@ def test_strategies_use_the_records_that_they_name(several):
     assert several(a=dict(split="train", sampling="end:5")).key(0, 1) == "a[20]"
 
 
-def test_random_records_are_the_same_in_every_epoch_and_stage_and_others_for_another_seed(
-    several, config
-):
+def test_random_records_depend_only_on_the_seed(several, config):
     def drawn(label="a", sampling="random:50%"):
         loaded = several(**{label: dict(split="train", sampling=sampling)})
         assert loaded.lengths == [12]
@@ -190,7 +186,7 @@ def test_random_records_are_the_same_in_every_epoch_and_stage_and_others_for_ano
     percent=st.fractions(Fraction(1, 10), 100, max_denominator=10),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_a_share_of_the_records_is_rounded_up_and_has_none_twice(total, kind, percent, seed):
+def test_fraction_of_the_records_is_rounded_up_without_duplicates(total, kind, percent, seed):
     used = mixture.Used(f"{kind}:{float(percent)}%", total, seed, "a")
     assert len(used) == -(-total * Fraction(str(float(percent))) // 100)
     chosen = [used[k] for k in range(len(used))]
@@ -204,9 +200,8 @@ def test_a_share_of_the_records_is_rounded_up_and_has_none_twice(total, kind, pe
 
 def test_random_records_are_spread_evenly():
     counts = Counter(k // 100 for k in mixture.Used("random:20%", 1000, 7, "a"))
-    assert all(
-        8 <= counts[decade] <= 36 for decade in range(10)
-    )  # 20 on average, 4 standard deviations
+    # The mean is 20; within 4 standard deviations.
+    assert all(8 <= counts[decade] <= 36 for decade in range(10))
 
 
 def test_ten_million_records_take_no_memory():
@@ -223,14 +218,14 @@ def test_ten_million_records_take_no_memory():
     )
 
 
-def test_more_records_than_there_are_is_refused(several):
+def test_requesting_too_many_records_is_refused(several):
     with pytest.raises(
         DataError, match=r"^a: sampling = random:25, but it has 24 records; did you mean all\?$"
     ):
         several(a=dict(split="train", sampling="random:25"))
 
 
-def test_a_position_of_another_sampling_is_refused(several, config, tokenizer):
+def test_position_of_another_sampling_strategy_is_refused(several, config, tokenizer):
     several(a=dict(split="train", sampling="first:12"))
     state = conversation_batches(config, "video", tokenizer).get_state()
     for change in (dict(sampling="end:12"), dict(sampling="random:50%")):

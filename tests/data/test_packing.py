@@ -1,4 +1,4 @@
-"""Packing against a plain reading of the rule."""
+"""Tests of packing against a direct implementation of the rule."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,10 @@ MIXED = [Counts(1 + k * 7 % 10, k * 5 % 9, k % 2, 1) for k in range(200)]
 
 
 def plain_rows(costs, ahead):
-    """Rows of examples by number: each begins with the oldest and takes the largest that fits, of equals the older one."""
+    """Rows of example numbers: a row takes the oldest example, then the largest that fits.
+
+    Of equally large examples it takes the older one.
+    """
     costs, waiting, rows = list(enumerate(costs)), [], []
     while True:
         while sum(cost[0] for _, cost in waiting) < ahead * CAPACITY.tokens or not waiting:
@@ -55,7 +58,7 @@ def packed_rows(costs, ahead):
 
 @settings(deadline=None)
 @given(costs=costs, ahead=st.sampled_from([0, 0.5, 1, 2, 8]))
-def test_rows_are_those_of_the_rule(costs, ahead):
+def test_rows_follow_the_rule(costs, ahead):
     rows, waiting = packed_rows(costs, ahead)
     assert (rows, waiting) == plain_rows(costs, ahead)
     assert sorted(k for row in [*rows, waiting] for k in row) == list(range(len(costs)))
@@ -65,7 +68,7 @@ def test_rows_are_those_of_the_rule(costs, ahead):
 
 @settings(deadline=None)
 @given(costs=costs)
-def test_no_example_waits_for_more_rows_than_there_were_examples_before_it(costs):
+def test_waiting_time_is_bounded_by_the_examples_ahead(costs):
     buffer, entered, rows = PackingBuffer(CAPACITY, 2), {}, 0
     for k, cost in enumerate(costs):
         entered[k] = (rows, len(buffer.waiting))
@@ -77,12 +80,12 @@ def test_no_example_waits_for_more_rows_than_there_were_examples_before_it(costs
             rows += 1
 
 
-def test_without_looking_ahead_rows_take_one_each():
+def test_without_lookahead_each_row_has_one_example():
     small = Counts(1, 1, 1, 1)
     assert packed_rows([small] * 3, 0) == ([[0], [1], [2]], [])
 
 
-def test_single_rows_take_one_each():
+def test_single_rows_have_one_example_each():
     rows = SingleRows()
     assert rows.short
     for k in range(3):
@@ -94,7 +97,7 @@ def test_single_rows_take_one_each():
     assert rows.short
 
 
-def test_a_simulation_counts_what_was_packed():
+def test_simulation_counts_packed_examples():
     rows, waiting = packed_rows(MIXED, 2)
     packed = simulate(iter(MIXED), CAPACITY, 2)
     taken = [MIXED[k] for row in rows for k in row]
@@ -109,7 +112,7 @@ def test_a_simulation_counts_what_was_packed():
     assert 1 < packed.longest_wait < packed.most_waiting
 
 
-def test_budgets_and_what_exceeds_them():
+def test_capacity_names_the_exceeded_fields():
     config = schema.base()
     stage = config.stages.s = schema.stage()
     stage.data.update(seq_len=100, max_patches=60, max_frames=4)
@@ -131,7 +134,7 @@ def sample(value, grids, text=3):
     )
 
 
-def test_collated_rows_point_at_their_own_patches_and_frames():
+def test_collated_rows_index_their_own_patches_and_frames():
     samples = [sample(10, [(1, 2), (1, 2)]), sample(50, [(2, 2)]), sample(90, [(1, 1)])]
     capacity = RowCapacity(40, 12, 4, 40)
     collator = PackedCollator(capacity=capacity, patch_width=12, teacher_size=4)
@@ -151,7 +154,7 @@ def test_collated_rows_point_at_their_own_patches_and_frames():
 
 
 @pytest.mark.parametrize("teacher_size", [None, 0])
-def test_no_teacher_frames_unless_asked(teacher_size):
+def test_no_teacher_frames_by_default(teacher_size):
     capacity = RowCapacity(10, 2, 1, 10)
     collator = PackedCollator(capacity=capacity, patch_width=12, teacher_size=teacher_size)
     assert set(collator([[sample(1, [(1, 1)])]])) == {"patches", "layout"}

@@ -1,4 +1,4 @@
-"""Batches: order, exact resumption, bad records, what the rows hold, and the teacher's views."""
+"""Tests of batches: order, exact resumption, bad records, contents of rows, teacher frames."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ from elva_jax.video.layout import Kind
 
 @pytest.fixture
 def make(config, tokenizer):
-    """Makes iterators of the video stage and closes them in the end."""
+    """Creates iterators of the video stage, and closes them at the end."""
     made = []
 
     def make(**options):
@@ -50,7 +50,7 @@ def equal(left, right):
 
 
 def answers(batch, tokenizer):
-    """The learned text of every segment of every row, cut at <|im_end|>."""
+    """The learned text of every segment of every row, split at <|im_end|>."""
     layout, out = batch["layout"], []
     for r in range(len(layout.kind)):
         for k in range(1, layout.segment[r].max() + 1):
@@ -59,14 +59,14 @@ def answers(batch, tokenizer):
     return out
 
 
-def test_a_seed_fixes_every_byte(make, config):
+def test_seed_determines_every_byte(make, config):
     first = take(make(), 5)
     assert equal(first, take(make(), 5))
     config.seed = 1
     assert not equal(first, take(make(), 5))
 
 
-def test_resuming_gives_the_identical_rest(make):
+def test_resumed_iterator_gives_identical_batches(make):
     whole = make()
     states, batches, stats = [], [], []
     for _ in range(8):
@@ -83,7 +83,7 @@ def test_resuming_gives_the_identical_rest(make):
             assert again.stats == stats[j]
 
 
-def test_an_iterator_in_use_can_go_back(make):
+def test_iterator_can_return_to_an_earlier_state(make):
     batches = make()
     take(batches, 2)
     state = batches.get_state()
@@ -92,7 +92,7 @@ def test_an_iterator_in_use_can_go_back(make):
     assert equal(first, take(batches, 3))
 
 
-def test_workers_change_nothing(make, config):
+def test_number_of_workers_does_not_change_batches(make, config):
     config.stages.video.data.update(num_low_frames=2, low_longest_edge=16)
     config.stages.video.data.mixture.a.split = "rotten"
     config.stages.video.data.max_bad_fraction = 1.0
@@ -110,7 +110,7 @@ def test_workers_change_nothing(make, config):
 
 
 def frames_of_examples(batch):
-    """(record's kind, grids) of every packed example."""
+    """The patch grids of every packed example."""
     layout, out = batch["layout"], []
     for r in range(len(layout.kind)):
         for k in range(1, layout.segment[r].max() + 1):
@@ -121,7 +121,7 @@ def frames_of_examples(batch):
 
 
 def test_some_videos_are_read_at_two_resolutions(make, config):
-    """Clips of 32 x 32 or 32 x 48 pixels have three frames, or beside them two of one patch; stills have one frame."""
+    """Clips have three frames of 32 x 32 or 32 x 48 pixels; hybrid ones two more of one patch."""
     data = config.stages.video.data
     plain = take(make(), 2)
     data.low_longest_edge = 16
@@ -150,7 +150,7 @@ def test_some_videos_are_read_at_two_resolutions(make, config):
         assert np.mean([(1, 1) in grids for grids in seen]) == share
 
 
-def test_which_videos_are_read_so_hangs_on_the_seed_alone(make, config):
+def test_choice_of_hybrid_videos_depends_only_on_the_seed(make, config):
     config.stages.video.data.update(num_low_frames=2, low_longest_edge=16, pack=False)
     first = [frames_of_examples(batch) for batch in take(make(), 4)]
     state = make().get_state()
@@ -168,7 +168,7 @@ def test_which_videos_are_read_so_hangs_on_the_seed_alone(make, config):
         make().set_state(state)
 
 
-def test_videos_at_two_resolutions_that_do_not_fit_are_dropped_in_words(make, config):
+def test_hybrid_videos_that_do_not_fit_are_dropped_with_a_reason(make, config):
     config.stages.video.data.update(
         num_low_frames=2,
         low_longest_edge=16,
@@ -202,10 +202,8 @@ def test_processes_read_disjoint_records(make, config, tokenizer):
     assert sorted(seen) == sorted(f"a circle, place {k}" for k in range(24))
 
 
-def test_another_number_of_processes_reads_the_rest_as_the_first_would_have(
-    make, config, tokenizer
-):
-    """Random turns included: one process takes a third of the epoch, two the rest; together they read what one alone reads."""
+def test_another_number_of_processes_reads_the_same_remaining_samples(make, config, tokenizer):
+    """One process reads a third of an epoch, two read the rest; random turns are unchanged."""
     config.stages.video.data.pack = False
     alone = [tuple(turns) for batch in take(make(), 6) for turns in answers(batch, tokenizer)]
     first = make()
@@ -226,9 +224,8 @@ def test_bad_records_are_counted_exactly(make, config):
     take(batches, 12)
     seen = batches.get_state()["position"]
     order = mixture.stream([29], [1.0], mixture.stage_seed(config.seed, "video"))
-    bad = Counter(
-        order[k][1] - 24 for k in range(seen) if order[k][1] >= 24
-    )  # the last five records are bad, each in its own way
+    # The last five records are bad for different reasons.
+    bad = Counter(order[k][1] - 24 for k in range(seen) if order[k][1] >= 24)
     assert seen == batches.seen > 2 * 29
     assert batches.dropped == sum(bad.values())
     assert sorted(batches.reasons.values()) == sorted(bad.values())
@@ -249,7 +246,7 @@ def test_bad_records_are_counted_exactly(make, config):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_records_of_a_file_are_counted_by_reason(make, config, data_dir, tmp_path, workers):
-    """Twelve readable records of a LLaVA file, and one for every reason there can be."""
+    """A LLaVA file with twelve good records, and a bad one for every possible reason."""
 
     def line(video="good.mp4", question="<video>What colour?", answer="red"):
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
@@ -305,13 +302,14 @@ def test_too_many_bad_records_stop_the_run(make, config, limit, dropped):
     batches = make()
     with pytest.raises(
         DataError,
-        match=rf"^{dropped} of \d+ records are bad, over the limit data.max_bad_fraction = {limit}: .*first: bad\d",
+        match=rf"^{dropped} of \d+ records are bad, "
+        rf"over the limit data.max_bad_fraction = {limit}: .*first: bad\d",
     ):
         take(batches, 100)
 
 
-def test_rows_hold_the_frames_that_their_text_speaks_of(make, config, tokenizer):
-    """The answer names the record, whose frames' brightness is known: (5 k + 20 f) mod 250 for the frames f = 1, 3, 5 of six."""
+def test_rows_contain_the_frames_of_their_text(make, config, tokenizer):
+    """The answer names record k; its frames f = 1, 3, 5 have gray levels (5 k + 20 f) mod 250."""
     config.stages.video.data.mixture.a.tasks = ("object",)
     batches, records = make(teacher_size=24), set()
     for batch in take(batches, 4):
@@ -331,7 +329,8 @@ def test_rows_hold_the_frames_that_their_text_speaks_of(make, config, tokenizer)
                     index = layout.patch_index[r][
                         (layout.frame[r] == frame) & (layout.kind[r] == Kind.PATCH)
                     ]
-                    assert len(index) == (6 if k % 2 else 4)  # 32 x 48, 48 x 32 or 32 x 32 pixels
+                    # Patches of 32 x 48, 48 x 32 or 32 x 32 pixels.
+                    assert len(index) == (6 if k % 2 else 4)
                     np.testing.assert_allclose(batch["patches"][r][index], brightness, atol=4)
                     np.testing.assert_allclose(
                         batch["teacher_frames"][r][frame], brightness, atol=4
@@ -339,7 +338,7 @@ def test_rows_hold_the_frames_that_their_text_speaks_of(make, config, tokenizer)
     assert records == set(range(24))
 
 
-def test_shapes_and_fill(make, tokenizer):
+def test_batches_have_fixed_shapes_and_report_their_fill(make, tokenizer):
     batches = make()
     first = next(batches)
     batch = next(batches)
@@ -357,7 +356,7 @@ def test_shapes_and_fill(make, tokenizer):
     )
 
 
-def test_packing_loses_and_repeats_nothing(make, config, tokenizer):
+def test_packing_neither_loses_nor_repeats_examples(make, config, tokenizer):
     config.stages.video.data.mixture.a.tasks = ("object",)
     batches = make()
     names = [answer for batch in take(batches, 12) for (answer,) in answers(batch, tokenizer)]
@@ -371,7 +370,7 @@ def test_packing_loses_and_repeats_nothing(make, config, tokenizer):
     assert Counter(names) == read
 
 
-def test_without_packing_a_row_is_an_example(make, config):
+def test_unpacked_rows_have_one_example(make, config):
     config.stages.video.data.pack = False
     batches = make()
     layout = take(batches, 3)[-1]["layout"]
@@ -395,7 +394,7 @@ def test_long_examples_lose_their_last_turns(make, config, tokenizer):
     data.seq_len = 150
     batches = make()
     cut = [len(turns) for batch in take(batches, 3) for turns in answers(batch, tokenizer)]
-    assert set(full) == {4}  # six turns, of which two pairs are about the same question
+    assert set(full) == {4}  # six turns; two pairs of them are about the same question
     assert 1 <= min(cut) < 4
     assert batches.dropped == 0
 
@@ -403,7 +402,7 @@ def test_long_examples_lose_their_last_turns(make, config, tokenizer):
 @pytest.mark.parametrize(
     ("key", "value", "budget"), [("seq_len", 30, "tokens and floor"), ("max_patches", 3, "patches")]
 )
-def test_examples_that_never_fit_are_dropped_with_the_budget_named(
+def test_examples_that_never_fit_are_dropped_and_the_limit_is_named(
     make, config, key, value, budget
 ):
     config.stages.video.data[key] = value
@@ -413,8 +412,8 @@ def test_examples_that_never_fit_are_dropped_with_the_budget_named(
         next(make())
 
 
-def test_only_what_does_not_fit_is_dropped(make, config):
-    """Stills have one frame, clips three."""
+def test_only_examples_that_do_not_fit_are_dropped(make, config):
+    """Still images have one frame, clips have three."""
     config.stages.video.data.max_frames, config.stages.video.data.max_bad_fraction = 2, 1.0
     batches = make()
     layout = next(batches)["layout"]
@@ -453,7 +452,7 @@ def test_mixtures_are_drawn_by_weight(make, config, tokenizer):
     assert all(answer.endswith("moves.") for answer in seen if not answer.startswith("a circle"))
 
 
-def test_teacher_batches(config, tokenizer):
+def test_teacher_batches_are_padded_clips_and_captions(config, tokenizer):
     stage = config.stages.teacher
     stage.data.mixture.a.tasks = ("object",)
     batches = caption_batches(config, "teacher", tokenizer)
@@ -500,18 +499,18 @@ def test_examples_per_step_is_measured_on_packed_rows(config, tokenizer, make):
     for _ in range(6):
         next(batches)
         taken.append(batches.stats["examples"])
-    assert measured == pytest.approx(
-        np.mean(taken), rel=0.15
-    )  # 64 rows of about two examples vary by so much
+    # The tolerance covers the variation of 64 rows with about two examples each.
+    assert measured == pytest.approx(np.mean(taken), rel=0.15)
     config.stages.video.data.pack = False
     assert conversations_per_step(config, "video", tokenizer) == 64
 
 
-def test_missing_data_says_what_to_build(make, config, tmp_path):
+def test_missing_data_set_says_how_to_build_it(make, config, tmp_path):
     config.data_dir = str(tmp_path)
     with pytest.raises(
         DataError,
-        match=rf"{tmp_path}/moving_shapes/small: no such data set; build it with `elva data build moving_shapes`",
+        match=rf"{tmp_path}/moving_shapes/small: no such data set; "
+        "build it with `elva data build moving_shapes`",
     ):
         make()
 
@@ -526,6 +525,7 @@ def test_unknown_formats_are_named(make, config):
     config.stages.video.data.mixture.a.name = "webvid/small"
     with pytest.raises(
         DataError,
-        match=r"webvid/small: no such data set; build it with `elva data build SOURCE --name webvid`",
+        match=r"webvid/small: no such data set; "
+        "build it with `elva data build SOURCE --name webvid`",
     ):
         make()

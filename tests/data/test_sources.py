@@ -1,4 +1,4 @@
-"""Records of the real moving_shapes builder as examples."""
+"""Tests that records of the real moving_shapes builder become examples."""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_malformed_records_are_named():
         sources.to_example(record)
 
 
-def test_every_file_that_a_config_may_name_has_a_reader():
+def test_every_file_suffix_of_the_config_has_a_reader():
     assert tuple(sources.FILE_READERS) == validate.FILES
 
 
@@ -84,7 +84,7 @@ def test_every_file_that_a_config_may_name_has_a_reader():
         ),
     ],
 )
-def test_files_that_hold_nothing_are_refused(tmp_path, name, text, message):
+def test_files_without_records_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         sources.open_examples(schema.source(str(tmp_path / name)), tmp_path)

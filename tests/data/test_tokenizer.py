@@ -1,4 +1,4 @@
-"""The small Qwen2-style tokenizer: against transformers' Qwen2 and against its own texts."""
+"""Tests of the small Qwen2-style tokenizer against transformers' Qwen2 and its training texts."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def tokenizer(folder):
     return tokenizers.load(folder)
 
 
-def test_it_is_small_and_has_qwens_special_tokens_at_the_end(tokenizer):
+def test_tokenizer_is_small_and_ends_with_qwens_special_tokens(tokenizer):
     assert len(tokenizer) <= 768
     ids = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     assert ids == [len(tokenizer) - 3, len(tokenizer) - 2, len(tokenizer) - 1]
@@ -38,7 +38,7 @@ def test_it_is_small_and_has_qwens_special_tokens_at_the_end(tokenizer):
 
 
 @given(text=st.text())
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_is_decoded_unchanged(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
@@ -48,7 +48,7 @@ def test_any_text_comes_back(tokenizer, text):
         alphabet=st.characters(codec="utf-8") | st.sampled_from("aB1 \n\r\t'.s"), max_size=30
     )
 )
-def test_texts_are_cut_where_qwen2_cuts_them(tokenizer, text):
+def test_texts_are_split_like_qwen2(tokenizer, text):
     reference = Qwen2Tokenizer().backend_tokenizer
     ours = tokenizer.backend_tokenizer
     normal = ours.normalizer.normalize_str(text)
@@ -64,16 +64,16 @@ ANSWERS = sorted(
 
 
 @pytest.mark.parametrize("word", [*ANSWERS, *"ABCD"])
-def test_words_of_answers_are_one_token_with_and_without_a_space(tokenizer, word):
+def test_answer_words_are_one_token_with_and_without_a_space(tokenizer, word):
     assert tokenizer.tokenize(word) == [word]
     assert tokenizer.tokenize(f" {word}") == [f"Ġ{word}"]
 
 
-def test_digits_are_one_token(tokenizer):
+def test_each_digit_is_one_token(tokenizer):
     assert all(tokenizer.tokenize(digit) == [digit] for digit in "0123456789")
 
 
-def test_the_data_sets_texts_take_little_more_than_a_token_a_word(tokenizer):
+def test_data_set_texts_have_little_more_than_one_token_per_word(tokenizer):
     words = tokens = 0
     for index in range(5000, 5100):
         annotation = records.annotation_of("hard", 0, "train", index, 8000)
@@ -103,7 +103,8 @@ def test_chat_template_is_qwens_format(tokenizer):
         {"role": "user", "content": "And its shape?"},
     ]
     expected = (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat colour is it?<|im_end|>\n"
+        "<|im_start|>assistant\nred<|im_end|>\n"
         "<|im_start|>user\nAnd its shape?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert (
@@ -120,7 +121,11 @@ def test_chat_template_is_qwens_format(tokenizer):
 
 
 def test_the_same_texts_give_the_same_files(folder, tmp_path):
-    code = "import sys\nfrom elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes\nbuild_for_moving_shapes(sys.argv[1], scenes=600)"
+    code = """
+import sys
+from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
+build_for_moving_shapes(sys.argv[1], scenes=600)
+"""
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env={"PYTHONHASHSEED": "5"}, check=True
     )
@@ -130,7 +135,7 @@ def test_the_same_texts_give_the_same_files(folder, tmp_path):
     assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
 
 
-def test_any_texts_make_a_tokenizer(tmp_path):
+def test_tokenizer_is_built_from_any_texts(tmp_path):
     built = tokenizers.build(["to be or not to be"] * 3, tmp_path, 300, words=["question"])
     loaded = tokenizers.load(tmp_path)
     assert loaded.get_vocab() == built.get_vocab()
@@ -152,8 +157,8 @@ def test_a_tokenizer_without_chat_tokens_is_refused(tmp_path):
         tokenizers.load(tmp_path)
 
 
-def test_nothing_waits_for_pytorch_to_be_imported(folder):
-    """It is installed here, and takes seconds."""
+def test_loading_a_tokenizer_does_not_import_pytorch(folder):
+    """Importing it, where it is installed, takes seconds."""
     program = """
 import sys
 import elva_jax.training.train, elva_jax.evaluation.evaluate, elva_jax.inference.chat
@@ -166,7 +171,7 @@ print(len(tokenizer.load(sys.argv[1])), "torch" in sys.modules)
     assert done.stdout.split() == [str(len(tokenizers.load(folder))), "False"]
 
 
-def test_a_damaged_settings_file_is_told_in_a_line(folder, tmp_path):
+def test_damaged_settings_file_gives_one_line(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "damaged")
     (tmp_path / "damaged" / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match=r"damaged: no tokenizer there \(Expecting property name"):

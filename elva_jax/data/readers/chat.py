@@ -15,12 +15,13 @@ KINDS: dict[str, Literal["video", "image"]] = {
     "video": "video",
     "videos": "video",
 }
+# The parts of a message content that are media, by their type.
 PARTS: dict[Any, Literal["video", "image"]] = {
     "image": "image",
     "image_url": "image",
     "video": "video",
     "video_url": "video",
-}  # of a content
+}
 Locate = Callable[[object], "bytes | str"]
 ROLES = {
     "human": "user",

@@ -1,4 +1,4 @@
-"""A source with every kind of record, good and bad, and with real media."""
+"""Fixtures: a source with good and bad records of every kind, and with real media."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def video(
     rate: int = 6,
     path: Path | None = None,
 ) -> bytes:
-    """A real mp4 with a brightness per clip and frame; in a file, its header comes first."""
+    """A real mp4 whose gray levels encode clip and frame; in a file, its index comes first."""
     out = io.BytesIO()
     options = {"movflags": "faststart"} if path else {}
     with av.open(
@@ -37,7 +37,7 @@ def video(
 
 
 def image(seed: int, form: str = "PNG", size: tuple[int, int] = (24, 40)) -> bytes:
-    """An encoded picture of a gray ramp."""
+    """An encoded image of a gray ramp."""
     out = io.BytesIO()
     ramp = np.linspace(seed % 100, 200, size[0] * size[1] * 3).astype(np.uint8).reshape(*size, 3)
     Image.fromarray(ramp).save(out, form)
@@ -51,7 +51,7 @@ def talk(*texts: str, **fields) -> dict:
 
 
 def good() -> list[dict]:
-    """Records with several turns, several media, stills, a system turn, and without media."""
+    """Good records: several turns, several media, still images, a system turn, or no media."""
     records = [
         talk(f"<video>\nWhat is in clip {k}?", f"A grey field, number {k}.", video=f"clips/{k}.mp4")
         for k in range(8)
@@ -138,7 +138,7 @@ def elva(capsys):
 
 @pytest.fixture(scope="session")
 def made():
-    """The functions that make media and records."""
+    """The functions that create media and records."""
 
     class Made:
         bad = BAD
@@ -149,7 +149,7 @@ def made():
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All files under a folder, except the state of a build, which TFDS does not read."""
+    """All files under a folder except the state of a build, which TFDS does not read."""
     paths = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and "build" not in path.parts
     ]

@@ -1,4 +1,4 @@
-"""`elva data build`: the same examples as the source's reader, in shards, over hosts, verified."""
+"""Tests of `elva data build`: same examples as the source, shards, several hosts, verification."""
 
 import csv
 import dataclasses
@@ -17,7 +17,7 @@ from elva_jax.tools.datasets.build import shard, start
 
 
 def with_bytes(example):
-    """An example with the bytes of its files as media."""
+    """Replaces the paths of an example's media by the bytes of the files."""
     media = [
         m
         if isinstance(m.source, bytes)
@@ -39,7 +39,7 @@ def readable(examples):
 
 @pytest.fixture(scope="module")
 def built(source, tmp_path_factory):
-    """The source, built as four files by one process."""
+    """The data set that one process built from the source, in four files."""
     from elva_jax import cli
 
     folder = tmp_path_factory.mktemp("built")
@@ -48,7 +48,7 @@ def built(source, tmp_path_factory):
     return folder
 
 
-def test_a_built_data_set_holds_the_examples_of_its_source(source, built, made):
+def test_built_data_set_has_the_examples_of_its_source(source, built, made):
     examples = sources.open_examples(schema.source("notes", "train"), built)
     assert len(examples) == len(made.good()) == 11
     direct = {
@@ -65,7 +65,7 @@ def test_a_built_data_set_holds_the_examples_of_its_source(source, built, made):
     assert examples[10].system == "Be brief."
 
 
-def test_it_is_a_data_set_of_tfds(built):
+def test_built_data_set_opens_in_tfds(built):
     assert len(tfds.data_source("notes", split="train", data_dir=built)) == 11
     part = tfds.data_source("notes", split="train[2:4]", data_dir=built)
     assert [record["key"] for record in part] == [b"notes.jsonl:5", b"notes.jsonl:7"]
@@ -78,7 +78,7 @@ def test_it_is_a_data_set_of_tfds(built):
     )
 
 
-def test_its_shards_are_those_that_tfds_itself_would_write(source, built, tmp_path):
+def test_shards_equal_those_that_tfds_writes(source, built, tmp_path):
     plan, preparation = start.begin(
         start.BuildOptions(
             source=str(source), name="notes", data_dir=tmp_path / "state", shard_size=5
@@ -130,7 +130,7 @@ def test_rejected_records_are_listed_with_their_reasons(source, built, made):
     assert manifest["source"]["records"] == 20
 
 
-def test_the_manifest_counts(built):
+def test_manifest_counts_records_and_tokens(built):
     manifest = json.loads((built / "notes/1.0.0/manifest-train.json").read_text())
     found = manifest["statistics"]
     assert found["records"] == 11
@@ -143,7 +143,7 @@ def test_the_manifest_counts(built):
         pytest.approx(11 / 6),
     )
     assert found["turns"]["total"] == 8 + 2 + 2 + 1
-    # a 48 x 32 frame is 2 x 1 patches of 28, 32 x 64 is 1 x 2: each with its <LINE>s and <FRAME>
+    # A 48 x 32 frame has 2 x 1 patches of 28 pixels, 32 x 64 has 1 x 2; plus <LINE>s and <FRAME>.
     upright, wide = 2 * 1 + 2 + 1, 1 * 2 + 1 + 1
     by_clip = [(upright if k % 2 else wide) * (4 + k) for k in range(8)]
     stills = (1 * 1 + 1 + 1) + (2 * 4 + 2 + 1)
@@ -153,7 +153,7 @@ def test_the_manifest_counts(built):
     )
 
 
-def test_tokens_are_those_that_training_lays_out(source, tmp_path, tokenizer, elva, config):
+def test_token_counts_equal_those_of_training(source, tmp_path, tokenizer, elva, config):
     from elva_jax.data.decode_example import ConversationDecoder
     from elva_jax.data.mixture import Mixture
 
@@ -187,7 +187,7 @@ def test_tokens_are_those_that_training_lays_out(source, tmp_path, tokenizer, el
     )
 
 
-def test_other_sources_too(tmp_path, data_dir, made, elva):
+def test_other_kinds_of_sources_are_built(tmp_path, data_dir, made, elva):
     media = made.write_media(tmp_path / "media")
     with (media / "web.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
@@ -234,7 +234,7 @@ def test_splits_share_a_data_set(source, built, tmp_path, elva):
     assert list(one) == list(two)
 
 
-def test_files_without_a_usable_record_do_no_harm(source, tmp_path, elva):
+def test_shards_without_usable_records_are_built(source, tmp_path, elva):
     options = ["--name", "fine", "--shard-size", "1", "--workers", "1"]
     status, out, err = elva("build", source, "--data-dir", tmp_path, *options)
     assert status == 0, err
@@ -242,7 +242,7 @@ def test_files_without_a_usable_record_do_no_harm(source, tmp_path, elva):
     assert len(list(sources.open_examples(schema.source("fine", "train"), tmp_path))) == 11
 
 
-def test_a_source_without_a_usable_record_is_no_data_set(tmp_path, made, elva):
+def test_source_without_usable_records_is_refused(tmp_path, made, elva):
     (tmp_path / "bad.jsonl").write_text(
         "\n".join([json.dumps(made.talk("What?", "This.", video="none.mp4"))] * 3)
     )
@@ -277,19 +277,19 @@ def test_other_settings_are_refused(source, built, elva, contents, change, messa
     assert contents(built / "notes") == before
 
 
-def test_a_source_that_changed_is_refused(tmp_path, made, elva):
+def test_changed_source_is_refused(tmp_path, made, elva):
     made.write_media(tmp_path / "media")
     notes = tmp_path / "media" / "notes.jsonl"
     notes.write_text(json.dumps(made.good()[0]))
     arguments = ["build", notes, "--name", "notes", "--data-dir", tmp_path, "--workers", "1"]
     assert elva(*arguments)[0] == 0
-    notes.write_text(json.dumps(made.good()[0]).replace("grey", "gray"))  # as long as it was
+    notes.write_text(json.dumps(made.good()[0]).replace("grey", "gray"))  # same length as before
     status, _, err = elva(*arguments)
     assert status == 1
     assert "was started with content = " in err
 
 
-def test_a_flipped_byte_is_found_and_repaired(source, tmp_path, elva, contents):
+def test_flipped_byte_is_found_and_repaired(source, tmp_path, elva, contents):
     options = ["--name", "notes", "--shard-size", "5", "--workers", "1"]
     arguments = ["build", source, "--data-dir", tmp_path, *options]
     assert elva(*arguments)[0] == 0
@@ -357,7 +357,7 @@ def test_misuse_is_explained_in_one_line(source, tmp_path, elva, words, status, 
     assert not (tmp_path / "x" / "1.0.0" / "dataset_info.json").exists()
 
 
-def test_a_foreign_data_set_is_left_alone(source, data_dir, tmp_path, elva):
+def test_data_set_of_another_builder_is_not_overwritten(source, data_dir, tmp_path, elva):
     (tmp_path / "foreign/1.0.0").mkdir(parents=True)
     (tmp_path / "foreign/1.0.0/dataset_info.json").write_text("{}")
     status, _, err = elva("build", source, "--name", "foreign", "--data-dir", tmp_path)

@@ -1,4 +1,4 @@
-"""Stored media: the original bytes, or smaller frames at the same times."""
+"""Tests of stored media: the original bytes, or smaller frames at the same times."""
 
 import io
 import pickle
@@ -18,7 +18,7 @@ LEVELS = (16, 80, 150, 220)
 
 
 def numbered(k: int, height: int, width: int) -> np.ndarray:
-    """A frame with its number encoded in the gray levels of its thirds."""
+    """A frame that encodes its number in the gray levels of its three vertical parts."""
     digits = np.array([k // 16 % 4, k // 4 % 4, k % 4])
     columns = np.array(LEVELS, np.uint8)[digits[np.arange(width) * 3 // width]]
     return np.broadcast_to(columns[None, :, None], (height, width, 3)).copy()
@@ -54,7 +54,7 @@ UNEVEN = [0, 1, 2, 5, 6, 7, 20, 21, 22, 23, 40, 41, 55]
 
 @pytest.mark.parametrize("form", ["mp4", "matroska"])
 @pytest.mark.parametrize("ticks", [range(20), UNEVEN])
-def test_a_larger_video_shows_the_same_frames_at_the_same_times(form, ticks):
+def test_resized_video_has_the_same_frames_at_the_same_times(form, ticks):
     data = encode(ticks, form, bf="2")
     packed, size = pack(Media(data, "video"), 64, "clip")
     assert (size.height, size.width) == (48, 64)
@@ -69,7 +69,7 @@ def test_a_larger_video_shows_the_same_frames_at_the_same_times(form, ticks):
         assert after.duration == before.duration
 
 
-def test_a_larger_video_is_small_upright_and_of_its_colours():
+def test_resized_video_is_small_and_upright_with_the_same_colors():
     data = encode(range(5), rotation=90)
     packed, size = pack(Media(data, "video"), 64, "clip")
     assert (size.height, size.width) == (64, 48)
@@ -86,7 +86,7 @@ def test_a_larger_video_is_small_upright_and_of_its_colours():
 
 
 @pytest.mark.parametrize("edge", [0, 160, 161])
-def test_small_media_stay_byte_for_byte(tmp_path, edge):
+def test_small_media_are_stored_unchanged(tmp_path, edge):
     data = encode(range(7))
     (tmp_path / "clip.mp4").write_bytes(data)
     for source in (data, str(tmp_path / "clip.mp4")):

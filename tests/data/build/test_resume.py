@@ -1,4 +1,4 @@
-"""Real builds that are killed or interrupted: finished shards stay, the others are built again."""
+"""Kills and interrupts real builds: finished shards are kept, the others are built again."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SHARDS = 6
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, made) -> Path:
-    """A source of clips that take a while to transcode, some of them broken."""
+    """A source of clips that are slow to transcode; some of them are broken."""
     folder = tmp_path_factory.mktemp("slow")
     clip = made.video(1, frames=40, size=(240, 320), rate=30)
     for k in range(2 * SHARDS):
@@ -36,7 +36,7 @@ def arguments(slow, data_dir, workers):
 
 
 def begin(slow, data_dir, workers):
-    """Starts a build in its own process, with Ctrl-C as on a terminal; waits for its first file."""
+    """Starts a build in a process that handles SIGINT as on a terminal; waits for a file."""
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from elva_jax.cli import main; sys.exit(main())"
@@ -72,7 +72,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(slow, tmp_path_factory, contents):
-    """The files of an undisturbed build."""
+    """The files of a build without interruption."""
     from elva_jax import cli
 
     folder = tmp_path_factory.mktemp("whole")
@@ -81,14 +81,14 @@ def whole(slow, tmp_path_factory, contents):
 
 
 @pytest.mark.slow
-def test_a_killed_build_ends_like_an_undisturbed_one(slow, tmp_path, elva, whole, contents):
+def test_killed_build_ends_like_an_uninterrupted_one(slow, tmp_path, elva, whole, contents):
     process, state = begin(slow, tmp_path, 2)
     workers = children(process)
     assert len(workers) >= 2
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 60
-    while any(is_running(pid) for pid in workers):  # workers end with their parent
+    while any(is_running(pid) for pid in workers):  # workers end together with their parent
         assert time.monotonic() < deadline
         time.sleep(0.01)
     finished = {path: path.stat().st_mtime_ns for path in state.glob("0*.json")}
@@ -108,7 +108,7 @@ def test_a_killed_build_ends_like_an_undisturbed_one(slow, tmp_path, elva, whole
 
 
 @pytest.mark.slow
-def test_an_interrupted_build_prints_one_line_and_continues(slow, tmp_path, elva, whole, contents):
+def test_interrupted_build_prints_one_line_and_continues(slow, tmp_path, elva, whole, contents):
     process, state = begin(slow, tmp_path, 1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -123,7 +123,7 @@ def test_an_interrupted_build_prints_one_line_and_continues(slow, tmp_path, elva
     assert contents(tmp_path) == whole
 
 
-def test_a_full_disk_gives_one_line_and_leaves_no_partial_file(slow, tmp_path, elva):
+def test_full_disk_gives_one_line_and_leaves_no_partial_file(slow, tmp_path, elva):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -138,7 +138,7 @@ def test_a_full_disk_gives_one_line_and_leaves_no_partial_file(slow, tmp_path, e
     assert [path.name for path in (tmp_path / "slow/1.0.0").iterdir()] == ["build"]
 
 
-def test_an_unfinished_file_of_another_process_is_refused(slow, tmp_path, elva):
+def test_shard_that_another_process_builds_is_refused(slow, tmp_path, elva):
     from elva_jax.tools.datasets.build import start
 
     plan, _ = start.begin(

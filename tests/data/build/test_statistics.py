@@ -1,4 +1,4 @@
-"""Sums and histograms that merge."""
+"""Tests of mergeable sums and histograms."""
 
 import json
 
@@ -13,7 +13,7 @@ from elva_jax.tools.datasets.build.statistics import REASONS, Histogram, Measure
     "numbers",
     [np.arange(1, 5000), np.random.default_rng(0).lognormal(3, 2, 4000), np.zeros(3), [7.25]],
 )
-def test_quantiles_are_right_to_three_digits(numbers):
+def test_quantiles_are_accurate_to_three_digits(numbers):
     histogram = Histogram()
     for value in numbers:
         histogram.add(value.item() if hasattr(value, "item") else value)
@@ -51,7 +51,7 @@ def example(k: int) -> Measured:
     )
 
 
-def test_merged_parts_equal_the_whole_also_from_files():
+def test_merged_parts_equal_the_whole_in_memory_and_from_files():
     whole, merged = Statistics(), Statistics()
     for part in range(5):
         found = Statistics()

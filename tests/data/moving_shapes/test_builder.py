@@ -1,4 +1,4 @@
-"""The TFDS builder of moving_shapes: real ArrayRecord files, without TensorFlow, resumable."""
+"""Tests of the TFDS builder of moving_shapes: ArrayRecord files without TensorFlow, resumable."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_records_are_those_of_the_seed_in_order_whatever_the_number_of_processes(folder, tmp_path):
+def test_records_depend_on_the_seed_and_not_on_the_number_of_processes(folder, tmp_path):
     build(tmp_path, "easy", sizes=SMALL, workers=2)
     for split, total in SMALL.items():
         one, two = (
@@ -43,7 +43,7 @@ def test_records_are_those_of_the_seed_in_order_whatever_the_number_of_processes
     assert all((folder / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
 
 
-def test_a_record_holds_what_the_pipeline_reads(folder):
+def test_record_has_the_fields_that_the_pipeline_reads(folder):
     record = tfds.data_source("moving_shapes/easy", split="train", data_dir=folder)[0]
     assert set(record) == {"id", "media", "kind", "annotation"}
     assert record["kind"] == b"video"
@@ -77,7 +77,7 @@ def test_builds_and_reads_without_tensorflow(tmp_path):
     assert not done.stderr.strip()
 
 
-def test_complete_data_are_left_alone(folder):
+def test_complete_data_set_is_not_rebuilt(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*array_record*")}
     build(folder, "easy", sizes=SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*array_record*")}

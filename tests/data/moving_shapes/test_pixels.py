@@ -1,4 +1,4 @@
-"""The annotations of moving_shapes against the pixels that PyAV decodes."""
+"""Checks the annotations of moving_shapes against the pixels that PyAV decodes."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ from elva_jax.tools.datasets.moving_shapes.style import COLOURS, EASY, STYLES
 
 
 def decode(media):
-    """All frames of a file, uint8[T, h, w, 3], by PyAV alone."""
+    """All frames of a file, uint8 [T, h, w, 3], decoded by PyAV only."""
     with av.open(io.BytesIO(media)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -73,7 +73,7 @@ def test_files_have_the_size_length_and_rate_of_their_scene(style):
 
 
 @pytest.mark.parametrize("style", ["easy", "hard"])
-def test_stills_show_their_objects_where_and_as_they_are_said_to_be(style):
+def test_still_images_show_the_annotated_objects(style):
     for index in range(80):
         record = records.record_of(style, 0, "image", index, 100)
         picture = np.asarray(Image.open(io.BytesIO(record["media"])))
@@ -90,7 +90,7 @@ def test_stills_show_their_objects_where_and_as_they_are_said_to_be(style):
             )
 
 
-def test_number_of_coloured_regions_is_the_count():
+def test_number_of_colored_regions_equals_the_count():
     for index in range(30, 60):
         record = records.record_of("easy", 0, "image", index, 60)
         annotation = json.loads(record["annotation"])
@@ -101,7 +101,7 @@ def test_number_of_coloured_regions_is_the_count():
 
 
 @pytest.mark.parametrize("order", ["appear", "alone", "leave"])
-def test_order_holds_in_the_four_sampled_frames(order):
+def test_annotated_order_holds_in_the_four_sampled_frames(order):
     for scene, annotation, frames in clips("order", 12, order=order):
         shown = frames[sampled_frames(scene.frames)]
         seen = {
@@ -141,7 +141,7 @@ def test_flash_lights_up_one_object_in_a_sampled_frame():
         assert asked(annotation, "needle", "Which") == max(near, key=near.get)
 
 
-def test_colour_changes_as_said():
+def test_color_changes_as_annotated():
     for scene, annotation, frames in clips("change", 20):
         thing = next(o for o in annotation["objects"] if o["turns_to"])
         shown = frames[sampled_frames(scene.frames)]
@@ -156,7 +156,7 @@ def test_colour_changes_as_said():
         assert answers == {thing["colour"], thing["turns_to"]}
 
 
-def test_moving_objects_shift_in_the_direction_said():
+def test_moving_objects_shift_in_the_annotated_direction():
     right = 0
     for scene, annotation, frames in clips("motion", 30):
         thing = next(o for o in annotation["objects"] if o["motion"])
@@ -185,7 +185,7 @@ def test_digits_differ_from_each_other_by_several_strokes():
             assert (glyphs[a] != glyphs[b]).sum() >= 12
 
 
-def test_shapes_of_one_size_differ():
+def test_shapes_of_the_same_size_differ():
     masks = [render._mask(shape, 6.5) for shape in STYLES["hard"].shapes]
     for a in range(len(masks)):
         assert 0.25 < masks[a].mean() < 0.9
@@ -193,7 +193,7 @@ def test_shapes_of_one_size_differ():
             assert (masks[a] != masks[b]).mean() > 0.08
 
 
-def test_same_seed_gives_same_bytes_in_another_process():
+def test_same_seed_gives_the_same_bytes_in_another_process():
     code = (
         "import hashlib\nfrom elva_jax.tools.datasets.moving_shapes.records import record_of\n"
         "for style in ('hard', 'easy'):\n"

@@ -1,4 +1,4 @@
-"""Scenes of moving_shapes: events visible in the sampled frames, motion hidden in a single one."""
+"""Tests of moving_shapes scenes: sampled frames show events, and one frame hides the motion."""
 
 import numpy as np
 import pytest
@@ -22,15 +22,15 @@ def visible(thing, frame):
 
 
 @given(st.integers(8, 64), st.integers(1, 8))
-def test_sampled_frames_are_those_shown_at_equal_steps(frames, count):
-    """At 0.5/count, 1.5/count … of a clip that shows frame k from k/frames to (k+1)/frames."""
+def test_sampled_frames_are_shown_at_equally_spaced_times(frames, count):
+    """Times are 0.5/count, 1.5/count …; frame k is shown from k/frames to (k+1)/frames."""
     for i, k in enumerate(sampled_frames(frames, count)):
         assert k / frames <= (i + 0.5) / count < (k + 1) / frames
 
 
 @settings(max_examples=300, deadline=None)
 @given(scenes)
-def test_events_show_in_the_sampled_frames(scene):
+def test_events_are_visible_in_the_sampled_frames(scene):
     four, eight = sampled_frames(scene.frames, 4), sampled_frames(scene.frames, 8)
     for thing in scene.things:
         assert any(visible(thing, f) for f in four)
@@ -61,7 +61,7 @@ def test_long_clips_hide_a_short_flash(style, index):
 
 @settings(max_examples=200, deadline=None)
 @given(scenes)
-def test_objects_lie_inside_and_moving_ones_come_and_go(scene):
+def test_objects_are_inside_and_moving_ones_enter_and_leave(scene):
     for thing in scene.things:
         for frame in range(scene.frames):
             x, y = center(thing, scene, frame)
@@ -88,7 +88,7 @@ def test_every_theme_occurs_and_digits_and_directions_are_even():
 def movers():
     """Centers of moving objects, [n, 4, 2] as shares of the canvas, and their directions [n].
 
-    The center of an invisible object is (-0.2, -0.2), whichever side it left on.
+    The center of an invisible object is (-0.2, -0.2) on whichever side it left.
     """
     places, directions = [], []
     for index in range(12_000):
@@ -106,7 +106,7 @@ def _seen(thing, scene, frame):
 
 
 def best_from_one_frame(places, directions, frame, bins=7):
-    """Accuracy of the likeliest direction per cell of a grid: first half counted, second tested."""
+    """Accuracy on the second half if the first half's top direction per grid cell is guessed."""
     names, label = np.unique(directions, return_inverse=True)
     cell = np.clip(((places[:, frame] + 0.2) / 1.4 * bins).astype(int), 0, bins - 1)
     cell = cell[:, 0] * bins + cell[:, 1]
@@ -117,7 +117,7 @@ def best_from_one_frame(places, directions, frame, bins=7):
 
 
 @pytest.mark.parametrize("frame", range(4))
-def test_one_frame_does_not_tell_which_way_along_an_axis(movers, frame):
+def test_one_frame_does_not_reveal_the_sign_of_the_direction(movers, frame):
     places, directions = movers
     for pair in (("left", "right"), ("up", "down")):
         chosen = np.isin(directions, pair)
@@ -125,13 +125,13 @@ def test_one_frame_does_not_tell_which_way_along_an_axis(movers, frame):
 
 
 @pytest.mark.parametrize("frame", range(4))
-def test_one_frame_tells_direction_little_better_than_chance(movers, frame):
-    """Calculated: 0.33, above a quarter because an edge can reveal the axis of an object."""
+def test_one_frame_reveals_the_direction_little_better_than_chance(movers, frame):
+    """The exact value is 0.33, above 1/4 because an edge can reveal the axis of an object."""
     assert best_from_one_frame(*movers, frame) < 0.36
 
 
-def test_two_frames_tell_direction(movers):
-    """The smallest shift between consecutive sampled frames is nearly always the direction."""
+def test_two_frames_reveal_the_direction(movers):
+    """The smallest shift between consecutive sampled frames nearly always is in that direction."""
     places, directions = movers
     steps = np.diff(places, axis=1)
     inside = ((places > 0) & (places < 1)).all(-1)

@@ -1,4 +1,4 @@
-"""Texts of moving_shapes over thousands of scenes: balanced, and without cues to the answer."""
+"""Tests of moving_shapes texts over thousands of scenes: balanced, without clues to the answer."""
 
 import collections
 import math
@@ -25,7 +25,7 @@ def annotations(style):
 
 @pytest.fixture(scope="module")
 def questions(annotations):
-    """Questions by family."""
+    """All questions by family."""
     by_family = collections.defaultdict(list)
     for annotation in annotations:
         for question in annotation["questions"]:
@@ -34,7 +34,7 @@ def questions(annotations):
 
 
 def accuracy(items, features, target):
-    """Accuracy on the second half of the majority target per feature in the first half."""
+    """Accuracy on the second half if the first half's top target per feature is guessed."""
     half = len(items) // 2
     votes = collections.defaultdict(collections.Counter)
     for item in items[:half]:
@@ -46,7 +46,7 @@ def accuracy(items, features, target):
 
 
 def limit(chance, count):
-    """Chance plus four standard errors of `count` trials."""
+    """Chance level plus four standard errors for `count` trials."""
     return chance + 4 * math.sqrt(chance * (1 - chance) / count)
 
 
@@ -66,7 +66,7 @@ def answers(family, style):
 
 
 @pytest.mark.parametrize("family", language.FAMILIES)
-def test_majority_answer_to_the_same_words_is_at_chance(questions, style, family):
+def test_majority_answer_by_question_words_is_at_chance(questions, style, family):
     items = questions[family]
     assert len(items) > 1500
     found = accuracy(items, lambda q: q["question"], lambda q: q["answer"])
@@ -74,7 +74,7 @@ def test_majority_answer_to_the_same_words_is_at_chance(questions, style, family
 
 
 def shared(options, option):
-    """The number of options that share a word with this one; the right one must not stand out."""
+    """Number of options that share a word with this one; it must not reveal the right option."""
     return sum(
         bool(set(option.split()) & set(other.split())) for other in options if other is not option
     )
@@ -104,7 +104,7 @@ def test_majority_letter_is_at_chance(questions, family, cue):
 
 @pytest.mark.parametrize("family", language.FAMILIES)
 def test_likeliest_option_by_frequency_is_at_chance(questions, family):
-    """Chooses the option that was right most often when offered with the same question."""
+    """The guess is the option that was right most often for the same question."""
     items = questions[family]
     half = len(items) // 2
     offered, right = collections.Counter(), collections.Counter()
@@ -145,8 +145,8 @@ def test_families_and_letters_are_balanced_in_the_splits_for_evaluation(name, sp
     for family in language.FAMILIES:
         letters = collections.Counter(q["letter"] for q in asked if q["family"] == family)
         share = families[family] / 4
-        # Letters take turns, but a scene without an answer (a place, if everything moves) leaves
-        # its turn empty.
+        # Letters alternate, but a scene may lack an answer (a place, if everything moves), and its
+        # letter is then skipped.
         assert all(abs(letters[letter] - share) <= 0.1 * share + 3 for letter in "ABCD"), (
             family,
             letters,
@@ -154,7 +154,7 @@ def test_families_and_letters_are_balanced_in_the_splits_for_evaluation(name, sp
 
 
 def test_most_options_about_objects_are_objects_of_the_video(annotations):
-    """The any-object baseline (some option that is in the video) is right less than a third."""
+    """Choosing any object that is in the video is right in less than a third of the cases."""
     expected = collections.defaultdict(list)
     for annotation in annotations:
         present = set(annotation["named_objects"])
@@ -166,7 +166,7 @@ def test_most_options_about_objects_are_objects_of_the_video(annotations):
     assert all(0.25 <= sum(v) / len(v) < 0.31 for v in expected.values())
 
 
-def test_every_kind_of_text_is_there(annotations):
+def test_every_kind_of_text_occurs(annotations):
     for annotation in annotations:
         objects = annotation["captions"]["object"]
         assert len(objects) >= len(annotation["objects"]) or not annotation["objects"]
@@ -184,7 +184,7 @@ def test_object_captions_name_their_object_without_ambiguity(annotations):
 
 
 @pytest.mark.parametrize("split", ["image", "train", "test"])
-def test_records_of_one_object_come_first(split):
+def test_records_with_one_object_come_first(split):
     total = 200
     counts = [
         len(records.annotation_of("easy", 0, split, i, total)["objects"]) for i in range(total)

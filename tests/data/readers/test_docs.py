@@ -1,4 +1,4 @@
-"""The example in docs/data.md is what the code reads."""
+"""Tests that the code reads the example in docs/data.md."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def blocks():
-    """Language -> the first block of it."""
+    """The first code block of each language, by language."""
     found = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
     return dict(reversed(found))
 

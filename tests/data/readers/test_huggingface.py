@@ -1,4 +1,4 @@
-"""Hugging Face datasets folders, in the layouts that `datasets` 5 writes."""
+"""Tests of Hugging Face dataset folders, in the layouts that `datasets` 5 writes."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def table(rows) -> pa.Table:
 
 
 def save_arrow(folder, rows, batch=2, files=2):
-    """As Dataset.save_to_disk does: stream files of batches, and what names them."""
+    """Writes the files of Dataset.save_to_disk: Arrow streams, and the JSON that lists them."""
     folder.mkdir(parents=True)
     names = [f"data-{k:05d}-of-{files:05d}.arrow" for k in range(files)]
     share = -(-len(rows) // files)
@@ -78,7 +78,7 @@ def expected(k: int):
 
 
 @pytest.mark.parametrize("save", [save_arrow, save_parquet])
-def test_any_row_in_any_order(tmp_path, save):
+def test_rows_can_be_read_in_any_order(tmp_path, save):
     save(tmp_path / "set", [row(k) for k in range(9)])
     examples = pickle.loads(pickle.dumps(HuggingFaceFolder(tmp_path / "set")))
     assert len(examples) == 9
@@ -87,7 +87,7 @@ def test_any_row_in_any_order(tmp_path, save):
     assert len({example.key for example in examples}) == 9
 
 
-def test_as_a_source_of_a_mixture(tmp_path):
+def test_folder_is_a_source_of_a_mixture(tmp_path):
     save_arrow(tmp_path / "all" / "train", [row(k) for k in range(4)])
     save_arrow(tmp_path / "all" / "test", [row(9)], files=1)
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
@@ -101,7 +101,7 @@ def test_as_a_source_of_a_mixture(tmp_path):
         HuggingFaceFolder(tmp_path / "all", "val")
 
 
-def test_paths_are_under_the_root(tmp_path):
+def test_paths_are_relative_to_the_root(tmp_path):
     save_arrow(tmp_path / "set", [row(0, "a/0.png"), row(1, "../1.png")], files=1)
     examples = HuggingFaceFolder(tmp_path / "set", root=str(tmp_path))
     assert examples[0].media == (Media(str(tmp_path.resolve() / "a" / "0.png"), "image"),)
@@ -111,7 +111,7 @@ def test_paths_are_under_the_root(tmp_path):
         examples[1]
 
 
-def test_captions(tmp_path):
+def test_captions_become_conversations(tmp_path):
     (tmp_path / "set").mkdir()
     rows = [
         {"video": {"bytes": b"mp4", "path": "x.mp4"}, "caption": "A cat."},

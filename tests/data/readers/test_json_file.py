@@ -1,4 +1,4 @@
-"""LLaVA, ShareGPT and VideoChat files, in the shapes that real ones have."""
+"""Tests of LLaVA, ShareGPT and VideoChat files in the formats of public ones."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from elva_jax.video.read import read_frames
 
 
 def llava(media, *texts, **more):
-    """A record of LLaVA's with turns by human and gpt in turn."""
+    """A record in LLaVA's format with alternating turns of human and gpt."""
     speakers = ("human", "gpt") * len(texts)
     return {
         **media,
@@ -34,7 +34,7 @@ def llava(media, *texts, **more):
 
 
 def sharegpt(media, *texts):
-    """A record of LLaMA-Factory's."""
+    """A record in LLaMA-Factory's format."""
     roles = ("user", "assistant") * len(texts)
     return {
         "messages": [
@@ -45,7 +45,7 @@ def sharegpt(media, *texts):
 
 
 def parts(role, *contents):
-    """A message whose content is a list of parts, as OpenAI's are."""
+    """A message whose content is a list of parts, as in OpenAI's format."""
     return {"role": role, "content": list(contents)}
 
 
@@ -55,7 +55,7 @@ def text(words):
 
 @pytest.fixture
 def read(tmp_path):
-    """read(*records) -> their examples, from an array."""
+    """`read(*records)` writes records to a JSON array and returns their examples."""
 
     def read(*records):
         path = tmp_path / "notes.json"
@@ -146,7 +146,7 @@ def media_of(example, root):
         ),
     ],
 )
-def test_records_of_each_kind(read, tmp_path, record, media, turns):
+def test_records_of_every_format_are_read(read, tmp_path, record, media, turns):
     (example,) = read(record)
     assert media_of(example, tmp_path) == media
     assert example.turns == tuple(Turn(*turn) for turn in turns)
@@ -154,7 +154,7 @@ def test_records_of_each_kind(read, tmp_path, record, media, turns):
     assert example.key == "notes.json[0]"
 
 
-def test_a_system_turn_takes_the_place_of_the_stages(read, config, tokenizer):
+def test_system_turn_replaces_that_of_the_stage(read, config, tokenizer):
     spoken = {
         "messages": [
             {"role": role, "content": f"The {role}."} for role in ("system", "user", "assistant")
@@ -176,7 +176,7 @@ def test_a_system_turn_takes_the_place_of_the_stages(read, config, tokenizer):
         assert tokenizer.decode(layout.token_id) == text
 
 
-def test_what_llava_says_before_the_first_question_is_left_out(read):
+def test_answer_before_the_first_question_is_skipped(read):
     record = llava({}, "Ask me.", "What?", "That.")
     for message, who in zip(record["conversations"], ("gpt", "human", "gpt"), strict=True):
         message["from"] = who
@@ -222,7 +222,7 @@ def test_malformed_records_are_named(read, record, reason):
     ("texts", "reason"),
     [((), "is empty"), (("What?",), "no answer"), (("What?", " "), "no answer")],
 )
-def test_nothing_to_learn_is_refused_before_training(read, texts, reason):
+def test_records_without_answers_are_refused_before_training(read, texts, reason):
     (example,) = read(llava({}, *texts))
     with pytest.raises(DataError, match=rf"^notes\.json\[0\]: .*{reason}"):
         conversation.check(example)
@@ -272,7 +272,7 @@ def picture():
     return out.getvalue()
 
 
-def test_a_folder_of_frames_is_a_video(read, tmp_path, picture):
+def test_folder_of_frames_is_a_video(read, tmp_path, picture):
     (tmp_path / "clip").mkdir()
     for k in range(3):
         (tmp_path / "clip" / f"{k}.png").write_bytes(picture)
@@ -281,7 +281,7 @@ def test_a_folder_of_frames_is_a_video(read, tmp_path, picture):
     assert len(read_frames(medium.source, num_frames=8).pixels) == 3
 
 
-def test_lines_are_records_of_their_own(tmp_path):
+def test_each_line_is_a_record(tmp_path):
     good = json.dumps(llava({"id": "é"}, "¿Qué?", "日本"), ensure_ascii=False).encode()
     lines = [
         b"\xef\xbb\xbf" + good,
@@ -317,7 +317,7 @@ def test_lines_are_records_of_their_own(tmp_path):
     ascii_only=st.booleans(),
     indent=st.sampled_from([None, 0, 3]),
 )
-def test_arrays_and_lines_read_as_json_does(tmp_path, texts, ascii_only, indent):
+def test_arrays_and_lines_are_read_as_by_json(tmp_path, texts, ascii_only, indent):
     records = [llava({}, text, text[::-1] + "y") for text in texts]
     (tmp_path / "a.json").write_text(
         json.dumps(records, ensure_ascii=ascii_only, indent=indent), encoding="utf-8"
@@ -349,7 +349,7 @@ JSON_VALUES = st.recursive(
         JSON_VALUES,
     )
 )
-def test_any_json_is_an_example_or_a_named_record(record):
+def test_any_json_gives_an_example_or_an_error_with_the_record(record):
     with contextlib.suppress(RecordError):
         example = chat.to_example(record, "key", str)
         assert all(
@@ -371,14 +371,14 @@ def test_any_json_is_an_example_or_a_named_record(record):
         ("", "neither a JSON array"),
     ],
 )
-def test_files_that_are_something_else_are_refused(tmp_path, text, message):
+def test_files_of_another_format_are_refused(tmp_path, text, message):
     path = tmp_path / "notes.json"
     path.write_text(text)
     with pytest.raises(DataError, match=rf"notes\.json: {message}"):
         JsonFile(path)
 
 
-def test_a_missing_file_or_root_is_named(tmp_path):
+def test_missing_file_or_root_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: cannot be opened \(No such file"):
         JsonFile(tmp_path / "none.json")
     with pytest.raises(DataError, match=r"nowhere: no such folder; set root"):

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout."""
+"""Tests of tar shards in WebDataset's layout."""
 
 import io
 import json
@@ -22,7 +22,7 @@ CHAT = {
 
 
 def write(path, *members, form=tarfile.PAX_FORMAT):
-    """members: (name, bytes), (name, text), or (a TarInfo, b"")."""
+    """Writes a tar with members given as (name, bytes), (name, text) or (TarInfo, b"")."""
     with tarfile.open(path, "w", format=form) as tar:
         for name, data in members:
             data = data.encode() if isinstance(data, str) else data
@@ -33,7 +33,7 @@ def write(path, *members, form=tarfile.PAX_FORMAT):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_of_one_name_are_a_record(tmp_path, form):
+def test_members_with_the_same_name_are_a_record(tmp_path, form):
     long = "deep/" * (20 if form == tarfile.USTAR_FORMAT else 60)
     folder = tarfile.TarInfo("deep")
     folder.type = tarfile.DIRTYPE
@@ -77,7 +77,7 @@ def test_members_of_one_name_are_a_record(tmp_path, form):
 
 
 @pytest.mark.parametrize("pattern", ["part-{08..10}.tar", "part-*.tar"])
-def test_shards_follow_one_another(tmp_path, pattern):
+def test_shards_are_read_in_order(tmp_path, pattern):
     for n in range(8, 11):
         write(
             tmp_path / f"part-{n:02d}.tar",
@@ -129,22 +129,23 @@ def test_malformed_records_are_named_and_nothing_is_written(tmp_path, members, r
 
 
 @pytest.mark.parametrize("length", [100, 700, 1024 + 100, 1024 + 512 + 4])
-def test_a_shard_that_is_cut_off_is_refused_by_offset(tmp_path, length):
+def test_truncated_shard_is_refused_with_the_offset(tmp_path, length):
+    # Headers at 0 and 1024.
     path = write(
         tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT
-    )  # headers at 0 and 1024
+    )
     path.write_bytes(path.read_bytes()[:length])
     where = 1024 if length > 1024 else 0
     with pytest.raises(DataError, match=rf"a\.tar: cut off or .*, at byte {where} "):
         WebDataset(path)
 
 
-def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
+def test_broken_header_is_not_taken_for_the_end(tmp_path):
     path = write(
         tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT
     )
     data = bytearray(path.read_bytes())
-    data[1024 + 150] ^= 1  # in the checksum of the second header
+    data[1024 + 150] ^= 1  # inside the checksum of the second header
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.tar: cut off or broken, at byte 1024"):
         WebDataset(path)
@@ -153,7 +154,7 @@ def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
 @pytest.mark.parametrize("size", [b"\xff" * 12, b"\xff" * 10 + b"\xfc\x00", b"\x80" + b"\x7f" * 11])
 @pytest.mark.timeout(20)
 def test_absurd_sizes_are_refused(tmp_path, size):
-    """Negative ones, of which some would lead backwards for ever, and one that no file has."""
+    """Negative sizes, some of which would cause an endless loop, and a size that no file has."""
     path = write(
         tmp_path / "a.tar", ("x.txt", "One."), ("y.mp4", b"m" * 600), form=tarfile.USTAR_FORMAT
     )
@@ -167,7 +168,7 @@ def test_absurd_sizes_are_refused(tmp_path, size):
         WebDataset(path)
 
 
-def test_what_is_no_tar_is_refused(tmp_path):
+def test_files_that_are_not_tars_are_refused(tmp_path):
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("x.txt"))
     (tmp_path / "empty.tar").touch()

@@ -1,4 +1,4 @@
-"""WebVid's CSV files."""
+"""Tests of WebVid's CSV files."""
 
 import csv
 
@@ -19,7 +19,8 @@ def test_rows_are_clips_with_captions(tmp_path):
     path.write_text(
         "\ufeff"
         + HEADER
-        + '21179416,https://x/21179416.mp4,PT00H00M11S,006001_006050,"Aerial shot, ""winter"" forest\nfrom above"\n\n'
+        + "21179416,https://x/21179416.mp4,PT00H00M11S,006001_006050,"
+        + '"Aerial shot, ""winter"" forest\nfrom above"\n\n'
         + "5629184,https://x/5629184.mp4,PT00H00M29S,071501_071550,Cars on a bridge — at night\r\n"
     )
     first, second = WebVidFile(path)
@@ -39,7 +40,7 @@ def test_rows_are_clips_with_captions(tmp_path):
 @given(
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=1, max_size=5)
 )
-def test_captions_read_as_csv_does(tmp_path, captions):
+def test_captions_are_read_as_by_csv(tmp_path, captions):
     path = tmp_path / "any.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -80,7 +81,7 @@ def test_malformed_rows_are_named(tmp_path, row, reason):
         ),
     ],
 )
-def test_files_that_are_something_else_are_refused(tmp_path, text, message):
+def test_files_of_another_format_are_refused(tmp_path, text, message):
     path = tmp_path / "val.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=rf"val\.csv: {message}"):
