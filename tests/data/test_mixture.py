@@ -123,7 +123,7 @@ def test_temperature_draws_by_size(several, temperature):
     assert len(loaded) == 48 + 8 + 8
 
 
-def test_every_record_is_read_as_often_as_epochs_states(several, config):
+def test_every_record_is_read_once_per_configured_epoch(several, config):
     loaded = several(
         1.0,
         a=dict(split="train"),
