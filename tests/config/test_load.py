@@ -1,4 +1,4 @@
-"""Configs: what loads, what is refused, and in which words."""
+"""Tests of loading configs, and of the messages when a config is rejected."""
 
 import re
 
@@ -107,7 +107,7 @@ def test_mistakes_are_refused_by_name(config_dir, override, message):
 
 
 def test_hybrid_frames_must_fit_a_row(config_dir):
-    """The tiny sft stage has four frames and room for six."""
+    """The tiny sft stage has four frames per video and up to six per row."""
     words = [
         "--config.stages.sft.data.low_longest_edge=16",
         "--config.stages.sft.data.num_low_frames=",
@@ -159,7 +159,7 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
         ("1 / 0", r"ZeroDivisionError|division by zero"),
     ],
 )
-def test_a_wrong_config_file_is_refused_by_key(tmp_path, body, message):
+def test_invalid_config_file_is_refused_with_the_key(tmp_path, body, message):
     path = tmp_path / "mine.py"
     lines = [
         "from elva_jax.config import schema",
@@ -187,7 +187,7 @@ def test_a_missing_file_and_a_wrong_argument_are_refused(config_dir):
         parse_arg("size", size="7b")
 
 
-# Table 7 of the paper: batch, frames, merging, learning rate, warm-up ratio, epochs, longest edge.
+# Table 7 of the paper: batch, frames, merging, learning rate, warmup ratio, epochs, longest edge.
 TABLE7 = {
     ("7b", 1): (256, 1, False, 4e-5, 0.03, 1, 448),
     ("7b", 2): (256, 16, False, 4e-5, 0.01, 2, 448),
@@ -225,8 +225,8 @@ def test_the_papers_stages_have_the_values_of_table_7(config_dir, size, stage):
     )
 
 
-def test_a_whole_example_of_each_stage_fits_its_sequence(config_dir):
-    """By the paper's accounting: all frames, square at the longest edge, and 512 text tokens."""
+def test_a_full_example_of_each_stage_fits_its_sequence(config_dir):
+    """Counted as in the paper: all frames, square with the longest edge, and 512 text tokens."""
     for size in ("1_5b", "7b", "7b_hd"):
         c = load(f"{config_dir}/elva.py:size={size}")
         for name in c.curriculum:
@@ -249,7 +249,7 @@ def test_every_ablation_and_size_loads(config_dir):
         for size in ("tiny", "1_5b"):
             c = load(f"{config_dir}/ablations.py:variant={variant},size={size}")
             seen.add(c.to_json_best_effort() if size == "tiny" else c.name)
-    # Rows that describe the same training (the paper's default) still differ by name.
+    # Rows with the same training (the paper's default) have different names.
     assert len(seen) == 34
 
 
@@ -286,7 +286,7 @@ def test_an_encoder_based_baseline_that_cannot_work_is_refused(config_dir, overr
         load(f"{config_dir}/ablations.py:variant=baseline_encoder", [override])
 
 
-def test_the_encoder_based_baseline_has_the_papers_tower_and_room_for_its_frames(config_dir):
+def test_encoder_based_baseline_has_the_papers_tower_and_fits_its_frames(config_dir):
     c = load(f"{config_dir}/ablations.py:variant=baseline_encoder,size=7b")
     t = c.teacher
     shape = (
@@ -319,7 +319,7 @@ def test_the_encoder_based_baseline_has_the_papers_tower_and_room_for_its_frames
         ("pass\n  x", "IndentationError: unindent"),
     ],
 )
-def test_a_config_file_that_goes_wrong_is_one_line(tmp_path, body, message):
+def test_failing_config_file_gives_one_line(tmp_path, body, message):
     path = tmp_path / "mine.py"
     path.write_text(f"from elva_jax.config import schema\ndef get_config():\n    {body}\n")
     if message is None:

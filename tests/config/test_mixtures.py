@@ -1,4 +1,4 @@
-"""Sampling strategies, the field's YAML, and the paper's data by name."""
+"""Tests of sampling strategies, LLaVA's YAML format, and the paper's data by name."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("first:0.1%", 3000, 3),
     ],
 )
-def test_strategies_count(text, total, count):
+def test_strategies_select_the_right_number_of_records(text, total, count):
     assert mixtures.parse_sampling(text).count(total) == count
 
 
@@ -50,7 +50,7 @@ def test_strategies_count(text, total, count):
         ("all:5", "all"),
     ],
 )
-def test_wrong_strategies_are_refused_with_the_nearest_right_one(wrong, meant):
+def test_invalid_strategies_are_refused_with_a_suggestion(wrong, meant):
     with pytest.raises(ValueError, match=rf"did you mean {re.escape(meant)}\?$"):
         mixtures.parse_sampling(wrong)
     mixtures.parse_sampling(meant)
@@ -72,7 +72,7 @@ def test_wrong_strategies_are_refused_with_the_nearest_right_one(wrong, meant):
         ("temperature=-1.0", r"temperature: cannot be negative, got -1\.0"),
     ],
 )
-def test_shares_that_cannot_work_are_refused(override, message):
+def test_invalid_shares_are_refused(override, message):
     with pytest.raises(ConfigError, match=rf"^stages\.video\.data\.{message}"):
         load(f"{CONFIGS}/tiny.py", [f"--config.stages.video.data.{override}"])
     load(
@@ -100,7 +100,7 @@ datasets:
 """
 
 
-def test_the_fields_yaml_is_a_mixture(tmp_path):
+def test_llava_yaml_is_a_mixture(tmp_path):
     path = tmp_path / "mix.yaml"
     path.write_text(YAML)
     got = mixtures.from_yaml(path, root="media")
@@ -135,7 +135,7 @@ def test_the_fields_yaml_is_a_mixture(tmp_path):
         ("datasets: [{json_path: a.json, weight: much}]", r"datasets\[1\]: weight: "),
     ],
 )
-def test_a_wrong_yaml_is_refused_by_its_entry(tmp_path, text, message):
+def test_invalid_yaml_is_refused_with_its_entry(tmp_path, text, message):
     path = tmp_path / "mix.yaml"
     if text is not None:
         path.write_text(text)
@@ -154,7 +154,7 @@ PAPER = {
 }
 
 
-def test_the_papers_data_have_the_papers_sizes():
+def test_data_of_the_paper_have_its_sizes():
     assert {path.stem for path in (CONFIGS / "data").iterdir()} == set(PAPER)
     for size in ("1_5b", "7b", "7b_hd"):
         c = load(f"{CONFIGS}/elva.py:size={size}", ["--config.data_root=/data/elva"])
@@ -174,7 +174,7 @@ def test_the_papers_data_have_the_papers_sizes():
             assert not Path(entry["json_path"]).is_absolute()
 
 
-def test_absent_files_are_named_together_with_where_they_were_looked_for(tmp_path, monkeypatch):
+def test_missing_files_are_listed_with_their_root(tmp_path, monkeypatch):
     c = load(f"{CONFIGS}/elva.py:size=7b,stage=3", [f"--config.data_root={tmp_path}"])
     (tmp_path / "llava_665k").mkdir()
     (tmp_path / "llava_665k" / "llava_v1_5_mix665k.json").write_text('[{"conversations": []}]')

@@ -1,4 +1,4 @@
-"""Every key of the schema: its defaults, wrong values of every sort, and its page."""
+"""Tests of every key of the schema: its default, invalid values of every kind, and its page."""
 
 import copy
 import dataclasses
@@ -24,12 +24,12 @@ WRONG = (None, "x", 1, 1.5, True, (), ("x",), (1,), (1.5,), (True,), [1], {"x": 
 
 
 def whole():
-    """A configuration that works, with a stage and a source."""
+    """A valid configuration with a stage and a source."""
     return load(str(ROOT / "configs/tiny.py"), ["--config.curriculum=('teacher', 'image')"])
 
 
 def all_keys():
-    """(path in a real configuration, class of its group, field, type) of every key."""
+    """(path in a configuration, class of its group, field, type) of every key."""
     for prefix, cls in describe.walk():
         real = prefix.replace("stages.NAME.", "stages.image.").replace("NAME", "images")
         for name, field in keys(cls).items():
@@ -42,7 +42,7 @@ WHOLE = whole().to_dict()
 
 
 def group_of(path):
-    """A copy of the group that a key is in."""
+    """A copy of the group that contains a key."""
     group = copy.deepcopy(WHOLE)
     for name in path.split(".")[:-1]:
         group = group[name]
@@ -50,7 +50,7 @@ def group_of(path):
 
 
 def refused(path, value):
-    """The message when a key has this value, which no ConfigDict would let pass by assignment."""
+    """The error message for a key with this value; a ConfigDict would reject the assignment."""
     *_, last = path.split(".")
     with pytest.raises(ConfigError) as error:
         check(KEYS[path][0], group_of(path) | {last: value}, path.removesuffix(last))
@@ -60,7 +60,7 @@ def refused(path, value):
     return message
 
 
-def test_there_are_the_keys_that_there_were():
+def test_every_key_has_a_description():
     assert len(KEYS) == 114
     assert all(field.metadata["meaning"] for _, field, _ in KEYS.values())
     freeze(copy.deepcopy(WHOLE))
@@ -133,7 +133,7 @@ def test_a_value_in_place_of_a_group_is_refused(path, value):
         freeze(config)
 
 
-def test_the_typed_configuration_is_the_users():
+def test_typed_configuration_equals_that_of_the_user():
     config = whole()
     typed = resolve(config)
     assert schema.to_config_dict(typed).to_dict() == config.to_dict()
@@ -148,14 +148,14 @@ def test_the_typed_configuration_is_the_users():
     assert hash(ModelConfig()) == hash(ModelConfig())
 
 
-def test_json_is_the_way_there_and_back():
+def test_json_round_trip():
     config = resolve(whole())
     text = json.dumps(config_to_dict(config))
     assert config_from_dict(json.loads(text)) == config
     assert config_to_dict(whole()) == config_to_dict(config)
 
 
-def test_saved_keys_that_are_gone_are_refused_and_new_ones_have_their_defaults():
+def test_saved_unknown_keys_are_refused_and_missing_ones_have_defaults():
     saved = config_to_dict(whole())
     del saved["stages"]["image"]["optimizer"]["lora"], saved["log"]["wandb"], saved["mesh"]["zero"]
     assert config_from_dict(saved) == resolve(whole())

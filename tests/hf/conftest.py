@@ -1,4 +1,4 @@
-"""Folders as transformers writes them, and our parameters read from them."""
+"""Fixtures: folders written by transformers, and parameters that we load from them."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from elva_jax.utils.trees import unflatten_paths
 
 @pytest.fixture(scope="session")
 def randomise():
-    """Fills a PyTorch model, norms and biases too, so that attention is far from uniform."""
+    """Randomizes all parameters of a PyTorch model so that attention is far from uniform."""
 
     def fill(model):
         torch.manual_seed(0)
@@ -33,7 +33,7 @@ def randomise():
 
 @pytest.fixture(scope="session")
 def edit():
-    """edit(folder, key=value): changes the folder's config.json; None removes a key."""
+    """`edit(folder, key=value)` changes the folder's config.json; None removes a key."""
 
     def change(folder, **values):
         file = folder / "config.json"
@@ -47,7 +47,7 @@ def edit():
 
 @pytest.fixture(scope="session")
 def config_of():
-    """The run configuration that a folder's config.json asks for."""
+    """The run configuration that matches a folder's config.json."""
 
     def read(folder):
         config = schema.base()
@@ -61,7 +61,7 @@ def config_of():
 
 @pytest.fixture(scope="session")
 def params_of(config_of):
-    """A folder's parameters as a tree, of a configuration or of its own."""
+    """The parameters of a folder as a tree, for `config` or by default its own configuration."""
 
     def read(folder, config=None, kind="elva", dtype=np.float32):
         config = config or config_of(folder)
@@ -74,7 +74,7 @@ def params_of(config_of):
 
 @pytest.fixture(scope="session")
 def logits_of(config_of, params_of):
-    """float32 logits [B, S, V] of our decoder with a folder's weights."""
+    """float32 logits [B, S, V] of our decoder with the weights of a folder."""
 
     def run(folder, ids, config=None):
         config = config or config_of(folder)

@@ -1,4 +1,4 @@
-"""Name tables against plain NumPy, and the one error that lists every problem."""
+"""Tests of name tables against NumPy, and of the error that lists all problems."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def noise(*shape):
         ("1 1 c -> 1 c", (1, 1, 5), lambda x: x[0]),
     ],
 )
-def test_axes_in_both_directions(pattern, shape, ours):
+def test_axes_are_mapped_in_both_directions(pattern, shape, ours):
     table = Table((Rule("p", "t", pattern),), {"h": 4, "d": 3, "p": 2, "q": 2, "t": 3})
     rule, value = table.rules[0], noise(*shape)
     np.testing.assert_array_equal(table.to_ours(rule, value), ours(value))
@@ -36,7 +36,7 @@ def test_axes_in_both_directions(pattern, shape, ours):
     np.testing.assert_array_equal(back, value)
 
 
-def test_parts_of_one_tensor():
+def test_parameters_that_are_parts_of_one_tensor():
     rules = tuple(
         Rule(name, "qkv", "(h d) c -> c h d", part=(k, 3)) for k, name in enumerate("qkv")
     )
@@ -114,4 +114,4 @@ def test_one_error_lists_all_problems():
         "scale is int8, not a float",
     ):
         assert problem in message
-    assert message.count(";") == 7  # one of them is part of the advice about int8
+    assert message.count(";") == 7  # one of them is in the advice about int8

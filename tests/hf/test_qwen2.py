@@ -1,4 +1,4 @@
-"""Qwen2 and Llama folders from transformers: our logits against its own, and refusals."""
+"""Tests of Qwen2 and Llama folders: our logits equal those of transformers; unsupported models."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def rope(kind, **values):
 
 @pytest.fixture
 def save(tmp_path, randomise):
-    """save(change, ...): a folder of a random model, and the model."""
+    """`save(change, ...)` returns the folder of a random model, and the model."""
 
     def write(change, kind=(Qwen2Config, Qwen2ForCausalLM), dtype=torch.float32, **options):
         model = randomise(kind[1](kind[0](**{**TINY, **change}, attn_implementation="eager"))).to(
@@ -75,9 +75,9 @@ LLAMA = (LlamaConfig, LlamaForCausalLM)
     ids=str,
 )
 def test_logits_equal_transformers(save, logits_of, change, options):
-    """In full and half precision, in shards, with every RoPE scaling, with an unused window."""
+    """Full and half precision, shards, every RoPE scaling, and an unused sliding window."""
     folder, model = save(change, **options)
-    # Read again, because .to(bfloat16) has rounded RoPE's frequencies too.
+    # Load the model again, because .to(bfloat16) has also rounded the RoPE frequencies.
     wanted = theirs(
         type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     )
@@ -101,7 +101,7 @@ def test_logits_equal_transformers(save, logits_of, change, options):
     ],
     ids=str,
 )
-def test_config_files_from_before_transformers_5(save, edit, logits_of, old):
+def test_config_files_of_older_transformers_are_read(save, edit, logits_of, old):
     folder, _ = save({})
     edit(folder, rope_parameters=None, layer_types=None, **old)
     model = Qwen2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
@@ -117,7 +117,7 @@ def test_a_model_without_its_head_has_names_without_prefix(tmp_path, randomise, 
     np.testing.assert_allclose(logits_of(tmp_path, IDS), theirs(whole), atol=1e-4, rtol=0)
 
 
-def test_a_llama_gets_biases_of_zero_where_we_have_some(save, logits_of, config_of, params_of):
+def test_llama_has_zero_biases(save, logits_of, config_of, params_of):
     folder, model = save({}, kind=LLAMA)
     config = config_of(folder)
     assert not config.model.attention_bias
@@ -134,7 +134,7 @@ def test_a_tied_head_fills_one_that_is_not_tied(save, logits_of, config_of):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_new_rows_of_the_vocabulary_are_the_mean_of_the_others(save, config_of, params_of, tied):
+def test_added_vocabulary_rows_are_the_mean_of_the_others(save, config_of, params_of, tied):
     folder, model = save({"tie_word_embeddings": tied})
     config = config_of(folder)
     config.model.vocab_size = 90
@@ -150,7 +150,7 @@ def test_new_rows_of_the_vocabulary_are_the_mean_of_the_others(save, config_of, 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_parameters_arrive_in_the_wanted_dtype(save, params_of, dtype):
+def test_parameters_have_the_requested_dtype(save, params_of, dtype):
     folder, model = save({}, dtype=torch.bfloat16)
     kernel = params_of(folder, dtype=dtype)["elva"]["decoder"]["layers"]["down_proj"]["kernel"]
     assert kernel.dtype == dtype
@@ -228,9 +228,7 @@ def test_features_that_the_decoder_lacks_are_refused(save, edit, config_of, chan
     ],
     ids=str,
 )
-def test_a_run_that_disagrees_with_the_weights_is_refused(
-    save, config_of, params_of, change, message
-):
+def test_run_that_contradicts_the_weights_is_refused(save, config_of, params_of, change, message):
     folder, _ = save({})
     config = config_of(folder)
     config.model.update(change)
@@ -240,7 +238,7 @@ def test_a_run_that_disagrees_with_the_weights_is_refused(
 
 
 def changed(folder, target, change):
-    """A copy of a folder with other tensors."""
+    """A copy of a folder with changed tensors."""
     opened = open_store(folder)
     tensors = {name: np.array(opened.read(name)) for name in opened.names()}
     change(tensors)
@@ -268,7 +266,7 @@ def test_damaged_weights_are_refused(save, params_of, tmp_path):
     refused("more", lambda t: t.update(more=t[name]), r"more \[48, 32\] is unexpected")
 
 
-def test_a_head_that_is_said_to_be_tied_and_is_not(save, edit, params_of, logits_of, tmp_path):
+def test_untied_head_that_is_declared_tied_is_refused(save, edit, params_of, logits_of, tmp_path):
     folder, model = save({})
     edit(folder, tie_word_embeddings=True)
     with pytest.raises(
@@ -286,7 +284,7 @@ def test_a_head_that_is_said_to_be_tied_and_is_not(save, edit, params_of, logits
     np.testing.assert_allclose(logits_of(same, IDS), theirs(model), atol=1e-4, rtol=0)
 
 
-def test_a_tower_is_no_decoder(save, config_of):
+def test_tower_in_place_of_a_decoder_is_refused(save, config_of):
     folder, _ = save({})
     with pytest.raises(ConvertError, match="but a vision tower is wanted here"):
         load.load_params(folder, {}, config_of(folder), subtree="vision")
@@ -319,7 +317,7 @@ np.savez(sys.argv[2], **{path: np.asarray(leaf) for path, leaf in params.items()
 """
 
 
-def test_every_device_reads_its_own_piece(save, params_of, tmp_path):
+def test_every_device_reads_only_its_shard(save, params_of, tmp_path):
     folder, _ = save({})
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""A pretrained Llama that tells stories, and Qwen2's vocabulary, in the folder ELVA_TEST_ASSETS."""
+"""Tests with a pretrained Llama and Qwen2's vocabulary from the folder ELVA_TEST_ASSETS."""
 
 import base64
 import dataclasses
@@ -34,7 +34,7 @@ STORY = 200  # tokens
 
 
 def read_llama2c(file: Path) -> LlamaForCausalLM:
-    """A model in llama2.c's layout: seven int32, then float32 matrices, kind after kind."""
+    """Reads a model in llama2.c's format: seven int32, then all float32 matrices of each kind."""
     dim, hidden, layers, heads, kv_heads, vocab, length = np.fromfile(file, np.int32, 7).tolist()
     values, at = np.fromfile(file, np.float32, offset=28), 0
 
@@ -44,7 +44,7 @@ def read_llama2c(file: Path) -> LlamaForCausalLM:
         return torch.from_numpy(values[at - int(np.prod(shape)) : at].reshape(shape))
 
     def halves(matrix, count):
-        """Rows for RoPE on neighboring pairs become rows for RoPE on halves of a head."""
+        """Reorders rows from RoPE on adjacent pairs to RoPE on the two halves of a head."""
         return matrix.reshape(count, -1, 2, dim).transpose(1, 2).reshape(-1, dim)
 
     config = LlamaConfig(
@@ -81,12 +81,12 @@ def read_llama2c(file: Path) -> LlamaForCausalLM:
 
 
 def vocabulary(file: Path) -> list[str]:
-    """Pieces of a sentencepiece vocabulary listing, with its blanks."""
+    """The pieces of a SentencePiece vocabulary file, with its marks for spaces."""
     return [line.split("\t")[0].replace("\u2581", " ") for line in file.read_text().splitlines()]
 
 
 def as_qwen2(llama: LlamaForCausalLM) -> Qwen2ForCausalLM:
-    """The same model as a Qwen2: biases of zero."""
+    """The same model as Qwen2, with zero biases."""
     keys = (
         "vocab_size",
         "hidden_size",
@@ -112,7 +112,7 @@ def as_qwen2(llama: LlamaForCausalLM) -> Qwen2ForCausalLM:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_a_pretrained_llama_tells_the_same_story(tmp_path, kind):
+def test_pretrained_llama_continues_a_story_as_in_transformers(tmp_path, kind):
     folder = ASSETS / "models" / "babyllama_tok105"
     model = read_llama2c(folder / "model5000.bin")
     model = as_qwen2(model) if kind == "qwen2" else model
@@ -152,7 +152,7 @@ def test_a_pretrained_llama_tells_the_same_story(tmp_path, kind):
 
 @functools.cache
 def merges(token: bytes, ranks: "Ranks") -> tuple[bytes, ...]:
-    """The two pieces of a token: its bytes merge in pairs, by lowest rank, until two are left."""
+    """The last two pieces of a token when its bytes merge in pairs by lowest rank."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], 1 << 30))
@@ -161,7 +161,7 @@ def merges(token: bytes, ranks: "Ranks") -> tuple[bytes, ...]:
 
 
 class Ranks(dict):
-    """Byte sequences with their ranks, as an argument of a cached function."""
+    """Ranks of byte sequences; hashable, so that it can be an argument of a cached function."""
 
     __hash__ = object.__hash__
 
@@ -175,7 +175,7 @@ BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 @pytest.fixture(scope="module")
 def qwen_folder(tmp_path_factory):
-    """Qwen2's own vocabulary as a transformers folder, with tiny weights of its 151,936 rows."""
+    """Qwen2's vocabulary as a transformers folder, with tiny weights for its 151,936 rows."""
     lines = (ASSETS / "tokenizer" / "qwen.tiktoken").read_text().splitlines()
     ranks = Ranks(
         (base64.b64decode(token), int(rank)) for token, rank in (line.split() for line in lines)
@@ -205,9 +205,8 @@ def qwen_folder(tmp_path_factory):
     )
     tokenizer.decoder = decoders.ByteLevel()
     special = json.loads((ASSETS / "tokenizer" / "qwen2.5_special_tokens.json").read_text())
-    first = sorted(special, key=special.get)[
-        :3
-    ]  # what Qwen2 has of them: <|endoftext|>, <|im_start|>, <|im_end|>
+    # The special tokens that Qwen2 has: <|endoftext|>, <|im_start|>, <|im_end|>.
+    first = sorted(special, key=special.get)[:3]
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for token in first]
     )
@@ -226,7 +225,7 @@ def qwen_folder(tmp_path_factory):
     return folder
 
 
-def test_qwen2s_tokenizer_comes_along(qwen_folder, tmp_path):
+def test_qwen2_tokenizer_is_imported(qwen_folder, tmp_path):
     import_weights(qwen_folder, tmp_path / "ours")
     run = load_run(tmp_path / "ours")
     tokenizer, before = load_tokenizer(run.tokenizer_dir), load_tokenizer(qwen_folder)
@@ -238,11 +237,8 @@ def test_qwen2s_tokenizer_comes_along(qwen_folder, tmp_path):
     ] == [151643, 151644, 151645]
     visual = tokenizer.convert_tokens_to_ids(["<FRAME>", "<PATCH>", "<LINE>"])
     assert len(before) == 151_646
-    assert sorted(visual) == [
-        151_646,
-        151_647,
-        151_648,
-    ]  # rows of the table that Qwen2 has and never uses
+    # Rows of the embedding that Qwen2 does not use.
+    assert sorted(visual) == [151_646, 151_647, 151_648]
     assert run.config.model.vocab_size == 151_936
     for text in ("Ein Bär läuft 3-mal.", "视频里有什么？", "<FRAME> is text\n\n  too"):
         assert tokenizer.decode(tokenizer.encode(text)) == text

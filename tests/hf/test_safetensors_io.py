@@ -1,4 +1,4 @@
-"""Folders of tensors: against the safetensors library, and everything that is to be refused."""
+"""Tests of folders of tensors against the safetensors library, and of invalid folders."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def tensors(seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of one file, without checksums: header, then 24 bytes of a and 16 of b."""
+    """A folder with one file without checksums: a header, then 24 bytes of a and 16 of b."""
     values = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.arange(4, dtype=np.float32),
@@ -58,7 +58,7 @@ def folder(tmp_path):
 
 
 def rewrite(folder, change):
-    """Changes the header of the folder's only file."""
+    """Changes the header of the only file in a folder."""
     file = folder / "model.safetensors"
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -69,7 +69,7 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 60])
-def test_what_is_written_is_read_by_us_and_by_safetensors(tmp_path, shard_bytes):
+def test_written_files_are_read_by_us_and_by_safetensors(tmp_path, shard_bytes):
     wanted = tensors()
     write_store(
         tmp_path / "m",
@@ -97,7 +97,7 @@ def test_what_is_written_is_read_by_us_and_by_safetensors(tmp_path, shard_bytes)
         assert file.metadata() == {"k": "v"}
 
 
-def test_what_safetensors_writes_is_read(tmp_path):
+def test_files_written_by_safetensors_are_read(tmp_path):
     wanted = {
         name: value for name, value in tensors(1).items() if value.dtype != ml_dtypes.bfloat16
     }
@@ -107,7 +107,7 @@ def test_what_safetensors_writes_is_read(tmp_path):
         np.testing.assert_array_equal(opened.read(name), value)
 
 
-def test_the_index_is_as_transformers_wants_it(tmp_path):
+def test_index_has_the_format_of_transformers(tmp_path):
     write_store(tmp_path / "m", tensors().items(), shard_bytes=100)
     index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors().values())
@@ -122,7 +122,7 @@ def test_the_index_is_as_transformers_wants_it(tmp_path):
     }
 
 
-def test_a_truncated_file(folder):
+def test_truncated_file_is_refused(folder):
     file = folder / "model.safetensors"
     content = file.read_bytes()
     for size, message in (
@@ -149,19 +149,19 @@ def test_a_truncated_file(folder):
         (lambda h: h.update(b=3), "malformed"),
     ],
 )
-def test_a_header_that_cannot_be(folder, change, message):
+def test_invalid_header_is_refused(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(ConvertError, match=rf"model\.safetensors.*{message}"):
         open_store(folder)
 
 
-def test_a_header_of_noise(folder):
+def test_random_header_is_refused(folder):
     (folder / "model.safetensors").write_bytes((16).to_bytes(8, "little") + b"\xff" * 16)
     with pytest.raises(ConvertError, match="malformed"):
         open_store(folder)
 
 
-def test_an_index_and_files_that_contradict_each_other(tmp_path):
+def test_index_that_contradicts_its_files_is_refused(tmp_path):
     write_store(tmp_path / "m", tensors().items(), shard_bytes=100)
     file = tmp_path / "m" / "model.safetensors.index.json"
     index = json.loads(file.read_text())
@@ -198,7 +198,7 @@ def test_a_flipped_bit_breaks_the_checksum(tmp_path, bit):
 
 
 def test_the_hubs_cache_names_files_by_their_checksum(tmp_path, folder):
-    """snapshots/<commit>/model.safetensors is a link to blobs/<sha256>."""
+    """snapshots/<commit>/model.safetensors links to blobs/<sha256>."""
     content = (folder / "model.safetensors").read_bytes()
     snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
     snapshot.mkdir()
@@ -212,7 +212,7 @@ def test_the_hubs_cache_names_files_by_their_checksum(tmp_path, folder):
         open_store(snapshot)
 
 
-def test_values_that_are_not_finite(folder):
+def test_values_that_are_not_finite_are_refused(folder):
     opened = open_store(folder)
     opened.refuse_non_finite("a", opened.read("a"))
     with pytest.raises(
@@ -223,10 +223,10 @@ def test_values_that_are_not_finite(folder):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_all_finite_in_pieces(monkeypatch, dtype, bad):
+def test_all_finite_checks_every_chunk(monkeypatch, dtype, bad):
     monkeypatch.setattr(safetensors_io, "BLOCK", 64)
     values = np.zeros((7, 11, 3), dtype)
-    values[0, 0, 0] = np.finfo(np.float16).max  # large is not infinite
+    values[0, 0, 0] = np.finfo(np.float16).max  # the largest finite value
     assert all_finite(values)
     assert all_finite(values.T)
     values[6, 10, 2] = bad
@@ -236,7 +236,7 @@ def test_all_finite_in_pieces(monkeypatch, dtype, bad):
     assert all_finite(np.arange(3))
 
 
-def test_folders_without_weights(tmp_path):
+def test_folders_without_weights_are_refused(tmp_path):
     with pytest.raises(ConvertError, match=r"no model\.safetensors"):
         open_store(tmp_path)
     with pytest.raises(ConvertError, match="no such folder, nor a hub name"):
@@ -247,7 +247,7 @@ def test_folders_without_weights(tmp_path):
         open_store(tmp_path)
 
 
-def test_a_hub_without_network_is_one_line(monkeypatch):
+def test_hub_without_network_gives_one_line(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -268,7 +268,7 @@ def test_a_hub_without_network_is_one_line(monkeypatch):
     assert not any("bin" in pattern for pattern in asked["Some/Model-1"])
 
 
-def test_a_pickle_needs_leave(tmp_path):
+def test_pickle_needs_permission(tmp_path):
     values = {
         "a": torch.arange(6.0).reshape(2, 3),
         "b": torch.ones(3, dtype=torch.bfloat16),
@@ -290,7 +290,7 @@ class Malice:
         return os.mkdir, ("/tmp/elva_jax_test_malice",)
 
 
-def test_a_pickle_never_runs_anything(tmp_path):
+def test_pickle_never_runs_code(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Malice()))
     with pytest.raises(ConvertError, match=r"model\.pt: holds more than tensors"):
         open_store(tmp_path, allow_pickle=True)
@@ -303,7 +303,7 @@ def test_a_pickle_never_runs_anything(tmp_path):
     assert not os.path.exists("/tmp/elva_jax_test_malice")
 
 
-def test_writing_refuses(tmp_path):
+def test_invalid_tensors_are_not_written(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConvertError, match="exists already"):
@@ -317,7 +317,7 @@ def test_writing_refuses(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["full"]
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_empty_folder_is_used(tmp_path):
     (tmp_path / "m").mkdir()
     write_store(tmp_path / "m", tensors().items())
     assert open_store(tmp_path / "m").names()
@@ -337,7 +337,7 @@ write_store(sys.argv[1], tensors(), shard_bytes=100)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_kill_leaves_nothing_at_the_target_and_the_next_try_succeeds(tmp_path, how):
+def test_killed_write_leaves_nothing_and_can_be_repeated(tmp_path, how):
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, tmp_path / "m"],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""SigLIP and EVA-CLIP vision towers: folders in their public layouts, features against PyTorch."""
+"""Tests of SigLIP and EVA-CLIP vision towers: public file formats, features against PyTorch."""
 
 import json
 
@@ -38,7 +38,7 @@ TEXT = {
 
 @pytest.fixture
 def features_of(config_of, params_of):
-    """Our features of pixels with a folder's weights."""
+    """Our features of pixels with the weights of a folder."""
 
     def run(folder, pixels, config=None):
         config = config or config_of(folder)
@@ -66,7 +66,7 @@ def assert_siglip(got, out):
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_siglip_features_equal_transformers(tmp_path, randomise, features_of, change, whole):
-    """The whole model with its text tower, or the vision tower alone."""
+    """The folder has the whole model with its text tower, or only the vision tower."""
     if whole:
         config = transformers.SiglipConfig(vision_config={**TINY, **change}, text_config=TEXT)
         model = randomise(transformers.SiglipModel(config))
@@ -91,8 +91,8 @@ def test_siglip_with_and_without_the_prefix(tmp_path, randomise, features_of, pr
     assert_siglip(features_of(tmp_path, PIXELS), siglip_features(model, PIXELS))
 
 
-def test_siglip2_of_fixed_resolution(tmp_path, randomise, features_of):
-    """Its files have type siglip and a larger text vocabulary; NaFlex is another model."""
+def test_siglip2_with_fixed_resolution(tmp_path, randomise, features_of):
+    """Its files have the type siglip and a larger text vocabulary; NaFlex is a different model."""
     config = transformers.SiglipConfig(
         vision_config=TINY, text_config={**TEXT, "vocab_size": 31, "projection_size": 32}
     )
@@ -112,8 +112,8 @@ def test_siglip_without_its_head(tmp_path, randomise, features_of):
     np.testing.assert_allclose(got.penultimate, out.hidden_states[-2], atol=1e-4, rtol=0)
 
 
-def test_defaults_that_public_files_leave_out(config_of, tmp_path):
-    """google/siglip-base-patch16-224's config.json says hardly anything about its vision tower."""
+def test_defaults_missing_in_public_files(config_of, tmp_path):
+    """The config.json of google/siglip-base-patch16-224 has few values for its vision tower."""
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}})
     )
@@ -145,7 +145,7 @@ def test_other_siglips_are_refused(tmp_path, edit, config_of, change, message):
         config_of(tmp_path)
 
 
-def test_a_tower_that_disagrees_with_the_run_is_refused(tmp_path, config_of, features_of):
+def test_tower_that_contradicts_the_run_is_refused(tmp_path, config_of, features_of):
     transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**TINY)).save_pretrained(
         tmp_path
     )
@@ -197,14 +197,14 @@ def write_eva(folder, vision, state):
 
 
 def clip_pixels(pixels):
-    """CLIP's normalization, channels first."""
+    """Normalizes pixels as CLIP does; channels come first."""
     normalized = ((pixels + 1) / 2 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(normalized.astype(np.float32)).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("prefix", ["visual.", ""])
 def test_eva_clip_features_equal_transformers(tmp_path, randomise, features_of, prefix):
-    """BLIP-2's vision tower is EVA01-CLIP-g under other names."""
+    """BLIP-2's vision tower is EVA01-CLIP-g with other names."""
     config = transformers.Blip2VisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -217,7 +217,7 @@ def test_eva_clip_features_equal_transformers(tmp_path, randomise, features_of, 
     model = randomise(transformers.Blip2VisionModel(config))
     with torch.no_grad():
         for layer in model.encoder.layers:
-            layer.self_attn.qkv.bias[32:64] = 0  # keys have none
+            layer.self_attn.qkv.bias[32:64] = 0  # keys have no bias
     theirs = model.state_dict()
     state = {
         "cls_token": theirs["embeddings.class_embedding"],
@@ -252,13 +252,12 @@ def test_eva_clip_features_equal_transformers(tmp_path, randomise, features_of, 
     assert out.hidden_states[-2].abs().max() > 1
     np.testing.assert_allclose(got.penultimate, out.hidden_states[-2][:, 1:], atol=1e-4, rtol=0)
     np.testing.assert_allclose(got.last, out.last_hidden_state[:, 1:], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(
-        got.pooled, out.last_hidden_state[:, 0], atol=1e-4, rtol=0
-    )  # BLIP-2 pools with a second norm
+    # BLIP-2 applies a second norm before pooling.
+    np.testing.assert_allclose(got.pooled, out.last_hidden_state[:, 0], atol=1e-4, rtol=0)
 
 
 def second_state(seed=0):
-    """A random EVA02-CLIP in the authors' names, with the tables that their files hold too."""
+    """A random EVA02-CLIP with the authors' names, including the RoPE tables in their files."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape, mean=0.0):
@@ -297,7 +296,7 @@ def second_state(seed=0):
 
 
 def second_reference(state, pixels):
-    """Hidden states of EVA02-CLIP, written plainly after arXiv 2303.11331 and 2303.15389."""
+    """Hidden states of EVA02-CLIP, implemented directly after arXiv 2303.11331 and 2303.15389."""
     norm = torch.nn.functional.layer_norm
     weights = {name.removeprefix("visual."): value.double() for name, value in state.items()}
     x = torch.nn.functional.conv2d(
@@ -312,7 +311,7 @@ def second_reference(state, pixels):
     )
 
     def turn(vectors_nxTxD):
-        """Rotates pairs of channels, as complex numbers, by row (first half) or column."""
+        """Rotates pairs of channels as complex numbers, the first half by row, then by column."""
         out = vectors_nxTxD.clone()
         for token in range(9):
             row, column = divmod(token, 3)
@@ -361,7 +360,7 @@ def second_reference(state, pixels):
     return states, norm(x, (32,), weights["norm.weight"], weights["norm.bias"], 1e-6)
 
 
-def test_eva02_clip_features_equal_a_plain_reading(tmp_path, features_of, config_of):
+def test_eva02_clip_features_equal_a_direct_implementation(tmp_path, features_of, config_of):
     state = second_state()
     folder = write_eva(tmp_path / "eva", SECOND, state)
     assert config_of(folder).teacher.kind == "eva02_clip"
@@ -372,8 +371,8 @@ def test_eva02_clip_features_equal_a_plain_reading(tmp_path, features_of, config
     np.testing.assert_allclose(got.pooled, last[:, 0], atol=1e-4, rtol=0)
 
 
-def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
-    """EVA02_CLIP_*.pt: read if allowed, and equal to the same tensors in safetensors."""
+def test_public_checkpoint_is_read_from_a_pickle(tmp_path, features_of):
+    """EVA02_CLIP_*.pt is read if allowed, and equals the same tensors in safetensors."""
     state = second_state()
     folder = write_eva(tmp_path / "eva", SECOND, state)
     wanted = features_of(folder, SQUARE)
@@ -392,8 +391,8 @@ def test_the_public_checkpoint_is_a_pickle(tmp_path, features_of):
     np.testing.assert_array_equal(got.penultimate, wanted.penultimate)
 
 
-def test_the_papers_teacher_has_its_public_shape():
-    """EVA01-CLIP-g/14 of the authors' model_configs has about a billion parameters."""
+def test_teacher_of_the_paper_has_its_public_shape():
+    """EVA01-CLIP-g/14 in the authors' model_configs has about a billion parameters."""
     g = {
         "image_size": 224,
         "layers": 40,
@@ -428,6 +427,6 @@ def test_other_eva_clips_are_refused(change, message):
         eva_clip.read_config({"vision_cfg": vision}, "here")
 
 
-def test_patches_are_read_in_the_order_of_the_convolution():
+def test_patches_have_the_channel_order_of_the_convolution():
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
     np.testing.assert_array_equal(patchify(pixels, 2, 2)[1, 2].reshape(2, 2, 3), pixels[1, 2:, :2])

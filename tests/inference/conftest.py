@@ -1,4 +1,4 @@
-"""A tiny model with random weights, strong enough that every token matters, and its tokenizer."""
+"""Fixtures: a tokenizer and a tiny model with random weights so large that every token matters."""
 
 from functools import partial
 
@@ -68,21 +68,21 @@ def model(config, params, tokenizer):
 
 @pytest.fixture(scope="session")
 def shown(model, videos):
-    """The four videos as rows of media."""
+    """The four videos, one per row."""
     return [(model.read_media(frames),) for frames in videos]
 
 
 @pytest.fixture(scope="session")
 def batch(model, shown):
-    """The four videos prefilled together, with merging and without."""
+    """The four videos prefilled in one batch, with and without merging."""
     return {merging: model.prefill(shown, merging=merging) for merging in (False, True)}
 
 
 @pytest.fixture(scope="session")
 def whole_forward(model, params):
-    """Log-probabilities [A, V] of an answer's tokens by one forward pass over the conversation.
+    """Log-probabilities [A, V] at an answer's tokens, from one forward pass without a cache.
 
-    It is the model's plain forward pass, as in training, without a cache.
+    The forward pass over the whole conversation is that of training.
     """
     elva, length = Elva(model.model_config), 192
 

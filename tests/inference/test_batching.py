@@ -1,4 +1,4 @@
-"""Rows of a batch: the grid of lengths, where a prompt is split, and padding."""
+"""Tests of batching: the grid of lengths, the split of a prompt, and padding."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from elva_jax.video.layout import Clip, Text, build_layout
 
 
 @given(st.integers(1, 200_000))
-def test_grid_length_holds_wastes_little_and_is_monotone(tokens):
+def test_grid_length_is_sufficient_close_and_monotone(tokens):
     length = grid_length(tokens)
     assert length >= tokens
     assert length <= max(16, 1.25 * tokens)
@@ -24,7 +24,7 @@ def test_grid_is_small():
     assert [grid_batch(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
 
 
-def test_steady_lengths_settle():
+def test_steady_lengths_never_decrease_and_are_few():
     lengths, asked = Lengths(steady=True), [60, 61, 55, 66, 30, 90, 91, 60]
     chosen = [lengths("prefix", tokens) for tokens in asked]
     assert chosen == sorted(chosen)
@@ -53,7 +53,7 @@ def test_prompt_without_question_is_refused(parts):
         split_prompt(parts)
 
 
-def test_rows_are_the_layouts_with_padding_after_them():
+def test_rows_are_layouts_followed_by_padding():
     parts = [[Text((7,)), Clip(((2, 3), (1, 1)))], [Text((7, 8, 9))]]
     patches = [np.full((7, 12), 5, np.uint8), np.zeros((0, 12), np.uint8)]
     rows = build_rows([*parts, parts[0]], [*patches, patches[0]], 12)
@@ -71,8 +71,11 @@ def test_rows_are_the_layouts_with_padding_after_them():
     assert (rows.patches[0, 7:] == 0).all()
 
 
-def test_whole_frames_are_padded_to_whole_frames():
-    """A tower pays for every frame, so N is not S: the longest row's frames, and at least one."""
+def test_patches_are_padded_to_whole_frames():
+    """N is the number of patches of the row with the most frames, at least one frame.
+
+    It does not equal S, because a tower's cost is proportional to the number of frames.
+    """
     clips = [Clip(((2, 2),) * frames, bare=True) for frames in (5, 2)]
     parts, patches = (
         [[Text((7,)), clip] for clip in clips],
@@ -88,6 +91,6 @@ def test_whole_frames_are_padded_to_whole_frames():
     ).patches.shape == (1, 4, 12)
 
 
-def test_rows_refuse_patches_that_are_not_the_layouts():
+def test_patches_that_contradict_the_layout_are_refused():
     with pytest.raises(LayoutError, match=r"\(4, 12\).*\(5, 12\)"):
         build_rows([[Clip(((2, 2),))]], [np.zeros((5, 12), np.uint8)], 12)

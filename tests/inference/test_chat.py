@@ -1,4 +1,4 @@
-"""A conversation with a cache equals the plain forward pass over the whole conversation."""
+"""Tests that a cached conversation equals the forward pass over the whole conversation."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ QUESTIONS = ("What colour?", "Where is it?", "And now?")
 
 @pytest.fixture(scope="module")
 def spacious(config, params, tokenizer):
-    """The model with a longest sequence that holds a conversation."""
+    """The model with a maximum length that is enough for a conversation."""
     longer = config.copy_and_resolve_references()
     longer.model.max_position = 512
     return ElvaModel(longer, params, tokenizer)
@@ -24,9 +24,9 @@ def spacious(config, params, tokenizer):
 
 @pytest.fixture(scope="module")
 def likeliest(spacious, params):
-    """The argmax before every token of an answer, by one forward pass over the conversation.
+    """The argmax before every token of an answer, from one forward pass over the conversation.
 
-    Conversations are padded, so that one program serves all.
+    Conversations are padded so that they all use one compiled program.
     """
     elva, length = Elva(spacious.model_config), 256
 
@@ -55,8 +55,8 @@ def likeliest(spacious, params):
     return tokens
 
 
-def test_every_turn_equals_the_forward_pass_over_all_before_it(spacious, likeliest, videos):
-    """The second turn continues the first; the third brings a video, so all is read again."""
+def test_every_turn_equals_the_forward_pass_over_the_conversation(spacious, likeliest, videos):
+    """The second turn continues the first; the third has a video, so everything is read again."""
     media = [spacious.read_media(videos[0]), spacious.read_media(videos[1][:2])]
     chat, parts, seen = Chat(spacious, max_new_tokens=6), [], []
     for question, new in zip(QUESTIONS, ([media[0]], (), [media[1]]), strict=True):
@@ -80,7 +80,7 @@ def test_every_turn_equals_the_forward_pass_over_all_before_it(spacious, likelie
 
 
 def test_a_stop_string_rolls_back_what_was_fed_after_it(spacious, videos):
-    """The next turn sees the shortened answer, as in a conversation replayed from the text."""
+    """The next turn attends to the truncated answer, as if the text were replayed."""
     media = [spacious.read_media(videos[0])]
     free = Chat(spacious, max_new_tokens=6).ask(QUESTIONS[0], media)
     stop = spacious.tokenizer.decode(free.tokens[2:3])
@@ -95,7 +95,7 @@ def test_a_stop_string_rolls_back_what_was_fed_after_it(spacious, videos):
     assert replayed.ask(QUESTIONS[1]) == cached
 
 
-def test_a_turn_that_is_broken_off_leaves_no_trace(spacious, videos):
+def test_interrupted_turn_is_rolled_back(spacious, videos):
     media = [spacious.read_media(videos[0])]
     chat, other = (Chat(spacious, max_new_tokens=6) for _ in range(2))
     for each in (chat, other):
@@ -107,7 +107,7 @@ def test_a_turn_that_is_broken_off_leaves_no_trace(spacious, videos):
 
 
 def test_long_conversations_grow_and_scale_rope(model, videos, caplog):
-    """The suffix cache grows past its first capacity; past the longest sequence RoPE is scaled."""
+    """The suffix cache exceeds its initial capacity; beyond the maximum length RoPE is scaled."""
     caplog.set_level("INFO", "elva_jax")
     chat = Chat(model, max_new_tokens=6)
     chat.ask(QUESTIONS[0], [model.read_media(videos[0])])

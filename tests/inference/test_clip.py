@@ -1,4 +1,4 @@
-"""Videos at two resolutions, from file to tokens and answers."""
+"""Tests of hybrid resolution from the video file to tokens and answers."""
 
 import io
 from operator import methodcaller
@@ -24,7 +24,7 @@ STAGE = dict(num_frames=4, fps=0.0, longest_edge=32, patch_size=8)
 
 
 def film(count: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = ()) -> bytes:
-    """A real mp4 of a noisy picture, a new one at each cut, a little brighter in each frame."""
+    """A real mp4 of a noise image that is replaced at each cut and gets brighter in each frame."""
     rng, buffer = np.random.default_rng(0), io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=8, options={"qscale": "2"})
@@ -50,7 +50,7 @@ def square_film():
     [(8, 16, 5976), (8, 32, 7144), (16, 0, 9616), (16, 8, 10200), (16, 16, 10784), (32, 0, 19232)],
 )
 def test_table_6(square_film, high, low, tokens):
-    """The paper's token counts, from the frames of an mp4."""
+    """The paper's token counts for the frames of an mp4."""
     seen = read_clip(
         square_film[: high + low],
         ClipSettings(
@@ -74,8 +74,8 @@ def test_table_6(square_film, high, low, tokens):
         ("scene", [1, 0, 1, 0, 0, 0, 1, 0]),
     ],
 )
-def test_a_film_with_cuts(policy, high):
-    """Eight of sixteen frames: 1, 3, … 15. After the cuts before frames 4 and 12 come 5 and 13."""
+def test_high_frames_follow_the_cuts_of_a_video(policy, high):
+    """Frames 1, 3, … 15 of 16 are sampled; the cuts are at 4 and 12, so 5 and 13 are high."""
     source, hybrid = (
         film(16, cuts=(4, 12)),
         Hybrid(high_frames=3, low_frames=5, high_edge=32, low_edge=16, policy=policy),
@@ -99,7 +99,7 @@ def test_a_film_with_cuts(policy, high):
 
 
 @pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
-def test_short_sources_keep_the_shares(policy):
+def test_short_videos_keep_the_share_of_high_frames(policy):
     for count, wanted, high in (
         (5, Hybrid(high_frames=8, low_frames=8, high_edge=32, low_edge=16, policy=policy), 2),
         (3, Hybrid(high_frames=1, low_frames=30, high_edge=32, low_edge=16, policy=policy), 1),
@@ -119,8 +119,8 @@ def test_short_sources_keep_the_shares(policy):
         read_clip([], ClipSettings(**STAGE, hybrid=Hybrid(policy=policy)))
 
 
-def test_low_frames_alone_are_a_video_at_that_edge():
-    """And high frames alone one at theirs."""
+def test_low_frames_alone_equal_a_video_at_that_edge():
+    """High frames alone likewise equal a video at their edge."""
     source = film(8)
     plain = read_clip(source, ClipSettings(**{**STAGE, "longest_edge": 16}))
     for hybrid in (
@@ -149,8 +149,8 @@ def test_one_pixel_is_a_frame():
 
 
 @pytest.mark.parametrize("sampling", ["plain", "fps", "hybrid", "image"])
-def test_training_and_inference_see_the_same_pixels(config, params, tokenizer, model, sampling):
-    """The same bytes through the training decoder and through the model's own reading, bitwise."""
+def test_training_and_inference_read_identical_pixels(config, params, tokenizer, model, sampling):
+    """The training decoder and the model read the same bytes to bitwise equal pixels."""
     config = config.copy_and_resolve_references()
     stage = config.stages[model.stage]
     data, source, kind, frames = stage.data, film(12, cuts=(5,)), "video", None
@@ -179,10 +179,10 @@ def test_training_and_inference_see_the_same_pixels(config, params, tokenizer, m
 
 
 class Stopped(Exception):
-    """Carries what would be prefilled."""
+    """An exception that carries the arguments of prefill."""
 
 
-def test_answers_and_scores_are_about_the_hybrid_video(model, monkeypatch):
+def test_answers_and_scores_use_the_hybrid_video(model, monkeypatch):
     def stop(media, **_):
         raise Stopped(media)
 

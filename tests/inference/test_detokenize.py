@@ -1,4 +1,4 @@
-"""What is shown of a growing answer."""
+"""Tests of the text that is streamed while an answer grows."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from elva_jax.inference.detokenize import tokens_before, visible
 
 
 class Letters:
-    """A tokenizer of UTF-8 bytes: a token may be half a character."""
+    """A tokenizer of UTF-8 bytes, so that a token may be a part of a character."""
 
     def decode(self, tokens, skip_special_tokens):
         return bytes(tokens).decode(errors="replace")
@@ -29,11 +29,11 @@ LETTERS = Letters()
         ("abab", ("abc",), False, ("ab", False)),
     ],
 )
-def test_stop_strings_and_what_may_become_one(text, stop, final, expected):
+def test_stop_strings_and_their_prefixes_are_withheld(text, stop, final, expected):
     assert visible(LETTERS, text.encode(), stop, final=final) == expected
 
 
-def test_half_a_character_waits_for_its_other_half():
+def test_incomplete_character_is_withheld():
     tokens = "né".encode()
     assert visible(LETTERS, tokens[:2], final=False) == ("n", False)
     assert visible(LETTERS, tokens, final=False) == ("né", False)
@@ -43,8 +43,8 @@ def test_half_a_character_waits_for_its_other_half():
     st.text(alphabet="ab \né", max_size=20),
     st.lists(st.text(alphabet="ab ", min_size=1, max_size=3), max_size=2),
 )
-def test_what_was_shown_never_changes(text, stop):
-    """Every piece of text shown early is a beginning of the whole answer."""
+def test_streamed_text_never_changes(text, stop):
+    """Every streamed text is a prefix of the whole answer."""
     tokens = text.encode()
     shown = ""
     for n in range(1, len(tokens) + 1):

@@ -1,4 +1,4 @@
-"""The encoder-based model through the same inference code equals its plain forward pass."""
+"""Tests that inference with the encoder-based model equals its forward pass."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def encoder(encoder_and_params):
 
 @pytest.fixture(scope="module")
 def encoder_and_params(config, params, tokenizer):
-    """The model of the other tests with a vision tower of 2 x 2 patches before its decoder."""
+    """The model of the other tests with a vision tower of 2 x 2 patches."""
     config = config.copy_and_resolve_references()
     config.model.update(
         patch_embed="encoder",
@@ -49,7 +49,7 @@ def encoder_and_params(config, params, tokenizer):
 
 
 def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
-    """Four frames, one frame and none: rows without frames, and with fewer than others."""
+    """Rows with four frames, one frame and no frame in one batch."""
     encoder, params = encoder_and_params
     media = [(encoder.read_media(videos[0]),), (encoder.read_media(videos[3]),), ()]
     ids = encoder.tokenizer.encode(f"{OPTION}<|im_end|>", add_special_tokens=False)
@@ -80,7 +80,7 @@ def test_a_batch_equals_the_whole_forward_of_each(encoder_and_params, videos):
     assert prefilled.prefix_tokens[0] - prefilled.prefix_tokens[1] == 3 * 4
 
 
-def test_media_are_squashed_to_the_tower_s_square_and_bare(encoder, videos):
+def test_media_are_bare_squares_of_the_towers_size(encoder, videos):
     seen = encoder.read_media(videos[2])
     assert seen.clip == Clip(((2, 2),) * 4, bare=True)
     frames = seen.patches.reshape(4, 2, 2, 8, 8, 3).swapaxes(2, 3).reshape(4, 16, 16, 3)

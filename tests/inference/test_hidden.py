@@ -1,4 +1,4 @@
-"""Hidden states against the model's own modules, run layer by layer on the unpadded prompt."""
+"""Tests of hidden states against the model's modules, run layer by layer on the unpadded prompt."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ QUESTION = "What colour is the circle?"
 
 
 def every_other(neighbors, rule):
-    """Merges tokens at even places of their tubes into their successors, whatever they show."""
+    """A policy that merges every token at an even index of its tube into the next one."""
     return neighbors.place % 2 == 0
 
 
@@ -30,7 +30,7 @@ RULES = {
 
 
 def layer_by_layer(model, params, visual, merging):
-    """States, layouts, sizes and survivors by number of layers, and the final states."""
+    """Hidden states, layouts, sizes and survivors after each layer, and the final states."""
     elva = Elva(model.model_config)
     layout = build_layout(model.prompt_parts(QUESTION, [visual]))
     layout = TokenLayout(*map(jnp.asarray, layout))
@@ -64,7 +64,7 @@ def layer_by_layer(model, params, visual, merging):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_layer_equals_the_modules_run_one_by_one(model, params, shown, name):
+def test_every_layer_equals_the_modules_run_separately(model, params, shown, name):
     merging = RULES[name]
     if isinstance(merging, bool):
         rules = merging_of(model.model_config) if merging else Merging()
@@ -88,7 +88,7 @@ def test_every_layer_equals_the_modules_run_one_by_one(model, params, shown, nam
 
 
 @pytest.mark.parametrize("merging", [False, True])
-def test_the_last_state_is_that_of_the_whole_forward(model, shown, whole_forward, merging):
+def test_last_state_equals_that_of_the_forward_pass(model, shown, whole_forward, merging):
     visual = shown[0][0]
     hidden = model.hidden_states([visual], QUESTION, layers=[3], merging=merging)
     _, out = whole_forward((visual,), QUESTION, (), merging)
@@ -99,13 +99,13 @@ def test_the_last_state_is_that_of_the_whole_forward(model, shown, whole_forward
     np.testing.assert_array_equal(block.size, out.size[0, :length])
     merged = [block.merged for block in hidden.blocks if block.merged is not None]
     for ours, theirs in zip(merged, out.merges, strict=True):
-        # All but the padding, which is that of the reference's longer row.
+        # All fields but the padding, because the reference has a longer row.
         for name in set(theirs._fields) - {"padding"}:
             assert getattr(ours, name) == int(getattr(theirs, name)[0]), name
 
 
-def test_a_policy_of_ones_own_answers_too(model, shown):
-    """One that merges nothing answers as the model without merging; one that merges does not."""
+def test_custom_policy_is_used_for_answers(model, shown):
+    """A policy without merges gives the answers of the unmerged model; one with merges does not."""
 
     def nothing(neighbors, rule):
         return neighbors.place < 0

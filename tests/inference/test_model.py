@@ -1,4 +1,4 @@
-"""Cached, batched, bucketed inference equals the plain forward pass over the whole conversation."""
+"""Tests that cached, batched, bucketed inference equals the forward pass over the conversation."""
 
 import dataclasses
 import subprocess
@@ -21,12 +21,9 @@ from elva_jax.video.read import Frames
 
 QUESTION = "What colour is the circle?"
 OPTIONS = ("red", "a green square at the top left", "4")
-QUESTIONS = [
-    QUESTION,
-    "How many?",
-    "Where is the blue one?",
-]  # every batch asks three, so that few programs are compiled
-STILL = 1  # the video of the tests that take one alone
+# Every batch has three questions, so that few programs are compiled.
+QUESTIONS = [QUESTION, "How many?", "Where is the blue one?"]
+STILL = 1  # the video of tests with a single one
 
 
 def option_ids(model, option):
@@ -39,7 +36,7 @@ def totals(prefilled, question=QUESTION, options=OPTIONS):
 
 @pytest.mark.parametrize("merging", [False, True])
 def test_option_scores_equal_the_whole_forward(model, shown, batch, whole_forward, merging):
-    """Each option by a forward pass over the whole conversation, without cache or other options."""
+    """The reference is a forward pass over the conversation with one option, without a cache."""
     rows = batch[merging].score([[Choice(question, OPTIONS) for question in QUESTIONS]] * 4)
     for media, (scores, *_) in zip(shown, rows, strict=True):
         for option, score in zip(OPTIONS, scores, strict=True):
@@ -55,7 +52,7 @@ def test_option_scores_equal_the_whole_forward(model, shown, batch, whole_forwar
 
 
 def test_decoding_equals_the_whole_forward_step_by_step(model, shown, batch, whole_forward):
-    """Every token is the argmax of a forward pass over everything before it."""
+    """Every token is the argmax of a forward pass over all tokens before it."""
     answers = batch[True].generate([QUESTIONS] * 4, 6)
     seen = set()
     for media, (answer, *_) in zip(shown, answers, strict=True):
@@ -87,7 +84,7 @@ def test_merging_keeps_the_tokens_that_training_keeps(model, shown, batch, whole
 
 @pytest.fixture(scope="module")
 def alone(model, shown):
-    """The still video, prefilled by itself."""
+    """The still video, prefilled in a batch of one."""
     return model.prefill([shown[STILL]])
 
 
@@ -102,8 +99,8 @@ def test_redundant_video_takes_smaller_programs(alone, batch):
     assert [(block.start, block.stop) for block in batch[False].prefix.blocks] == [(0, 3)]
 
 
-def test_batch_equals_single(model, alone, batch):
-    """Other videos, questions, buckets and padding in the batch change nothing for a row."""
+def test_batch_equals_single_rows(model, alone, batch):
+    """A row does not depend on other videos, questions, buckets and padding in its batch."""
     questions = [["Where?"], QUESTIONS, [], ["Which?", QUESTION]]
     choices = [[Choice(question, OPTIONS) for question in row] for row in questions]
     scores, answers = (batch[True].score(choices), batch[True].generate(questions, 6))
@@ -154,7 +151,7 @@ def test_answer_and_score_take_frames_and_files(model, videos, tmp_path):
     assert model.read_media(tmp_path, frames=2).clip.grids == ((4, 4),) * 2
 
 
-def test_marker_places_the_video(model, shown, whole_forward):
+def test_marker_is_the_place_of_the_video(model, shown, whole_forward):
     question = "Look here: <video> What is it?"
     prefilled = model.prefill([shown[3]], prompts=[question], merging=False)
     ids = option_ids(model, "red")
@@ -166,14 +163,14 @@ def test_marker_places_the_video(model, shown, whole_forward):
         prefilled.generate([["What is it?"]], 3)
 
 
-def test_without_video(model, whole_forward):
+def test_question_without_video(model, whole_forward):
     ids = option_ids(model, "red")
     log_probs, _ = whole_forward((), QUESTION, ids, False)
     (score,) = model.score(None, QUESTION, ["red"], merging=False)
     assert score.total == pytest.approx(log_probs[np.arange(len(ids)), ids].sum(), rel=1e-5)
 
 
-def test_keep_frames_is_the_video_of_those_frames(model, videos):
+def test_keep_frames_equals_a_video_of_those_frames(model, videos):
     frames = [videos[2][0], videos[0][1], videos[2][3]]
     kept = keep_frames(model.read_media(frames), [2, 0])
     expected = model.read_media([frames[2], frames[0]])
@@ -182,7 +179,7 @@ def test_keep_frames_is_the_video_of_those_frames(model, videos):
 
 
 def test_few_programs_for_many_lengths(model, shown, alone):
-    """Four lengths of questions take at most two of the grid; a second prefill compiles nothing."""
+    """Four question lengths need at most two grid lengths; a second prefill compiles nothing."""
     before = scoring.branch_scores._cache_size(), prefill_module.run_layer._cache_size()
     for n in range(2, 6):
         totals(alone, "what " * n + "?", ("red",))
@@ -251,7 +248,7 @@ def test_bfloat16_scores_are_close_to_float32(config, params, tokenizer, shown, 
     assert score != pytest.approx(expected, rel=1e-6)
 
 
-def test_streamed_pieces_are_the_answer(model, alone):
+def test_streamed_pieces_add_up_to_the_answer(model, alone):
     ((whole,),) = alone.generate([[QUESTION]], 12)
     pieces = list(alone.stream(QUESTION, 12))
     assert "".join(pieces) == whole.text
@@ -298,7 +295,7 @@ def test_the_repetition_penalty_counts_the_whole_conversation(model, alone, show
 
 
 class Exactly:
-    """Lengths that are not of the grid."""
+    """Lengths without rounding to the grid."""
 
     def __init__(self, extra):
         self.extra = extra
@@ -308,7 +305,7 @@ class Exactly:
 
 
 def test_logits_do_not_depend_on_buckets(model, shown):
-    """Option scores with other lengths, after every merging layer too, agree to 1e-5."""
+    """Option scores with other lengths, also after merging layers, agree to 1e-5."""
     scores = [totals_with(model, shown[2], Exactly(extra)) for extra in (0, 7)]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 

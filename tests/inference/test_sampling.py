@@ -1,4 +1,4 @@
-"""The choice of tokens against transformers' own processors."""
+"""Tests of sampling against the logits processors of transformers."""
 
 import jax
 import numpy as np
@@ -18,14 +18,14 @@ def logits():
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
-def test_nucleus_is_that_of_transformers(logits, top_p):
+def test_nucleus_equals_that_of_transformers(logits, top_p):
     expected = TopPLogitsWarper(top_p)(None, torch.from_numpy(logits)).numpy()
     kept = np.isfinite(np.asarray(_nucleus(logits, top_p)))
     np.testing.assert_array_equal(kept, np.isfinite(expected))
     assert kept.any(axis=-1).all()
 
 
-def test_repetition_penalty_is_that_of_transformers(logits):
+def test_repetition_penalty_equals_that_of_transformers(logits):
     held = np.random.default_rng(1).integers(0, WORDS, (ROWS, 20))
     expected = RepetitionPenaltyLogitsProcessor(1.7)(
         torch.from_numpy(held), torch.from_numpy(logits)
@@ -39,7 +39,7 @@ def test_repetition_penalty_is_that_of_transformers(logits):
 
 
 def test_draws_follow_the_probabilities():
-    """Over 4,000 seeds within four standard errors of the softmax, and 0 outside the nucleus."""
+    """Frequencies over 4,000 seeds: 4 standard errors from the softmax, 0 outside the nucleus."""
     logits, draws = np.float32([[1.0, 0.0, 2.0, -1.0]]), 4000
     sampling = Sampling(temperature=0.7, top_p=0.95)
     params, none = sampling.params(4, ()), np.zeros((1, 0), bool)
@@ -78,6 +78,6 @@ def test_a_draw_depends_on_seed_and_step_and_not_on_the_row(logits):
         (dict(stop=("a", "")), "stop: an empty string"),
     ],
 )
-def test_impossible_settings_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Sampling(**options)

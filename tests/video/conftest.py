@@ -1,4 +1,4 @@
-"""Real clips, written by the tests themselves: every frame carries its own number as four grey bars."""
+"""Fixtures: real clips in which every frame shows its number as four gray bars."""
 
 import io
 from fractions import Fraction
@@ -12,19 +12,19 @@ from av.video.reformatter import VideoReformatter
 from elva_jax.video.reader import ONE_THREAD
 
 BARS = 4
-LEVELS = (40, 90, 140, 190)  # base 4: up to 256 frames
+LEVELS = (40, 90, 140, 190)  # digits of base 4, for up to 256 frames
 CLIPS = Path(__file__).parents[2] / "../shared/assets/videos"
 
 
 def numbered(index: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A frame whose four vertical bars spell `index`, most significant digit left."""
+    """A frame whose four vertical bars are the digits of `index`, most significant first."""
     digits = [index // len(LEVELS) ** power % len(LEVELS) for power in reversed(range(BARS))]
     columns = np.array(LEVELS, np.uint8)[np.array(digits)[np.arange(width) * BARS // width]]
     return np.broadcast_to(columns[None, :, None], (height, width, 3)).copy()
 
 
 def number(frame: np.ndarray) -> int:
-    """Reads a frame's number back, whatever its size."""
+    """Decodes the number of a frame of any size."""
     width = frame.shape[1]
     index = 0
     for bar in range(BARS):
@@ -49,7 +49,7 @@ def encode(
     frames=None,
     audio_seconds=0.0,
 ) -> bytes:
-    """Encodes numbered frames shown at `ticks` / `rate` seconds."""
+    """Encodes numbered frames that are displayed at `ticks` / `rate` seconds."""
     buffer = io.BytesIO()
     with av.open(
         buffer, "w", format=container, container_options=container_options or {}
@@ -68,7 +68,8 @@ def encode(
             frame = av.VideoFrame.from_ndarray(
                 pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24"
             )
-            # On several threads swscale now and then spoils the start of a row when the width is no multiple of its vectors.
+            # With several threads, swscale sometimes corrupts the start of a row if the width is
+            # not a multiple of its vector length.
             frame = VideoReformatter().reformat(frame, format=pixel_format, **ONE_THREAD)
             frame.pts, frame.time_base = int(tick), Fraction(1, rate)
             output.mux(stream.encode(frame))
@@ -87,7 +88,7 @@ def mux_silence(output, stream, seconds: float) -> None:
 
 
 def displayed_at(ticks, num_frames: int, last: int = 1) -> list[int]:
-    """Which frames uniform sampling must take, from the definition; the last frame stays for `last` ticks."""
+    """The frames of uniform sampling by definition; the last frame lasts for `last` ticks."""
     duration = Fraction(int(ticks[-1]) + last - int(ticks[0]))
     chosen: list[int] = []
     for i in range(num_frames):
@@ -100,7 +101,7 @@ def displayed_at(ticks, num_frames: int, last: int = 1) -> list[int]:
 
 @pytest.fixture(scope="session")
 def clips():
-    """Writes and reads numbered clips."""
+    """Functions that write and read numbered clips."""
 
     class Clips:
         pass

@@ -1,4 +1,4 @@
-"""Which frames are read at high resolution, and that each is what it would be if it were read so alone."""
+"""Tests of hybrid resolution: the choice of high-resolution frames, and the pixels."""
 
 import re
 import tracemalloc
@@ -27,11 +27,13 @@ from elva_jax.video.read import read_frames
 from elva_jax.video.resize import LazyFrame, resize_frame, target_size
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(any)
-CHANGES = st.lists(st.integers(0, 5), min_size=1, max_size=60)  # few values, so that there are ties
+CHANGES = st.lists(
+    st.integers(0, 5), min_size=1, max_size=60
+)  # few distinct values, so that ties occur
 
 
 def scene(num_high, changes):
-    """The rule read frame by frame: again and again the greatest change left, the earliest of equals; the first frame's is infinite."""
+    """The rule: repeatedly take the greatest remaining change, the earliest of equals."""
     left = {t: float("inf") if t == 0 else change for t, change in enumerate(changes)}
     chosen = set()
     while len(chosen) < num_high:
@@ -42,7 +44,7 @@ def scene(num_high, changes):
 
 
 @given(COUNTS, st.sampled_from(POLICIES))
-def test_counts(counts, policy):
+def test_counts_of_high_and_low_frames(counts, policy):
     high = choose_high(*counts, policy, np.arange(sum(counts)) % 3.0)
     assert high.dtype == bool
     assert (int(high.sum()), int((~high).sum())) == counts
@@ -50,7 +52,7 @@ def test_counts(counts, policy):
 
 @given(COUNTS)
 def test_interleave_is_even(counts):
-    """In every stretch of the video the share of high frames is that of the whole, to within one frame at each end."""
+    """Any interval has the video's share of high frames, within one frame at each end."""
     high = choose_high(*counts)
     share = counts[0] / len(high)
     drift = np.cumsum(high) - share * np.arange(1, len(high) + 1)
@@ -58,16 +60,19 @@ def test_interleave_is_even(counts):
 
 
 @given(COUNTS)
-def test_ends_leave_the_middle_low(counts):
+def test_ends_are_high_and_the_middle_is_low(counts):
     high = choose_high(*counts, "ends")
     low = np.flatnonzero(~high)
     if counts[1]:
         assert (np.diff(low) == 1).all()
-        assert low[0] - (len(high) - 1 - low[-1]) in (0, 1)  # an odd one stands at the start
+        assert low[0] - (len(high) - 1 - low[-1]) in (
+            0,
+            1,
+        )  # an odd number has one more at the start
 
 
 @given(CHANGES, st.data())
-def test_scene_takes_the_greatest_changes(changes, data):
+def test_scene_chooses_the_greatest_changes(changes, data):
     num_high = data.draw(st.integers(0, len(changes)))
     change = np.asarray([np.inf, *changes[1:]])
     assert choose_high(num_high, len(changes) - num_high, "scene", change).tolist() == scene(
@@ -75,7 +80,7 @@ def test_scene_takes_the_greatest_changes(changes, data):
     )
 
 
-def test_examples():
+def test_worked_examples():
     assert choose_high(2, 2).tolist() == [False, True, False, True]
     assert choose_high(1, 2).tolist() == [False, True, False]
     assert choose_high(3, 0).tolist() == [True] * 3
@@ -97,8 +102,8 @@ def of(high, low, high_edge=672, low_edge=336, policy="interleave"):
 
 
 @given(st.integers(1, 80), COUNTS, st.sampled_from(POLICIES))
-def test_shares_are_kept_whatever_comes(total, counts, policy):
-    """Of a video with more or fewer frames than asked for, the share is high that was asked for, and at least one where any is."""
+def test_share_of_high_frames_is_kept_for_any_number_of_frames(total, counts, policy):
+    """For any number of frames the share of high frames is kept; at least one is high if any is."""
     reduced = [
         SizedFrame(f"high {t}", f"low {t}", np.full((2, 2), t, np.uint8)) for t in range(total)
     ]
@@ -128,8 +133,8 @@ def test_each_frame_is_resized_straight_from_the_decoded_one(
     assert reduced.gray is None
 
 
-def test_change_is_of_grey_means_and_knows_no_edges():
-    """Against the luma of ITU-R 601 averaged over squares of 3 x 2 pixels."""
+def test_change_compares_mean_gray_levels():
+    """Compares with the luma of ITU-R BT.601, averaged over blocks of 3 x 2 pixels."""
     frames = np.random.default_rng(0).integers(0, 256, (6, 96, 64, 3), np.uint8)
     frames[2:4] = frames[1]
     gray = (frames @ [0.299, 0.587, 0.114]).reshape(6, 32, 3, 32, 2).mean((2, 4))
@@ -148,8 +153,8 @@ def test_change_is_of_grey_means_and_knows_no_edges():
         np.testing.assert_array_equal(frame_change([frame.gray for frame in reduced]), change)
 
 
-def test_a_real_video_is_cut_into_scenes(clips):
-    """Fifteen frames of four scenes; with one high frame each, the high ones are those that follow a cut."""
+def test_scene_finds_the_cuts_of_a_real_video(clips):
+    """Fifteen frames of four scenes: the four high frames are the first ones of the scenes."""
     pictures, starts = (
         np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8),
         (0, 2, 3, 9),
@@ -170,7 +175,7 @@ def test_a_real_video_is_cut_into_scenes(clips):
     ] == list(starts)
 
 
-def test_a_long_video_is_never_held_at_full_size(clips):
+def test_long_video_is_not_kept_in_memory_at_full_size(clips):
     frames = [np.full((360, 640, 3), 10 * t, np.uint8) for t in range(16)]
     data = clips.encode(range(16), frames=frames, size=(360, 640), options={"preset": "ultrafast"})
     hybrid = Hybrid(high_frames=8, low_frames=8, high_edge=112, low_edge=56, policy="scene")
@@ -191,7 +196,7 @@ def test_a_long_video_is_never_held_at_full_size(clips):
 
 
 @given(st.tuples(st.integers(0, 8), st.integers(0, 8)).filter(any), st.sampled_from(POLICIES))
-def test_high_frames_chain_with_high_ones_and_low_with_low(counts, policy):
+def test_tubes_link_frames_of_the_same_resolution(counts, policy):
     hybrid = of(*counts, 32, 16, policy)
     frames = assign_resolution(
         [
@@ -209,12 +214,11 @@ def test_high_frames_chain_with_high_ones_and_low_with_low(counts, policy):
     high, low = (
         [t for t, frame in enumerate(frames) if frame.shape[0] == edge] for edge in (32, 16)
     )
-    assert sorted(chains.values()) == sorted(
-        [high] * 12 * bool(high) + [low] * 4 * bool(low)
-    )  # grids of 4 x 3 and 2 x 2
+    # Grids of 4 x 3 and 2 x 2.
+    assert sorted(chains.values()) == sorted([high] * 12 * bool(high) + [low] * 4 * bool(low))
 
 
-def test_what_is_left_out_comes_from_the_paper_and_the_stage():
+def test_missing_values_come_from_the_paper_and_the_stage():
     assert complete(672, 28) is None
     assert complete(672, 28, high_frames=None, policy=None) is None
     assert complete(672, 28, high_frames=8) == Hybrid(
@@ -254,11 +258,11 @@ def test_what_is_left_out_comes_from_the_paper_and_the_stage():
         (dict(policy="middle"), "policy 'middle' is unknown; use one of interleave, ends, scene"),
     ],
 )
-def test_refused(arguments, words):
+def test_invalid_values_are_refused(arguments, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         Hybrid(**arguments)
 
 
-def test_one_resolution_alone_leaves_the_other_edge_free():
+def test_edge_of_an_unused_resolution_is_not_checked():
     assert Hybrid(high_frames=4, low_frames=0, high_edge=112).frames == 4
     assert Hybrid(high_frames=0, low_frames=4, high_edge=112).frames == 4

@@ -1,4 +1,4 @@
-"""TokenLayout against a plain reading of its rules, one token at a time."""
+"""Tests of TokenLayout against a direct implementation of its rules, one token at a time."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ ANSWER = st.builds(Text, IDS, weight=st.sampled_from([1.0, 0.5]))
 
 @st.composite
 def examples(draw):
-    """Some clips and questions, then turns of question and answer, in any order that keeps answers behind text."""
+    """Clips and questions, then turns of clips, question and answer; answers follow text."""
     parts = draw(st.lists(st.one_of(CLIP, QUESTION), max_size=4))
     for _ in range(draw(st.integers(1, 3))):
         parts += [*draw(st.lists(CLIP, max_size=1)), draw(QUESTION), draw(ANSWER)]
@@ -39,7 +39,7 @@ def examples(draw):
 
 
 def plain(parts):
-    """The layout's rows as dictionaries, written down token by token."""
+    """The layout as one dictionary per token."""
     tokens = []
     patches = frames = rows = tubes = 0
     for part in parts:
@@ -47,7 +47,7 @@ def plain(parts):
             for token in part.token_ids:
                 tokens.append(dict(kind=Kind.TEXT, token_id=token, weight=part.weight))
             continue
-        names = {}  # (grid, what, where) -> tube
+        names = {}  # (grid, kind, position) -> tube
         for height, width in part.grids:
             if not part.bare:
                 tokens.append(dict(kind=Kind.FRAME, frame=frames))
@@ -80,12 +80,12 @@ def plain(parts):
 
 
 def same_partition(a, b) -> bool:
-    """Whether two lists of names group their places alike, whatever the names."""
+    """Whether two lists of labels partition their indices in the same way."""
     return len(set(zip(a, b, strict=True))) == len(set(a)) == len(set(b))
 
 
 @given(examples())
-def test_plain_reading(parts):
+def test_layout_equals_the_direct_implementation(parts):
     layout = build_layout(parts)
     expected = plain(parts)
     assert layout.length == len(expected)
@@ -142,7 +142,7 @@ def test_square_frames_of_the_paper(pixels, tokens):
     assert frame_tokens(pixels // 28, pixels // 28) == tokens
 
 
-def test_tubes_join_equal_grids_across_others_but_never_clips():
+def test_tubes_link_equal_grids_of_one_clip_only():
     layout = build_layout([Clip([(2, 2), (1, 2), (2, 2)]), Clip([(2, 2)])])
     members = defaultdict(list)
     for index in np.flatnonzero(layout.kind == Kind.PATCH):
@@ -157,7 +157,7 @@ def test_tubes_join_equal_grids_across_others_but_never_clips():
 
 
 def tubes_keep_to_themselves(layout: TokenLayout) -> None:
-    """A tube holds one kind, one segment, at most one token a frame, and frames in order."""
+    """A tube has one kind, one segment, at most one token per frame, and its frames in order."""
     for tube in set(layout.tube[layout.tube >= 0].tolist()):
         index = np.flatnonzero(layout.tube == tube)
         assert (
@@ -194,7 +194,7 @@ def test_packing(many, padding):
             assert [a >= 0 for a in mine] == [a >= 0 for a in getattr(layout, name)]
             assert not seen[name] & (set(mine) - {-1})  # unique within the packed sequence
             seen[name] |= set(mine) - {-1}
-    # Patches are concatenated in order, so their numbers count up without a gap.
+    # Patches are concatenated in order, so their numbers increase without a gap.
     index = packed.patch_index[packed.kind == Kind.PATCH]
     np.testing.assert_array_equal(index, np.arange(len(index)))
     tail = TokenLayout(*(array[start:] for array in packed))
@@ -241,18 +241,18 @@ def test_every_answer_token_is_learned_once_from_the_token_before_it():
         ([Text([1]), Clip([(1, 1)]), Text([2], weight=1.0)], "must follow a text token"),
     ],
 )
-def test_impossible_examples(parts, message):
+def test_invalid_examples_are_refused(parts, message):
     with pytest.raises(LayoutError, match=message):
         build_layout(parts)
 
 
-def test_what_does_not_fit():
+def test_packing_refuses_too_many_tokens():
     with pytest.raises(LayoutError, match="6 tokens do not fit a sequence of 5"):
         pack([build_layout([Text([1, 2, 3])])] * 2, 5)
     assert pack([], 3).kind.tolist() == [0, 0, 0]
 
 
-def test_turns_count_on_from_what_they_share():
+def test_positions_of_turns_continue_the_shared_part():
     parts = [
         Text([1, 2]),
         Clip([(1, 2)]),
@@ -274,7 +274,7 @@ def test_turns_count_on_from_what_they_share():
             build_layout(wrong)
 
 
-def test_padding_has_the_shapes_types_and_values_of_what_pack_adds():
+def test_padding_equals_that_of_pack():
     padding, packed = TokenLayout.padding(2, 3), pack([], 3)
     fields = zip(padding, packed, TokenLayout.shapes(2, 3), TokenLayout.dtypes(), strict=True)
     for field, added, shape, dtype in fields:

@@ -1,4 +1,4 @@
-"""What read_frames takes from good sources: the frames shown at the sampled times, upright and in true colours."""
+"""Tests of read_frames on valid sources: sampled frames, orientation and colors."""
 
 import io
 import itertools
@@ -65,9 +65,8 @@ def test_variable_rate_offset_and_b_frames(clips, gaps, offset, num_frames, cont
     data = clips.encode(
         ticks, container=container, options={"bf": str(b_frames), "preset": "ultrafast"}
     )
-    with av.open(
-        io.BytesIO(data)
-    ) as opened:  # how long a variable-rate file shows its last frame is the muxer's decision
+    # The muxer decides how long the last frame of a variable-rate file is displayed.
+    with av.open(io.BytesIO(data)) as opened:
         video = opened.streams.video[0]
         if container == "mp4":
             end = video.start_time + video.duration
@@ -86,7 +85,8 @@ def test_variable_rate_offset_and_b_frames(clips, gaps, offset, num_frames, cont
 
 
 def test_a_frame_that_starts_exactly_at_a_sampled_time_is_the_one_shown(clips):
-    # 10 frames in a second, 5 samples: 0.1, 0.3, 0.5, 0.7 and 0.9 s are all starts of frames, and no float rounding may move them.
+    # 10 frames per second, 5 samples: 0.1, 0.3, 0.5, 0.7 and 0.9 s are starts of frames, and float
+    # rounding must not change that.
     frames = read_frames(clips.encode(range(10)), num_frames=5)
     assert [clips.number(frame) for frame in frames.pixels] == [1, 3, 5, 7, 9]
 
@@ -102,7 +102,7 @@ def test_variable_rate_in_avi(clips):
     ("fps", "cap", "expected"),
     [(1, None, 4), (2.5, None, 10), (2.5, 6, 6), (0.01, None, 1), (100, None, 40)],
 )
-def test_rate(clips, fps, cap, expected):
+def test_sampling_at_a_frame_rate(clips, fps, cap, expected):
     frames = read_frames(clips.encode(range(40)), fps=fps, num_frames=cap)
     assert [clips.number(frame) for frame in frames.pixels] == clips.displayed_at(
         range(40), expected
@@ -118,13 +118,13 @@ def test_sample_times_are_the_middles_of_equal_parts(duration, num_frames):
     ]
 
 
-def test_sampling_must_be_said():
+def test_sampling_must_be_specified():
     for wrong in ({}, {"num_frames": 0}, {"fps": 0.0}, {"num_frames": -1, "fps": 1}):
         with pytest.raises(ConfigError, match="num_frames"):
             read_frames(b"x", **wrong)
 
 
-def test_what_an_edit_list_cuts_away_is_not_there(clips):
+def test_frames_cut_by_an_edit_list_are_skipped(clips):
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     data = clips.encode(range(-15, 25), container_options=options)
     frames = read_frames(data, num_frames=5)
@@ -132,7 +132,7 @@ def test_what_an_edit_list_cuts_away_is_not_there(clips):
     assert [clips.number(frame) for frame in frames.pixels] == [17, 22, 27, 32, 37]
 
 
-def test_a_recording_that_begins_inside_a_group_begins_at_its_next_key_frame(clips):
+def test_recording_begins_at_its_first_key_frame(clips):
     data = clips.encode(range(100), container="mpegts", options={"g": "20", "sc_threshold": "0"})
     with av.open(io.BytesIO(data)) as container:
         third = [packet.pos for packet in container.demux(video=0) if packet.is_keyframe][2]
@@ -140,7 +140,7 @@ def test_a_recording_that_begins_inside_a_group_begins_at_its_next_key_frame(cli
     assert [clips.number(frame) for frame in frames.pixels] == list(range(60, 100))
 
 
-def test_audio_that_goes_on_does_not_stretch_the_video(clips):
+def test_longer_audio_does_not_extend_the_video(clips):
     for container in ("mp4", "matroska"):
         data = clips.encode(range(20), container=container, audio_seconds=5)
         frames = read_frames(data, num_frames=4)
@@ -167,7 +167,7 @@ def test_path_and_bytes_agree_and_transform_runs_on_each_frame(clips, tmp_path):
         )
 
 
-def test_an_error_of_the_transform_is_the_callers_own(clips):
+def test_errors_of_the_transform_are_not_wrapped(clips):
     def transform(picture):
         raise ZeroDivisionError
 
@@ -179,8 +179,8 @@ def test_an_error_of_the_transform_is_the_callers_own(clips):
 @pytest.mark.parametrize(
     "options", [{}, {"rotation": (90, False)}, {"rotation": (180, True)}, {"alpha": True}]
 )
-def test_a_frame_drawn_at_a_size_is_the_whole_frame_resized(clips, options, size):
-    """The decoder's scaler beside Pillow's bicubic one, which differ in the sharpness of edges: smooth pictures, so that they agree."""
+def test_frame_decoded_at_a_size_equals_the_resized_frame(clips, options, size):
+    """The decoder's scaler and Pillow's bicubic one agree on smooth images; edges would differ."""
     y, x = np.mgrid[:192, :256] / 256
     waves = [np.stack([y, x, 0.5 + 0.5 * np.sin(3 * x + y + t)], -1) for t in range(3)]
     frames = [(40 + 160 * wave).astype(np.uint8) for wave in waves]
@@ -196,9 +196,8 @@ def test_a_frame_drawn_at_a_size_is_the_whole_frame_resized(clips, options, size
     for got, frame in zip(drawn, whole, strict=True):
         difference = np.abs(got.astype(int) - resize_frame(frame, size))
         assert difference.mean() < 2
-        assert (
-            difference.max() <= 8
-        )  # of 255, where colours change: a video has one sample of them for four pixels
+        # The maximum is where colors change, because videos have one color sample per four pixels.
+        assert difference.max() <= 8
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -207,7 +206,7 @@ def test_display_matrix(clips, degrees, mirrored):
     if not hasattr(av.VideoStream, "set_display_rotation"):
         pytest.skip("this PyAV cannot write a display matrix")
     stored = np.full((32, 64, 3), 40, np.uint8)
-    stored[:16, :16] = 200  # a light corner, top left
+    stored[:16, :16] = 200  # a bright top left corner
     data = clips.encode(
         [0, 1], size=(32, 64), rotation=(degrees, mirrored), frames=[stored, stored]
     )
@@ -223,7 +222,7 @@ def test_rotation_from_exif_inside_a_video(clips):
     upright = np.zeros((64, 48, 3), np.uint8)
     upright[:32, :24] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned left: turn right to see
+    exif[0x0112] = 6  # stored rotated left: must be rotated right
     picture, buffer = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.rot90(upright).copy()).save(picture, "jpeg", exif=exif)
     with av.open(buffer, "w", format="mov") as output:
@@ -257,7 +256,7 @@ def test_sizes_and_pixel_formats(clips, pixel_format, size):
         np.testing.assert_allclose(frame, expected, atol=3)
 
 
-def test_transparency_shines_white(clips, tmp_path):
+def test_transparency_is_composited_on_white(clips, tmp_path):
     rgba = np.zeros((16, 16, 4), np.uint8)
     rgba[..., 0] = 200
     rgba[:, 8:, 3] = 255
@@ -290,7 +289,7 @@ def test_still_image(clips, tmp_path, suffix):
 def test_exif_orientation(tmp_path, orientation):
     upright = np.zeros((20, 30, 3), np.uint8)
     upright[:10, :15] = 255
-    # What a camera stores so that the orientation's turn makes it upright again.
+    # The pixels that a camera stores, which the orientation rotates upright.
     stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
     turned = upright.swapaxes(0, 1)
     stored |= {5: turned, 6: turned[::-1], 7: turned[::-1, ::-1], 8: turned[:, ::-1]}
@@ -320,7 +319,7 @@ def test_image_modes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
-def test_animation_with_its_own_delays(clips, kind):
+def test_animation_with_variable_delays(clips, kind):
     delays = [100, 300, 50, 700, 50]  # milliseconds
     images = [Image.fromarray(clips.numbered(index)) for index in range(5)]
     buffer = io.BytesIO()
@@ -338,7 +337,7 @@ def test_animation_with_its_own_delays(clips, kind):
         assert frames.duration == pytest.approx(1.2)
 
 
-def test_gif_without_delays_plays_like_in_a_browser(clips):
+def test_gif_without_delays_is_timed_like_in_a_browser(clips):
     images = [Image.fromarray(clips.numbered(index)) for index in range(5)]
     buffer = io.BytesIO()
     images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=0)
@@ -368,7 +367,7 @@ def test_folder_in_natural_order(clips, tmp_path):
     np.testing.assert_allclose(frames.times, np.array([1, 4, 7, 10]) / 3)
 
 
-def test_real_clips_against_decoding_everything(real_clips):
+def test_real_clips_equal_full_decoding(real_clips):
     for path in real_clips:
         frames = read_frames(
             path, num_frames=6, transform=lambda picture: picture.pixels()[::8, ::8]
@@ -394,7 +393,7 @@ def test_real_clips_against_decoding_everything(real_clips):
             np.testing.assert_array_equal(frame.to_ndarray(format="rgb24")[::8, ::8], pixels)
 
 
-def test_small_clips_are_quick(clips):
+def test_small_clips_are_read_quickly(clips):
     data = clips.encode(range(24), size=(64, 64))
     read_frames(data, num_frames=12)
     best = min(_seconds(lambda: read_frames(data, num_frames=12)) for _ in range(10))

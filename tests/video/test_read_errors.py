@@ -1,4 +1,4 @@
-"""What read_frames makes of bad sources: one VideoError that names the source and the reason, and silence on stderr."""
+"""Tests of read_frames on bad sources: a VideoError with source and reason, nothing on stderr."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ def refused(source, reason, num_frames=4, **options) -> VideoError:
     return caught.value
 
 
-def test_not_there(tmp_path):
+def test_missing_file(tmp_path):
     error = refused(tmp_path / "gone.mp4", "no such file")
     assert error.name == str(tmp_path / "gone.mp4")
     assert error.name in str(error)
@@ -48,7 +48,7 @@ def test_folders(tmp_path):
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() == 0, reason="needs a user whom file permissions bind"
 )
-def test_unreadable(tmp_path):
+def test_file_without_read_permission(tmp_path):
     path = tmp_path / "secret.mp4"
     path.write_bytes(b"x")
     path.chmod(0)
@@ -71,7 +71,7 @@ def test_other_files(tmp_path, content):
     refused(content, "not a video or image", name="record 7")
 
 
-def test_heif_says_so():
+def test_heif_is_named_as_unsupported():
     refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 100, "HEIF")
 
 
@@ -123,7 +123,7 @@ def test_truncated(clips, tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def whole(clips):
-    """Each kind's bytes and some of its frames."""
+    """The bytes of a file of each kind, and some of its frames."""
     made = {
         kind: clips.encode(range(40), **options, size=(96, 96)) for kind, options in KINDS.items()
     }
@@ -132,7 +132,7 @@ def whole(clips):
 
 @settings(max_examples=60, deadline=None)
 @given(kind=st.sampled_from(sorted(set(KINDS) - {"fragmented mp4"})), share=st.floats(0, 1))
-def test_a_truncated_file_gives_the_whole_files_frames_or_an_error(whole, kind, share):
+def test_truncated_file_gives_correct_frames_or_an_error(whole, kind, share):
     data, frames = whole[kind]
     try:
         cut = read_frames(data[: int(share * len(data))], num_frames=5)
@@ -147,7 +147,7 @@ def test_a_truncated_file_gives_the_whole_files_frames_or_an_error(whole, kind, 
     kind=st.sampled_from(sorted(KINDS)),
     hits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=30),
 )
-def test_damage_never_raises_anything_else(whole, kind, hits):
+def test_damaged_videos_raise_only_video_errors(whole, kind, hits):
     content = bytearray(whole[kind][0])
     for place, value in hits:
         content[int(place * len(content))] = value
@@ -155,14 +155,14 @@ def test_damage_never_raises_anything_else(whole, kind, hits):
         assert 1 <= len(read_frames(bytes(content), num_frames=5).pixels) <= 5
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the damage
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about the damage
 @settings(max_examples=100, deadline=None)
 @given(
     kind=st.sampled_from(["png", "jpeg", "gif", "webp", "tiff", "bmp"]),
     share=st.floats(0, 0.95),
     flip=st.integers(0, 10**6),
 )
-def test_damaged_images_never_raise_anything_else(kind, share, flip):
+def test_damaged_images_raise_only_video_errors(kind, share, flip):
     buffer = io.BytesIO()
     pictures = [
         Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 20, 3), np.uint8))
@@ -183,7 +183,7 @@ def test_damaged_images_never_raise_anything_else(kind, share, flip):
 def test_nothing_on_stderr(clips, capfd):
     for options in KINDS.values():
         data = clips.encode(range(20), **options)
-        capfd.readouterr()  # what the encoder says is not at issue
+        capfd.readouterr()  # ignore messages of the encoder
         middle = len(data) // 2
         for damaged in (
             data[:middle],
@@ -197,7 +197,7 @@ def test_nothing_on_stderr(clips, capfd):
         assert captured.out == ""
 
 
-def test_errors_travel_between_processes(tmp_path):
+def test_errors_can_be_sent_between_processes(tmp_path):
     error = refused(tmp_path / "gone.mp4", "no such file", name="clip 3")
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, ElvaError)

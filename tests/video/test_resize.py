@@ -1,4 +1,4 @@
-"""The paper's resize rule, the resampling and the patch order."""
+"""Tests of the paper's resize rule, the resampling and the order of patches."""
 
 from fractions import Fraction
 
@@ -27,7 +27,7 @@ def test_square_frames_of_the_paper():
     [
         ((720, 1280), 448, 28, False, (252, 448)),
         ((1280, 720), 448, 28, False, (448, 252)),
-        ((720, 1280), 672, 28, False, (392, 672)),  # 378 is 13.5 patches: halves go up
+        ((720, 1280), 672, 28, False, (392, 672)),  # 378 is 13.5 patches, which is rounded up
         ((48, 64), 64, 16, False, (48, 64)),
         ((64, 48), 64, 16, False, (64, 48)),
         ((40, 64), 64, 16, False, (48, 64)),
@@ -40,12 +40,12 @@ def test_square_frames_of_the_paper():
         ((500, 500), 475, 28, False, (448, 448)),  # 475 would round to 476, above the limit
     ],
 )
-def test_examples(size, limit, patch, upscale, expected):
+def test_worked_examples(size, limit, patch, upscale, expected):
     assert target_size(*size, longest_edge=limit, patch_size=patch, upscale=upscale) == expected
 
 
 @given(EDGE, EDGE, st.integers(28, 2000), st.integers(1, 28), st.booleans())
-def test_rule(height, width, limit, patch, upscale):
+def test_target_size_follows_the_rule(height, width, limit, patch, upscale):
     result = target_size(height, width, longest_edge=limit, patch_size=patch, upscale=upscale)
     scale = Fraction(limit, max(height, width))
     if not upscale:
@@ -64,14 +64,14 @@ def test_rule(height, width, limit, patch, upscale):
 
 
 @given(EDGE, EDGE, st.integers(28, 2000), st.integers(1, 28), st.booleans())
-def test_settles_at_once(height, width, limit, patch, upscale):
+def test_target_size_is_idempotent(height, width, limit, patch, upscale):
     limit = limit // patch * patch
     options = dict(longest_edge=limit, patch_size=patch)
     once = target_size(height, width, upscale=upscale, **options)
     assert target_size(*once, **options) == once
 
 
-def test_impossible():
+def test_invalid_sizes_are_refused():
     for arguments in ((100, 100, 27, 28), (0, 100, 448, 28), (100, 100, 448, 0)):
         height, width, limit, patch = arguments
         with pytest.raises(ConfigError, match=f"longest_edge={limit}"):
@@ -92,9 +92,8 @@ def test_resampling():
     np.testing.assert_allclose(resized[8, 2:-2, 0], (ideal * 255 / 89)[2:-2], atol=2)
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert (
-        np.ptp(resize_frame(stripes, (16, 16))[:, 1:-1]) < 10
-    )  # antialiased to grey; point sampling would leave stripes
+    # Antialiased to gray; point sampling would leave stripes.
+    assert np.ptp(resize_frame(stripes, (16, 16))[:, 1:-1]) < 10
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 70, 3), np.uint8))
     np.testing.assert_array_equal(
         resize_frame(np.asarray(image), (28, 56)), image.resize((56, 28), Image.BICUBIC)
@@ -103,7 +102,7 @@ def test_resampling():
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 def test_patchify_takes_patches_row_by_row(rows, columns, patch):
-    """Of two frames, the second of one row more."""
+    """Two frames; the second one has one more row of patches."""
     rng = np.random.default_rng(rows * columns)
     frames = [
         rng.integers(0, 255, (r * patch, columns * patch, 3), np.uint8) for r in (rows, rows + 1)

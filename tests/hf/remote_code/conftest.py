@@ -1,4 +1,4 @@
-"""Runs with random weights on disk, and the folders exported from them."""
+"""Fixtures: runs with random weights on disk, and the folders exported from them."""
 
 import json
 
@@ -28,7 +28,7 @@ def tokenizer_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def write_run(tokenizer_dir):
-    """Writes a run of random weights, wide enough that attention is far from uniform."""
+    """Writes a run with random weights, large enough that attention is far from uniform."""
 
     def write(folder, system_prompt="Be brief.", data=None, **changes):
         c = schema.base()
@@ -105,7 +105,7 @@ def generator(run_dir):
 
 @pytest.fixture(scope="session")
 def params(run_dir):
-    """The run's parameters as training holds them."""
+    """The parameters of a run as in training."""
     from elva_jax.hf.open_model import open_run_or_folder
 
     return open_run_or_folder(run_dir).params["elva"]

@@ -1,4 +1,4 @@
-"""From an exported folder back to JAX."""
+"""Tests of importing an exported folder into JAX."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(value.view(np.uint8), two[name].view(np.uint8), err_msg=name)
 
 
-def test_there_and_back_bit_for_bit(exported, run_dir):
+def test_round_trip_is_bitwise_equal(exported, run_dir):
     back, run = load_folder(exported), load_run(run_dir)
     assert_equal(flat(back.params), flat({"elva": run.params["elva"]}))
     assert (back.stage, back.step) == (run.stage, run.step)
@@ -35,11 +35,10 @@ def test_there_and_back_bit_for_bit(exported, run_dir):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_after_pytorch_saved_it_again(exported, generator, processor, videos, tmp_path, exact):
-    """Without elva_jax.json, configuration, frames and system prompt come from other files.
-
-    Trained weights return.
-    """
+def test_folder_saved_again_by_pytorch_is_imported(
+    exported, generator, processor, videos, tmp_path, exact
+):
+    """Without elva_jax.json the configuration comes from other files; trained weights return."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
@@ -62,7 +61,7 @@ def test_after_pytorch_saved_it_again(exported, generator, processor, videos, tm
         )
 
 
-def test_a_configuration_that_disagrees_is_refused(exported, tmp_path):
+def test_contradicting_configuration_is_refused(exported, tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
     for file in exported.iterdir():
@@ -76,8 +75,8 @@ def test_a_configuration_that_disagrees_is_refused(exported, tmp_path):
         load_folder(folder)
 
 
-def test_import_as_a_checkpoint(exported, run_dir, tmp_path, capsys):
-    """Nobody is asked whether code may run; weights and answers are the same."""
+def test_folder_is_imported_as_a_checkpoint(exported, run_dir, tmp_path, capsys):
+    """No permission to run code is needed; weights and answers are the same."""
     from elva_jax.cli import main
     from elva_jax.evaluation.compare import check
 

@@ -1,4 +1,4 @@
-"""`elva convert check`: what is the same, what is not, and what cannot be compared."""
+"""Tests of `elva convert check`: equal models, different models, and incomparable folders."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ QUESTION = "What colour is the circle?"
 
 
 def copy(folder, target, change):
-    """A copy of a folder, without checksums, with weights changed by `change` ({name: array})."""
+    """Copies a folder without checksums; `change` modifies the weights ({name: array})."""
     target.mkdir()
     for file in folder.iterdir():
         if file.name not in ("checksums.json", "model.safetensors"):
@@ -28,7 +28,7 @@ def copy(folder, target, change):
     return target
 
 
-def test_two_folders_and_a_difference(exported, tmp_path, videos):
+def test_difference_between_two_folders_is_found(exported, tmp_path, videos):
     def louder(tensors):
         tensors["lm_head.weight"] = tensors["lm_head.weight"] * np.float32(1.01)
         return tensors
@@ -50,9 +50,8 @@ def test_two_folders_and_a_difference(exported, tmp_path, videos):
         new_tokens=4,
     )
     assert not other.same
-    assert [line for line in other.lines if line.endswith("<-- beyond")] == [
-        other.lines[2]
-    ]  # the logits alone
+    # Only the logits.
+    assert [line for line in other.lines if line.endswith("<-- beyond")] == [other.lines[2]]
     assert check(
         exported, tmp_path / "louder", video=videos[0], prompt=QUESTION, new_tokens=4, tolerance=1.0
     ).same
@@ -66,8 +65,8 @@ def test_two_folders_and_a_difference(exported, tmp_path, videos):
     assert not report.same
 
 
-def test_a_language_model_reads_bare_text(run_dir, exported, tmp_path):
-    """The decoder as transformers' own Qwen2, without any file of ours."""
+def test_language_model_is_checked_on_plain_text(run_dir, exported, tmp_path):
+    """The decoder as transformers' Qwen2, without any file of this package."""
     config = json.loads((exported / "config.json").read_text())
     tensors = load_file(exported / "model.safetensors")
     folder = tmp_path / "qwen2"
@@ -100,7 +99,7 @@ def test_a_language_model_reads_bare_text(run_dir, exported, tmp_path):
         assert "greedy tokens: the first 5 of 5 agree" in report.lines
 
 
-def test_foreign_code_does_not_run(exported, tmp_path):
+def test_code_of_other_folders_is_not_run(exported, tmp_path):
     folder = copy(exported, tmp_path / "foreign", dict)
     (folder / "modeling_elva.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(ConvertError, match=r"would run modeling_elva\.py"):
@@ -110,7 +109,7 @@ def test_foreign_code_does_not_run(exported, tmp_path):
         open_side(folder)
 
 
-def test_pieces():
+def test_kl_divergence_greedy_decoding_and_synthetic_frames():
     rng = np.random.default_rng(0)
     p, q = rng.normal(size=(2, 3, 7))
     prob_p, prob_q = (
@@ -124,7 +123,7 @@ def test_pieces():
     assert len(np.unique([frame.tobytes() for frame in frames])) == len(frames)
 
 
-def test_survivors_and_answers_count(tmp_path):
+def test_different_survivors_and_answers_fail_the_check(tmp_path):
     from elva_jax.evaluation.compare import compare
 
     logits = np.zeros((3, 5), np.float32)
@@ -141,7 +140,7 @@ def test_survivors_and_answers_count(tmp_path):
         assert not compare(a, other, tolerance=1e-4).same
 
 
-def test_the_commands(run_dir, exported, tmp_path, capsys):
+def test_commands(run_dir, exported, tmp_path, capsys):
     from elva_jax.cli import main
 
     assert (
@@ -152,9 +151,8 @@ def test_the_commands(run_dir, exported, tmp_path, capsys):
     quick = ["--max-new-tokens", "2", "--prompt", QUESTION]
     assert main(["convert", "check", str(exported), str(exported), *quick]) == 0
     assert "the first 2 of 2 agree\nthe same" in capsys.readouterr().out
-    assert (
-        main(["convert", "check", str(exported), str(tmp_path / "out"), *quick]) == 1
-    )  # bfloat16 is not within 1e-4
+    # bfloat16 differs by more than 1e-4.
+    assert main(["convert", "check", str(exported), str(tmp_path / "out"), *quick]) == 1
     assert "NOT the same" in capsys.readouterr().out
     assert (
         main(

@@ -1,4 +1,4 @@
-"""The folder that `elva convert export` writes."""
+"""Tests of the folder that `elva convert export` writes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def environment(tmp_path):
     return {**os.environ, "HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "1"}
 
 
-def test_it_loads_without_jax_and_without_this_package(exported, generator, tmp_path):
+def test_folder_loads_without_jax_and_this_package(exported, generator, tmp_path):
     command = [sys.executable, "-c", WITHOUT_US, str(exported)]
     out = subprocess.run(
         command,
@@ -60,8 +60,8 @@ def test_it_loads_without_jax_and_without_this_package(exported, generator, tmp_
     assert json.loads(out.stdout.partition("answer: ")[2])[: len(wanted)] == wanted
 
 
-def test_every_parameter_is_there_bit_for_bit(exported, run_dir):
-    """Names as in Qwen2 where it has the parameter, matrices transposed, no guidance heads."""
+def test_every_parameter_is_exported_bitwise(exported, run_dir):
+    """Parameters that Qwen2 has keep its names; matrices are transposed, guidance heads omitted."""
     params = load_run(run_dir).params["elva"]
     tensors = load_file(exported / "model.safetensors")
     layers, patch = params["decoder"]["layers"], params["patch_embed"]
@@ -95,7 +95,7 @@ def test_every_parameter_is_there_bit_for_bit(exported, run_dir):
         np.testing.assert_array_equal(tensors[name], value, err_msg=name)
 
 
-def test_from_memory_it_is_the_same_folder(run_dir, exported, tmp_path):
+def test_export_from_memory_gives_the_same_folder(run_dir, exported, tmp_path):
     run = load_run(run_dir)
     tokenizer = load_tokenizer(run.tokenizer_dir)
     words = len(tokenizer)
@@ -108,7 +108,7 @@ def test_from_memory_it_is_the_same_folder(run_dir, exported, tmp_path):
         assert (target / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-def test_what_else_is_in_the_folder(exported):
+def test_other_files_of_the_folder(exported):
     config, generation = (
         json.loads((exported / name).read_text())
         for name in ("config.json", "generation_config.json")
@@ -128,8 +128,8 @@ def test_what_else_is_in_the_folder(exported):
     }
 
 
-def test_frames_are_those_of_the_stage(exported, write_run, tmp_path):
-    """Hybrid resolution is off by default; its low edge and policy are the stage's, if any."""
+def test_frame_settings_are_those_of_the_stage(exported, write_run, tmp_path):
+    """Hybrid resolution is off by default; its low edge and policy are those of the stage."""
     run = write_run(
         tmp_path / "run", data=dict(num_low_frames=3, low_longest_edge=24, hybrid_policy="scene")
     )
@@ -150,7 +150,7 @@ def test_frames_are_those_of_the_stage(exported, write_run, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes_round(exported, run_dir, tmp_path, dtype):
+def test_other_dtypes_are_rounded(exported, run_dir, tmp_path, dtype):
     export(run_dir, tmp_path / "half", dtype=dtype)
     exact, rounded = (
         load_file(exported / "model.safetensors"),
@@ -164,7 +164,7 @@ def test_other_dtypes_round(exported, run_dir, tmp_path, dtype):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == dtype
 
 
-def test_refusals(run_dir, write_run, exported, tmp_path):
+def test_invalid_exports_are_refused(run_dir, write_run, exported, tmp_path):
     with pytest.raises(ConvertError, match=r"float8: use one of float32, bfloat16, float16"):
         export(run_dir, tmp_path / "out", dtype="float8")
     with pytest.raises(CheckpointError, match="no such directory"):
@@ -179,7 +179,7 @@ def test_refusals(run_dir, write_run, exported, tmp_path):
 
 
 def scaled(run, factor):
-    """Multiplies a run's weights."""
+    """A copy of a run with scaled weights."""
     import jax
     import optax
 
@@ -206,12 +206,14 @@ export.export(sys.argv[1], sys.argv[2])
 """
 
 
-def test_a_kill_in_the_middle_leaves_nothing(run_dir, tmp_path):
+def test_killed_export_leaves_nothing(run_dir, tmp_path):
     out = tmp_path / "there" / "elva"
     out.parent.mkdir()
     process = subprocess.Popen([sys.executable, "-c", SLOW_EXPORT, str(run_dir), str(out)])
     deadline = time.time() + 120
-    while not any(out.parent.iterdir()):  # until it has begun to write beside its target
+    while not any(
+        out.parent.iterdir()
+    ):  # until it has begun to write to a temporary folder beside the target
         assert process.poll() is None
         assert time.time() < deadline
         time.sleep(0.01)
@@ -219,5 +221,5 @@ def test_a_kill_in_the_middle_leaves_nothing(run_dir, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
-    export(run_dir, out)  # and the next one is not in the way of what was left
+    export(run_dir, out)  # leftovers do not prevent the next export
     assert (out / "model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""The PyTorch merging of an exported folder against ops/merging, row by row."""
+"""Tests of an exported folder's PyTorch merging against ops/merging, row by row."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ compiled = jax.jit(merge, static_argnames=("rule", "merge_lines"))
 
 
 def batch(seed, rows=4):
-    """Rows with two clips, mixed grids and an image, padded on the right (even) or left (odd)."""
+    """Rows with two clips, several grids and an image; odd rows are padded on the left."""
     rng, layouts = np.random.default_rng(seed), []
     for _ in range(rows):
         clips = [
@@ -33,14 +33,14 @@ def batch(seed, rows=4):
             for _ in range(2)
         ]
         layouts.append(build_layout([Text([7, 8]), clips[0], Text([9]), clips[1], Text([3, 4])]))
-    # Dot products of small integers are exact, so that many similarities are exactly equal.
+    # Dot products of small integers are exact, so many similarities are exactly equal.
     x = rng.integers(-1, 3, (rows, S, D)).astype(np.float32)
     size = rng.integers(1, 6, (rows, S)).astype(np.float32)
     return [pack([layout], S) for layout in layouts], x, size
 
 
 def torch_tokens(layouts, x, size, merge_lines):
-    """The same batch for PyTorch; odd rows are rolled so that their padding stands in front."""
+    """The same batch for PyTorch; odd rows are rolled so that their padding comes first."""
     fields = []
     for b, layout in enumerate(layouts):
         used = layout.kind != Kind.PAD
@@ -71,7 +71,7 @@ def test_same_survivors_means_and_positions(rule, merge_lines):
         wanted = jax.device_get(compiled(x[b], layout, size[b], rule=rule, merge_lines=merge_lines))
         count = int(wanted.stats.survivors)
         assert lengths[b] == count
-        assert not out.valid[b, : len(out.valid[b]) - count].any()  # padding in front
+        assert not out.valid[b, : len(out.valid[b]) - count].any()  # padding comes first
         tail = slice(out.x.shape[1] - count, None)
         np.testing.assert_array_equal(out.position[b, tail], wanted.layout.position[:count])
         np.testing.assert_array_equal(out.index[b, tail], wanted.layout.position[:count])
@@ -80,7 +80,7 @@ def test_same_survivors_means_and_positions(rule, merge_lines):
         assert (out.x[b, : tail.start] == 0).all()
 
 
-def test_a_lone_token_keeps_its_bits_and_nan_merges_last():
+def test_single_token_is_bitwise_unchanged_and_nan_merges_last():
     layouts, x, size = batch(5)
     x = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     tokens = torch_tokens(layouts, x, size, False)

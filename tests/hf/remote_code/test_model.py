@@ -1,4 +1,4 @@
-"""The exported PyTorch model against ELVA in JAX, and what a user of transformers expects of it."""
+"""Tests of the exported PyTorch model against ELVA in JAX, and of its transformers features."""
 
 import copy
 
@@ -69,15 +69,15 @@ def assert_same(report, shrinks):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_survivors_and_64_greedy_tokens(name, write_run, tmp_path, videos):
-    """A half-still video, in float32."""
+def test_logits_survivors_and_64_greedy_tokens_equal_jax(name, write_run, tmp_path, videos):
+    """A video whose second half is static, in float32."""
     run = write_run(tmp_path / "run", **MODELS[name])
     export(run, tmp_path / "hf")
     assert_same(check(run, tmp_path / "hf", video=videos[2], prompt=QUESTION), shrinks=True)
 
 
 @pytest.mark.parametrize("merging", [True, False])
-def test_the_same_with_merging_and_without(run_dir, exported, videos, merging):
+def test_outputs_equal_jax_with_and_without_merging(run_dir, exported, videos, merging):
     assert_same(
         check(run_dir, exported, video=videos[2], prompt=QUESTION, merging=merging), shrinks=merging
     )
@@ -111,8 +111,8 @@ def test_rope_frequencies(model, scaling):
     assert rotary.factor == factor
 
 
-def test_a_still_picture_merges_alike(write_run, tmp_path, videos):
-    """Cosines of copies are 1 but for rounding errors, which must not say which of them merge."""
+def test_static_video_merges_as_in_jax(write_run, tmp_path, videos):
+    """Copies have similarity 1 up to rounding, which must not decide which of them merge."""
     run = write_run(tmp_path / "run", **one_rule("ratio", 0.0, 0.5, 0), num_layers=2)
     export(run, tmp_path / "hf")
     report = check(run, tmp_path / "hf", video=videos[1], prompt=QUESTION, new_tokens=2)
@@ -120,7 +120,7 @@ def test_a_still_picture_merges_alike(write_run, tmp_path, videos):
 
 
 def test_a_batch_of_different_videos(processor, model, generator, videos):
-    """Each row answers as alone and as in JAX, with padding on either side and its own merging."""
+    """Each row gives the same answer alone and in JAX, with padding on either side."""
     together = inputs_of(processor, videos)
     with torch.no_grad():
         out = model(**together)
@@ -154,8 +154,8 @@ def test_a_batch_of_different_videos(processor, model, generator, videos):
     assert len(set(survivors)) == len(videos)
 
 
-def test_hybrid_resolution_in_both(processor, model, generator, params):
-    """Frames of two grids: high ones chain with high ones, low with low."""
+def test_hybrid_resolution_equals_jax(processor, model, generator, params):
+    """Frames with two grids: tubes link high frames with high ones and low frames with low ones."""
     from elva_jax.models.elva import Elva
     from elva_jax.video.hybrid import Hybrid
 
@@ -182,7 +182,7 @@ def test_hybrid_resolution_in_both(processor, model, generator, params):
     assert count < layout.length
 
 
-def test_a_cache_changes_nothing(processor, model, videos):
+def test_cache_does_not_change_logits(processor, model, videos):
     inputs = inputs_of(processor, videos)
     model_kwargs = dict(max_new_tokens=12, min_new_tokens=12)
     with_cache = answers_of(processor, model, inputs, **model_kwargs)
@@ -191,7 +191,7 @@ def test_a_cache_changes_nothing(processor, model, videos):
     )
     with torch.no_grad():
         prefill = model(**inputs)
-        # Two tokens at once after the cache, then one more: as all tokens at once.
+        # Two tokens after the cache, then one more, equal all tokens in one pass.
         ids = torch.cat([inputs["input_ids"], with_cache[:, :3]], dim=1)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
         cache = prefill.past_key_values
@@ -202,11 +202,11 @@ def test_a_cache_changes_nothing(processor, model, videos):
         whole = model(
             input_ids=ids, attention_mask=mask, pixel_values=inputs["pixel_values"], tube_ids=tubes
         )
-        # What generation takes back: crop, and run the last token again.
+        # Rolling back, as generation does: crop the cache, and run the last token again.
         cache.crop(-1)
         again = model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache)
     lengths = {layer.keys.shape[2] for layer in cache.layers}
-    assert len(lengths) == 3  # one of each decoder segment
+    assert len(lengths) == 3  # one per block of decoder layers
     assert max(lengths) == ids.shape[1]
     torch.testing.assert_close(
         torch.cat([two.logits, one.logits], dim=1), whole.logits[:, -3:], atol=1e-4, rtol=0
@@ -214,7 +214,7 @@ def test_a_cache_changes_nothing(processor, model, videos):
     torch.testing.assert_close(again.logits, one.logits, atol=1e-5, rtol=0)
 
 
-def test_sampling_and_beams(processor, model, videos):
+def test_sampling_and_beam_search(processor, model, videos):
     inputs = inputs_of(processor, videos[:2])
     torch.manual_seed(0)
     sampled = answers_of(
@@ -260,8 +260,10 @@ def test_text_alone(processor, model, generator):
 
 
 def test_loss_and_gradients_through_merging(processor, exported, generator, params, videos):
-    """The loss is that of JAX's training, for padding on either side, and every parameter gets a
-    gradient, with and without gradient checkpointing."""
+    """The loss equals that of training in JAX, and every parameter has a gradient.
+
+    Both hold for padding on either side, with and without gradient checkpointing.
+    """
     from transformers import AutoModelForCausalLM
 
     from elva_jax.models.elva import Elva
@@ -310,13 +312,12 @@ def test_loss_and_gradients_through_merging(processor, exported, generator, para
         grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, grad in grads[0].items():
         assert torch.isfinite(grad).all(), name
-        assert grad.abs().sum() > 0 or name.endswith("k_proj.bias"), (
-            name
-        )  # a bias on all keys shifts all scores alike
+        # The same bias on all keys shifts all scores equally, so it has no gradient.
+        assert grad.abs().sum() > 0 or name.endswith("k_proj.bias"), name
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
 
 
-def test_other_types_attentions_and_saving_again(exported, processor, model, videos, tmp_path):
+def test_other_dtypes_attentions_and_saving(exported, processor, model, videos, tmp_path):
     from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
     inputs = inputs_of(processor, videos[:2])
@@ -369,7 +370,7 @@ def test_other_types_attentions_and_saving_again(exported, processor, model, vid
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(processor, model, videos, change, words):
+def test_invalid_inputs_are_refused_with_a_reason(processor, model, videos, change, words):
     with pytest.raises(ValueError, match=words):
         model(**change(dict(inputs_of(processor, videos[:2]))))
 
@@ -384,6 +385,6 @@ def test_what_does_not_fit_is_refused_in_words(processor, model, videos, change,
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3' is unknown"),
     ],
 )
-def test_configurations_that_cannot_work(model, change, words):
+def test_invalid_configurations_are_refused(model, change, words):
     with pytest.raises(ValueError, match=words):
         type(model.config)(**{**model.config.to_dict(), **change})

@@ -1,4 +1,4 @@
-"""The processor of an exported folder against our own reading of videos and conversations."""
+"""Tests of an exported folder's processor against our reading of videos and conversations."""
 
 import av
 import numpy as np
@@ -19,7 +19,7 @@ SETTINGS = dict(num_frames=4, fps=0.0, longest_edge=32, patch_size=8)
 
 
 def ask(processor, *turns, **options):
-    """Messages of turns (content parts, answer or None) as tensors."""
+    """Processes turns of (content parts, answer or None) to tensors."""
     messages = []
     for content, answer in turns:
         messages.append(
@@ -38,7 +38,7 @@ def ask(processor, *turns, **options):
 
 
 def assert_same(inputs, layout, processor, row=0):
-    """The row's tokens, without padding, are those of the layout."""
+    """Asserts that the tokens of a row, without padding, equal those of the layout."""
     used = inputs["attention_mask"][row].bool().numpy()
     ids, tubes = inputs["input_ids"][row].numpy()[used], inputs["tube_ids"][row].numpy()[used]
     kinds = {
@@ -51,9 +51,8 @@ def assert_same(inputs, layout, processor, row=0):
     np.testing.assert_array_equal(ids[text], layout.token_id[text])
     np.testing.assert_array_equal(tubes >= 0, layout.tube >= 0)
     pairs = set(zip(tubes.tolist(), layout.tube.tolist(), strict=True))
-    assert (
-        len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-    )  # the same tubes under other numbers
+    # The same tubes with other numbers.
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
 def test_a_video_and_a_question(processor, generator, videos):
@@ -66,7 +65,7 @@ def test_a_video_and_a_question(processor, generator, videos):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_padded_on_the_side_asked_for(processor, generator, videos, side):
+def test_batch_is_padded_on_the_requested_side(processor, generator, videos, side):
     texts = [f"<video>Question {i}?" for i in range(len(videos))]
     inputs = processor(
         text=texts, videos=[[v] for v in videos], return_tensors="pt", padding_side=side
@@ -87,8 +86,8 @@ def test_a_batch_is_padded_on_the_side_asked_for(processor, generator, videos, s
         assert not inputs["pixel_values"][row, count:].any()
 
 
-def test_media_stand_where_they_are_mentioned(processor, generator, videos):
-    """Two turns, a video between words, an image, and a system prompt of one's own."""
+def test_media_replace_their_markers(processor, generator, videos):
+    """Two turns, a video between words, an image, and a custom system prompt."""
     a, b = (
         read_clip(videos[0], ClipSettings(**SETTINGS)),
         read_clip(videos[3], ClipSettings(**SETTINGS)),
@@ -151,7 +150,7 @@ def write_video(path, codec, frames=21, rate=7, cut=None):
 
 
 def files(folder):
-    """A video of every usual kind, animations, stills and a folder of pictures."""
+    """Videos in common formats, animations, still images and a folder of images."""
     for name, codec in (
         ("a.mp4", "mpeg4"),
         ("b.mkv", "mpeg4"),
@@ -175,7 +174,7 @@ def files(folder):
     return sorted(folder.iterdir())
 
 
-def test_files_give_the_frames_that_training_reads(processor, tmp_path):
+def test_files_give_the_frames_of_training(processor, tmp_path):
     for path in files(tmp_path):
         for options in (
             dict(num_frames=4),
@@ -201,7 +200,7 @@ def test_files_give_the_frames_that_training_reads(processor, tmp_path):
 
 @pytest.mark.parametrize("policy", ["interleave", "ends", "scene"])
 def test_hybrid_files_are_read_as_by_elva_generate(processor, tmp_path, policy):
-    """An mp4 with a cut, with enough frames and too few; and its frames as a list, too many."""
+    """An mp4 with a cut, with enough and with too few frames, and a list of too many frames."""
     path = tmp_path / "cut.mp4"
     write_video(path, "libx264", cut=13)
     at_hand = read_frames(path, num_frames=21).pixels
@@ -274,7 +273,7 @@ def test_hybrid_files_are_read_as_by_elva_generate(processor, tmp_path, policy):
         (dict(videos=np.zeros((2, 8, 8, 3), np.uint8)), "text is missing"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_words(processor, call, words):
+def test_invalid_media_are_refused_with_a_reason(processor, call, words):
     with pytest.raises(ValueError, match=words):
         processor(**call)
 
@@ -287,12 +286,9 @@ def test_broken_files_are_refused_by_name(processor, tmp_path):
             processor(text="<video>", videos=str(tmp_path / name))
 
 
-def test_visual_tokens_get_free_ids(generator, processor):
+def test_visual_tokens_have_free_ids(generator, processor):
     words, size = generator.tokenizer.get_vocab(), len(generator.tokenizer)
     assert (processor.frame_id, processor.patch_id, processor.line_id) == (size, size + 1, size + 2)
     assert not {processor.frame_id, processor.patch_id, processor.line_id} & set(words.values())
-    assert add_visual_tokens(processor.tokenizer) == (
-        size,
-        size + 1,
-        size + 2,
-    )  # those that are there stay
+    # Existing ones keep their ids.
+    assert add_visual_tokens(processor.tokenizer) == (size, size + 1, size + 2)
