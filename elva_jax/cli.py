@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized option: {rest[0]}")
     try:
         return args.run(args, rest) or 0
-    except ElvaError as error:
-        print(f"elva {args.command}: {error}", file=sys.stderr, flush=True)
+    except (ElvaError, ModuleNotFoundError) as error:
+        message = error if isinstance(error, ElvaError) else _missing_extra(error.name or "")
+        if message is None:
+            raise
+        print(f"elva {args.command}: {message}", file=sys.stderr, flush=True)
         status = 2 if isinstance(error, ConfigError) else 1
         if distributed := sys.modules.get("elva_jax.parallel.distributed"):
             distributed.exit_if_distributed(status)
@@ -62,6 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # complain when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _missing_extra(module: str) -> str | None:
+    """How to install a module that one of our extras brings; None: there is no such extra."""
+    package = module.partition(".")[0]
+    if package == __package__:  # extras name it where they include one another
+        return None
+    try:
+        requirements = importlib.metadata.requires("elva_jax") or []
+    except importlib.metadata.PackageNotFoundError:  # the source tree alone, not installed
+        return None
+    for requirement in requirements:
+        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if found and found[1].replace("-", "_").lower() == package.lower():
+            return f'needs {package}; pip install "elva_jax[{found[2]}]"'
+    return None
 
 
 def _quiet_libraries() -> None:

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elva_jax.errors import ConfigError
-from elva_jax.evaluation.questions import Question
 from elva_jax.evaluation.scores import Score
 from elva_jax.inference.prefilled import Answer
+
+if TYPE_CHECKING:  # its module needs TensorFlow Datasets, an extra
+    from elva_jax.evaluation.questions import Question
 
 
 @dataclass(frozen=True, kw_only=True)

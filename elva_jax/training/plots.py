@@ -11,7 +11,13 @@ from elva_jax.config.schema import Config
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.metrics import TERMS
 
+MISSING = 'curves.png is not drawn: needs matplotlib; pip install "elva_jax[plots]"'
 ACCURACIES = ("accuracy", "frame_accuracy", "match_accuracy")
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(workdir: Path, config: Config) -> Path | None:
@@ -20,9 +26,9 @@ def draw(workdir: Path, config: Config) -> Path | None:
     Returns:
       the file, or None if nothing has been reported yet or matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         return None
-    from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
+    from matplotlib.figure import Figure  # noqa: PLC0415 (an extra)
 
     reports = {name: read_metrics(workdir / name) for name in config.curriculum}
     stages = {name: lines for name, lines in reports.items() if lines}

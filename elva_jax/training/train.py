@@ -130,6 +130,8 @@ def run(
                 break
             if first:
                 plots.draw(workdir, config)
+    if first and not plots.can_draw():
+        say(plots.MISSING)
     if first and (summary := sessions.summary()):
         _write_summary(workdir, config, summary)
         say(f"{workdir}: {describe(summary)}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from rich.console import Console
 from elva_jax.checkpoints import state as states
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.checkpoints.save import Checkpoints
+from elva_jax.config.serialize import config_to_dict, freeze
 from elva_jax.errors import CheckpointError, ConfigError, TrainingError
-from elva_jax.training import train
+from elva_jax.training import plots, train
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.utils.trees import key_path
 
@@ -81,7 +83,7 @@ def test_what_a_run_leaves_behind(finished):
     with Image.open(workdir / "curves.png") as picture:
         assert picture.width > picture.height
     assert (workdir / "tokenizer" / "tokenizer.json").exists()
-    assert load_run(workdir).config.to_json() == config.to_json()
+    assert config_to_dict(load_run(workdir).config) == config_to_dict(config)
 
 
 def test_a_finished_run_is_left_alone_and_later_stages_may_join(finished, tmp_path, capsys):
@@ -95,6 +97,15 @@ def test_a_finished_run_is_left_alone_and_later_stages_may_join(finished, tmp_pa
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert f"more: starts from {workdir}/sft (stage sft, step 2)" in capsys.readouterr().out
     assert load_run(workdir).stage == "more"
+
+
+def test_without_matplotlib_a_run_ends_well_and_says_how_to_draw(finished, monkeypatch, capsys):
+    workdir, config = finished
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert train.run(config, workdir, console=Console(soft_wrap=True)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "curves" in line]
+    assert lines == ['curves.png is not drawn: needs matplotlib; pip install "elva_jax[plots]"']
+    assert plots.draw(workdir, freeze(config)) is None
 
 
 @pytest.mark.parametrize(
