@@ -1,4 +1,4 @@
-"""Imports point one way: every import of the package, those inside functions too, against the list of rooms in docs/rooms.toml.
+"""Tests that all imports, including those in functions, follow the order in docs/rooms.toml.
 
 `python tests/test_architecture.py --write` makes the table in docs/architecture.md from that list.
 """
@@ -28,7 +28,7 @@ FILES = {module_name(p): p for p in PACKAGE.rglob("*.py") if "remote_code" not i
 
 
 def imports_of(path: Path):
-    """(module of the package, line) of every import that runs; names for type checkers alone do not count."""
+    """(module of the package, line) of every import that runs, not only for type checkers."""
     tree = ast.parse(path.read_text())
     blocks = [
         node

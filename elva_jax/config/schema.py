@@ -218,7 +218,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is reported during training."""
+    """Settings of the training log."""
 
     every: int = key(10, "steps between reports", minimum=1)
     tensorboard: bool = key(
@@ -279,7 +279,7 @@ class Config:
 
 
 def base() -> ConfigDict:
-    """What all stages of a run share, with defaults."""
+    """The settings that all stages of a run share, with defaults."""
     return to_config_dict(Config())
 
 

@@ -43,7 +43,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a stage reads, and how examples become sequences."""
+    """The data of a stage, and how examples become sequences."""
 
     mixture: Mapping[str, SourceConfig] = named(
         SourceConfig, "the data sources, by names of your own"

@@ -1,4 +1,4 @@
-"""Fixtures for tests of training: the toy run, its data, its steps."""
+"""Fixtures of training tests: the toy run, its data, its training steps."""
 
 import importlib.util
 from pathlib import Path
@@ -22,19 +22,19 @@ def _load(name):
 
 @pytest.fixture(scope="session")
 def tiny_run():
-    """The module tiny_run.py."""
+    """The module tiny_run.py, which is not in a package."""
     return _load("tiny_run")
 
 
 @pytest.fixture(scope="session")
 def runs():
-    """The module runs.py."""
+    """The module runs.py, which is not in a package."""
     return _load("runs")
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """moving_shapes/easy with two dozen records per split, and its tokenizer."""
+    """A folder with moving_shapes/easy, two dozen records per split, and its tokenizer."""
     folder = tmp_path_factory.mktemp("data")
     builder.build(folder, "easy", sizes={"image": 24, "train": 24}, workers=1)
     build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
@@ -43,13 +43,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_run):
-    """The toy run; tests that read data set its `data_dir`."""
+    """The configuration of the toy run; tests that read data set its `data_dir`."""
     return tiny_run.get_config()
 
 
 @pytest.fixture
 def stage_of():
-    """start(config, stage) -> (train_step, state, setup): a stage's real step and fresh state."""
+    """`start(config, stage)` returns a stage's train_step, fresh state, and setup."""
 
     def start(config, name, steps=40):
         setup = set_up(make_task(config, name), make_mesh(config.mesh), steps)

@@ -1,13 +1,13 @@
 """Kills toy runs with SIGKILL at random moments, and compares them with an uninterrupted run.
 
-Run by hand, about a quarter of an hour on one core; the report is a Markdown table:
+Run it by hand; it takes about 15 minutes on one core. The report is a Markdown table:
 
   PYTHONPATH=. python tests/training/kill_run.py --kills 20 --folder /tmp/kills --report report.md
 
-Half of the moments are anywhere between the start of a process and the end of its training, half
-while a step is being written. When a run reaches its end before all kills are spent, it is
-compared, and the next one begins. With --processes 2, one of two processes is killed at random, and
-the other one must end by itself.
+Half of the kills happen at any time between the start and the end of a process, half while a step
+is being written. A run that reaches its end is compared, and another one begins until the number of
+kills is reached. With --processes 2, one of two processes is killed at random, and the other one
+must end without help.
 """
 
 import argparse
@@ -31,17 +31,17 @@ OVERRIDES = {
     "checkpoint.every": 25,
     "checkpoint.minutes": 0.02,
 }
-LONGEST = 60.0  # a process is killed within its first seconds, so many, if not in a save
+LONGEST = 60.0  # a kill outside of a save happens within so many seconds after the start
 
 
 def build_data(folder):
-    """Builds two dozen records per split, and a tokenizer."""
+    """Builds a data set of two dozen records per split, and a tokenizer."""
     builder.build(folder, "easy", sizes={"image": 24, "train": 24}, workers=1)
     build_for_moving_shapes(folder / "tokenizer", ("easy",), vocab_size=500, scenes=60)
 
 
 def writing(workdir, since=frozenset()):
-    """The folders of steps that are being written, without those of `since`."""
+    """The folders of steps that are being written, except those in `since`."""
     found = set()
     for path in workdir.glob("*/checkpoints/*orbax-checkpoint-tmp*"):
         with contextlib.suppress(FileNotFoundError):
@@ -50,11 +50,10 @@ def writing(workdir, since=frozenset()):
 
 
 def kill(processes, workdir, rng, before):
-    """Kills one process at a moment drawn from `rng`.
+    """Kills one process at a random moment.
 
-    Returns the moment and how long the others outlived it, or None if the process had ended.
-
-    What was half written `before` the processes began is no save of theirs.
+    Returns the moment and the seconds until the other processes ended, or None if the process had
+    already ended. Unfinished saves in `before` are older than the processes, and are ignored.
     """
     began, in_save = time.monotonic(), rng.random() < 0.5
     victim = rng.choice(processes)
@@ -76,7 +75,7 @@ def kill(processes, workdir, rng, before):
 
 
 def left_over(process, seconds=15):
-    """Whether processes of the group outlive the one that was killed by `seconds`."""
+    """Whether the group of the killed process still has processes after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -88,7 +87,7 @@ def left_over(process, seconds=15):
 
 
 def state_of(workdir):
-    """The stage, its newest step on disk and its last reported step."""
+    """The current stage, its newest saved step and its last reported step."""
     stage = next(
         (stage for stage in reversed(STEPS) if (workdir / stage).is_dir()), next(iter(STEPS))
     )

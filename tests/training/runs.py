@@ -1,4 +1,4 @@
-"""Runs the toy model in processes of its own, and reads the files that they leave."""
+"""Runs the toy model in separate processes, and reads the files that they write."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CONFIG = Path(__file__).with_name("tiny_run.py")
 
 
 def words(workdir, data_dir, overrides, arg="teacher,video"):
-    """The arguments of `elva`, with `overrides` {key: value}."""
+    """The arguments of `elva train`, with `overrides` {key: value}."""
     values = [
         f"--config.{key}={value}" for key, value in {"data_dir": data_dir, **overrides}.items()
     ]
@@ -36,7 +36,7 @@ def start(
     processes=1,
     program=("-m", "elva_jax.cli"),
 ):
-    """Starts `elva train` in processes, each in a group of its own, and returns them."""
+    """Starts `elva train` in processes with separate process groups, and returns them."""
     command = [sys.executable, *program, *words(workdir, data_dir, overrides, arg)]
     if processes == 1:
         return [launch(command, environment)]
@@ -54,9 +54,9 @@ def start(
 
 
 def launch(command, environment=None):
-    """Starts a command in a group of its own; `output` reads what it prints."""
-    # A file, since a pipe that nobody reads fills up.
-    log = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
+    """Starts a command in a new process group; `output` returns its output."""
+    # A file, because a pipe that is not read fills up and blocks the process.
+    log = tempfile.TemporaryFile()  # noqa: SIM115 it is used as long as the process runs
     process = subprocess.Popen(
         command,
         env={**os.environ, **(environment or {}), "JAX_PLATFORMS": "cpu"},
@@ -69,19 +69,19 @@ def launch(command, environment=None):
 
 
 def output(process):
-    """All that a process has printed so far."""
+    """The output of a process so far."""
     return os.pread(process.log.fileno(), 2**24, 0).decode()
 
 
 def free_port():
-    """A free port of this machine."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
 def finish(processes, status=0):
-    """Waits for the end and returns what the first one printed."""
+    """Waits for all processes, checks their exit status, and returns the first output."""
     for process in processes:
         process.wait(timeout=600)
         assert process.returncode == status, f"exit status {process.returncode}: {output(process)}"
@@ -89,7 +89,7 @@ def finish(processes, status=0):
 
 
 def newest(workdir, stage):
-    """The newest saved step of a stage, 0 before there is one."""
+    """The newest saved step of a stage; 0 if there is none."""
     folder = workdir / stage / "checkpoints"
     return (
         max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=0)
@@ -99,8 +99,8 @@ def newest(workdir, stage):
 
 
 def everything(workdir, stage):
-    """All that the newest step holds: arrays as bytes by path, data positions as they are."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was saved
+    """The contents of the newest step: arrays as bytes by path, and data positions."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # on any devices it was saved from
     step = (workdir / stage / "checkpoints" / str(newest(workdir, stage))).absolute()
     with format.open_reader() as reader:
         trees = {
@@ -119,7 +119,7 @@ def everything(workdir, stage):
 
 
 def reports(workdir, stage):
-    """The lines of metrics.jsonl without the metrics that differ between equal runs."""
+    """The lines of metrics.jsonl without metrics that differ between identical runs."""
     return [
         {name: value for name, value in line.items() if name not in TIMING}
         for line in read_metrics(workdir / stage)
@@ -127,7 +127,7 @@ def reports(workdir, stage):
 
 
 def differences(one, two, stages):
-    """The differences of two finished runs, as text; empty if they are bitwise equal."""
+    """Describes the differences of two finished runs; empty if they are bitwise equal."""
     found = []
     for stage in stages:
         if newest(one, stage) != newest(two, stage):

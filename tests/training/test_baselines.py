@@ -1,4 +1,4 @@
-"""The baselines of the paper's comparisons train, pass on their weights and answer as ELVA does."""
+"""Tests that the paper's baselines train, pass weights between stages and answer like ELVA."""
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,7 @@ TOWER = "elva/patch_embed/tower/"
 
 
 def ablation(config_dir, data_dir, variant, *stages):
-    """A tiny variant with one decoder layer and four steps per stage."""
+    """A tiny configuration of an ablation: one decoder layer and four steps per stage."""
     config = load(f"{config_dir}/ablations.py:variant={variant},size=tiny")
     config.curriculum, config.data_dir, config.log.every, config.model.num_layers = (
         stages,
@@ -54,7 +54,7 @@ def config_dir():
 
 @pytest.fixture(scope="module")
 def pooled(config_dir, data_dir, tmp_path_factory):
-    """A run of ELVA with plain pooling, without guidance."""
+    """A run of ELVA with temporal pooling instead of merging, without guidance."""
     workdir = tmp_path_factory.mktemp("pooled")
     assert train.run(ablation(config_dir, data_dir, "figure3_pool_50", "sft"), workdir) == 0
     return workdir
@@ -62,7 +62,7 @@ def pooled(config_dir, data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(config_dir, data_dir, tmp_path_factory):
-    """A teacher of random weights: its folder, and its parameters by path."""
+    """A teacher with random weights: its folder, and its parameters by path."""
     config = ablation(config_dir, data_dir, "baseline_encoder", "teacher")
     folder, rng = tmp_path_factory.mktemp("teacher"), np.random.default_rng(0)
     shapes = parameter_shapes(config, "vision")
@@ -90,18 +90,17 @@ def losses(workdir):
     return [line["generation"] for line in read_metrics(workdir / "sft")]
 
 
-def test_pooling_trains(pooled):
+def test_pooling_baseline_trains(pooled):
     lines = read_metrics(pooled / "sft")
     assert len(lines) == 4
     assert np.isfinite(losses(pooled)).all()
-    assert all(
-        0.5 <= line["merge/kept_0"] <= 1 for line in lines
-    )  # half of a video's patches, all of an image's
+    # Half of the patches of a video, all patches of an image.
+    assert all(0.5 <= line["merge/kept_0"] <= 1 for line in lines)
     assert any(line["merge/kept_0"] < 1 for line in lines)
     assert all(line["merge/forced_0"] == 0 for line in lines)
 
 
-def test_the_encoder_based_model_trains_behind_a_frozen_teacher(encoder, teacher):
+def test_encoder_based_model_trains_after_a_frozen_teacher(encoder, teacher):
     assert len(losses(encoder)) == 4
     assert np.isfinite(losses(encoder)).all()
     got = flatten_paths(load_run(encoder).params["elva"]["patch_embed"])
@@ -110,10 +109,10 @@ def test_the_encoder_based_model_trains_behind_a_frozen_teacher(encoder, teacher
     )
     for path, leaf in teacher[1].items():
         np.testing.assert_array_equal(got[f"tower/{path}"], leaf, err_msg=path)
-    assert np.abs(got["fc1/bias"]).max() > 0  # it began at zero
+    assert np.abs(got["fc1/bias"]).max() > 0  # it was initialized to zero
 
 
-def test_it_answers_and_is_not_exported(encoder, tmp_path, capsys):
+def test_encoder_based_model_answers_and_cannot_be_exported(encoder, tmp_path, capsys):
     for i, value in enumerate((0, 200)):
         Image.fromarray(np.full((40, 60, 3), value, np.uint8)).save(tmp_path / f"{i}.png")
     words = [
@@ -135,7 +134,7 @@ def test_it_answers_and_is_not_exported(encoder, tmp_path, capsys):
         export(encoder, tmp_path / "out")
 
 
-def test_a_tower_joins_weights_that_have_none(config_dir, data_dir, pooled, teacher, tmp_path):
+def test_tower_is_added_to_weights_without_one(config_dir, data_dir, pooled, teacher, tmp_path):
     config = ablation(config_dir, data_dir, "baseline_encoder", "sft")
     config.init_from, config.teacher.init_from = str(pooled), str(teacher[0])
     setup, lines = set_up(make_task(config, "sft"), make_mesh(config.mesh), 4), []
@@ -159,7 +158,7 @@ def test_a_tower_joins_weights_that_have_none(config_dir, data_dir, pooled, teac
 
 
 def test_a_frozen_tower_costs_no_backward_pass():
-    """The gradient has as many matrix products as one to which the tower is a constant."""
+    """The gradient has as many matrix products as if the features of the tower were a constant."""
     tower = TeacherConfig(
         image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_layers=4, num_heads=2
     )

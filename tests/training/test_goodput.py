@@ -1,4 +1,4 @@
-"""The accounting of a run's time."""
+"""Tests of the accounting of a run's time."""
 
 import dataclasses
 import time
@@ -9,7 +9,7 @@ from elva_jax.training.goodput import Session, SessionLog, StepClock, describe, 
 from elva_jax.training.preemption import PREEMPTED
 
 
-def test_laps_of_a_window_add_up_and_the_first_step_is_start_up(monkeypatch):
+def test_times_of_a_window_add_up_and_the_first_step_is_startup(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
@@ -42,8 +42,8 @@ def session(stage, began, ended, first, last, **laps):
     return Session(stage=stage, began=began, first=first, ended=ended, last=last, laps=laps)
 
 
-def test_goodput_counts_steps_once_and_all_the_time():
-    """100 s to step 40, killed, 20 s later from step 30 to 50; then a second stage."""
+def test_goodput_counts_each_step_once_and_all_time():
+    """100 s to step 40, a kill, 20 s later from step 30 to 50, then a second stage."""
     found = summarize(
         [
             session("a", 1000, 1100, 0, 40, startup=20, data=8, host=12, device=20, save=10),
@@ -68,7 +68,7 @@ def test_goodput_counts_steps_once_and_all_the_time():
     )
 
 
-def test_the_log_outlives_the_process_and_a_damaged_file(tmp_path):
+def test_log_survives_the_process_and_a_damaged_file(tmp_path):
     clock = StepClock()
     for _ in range(2):
         log = SessionLog(tmp_path)
@@ -82,11 +82,11 @@ def test_the_log_outlives_the_process_and_a_damaged_file(tmp_path):
     assert SessionLog(tmp_path).summary() == {}
 
 
-def test_a_session_has_all_that_the_file_has():
+def test_session_includes_the_contents_of_the_file():
     entry = session("a", 1.5, 2.5, 3, 4, save=1.0)
     assert Session(**dataclasses.asdict(entry)) == entry
 
 
 def test_exit_status_of_preemption():
-    """EX_TEMPFAIL of sysexits.h, on which the Slurm script requeues."""
+    """It is EX_TEMPFAIL of sysexits.h; the Slurm script requeues the job on it."""
     assert PREEMPTED == 75

@@ -1,4 +1,4 @@
-"""LoRA and frozen parameters on the real toy model."""
+"""Tests of LoRA and frozen parameters on the toy model."""
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ RANK, ALPHA = 2, 6.0
 
 @pytest.fixture
 def adapting(config):
-    """The toy run's merging stage with LoRA of rank 2 on the queries and the MLP's last matrix."""
+    """The toy run's merging stage with LoRA of rank 2 on the queries and the down projection."""
     config.stages.sft.optimizer.name = "adamw"
     config.stages.sft.optimizer.learning_rate = 0.05
     config.stages.sft.optimizer.lora.update(rank=RANK, alpha=ALPHA, targets=("q_proj", "^down"))
@@ -26,7 +26,7 @@ def adapting(config):
 
 
 def drawn(params, seed=0):
-    """The same tree with factors that are not zero."""
+    """The same tree with random factors that are not zero."""
     rng = np.random.default_rng(seed)
     return {
         "elva": jax.tree_util.tree_map_with_path(
@@ -41,7 +41,7 @@ def drawn(params, seed=0):
 
 
 def losses(config):
-    """(loss with factors, loss of the plain model, fresh parameters with factors)."""
+    """(loss with factors, loss of the plain model, initial parameters with factors)."""
     with_factors = make_task(config, "sft")
     plain = config.copy_and_resolve_references()
     plain.stages.sft.optimizer.lora.rank = 0
@@ -49,7 +49,7 @@ def losses(config):
     return with_factors.loss, make_task(plain, "sft").loss, params
 
 
-def test_fresh_factors_change_nothing_and_merged_ones_change_what_they_did(adapting, tiny_run):
+def test_initial_factors_change_nothing_and_merged_ones_keep_the_loss(adapting, tiny_run):
     ours, plain, params = losses(adapting)
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
     ours, plain = (jax.jit(lambda p, f=f: f(p, {}, batch)[0]) for f in (ours, plain))
@@ -64,7 +64,7 @@ def test_fresh_factors_change_nothing_and_merged_ones_change_what_they_did(adapt
 
 
 def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
-    """With W + s A B for the matrix, the chain rule gives s dW B' for A and s A' dW for B."""
+    """For W + s A B, the chain rule gives the gradients s dW B' of A and s A' dW of B."""
     ours, plain, params = losses(adapting)
     params = drawn(params)
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
@@ -91,10 +91,10 @@ def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
             )
 
 
-def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
+def test_only_selected_parameters_are_trained_and_a_restart_is_exact(
     adapting, tiny_run, stage_of, tmp_path
 ):
-    """The rest is bfloat16, without gradient and moments; a saved run loads as a plain model."""
+    """Other leaves are bfloat16 without moments; a saved run loads as a plain model."""
     adapting.stages.sft.optimizer.frozen_dtype = "bfloat16"
     adapting.stages.sft.optimizer.accumulate = 2
     adapting.stages.sft.optimizer.lora.also = ("patch_embed/out_proj",)
@@ -136,6 +136,7 @@ def test_only_factors_and_what_goes_with_them_move_and_a_restart_is_exact(
     assert loaded.keys() == merged.keys() == saved.shapes.keys()
     for path, leaf in merged.items():
         np.testing.assert_allclose(loaded[path], leaf, rtol=1e-6, err_msg=path)
+        # Rounded to bfloat16 like the matrices.
         np.testing.assert_allclose(
             np.asarray(saved.read(path), np.float32), leaf, rtol=1e-2, err_msg=path
-        )  # in the bfloat16 of the matrices
+        )

@@ -1,4 +1,4 @@
-"""Reports: windows, the metrics file after a cut, progress lines."""
+"""Tests of reports: windows, the metrics file after an interruption, progress lines."""
 
 import importlib.util
 import io
@@ -18,7 +18,7 @@ from elva_jax.training.metrics import MetricsWindow
 from elva_jax.training.progress import StageProgress
 
 
-def test_a_window_averages_what_is_finite_and_sums_tokens():
+def test_window_averages_finite_values_and_sums_tokens():
     window = MetricsWindow()
     for loss, bad in ((1.0, 0), (float("nan"), 1), (4.0, 1)):
         window.add(
@@ -29,7 +29,7 @@ def test_a_window_averages_what_is_finite_and_sums_tokens():
     assert window.report() == {"loss": 7.0}
 
 
-def test_a_saved_window_goes_on_where_it_was():
+def test_saved_window_continues_exactly():
     values = [0.1, 0.2, 0.7, 1.3]
     whole, cut = MetricsWindow(), MetricsWindow()
     for value in values:
@@ -42,8 +42,8 @@ def test_a_saved_window_goes_on_where_it_was():
     assert cut.report() == whole.report()
 
 
-def test_merging_layers_are_reduced_field_by_field_and_written_by_number():
-    """Checkpoints carry them by these names, too."""
+def test_merge_metrics_are_reduced_by_field_and_written_by_layer():
+    """Checkpoints use the same names."""
     window = MetricsWindow()
     for kept, forced in ((0.5, 3.0), (0.25, 0.0)):
         layer = MergeMetrics(kept=kept, forced=forced, overflow=0.0, padding=kept / 2)
@@ -78,7 +78,7 @@ def test_lines_of_a_run_that_was_cut_off_are_removed(tmp_path, config):
     ]
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path, config):
+def test_tensorboard_has_the_same_numbers(tmp_path, config):
     with open_writers(config, tmp_path, 0) as file:
         file.write(2, {"loss": 0.5})
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -107,12 +107,12 @@ def shown(terminal):
         progress.update(1, {})
         progress.report(10, VALUES)
         progress.update(11, {"loss": 1.25})
-        time.sleep(0.6)  # a terminal is redrawn four times a second
+        time.sleep(0.6)  # a terminal is redrawn four times per second
         progress.report(40, VALUES)
     return out.getvalue()
 
 
-def test_a_log_file_gets_a_line_a_report():
+def test_log_file_has_a_line_per_report():
     first, last = shown(terminal=False).splitlines()
     for line, step in ((first, 10), (last, 40)):
         for word in (
@@ -127,7 +127,7 @@ def test_a_log_file_gets_a_line_a_report():
             assert word in line
 
 
-def test_a_terminal_gets_a_live_line_that_keeps_the_speed():
+def test_terminal_has_a_live_line_with_the_speed():
     text = shown(terminal=True)
     assert (
         "video 11/40  loss 1.2500  generation 1.2500  accuracy 50.0%  filled 93%  12,346 tokens/s"
@@ -137,9 +137,9 @@ def test_a_terminal_gets_a_live_line_that_keeps_the_speed():
 
 
 def offline_records(path):
-    """Records of a W&B file that is a single block.
+    """The records of a W&B file that is a single block.
 
-    7 bytes, then for each record a checksum, its length, its kind, and a message.
+    The file has 7 bytes, then for each record a checksum, its length, its type, and a message.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -147,13 +147,13 @@ def offline_records(path):
     assert len(data) < 2**15
     while at < len(data):
         length, kind = struct.unpack_from("<HB", data, at + 4)
-        assert kind == 1  # whole
+        assert kind == 1  # a complete record
         yield Record.FromString(data[at + 7 : at + 7 + length])
         at += 7 + length
 
 
-def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, config, monkeypatch):
-    """With the real package, without its server."""
+def test_weights_and_biases_continues_the_same_run(tmp_path, config, monkeypatch):
+    """Uses the real package without its server."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     config.log.wandb = "elva"
     for step in (2, 4):
@@ -183,7 +183,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, config, monkeypa
     assert ended == 2
 
 
-def test_a_package_that_is_not_there_is_named(tmp_path, config, monkeypatch):
+def test_missing_package_is_named(tmp_path, config, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config.log.wandb = "elva"
     with (

@@ -1,4 +1,4 @@
-"""Model FLOPs against a count of the parameters and of the mask's pairs."""
+"""Tests of model FLOPs against the numbers of parameters and of attended pairs."""
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from elva_jax.video.layout import Kind
 
 @pytest.fixture
 def parameters(config):
-    """Labels and shapes of a stage; all is trained but the paths that contain a word."""
+    """Labels and shapes of a stage; paths that contain the word `frozen` are frozen."""
 
     def make(stage, frozen="nothing"):
         shapes = flatten_paths(
@@ -32,7 +32,7 @@ def flops_of(config, stage, parameters, content, metrics):
 
 
 def attended(layout):
-    """Pairs of query and key by the mask: not later, same example, no padding."""
+    """Number of pairs of query and key by the mask: causal, same example, no padding."""
     total = 0
     for kind, segment in zip(layout.kind, layout.segment, strict=True):
         real = kind != Kind.PAD
@@ -41,7 +41,7 @@ def attended(layout):
     return total
 
 
-def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run, parameters):
+def test_decoder_flops_are_three_products_per_weight_and_token(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
     _, shapes = parameters("sft")
     content = make_task(config, "sft").content(batch)
@@ -54,9 +54,10 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
         visual,
         attended(batch["layout"]),
     )
+    # Each example has two frames.
     assert content.frames == 2 * sum(
         len(np.unique(row[row > 0])) for row in batch["layout"].segment
-    )  # each example has two
+    )
 
     c = config.model
     inner = sum(
@@ -93,7 +94,7 @@ def test_every_decoder_weight_works_on_every_token_three_times(config, tiny_run,
     )
 
 
-def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, parameters):
+def test_frozen_parameters_have_no_gradient_flops(config, tiny_run, parameters):
     content, c = (
         make_task(config, "sft").content(tiny_run.random_batch(config, "sft")),
         config.model,
@@ -103,13 +104,12 @@ def test_what_is_frozen_has_no_gradient_of_its_own(config, tiny_run, parameters)
         for frozen in ("nothing", "decoder", "patch_embed")
     )
     three_fronts = 3 * (all_of_it - front) / 2
-    attention = (
-        3 * c.num_layers * 4 * c.num_heads * c.head_dim * content.pairs
-    )  # of which nothing is trained
+    # Attention has no parameters.
+    attention = 3 * c.num_layers * 4 * c.num_heads * c.head_dim * content.pairs
     assert all_of_it - decoder == pytest.approx((all_of_it - three_fronts - attention) / 3)
 
 
-def test_adapters_leave_out_the_gradients_of_the_matrices_beside_them(config, tiny_run, parameters):
+def test_adapters_omit_the_gradients_of_the_adapted_matrices(config, tiny_run, parameters):
     content = make_task(config, "sft").content(tiny_run.random_batch(config, "sft"))
     frozen = flops_of(config, "sft", parameters("sft", "elva"), content, {})
     config.stages.sft.optimizer.lora.update(rank=3, targets=("q_proj", "^down"))
@@ -136,7 +136,7 @@ def test_guided_and_teacher_stages_count_the_tower(config, tiny_run, parameters)
     assert flops_of(config, "teacher", parameters("teacher"), content, {}) > 0
 
 
-def test_utilisation_is_work_over_time_over_peak(config, tiny_run, parameters):
+def test_utilization_is_flops_per_time_and_peak(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
     assert mfu.peak_flops(config) is None
     config.log.peak_tflops = 2.0

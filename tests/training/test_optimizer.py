@@ -1,4 +1,4 @@
-"""Schedule, groups, freezing and Muon against plain NumPy readings."""
+"""Tests of schedule, groups, freezing and Muon against direct NumPy implementations."""
 
 import math
 
@@ -27,7 +27,7 @@ def settings(**values):
     final=st.floats(0, 1),
     peak=st.floats(1e-5, 1.0),
 )
-def test_schedule_is_the_rule(steps, warmup, final, peak):
+def test_schedule_follows_the_rule(steps, warmup, final, peak):
     schedule = make_schedule(peak, steps, warmup, final)
     w = round(warmup * steps)
     for n in {0, 1, w - 1, w, (w + steps) // 2, steps - 1} & set(range(steps)):
@@ -74,7 +74,7 @@ def random_like(tree, seed=0):
 
 
 def newton_schulz(matrix):
-    """Muon's five steps, in NumPy, on one matrix."""
+    """Muon's five Newton-Schulz steps on one matrix, in NumPy."""
     x = matrix.astype(np.float64)
     flip = x.shape[0] > x.shape[1]
     x = x.T if flip else x
@@ -85,7 +85,7 @@ def newton_schulz(matrix):
     return x.T if flip else x
 
 
-def test_muon_orthogonalises_every_layer_alone():
+def test_muon_orthogonalizes_each_layer_separately():
     config = settings(name="muon", learning_rate=0.5, muon_learning_rate=0.1, final_ratio=1.0)
     optimizer = make_optimizer(config, 10, PARAMS, AXES)
     grads = random_like(PARAMS)
@@ -105,7 +105,7 @@ def test_muon_orthogonalises_every_layer_alone():
         assert np.all((singular > 0.5) & (singular < 1.3))
 
 
-def test_all_but_matrices_inside_the_network_are_adams():
+def test_only_inner_matrices_use_muon():
     optimizer = make_optimizer(
         settings(name="muon", learning_rate=0.5, final_ratio=1.0), 10, PARAMS, AXES
     )
@@ -123,7 +123,7 @@ def test_all_but_matrices_inside_the_network_are_adams():
         np.testing.assert_allclose(update, -0.5 * np.sign(grad), rtol=1e-3)  # Adam's first step
 
 
-def test_decay_spares_vectors():
+def test_vectors_have_no_weight_decay():
     config = settings(name="adamw", learning_rate=0.1, weight_decay=0.5, final_ratio=1.0)
     optimizer = make_optimizer(config, 10, PARAMS, AXES)
     params = random_like(PARAMS, 1)
@@ -137,7 +137,9 @@ def test_decay_spares_vectors():
 
 def test_clipping_bounds_the_global_norm():
     config = settings(name="adamw", learning_rate=1.0, final_ratio=1.0, b1=0.0, b2=0.0, eps=1e3)
-    config.clip_norm = 0.5  # with a huge epsilon Adam's step is the clipped gradient over epsilon
+    config.clip_norm = (
+        0.5  # with a huge epsilon, Adam's update is the clipped gradient divided by epsilon
+    )
     optimizer = make_optimizer(config, 10, PARAMS, AXES)
     params = random_like(PARAMS, 1)
     updates, _ = optimizer.transform.update(
@@ -155,7 +157,7 @@ def test_clipping_bounds_the_global_norm():
         (".", ["freezes every parameter"]),
     ],
 )
-def test_freezing_what_is_not_there_is_refused(pattern, words):
+def test_freezing_unknown_parameters_is_refused(pattern, words):
     with pytest.raises(ConfigError) as error:
         make_optimizer(settings(freeze=(pattern,)), 10, PARAMS, AXES)
     assert all(word in str(error.value) for word in words)

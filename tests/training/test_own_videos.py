@@ -1,4 +1,4 @@
-"""Training from a LLaVA file beside its videos, without building a data set."""
+"""Tests of training from a LLaVA file and videos in its folder, without building a data set."""
 
 import json
 
@@ -14,7 +14,7 @@ from elva_jax.training.metric_writers import read_metrics
 
 @pytest.fixture
 def notes(tmp_path):
-    """A JSON of three conversations about two real clips, and one about a missing clip."""
+    """A JSON file with three conversations about two real clips, and one about a missing clip."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for name, level in (("dark", 40), ("bright", 210)):
@@ -62,7 +62,7 @@ def notes(tmp_path):
     return path
 
 
-def test_two_steps_from_a_json_of_own_videos(tiny_run, data_dir, notes, tmp_path):
+def test_two_steps_from_a_json_file_and_videos(tiny_run, data_dir, notes, tmp_path):
     config = tiny_run.get_config("video")
     config.tokenizer = str(data_dir / "tokenizer")
     stage = config.stages.video

@@ -1,4 +1,4 @@
-"""Signals become requests, saves by the clock come in time, processes find a consensus."""
+"""Tests of signals, saves at time intervals, and the consensus of processes."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from elva_jax.training.preemption import INTERRUPTED, PREEMPTED, Consensus, Stop
 
 @pytest.fixture
 def heard():
-    """Signals that reach the handlers that were installed before."""
+    """The signals that reach the previously installed handlers."""
     got, old = [], {}
     for number in (signal.SIGINT, signal.SIGTERM):
         old[number] = signal.signal(number, lambda number, _: got.append(number))
@@ -28,7 +28,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_the_second_ctrl_c_acts_at_once(heard, capfd):
+def test_second_ctrl_c_quits_immediately(heard, capfd):
     with StopSignal() as stop:
         assert stop.code == 0
         send(signal.SIGINT)
@@ -47,7 +47,7 @@ def test_a_scheduler_may_send_its_signal_twice(heard):
     assert heard == [signal.SIGTERM]
 
 
-def test_saves_by_the_clock(monkeypatch):
+def test_saves_at_time_intervals(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     never, timer = SaveTimer(0.0), SaveTimer(2.0)
@@ -61,15 +61,14 @@ def test_saves_by_the_clock(monkeypatch):
     assert not timer.due
 
 
-def test_consensus_gives_the_largest_of_each(monkeypatch):
-    """A simulated second process has this one's values; `previous` is late by one call."""
+def test_consensus_is_the_maximum_of_each_value(monkeypatch):
+    """A simulated second process has this process's values; `previous` lags by one call."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     alone = Consensus(mesh, "alone")
     assert alone.previous([3, 0]) == alone.now([3, 0]) == [3, 0]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        preemption, "barrier", lambda name: None
-    )  # there is no other process to wait for
+    # A single process waits for no other.
+    monkeypatch.setattr(preemption, "barrier", lambda name: None)
     two = Consensus(mesh, "two")
     assert [two.previous([3, 0]), two.previous([0, 1]), two.previous([0, 0]), two.now([0, 75])] == [
         [0, 0],

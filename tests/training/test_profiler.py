@@ -1,4 +1,4 @@
-"""A trace of the steps that were asked for, read back by JAX's own reader."""
+"""Tests of the trace of the requested steps, read with JAX's reader."""
 
 import json
 
@@ -10,7 +10,7 @@ from elva_jax.training.metric_writers import read_metrics
 
 
 def steps_of(folder):
-    """Numbers of the traced training steps, and names of all that was traced."""
+    """Numbers of the traced training steps, and names of all traced events."""
     (path,) = folder.rglob("*.xplane.pb")
     events = [
         event
@@ -23,7 +23,7 @@ def steps_of(folder):
     }
 
 
-def test_the_steps_asked_for_are_traced(tiny_run, data_dir, tmp_path, capsys):
+def test_requested_steps_are_traced(tiny_run, data_dir, tmp_path, capsys):
     config = tiny_run.get_config("teacher")
     config.data_dir = str(data_dir)
     config.log.tensorboard = False
@@ -33,6 +33,6 @@ def test_the_steps_asked_for_are_traced(tiny_run, data_dir, tmp_path, capsys):
     assert f"the trace of steps up to 3 is in {tmp_path / 'profile'}" in capsys.readouterr().out
     steps, names = steps_of(tmp_path / "profile")
     assert steps == [2, 3]
-    assert any("dot" in name for name in names)  # the program itself
+    assert any("dot" in name for name in names)  # the compiled program
     assert [line["step"] for line in read_metrics(tmp_path / "teacher")] == [1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "summary.json").read_text())["stages"]["teacher"]["step"] == 5

@@ -1,4 +1,4 @@
-"""The training step on the real toy model."""
+"""Tests of the training step on the toy model."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from elva_jax.training import step
 from elva_jax.utils.trees import key_path
 
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
-STEPS = 40  # of every schedule, so that equal steps compile once
+STEPS = 40  # the same in every schedule, so that equal steps are compiled once
 
 
 def by_path(tree):
@@ -27,7 +27,7 @@ def unguided(config, name="video"):
     return config
 
 
-def test_a_batch_is_learned_by_heart(config, tiny_run, stage_of):
+def test_batch_is_memorized(config, tiny_run, stage_of):
     train_step, state, _ = stage_of(unguided(config), "video")
     batch = shard_batch(tiny_run.random_batch(config, "video"), make_mesh(config.mesh))
     first = None
@@ -40,8 +40,8 @@ def test_a_batch_is_learned_by_heart(config, tiny_run, stage_of):
     assert int(state.bad_steps) == 0
 
 
-def test_micro_batches_equal_one_big_batch(config, tiny_run):
-    """Rows have different numbers of answer tokens, so a plain mean would differ."""
+def test_micro_batches_equal_one_large_batch(config, tiny_run):
+    """Rows have different numbers of answer tokens, so an unweighted mean would differ."""
     task = make_task(unguided(config), "video")
     params = jax.jit(lambda key: nn.meta.unbox(task.init(key)))(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(config, "video"))
@@ -75,8 +75,8 @@ def test_frozen_parameters_stay(config, tiny_run, stage_of):
     assert not any("layers" in path for path in moments)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_counts(config, tiny_run, stage_of):
-    """The poison is a parameter: an infinite norm scale makes the loss NaN until it is healed."""
+def test_step_that_is_not_finite_is_skipped_and_counted(config, tiny_run, stage_of):
+    """An infinite norm scale makes the loss NaN until it is replaced by a finite one."""
     train_step, state, setup = stage_of(unguided(config), "video")
     batch = shard_batch(tiny_run.random_batch(config, "video"), setup.mesh)
     state, _ = train_step(state, {}, batch)
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(config, tiny_run, 
     assert (int(state.bad_steps), int(state.bad_run)) == (2, 0)
 
 
-def test_guidance_moves_the_heads_and_the_model_but_not_the_teacher(config, tiny_run, stage_of):
+def test_guidance_trains_heads_and_model_but_not_the_teacher(config, tiny_run, stage_of):
     config.stages.video.optimizer.name = "adamw"
     train_step, state, setup = stage_of(config, "video")
     tower = vision_tower(config)

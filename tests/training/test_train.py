@@ -1,4 +1,4 @@
-"""Whole runs on real clips: weights pass from stage to stage, restarts, refusals."""
+"""Tests of whole runs on real clips: weights between stages, restarts, invalid configurations."""
 
 import json
 import shutil
@@ -38,21 +38,21 @@ def toy(tiny_run, data_dir, arg, steps=2):
 
 
 def still(config, name):
-    """Makes a stage learn nothing, so that it ends with its initial weights."""
+    """Sets the learning rate of a stage to zero, so that it ends with its initial weights."""
     config.stages[name].optimizer.learning_rate = 0.0
     return config
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_run, data_dir, tmp_path_factory):
-    """A run of teacher, image (guided) and sft (merging; learns nothing), and its configuration."""
+    """A run of teacher, image (guided) and sft (merging; not learning), and its configuration."""
     workdir = tmp_path_factory.mktemp("run")
     config = still(toy(tiny_run, data_dir, "teacher,image,sft"), "sft")
     assert train.run(config, workdir) == 0
     return workdir, config
 
 
-def test_each_stage_starts_from_the_one_before(finished):
+def test_each_stage_starts_from_the_previous_one(finished):
     workdir, _ = finished
     image, sft = load_run(workdir / "image"), load_run(workdir)
     assert (image.stage, sft.stage, sft.step) == ("image", "sft", 2)
@@ -64,7 +64,7 @@ def test_each_stage_starts_from_the_one_before(finished):
     assert load_run(workdir, kind="teacher").stage == "teacher"
 
 
-def test_what_a_run_leaves_behind(finished):
+def test_files_of_a_run(finished):
     workdir, config = finished
     for name, term in (("teacher", "sigmoid"), ("image", "tube"), ("sft", "generation")):
         lines = read_metrics(workdir / name)
@@ -72,7 +72,7 @@ def test_what_a_run_leaves_behind(finished):
         assert all(np.isfinite(line[term]) for line in lines)
         assert list((workdir / name / "tensorboard").iterdir())
     assert all(line["merge/kept_mean"] < 1 for line in read_metrics(workdir / "sft"))
-    # The fill that the pipeline counts and the padding that the model counts add up to 1.
+    # The fill counted by the pipeline and the padding counted by the model add up to 1.
     assert all(
         line["token_fill"] == pytest.approx(1 - line["padding"], abs=1e-6)
         for line in read_metrics(workdir / "image")
@@ -86,7 +86,7 @@ def test_what_a_run_leaves_behind(finished):
     assert config_to_dict(load_run(workdir).config) == config_to_dict(config)
 
 
-def test_a_finished_run_is_left_alone_and_later_stages_may_join(finished, tmp_path, capsys):
+def test_finished_run_is_unchanged_and_stages_can_be_added(finished, tmp_path, capsys):
     workdir, config = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/checkpoints/*")}
     config = config.copy_and_resolve_references()
@@ -127,8 +127,8 @@ def test_another_configuration_is_refused(finished, key, value):
     assert str(error.value).count("(was") == 1
 
 
-def test_a_run_of_before_a_key_was_there_goes_on(finished, tmp_path):
-    """The key has its default then; another value is refused."""
+def test_run_without_a_newer_key_continues(finished, tmp_path):
+    """A missing key has its default value; another value is refused."""
     workdir, config = (
         shutil.copytree(finished[0], tmp_path / "run"),
         finished[1].copy_and_resolve_references(),
@@ -144,7 +144,7 @@ def test_a_run_of_before_a_key_was_there_goes_on(finished, tmp_path):
         train.run(config, workdir)
 
 
-def test_started_stages_keep_their_place(finished):
+def test_order_of_started_stages_is_fixed(finished):
     workdir, config = finished
     config = config.copy_and_resolve_references()
     config.curriculum = ("teacher", "sft")
@@ -152,7 +152,7 @@ def test_started_stages_keep_their_place(finished):
         train.run(config, workdir)
 
 
-def test_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
+def test_stage_starts_from_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
     workdir, _ = finished
     config = still(toy(tiny_run, data_dir, "sft"), "sft")
     config.init_from = str(workdir / "image" / "checkpoints" / "2")
@@ -166,8 +166,8 @@ def test_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
         np.testing.assert_array_equal(leaf, source[path], err_msg=path)
 
 
-def test_the_teacher_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
-    """A guided stage starts from one without guidance: its heads are fresh."""
+def test_teacher_of_another_run_is_used(finished, tiny_run, data_dir, tmp_path, capsys):
+    """A guided stage starts from one without guidance, so its heads are initialized."""
     workdir, _ = finished
     config = toy(tiny_run, data_dir, "image")
     config.init_from, config.teacher.init_from = str(workdir), str(workdir / "teacher")
@@ -191,8 +191,8 @@ def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_
         train.run(config, tmp_path)
 
 
-def test_a_stage_with_videos_at_two_resolutions(tiny_run, data_dir, tmp_path):
-    """It trains, and on other inputs than a stage without."""
+def test_stage_with_hybrid_resolution_trains(tiny_run, data_dir, tmp_path):
+    """The stage trains, with other inputs than without hybrid resolution."""
     losses = {}
     for name, low in (("with", 2), ("without", 0)):
         config = toy(tiny_run, data_dir, "sft")
@@ -213,8 +213,8 @@ def test_epochs_become_steps_and_nothing_is_printed_without_a_console(
     assert load_run(tmp_path, kind="teacher").step == 2
 
 
-def test_losses_that_stay_infinite_end_the_run(finished, tiny_run, data_dir, tmp_path):
-    """The weights it starts from are poisoned."""
+def test_repeated_infinite_losses_end_the_run(finished, tiny_run, data_dir, tmp_path):
+    """The initial weights contain infinite values."""
     good = load_run(finished[0])
     params = jax.tree.map(lambda leaf: leaf * np.inf, good.params)
     with Checkpoints(tmp_path / "bad" / "checkpoints") as checkpoints:
@@ -248,7 +248,7 @@ def test_losses_that_stay_infinite_end_the_run(finished, tiny_run, data_dir, tmp
         ),
     ],
 )
-def test_what_cannot_work_is_refused_before_it_starts(
+def test_invalid_configurations_are_refused_before_training(
     tiny_run, data_dir, tmp_path, change, message
 ):
     config = toy(tiny_run, data_dir, "sft")

@@ -1,4 +1,4 @@
-"""Stages start from Hugging Face folders: a Qwen2 decoder, SigLIP and EVA-CLIP teachers."""
+"""Tests of stages that start from Hugging Face folders: Qwen2, SigLIP and EVA-CLIP."""
 
 import json
 
@@ -23,7 +23,7 @@ from elva_jax.training.setup import set_up
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    """A Qwen2 of the toy run's shape, in bfloat16, with a smaller vocabulary."""
+    """A Qwen2 in bfloat16 with the shape of the toy run and a smaller vocabulary."""
     config = transformers.Qwen2Config(
         vocab_size=505, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2,
@@ -37,7 +37,7 @@ def qwen(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """A SigLIP of the toy run's shape."""
+    """A SigLIP with the shape of the toy run."""
     folder = tmp_path_factory.mktemp("siglip")
     config = transformers.SiglipVisionConfig(
         image_size=32,
@@ -68,8 +68,8 @@ def run_of(tiny_run, data_dir, stage, **settings):
 
 
 @pytest.mark.parametrize("converted", [False, True])
-def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys, converted):
-    """From the folder itself, or converted first in bfloat16: training has float32."""
+def test_stage_starts_from_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys, converted):
+    """Starts from the folder, or from a conversion to bfloat16; training uses float32."""
     source = qwen
     config = run_of(tiny_run, data_dir, "sft")
     if converted:
@@ -104,7 +104,7 @@ def test_a_stage_starts_from_a_qwen2(tiny_run, data_dir, qwen, tmp_path, capsys,
             )
 
 
-def test_a_qwen2_of_another_shape_is_refused(tiny_run, data_dir, qwen, tmp_path):
+def test_qwen2_of_another_shape_is_refused(tiny_run, data_dir, qwen, tmp_path):
     config = run_of(tiny_run, data_dir, "sft", init_from=qwen)
     config.model.intermediate_size = 40
     with pytest.raises(
@@ -115,7 +115,7 @@ def test_a_qwen2_of_another_shape_is_refused(tiny_run, data_dir, qwen, tmp_path)
         train(config, tmp_path)
 
 
-def test_a_guided_stage_takes_a_siglip(tiny_run, data_dir, siglip, tmp_path):
+def test_guided_stage_uses_a_siglip_teacher(tiny_run, data_dir, siglip, tmp_path):
     config = run_of(tiny_run, data_dir, "image", teacher__init_from=siglip)
     assert train(config, tmp_path) == 0
     assert all(
@@ -129,7 +129,7 @@ def test_a_guided_stage_takes_a_siglip(tiny_run, data_dir, siglip, tmp_path):
     )
 
 
-def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
+def test_guided_stage_uses_an_eva_clip_teacher(tiny_run, data_dir, tmp_path):
     vision = {
         "eva_model_name": "eva-clip-tiny",
         "image_size": 32,
@@ -188,7 +188,7 @@ def test_a_guided_stage_takes_an_eva_clip(tiny_run, data_dir, tmp_path):
         train(config, tmp_path / "other")
 
 
-def test_a_teacher_of_another_shape_is_refused(tiny_run, data_dir, siglip, tmp_path):
+def test_teacher_of_another_shape_is_refused(tiny_run, data_dir, siglip, tmp_path):
     import_weights(siglip, tmp_path / "converted")
     config = run_of(tiny_run, data_dir, "image", teacher__init_from=tmp_path / "converted")
     tower = teacher_of(config, tmp_path)

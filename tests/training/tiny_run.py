@@ -1,4 +1,4 @@
-"""A config file of a toy run, and random batches for tests that need no data set."""
+"""The config file of a toy run, and random batches for tests without a data set."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ STAGES = ("teacher", "image", "video", "sft")
 
 
 def get_config(arg: str = ""):
-    """`arg` is a comma-separated curriculum; empty: all of its stages."""
+    """The toy run; `arg` is a comma-separated curriculum, by default all stages."""
     c = schema.base()
     c.name = "toy"
     c.model.update(
@@ -78,7 +78,7 @@ def _stage(name: str):
 
 
 def random_batch(config, stage_name: str, seed: int = 0):
-    """A batch of noise: rows of different lengths, two examples in every second row."""
+    """A random batch with rows of different lengths; every second row has two examples."""
     rng = np.random.default_rng(seed)
     stage = config.stages[stage_name]
     data, rows = stage.data, stage.batch_size

@@ -1,7 +1,7 @@
-"""`elva` with a note of the records of every batch: python watched.py train …
+"""Runs `elva` and logs the records of every batch: python watched.py train …
 
-The notes go to the folder that ELVA_TEST_NOTES names. Records are pictures of one grey each, so
-that the pixels of a batch show which ones it holds, whatever the pipeline reports.
+The logs are written to the folder ELVA_TEST_NOTES. Each record is an image of one gray level, so
+that the pixels of a batch show which records it has, independently of the pipeline's reports.
 """
 
 import json
@@ -15,7 +15,7 @@ from elva_jax.data.pipeline import BatchIterator
 
 
 def watch(notes):
-    """Writes a line for every batch that training takes: the greys of its rows' first patches."""
+    """Logs a line per batch of training: the gray levels of the first patch of each row."""
     plain = BatchIterator.__next__
 
     def watched(self):

@@ -1,4 +1,4 @@
-"""Images and videos as ELVA takes them: patches of frames, and the grid of every frame."""
+"""Converts images and videos to the input of ELVA: patches, and the patch grid of every frame."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .decoding_elva import Picture, from_array, read_image, read_video
 
-GRAY_SIDE = 32  # pixels of the gray pictures by which frames are compared
+GRAY_SIDE = 32  # side in pixels of the gray thumbnails that are compared
 
 
 class ElvaImagesKwargs(ImagesKwargs, total=False):

@@ -1,4 +1,4 @@
-"""FLOPs against the paper's Table 5, loops over layers, and XLA's analysis of compiled parts."""
+"""Tests of FLOPs against the paper's Table 5, loops over layers, and XLA's cost analysis."""
 
 import dataclasses
 import math
@@ -34,12 +34,12 @@ ROWS = {(row["frames"], row["variant"]): row for row in table5.compare(None, (32
 @pytest.mark.parametrize(
     ("decoder", "billions"), [(paper.QWEN2_7B, 7.070), (paper.VICUNA_7B, 6.607)]
 )
-def test_linear_weights_are_those_of_the_paper(decoder, billions):
+def test_linear_weights_equal_the_papers(decoder, billions):
     assert round(prompt_flops.paper_decoder(decoder, 1) / 2e9, 3) == billions
 
 
 @pytest.mark.parametrize(("frames", "variant"), ROWS)
-def test_the_papers_accounting_gives_its_cells(frames, variant):
+def test_accounting_of_the_paper_gives_its_cells(frames, variant):
     row = ROWS[frames, variant]
     assert row["accounting_tflops"] == pytest.approx(paper.TABLE5[frames][variant].tflops, rel=0.01)
     assert row["deviation"] == pytest.approx(row["accounting_tflops"] / row["paper_tflops"] - 1)
@@ -48,12 +48,12 @@ def test_the_papers_accounting_gives_its_cells(frames, variant):
 @pytest.mark.parametrize(
     ("frames", "free", "based"), [(32, 75.0, 259.9), (64, 146.1, 516.5), (128, 288.2, 1029.5)]
 )
-def test_accounting_to_the_digit_where_it_was_derived(frames, free, based):
+def test_accounting_is_exact_where_it_was_derived(frames, free, based):
     assert ROWS[frames, "encoder_free"]["accounting_tflops"] == pytest.approx(free, abs=0.06)
     assert ROWS[frames, "encoder_based"]["accounting_tflops"] == pytest.approx(based, abs=0.15)
 
 
-def test_the_models_are_those_of_the_configs(config_dir):
+def test_models_are_those_of_the_configs(config_dir):
     for size, decoder in (("1_5b", paper.QWEN2_1_5B), ("7b", paper.QWEN2_7B)):
         config = freeze(load(f"{config_dir}/elva.py:size={size}")).model
         assert dataclasses.replace(config, dtype="float32", remat="none") == with_merging(
@@ -64,17 +64,17 @@ def test_the_models_are_those_of_the_configs(config_dir):
 @pytest.mark.parametrize(
     ("length", "pairs"), [(1, 1), (64, 64 * 64), (130, 128 * 128 + 2 * 130), (1025, None)]
 )
-def test_diagonal_blocks_count_whole(length, pairs):
-    if pairs is None:  # tiles of 256 x 256 above 1024 tokens, the last one padded
+def test_diagonal_blocks_are_counted_completely(length, pairs):
+    if pairs is None:  # tiles of 256 x 256 above 1024 tokens; the last one is padded
         pairs = 15 * 256 * 256
     assert prompt_flops.attended_pairs(length) == pairs
 
 
 @pytest.mark.parametrize(("frames", "variant"), [key for key in ROWS if "merge" in key[1]])
 def test_the_true_cost_is_at_the_papers_retention(frames, variant):
-    """Averaged layer by layer, and against all frames at 336 px: 157 tokens each."""
+    """The mean over the layers, relative to all frames at 336 px with 157 tokens each."""
     tokens = ROWS[frames, variant]["tokens"]
-    segment = [0] * 2 + [1] * 6 + [2] * 6 + [3] * 14  # of each of the 28 layers
+    segment = [0] * 2 + [1] * 6 + [2] * 6 + [3] * 14  # for each of the 28 layers
     visual = [tokens[k] - table5.HEADER_TOKENS for k in segment]
     assert sum(visual) / 28 / (157 * frames) == pytest.approx(
         paper.RETENTION[frames][variant], abs=5e-4
@@ -87,7 +87,7 @@ def test_the_true_cost_is_at_the_papers_retention(frames, variant):
     assert ROWS[frames, variant]["padded"] == [grid_length(n) for n in tokens]
 
 
-def test_retention_out_of_reach_gives_the_nearest():
+def test_unreachable_retention_gives_the_nearest():
     content = prompt_flops.Content(text=3, specials=10, patches=400, tubes=100)
     assert prompt_flops.tokens_at_retention(SMALL, content, 1.5) == (413, 413, 413)
     assert prompt_flops.tokens_at_retention(SMALL, content, 0.0) == (413, 113, 113)
@@ -116,28 +116,28 @@ def test_reductions_are_truncated():
 
 
 @pytest.mark.parametrize("lengths", [(1024,), (512, 256, 128)])
-def test_prefill_is_what_xla_counts(lengths):
+def test_prefill_flops_equal_xlas_count(lengths):
     assert abs(xla.check_prefill(SMALL, lengths).deviation) < 0.01
 
 
-def test_decode_is_what_xla_counts():
+def test_decode_flops_equal_xlas_count():
     assert abs(xla.check_decode(SMALL, (512, 256, 128)).deviation) < 0.01
 
 
 @pytest.mark.parametrize("kind", ["video", "naive"])
-def test_patch_embedding_is_what_xla_counts(kind):
+def test_patch_embedding_flops_equal_xlas_count(kind):
     config = dataclasses.replace(SMALL, patch_embed=kind, patch_heads=4)
     assert abs(xla.check_patch_embedding(config, 384, 512).deviation) < 0.01
 
 
-def test_vision_tower_is_what_xla_counts():
+def test_vision_tower_flops_equal_xlas_count():
     tower = TeacherConfig(
         image_size=224, hidden_size=512, intermediate_size=2048, num_layers=4, num_heads=8
     )
     assert abs(xla.check_vision(tower).deviation) < 0.01
 
 
-def test_merging_is_what_xla_counts():
-    """Its sorts are left out: a narrow model would show them."""
+def test_merging_flops_equal_xlas_count():
+    """The FLOPs of sorting are omitted; they are visible only in a narrow model."""
     config = with_merging(paper.QWEN2_7B, Merging((MergeLayer(2, "both"),)))
     assert abs(xla.check_merging(config, 512).deviation) < 0.03

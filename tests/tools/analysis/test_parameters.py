@@ -1,4 +1,4 @@
-"""Parameter counts against the paper's Table 3 and Qwen2's published sizes."""
+"""Tests of parameter counts against the paper's Table 3 and Qwen2's published sizes."""
 
 import dataclasses
 
@@ -30,13 +30,13 @@ SIZES = {
         ("1.5b", "video", 7.13, 2),
     ],
 )
-def test_patch_embedding_is_as_large_as_in_the_paper(size, kind, millions, digits):
+def test_patch_embedding_size_equals_the_papers(size, kind, millions, digits):
     config = dataclasses.replace(SIZES[size], patch_embed=kind)
     assert round(count_parameters(config)["patch_embed"] / 1e6, digits) == millions
 
 
 @pytest.mark.parametrize(("size", "total"), [("1.5b", 1_543_714_304), ("7b", 7_615_616_512)])
-def test_decoder_is_as_large_as_qwen2(size, total):
+def test_decoder_size_equals_qwen2(size, total):
     counts = count_parameters(SIZES[size])
     assert counts["total"] - counts["patch_embed"] == total
 

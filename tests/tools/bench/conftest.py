@@ -1,4 +1,4 @@
-"""Runs the benches through the console command."""
+"""Fixture that runs benchmarks through the console command."""
 
 import json
 
@@ -9,7 +9,7 @@ from elva_jax.cli import main
 
 @pytest.fixture
 def bench(capsys, tmp_path):
-    """`bench(*words)` returns exit status, output, errors, and the report if one was written."""
+    """`bench(*words)` returns exit status, output, errors, and the report if there is one."""
 
     def run(*words):
         file = tmp_path / "report" / "bench.json"

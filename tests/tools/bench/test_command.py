@@ -1,4 +1,4 @@
-"""The common parts of all benches: help, and one line for a mistake."""
+"""Tests of the common parts of all benchmarks: help, and one-line errors."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from elva_jax.tools.bench.command import BENCHES
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name, _, _ in BENCHES)])
-def test_help_has_examples_and_every_bench_writes_json(capsys, words):
+def test_help_has_examples_and_every_benchmark_writes_json(capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(["bench", *words, "--help"])
     out, err = capsys.readouterr()
@@ -19,7 +19,7 @@ def test_help_has_examples_and_every_bench_writes_json(capsys, words):
 @pytest.mark.parametrize(
     ("words", "message"), [([], "BENCH"), (["flop"], "invalid choice: 'flop'")]
 )
-def test_misuse_names_the_benches(capsys, words, message):
+def test_misuse_lists_the_benchmarks(capsys, words, message):
     with pytest.raises(SystemExit) as stop:
         main(["bench", *words])
     assert stop.value.code == 2

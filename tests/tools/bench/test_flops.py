@@ -1,4 +1,4 @@
-"""The FLOPs of Table 5 through the command."""
+"""Tests of `elva bench flops`: the FLOPs of Table 5."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def get_config(arg=""):
 """
 
 
-def test_cells_goals_and_reductions(bench):
+def test_report_has_cells_goals_and_reductions(bench):
     status, out, err, report = bench("flops")
     assert (status, err) == (0, "")
     assert len(report["rows"]) == 12
@@ -28,7 +28,7 @@ def test_cells_goals_and_reductions(bench):
         assert row["first_token_tflops"] == pytest.approx(row["total_tflops"] - parts["decode"])
         assert row["unpadded_tflops"] < row["total_tflops"]
     goals = {(goal["frames"], goal["variant"], goal["counted"]): goal for goal in report["goals"]}
-    # The paper's own cells stay short of both goals: 14 of 260 T, 44 of 1030 T.
+    # The paper's cells do not reach the two goals either: 14 of 260 T, 44 of 1030 T.
     assert goals[32, "merge_hr", "paper"]["reduction"] == pytest.approx(1 - 14 / 260)
     assert goals[128, "merge_hr", "paper"]["reduction"] == pytest.approx(1 - 44 / 1030)
     for (frames, variant, counted), goal in goals.items():
@@ -39,7 +39,7 @@ def test_cells_goals_and_reductions(bench):
     assert "+ merge + HR    95       94.6  no" in out
 
 
-def test_other_frame_counts_and_configs(bench, config_dir):
+def test_other_frame_counts_and_configs_can_be_chosen(bench, config_dir):
     status, out, _, report = bench(
         "flops", "--frames", "4,256,4", "--config", f"{config_dir}/elva.py:size=1_5b"
     )
@@ -47,7 +47,7 @@ def test_other_frame_counts_and_configs(bench, config_dir):
     assert [row["frames"] for row in report["rows"]] == [4] * 4 + [256] * 4
     assert {row["paper_tflops"] for row in report["rows"]} == {None}
     assert report["goals"] == []
-    # With few frames, one patch per grid position exceeds the paper's retention, which is marked.
+    # With few frames, one patch per grid position exceeds the paper's retention: it gets a mark.
     few = next(row for row in report["rows"] if row["variant"] == "merge_hr")
     assert few["left"] > few["retention"] + 0.05
     assert f"{100 * few['left']:.1f}*" in out
@@ -75,7 +75,7 @@ def test_misuse_is_explained_in_one_line(bench, words, message):
     assert report is None
 
 
-def test_a_model_that_does_not_merge_is_refused(bench, tmp_path):
+def test_model_without_merging_is_refused(bench, tmp_path):
     (tmp_path / "plain.py").write_text(PLAIN)
     status, _, err, _ = bench("flops", "--config", str(tmp_path / "plain.py"))
     assert status == 2
@@ -85,7 +85,7 @@ def test_a_model_that_does_not_merge_is_refused(bench, tmp_path):
 @pytest.mark.parametrize(
     ("xla_count", "status", "verdict"), [(100.0, 0, "within 3 %"), (96.0, 1, "NOT within 3 %")]
 )
-def test_the_check_fails_beyond_its_tolerance(bench, monkeypatch, xla_count, status, verdict):
+def test_check_fails_beyond_its_tolerance(bench, monkeypatch, xla_count, status, verdict):
     monkeypatch.setattr(
         xla,
         "check",

@@ -1,7 +1,7 @@
-"""Table 3 through the command."""
+"""Tests of `elva bench params`: Table 3."""
 
 
-def test_patch_embeddings_beside_the_paper(bench):
+def test_patch_embeddings_are_compared_with_the_paper(bench):
     status, out, err, report = bench("params")
     assert (status, err) == (0, "")
     rows = {(row["size"], row["kind"]): row for row in report["rows"]}
@@ -13,7 +13,7 @@ def test_patch_embeddings_beside_the_paper(bench):
     }
     for row in rows.values():
         d = {"1.5B": 1536, "7B": 3584}[row["size"]]
-        learned = 2 * 1024 + 1024  # <FRAME>, <LINE>, and the first map's bias
+        learned = 2 * 1024 + 1024  # <FRAME>, <LINE>, and the bias of the first map
         attention = 3 * 1024 * 1024 if row["kind"] == "video" else 0
         assert row["patch_embed"] == 28 * 28 * 3 * 1024 + 1024 * d + learned + attention
         assert row["paper_millions"] in (None, round(row["patch_embed"] / 1e6))

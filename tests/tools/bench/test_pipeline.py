@@ -1,4 +1,4 @@
-"""The bench of the input pipeline, on a small clip."""
+"""Tests of the input pipeline's benchmark on a small clip."""
 
 import av
 import numpy as np
@@ -19,7 +19,7 @@ def clip(tmp_path):
     return path
 
 
-def test_parts_shares_and_memory(bench, clip):
+def test_report_has_parts_shares_and_memory(bench, clip):
     words = [
         "--frames",
         "4",
@@ -48,7 +48,7 @@ def test_parts_shares_and_memory(bench, clip):
     assert "samples per second and core" in out
 
 
-def test_flags_that_belong_together(bench, clip):
+def test_flags_that_require_each_other(bench, clip):
     status, _, err, _ = bench("pipeline", str(clip), "--step-seconds", "2")
     assert status == 2
     assert "--examples-per-step and --step-seconds belong together" in err

@@ -1,4 +1,4 @@
-"""The timing benches on tiny models: their reports are complete and consistent."""
+"""Tests of the timing benchmarks on tiny models: their reports are complete and consistent."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from elva_jax.tools.bench.video_llm import HEADER, QUESTION, build
 from elva_jax.video.layout import Text, build_layout
 
 
-def test_attention_beside_pytorch(bench):
+def test_attention_is_compared_with_pytorch(bench):
     status, out, _, report = bench(
         "attention",
         "--lengths",
@@ -31,7 +31,7 @@ def test_attention_beside_pytorch(bench):
     assert "2,048" in out
 
 
-def test_merge_is_a_share_of_a_layer(bench, config_dir):
+def test_merge_time_is_a_fraction_of_a_layer(bench, config_dir):
     status, out, _, report = bench(
         "merge", "--config", f"{config_dir}/tiny.py", "--tokens", "330", "--repeats", "1"
     )
@@ -39,7 +39,7 @@ def test_merge_is_a_share_of_a_layer(bench, config_dir):
     assert "share %" in out
 
 
-def test_the_decoder_answers_like_transformers(bench):
+def test_decoder_equals_transformers(bench):
     words = [
         "--hidden",
         "32",
@@ -63,7 +63,7 @@ def test_the_decoder_answers_like_transformers(bench):
 
 
 @pytest.mark.parametrize("content", list(CONTENT))
-def test_videos_have_the_redundancy_of_their_name(content):
+def test_videos_have_the_redundancy_that_they_are_named_after(content):
     frames = random_patches([(20, 20)] * 6, 3, content).reshape(6, 400, 3)
     changed = (frames[1:] != frames[:-1]).any(axis=-1).mean()
     assert abs(changed - CONTENT[content]) < 0.03
@@ -100,8 +100,8 @@ def test_four_models_are_measured_on_one_decoder(models):
     assert results["merge"]["kept"] < noise["kept"] < 1
 
 
-def test_kept_counts_visual_tokens_over_layers(models):
-    """The first merging layer, before layer 0, keeps one frame and all marks of a static video."""
+def test_kept_is_the_fraction_of_visual_tokens(models):
+    """Before layer 0, merging keeps one frame and all marker tokens of a static video."""
     frames, marks, patches = 4, 4, 9
     whole, left = frames * (patches + marks), patches + frames * marks
     measured = models["merge"].measure(frames, "static", 1, 1)["kept"]

@@ -1,9 +1,9 @@
-"""Table 6 through the command."""
+"""Tests of `elva bench tokens`: Table 6."""
 
 from elva_jax.tools.analysis import paper
 
 
-def test_every_row_is_the_papers(bench):
+def test_every_row_equals_the_papers(bench):
     status, out, err, report = bench("tokens")
     assert (status, err) == (0, "")
     assert {(row["high"], row["low"]): row["tokens"] for row in report["rows"]} == {
@@ -18,7 +18,7 @@ def test_every_row_is_the_papers(bench):
     assert out.endswith("all as in the paper\n")
 
 
-def test_another_count_is_told_and_fails(bench, monkeypatch):
+def test_different_count_is_reported_and_fails(bench, monkeypatch):
     monkeypatch.setitem(paper.TABLE6, (8, 16), 5975)
     status, out, _, report = bench("tokens")
     assert status == 1
@@ -27,7 +27,7 @@ def test_another_count_is_told_and_fails(bench, monkeypatch):
     assert out.endswith("NOT as in the paper\n")
 
 
-def test_a_file_that_cannot_be_written_is_named(bench, tmp_path):
+def test_file_that_cannot_be_written_is_named(bench, tmp_path):
     (tmp_path / "report").write_text("a file where a folder should be")
     status, _, err, _ = bench("tokens")
     assert status == 2

@@ -1,4 +1,4 @@
-"""`elva plan` of a toy run for eight devices, in a separate process, against counts by hand."""
+"""Tests of `elva plan` on a toy run for eight devices against counts by hand."""
 
 import json
 import os
@@ -31,12 +31,12 @@ SETTINGS = [
     "--config.stages.sft.merge_buckets=(128,)",
     "--config.model.remat=full",
 ]
-ROWS, MERGED = 2, 128  # rows of one device; tokens after the merge
+ROWS, MERGED = 2, 128  # rows per device; tokens after merging
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """The report on the merging stage, and the printed text."""
+    """The report on the merging stage and the printed text, from a separate process."""
     file = tmp_path_factory.mktemp("plan") / "plan.json"
     command = [
         sys.executable,
@@ -60,26 +60,24 @@ def plan(tmp_path_factory):
 
 
 def test_memory_of_a_device(plan):
-    """fsdp splits the decoder's width by four: all but three matrices and a few vectors."""
+    """fsdp splits all of the decoder in four but three matrices and a few vectors."""
     stage, _ = plan
     memory, count = stage["memory"], stage["parameters"]["all"]
-    whole = (
-        3 * 32 * 32 + 768 * 32 + 3 * 32 + 2 * 2 * (4 + 2 * 2) * 8 // 2
-    )  # patch embedding but for its last map; biases of q, k and v
+    # The patch embedding without its last map; biases of q, k and v.
+    whole = 3 * 32 * 32 + 768 * 32 + 3 * 32 + 2 * 2 * (4 + 2 * 2) * 8 // 2
     assert memory["parameters"] == 4 * (whole + (count - whole) // 4)
     assert memory["gradients"] == memory["parameters"]
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)
-    assert memory["batch"] == ROWS * (
-        40 * 768 + 160 * 4 * (11 + 4)
-    )  # 11 fields of one number a token, one of four
+    # 11 fields with one number per token, one field with four.
+    assert memory["batch"] == ROWS * (40 * 768 + 160 * 4 * (11 + 4))
     assert memory["mask"] == ROWS * 160**2 * 3
     assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
     assert 0.3 < stage["activations_by_hand"] / memory["activations"] < 3
     assert stage["fits"]
 
 
-def test_products_are_those_of_the_model(plan):
-    """Three times a forward pass, and a recomputed one without the last matrix of each layer."""
+def test_matrix_products_are_those_of_the_model(plan):
+    """Three forward passes, and a recomputed one without the last matrix of each layer."""
     stage, _ = plan
     config = freeze(load(str(CONFIG))).model
     e = config.patch_width
@@ -98,8 +96,8 @@ def test_weights_are_gathered_and_gradients_reduced(plan):
     stage, printed = plan
     moved = {(row["kind"], row["axes"]): row["host"] for row in stage["collectives"]}
     layers = 2 * flops.layer_weights(freeze(load(str(CONFIG))).model)
-    # In 16 bits, forward and backward (the recomputation shares the weights of the backward pass),
-    # and from three of four devices.
+    # In 16 bits, for the forward and the backward pass (recomputation uses the weights of the
+    # latter), from three of four devices.
     assert moved["all-gather", "fsdp"] > 2 * 2 * layers * 3 / 4
     assert sum(size for (kind, _), size in moved.items() if "reduce" in kind) > 2 * layers * 3 / 4
     assert not any(row["network"] for row in stage["collectives"])
@@ -127,14 +125,14 @@ def test_devices_of_a_host_share_its_network_traffic():
     inside = rows["all-gather", "fsdp"]
     assert (inside["calls"], inside["host"], inside["network"]) == (10, 10 * 700, 0)
     assert rows["all-reduce", "data"]["host"] == 0
-    assert rows["all-reduce", "data"]["network"] == 2 * 600  # one device per host: all of it
+    assert rows["all-reduce", "data"]["network"] == 2 * 600  # with one device per host, all of it
     both = rows["reduce-scatter", "data x fsdp"]
     assert (both["host"], both["network"]) == (2 * 3100, 2 * 3100 / 8)
     assert both["seconds"] == pytest.approx(2 * 3100 / 8 / device.network / 0.8)
 
 
 def test_steps_of_the_papers_schedule(config_dir):
-    """Stage 1: 4M images of 273 + 200 tokens, rows of 2048 that are 90 % full."""
+    """Stage 1 has 4M images of 273 + 200 tokens, and rows of 2048 tokens that are 90 % full."""
     config = load(f"{config_dir}/elva.py:size=7b")
     assert schedule(make_task(config, "stage1")).steps == -(-4_000_000 * 473 // (0.9 * 256 * 2048))
     videos = 16 * 273 + 200
@@ -150,7 +148,7 @@ def test_steps_of_the_papers_schedule(config_dir):
         schedule(make_task(config, "stage1"))
 
 
-def test_advice(config_dir):
+def test_advice_for_memory_and_traffic(config_dir):
     task = make_task(load(f"{config_dir}/elva.py:size=1_5b,stage=2"), "stage2")
     memory = {
         "parameters": 6,
@@ -188,8 +186,8 @@ def test_hd_attention_is_counted_with_its_buckets(config_dir):
     assert estimate.rows(task, {"data": 4, "fsdp": 8, "tensor": 1}) == (1, 8)
 
 
-def test_split_sequences_leave_attention_to_the_program(config_dir):
-    """The program then has XLA's attention, without the fused kernel and its mask."""
+def test_attention_of_split_sequences_is_part_of_the_program(config_dir):
+    """The program then uses XLA's attention instead of the fused kernel and its mask."""
     task = make_task(load(f"{config_dir}/elva.py:size=1_5b,stage=3"), "stage3")
     whole, split = ({"data": 1, "fsdp": 4, "context": parts, "tensor": 1} for parts in (1, 2))
     for counted in (estimate.attention_flops, estimate.mask_bytes):

@@ -1,6 +1,6 @@
-"""Lowers whole programs with cuDNN's attention for CUDA, on a machine without a GPU.
+"""Lowers whole programs with cuDNN's attention for CUDA on a machine without a GPU.
 
-Only two answers are faked: the version of cuDNN, for which JAX asks, and whether there is a GPU.
+Only two values are replaced: the version of cuDNN that JAX queries, and whether there is a GPU.
 """
 
 import importlib.util
@@ -49,11 +49,8 @@ def calls(lowered, name):
 
 
 @pytest.mark.parametrize("stage", ["video", "sft"])
-def test_the_training_step_lowers_for_cuda(config, stage):
-    """video has all losses and the teacher, sft merges into a bucket; both have micro-batches.
-
-    Attention runs in a loop over layers.
-    """
+def test_training_step_lowers_for_cuda(config, stage):
+    """video has all losses and the teacher, sft merges into a bucket; both have micro-batches."""
     config.stages[stage].optimizer.accumulate = 2
     if stage == "sft":
         config.stages.sft.merge_buckets = (120,)
@@ -62,14 +59,16 @@ def test_the_training_step_lowers_for_cuda(config, stage):
     step = TrainStep(setup)
     traced = step.trace(setup.shapes, teacher_shapes(task, mesh), batch_shapes(task, mesh))
     lowered = traced.lower(lowering_platforms=("cuda",))
-    loops = 2 if stage == "sft" else 1  # pieces of the decoder, before and after the merge
-    assert calls(lowered, PACKED) == 2 * loops  # forward, and again for the backward pass
+    loops = 2 if stage == "sft" else 1  # loops over layers before and after merging
+    assert (
+        calls(lowered, PACKED) == 2 * loops
+    )  # in the forward pass, and recomputed in the backward pass
     assert calls(lowered, PACKED + "Backward") == loops
     assert calls(lowered, SINGLE) == 0
 
 
 def test_prefill_lowers_for_cuda(config):
-    """All programs of prefill."""
+    """All programs of prefill are lowered."""
     model = freeze(config).model
     rows, length, patches = 2, 128, 64
 

@@ -1,4 +1,4 @@
-"""Reading the text of programs with known cost."""
+"""Tests of the analysis of program texts with known costs."""
 
 import pytest
 
@@ -44,8 +44,8 @@ def program(groups="{{0,1,2,3},{4,5,6,7}}", trips='"known_trip_count":{"n":"5"}'
     return PROGRAM.replace("GROUPS", groups).replace("TRIPS", trips)
 
 
-def test_products_count_by_width_and_as_often_as_loops_run():
-    """Numbers that had 16 bits until the CPU backend widened them count as 16-bit numbers."""
+def test_products_are_counted_by_width_and_trip_count():
+    """Values that the CPU backend widened from 16 bits count as 16-bit values."""
     read = hlo.read(program(), 8)
     assert read.half == 5 * 2 * 8 * 4 * 4 + 2 * 8 * 8 * 4
     assert read.single == 2 * 8 * 8 * 4
@@ -64,7 +64,7 @@ def test_products_count_by_width_and_as_often_as_loops_run():
         ("{}", tuple(range(8))),
     ],
 )
-def test_groups_in_every_notation(groups, first):
+def test_device_groups_are_read_in_every_notation(groups, first):
     gather, reduction = hlo.read(program(groups), 8).collectives
     assert gather == hlo.Collective(
         kind="all-gather", size=32 * 4 * 2, group=first, times=5, scattered=False

@@ -1,4 +1,4 @@
-"""The steps of the paper's stages."""
+"""Tests of the number of steps of the paper's stages."""
 
 import pytest
 
@@ -11,8 +11,8 @@ from elva_jax.tools.plan.schedule import schedule
 @pytest.mark.parametrize(
     ("size", "millions"), [("7b", (4.0, 7.0, 0.843)), ("7b_hd", (4.0, 7.0, 3.843))]
 )
-def test_every_stage_knows_the_papers_data(config_dir, size, millions):
-    """The data of Table 7 and of the text."""
+def test_every_stage_has_the_papers_data(config_dir, size, millions):
+    """The data are those of Table 7 and of the text."""
     config = load(f"{config_dir}/elva.py:size={size}")
     for name, epochs, examples in zip(
         ("stage1", "stage2", "stage3"), (1, 2, 1), millions, strict=True

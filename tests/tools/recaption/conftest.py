@@ -1,4 +1,4 @@
-"""A manifest of small pictures, and a server with programmable answers."""
+"""Fixtures: a manifest of small images, and a server with programmable answers."""
 
 import http.server
 import json
@@ -12,7 +12,7 @@ CAPTION = "A small square of coloured noise fills the whole picture, with no obj
 
 
 def completion(text=CAPTION, finish="stop"):
-    """The body of an ordinary answer."""
+    """The body of a normal response."""
     usage = {"prompt_tokens": 100, "completion_tokens": 20}
     return json.dumps(
         {
@@ -25,7 +25,7 @@ def completion(text=CAPTION, finish="stop"):
 
 
 class Server:
-    """Calls `answer(handler, number, request)`, with requests numbered from 0, and records all."""
+    """Calls `answer(handler, number, request)` for requests from number 0; records all requests."""
 
     def __init__(self):
         self.answer = lambda handler, number, request: send(handler, 200, completion())
@@ -46,7 +46,7 @@ class Server:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # a client that went away
+        self._server.handle_error = lambda *_: None  # the client closed the connection
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -58,7 +58,7 @@ class Server:
 
 
 def send(handler, status, body, headers=(), length=None):
-    """Sends a response; a `length` beyond the body's makes it an incomplete one."""
+    """Sends a response; with a `length` above that of the body it is incomplete."""
     data = body.encode() if isinstance(body, str) else body
     handler.send_response(status)
     for name, value in headers:
@@ -77,7 +77,7 @@ def server():
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Returns a function that writes manifest.jsonl for `count` pictures and `more` lines."""
+    """Returns a function that writes manifest.jsonl for `count` images and `more` lines."""
 
     def build(count, more=()):
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The endpoint engine against a server that fails in all ordinary ways."""
+"""Tests of the endpoint engine against a server with all common kinds of failures."""
 
 import base64
 import email.utils
@@ -60,7 +60,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_transient_fault_is_tried_again(server, fault):
+def test_transient_failure_is_retried(server, fault):
     def first_fails(handler, number, request):
         fault(handler, number, request) if number == 0 else send(handler, 200, completion())
 
@@ -71,14 +71,14 @@ def test_a_transient_fault_is_tried_again(server, fault):
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_persistent_fault_fails_the_request_after_all_tries(server, fault):
+def test_persistent_failure_fails_the_request_after_all_tries(server, fault):
     server.answer = fault
     with pytest.raises(Failed, match=r"2 tries"):
         engine(server, tries=2).describe("image", FRAMES[:1], "?")
     assert len(server.requests) == 2
 
 
-def test_an_endless_answer_fails_the_request(server, monkeypatch):
+def test_endless_answer_fails_the_request(server, monkeypatch):
     monkeypatch.setattr("elva_jax.tools.recaption.endpoint.MAX_RESPONSE", 10)
     with pytest.raises(Failed, match=r"the answer exceeds 0 MiB \(2 tries\)"):
         engine(server, tries=2).describe("image", FRAMES[:1], "?")
@@ -91,7 +91,7 @@ def test_an_unreachable_server_fails_the_request(server):
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_rejected_request_is_not_repeated(server, status):
+def test_rejected_request_is_not_retried(server, status):
     server.answer = lambda handler, number, request: send(handler, status, "the prompt is too long")
     with pytest.raises(Failed, match=f"HTTP {status}: the prompt is too long"):
         engine(server).describe("image", FRAMES[:1], "?")
@@ -99,7 +99,7 @@ def test_a_rejected_request_is_not_repeated(server, status):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_status_that_every_request_would_get_ends_the_run(server, status):
+def test_status_that_concerns_all_requests_ends_the_run(server, status):
     server.answer = with_status(status)
     with pytest.raises(ConfigError, match=f"HTTP {status}.*--endpoint"):
         engine(server).describe("image", FRAMES[:1], "?")
@@ -107,7 +107,7 @@ def test_a_status_that_every_request_would_get_ends_the_run(server, status):
 
 
 class Waits:
-    """Replaces the engine's event, and records the waits without waiting."""
+    """Replaces the engine's event; records the waits instead of waiting."""
 
     def __init__(self):
         self.seconds = []
@@ -130,7 +130,7 @@ def waits(server, answer, **settings):
     ("header", "least", "most"),
     [("7", 7, 7), ("date", 18, 20), ("soon", 0, 0.01), ("-3", 0, 0.01), ("1e9", 600, 600)],
 )
-def test_retry_after_is_honoured(server, header, least, most):
+def test_retry_after_is_respected(server, header, least, most):
     if header == "date":
         header = email.utils.formatdate(time.time() + 20, usegmt=True)
     (wait,) = waits(
@@ -139,7 +139,7 @@ def test_retry_after_is_honoured(server, header, least, most):
     assert least <= wait <= most
 
 
-def test_back_off_doubles_with_jitter_up_to_a_minute(server):
+def test_backoff_doubles_with_jitter_up_to_a_minute(server):
     found = waits(server, with_status(500), back_off=2.0, tries=9)
     assert len(found) == 8
     for wait, whole in zip(found, [2, 4, 8, 16, 32, 60, 60, 60], strict=True):
@@ -147,7 +147,7 @@ def test_back_off_doubles_with_jitter_up_to_a_minute(server):
     assert len(set(found)) == 8
 
 
-def test_stopping_ends_the_waiting(server):
+def test_stopping_ends_waits(server):
     server.answer = lambda handler, *_: send(handler, 429, "", [("Retry-After", "500")])
     asked = engine(server)
     threading.Timer(0.1, asked.stop).start()
@@ -172,7 +172,7 @@ def test_frames_are_sent_in_order_followed_by_the_prompt(server):
     np.testing.assert_allclose(sent, FRAMES, atol=3)
 
 
-def test_a_video_can_be_sent_in_one_piece(server):
+def test_video_can_be_sent_as_a_file(server):
     engine(server, frames_as="video").describe("video", FRAMES, "?")
     media, _ = server.requests[0]["messages"][0]["content"]
     np.testing.assert_allclose(
@@ -187,7 +187,7 @@ def test_text_that_utf8_cannot_encode_is_repaired(server):
     assert engine(server).describe("image", FRAMES[:1], "?").text == "a ? cat"
 
 
-def test_a_refusal_in_its_own_field_is_recognized(server):
+def test_refusal_in_a_separate_field_is_recognized(server):
     server.answer = with_body(
         '{"choices": [{"message": {"content": null, "refusal": "No."}, "finish_reason": "stop"}]}'
     )

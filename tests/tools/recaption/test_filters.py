@@ -1,4 +1,4 @@
-"""Which answers are accepted as captions."""
+"""Tests of which answers are accepted as captions."""
 
 import pytest
 
@@ -77,5 +77,5 @@ LINE = "The woman in the blue dress walks to the left. "
         ),
     ],
 )
-def test_reason(text, finish, expected):
+def test_rejection_reason(text, finish, expected):
     assert reason(Reply(text=text, finish=finish, prompt_tokens=0, new_tokens=0)) == expected

@@ -1,4 +1,4 @@
-"""The local engine with a tiny random Qwen2-VL, against transformers' processing and decoding."""
+"""Tests of the local engine with a tiny random Qwen2-VL against transformers."""
 
 import json
 
@@ -22,7 +22,7 @@ FRAMES = [RNG.integers(0, 256, (56, 84, 3), dtype=np.uint8) for _ in range(3)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A saved tiny model and its tokenizer."""
+    """The folder of a tiny model and its tokenizer."""
     path = tmp_path_factory.mktemp("qwen2-vl")
     tokenizer = tokenizers.build(
         ["Describe the picture, what is there and how it looks."] * 50, path, vocab_size=400
@@ -73,7 +73,7 @@ def processed(frame):
     return out["pixel_values"].reshape(-1, 3, 2, 196), out["image_grid_thw"][0].tolist()
 
 
-def test_patches_of_an_image_are_those_of_transformers():
+def test_patches_of_an_image_equal_those_of_transformers():
     found, grid = patches(FRAMES[:1])
     expected, expected_grid = processed(FRAMES[0])
     assert list(grid) == expected_grid == [1, 4, 6]
@@ -91,7 +91,7 @@ def test_patches_of_a_video_pair_frames_and_repeat_the_last():
 
 
 def greedy(engine, kind, frames, prompt, count):
-    """Decodes without a cache, from a prompt that is written out."""
+    """Greedy decoding without a cache, from a prompt that is written explicitly."""
     values, grid = patches(frames)
     text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     text += "<|im_start|>user\n<|vision_start|>"
@@ -114,7 +114,7 @@ def greedy(engine, kind, frames, prompt, count):
 
 
 @pytest.mark.parametrize(("kind", "frames"), [("image", FRAMES[:1]), ("video", FRAMES)])
-def test_answers_are_the_likeliest_tokens(folder, kind, frames, monkeypatch):
+def test_answers_are_the_most_likely_tokens(folder, kind, frames, monkeypatch):
     engine = Local.load(str(folder), device="cpu", dtype="float32", max_new_tokens=6)
     expected, length = greedy(engine, kind, frames, "What is there?", 6)
     assert len(set(expected)) > 1
@@ -126,14 +126,14 @@ def test_answers_are_the_likeliest_tokens(folder, kind, frames, monkeypatch):
         prompt_tokens=length,
         new_tokens=6,
     )
-    # The same answer again, where a later token (the first of its kind) ends the turn.
+    # The same answer, if a later token (at its first occurrence) is the end of the turn.
     end = next(k for k in range(1, 6) if expected[k] not in expected[:k])
     monkeypatch.setattr(engine._tokenizer, "convert_tokens_to_ids", lambda token: expected[end])
     reply = engine.describe(kind, frames, "What is there?")
     assert (reply.finish, reply.new_tokens) == ("stop", end + 1)
 
 
-def test_the_command_runs_it(folder, manifest, capsys):
+def test_command_runs_the_local_engine(folder, manifest, capsys):
     path = manifest(3)
     words = [
         "--model",
@@ -151,7 +151,7 @@ def test_the_command_runs_it(folder, manifest, capsys):
         )
         == 0
     )
-    lines = read_lines(path.parent / "out.rejected.jsonl")  # a random model has nothing to say
+    lines = read_lines(path.parent / "out.rejected.jsonl")  # a random model gives no usable caption
     assert sorted(line["id"] for line in lines) == ["i0", "i1", "i2"]
     assert {line["reason"] for line in lines} <= {"truncated", "repetition"}
     assert "0 captions" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Frames and prompts of an item."""
+"""Tests of the frames and prompts of an item."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ def video(tmp_path, seconds, height, width, rate=4):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for k in range(seconds * rate):  # grey by the second
+        for k in range(seconds * rate):  # one gray level per second
             frame = av.VideoFrame.from_ndarray(
                 np.full((height, width, 3), 20 * (k // rate), np.uint8), format="rgb24"
             )
@@ -81,7 +81,7 @@ def item(kind="image", **known):
     return Item("1", kind, "a", Path("a"), **known)
 
 
-def test_hints_stand_in_the_prompt_as_hints():
+def test_hints_are_marked_as_hints_in_the_prompt():
     text = prompt(
         item(
             caption="Anna at the {Louvre}",
@@ -97,7 +97,7 @@ def test_hints_stand_in_the_prompt_as_hints():
     assert "may be wrong" in prompt(item("video", caption="a cat"))
 
 
-def test_hints_can_neither_end_the_turn_nor_flood_it():
+def test_hints_cannot_end_the_turn_and_are_truncated():
     bare = len(prompt(item()))
     text = prompt(
         item(
@@ -110,7 +110,7 @@ def test_hints_can_neither_end_the_turn_nor_flood_it():
     assert len(text) < bare + 600 + 40 * 82 + 600
 
 
-def test_videos_are_asked_for_what_the_paper_asks_for():
+def test_video_prompt_asks_for_the_contents_that_the_paper_names():
     text = prompt(item("video"))
     for part in (
         "in the order in which they happen",

@@ -1,4 +1,4 @@
-"""`elva recaption` from the manifest to the captions: resumed, sharded, deduplicated, filtered."""
+"""Tests of `elva recaption`: resumption, shards, deduplication, filters."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def results(manifest, name="captions"):
     }
 
 
-def test_captions_come_out_as_llava_conversations(server, manifest):
+def test_captions_are_written_as_llava_conversations(server, manifest):
     path = manifest(3, [{"id": 7, "image": "pictures/0.png/../2.png"}])
     assert recaption(server, path) == 0
     captions, rejected = results(path)
@@ -67,7 +67,7 @@ def test_captions_come_out_as_llava_conversations(server, manifest):
 
 
 def test_captions_are_a_source_for_training(server, manifest):
-    """The output can be used in a mixture as it is, with the manifest's folder of media."""
+    """The output is a source of a mixture; its root is the media folder of the manifest."""
     path = manifest(2)
     assert recaption(server, path) == 0
     examples = open_examples(schema.source(str(path.parent / "captions.jsonl")), "")
@@ -78,7 +78,7 @@ def test_captions_are_a_source_for_training(server, manifest):
     assert all(read_frames(example.media[0].source, num_frames=1).pixels for example in examples)
 
 
-def test_captions_of_two_models_never_share_a_file(server, manifest, capsys):
+def test_captions_of_two_models_are_never_mixed_in_a_file(server, manifest, capsys):
     path = manifest(2)
     assert recaption(server, path, "--model", "first") == 0
     assert recaption(server, path, "--model", "second") == 2
@@ -154,7 +154,7 @@ def test_rejected_answers_are_counted_with_their_reason(server, manifest, capsys
     assert len(server.requests) == 7
 
 
-def test_failed_requests_are_asked_again_at_the_next_start(server, manifest, capsys):
+def test_failed_requests_are_retried_at_the_next_start(server, manifest, capsys):
     path = manifest(6)
     server.answer = lambda handler, number, request: (
         send(handler, 400, "no") if number in (1, 4) else send(handler, 200, completion())
@@ -168,7 +168,7 @@ def test_failed_requests_are_asked_again_at_the_next_start(server, manifest, cap
     assert sorted(line["id"] for line in captions) == [f"i{k}" for k in range(6)]
 
 
-def test_a_dead_endpoint_ends_the_run(server, manifest, capsys):
+def test_unreachable_endpoint_ends_the_run(server, manifest, capsys):
     path = manifest(40)
     server.answer = lambda handler, number, request: (
         send(handler, 400, "no") if number >= 5 else send(handler, 200, completion())
@@ -179,21 +179,21 @@ def test_a_dead_endpoint_ends_the_run(server, manifest, capsys):
     assert 25 <= len(server.requests) <= 26
 
 
-def test_a_wrong_key_ends_the_run_at_once(server, manifest, capsys):
+def test_invalid_key_ends_the_run_immediately(server, manifest, capsys):
     server.answer = lambda handler, number, request: send(handler, 401, "no")
     assert recaption(server, manifest(20), "--concurrency", "2") == 2
     assert "HTTP 401" in capsys.readouterr().err
     assert len(server.requests) <= 4
 
 
-def test_as_many_requests_as_asked_for_run_at_a_time(server, manifest):
+def test_requested_number_of_requests_runs_concurrently(server, manifest):
     meeting, lock, now, most = threading.Barrier(3, timeout=20), threading.Lock(), [0], [0]
 
     def meet(handler, number, request):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        meeting.wait()  # passes only if three requests are here
+        meeting.wait()  # passes only if three requests run concurrently
         with lock:
             now[0] -= 1
         send(handler, 200, completion())
@@ -205,7 +205,7 @@ def test_as_many_requests_as_asked_for_run_at_a_time(server, manifest):
     assert most[0] == 3
 
 
-def test_after_a_kill_a_second_start_leaves_neither_duplicates_nor_gaps(server, manifest):
+def test_restart_after_a_kill_leaves_neither_duplicates_nor_gaps(server, manifest):
     path = manifest(12)
     out, hold = path.parent / "captions.jsonl", threading.Event()
 
@@ -237,9 +237,8 @@ def test_after_a_kill_a_second_start_leaves_neither_duplicates_nor_gaps(server, 
         process.wait()
     hold.set()
     first = out.read_bytes()
-    out.write_bytes(
-        first + b'{"id": "i5", "image": "pictures/5.p'
-    )  # as a crashed machine might leave it
+    # A possible state after a crash of the machine.
+    out.write_bytes(first + b'{"id": "i5", "image": "pictures/5.p')
     assert recaption(server, path) == 0
     captions, _ = results(path)
     assert Counter(line["id"] for line in captions) == Counter(f"i{k}" for k in range(12))
@@ -250,7 +249,7 @@ def test_after_a_kill_a_second_start_leaves_neither_duplicates_nor_gaps(server, 
     assert out.read_bytes().count(b"\n") == 12
 
 
-def test_shards_cover_every_content_once(server, manifest):
+def test_shards_cover_every_medium_once(server, manifest):
     same = [{"id": f"again{k}", "image": f"copies/{k}.png"} for k in range(8)]
     path = manifest(20, [*same, {"id": "gone", "image": "gone.png"}])
     (path.parent / "copies").mkdir()
@@ -270,7 +269,7 @@ def test_shards_cover_every_content_once(server, manifest):
     assert min(sizes) > 0
 
 
-def test_files_of_one_size_are_told_apart_by_their_content(server, manifest):
+def test_files_of_equal_size_are_distinguished_by_their_content(server, manifest):
     path = manifest(0)
     lines = []
     for k, grey in enumerate((10, 20, 10)):
@@ -283,22 +282,22 @@ def test_files_of_one_size_are_told_apart_by_their_content(server, manifest):
     assert rejected == {"2": "duplicate"}
 
 
-def test_a_dry_run_estimates_and_writes_nothing(server, manifest, capsys):
+def test_dry_run_estimates_and_writes_nothing(server, manifest, capsys):
     path = manifest(5)
     assert recaption(server, path, "--dry-run", "--gpus", "2") == 0
     printed = capsys.readouterr().out
     assert "5 requests (5 images, 0 videos)" in printed
-    # Pictures of 30 to 34 by 40 pixels are enlarged to 56 by 84, which is 6 tokens. A caption is
-    # guessed to have 250 tokens.
+    # Images of 30 to 34 by 40 pixels are enlarged to 56 by 84, which is 6 tokens. A caption is
+    # assumed to have 250 tokens.
     text = len(prompt(Item("i0", "image", "", None))) // 4
     assert f"about {5 * (6 + text):,} tokens to read and 1,250 to write" in printed
-    # The paper: 3M images in 2 days on 16 GPUs, so 0.92 s each on one, and half of that on two.
+    # In the paper, 3M images take 2 days on 16 GPUs: 0.92 s per image on one GPU, half on two.
     assert "about 2 s on 2 A100" in printed
     assert server.requests == []
     assert sorted(os.listdir(path.parent)) == ["manifest.jsonl", "pictures"]
 
 
-def test_two_processes_cannot_write_one_file(server, manifest, capsys):
+def test_two_processes_cannot_write_the_same_file(server, manifest, capsys):
     path = manifest(2)
     with open_journal(path.parent / "captions.jsonl"):
         assert recaption(server, path) == 1
@@ -322,9 +321,7 @@ def test_two_processes_cannot_write_one_file(server, manifest, capsys):
         ("[" * 10**5, "manifest.jsonl:2: "),
     ],
 )
-def test_a_wrong_line_of_the_manifest_is_named_before_anything_is_asked(
-    server, tmp_path, capsys, line, message
-):
+def test_invalid_manifest_line_is_named_before_any_request(server, tmp_path, capsys, line, message):
     path = tmp_path / "manifest.jsonl"
     path.write_bytes(
         b'{"id": "0", "image": "0.png"}\n' + line.encode(errors="surrogateescape") + b"\n"
@@ -338,7 +335,7 @@ def test_a_wrong_line_of_the_manifest_is_named_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("shard", ["1", "3/3", "-1/3", "a/b", "0/0"])
-def test_an_impossible_shard_is_refused(server, tmp_path, capsys, shard):
+def test_invalid_shard_is_refused(server, tmp_path, capsys, shard):
     with pytest.raises(SystemExit):
         recaption(server, tmp_path / "m.jsonl", f"--shard={shard}")
     assert "--shard" in capsys.readouterr().err

@@ -86,7 +86,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Rendered clips of coloured shapes with captions and questions.",
+            description="Rendered clips of colored shapes with captions and questions.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
