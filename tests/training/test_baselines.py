@@ -150,6 +150,7 @@ def test_tower_is_added_to_weights_without_one(config_dir, data_dir, pooled, tea
     }
     np.testing.assert_array_equal(params[f"{TOWER}patch_kernel"], teacher[1]["patch_kernel"])
     config.teacher.init_from = ""
+    setup = set_up(make_task(config, "sft"), make_mesh(config.mesh), 4)
     with pytest.raises(
         ConfigError,
         match=rf"teacher\.init_from: stage sft needs a vision tower, which {pooled} does not have",
