@@ -14,7 +14,7 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 if [ "$smoke" ]; then
   data=$run/data # not .data, where the full quickstart would find a data set that is too small
-  export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}" # nearly all of the time is compilation
+  export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}" # nearly all of the time is compilation
   .venv/bin/python - "$data" <<'PYTHON'
 import sys
 from pathlib import Path

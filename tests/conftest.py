@@ -15,7 +15,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the proces
     flags = ["--xla_backend_optimization_level=0"]
     if version("jaxlib").startswith("0.10."):  # XLA aborts where it does not know a flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+    given = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in flags if flag not in given), *given])
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a developer's own folder is kept
         programs = tempfile.mkdtemp(prefix="elva-test-programs-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
