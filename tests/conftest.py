@@ -8,8 +8,12 @@ Processes read what another one has compiled.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from importlib.metadata import version
+
+# A suite that a script starts in the background inherits an ignored SIGINT, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the process that starts them
     flags = ["--xla_backend_optimization_level=0"]
