@@ -86,7 +86,7 @@ def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) ->
         if value in allowed:
             return
         if not isinstance(value, str):
-            raise ConfigError(f"{key}: is {' or '.join(map(str, allowed))}, got {value}")
+            raise ConfigError(f"{key}: must be {' or '.join(map(str, allowed))}, got {value}")
         near = nearest(value, allowed)
         raise ConfigError(f"{key}: '{value}' is not one of {', '.join(allowed)}{near}")
     right = type(value) is kind or (kind is float and type(value) is int)
@@ -111,7 +111,7 @@ def _check_range(key: str, value: float, metadata: Mapping[str, Any]) -> None:
     if "maximum" in limits or "below" in limits:
         near = min(max(value, low), high)
         hint = f"; did you mean {type(value)(near)}?" if above < near < below else ""
-        raise ConfigError(f"{key}: lies in {interval(limits)}, got {value}{hint}")
+        raise ConfigError(f"{key}: must be in {interval(limits)}, got {value}{hint}")
     if above == 0:
         raise ConfigError(f"{key}: must be positive, got {value}")
     if low != 0:

@@ -86,7 +86,7 @@ def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be opened ({error.strerror})") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: is no YAML ({' '.join(str(error).split())[:160]})") from None
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())[:160]})") from None
     entries = loaded.get("datasets") if isinstance(loaded, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ConfigError(

@@ -84,7 +84,7 @@ def _check_encoder(config: Config) -> None:
     require(
         teacher.kind == "siglip",
         "teacher.kind",
-        f"model.patch_embed = encoder sees through a siglip, got {teacher.kind}",
+        f"model.patch_embed = encoder needs a siglip tower, got {teacher.kind}",
     )
     require(
         model.patch_size == teacher.patch_size,
@@ -95,7 +95,7 @@ def _check_encoder(config: Config) -> None:
     require(
         teacher.grid >= 1,
         "teacher.patch_size",
-        f"lies in 1 … image_size = {teacher.image_size}, got {teacher.patch_size}",
+        f"must be in 1 … image_size = {teacher.image_size}, got {teacher.patch_size}",
     )
     stages = stages_of_kind(config, "elva")
     for name in stages:
@@ -103,7 +103,7 @@ def _check_encoder(config: Config) -> None:
         require(
             stage.data.max_patches % teacher.grid**2 == 0,
             at + "data.max_patches",
-            f"{stage.data.max_patches} is no multiple of the {teacher.grid**2} patches of a frame"
+            f"{stage.data.max_patches} is not a multiple of the {teacher.grid**2} patches per frame"
             " of model.patch_embed = encoder",
         )
         for term in ("tube", "contrastive"):
@@ -216,7 +216,7 @@ def _check_source(source: SourceConfig, at: str) -> None:
         require(
             not source.root or not name.lower().endswith(".tar"),
             at + "root",
-            "a .tar has its media within: leave it empty",
+            "a .tar contains its media: leave it empty",
         )
         require(
             not source.tasks,
@@ -227,7 +227,7 @@ def _check_source(source: SourceConfig, at: str) -> None:
     require(
         source.split,
         at + "split",
-        f"names no split of {name}; files end in {', '.join(FILES)}, folders begin with hf:",
+        f"does not name a split of {name}; files end in {', '.join(FILES)}, folders begin with hf:",
     )
     require(
         not source.root,

@@ -204,7 +204,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
 
 def vocabulary_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of one token of the vocabulary."""
-    return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # one token gives one id
+    return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # one id, no list
 
 
 def _system(prompt: str) -> str:

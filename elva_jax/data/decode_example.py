@@ -139,10 +139,10 @@ class ConversationDecoder(Decoder):
         no_frames = np.zeros((0, side, side, 3), np.uint8) if side else None
         return Sample(
             layout=layout,
-            patches=_joined(patches, no_patches)[: counts.patches],
+            patches=_concatenate(patches, no_patches)[: counts.patches],
             teacher_frames=None
             if no_frames is None
-            else _joined(frames, no_frames)[: counts.frames],
+            else _concatenate(frames, no_frames)[: counts.frames],
             counts=counts,
         )
 
@@ -188,7 +188,7 @@ class ConversationDecoder(Decoder):
         return turns
 
 
-def _joined(arrays: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+def _concatenate(arrays: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
     """Concatenates arrays; a single array is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate([empty, *arrays])
 

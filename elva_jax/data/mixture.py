@@ -18,7 +18,7 @@ from elva_jax.data import sources
 from elva_jax.data.example import Example
 from elva_jax.errors import DataError
 
-FINE = 10_000  # the least integer share by size, so that rounding changes it by 0.01 % at most
+MIN_SHARE = 10_000  # the least integer share by size, so that rounding changes it by 0.01 % at most
 
 
 class Mixture:
@@ -48,7 +48,7 @@ class Mixture:
             # The seed depends on the label, not on the stage, so that stages with a source of the
             # same name use the same records.
             seed = stage_seed(config.seed, "sampling", label)
-            self.used.append(Used(sampling, len(records), seed, label))
+            self.used.append(SampledIndices(sampling, len(records), seed, label))
 
     def __len__(self) -> int:
         return round(
@@ -72,7 +72,7 @@ class Mixture:
         ]
         # Scaling by an integer keeps integer ratios exact, so that an epoch by size reads every
         # record once.
-        scale = math.ceil(FINE / min(shares))
+        scale = math.ceil(MIN_SHARE / min(shares))
         return [round(share * scale) for share in shares]
 
     def example(self, source: int, index: int) -> Example:
@@ -92,7 +92,7 @@ class Mixture:
         return [*out, ["temperature", self.temperature, self.epochs]] if self.temperature else out
 
 
-class Used(Sequence[int]):
+class SampledIndices(Sequence[int]):
     """The indices of the records that a sampling strategy selects, computed on demand.
 
     Args:

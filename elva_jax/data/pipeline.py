@@ -337,7 +337,7 @@ def make_batches(
     if stage.batch_size % process_count:
         raise DataError(
             f"stages.{stage_name}.batch_size = {stage.batch_size} "
-            f"does not divide among {process_count} processes"
+            f"is not divisible by the number of processes, {process_count}"
         )
     open_streams = partial(SampleStreams, decoder, config.seed, stage_name)
     open_streams(process_count)  # raises DataError now rather than in a worker

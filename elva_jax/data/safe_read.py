@@ -12,7 +12,7 @@ from elva_jax.errors import DataError, ElvaError, RecordError, VideoError
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 T = TypeVar("T")
-GRACE = 100  # the fraction of bad records is taken of at least this many
+MIN_RECORDS = 100  # the fraction of bad records is taken of at least this many
 MOST_REASONS = 100  # distinct reasons that are counted separately
 
 
@@ -109,7 +109,7 @@ class RejectionLog:
         reason = rejected.reason if known else "other reasons"
         self.reasons[reason] += 1
         self.first.setdefault(reason, rejected.key)
-        if self.dropped > self._max_fraction * max(self.seen, GRACE):
+        if self.dropped > self._max_fraction * max(self.seen, MIN_RECORDS):
             listed = "; ".join(
                 f"{n} x {reason} (first: {self.first[reason]})"
                 for reason, n in self.reasons.most_common(5)

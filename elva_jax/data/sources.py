@@ -37,7 +37,7 @@ def check_files(mixture: Mapping[str, SourceConfig], data_root: str, where: str)
     """
     missing = {}
     for label, source in mixture.items():
-        path = _under(data_root, source.name)
+        path = _resolve(data_root, source.name)
         is_pattern = set("{*?[") & set(path.name)
         if path.suffix.lower() in FILE_READERS and not is_pattern and not path.exists():
             missing[label] = str(path)
@@ -52,7 +52,7 @@ def check_files(mixture: Mapping[str, SourceConfig], data_root: str, where: str)
         )
 
 
-def _under(data_root: str, name: str) -> Path:
+def _resolve(data_root: str, name: str) -> Path:
     """The path of a source's file or folder: absolute, in the user's home, or under the root."""
     return Path(data_root).expanduser() / Path(name).expanduser()
 
@@ -73,15 +73,15 @@ def open_examples(
       DataError: the data set, file or folder does not exist, or the file has another format.
     """
     opener = FILE_READERS.get(Path(source.name).suffix.lower())
-    root = str(_under(data_root, source.root)) if source.root else ""
+    root = str(_resolve(data_root, source.root)) if source.root else ""
     examples: Sequence[Example]
     if source.name.startswith(HUGGING_FACE):
-        folder = _under(data_root, source.name.removeprefix(HUGGING_FACE))
+        folder = _resolve(data_root, source.name.removeprefix(HUGGING_FACE))
         examples = HuggingFaceFolder(folder, source.split, root)
     elif opener is None:
-        return _Built(source.name, source.split, data_dir, tuple(source.tasks))
+        return _BuiltExamples(source.name, source.split, data_dir, tuple(source.tasks))
     else:
-        examples = opener(_under(data_root, source.name), root)
+        examples = opener(_resolve(data_root, source.name), root)
     if len(examples) == 0:
         raise DataError(f"{source.name}: has no records")
     return examples
@@ -92,7 +92,7 @@ def is_file(name: str) -> bool:
     return name.startswith(HUGGING_FACE) or Path(name).suffix.lower() in FILE_READERS
 
 
-class _Built(Sequence[Example]):
+class _BuiltExamples(Sequence[Example]):
     """The examples of a built TFDS data set.
 
     Attributes:

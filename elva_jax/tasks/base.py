@@ -146,7 +146,7 @@ class Task(Protocol):
         """The batches of one process.
 
         Raises:
-          DataError: data that is missing or does not divide among the processes.
+          DataError: the data is missing or cannot be divided among the processes.
         """
 
     @abstractmethod

@@ -250,7 +250,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
     out = TokenLayout.padding(length)
     # Weight of predicting each token; the last entry is for the token after the end.
     weight = np.zeros(length + 1, np.float32)
-    at = _Numbers()
+    at = _Counters()
     for part in parts:
         if isinstance(part, Clip):
             at = _write_clip(out, part, at)
@@ -284,7 +284,7 @@ def _positions(length: int, starts: np.ndarray) -> np.ndarray:
     return position
 
 
-class _Numbers(NamedTuple):
+class _Counters(NamedTuple):
     """The next free numbers of an example's tokens, patches, frames, rows and tubes."""
 
     token: int = 0
@@ -294,7 +294,7 @@ class _Numbers(NamedTuple):
     tube: int = 0
 
 
-def _write_clip(out: TokenLayout, clip: Clip, at: _Numbers) -> _Numbers:
+def _write_clip(out: TokenLayout, clip: Clip, at: _Counters) -> _Counters:
     """Writes the tokens of a clip, one run of equal grids at a time; returns the next numbers."""
     first_tube: dict[tuple[int, int], int] = {}
     for (h, w), group in itertools.groupby(clip.grids):
@@ -348,7 +348,7 @@ def count(
         mergeable = mergeable | (kind == Kind.LINE)
     used = kind != Kind.PAD
     tubes = len(np.unique(layout.tube[mergeable]))
-    left = most_left(int(mergeable.sum()), tubes, merges)
+    left = max_remaining(int(mergeable.sum()), tubes, merges)
     return Counts(
         tokens=int(used.sum()),
         patches=int((kind == Kind.PATCH).sum()),
@@ -357,7 +357,7 @@ def count(
     )
 
 
-def most_left(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -> int:
+def max_remaining(mergeable: int, tubes: int, merges: Sequence[tuple[str, float]]) -> int:
     """Maximum number of mergeable tokens of an example that remain; see `merges` of `count`."""
     ratios = [
         (policy, Fraction(ratio).limit_denominator(10_000))

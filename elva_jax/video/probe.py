@@ -64,7 +64,7 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
         kinds = ", ".join(sorted({s.type for s in container.streams} - {"video"}))
         raise VideoError(name, f"has no video stream{kinds and f' (only {kinds})'}")
     if stream.codec_context is None:
-        raise VideoError(name, "is encoded in a way that this FFmpeg has no decoder for")
+        raise VideoError(name, "uses a codec for which this FFmpeg has no decoder")
     stream.thread_count = 1
     return stream
 
@@ -89,10 +89,10 @@ class Length:
 
     def reached_by(self, ticks: int) -> bool:
         """Whether `ticks` reach approximately the declared length, or none is declared."""
-        return not self.declared or _about(ticks, self.declared, self.frame)
+        return not self.declared or _nearly_reaches(ticks, self.declared, self.frame)
 
 
-def _about(ticks: int, declared: int, frame: int) -> bool:
+def _nearly_reaches(ticks: int, declared: int, frame: int) -> bool:
     """Whether a length is approximately the declared one; muxers differ by about one frame."""
     return ticks >= 0.98 * declared - frame
 
@@ -141,7 +141,7 @@ def _measure(
     declared = int(Fraction(duration - max(start, 0), av.time_base) / tick)
     if length < declared - frame:
         end += declared - length
-    return end, not _about(length, declared, frame)
+    return end, not _nearly_reaches(length, declared, frame)
 
 
 def _find_end(

@@ -98,7 +98,7 @@ def read_frames(
     if num_frames is not None and num_frames < 1:
         raise ConfigError(f"num_frames={num_frames}: must be at least 1")
     if not num_frames and not fps:
-        raise ConfigError("num_frames or fps must say how many frames to sample")
+        raise ConfigError("set num_frames or fps to choose the number of frames")
     if not isinstance(source, bytes):
         source = Path(source)
     if name is None:
@@ -172,7 +172,7 @@ def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> Vide
     """
     if isinstance(source, Path) and source.is_dir():
         return _folder(source, name, Fraction(folder_fps))
-    head = _head(source, name)
+    head = _read_head(source, name)
     # FFmpeg would decode a single tile of a HEIF image as a video.
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         raise VideoError(name, "HEIF images are not supported; convert it to JPEG or PNG")
@@ -188,7 +188,7 @@ def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> Vide
     return Pictures([Fraction(0)], Fraction(0), lambda k: _pixels(image, name), image.close)
 
 
-def _head(source: Path | bytes, name: str) -> bytes:
+def _read_head(source: Path | bytes, name: str) -> bytes:
     """Reads the first bytes of a source.
 
     Raises:

@@ -76,7 +76,7 @@ class VideoFile:
                 self._stream = video_stream(self._container, name)
                 self._length = probe(source, name, self._container, self._stream)
                 self._packets = PacketReader(self._container, self._stream, self._length)
-                self._stand_on(self._decode(skip_errors=True))
+                self._set_frames(self._decode(skip_errors=True))
         except VideoError:
             self.close()
             raise
@@ -105,7 +105,7 @@ class VideoFile:
         for time in times:
             wanted = self._start + time // self.time_base
             with reading(self.name):
-                self._go_to(wanted)
+                self._advance_to(wanted)
                 if self._held.pts == done:
                     continue
                 done = self._held.pts
@@ -151,7 +151,7 @@ class VideoFile:
             self._matrix = display_matrix(self._held.frame)
         return to_lazy_frame(self._held.frame, self._matrix, self._scalers, self.name)
 
-    def _stand_on(self, frames: Generator[Shown], first: Shown | None = None) -> None:
+    def _set_frames(self, frames: Generator[Shown], first: Shown | None = None) -> None:
         """Replaces the source of frames; its first one, or `first`, becomes the current frame."""
         self._frames.close()
         self._frames = frames
@@ -163,7 +163,7 @@ class VideoFile:
             )
         self._held, self._next = held, next(frames, None)
 
-    def _go_to(self, wanted: int) -> None:
+    def _advance_to(self, wanted: int) -> None:
         """Makes the frame that is displayed at tick `wanted` the current one."""
         if self._next is not None and self._can_seek and wanted - self._next.pts > self._gap():
             self._seek(wanted)
@@ -200,7 +200,7 @@ class VideoFile:
                 (shown for shown in frames if shown.frame.key_frame or shown.pts > wanted), None
             )
             if first is not None and first.frame.key_frame and first.pts <= wanted:
-                self._stand_on(frames, first)
+                self._set_frames(frames, first)
                 if first.pts <= before:
                     self._packets.keyframe_gap = max(self._gap(), wanted - first.pts)
                 return
@@ -210,7 +210,7 @@ class VideoFile:
         self._container = open_container(self._source, self.name)
         self._stream = video_stream(self._container, self.name)
         self._packets = PacketReader(self._container, self._stream, self._length)
-        self._stand_on(self._decode(skip_errors=True))
+        self._set_frames(self._decode(skip_errors=True))
 
     def _decode(self, *, skip_errors: bool = False) -> Generator[Shown]:
         """Yields frames in display order from the container's current position on.

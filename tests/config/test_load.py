@@ -38,7 +38,7 @@ def test_overrides_change_values_of_the_right_type(config_dir):
         ("--confg.seed=1", r"unknown option --confg\.seed"),
         ("stray", r"'stray' is not an option"),
         ("--config.model.dtype=bfloat", r"model\.dtype: .*did you mean bfloat16\?"),
-        ("--config.mesh.zero=1", r"mesh\.zero: is 2 or 3, got 1"),
+        ("--config.mesh.zero=1", r"mesh\.zero: must be 2 or 3, got 1"),
         (
             "--config.checkpoint.on_error=continu",
             r"checkpoint\.on_error: .*did you mean continue\?",
@@ -83,7 +83,7 @@ def test_overrides_change_values_of_the_right_type(config_dir):
         ),
         (
             "--config.stages.sft.data.hybrid_probability=1.5",
-            r"data\.hybrid_probability: lies in \[0, 1\].*did you mean 1\.0\?",
+            r"data\.hybrid_probability: must be in \[0, 1\].*did you mean 1\.0\?",
         ),
         (
             "--config.stages.sft.data.num_low_frames=-1",
@@ -138,7 +138,7 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
         ),
         (
             SOURCE.format("'shapes/easy'"),
-            r"mixture\.x\.split: names no split of shapes/easy; files end in \.json",
+            r"mixture\.x\.split: does not name a split of shapes/easy; files end in \.json",
         ),
         (
             SOURCE.format("'shapes/easy', 'train', root='clips'"),
@@ -154,7 +154,7 @@ def test_hybrid_frames_must_fit_a_row(config_dir):
         ),
         (
             SOURCE.format("'{0..9}.tar', root='clips'"),
-            r"mixture\.x\.root: a \.tar has its media within",
+            r"mixture\.x\.root: a \.tar contains its media",
         ),
         ("1 / 0", r"ZeroDivisionError|division by zero"),
     ],
@@ -264,12 +264,12 @@ def test_every_ablation_and_size_loads(config_dir):
         ("--config.teacher.patch_size=65", r"model\.patch_size: .*= 65, got 8"),
         (
             "--config.teacher.image_size=7",
-            r"teacher\.patch_size: lies in 1 … image_size = 7, got 8",
+            r"teacher\.patch_size: must be in 1 … image_size = 7, got 8",
         ),
-        ("--config.teacher.kind=eva_clip", r"teacher\.kind: .*sees through a siglip"),
+        ("--config.teacher.kind=eva_clip", r"teacher\.kind: .*needs a siglip tower"),
         (
             "--config.stages.video.data.max_patches=100",
-            r"stages\.video\.data\.max_patches: 100 is no multiple of the 64 patches",
+            r"stages\.video\.data\.max_patches: 100 is not a multiple of the 64 patches",
         ),
         (
             "--config.stages.video.loss.contrastive=0.1",

@@ -123,7 +123,7 @@ def test_llava_yaml_is_a_mixture(tmp_path):
     ("text", "message"),
     [
         (None, r"cannot be opened \(No such file or directory\)"),
-        ("datasets: [", "is no YAML"),
+        ("datasets: [", "is not YAML"),
         ("- json_path: a.json", "has no list 'datasets'"),
         ("datasets: []", "has no list 'datasets'"),
         ("datasets: [a.json]", r"datasets\[1\]: has no json_path"),

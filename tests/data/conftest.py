@@ -23,7 +23,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-COLOURS = ("red", "green", "blue", "yellow")
+COLORS = ("red", "green", "blue", "yellow")
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +52,12 @@ def tokenizer():
 
 
 def annotation(k: int) -> dict:
-    colour = COLOURS[k % 4]
+    color = COLORS[k % 4]
     question = {
         "family": "colour",
         "question": f"What colour is shape {k}?",
-        "answer": colour,
-        "options": list(COLOURS),
+        "answer": color,
+        "options": list(COLORS),
     }
     count = {
         "family": "count",
@@ -67,15 +67,15 @@ def annotation(k: int) -> dict:
     }
     return {
         "objects": [],
-        "named_objects": [f"{colour} circle"],
+        "named_objects": [f"{color} circle"],
         "captions": {
             "object": [
-                {"question": f"Describe the {colour} shape.", "answer": f"a circle, place {k}"}
+                {"question": f"Describe the {color} shape.", "answer": f"a circle, place {k}"}
             ],
             "caption": [
                 {
                     "question": "Describe the video.",
-                    "answer": f"A {colour} circle moves. " * (1 + k % 3),
+                    "answer": f"A {color} circle moves. " * (1 + k % 3),
                 }
             ],
         },

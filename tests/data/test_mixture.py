@@ -187,7 +187,7 @@ def test_random_records_depend_only_on_the_seed(several, config):
     seed=st.integers(0, 2**31 - 1),
 )
 def test_fraction_of_the_records_is_rounded_up_without_duplicates(total, kind, percent, seed):
-    used = mixture.Used(f"{kind}:{float(percent)}%", total, seed, "a")
+    used = mixture.SampledIndices(f"{kind}:{float(percent)}%", total, seed, "a")
     assert len(used) == -(-total * Fraction(str(float(percent))) // 100)
     chosen = [used[k] for k in range(len(used))]
     assert len(set(chosen)) == len(chosen)
@@ -199,13 +199,13 @@ def test_fraction_of_the_records_is_rounded_up_without_duplicates(total, kind, p
 
 
 def test_random_records_are_spread_evenly():
-    counts = Counter(k // 100 for k in mixture.Used("random:20%", 1000, 7, "a"))
+    counts = Counter(k // 100 for k in mixture.SampledIndices("random:20%", 1000, 7, "a"))
     # The mean is 20; within 4 standard deviations.
     assert all(8 <= counts[decade] <= 36 for decade in range(10))
 
 
 def test_ten_million_records_take_no_memory():
-    used = mixture.Used("random:30%", 10_000_000, 7, "a")
+    used = mixture.SampledIndices("random:30%", 10_000_000, 7, "a")
     order = mixture.stream([len(used), 10_000_000], [300, 700], 0)
     assert len(pickle.dumps(used)) < 300
     assert (

@@ -188,7 +188,9 @@ def test_states_of_another_run_are_refused(make, config):
     config.stages.video.data.mixture.a.split = "other"
     with pytest.raises(DataError, match=r"mixture was .*24.* is .*8"):
         make().set_state(state)
-    with pytest.raises(DataError, match=r"batch_size = 4 does not divide among 3 processes"):
+    with pytest.raises(
+        DataError, match=r"batch_size = 4 is not divisible by the number of processes, 3"
+    ):
         make(process_index=0, process_count=3)
 
 

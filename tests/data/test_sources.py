@@ -76,7 +76,7 @@ def test_every_file_suffix_of_the_config_has_a_reader():
         ("notes.json", "[ ]", r"notes\.json: has no records"),
         ("notes.CSV", "videoid,name\n", r"notes\.CSV: has no records"),
         ("notes.jsonl", "nothing", r"notes\.jsonl: neither a JSON array"),
-        ("notes.tar", "nothing", r"notes\.tar: cut off or no uncompressed tar"),
+        ("notes.tar", "nothing", r"notes\.tar: truncated, or not an uncompressed tar"),
         (
             "notes.parquet",
             "PAR1",

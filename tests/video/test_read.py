@@ -305,11 +305,11 @@ def test_exif_orientation(tmp_path, orientation):
 
 def test_image_modes(tmp_path):
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
-    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    Image.fromarray(ramp).save(tmp_path / "gray.png")
     palette = Image.fromarray(ramp).convert("P")
     palette.save(tmp_path / "palette.png")
-    for name in ("grey16", "grey", "palette"):
+    for name in ("gray16", "gray", "palette"):
         np.testing.assert_array_equal(
             read_frames(tmp_path / f"{name}.png", num_frames=1).pixels[0],
             np.repeat(ramp[..., None], 3, -1),

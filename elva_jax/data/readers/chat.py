@@ -133,7 +133,7 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
         elif role == "user":
             raise RecordError(key, "a question has no answer")
         else:
-            raise RecordError(key, f"its turns do not alternate (an unexpected one of the {role})")
+            raise RecordError(key, f"its turns do not alternate (unexpected turn of the {role})")
     if isinstance(record.get("system"), str):
         system.append(record["system"])
     example = Example(

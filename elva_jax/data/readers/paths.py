@@ -36,7 +36,7 @@ def inside(root: Path, name: object, key: str) -> str:
         stays = _all_inside(root, path)
     except (ValueError, OSError, RuntimeError):
         # NUL bytes, lone surrogates, a name that is too long, cyclic links or missing permissions.
-        raise RecordError(key, "a media path cannot be followed") from None
+        raise RecordError(key, "a media path cannot be resolved") from None
     if not stays:
         raise RecordError(key, "a media path leaves the root folder")
     return str(path)

@@ -146,9 +146,9 @@ def _spans(shard: Path) -> Iterator[tuple[int, int]]:
     except (tarfile.TarError, ValueError, OverflowError) as error:
         # ValueError and OverflowError: tarfile accepts absurd numbers in a header.
         raise DataError(
-            f"{shard}: cut off or no uncompressed tar, at byte {at} ({error})"
+            f"{shard}: truncated, or not an uncompressed tar, at byte {at} ({error})"
         ) from None
     if rest.strip(b"\0") or 0 < len(rest) < BLOCK:
-        raise DataError(f"{shard}: cut off or broken, at byte {offset} (no header of a member)")
+        raise DataError(f"{shard}: truncated or broken, at byte {offset} (no header of a member)")
     if last is not None:
         yield start, offset

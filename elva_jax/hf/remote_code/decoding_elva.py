@@ -59,7 +59,7 @@ def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) 
         count = max(1, round(duration * Fraction(fps)))
         count = count if num_frames is None else min(count, num_frames)
     if not count or count < 1:
-        raise ValueError("num_frames or fps must say how many frames to sample")
+        raise ValueError("set num_frames or fps to choose the number of frames")
     return [duration * (2 * i + 1) / (2 * count) for i in range(count)]
 
 

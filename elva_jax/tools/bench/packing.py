@@ -18,7 +18,7 @@ from elva_jax.data.packing import (
     simulate,
 )
 from elva_jax.tools.bench.table import text_table
-from elva_jax.video.layout import Clip, Counts, clip_tokens, most_left
+from elva_jax.video.layout import Clip, Counts, clip_tokens, max_remaining
 from elva_jax.video.resize import target_size
 
 HELP = """\
@@ -104,7 +104,7 @@ def lengths(
         frames = 1 if kind == "image" else FRAMES
         tokens = text + clip_tokens(Clip([(rows, columns)] * frames))
         patches = rows * columns * frames
-        floor = tokens - patches + most_left(patches, rows * columns, merges)
+        floor = tokens - patches + max_remaining(patches, rows * columns, merges)
         yield Counts(tokens, patches, frames, floor)
 
 

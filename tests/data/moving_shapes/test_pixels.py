@@ -40,7 +40,7 @@ def clips(theme, count, style="easy", split="train", order=None):
     raise AssertionError("too few")
 
 
-def colour_at(picture, x, y):
+def color_at(picture, x, y):
     """The palette's color nearest to the mean of 3 x 3 pixels; None if they are gray."""
     x, y = int(x), int(y)
     pixel = picture[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].reshape(-1, 3).mean(0)
@@ -49,8 +49,8 @@ def colour_at(picture, x, y):
     return min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum())
 
 
-def mask_of(picture, colour):
-    return np.abs(picture.astype(int) - COLOURS[colour]).sum(-1) < 120
+def mask_of(picture, color):
+    return np.abs(picture.astype(int) - COLOURS[color]).sum(-1) < 120
 
 
 def asked(annotation, family, start):
@@ -85,7 +85,7 @@ def test_still_images_show_the_annotated_objects(style):
             row = next((rows[w] for w in words if w in rows), 1)
             column = next((columns[w] for w in words if w in columns), 1)
             assert (
-                colour_at(picture, (column + 0.5) * width / 3, (row + 0.5) * height / 3)
+                color_at(picture, (column + 0.5) * width / 3, (row + 0.5) * height / 3)
                 == thing["colour"]
             )
 
@@ -95,7 +95,7 @@ def test_number_of_colored_regions_equals_the_count():
         record = records.record_of("easy", 0, "image", index, 60)
         annotation = json.loads(record["annotation"])
         picture = np.asarray(Image.open(io.BytesIO(record["media"])))
-        present = [colour for colour in EASY.colours if mask_of(picture, colour).sum() > 40]
+        present = [color for color in EASY.colours if mask_of(picture, color).sum() > 40]
         number = next(q["answer"] for q in annotation["questions"] if q["family"] == "count")
         assert len(present) == ("one", "two", "three", "four").index(number) + 1
 
@@ -149,9 +149,9 @@ def test_color_changes_as_annotated():
             [mask_of(picture, thing[key]).sum() for key in ("colour", "turns_to")]
             for picture in shown
         ]
-        colours = [int(np.argmax(area)) for area in areas if max(area) > 40]
-        assert colours == sorted(colours)
-        assert set(colours) == {0, 1}
+        colors = [int(np.argmax(area)) for area in areas if max(area) > 40]
+        assert colors == sorted(colors)
+        assert set(colors) == {0, 1}
         answers = {q["answer"] for q in annotation["questions"] if q["family"] == "change"}
         assert answers == {thing["colour"], thing["turns_to"]}
 
@@ -162,10 +162,10 @@ def test_moving_objects_shift_in_the_annotated_direction():
         thing = next(o for o in annotation["objects"] if o["motion"])
         shown = frames[sampled_frames(scene.frames)]
         votes = {"left": 0, "right": 0, "up": 0, "down": 0}
-        colours = {thing["colour"], thing["turns_to"]} - {None}
+        colors = {thing["colour"], thing["turns_to"]} - {None}
         middles = []
         for picture in shown:
-            ys, xs = np.nonzero(np.any([mask_of(picture, c) for c in colours], axis=0))
+            ys, xs = np.nonzero(np.any([mask_of(picture, c) for c in colors], axis=0))
             middles.append((xs.mean(), ys.mean()) if len(xs) > 60 else None)
         for a, b in itertools.pairwise(middles):
             if a and b and max(abs(b[0] - a[0]), abs(b[1] - a[1])) < 24:

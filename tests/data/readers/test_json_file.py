@@ -208,8 +208,8 @@ def test_answer_before_the_first_question_is_skipped(read):
             "do not alternate",
         ),
         (llava({"video": [["a.mp4"]]}, "What?", "That."), "empty or not text"),
-        (llava({"video": "a\0.mp4"}, "What?", "That."), "cannot be followed"),
-        (llava({"video": "a" * 300 + ".mp4"}, "What?", "That."), "cannot be followed"),
+        (llava({"video": "a\0.mp4"}, "What?", "That."), "cannot be resolved"),
+        (llava({"video": "a" * 300 + ".mp4"}, "What?", "That."), "cannot be resolved"),
         (llava({}, "\ud800", "That."), "not valid Unicode"),
     ],
 )

@@ -136,7 +136,7 @@ def test_truncated_shard_is_refused_with_the_offset(tmp_path, length):
     )
     path.write_bytes(path.read_bytes()[:length])
     where = 1024 if length > 1024 else 0
-    with pytest.raises(DataError, match=rf"a\.tar: cut off or .*, at byte {where} "):
+    with pytest.raises(DataError, match=rf"a\.tar: truncated(,| or) .*, at byte {where} "):
         WebDataset(path)
 
 
@@ -147,7 +147,7 @@ def test_broken_header_is_not_taken_for_the_end(tmp_path):
     data = bytearray(path.read_bytes())
     data[1024 + 150] ^= 1  # inside the checksum of the second header
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.tar: cut off or broken, at byte 1024"):
+    with pytest.raises(DataError, match=r"a\.tar: truncated or broken, at byte 1024"):
         WebDataset(path)
 
 
@@ -164,7 +164,9 @@ def test_absurd_sizes_are_refused(tmp_path, size):
     header[148:156] = b"%06o\0 " % sum(header)
     data[1024:1536] = header
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.tar: cut off or no uncompressed tar, at byte \d+ "):
+    with pytest.raises(
+        DataError, match=r"a\.tar: truncated, or not an uncompressed tar, at byte \d+ "
+    ):
         WebDataset(path)
 
 
@@ -174,7 +176,7 @@ def test_files_that_are_not_tars_are_refused(tmp_path):
     (tmp_path / "empty.tar").touch()
     for name in ("packed", "empty"):
         with pytest.raises(
-            DataError, match=rf"{name}\.tar: cut off or no uncompressed tar, at byte 0"
+            DataError, match=rf"{name}\.tar: truncated, or not an uncompressed tar, at byte 0"
         ):
             WebDataset(tmp_path / f"{name}.tar")
     for name in ("none.tar", "none-*.tar", "none-{0..1}.tar"):

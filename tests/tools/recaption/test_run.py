@@ -272,8 +272,8 @@ def test_shards_cover_every_medium_once(server, manifest):
 def test_files_of_equal_size_are_distinguished_by_their_content(server, manifest):
     path = manifest(0)
     lines = []
-    for k, grey in enumerate((10, 20, 10)):
-        (path.parent / f"{k}.ppm").write_bytes(b"P6 40 40 255\n" + bytes([grey]) * 4800)
+    for k, gray in enumerate((10, 20, 10)):
+        (path.parent / f"{k}.ppm").write_bytes(b"P6 40 40 255\n" + bytes([gray]) * 4800)
         lines.append(json.dumps({"id": str(k), "image": f"{k}.ppm"}))
     path.write_text("\n".join(lines))
     assert recaption(server, path) == 0
