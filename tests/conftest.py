@@ -12,9 +12,6 @@ import signal
 import tempfile
 from importlib.metadata import version
 
-# A suite that a script starts in the background inherits an ignored SIGINT, which some tests send.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the process that starts them
     flags = ["--xla_backend_optimization_level=0"]
     if version("jaxlib").startswith("0.10."):  # XLA aborts where it does not know a flag
@@ -32,6 +29,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# A suite that a script starts in the background inherits an ignored SIGINT, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Types and shapes in the annotations of these are checked at every call, in tests only. It has to
 # come before the first import of the package.
