@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _missing_extra(module: str) -> str | None:
-    """How to install a module that one of our extras brings; None: there is no such extra."""
+    """How to install a module that one of our extras provides; None if none does."""
     package = module.partition(".")[0]
     if package == __package__:  # extras name it where they include one another
         return None

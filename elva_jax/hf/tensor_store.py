@@ -166,7 +166,7 @@ def open_store(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a path that is no folder can be the name of a repository on the hub."""
+    """Whether a path that is not a folder can be the name of a hub repository."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) is not None
 
 

@@ -1,4 +1,4 @@
-"""From tokens to the text that a user sees, while it grows."""
+"""Turns tokens into visible text while an answer grows."""
 
 from __future__ import annotations
 

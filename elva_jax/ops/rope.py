@@ -81,7 +81,7 @@ def _yarn(
     """YaRN (arXiv 2309.00071): keeps fast planes, interpolates slow ones, with a ramp between."""
 
     def plane(rotations: float) -> float:
-        """The plane that turns so many times over the trained context."""
+        """The plane that makes this number of rotations over the trained context."""
         wavelength = scaling.original_max_position / (rotations * 2 * math.pi)
         return head_dim * math.log(wavelength) / (2 * math.log(theta))
 

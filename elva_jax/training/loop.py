@@ -4,7 +4,7 @@ The order of its calls has reasons:
 
 - Hooks take a step before it is saved, so a checkpoint holds the metrics since the last report.
 - The consensus about stopping and saving is asked in every step by every process, since it is a
-  collective; its answer is that of the step before, so nobody waits for the slowest.
+  collective; its answer is that of the previous step, so no process waits for the slowest.
 - The reporter is the first hook: it waits for the step before, which the clock charges to the
   device. What comes after the hooks is charged to the host.
 - A save runs in the background; the mirror copies a step when it is complete on disk.

@@ -1,4 +1,4 @@
-"""Model FLOPs utilization (MFU): how much of what the devices could do the model needs.
+"""Model FLOPs utilization (MFU): the FLOPs a model needs over the peak of its devices.
 
     MFU = FLOPs of forward and backward pass / (seconds * peak FLOP/s of all devices)
 

@@ -82,7 +82,7 @@ class Consensus:
         return np.asarray(self._send(values)).tolist()
 
     def previous(self, values: Sequence[int]) -> list[int]:
-        """The maximum of each value of the call before, for which nobody waits; 0 the first time.
+        """The maximum of each value of the previous call, without waiting; 0 the first time.
 
         A process that is alone gets the values of this call.
         """

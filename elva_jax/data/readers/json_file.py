@@ -15,7 +15,7 @@ from elva_jax.data.readers import chat, paths, records
 from elva_jax.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-FIRST = 20  # at least one of so many lines must be a record
+FIRST = 20  # at least one of the first lines must be a record
 SPACE = re.compile(r"[ \t\n\r]*")
 
 

@@ -83,7 +83,7 @@ def same_example(
 
 
 def causal(start: int | Int[Array, ""], queries: int, keys: int) -> Bool[Array, "1 Q T"]:
-    """Whether a key is no later than a query, the first of which is token `start`."""
+    """Whether each key is at or before each query; the first query is token `start`."""
     return (start + jnp.arange(queries))[None, :, None] >= jnp.arange(keys)[None, None, :]
 
 

@@ -119,7 +119,7 @@ def choose_implementation(
 def replaced_by(function: Callable[..., jax.Array]) -> Iterator[None]:
     """Traces `packed_attention` as `function(q, k, v)`, for programs that are only measured.
 
-    An explicit switch, because such a function is no implementation that a configuration may name:
+    An explicit switch, because a configuration cannot name such a function:
     its numbers mean nothing (see `elva_jax.tools.plan`).
     """
     token = _replacement.set(function)

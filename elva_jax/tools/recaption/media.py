@@ -48,7 +48,7 @@ def load(item: Item, max_frames: int) -> list[np.ndarray]:
 
 
 def measure(item: Item, max_frames: int) -> Size:
-    """The size of what `load` would return, from a single decoded frame.
+    """The size that `load` would return, from a single decoded frame.
 
     Raises:
       VideoError: as `load`.
