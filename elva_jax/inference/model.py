@@ -41,7 +41,7 @@ class ElvaModel(PromptReader):
     [H, W, 3] each, all of which are taken), or the result of `read_media`. `<video>` in a prompt
     says where a video stands; without markers, all of them stand before the question.
 
-    `frames` says how a video is sampled: a maximum number of frames, uniform in time; a `Hybrid` for
+    `frames` says how a video is sampled: a maximum number, uniform in time; a `Hybrid` for
     frames of two sizes; None as in the last stage of training. `merging` says whether the model's
     merging layers act (paper, section 3.2); a `Merging` replaces them.
 
