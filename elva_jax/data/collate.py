@@ -82,7 +82,7 @@ class CaptionSample:
     def counts(self) -> Counts:
         """Numbers of tokens and frames."""
         tokens = len(self.token_ids)
-        return Counts(tokens=tokens, patches=0, frames=len(self.pixels), floor=tokens)
+        return Counts(tokens=tokens, patches=0, frames=len(self.pixels), merged_tokens=tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ class ConversationDecoder(Decoder):
         self.settings = {
             "merge_lines": model.merge_lines,
             "patch_size": model.patch_size,
-            "floor": self.capacity.floor,
+            "floor": self.capacity.merged_tokens,  # the key in saved states
             "teacher_size": teacher_size,
         }
 
@@ -178,7 +178,9 @@ class ConversationDecoder(Decoder):
         """
         if conversation.has_markers(example):
             return len(example.turns) - 1
-        excess = max(counts.tokens - self.capacity.tokens, counts.floor - self.capacity.floor)
+        excess = max(
+            counts.tokens - self.capacity.tokens, counts.merged_tokens - self.capacity.merged_tokens
+        )
         turns = len(example.turns)
         while turns > 1:
             turns -= 1

@@ -38,7 +38,7 @@ class RowCapacity(Counts):
 
     @classmethod
     def of_stage(cls, stage: StageConfig) -> RowCapacity:
-        """The capacity of a stage's rows; the smallest merge bucket limits `floor`."""
+        """The capacity of a stage's rows; the smallest merge bucket limits `merged_tokens`."""
         data = stage.data
         buckets = [bucket for bucket in stage.merge_buckets if bucket] if stage.merging else []
         smallest = min(buckets, default=data.seq_len)

@@ -28,7 +28,7 @@ from elva_jax.hf import elva
 from elva_jax.hf.write_store import write_store
 from elva_jax.models.build import parameter_shapes
 from elva_jax.utils.trees import flatten_paths
-from elva_jax.video.hybrid import low_edge_beside
+from elva_jax.video.hybrid import default_low_edge
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -212,7 +212,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_pro
 
 
 def _processor_config(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    low_edge = low_edge_beside(data.longest_edge, model.patch_size)
+    low_edge = default_low_edge(data.longest_edge, model.patch_size)
     return {
         "processor_class": "ElvaProcessor",
         "auto_map": {"AutoProcessor": "processing_elva.ElvaProcessor"},

@@ -82,17 +82,17 @@ def complete(longest_edge: int, patch_size: int, **given: int | str | None) -> H
     """A `Hybrid` with defaults in place of None; returns None if every field is None.
 
     The default of the high edge is the stage's `longest_edge`, that of the low edge is computed by
-    `low_edge_beside`; the other defaults are those of the class.
+    `default_low_edge`; the other defaults are those of the class.
     """
     fields = {name: value for name, value in given.items() if value is not None}
     if not fields:
         return None
     high_edge = fields.setdefault("high_edge", longest_edge)
-    fields.setdefault("low_edge", low_edge_beside(int(high_edge), patch_size))
+    fields.setdefault("low_edge", default_low_edge(int(high_edge), patch_size))
     return Hybrid(**fields)  # type: ignore[arg-type]  # `Hybrid` validates it
 
 
-def low_edge_beside(high_edge: int, patch_size: int) -> int:
+def default_low_edge(high_edge: int, patch_size: int) -> int:
     """The default low edge: 336 pixels as in the paper, but at most half of the high edge."""
     return min(Hybrid.low_edge, high_edge, max(high_edge // 2 // patch_size, 1) * patch_size)
 

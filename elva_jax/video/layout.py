@@ -327,7 +327,7 @@ class Counts(NamedTuple):
     tokens: int
     patches: int
     frames: int
-    floor: int  # maximum number of tokens that remain after merging
+    merged_tokens: int  # maximum number of tokens that remain after merging
 
 
 def count(
@@ -338,9 +338,9 @@ def count(
     Args:
       layout: the layout of one example.
       merge_lines: whether `<LINE>` tokens merge along their tubes.
-      merges: policy and ratio of the merging layers up to the smallest bucket. `floor` is the
-        maximum number of tokens that they leave for any video, or without ratios among them the
-        number that no merge removes: text, special tokens and one token per tube.
+      merges: policy and ratio of the merging layers up to the smallest bucket. `merged_tokens` is
+        the maximum number of tokens that they leave for any video, or without ratios among them
+        the number that no merge removes: text, special tokens and one token per tube.
     """
     kind = layout.kind
     mergeable = kind == Kind.PATCH
@@ -353,7 +353,7 @@ def count(
         tokens=int(used.sum()),
         patches=int((kind == Kind.PATCH).sum()),
         frames=int(layout.frame.max(initial=-1)) + 1,
-        floor=int((used & ~mergeable).sum()) + left,
+        merged_tokens=int((used & ~mergeable).sum()) + left,
     )
 
 

@@ -119,7 +119,10 @@ def test_capacity_names_the_exceeded_fields():
     assert RowCapacity.of_stage(stage) == Counts(100, 60, 4, 100)
     stage.merging, stage.merge_buckets = True, (0, 80, 70)
     assert RowCapacity.of_stage(stage) == Counts(100, 60, 4, 70)
-    assert RowCapacity.of_stage(stage).exceeded_by(Counts(100, 61, 4, 71)) == ["patches", "floor"]
+    assert RowCapacity.of_stage(stage).exceeded_by(Counts(100, 61, 4, 71)) == [
+        "patches",
+        "merged_tokens",
+    ]
 
 
 def sample(value, grids, text=3):

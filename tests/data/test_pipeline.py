@@ -402,7 +402,8 @@ def test_long_examples_lose_their_last_turns(make, config, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "budget"), [("seq_len", 30, "tokens and floor"), ("max_patches", 3, "patches")]
+    ("key", "value", "budget"),
+    [("seq_len", 30, "tokens and merged_tokens"), ("max_patches", 3, "patches")],
 )
 def test_examples_that_never_fit_are_dropped_and_the_limit_is_named(
     make, config, key, value, budget
@@ -425,7 +426,7 @@ def test_only_examples_that_do_not_fit_are_dropped(make, config):
     assert layout.frame.max() == 1
 
 
-def test_the_merge_bucket_bounds_a_rows_floor(make, config):
+def test_merge_bucket_limits_the_merged_tokens_of_a_row(make, config):
     stage = config.stages.video
     config.model.merge_layers = (1,)
     stage.merging, stage.merge_buckets = True, (160,)

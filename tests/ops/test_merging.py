@@ -143,7 +143,7 @@ def test_equals_the_plain_reading(layouts, seed, rule, options):
     assert got.stats.tokens == (layout.kind != Kind.PAD).sum()
     if (
         bucket is not None
-        and sum(count(one, merge_lines=merge_lines).floor for one in layouts) > bucket
+        and sum(count(one, merge_lines=merge_lines).merged_tokens for one in layouts) > bucket
     ):
         assert got.stats.overflow == len(groups) - bucket
         assert np.isnan(got.x).all()
@@ -319,11 +319,11 @@ def test_a_bucket_that_holds_never_changes_the_result(layouts, seed, rule):
 
 def test_forced_merges_are_counted_and_the_floor_always_fits():
     never = MergeLayer(0, "threshold", 0.6)
-    for words in (0, 3, 4):  # with 4 the floor is the bucket exactly
+    for words in (0, 3, 4):  # with 4 the merged tokens fill the bucket exactly
         example = build_layout(
             [Text([5] * words), *clip([(2, 2)] * 12)] if words else clip([(2, 2)] * 12)
         )
-        assert count(example).floor == BUCKET - 4 + words
+        assert count(example).merged_tokens == BUCKET - 4 + words
         layout = pack([example], S)
         x = unlike_neighbours(layout)
         got = run(x, layout, np.ones(S, np.float32), never, bucket=BUCKET)
@@ -518,7 +518,7 @@ def test_merging_layers_leave_no_more_than_an_example_was_counted_for(layouts, l
     for number, one in enumerate(layouts, start=1):
         left, most = (
             int((layout.segment == number).sum()),
-            count(one, merge_lines=False, merges=layers).floor,
+            count(one, merge_lines=False, merges=layers).merged_tokens,
         )
         if any(policy != "threshold" for policy, _ in layers):
             assert left <= most

@@ -17,9 +17,9 @@ from elva_jax.video.hybrid import (
     assign_resolution,
     choose_high,
     complete,
+    default_low_edge,
     draw_sizes,
     frame_change,
-    low_edge_beside,
     thumbnail,
 )
 from elva_jax.video.layout import Clip, Kind, build_layout
@@ -233,7 +233,7 @@ def test_missing_values_come_from_the_paper_and_the_stage():
     assert complete(448, 28, high_edge=672, low_edge=112) == Hybrid(
         high_frames=32, low_frames=32, high_edge=672, low_edge=112
     )
-    assert [low_edge_beside(edge, 16) for edge in (9, 16, 48, 64, 70, 5000)] == [
+    assert [default_low_edge(edge, 16) for edge in (9, 16, 48, 64, 70, 5000)] == [
         9,
         16,
         16,

@@ -218,7 +218,7 @@ def test_counts(parts, merge_lines):
     assert counts.tokens == len(expected)
     assert counts.patches == sum(token["kind"] == Kind.PATCH for token in expected)
     assert counts.frames == sum(len(part.grids) for part in parts if isinstance(part, Clip))
-    assert counts.floor == still + len(tubes)
+    assert counts.merged_tokens == still + len(tubes)
 
 
 def test_every_answer_token_is_learned_once_from_the_token_before_it():

@@ -98,8 +98,8 @@ def test_audio_with_a_cover(clips):
 
 
 KINDS = {
-    "mp4 with its index in front": dict(container="mp4", container_options={"moov_size": "20000"}),
-    "mp4 with its index behind": dict(container="mp4"),
+    "mp4 with its index first": dict(container="mp4", container_options={"moov_size": "20000"}),
+    "mp4 with its index last": dict(container="mp4"),
     "fragmented mp4": dict(
         container="mp4", container_options={"movflags": "frag_keyframe+empty_moov"}
     ),

@@ -104,8 +104,8 @@ def lengths(
         frames = 1 if kind == "image" else FRAMES
         tokens = text + clip_tokens(Clip([(rows, columns)] * frames))
         patches = rows * columns * frames
-        floor = tokens - patches + max_remaining(patches, rows * columns, merges)
-        yield Counts(tokens, patches, frames, floor)
+        merged = tokens - patches + max_remaining(patches, rows * columns, merges)
+        yield Counts(tokens, patches, frames, merged)
 
 
 def best_fit_decreasing(examples: Sequence[Counts], capacity: Counts) -> float:
@@ -141,7 +141,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     capacity = capacity._replace(
         tokens=args.seq_len or data.seq_len, patches=args.max_patches or data.max_patches
     )
-    capacity = capacity._replace(floor=capacity.floor * capacity.tokens // data.seq_len)
+    capacity = capacity._replace(
+        merged_tokens=capacity.merged_tokens * capacity.tokens // data.seq_len
+    )
     merges = merges_before_bucket(stage, config.model)
     rows = []
     sizes = (args.examples, data.longest_edge, config.model.patch_size, merges)
@@ -190,7 +192,7 @@ def show(report: dict[str, Any]) -> str:
         )
         for row in report["rows"]
     ]
-    bucket = f"with a last bucket of {capacity['floor']:,}"
+    bucket = f"with a last bucket of {capacity['merged_tokens']:,}"
     size = f"rows of {capacity['tokens']:,} tokens and {capacity['patches']:,} patches {bucket}"
     head = f"{size}, {report['ahead']:g} rows' worth of examples waiting"
     return f"{head}\n\n{text_table(names, rows)}"

@@ -17,7 +17,7 @@ def test_fine_tuning_mixture_fills_90_percent_of_the_tokens(bench):
         "tokens": 20_480,
         "patches": 18_432,
         "frames": 128,
-        "floor": 9_728,
+        "merged_tokens": 9_728,
     }
     fill = {row["mix"]: row["token_fill"] for row in report["rows"]}
     assert fill["mix"] >= 0.9
