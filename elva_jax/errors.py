@@ -2,6 +2,14 @@
 
 The command line prints them without a traceback: a ConfigError ends it with status 2, any other
 with status 1.
+
+Example:
+  >>> import elva_jax
+  >>> try:
+  ...     elva_jax.load("no/such/run")
+  ... except elva_jax.errors.ElvaError as error:
+  ...     print(type(error).__name__)
+  CheckpointError
 """
 
 from __future__ import annotations

@@ -10,6 +10,12 @@ Before `elva_jax.train` in a script of your own:
     process = distributed.detect_process(os.environ)
     distributed.initialize(process, distributed.run_fingerprint(config))
 
+Without a launcher there is one process, and nothing to do:
+
+    >>> import elva_jax
+    >>> elva_jax.distributed.detect_process({}) is None
+    True
+
 JAX alone would abort with a stack trace where a process stays away, and would let processes with
 different configurations start together.
 """

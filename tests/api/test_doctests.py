@@ -8,10 +8,9 @@ import pytest
 
 import elva_jax
 from elva_jax import testing
+from elva_jax.tools.datasets.moving_shapes import builder
 
 REPO = Path(__file__).parents[2]
-# Modules, and what needs a data set with options (tests/evaluation).
-WITHOUT = {"distributed", "errors", "evaluate"}
 
 
 def public():
@@ -39,9 +38,18 @@ def doctests_of(name, value):
 CASES = {test.name: test for name, value in public() for test in doctests_of(name, value)}
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder with what the examples name: the configs, and a built data set in .data."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "configs").symlink_to(REPO / "configs")
+    builder.build(folder / ".data", "easy", sizes={"test": 2}, workers=1)
+    return folder
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_example_runs(name, monkeypatch):
-    monkeypatch.chdir(REPO)
+def test_the_example_runs(name, checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     report: list[str] = []
     runner.run(CASES[name], out=report.append)
@@ -50,4 +58,4 @@ def test_the_example_runs(name, monkeypatch):
 
 def test_every_public_name_has_an_example():
     documented = {name.split(".")[0] for name in CASES}
-    assert set(elva_jax.__all__) - documented - WITHOUT == set()
+    assert set(elva_jax.__all__) - documented == set()

@@ -25,33 +25,9 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def config():
-    c = schema.base()
-    c.model.update(
-        vocab_size=520,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        rope_theta=100.0,
-        patch_size=8,
-        patch_width=16,
-        dtype="float32",
-        max_position=118,
-        tie_embeddings=False,
-        merge_layers=(1, 2),
-        merge_policies=("threshold", "both"),
-        merge_thresholds=(0.6, 0.9),
-        merge_ratios=(1.0, 0.6),
-    )
-    c.stages.images, c.stages.teacher, c.stages.video = (
-        schema.stage(),
-        schema.stage(),
-        schema.stage(),
-    )
+    c = testing.tiny_config(vocab_size=520, max_position=118)
+    c.stages.images, c.stages.teacher = schema.stage(), schema.stage()
     c.stages.teacher.kind = "teacher"
-    c.stages.video.data.update(num_frames=4, longest_edge=32, system_prompt="Be brief.")
     c.curriculum = ("images", "video", "teacher")
     return c
 
