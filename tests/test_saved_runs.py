@@ -1,4 +1,4 @@
-"""A run saved by older code loads, answers and resumes as it did then (tests/fixtures/README.md)."""
+"""A run of older code loads, answers and resumes as it did then (tests/fixtures/README.md)."""
 
 import json
 import tarfile

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 
 from elva_jax.errors import VideoError
+from elva_jax.video import matroska
 
 # Without this list FFmpeg would also render text files as video and open files of playlists.
 FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
@@ -139,9 +140,11 @@ def _measure(
     )
     length = int((end_of_all - Fraction(start, av.time_base)) / tick)
     declared = int(Fraction(duration - max(start, 0), av.time_base) / tick)
-    if length < declared - frame:
+    truncated = container.format.name.startswith("matroska") and matroska.is_truncated(source)
+    # Muxers declare about one frame more or less. A truncated file misses what it declares.
+    if length < declared - (0 if truncated else frame):
         end += declared - length
-    return end, not _nearly_reaches(length, declared, frame)
+    return end, truncated or not _nearly_reaches(length, declared, frame)
 
 
 def _find_end(
