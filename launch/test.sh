@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types, spelling, documentation, then the test suite with one process per core and its coverage.
-# Usage: launch/test.sh [pytest arguments]
+# Lint, types, spelling, documentation, then the test suite with one process per core.
+# Usage: launch/test.sh [pytest arguments]; --cov prints the coverage as well.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 # torch first and pinned: the CPU build, which a bare dependency on torch would not choose.
 install_requirements requirements-test.txt requirements.txt
@@ -12,4 +12,4 @@ bin=.venv/bin
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict --site-dir "$site"
-"$bin/python" -m pytest -n auto --durations=10 --cov --cov-report=term "$@"
+"$bin/python" -m pytest -n auto --durations=10 "$@"
