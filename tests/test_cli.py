@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from elva_jax.cli import COMMANDS, _parser, main
+from elva_jax.commands import convert
+from elva_jax.hf import export, import_checkpoint
 
 ASK = ["--checkpoint", "x", "--video", "y", "--prompt", "?"]
 
@@ -159,10 +161,16 @@ def test_the_list_of_commands_is_what_their_modules_register(name):
         assert COMMANDS[action.dest] == (COMMANDS[name][0], action.help)
 
 
-def test_help_imports_no_framework():
+def test_convert_offers_the_dtypes_that_import_and_export_take():
+    assert convert.DTYPES == import_checkpoint.DTYPES
+    assert convert.DTYPES[1:] == tuple(export.DTYPES)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["convert", "import", "--help"]])
+def test_help_imports_no_framework(words):
     code = (
         "import sys, elva_jax.cli\n"
-        "try: elva_jax.cli.main(['--help'])\n"
+        f"try: elva_jax.cli.main({words})\n"
         "except SystemExit: pass\n"
         "sys.exit(any(m in sys.modules for m in ('numpy', 'jax', 'flax', 'transformers', 'grain')))"
     )

@@ -5,12 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from transformers.utils import logging
-
 from elva_jax.commands import flags
-from elva_jax.config.load import load
-from elva_jax.evaluation.compare import PROMPT, check
-from elva_jax.hf import export, import_checkpoint
 
 HELP = """\
 Imports weights from Hugging Face, exports a run to transformers, and compares two models.
@@ -37,6 +32,9 @@ converted checkpoint, or a Hugging Face folder (ELVA, Qwen2, Llama, SigLIP). The
 anything is beyond the tolerance."""
 
 
+DTYPES = ("keep", "float32", "bfloat16", "float16")  # an export cannot keep the run's
+
+
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds `convert` and its actions with `command(name, summary, text, run, under)`."""
     actions = command("convert", "weights from and to Hugging Face", HELP, None).add_subparsers(
@@ -57,7 +55,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     text = "the run's configuration, which the weights must fit (default: as config.json says)"
     parser.add_argument("--config", metavar="FILE.py[:ARG]", help=text)
     text = "dtype of the weights on disk (default: %(default)s)"
-    parser.add_argument("--dtype", choices=import_checkpoint.DTYPES, default="keep", help=text)
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help=text)
     text = "read .bin and .pt files, with torch.load(weights_only=True)"
     parser.add_argument("--allow-pickle", action="store_true", help=text)
 
@@ -67,7 +65,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help=text)
     parser.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
     text = "dtype of the weights (default: %(default)s)"
-    parser.add_argument("--dtype", choices=tuple(export.DTYPES), default="float32", help=text)
+    parser.add_argument("--dtype", choices=DTYPES[1:], default="float32", help=text)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +86,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(args: argparse.Namespace, _: list[str]) -> int:
+    from elva_jax.config.load import load
+    from elva_jax.hf import import_checkpoint
+
     config = load(args.config) if args.config else None
     done = import_checkpoint.import_weights(
         args.source, args.out, config, dtype=args.dtype, allow_pickle=args.allow_pickle
@@ -106,12 +107,18 @@ def _import(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def _export(args: argparse.Namespace, _: list[str]) -> int:
-    export.export(args.run_dir, args.out, dtype=args.dtype)
+    from elva_jax.hf.export import export
+
+    export(args.run_dir, args.out, dtype=args.dtype)
     print(args.out)
     return 0
 
 
 def _check(args: argparse.Namespace, _: list[str]) -> int:
+    from transformers.utils import logging
+
+    from elva_jax.evaluation.compare import PROMPT, check
+
     logging.disable_progress_bar()
     report = check(
         args.a,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # Inference imports `clip_settings` without Grain and TFDS.
     from elva_jax.data.mixture import Mixture
 
 
-class Decoder:
+class Decoder(ABC):
     """Decodes a record into a sample; it never raises, because an exception would end the worker.
 
     Args:
@@ -51,13 +52,13 @@ class Decoder:
             " (data.time_limit)",
         )
 
+    @abstractmethod
     def prepare(self, example: Example, rng: np.random.Generator) -> Any:
         """Decodes an example into a sample.
 
         Raises:
           ElvaError: the example cannot be used.
         """
-        raise NotImplementedError
 
 
 def clip_settings(data: DataConfig, *, patch_size: int, square: int = 0) -> ClipSettings:

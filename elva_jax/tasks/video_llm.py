@@ -25,7 +25,7 @@ from elva_jax.data.packing import RowCapacity
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models import flops
 from elva_jax.models.build import vision_tower
-from elva_jax.models.elva import Elva, ElvaOutput, dummy_inputs, layer_blocks
+from elva_jax.models.elva import Elva, ElvaOutput, LayerBlock, dummy_inputs, layer_blocks
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
 from elva_jax.models.towers.common import to_pixels
@@ -97,12 +97,11 @@ class VideoLlmTask(Task):
 
     def decoder_pieces(self) -> list[tuple[int, int]]:
         """The pieces between merging layers; without buckets merged tokens keep their places."""
-        pieces, length = [], self.row_tokens
-        for block in layer_blocks(self.config.model, merging=self.stage.merging):
-            if block.merge is not None and self.stage.merge_buckets:
-                length = self.stage.merge_buckets[block.merge] or length
-            pieces.append((block.num_layers, length))
-        return pieces
+        model, stage = self.config.model, self.stage
+        blocks = blocks_with_lengths(
+            model, self.row_tokens, stage.merge_buckets, merging=stage.merging
+        )
+        return [(block.num_layers, length) for block, length in blocks]
 
     def open_batches(
         self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
@@ -274,6 +273,21 @@ class VideoLlmTask(Task):
         return total, metrics
 
 
+def blocks_with_lengths(
+    config: ModelConfig, length: int, buckets: Sequence[int], *, merging: bool
+) -> list[tuple[LayerBlock, int]]:
+    """The decoder's blocks of layers, and the static length of the sequences in each.
+
+    A bucket of 0, or none, keeps the length.
+    """
+    out = []
+    for block in layer_blocks(config, merging=merging):
+        if block.merge is not None and buckets:
+            length = buckets[block.merge] or length
+        out.append((block, length))
+    return out
+
+
 def token_metrics(
     config: ModelConfig,
     before: TokenLayout,
@@ -283,8 +297,6 @@ def token_metrics(
     buckets: Sequence[int] = (),
 ) -> Metrics:
     """The number of tokens, the share of padding, and what is left after each merge.
-
-    `buckets` are the static lengths after the merging layers; 0 or none: the length before.
 
     `merge/kept_mean` is the share of visual tokens that are left, averaged over decoder layers.
     """
@@ -302,22 +314,23 @@ def token_metrics(
         return metrics
     patches, visual = count(Kind.PATCH), count(Kind.FRAME, Kind.PATCH, Kind.LINE)
     rows, length = before.kind.shape
-    lengths = [length := bucket or length for bucket in buckets or (0,) * len(out.merges)]
-    metrics["merge"] = tuple(
-        MergeMetrics(
-            kept=share(stats.patches, patches),
-            forced=jnp.sum(stats.forced).astype(jnp.float32),
-            overflow=jnp.sum(stats.overflow).astype(jnp.float32),
-            padding=jnp.sum(stats.padding).astype(jnp.float32) / (rows * length),
+    merges: list[MergeMetrics] = []
+    kept_layers: jax.Array | float = 0.0
+    for block, tokens in blocks_with_lengths(config, length, buckets, merging=True):
+        if block.merge is None:
+            kept_layers += block.num_layers
+            continue
+        stats = out.merges[block.merge]
+        kept_layers += block.num_layers * share(stats.visual, visual)
+        merges.append(
+            MergeMetrics(
+                kept=share(stats.patches, patches),
+                forced=jnp.sum(stats.forced).astype(jnp.float32),
+                overflow=jnp.sum(stats.overflow).astype(jnp.float32),
+                padding=jnp.sum(stats.padding).astype(jnp.float32) / (rows * tokens),
+            )
         )
-        for stats, length in zip(out.merges, lengths, strict=True)
-    )
-    layers = [
-        block.num_layers
-        * (1.0 if block.merge is None else share(out.merges[block.merge].visual, visual))
-        for block in layer_blocks(config, merging=merging)
-    ]
-    return metrics | {"merge/kept_mean": sum(layers) / config.num_layers}
+    return metrics | {"merge": tuple(merges), "merge/kept_mean": kept_layers / config.num_layers}
 
 
 def _generation(
