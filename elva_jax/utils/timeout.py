@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -45,7 +46,11 @@ def run_with_time_limit(seconds: float, work: Callable[[], T]) -> T:
         return results[0]
     if errors:
         raise errors[0]
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-    )
+    # Under a debugger or coverage, CPython 3.11 spins forever in every traced thread while such an
+    # exception waits for a thread in native code; then Python code is left running, too.
+    traced = sys.gettrace() or threading.gettrace()
+    if not (traced and sys.version_info < (3, 12)):
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
     raise TimeLimitExceeded(f"takes longer than {seconds:g} s")

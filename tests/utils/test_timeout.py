@@ -25,6 +25,7 @@ def test_a_call_that_never_returns_is_abandoned():
     os.close(write)
 
 
+@pytest.mark.no_cover  # traced code is left running in Python 3.11
 def test_python_code_ends_soon_after_the_limit():
     beats = []
 
