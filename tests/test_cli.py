@@ -59,8 +59,8 @@ def test_help_shows_every_option(capsys, words):
             "--frames does not go together with hybrid resolution",
         ),
         (["generate", *ASK, "--high-frames", "-1"], 2, "cannot be negative, got -1"),
-        (["generate", *ASK, "--top-p", "0"], 2, "top_p=0.0: must be above 0"),
-        (["generate", *ASK, "--temperature", "-1"], 2, "temperature=-1.0"),
+        (["generate", *ASK, "--top-p", "0"], 2, "--top-p: must be above 0"),
+        (["generate", *ASK, "--temperature", "-1"], 2, "--temperature: cannot be negative"),
         (["chat", "--video", "x"], 2, "--checkpoint"),
         (["generate", *ASK, "--high-policy", "middle"], 2, "invalid choice: 'middle' (choose from"),
         (

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from elva_jax.commands import flags
+from elva_jax.utils import numbers
 
 HELP = """\
 Imports weights from Hugging Face, exports a run to transformers, and compares two models.
@@ -77,9 +78,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     text = "the question, or the text that a language model reads"
     parser.add_argument("--prompt", metavar="TEXT", help=text)
     text = "largest difference that passes (default: %(default)s)"
-    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help=text)
+    parser.add_argument("--tolerance", type=numbers.real(0), default=1e-4, metavar="X", help=text)
     text = "length of the greedy answers (default: %(default)s)"
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=text)
+    parser.add_argument("--max-new-tokens", type=numbers.TOKENS, default=64, metavar="N", help=text)
     flags.add_no_merging(parser)
     text = "let a folder run Python files that this version of elva_jax did not write"
     parser.add_argument("--trust-remote-code", action="store_true", help=text)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import elva_jax
+from elva_jax.utils import numbers
 
 
 @contextlib.contextmanager
@@ -28,34 +29,22 @@ def library_notices() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def positive(text: str) -> int:
-    """A whole number above 0; for `type=` of an option."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def not_negative(text: str) -> int:
-    """A whole number from 0; for `type=` of an option."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"cannot be negative, got {value}")
-    return value
+positive = numbers.whole(1)  # for `type=` of an option, as all of these
+not_negative = numbers.whole(0)
 
 
 def shard(text: str) -> tuple[int, int]:
     """I/N with 0 <= I < N; for `type=` of an option."""
-    try:
-        index, count = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be I/N, such as 0/8, got {text}") from None
-    if not 0 <= index < count:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"must be I/N, such as 0/8, got {text[:40]}")
+    index, count = not_negative(parts[0]), numbers.ROWS(parts[1])
+    if index >= count:
         raise argparse.ArgumentTypeError(f"I counts from 0 to N-1, got {text}")
     return index, count
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def indices(text: str) -> tuple[int, ...]:
     """Whole numbers from 0, separated by commas; for `type=` of an option."""
     return tuple(not_negative(part) for part in text.split(","))
 
@@ -67,10 +56,10 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     text = "off: a process alone, whatever the launcher says (default: %(default)s)"
     add("--distributed", choices=("auto", "off"), default="auto", help=text)
     add("--coordinator", metavar="HOST:PORT", help="host of process 0, and a free port of it")
-    add("--num-processes", type=positive, metavar="N", help="number of processes")
+    add("--num-processes", type=numbers.ROWS, metavar="N", help="number of processes")
     add("--process-id", type=not_negative, metavar="I", help="number of this process, from 0")
     text = "GPUs of this process among those that it sees (default: all)"
-    add("--local-devices", type=numbers, metavar="I,J", help=text)
+    add("--local-devices", type=indices, metavar="I,J", help=text)
     text = "longest wait for the other processes at the start (default: %(default)s)"
     add("--start-timeout", type=positive, default=300, metavar="SECONDS", help=text)
     text = "silence after which a process counts as dead and the others end (default: %(default)s)"
@@ -88,9 +77,13 @@ def process_options(args: argparse.Namespace) -> dict[str, Any]:
 def span(text: str) -> tuple[int, int]:
     """Two whole numbers A:B with 1 <= A <= B; for `type=` of an option."""
     first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not A:B with 1 <= A <= B, such as 10:15")
-    return int(first), int(last)
+    wrong = f"'{text[:40]}' is not A:B with 1 <= A <= B, such as 10:15"
+    if not all(part.isascii() and part.isdigit() for part in (first, last)):
+        raise argparse.ArgumentTypeError(wrong)
+    begin, end = positive(first), positive(last)
+    if begin > end:
+        raise argparse.ArgumentTypeError(wrong)
+    return begin, end
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -109,15 +102,15 @@ def add_frames(parser: argparse.ArgumentParser) -> None:
     """Adds how a video is sampled; `hybrid_settings` reads the fields of a `Hybrid`."""
     add = parser.add_argument
     text = "frames sampled from a video (default: as in the last stage)"
-    add("--frames", type=positive, metavar="N", help=text)
+    add("--frames", type=numbers.FRAMES, metavar="N", help=text)
     text = "hybrid resolution: frames at high resolution (default: 32)"
-    add("--high-frames", type=not_negative, metavar="N", help=text)
+    add("--high-frames", type=numbers.whole(0, numbers.MOST_FRAMES), metavar="N", help=text)
     text = "frames at low resolution beside them (default: 32)"
-    add("--low-frames", type=not_negative, metavar="N", help=text)
+    add("--low-frames", type=numbers.whole(0, numbers.MOST_FRAMES), metavar="N", help=text)
     text = "longest edge of the high ones (default: as in the last stage)"
-    add("--high-edge", type=positive, metavar="PX", help=text)
+    add("--high-edge", type=numbers.EDGE, metavar="PX", help=text)
     text = "longest edge of the low ones (default: 336, at most half of the high one)"
-    add("--low-edge", type=positive, metavar="PX", help=text)
+    add("--low-edge", type=numbers.EDGE, metavar="PX", help=text)
     text = "which frames are high: evenly spread (the default), those at both ends, or those that"
     text += " change most"
     add("--high-policy", dest="policy", choices=("interleave", "ends", "scene"), help=text)
@@ -139,15 +132,15 @@ def add_answering(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """Adds how answers are decoded; `sampling` reads it."""
     add, default = parser.add_argument, "(default: %(default)s)"
     text = f"longest answer {default}"
-    add("--max-new-tokens", type=positive, default=max_new_tokens, metavar="N", help=text)
+    add("--max-new-tokens", type=numbers.TOKENS, default=max_new_tokens, metavar="N", help=text)
     add_no_merging(parser)
     text = "0: the likeliest token (the default); above 0: draw one"
-    add("--temperature", type=float, default=0.0, metavar="T", help=text)
+    add("--temperature", type=numbers.TEMPERATURE, default=0.0, metavar="T", help=text)
     text = "draw only among the likeliest tokens that make up P"
-    add("--top-p", type=float, default=1.0, metavar="P", help=text)
+    add("--top-p", type=numbers.SHARE, default=1.0, metavar="P", help=text)
     text = "above 1: repeat less"
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help=text)
-    add("--seed", type=int, default=0, metavar="N", help=f"seed of the draws {default}")
+    add("--repetition-penalty", type=numbers.POSITIVE, default=1.0, metavar="X", help=text)
+    add("--seed", type=numbers.SEED, default=0, metavar="N", help=f"seed of the draws {default}")
     text = "end an answer before this text; may be given several times"
     add("--stop", action="append", default=[], metavar="TEXT", help=text)
 

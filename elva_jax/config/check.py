@@ -12,11 +12,12 @@ from typing import Any
 
 from elva_jax.config.keys import key_types, keys
 from elva_jax.errors import ConfigError
+from elva_jax.utils import numbers
 
 
 def nearest(wrong: object, allowed: Iterable[object]) -> str:
     """The end of a message about a wrong name: the most similar allowed one, if there is any."""
-    near = difflib.get_close_matches(str(wrong), list(map(str, allowed)), 1, 0)
+    near = difflib.get_close_matches(str(wrong)[:100], list(map(str, allowed)), 1, 0)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -71,7 +72,8 @@ def check_names(values: Any, key: str) -> None:
 
 
 def _wrong_type(expected: str, value: object) -> str:
-    return f"expected {expected}, got {type(value).__name__} {value!r}"
+    text = repr(value) if isinstance(value, str) else numbers.shown(value)
+    return f"expected {expected}, got {type(value).__name__} {numbers.shown(text)}"
 
 
 def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
@@ -88,18 +90,36 @@ def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) ->
         if not isinstance(value, str):
             raise ConfigError(f"{key}: must be {' or '.join(map(str, allowed))}, got {value}")
         near = nearest(value, allowed)
-        raise ConfigError(f"{key}: '{value}' is not one of {', '.join(allowed)}{near}")
+        raise ConfigError(
+            f"{key}: '{numbers.shown(value)}' is not one of {', '.join(allowed)}{near}"
+        )
     right = type(value) is kind or (kind is float and type(value) is int)
     require(right, key, _wrong_type(kind.__name__, value))
+    if kind is str:
+        require("\0" not in value, key, "holds a NUL character")
     if kind in (int, float):
-        require(math.isfinite(value), key, f"must be a finite number, got {value}")
+        finite = type(value) is int or math.isfinite(value)
+        limits = describe_range(metadata["limits"], kind, metadata["most"])
+        require(finite, key, f"must be a finite number{limits}, got {value}")
         _check_range(key, value, metadata)
+        most = metadata["most"] if kind is int else numbers.LARGEST_FLOAT
+        require(abs(value) <= most, key, f"must be a number{limits}, got {numbers.shown(value)}")
 
 
 def interval(limits: Mapping[str, float]) -> str:
     """A range with two ends, such as (0, 1]."""
     low = f"[{limits['minimum']}" if "minimum" in limits else f"({limits['above']}"
     return f"{low}, " + (f"{limits['maximum']}]" if "maximum" in limits else f"{limits['below']})")
+
+
+def describe_range(limits: Mapping[str, float], kind: type, most: int) -> str:
+    """Both ends of a range for a message, such as ` in [1, 4096]`."""
+    largest = most if kind is int else float(f"{numbers.LARGEST_FLOAT:.3g}")
+    if not {"minimum", "above"} & limits.keys():
+        limits = {"minimum": -largest, **limits}
+    if not {"maximum", "below"} & limits.keys():
+        limits = {"maximum": largest, **limits}
+    return f" in {interval(limits)}"
 
 
 def _check_range(key: str, value: float, metadata: Mapping[str, Any]) -> None:
@@ -111,12 +131,13 @@ def _check_range(key: str, value: float, metadata: Mapping[str, Any]) -> None:
     if "maximum" in limits or "below" in limits:
         near = min(max(value, low), high)
         hint = f"; did you mean {type(value)(near)}?" if above < near < below else ""
-        raise ConfigError(f"{key}: must be in {interval(limits)}, got {value}{hint}")
+        raise ConfigError(f"{key}: must be in {interval(limits)}, got {numbers.shown(value)}{hint}")
     if above == 0:
-        raise ConfigError(f"{key}: must be positive, got {value}")
+        raise ConfigError(f"{key}: must be positive, got {numbers.shown(value)}")
     if low != 0:
-        raise ConfigError(f"{key}: must be at least {low}, got {value}")
+        raise ConfigError(f"{key}: must be at least {low}, got {numbers.shown(value)}")
     zero = re.search(r"(?:^|; )0: ([^;]+)", metadata["meaning"])
     raise ConfigError(
-        f"{key}: cannot be negative, got {value}" + (f"; 0: {zero[1]}" if zero else "")
+        f"{key}: cannot be negative, got {numbers.shown(value)}"
+        + (f"; 0: {zero[1]}" if zero else "")
     )

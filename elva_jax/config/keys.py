@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from elva_jax.utils import numbers
+
 
 def key(
     default: Any,
@@ -18,14 +20,18 @@ def key(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    most: int = numbers.LARGEST_INT,
 ) -> Any:
     """A key: its default, its meaning, and its range (of each entry, where the key is a tuple).
 
-    `minimum` and `maximum` belong to the range, `above` and `below` do not.
+    `minimum` and `maximum` belong to the range, `above` and `below` do not. `most` bounds a count
+    that no machine or model of today reaches, so that nothing is allocated by a slip of the keys.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
+    return dataclasses.field(
+        default=default, metadata={"meaning": meaning, "limits": limits, "most": most}
+    )
 
 
 def named(cls: type, meaning: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from elva_jax.config.schema import Config, to_config_dict
 from elva_jax.config.serialize import freeze
 from elva_jax.config.validate import check_contradictions
 from elva_jax.errors import ConfigError
+from elva_jax.utils import numbers
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -57,8 +57,12 @@ def load_unchecked(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       ConfigError: the file or an override cannot be read.
     """
     path = Path(spec.partition(":")[0])
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; see the files in configs/")
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # longer than a path can be, or NUL in it
+        found = False
+    if not found:
+        raise ConfigError(f"{numbers.shown(path)}: no such config file; see the files in configs/")
     plain = _parse(spec, [])
     for word in overrides:
         _check_key(plain, word)
@@ -82,14 +86,17 @@ def _parse(spec: str, overrides: Sequence[str]) -> ConfigDict:
         ) from None
     except flags.Error as error:
         raise ConfigError(f"{spec}: {_one_line(error)}") from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a config file is code: it may exit, or raise anything
         if isinstance(error, AttributeError) and error.name == "get_config":
             raise ConfigError(f"{spec}: defines no function get_config") from None
         # The user's own code raised it: they need its name and their file, not our frames.
         raise ConfigError(f"{spec}: {type(error).__name__}: {_one_line(error)}") from error
     if len(rest) > 1:
         raise ConfigError(
-            f"'{rest[1]}' is not an option; settings are changed with --config.KEY=VALUE"
+            f"'{numbers.shown(rest[1])}' is not an option; settings are changed with"
+            " --config.KEY=VALUE"
         )
     if not isinstance(config, ConfigDict):
         raise ConfigError(
@@ -102,20 +109,29 @@ def _parse(spec: str, overrides: Sequence[str]) -> ConfigDict:
 def _one_line(error: BaseException) -> str:
     """First and last line of a message."""
     lines = str(error).removeprefix("flag ").strip().splitlines() or [""]
-    return " ".join(dict.fromkeys((lines[0], lines[-1].strip())))
+    text = " ".join(dict.fromkeys((lines[0], lines[-1].strip())))
+    return text if len(text) <= 400 else f"{text[:400]}…"
 
 
 def _check_key(config: ConfigDict, word: str) -> None:
     """Refuses an override of a key that does not exist, with the nearest one."""
-    path = re.fullmatch(r"--?config\.([\w.]+)(=.*)?", word, re.DOTALL)
-    if path is None:
-        return
+    if not word.startswith("-") or word[1:2].isdigit():
+        return  # the value of the word before it, or refused as a stray word
+    name = numbers.shown(word.lstrip("-").partition("=")[0])
+    if not name.startswith("config."):  # absl has options of its own, such as --flagfile
+        raise ConfigError(f"unknown option --{name}; settings are changed with --config.KEY=VALUE")
+    path = name.removeprefix("config.")
+    if "[" in path:
+        raise ConfigError(
+            f"{path}: entries cannot be set one by one; give all of them, as in"
+            f" --config.{path.partition('[')[0]}='(1, 2)'"
+        )
     group: Any = config
-    for part in path[1].split("."):
+    for part in path.split("."):
         if not isinstance(group, ConfigDict):
-            raise ConfigError(f"{path[1]}: a single value has no key '{part}'")
+            raise ConfigError(f"{path}: a single value has no key '{part}'")
         if part not in group:
-            raise ConfigError(f"{path[1]}: no such key '{part}'{nearest(part, group)}")
+            raise ConfigError(f"{path}: no such key '{part}'{nearest(part, group)}")
         group = group[part]
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError
+from elva_jax.utils.numbers import shown
 
 KINDS = ("all", "first", "end", "random")
 FORMS = (
@@ -43,6 +44,8 @@ def parse_sampling(text: str) -> Sampling:
     Raises:
       ValueError: anything else, with the nearest right form.
     """
+    if len(text) > 60 or not text.isascii():
+        raise ValueError(f"'{shown(text)}' is none of {FORMS}")
     match = re.fullmatch(r"(first|end|random):(?:(\d+)|(\d+(?:\.\d+)?)%)", text)
     if match:
         kind, number, percent = match.groups()

@@ -22,6 +22,7 @@ from elva_jax.config.stage_schema import (
     SourceConfig,
     StageConfig,
 )
+from elva_jax.utils import numbers
 
 __all__ = [
     "CheckpointConfig",
@@ -65,16 +66,23 @@ class TeacherConfig:
         "run, converted checkpoint, Hugging Face folder or hub name with its weights;"
         ' "": this run\'s stage named "teacher"',
     )
-    image_size: int = key(384, "side of its square input in pixels", minimum=1)
-    patch_size: int = key(14, "side of its patches in pixels", minimum=1)
-    hidden_size: int = key(1152, "width of its features", minimum=1)
-    intermediate_size: int = key(4304, "inner width of its MLPs", minimum=1)
-    num_layers: int = key(27, "number of vision layers", minimum=1)
-    num_heads: int = key(16, "number of attention heads", minimum=1)
-    text_layers: int = key(
-        0, "number of layers of the text tower, needed only to train a teacher", minimum=0
+    image_size: int = key(
+        384, "side of its square input in pixels", minimum=1, most=numbers.MOST_PIXELS
     )
-    text_length: int = key(64, "tokens of a caption", minimum=1)
+    patch_size: int = key(14, "side of its patches in pixels", minimum=1, most=numbers.MOST_PIXELS)
+    hidden_size: int = key(1152, "width of its features", minimum=1, most=numbers.MOST_WIDTH)
+    intermediate_size: int = key(
+        4304, "inner width of its MLPs", minimum=1, most=numbers.MOST_WIDTH
+    )
+    num_layers: int = key(27, "number of vision layers", minimum=1, most=numbers.MOST_LAYERS)
+    num_heads: int = key(16, "number of attention heads", minimum=1, most=numbers.MOST_LAYERS)
+    text_layers: int = key(
+        0,
+        "number of layers of the text tower, needed only to train a teacher",
+        minimum=0,
+        most=numbers.MOST_LAYERS,
+    )
+    text_length: int = key(64, "tokens of a caption", minimum=1, most=numbers.MOST_TOKENS)
     dtype: Literal["float32", "bfloat16"] = key(
         "float32", "compute type during guidance; its parameters stay in float32"
     )
@@ -90,25 +98,33 @@ class ModelConfig:
     """The ELVA model; a Qwen2-1.5B decoder by default."""
 
     vocab_size: int = key(
-        151_936, "rows of the embedding table, at least the tokenizer's size", minimum=1
+        151_936,
+        "rows of the embedding table, at least the tokenizer's size",
+        minimum=1,
+        most=numbers.MOST_WIDTH,
     )
-    hidden_size: int = key(1536, "D, width of the decoder", minimum=1)
-    intermediate_size: int = key(8960, "inner width of SwiGLU", minimum=1)
-    num_layers: int = key(28, "number of decoder layers", minimum=1)
-    num_heads: int = key(12, "number of query heads", minimum=1)
-    num_kv_heads: int = key(2, "number of key and value heads", minimum=1)
-    head_dim: int = key(128, "width of a head", minimum=1)
+    hidden_size: int = key(1536, "D, width of the decoder", minimum=1, most=numbers.MOST_WIDTH)
+    intermediate_size: int = key(8960, "inner width of SwiGLU", minimum=1, most=numbers.MOST_WIDTH)
+    num_layers: int = key(28, "number of decoder layers", minimum=1, most=numbers.MOST_LAYERS)
+    num_heads: int = key(12, "number of query heads", minimum=1, most=numbers.MOST_LAYERS)
+    num_kv_heads: int = key(2, "number of key and value heads", minimum=1, most=numbers.MOST_LAYERS)
+    head_dim: int = key(128, "width of a head", minimum=1, most=numbers.MOST_WIDTH)
     rope_theta: float = key(1_000_000.0, "base of RoPE", above=0)
     rope_scaling: Literal["default", "linear", "dynamic", "yarn"] = key(
         "default", "how RoPE is extended beyond the trained context; default: not at all"
     )
     rope_factor: float = key(1.0, "extended context over trained context", above=0)
     rope_original_max_position: int = key(
-        32_768, "trained context length, which RoPE scaling starts from", minimum=1
+        32_768,
+        "trained context length, which RoPE scaling starts from",
+        minimum=1,
+        most=numbers.MOST_TOKENS,
     )
     rms_norm_eps: float = key(1e-6, "epsilon of RMSNorm", minimum=0)
     tie_embeddings: bool = key(default=True, meaning="whether the head is the embedding table")
-    max_position: int = key(32_768, "longest sequence in tokens", minimum=1)
+    max_position: int = key(
+        32_768, "longest sequence in tokens", minimum=1, most=numbers.MOST_TOKENS
+    )
     attention_bias: bool = key(
         default=True, meaning="whether q, k and v have biases (Qwen2: yes, Llama: no)"
     )
@@ -116,15 +132,20 @@ class ModelConfig:
         28,
         "side of a patch in pixels; with patch_embed = encoder it must equal teacher.patch_size",
         minimum=1,
+        most=numbers.MOST_PIXELS,
     )
-    patch_width: int = key(1024, "E, width of the patch embedding", minimum=1)
+    patch_width: int = key(
+        1024, "E, width of the patch embedding", minimum=1, most=numbers.MOST_WIDTH
+    )
     patch_embed: Literal["video", "naive", "encoder"] = key(
         "video",
         "video: cross-attention into <FRAME> and <LINE>; naive: plain learned vectors (Table 3);"
         " encoder: the baseline, in which the teacher's tower and an MLP see each frame, squashed"
         " to the tower's square",
     )
-    patch_heads: int = key(1, "heads of the patch embedding's cross-attention", minimum=1)
+    patch_heads: int = key(
+        1, "heads of the patch embedding's cross-attention", minimum=1, most=numbers.MOST_LAYERS
+    )
     dtype: Literal["float32", "bfloat16"] = key(
         "bfloat16", "compute type of activations and matrix products; parameters stay in float32"
     )
@@ -136,7 +157,10 @@ class ModelConfig:
     )
     attention: Literal["auto", "xla", "cudnn"] = key("auto", "implementation of attention")
     merge_layers: tuple[int, ...] = key(
-        (), "decoder layers before which tokens merge, increasing", minimum=0
+        (),
+        "decoder layers before which tokens merge, increasing",
+        minimum=0,
+        most=numbers.MOST_TOKENS,
     )
     merge_policies: tuple[MergePolicy, ...] = key(
         (),
@@ -245,7 +269,7 @@ class Config:
     """A run: what all of its stages share, and the stages."""
 
     name: str = key("elva", "name of the run, used in titles and logs")
-    seed: int = key(0, "seed of initialization, data order and every random choice")
+    seed: int = key(0, "seed of initialization, data order and every random choice", most=2**63 - 1)
     data_dir: str = key(".data", "where built data sets are stored")
     data_root: str = key(
         "",

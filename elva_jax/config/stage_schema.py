@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from elva_jax.config.keys import key, named
+from elva_jax.utils import numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,23 @@ class DataConfig:
         " large: uniform); 0: the weights alone",
         minimum=0,
     )
-    num_frames: int = key(1, "maximum frames sampled from a video, uniform in time", minimum=1)
+    num_frames: int = key(
+        1,
+        "maximum frames sampled from a video, uniform in time",
+        minimum=1,
+        most=numbers.MOST_FRAMES,
+    )
     fps: float = key(
         0.0,
         "frames per second to sample, up to num_frames; 0: num_frames spread over the video",
         minimum=0,
     )
-    longest_edge: int = key(448, "pixels; larger frames are scaled down to this edge", minimum=1)
+    longest_edge: int = key(
+        448,
+        "pixels; larger frames are scaled down to this edge",
+        minimum=1,
+        most=numbers.MOST_PIXELS,
+    )
     upscale: bool = key(
         default=False, meaning="whether smaller frames are scaled up to longest_edge"
     )
@@ -68,9 +79,13 @@ class DataConfig:
         0,
         "hybrid resolution as an augmentation: number of additional, smaller frames; 0: off",
         minimum=0,
+        most=numbers.MOST_FRAMES,
     )
     low_longest_edge: int = key(
-        336, "pixels; the additional frames are scaled down to this edge", minimum=1
+        336,
+        "pixels; the additional frames are scaled down to this edge",
+        minimum=1,
+        most=numbers.MOST_PIXELS,
     )
     hybrid_policy: Literal["interleave", "ends", "scene"] = key(
         "interleave", "which frames are the large ones; scene: those that change most"
@@ -82,15 +97,26 @@ class DataConfig:
         minimum=0,
         maximum=1,
     )
-    seq_len: int = key(4096, "S, tokens of a packed sequence", minimum=1)
-    max_patches: int = key(4096, "N, maximum patches of a packed sequence", minimum=1)
-    max_frames: int = key(64, "maximum frames of a packed sequence", minimum=1)
+    seq_len: int = key(4096, "S, tokens of a packed sequence", minimum=1, most=numbers.MOST_TOKENS)
+    max_patches: int = key(
+        4096, "N, maximum patches of a packed sequence", minimum=1, most=numbers.MOST_TOKENS
+    )
+    max_frames: int = key(
+        64, "maximum frames of a packed sequence", minimum=1, most=numbers.MOST_FRAMES
+    )
     pack: bool = key(default=True, meaning="whether several short examples share a sequence")
-    max_turns: int = key(8, "maximum number of question turns about one video", minimum=1)
+    max_turns: int = key(
+        8, "maximum number of question turns about one video", minimum=1, most=numbers.MOST_ROWS
+    )
     system_prompt: str = key(
         "You are a helpful assistant.", 'system turn of the chat template; "": none'
     )
-    workers: int = key(0, "decoding processes; 0: a thread of the main process", minimum=0)
+    workers: int = key(
+        0,
+        "decoding processes; 0: a thread of the main process",
+        minimum=0,
+        most=numbers.MOST_WORKERS,
+    )
     max_bad_fraction: float = key(
         0.05, "share of unreadable records above which the run stops", minimum=0, maximum=1
     )
@@ -125,7 +151,7 @@ class LossConfig:
 class LoraConfig:
     """Low-rank factors, trained in place of the decoder's matrices; all else is then frozen."""
 
-    rank: int = key(0, "inner width of the factors; 0: no LoRA", minimum=0)
+    rank: int = key(0, "inner width of the factors; 0: no LoRA", minimum=0, most=numbers.MOST_ROWS)
     alpha: float = key(16.0, "the product of the factors is scaled by alpha / rank", above=0)
     targets: tuple[str, ...] = key(
         ("_proj$",),
@@ -155,7 +181,12 @@ class OptimizerConfig:
     eps: float = key(1e-8, "Adam's epsilon", minimum=0)
     weight_decay: float = key(0.0, "decoupled weight decay", minimum=0)
     clip_norm: float = key(1.0, "maximum global gradient norm; 0: no clipping", minimum=0)
-    accumulate: int = key(1, "micro-batches whose gradients are averaged in one step", minimum=1)
+    accumulate: int = key(
+        1,
+        "micro-batches whose gradients are averaged in one step",
+        minimum=1,
+        most=numbers.MOST_ROWS,
+    )
     freeze: tuple[str, ...] = key(
         (), "regular expressions of the paths of parameters that stay unchanged"
     )
@@ -174,12 +205,15 @@ class StageConfig:
     )
     steps: int = key(0, "optimizer steps; 0: derived from epochs", minimum=0)
     epochs: float = key(0.0, "passes over the mixture, where steps is 0", minimum=0)
-    batch_size: int = key(256, "sequences (packed rows) per step, over all devices", minimum=1)
+    batch_size: int = key(
+        256, "sequences (packed rows) per step, over all devices", minimum=1, most=numbers.MOST_ROWS
+    )
     merging: bool = key(default=False, meaning="whether tokens merge inside the decoder")
     merge_buckets: tuple[int, ...] = key(
         (),
         "for each merging layer: static number of tokens after it; 0 disables compaction",
         minimum=0,
+        most=numbers.MOST_TOKENS,
     )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)

@@ -9,6 +9,7 @@ from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.errors import ConfigError
+from elva_jax.utils import numbers
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FILES = (".json", ".jsonl", ".csv", ".tar")  # endings of sources that are files; others are TFDS
@@ -35,7 +36,7 @@ def _check_curriculum(config: Config) -> None:
     for name in names:
         if name not in config.stages:
             near = nearest(name, config.stages)
-            raise ConfigError(f"curriculum: no stage named '{name}' in stages{near}")
+            raise ConfigError(f"curriculum: no stage named '{numbers.shown(name)}' in stages{near}")
 
 
 def _check_model(config: Config) -> None:
@@ -53,6 +54,12 @@ def _check_model(config: Config) -> None:
         "model.patch_heads",
         f"{model.patch_heads} does not divide patch_width = {model.patch_width}",
     )
+    for axis in ("data", "fsdp", "context", "tensor"):
+        require(
+            getattr(mesh, axis) != 0,
+            f"mesh.{axis}",
+            "must be at least 1, or -1 for all remaining devices, got 0",
+        )
     layers = model.merge_layers
     for key in ("merge_policies", "merge_thresholds", "merge_ratios"):
         count = len(getattr(model, key))
@@ -132,6 +139,13 @@ def _check_stage(config: Config, name: str) -> None:
     require(
         stage.steps > 0 or stage.epochs > 0, at + "steps", "set steps, or epochs where steps is 0"
     )
+    for key, patterns in (
+        ("freeze", stage.optimizer.freeze),
+        ("lora.targets", stage.optimizer.lora.targets),
+        ("lora.also", stage.optimizer.lora.also),
+    ):
+        for pattern in patterns:
+            check_pattern(pattern, f"{at}optimizer.{key}")
     accumulate = stage.optimizer.accumulate
     require(
         stage.batch_size % accumulate == 0,
@@ -183,19 +197,23 @@ def _check_teacher(config: Config, name: str) -> None:
 CHECKS = {"elva": _check_elva, "teacher": _check_teacher}
 
 
+def check_pattern(pattern: str, key: str) -> None:
+    """Refuses what is not a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"{key}: '{numbers.shown(pattern)}' is not a regular expression: {error}"
+        ) from None
+
+
 def _check_lora(stage: StageConfig, at: str) -> None:
     lora, at = stage.optimizer.lora, f"{at}optimizer.lora."
     if not lora.rank:
         return
     require(lora.targets, at + "targets", "names no projection")
     for target in lora.targets:
-        try:
-            found = any(re.search(target, name) for name in PROJECTIONS)
-        except re.error as error:
-            raise ConfigError(
-                f"{at}targets: '{target}' is not a regular expression: {error}"
-            ) from None
-        if not found:
+        if not any(re.search(target, name) for name in PROJECTIONS):
             near = nearest(target, PROJECTIONS)
             raise ConfigError(
                 f"{at}targets: '{target}' finds none of {', '.join(PROJECTIONS)}{near}"

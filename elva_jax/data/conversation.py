@@ -22,7 +22,7 @@ from elva_jax.data.example import Example, Turn
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Clip, Text
 
-MARKER = re.compile(r"\s*<(?:image|video)>\s*")
+MARKER = re.compile("<(?:image|video)>")
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"  # between a question and its answer
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -155,12 +155,18 @@ def truncate(example: Example, turns: int) -> Example:
 
 def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of text tokens that a turn after the first one adds to a conversation."""
-    pieces = MARKER.split(turn.question.strip())
+    pieces = split_text(turn.question)
     pieces[0] = "\n<|im_start|>user\n" + pieces[0]
     pieces[-1] += ANSWER
     return sum(
         len(token_ids(tokenizer, text)) for text in (*pieces, turn.answer.strip() + "<|im_end|>")
     )
+
+
+def split_text(question: str) -> list[str]:
+    """The text of a question around its markers, without the white space beside them."""
+    # A pattern that takes in the white space before a marker would need quadratic time.
+    return [text.strip() for text in MARKER.split(question)]
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -217,7 +223,7 @@ def split_questions(example: Example, media: int) -> list[list[str]]:
     Raises:
       DataError: the number of markers differs from the number of media.
     """
-    pieces = [MARKER.split(turn.question.strip()) for turn in example.turns]
+    pieces = [split_text(turn.question) for turn in example.turns]
     markers = sum(len(texts) - 1 for texts in pieces)
     if markers == 0:
         pieces[0] = [""] * media + pieces[0]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elva_jax.errors import ConfigError
 from elva_jax.evaluation.scores import Score
 from elva_jax.inference.prefilled import Answer
+from elva_jax.utils import numbers
 
 if TYPE_CHECKING:  # its module needs TensorFlow Datasets, an extra
     from elva_jax.evaluation.questions import Question
@@ -56,9 +56,14 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        for name in ("limit", "batch_size", "max_new_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1")
+        for name, allowed in (
+            ("limit", numbers.whole(1)),
+            ("num_frames", numbers.FRAMES),
+            ("batch_size", numbers.ROWS),
+            ("max_new_tokens", numbers.TOKENS),
+        ):
+            if (value := getattr(self, name)) is not None:
+                allowed.check(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)

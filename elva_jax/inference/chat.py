@@ -16,6 +16,7 @@ from elva_jax.inference.media import Media, check_question
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.ops.merging import Merging
+from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
@@ -46,6 +47,7 @@ class Chat:
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> None:
+        numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         self._model, self._merging, self._frames = model, merging, frames
         self._max_new_tokens, self._sampling = max_new_tokens, sampling
         self._next = model.read_all(media, frames)  # media that no question has been asked about

@@ -28,6 +28,7 @@ from elva_jax.inference.prompts import PromptReader
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.ops.merging import Merging
+from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
@@ -160,6 +161,7 @@ class ElvaModel(PromptReader):
           >>> [len(answer.tokens) <= 4 for answer in model.generate(batch, max_new_tokens=4)]
           [True, True]
         """
+        numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         if not requests:
             return []
         prompts = [request.prompt for request in requests]
@@ -188,6 +190,7 @@ class ElvaModel(PromptReader):
           >>> "".join(pieces) == model.answer(video, "What moves?", max_new_tokens=4)
           True
         """
+        numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         prefilled = self.prefill(
             [self.read_all(media, frames)],
             prompts=[prompt],

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data import conversation
-from elva_jax.errors import ConfigError, LayoutError
+from elva_jax.errors import LayoutError
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
 from elva_jax.inference.engine import Decoding, Progress
 from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood, OptionTree, option_tree
+from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Clip, Text
 
@@ -104,8 +105,7 @@ class Prefilled:
         lengths: ChooseLength,
     ) -> Iterator[list[list[Answer]]]:
         """The answers so far, after every `interval` tokens."""
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+        numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         ids = [[self._question(b, text) for text in row] for b, row in enumerate(questions)]
         longest = max(self.prefix_tokens[b] + len(q) for b, row in enumerate(ids) for q in row)
         most = min(max_new_tokens, self.prefix.config.max_position - longest)

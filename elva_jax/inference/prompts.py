@@ -18,6 +18,7 @@ from elva_jax.data.decode_example import clip_settings
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
 from elva_jax.inference.media import Media, as_list, check_question
+from elva_jax.utils import numbers
 from elva_jax.video.clip import Source, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import Clip, Text
@@ -86,6 +87,8 @@ class PromptReader:
 
     def read_all(self, media: Media, frames: int | Hybrid | None = None) -> tuple[Visual, ...]:
         """Reads media as every method takes them."""
+        if frames is not None and not isinstance(frames, Hybrid):
+            numbers.FRAMES.check("frames", frames)
         return tuple(
             item if isinstance(item, Visual) else self.read_media(item, frames=frames)
             for item in as_list(media)

@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from elva_jax.errors import ConfigError
+from elva_jax.utils import numbers
 from elva_jax.utils.arrays import AnyArray
 
 
@@ -41,14 +42,12 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature}: must be 0 (greedy) or above")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p}: must be above 0 and at most 1")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(
-                f"repetition_penalty={self.repetition_penalty}: must be above 0; 1 is none"
-            )
+        numbers.TEMPERATURE.check("temperature", self.temperature)
+        numbers.SHARE.check("top_p", self.top_p)
+        numbers.POSITIVE.check("repetition_penalty", self.repetition_penalty)
+        numbers.SEED.check("seed", self.seed)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError(f"stop={numbers.shown(self.stop)}: must be a tuple of strings")
         if not all(self.stop):
             raise ConfigError("stop: an empty string would end every answer before it begins")
 

@@ -39,6 +39,7 @@ from elva_jax.ops.tube_runs import (
     unsort,
     weighted_means,
 )
+from elva_jax.utils import numbers
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
@@ -83,6 +84,12 @@ class MergeLayer:
     policy: str | Policy = "threshold"  # threshold | ratio | both | pool, or a function
     threshold: float = 0.6  # cosine above which neighbors merge
     ratio: float = 0.5  # share of the entering mergeable tokens that stays, see `merge`
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        numbers.whole(0).check("before_layer", self.before_layer)
+        numbers.real(-numbers.LARGEST_FLOAT).check("threshold", self.threshold)
+        numbers.real(0, 1).check("ratio", self.ratio)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from elva_jax.errors import ConfigError
+from elva_jax.utils import numbers
 from elva_jax.video.resize import LazyFrame, target_size
 
 Policy = Literal["interleave", "ends", "scene"]
@@ -54,13 +55,11 @@ class Hybrid:
     def __post_init__(self) -> None:
         """Validates the values."""
         for name in ("high_frames", "low_frames"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: cannot be negative")
+            numbers.whole(0, numbers.MOST_FRAMES).check(name, getattr(self, name))
         if not self.frames:
             raise ConfigError("high_frames=0 and low_frames=0: a video needs at least one frame")
         for name in ("high_edge", "low_edge"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1 pixel")
+            numbers.EDGE.check(name, getattr(self, name))
         if self.high_frames and self.low_frames and self.low_edge > self.high_edge:
             raise ConfigError(
                 f"low_edge={self.low_edge} exceeds high_edge={self.high_edge}; "

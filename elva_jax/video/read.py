@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from elva_jax.errors import ConfigError, VideoError
+from elva_jax.utils import numbers
 from elva_jax.video.probe import reading
 from elva_jax.video.reader import BACKGROUND, VideoFile
 from elva_jax.video.resize import LazyFrame
@@ -95,8 +96,10 @@ def read_frames(
       >>> len(video.pixels), video.pixels[0].shape
       (4, (32, 32, 3))
     """
-    if num_frames is not None and num_frames < 1:
-        raise ConfigError(f"num_frames={num_frames}: must be at least 1")
+    if num_frames is not None:
+        numbers.FRAMES.check("num_frames", num_frames)
+    numbers.RATE.check("fps", fps or 0)
+    numbers.POSITIVE.check("folder_fps", folder_fps)
     if not num_frames and not fps:
         raise ConfigError("set num_frames or fps to choose the number of frames")
     if not isinstance(source, bytes):
@@ -118,6 +121,11 @@ def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) 
     if fps:
         rate = max(1, round(duration * Fraction(fps)))
         count = rate if num_frames is None else min(rate, num_frames)
+        if count > numbers.MOST_FRAMES:
+            raise ConfigError(
+                f"fps={fps}: {count} frames of {float(duration):g} s; set num_frames, at most"
+                f" {numbers.MOST_FRAMES}"
+            )
     return [duration * (2 * i + 1) / (2 * count) for i in range(count)]
 
 

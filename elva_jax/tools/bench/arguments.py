@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Literal
 
+from elva_jax.utils import numbers
+
 Dtype = Literal["float32", "bfloat16"]
 
 
 def counts(text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas, such as 32,64; for `type=` of a flag."""
     try:
-        numbers = tuple(int(word) for word in text.split(","))
+        words = [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"needs whole numbers separated by commas, such as 32,64, got '{text}'"
+            f"needs whole numbers separated by commas, such as 32,64, got '{text[:40]}'"
         ) from None
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {min(numbers)}")
-    return tuple(dict.fromkeys(numbers))
+    return tuple(dict.fromkeys(numbers.TOKENS(str(word)) for word in words))
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:
     """Adds --repeats."""
     text = "timed runs of each (default: %(default)s)"
-    parser.add_argument("--repeats", type=int, default=default, metavar="N", help=text)
+    parser.add_argument("--repeats", type=numbers.ROWS, default=default, metavar="N", help=text)
 
 
 def dtype_of(args: argparse.Namespace) -> Dtype:

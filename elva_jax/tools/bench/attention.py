@@ -9,6 +9,7 @@ from typing import Any
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.bench.timing import Spread, interleaved, machine, milliseconds
+from elva_jax.utils import numbers
 
 HELP = """\
 Times causal attention (forward, one sequence) as in prefill, beside scaled_dot_product_attention
@@ -24,9 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
     add, text = parser.add_argument, "tokens (default: %(default)s)"
     add("--lengths", type=counts, default="1024,2560,5120", metavar="S,S,…", help=text)
-    add("--heads", type=int, default=12, help="query heads (default: %(default)s)")
-    add("--kv-heads", type=int, default=2, help="key and value heads (default: %(default)s)")
-    add("--head-dim", type=int, default=128, help="width of a head (default: %(default)s)")
+    add(
+        "--heads",
+        type=numbers.whole(1, 65_536),
+        default=12,
+        help="query heads (default: %(default)s)",
+    )
+    add(
+        "--kv-heads",
+        type=numbers.whole(1, 65_536),
+        default=2,
+        help="key and value heads (default: %(default)s)",
+    )
+    add(
+        "--head-dim",
+        type=numbers.whole(1, 65_536),
+        default=128,
+        help="width of a head (default: %(default)s)",
+    )
     add_dtype(parser)
     add_repeats(parser, 5)
 

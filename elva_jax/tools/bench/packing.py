@@ -18,6 +18,7 @@ from elva_jax.data.packing import (
     simulate,
 )
 from elva_jax.tools.bench.table import text_table
+from elva_jax.utils import numbers
 from elva_jax.video.layout import Clip, Counts, clip_tokens, max_remaining
 from elva_jax.video.resize import target_size
 
@@ -125,11 +126,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
     add, default = parser.add_argument, "default: configs/elva.py's stage 3"
     text = "rows' worth of waiting examples (default: %(default)s)"
-    add("--ahead", type=float, default=PACKING_LOOKAHEAD, metavar="ROWS", help=text)
-    add("--seq-len", type=int, metavar="S", help=f"tokens per row ({default})")
-    add("--max-patches", type=int, metavar="N", help=f"patches per row ({default})")
+    add("--ahead", type=numbers.real(0, 1e6), default=PACKING_LOOKAHEAD, metavar="ROWS", help=text)
+    add("--seq-len", type=numbers.TOKENS, metavar="S", help=f"tokens per row ({default})")
+    add("--max-patches", type=numbers.TOKENS, metavar="N", help=f"patches per row ({default})")
     text = "examples of each mix (default: %(default)s)"
-    add("--examples", type=int, default=8000, metavar="N", help=text)
+    add("--examples", type=numbers.ROWS, default=8000, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

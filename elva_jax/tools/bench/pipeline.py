@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elva_jax.commands import flags
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.bench.arguments import add_repeats
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.bench.timing import interleaved
+from elva_jax.utils import numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,21 +38,21 @@ MARKS = 10  # records of the memory
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
-    add, number = parser.add_argument, flags.positive
+    add = parser.add_argument
     text = "videos (default: three synthetic ones, H.264)"
     add("clips", nargs="*", type=Path, metavar="FILE", help=text)
     text = "frames per video (default: %(default)s)"
-    add("--frames", type=number, default=32, metavar="N", help=text)
+    add("--frames", type=numbers.FRAMES, default=32, metavar="N", help=text)
     text = "of the frames (default: %(default)s)"
-    add("--longest-edge", type=number, default=672, metavar="PX", help=text)
+    add("--longest-edge", type=numbers.EDGE, default=672, metavar="PX", help=text)
     text = "edge of a patch (default: %(default)s)"
-    add("--patch-size", type=number, default=28, metavar="PX", help=text)
+    add("--patch-size", type=numbers.EDGE, default=28, metavar="PX", help=text)
     text = "also run the whole pipeline over N samples"
-    add("--samples", type=number, metavar="N", help=text)
+    add("--samples", type=numbers.ROWS, metavar="N", help=text)
     text = "examples of a training step, to compute the cores that feed it"
-    add("--examples-per-step", type=number, metavar="N", help=text)
+    add("--examples-per-step", type=numbers.ROWS, metavar="N", help=text)
     text = "duration of that step on all accelerators together"
-    add("--step-seconds", type=float, metavar="S", help=text)
+    add("--step-seconds", type=numbers.SECONDS, metavar="S", help=text)
     add_repeats(parser, 3)
 
 

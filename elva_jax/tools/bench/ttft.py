@@ -9,6 +9,7 @@ from typing import Any
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.bench.timing import machine, milliseconds
+from elva_jax.utils import numbers
 
 HELP = """\
 Runs an encoder-based Video-LLM, ELVA without merging, with merging, and with merging and hybrid
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "of the videos (default: %(default)s)"
     add("--content", choices=CONTENTS, default="typical", help=text)
     text = "tokens whose decoding is timed (default: %(default)s)"
-    add("--new-tokens", type=int, default=32, metavar="N", help=text)
+    add("--new-tokens", type=numbers.TOKENS, default=32, metavar="N", help=text)
     add("--figure", type=Path, metavar="FILE.png", help="draw the times here")
     add_dtype(parser)
     add_repeats(parser, 3)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from elva_jax.commands import flags
 from elva_jax.errors import ConfigError, ElvaError
+from elva_jax.utils import numbers
 
 if TYPE_CHECKING:
     from elva_jax.data.example import Example
@@ -72,24 +73,30 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
-    add, number = parser.add_argument, flags.positive
+    add = parser.add_argument
     _add_source(parser, split="train", about_split="split to build (default: %(default)s)")
     add("--name", metavar="NAME", help="of the data set: lower-case letters, digits and _")
     text = "split of a source that is a built data set (default: that of --split)"
     add("--source-split", metavar="SPLIT", help=text)
     text = "transcode media with a longer edge down to it"
-    add("--longest-edge", type=number, default=0, metavar="PX", help=text)
+    add(
+        "--longest-edge",
+        type=numbers.whole(0, numbers.MOST_PIXELS),
+        default=0,
+        metavar="PX",
+        help=text,
+    )
     text = "records of the source per file (default: %(default)s)"
-    add("--shard-size", type=number, default=1000, metavar="N", help=text)
+    add("--shard-size", type=flags.positive, default=1000, metavar="N", help=text)
     text = "build part I (from 0) of the files on N hosts"
     add("--shard", type=flags.shard, default=(0, 1), metavar="I/N", help=text)
     text, cores = "processes (default: one per core)", os.cpu_count() or 1
-    add("--workers", type=number, default=cores, metavar="N", help=text)
+    add("--workers", type=numbers.WORKERS, default=cores, metavar="N", help=text)
     _add_token_settings(parser)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    add, number = parser.add_argument, flags.positive
+    add = parser.add_argument
     text = "split of a built data set (default: %(default)s)"
     _add_source(parser, split="train", about_split=text)
     text = "count N records, evenly spread (default: 1000; 0: all)"
@@ -97,7 +104,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     text = "write statistics.json, sheet.png and tokens.png there"
     add("--out", type=Path, metavar="DIR", help=text)
     text = "records on the sheet (default: %(default)s)"
-    add("--examples", type=number, default=8, metavar="N", help=text)
+    add("--examples", type=numbers.whole(1, 10_000), default=8, metavar="N", help=text)
     text = "only compare every file of a built data set with its checksum"
     add("--verify", action="store_true", help=text)
     _add_token_settings(parser)
@@ -107,7 +114,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     text = "split of a built data set (default: %(default)s)"
     _add_source(parser, split="test", about_split=text)
     text = "number of the record, from 0 (default: %(default)s)"
-    parser.add_argument("--index", type=int, default=0, metavar="I", help=text)
+    parser.add_argument("--index", type=flags.not_negative, default=0, metavar="I", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
 
 
@@ -122,15 +129,15 @@ def _add_source(parser: argparse.ArgumentParser, split: str, about_split: str) -
 
 
 def _add_token_settings(parser: argparse.ArgumentParser) -> None:
-    add, number = parser.add_argument_group("how tokens are counted").add_argument, flags.positive
+    add = parser.add_argument_group("how tokens are counted").add_argument
     text = "a transformers tokenizer (default: text is not counted)"
     add("--tokenizer", default="", metavar="DIR", help=text)
     text = "most frames per video (default: %(default)s)"
-    add("--frames", type=number, default=32, metavar="N", help=text)
+    add("--frames", type=numbers.FRAMES, default=32, metavar="N", help=text)
     text = "their longest edge (default: %(default)s)"
-    add("--edge", type=number, default=448, metavar="PX", help=text)
+    add("--edge", type=numbers.EDGE, default=448, metavar="PX", help=text)
     text = "edge of a patch (default: %(default)s)"
-    add("--patch-size", type=number, default=28, metavar="PX", help=text)
+    add("--patch-size", type=numbers.EDGE, default=28, metavar="PX", help=text)
 
 
 def _build(args: argparse.Namespace, _: list[str]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from elva_jax.data import sources
-from elva_jax.data.conversation import MARKER
+from elva_jax.data.conversation import split_text
 from elva_jax.data.example import Example, Media
 from elva_jax.data.readers import moving_shapes
 from elva_jax.data.record import conversation
@@ -70,7 +70,7 @@ def show(
         json.dumps(_annotation(examples, index, example), indent=2, ensure_ascii=False) + "\n"
     )
     turn = next((turn for turn in example.turns if turn.task == "open"), example.turns[0])
-    (folder / "question.txt").write_text(MARKER.sub("", turn.question) + "\n")
+    (folder / "question.txt").write_text("".join(split_text(turn.question)) + "\n")
     (folder / "answer.txt").write_text(turn.answer + "\n")
     return (paths or [folder / "annotation.json"])[0]
 

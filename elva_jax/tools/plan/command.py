@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from elva_jax.commands import flags
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.plan.hardware import DEVICES, EFFICIENCY, GIB, USABLE
+from elva_jax.utils import numbers
 from elva_jax.utils.json import save_json
 
 HELP = """\
@@ -35,7 +35,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "config file, and the string for its get_config"
     add("--config", required=True, metavar="FILE.py[:ARG]", help=text)
     text = "accelerators of the whole run"
-    add("--devices", type=flags.positive, required=True, metavar="N", help=text)
+    add("--devices", type=numbers.whole(1, 65_536), required=True, metavar="N", help=text)
     text = "their kind (default: %(default)s)"
     add("--device-kind", choices=list(DEVICES), default="a100-80g", help=text)
     text = "plan this stage only; can be repeated (default: all stages)"

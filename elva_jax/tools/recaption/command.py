@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elva_jax.commands import flags
+from elva_jax.utils import numbers
 
 if TYPE_CHECKING:
     from elva_jax.tools.recaption.engine import Engine
@@ -31,7 +32,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     parser = command(
         "recaption", "describe images and videos in detail with a Qwen2-VL", HELP, _run
     )
-    add, number, file = parser.add_argument, flags.positive, "FILE.jsonl"
+    add, file = parser.add_argument, "FILE.jsonl"
     text = "the media and hints for them"
     add("--manifest", required=True, type=Path, metavar=file, help=text)
     text = "captions; rejected items go to FILE.rejected.jsonl beside it"
@@ -43,13 +44,13 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "caption part I (from 0) of N, into a file of its own"
     add("--shard", type=flags.shard, default=(0, 1), metavar="I/N", help=text)
     text = "most frames per video (default: %(default)s)"
-    add("--max-frames", type=number, default=128, metavar="N", help=text)
+    add("--max-frames", type=numbers.FRAMES, default=128, metavar="N", help=text)
     text = "longest caption (default: %(default)s)"
-    add("--max-new-tokens", type=number, default=1024, metavar="N", help=text)
+    add("--max-new-tokens", type=numbers.TOKENS, default=1024, metavar="N", help=text)
     text = "requests at a time (default: 16; in this process 2)"
-    add("--concurrency", type=number, metavar="N", help=text)
+    add("--concurrency", type=numbers.WORKERS, metavar="N", help=text)
     text = "GPUs of the engine, for the estimate of the time (default: %(default)s)"
-    add("--gpus", type=number, default=1, metavar="N", help=text)
+    add("--gpus", type=numbers.ROWS, default=1, metavar="N", help=text)
     add("--dry-run", action="store_true", help="only estimate requests, tokens and time")
 
     add = parser.add_argument_group(
@@ -58,9 +59,9 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "such as http://localhost:8000/v1; OPENAI_API_KEY holds its key"
     add("--endpoint", metavar="URL", help=text)
     text = "give up after S seconds without an answer (default: %(default)g)"
-    add("--timeout", type=seconds, default=300.0, metavar="S", help=text)
+    add("--timeout", type=numbers.SECONDS, default=300.0, metavar="S", help=text)
     text = "tries per request (default: %(default)s)"
-    add("--tries", type=number, default=6, metavar="N", help=text)
+    add("--tries", type=numbers.whole(1, 1000), default=6, metavar="N", help=text)
     text = "how a video is sent; vLLM accepts both (default: %(default)s)"
     add("--frames-as", choices=("images", "video"), default="images", help=text)
 
@@ -68,14 +69,6 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--device", default="auto", help="PyTorch device (default: cuda if there is one)")
     types, text = ("bfloat16", "float16", "float32"), "compute type (default: %(default)s)"
     add("--dtype", choices=types, default="bfloat16", help=text)
-
-
-def seconds(text: str) -> float:
-    """A length of time above 0; for `type=` of an option."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
 
 
 def _run(args: argparse.Namespace, _: list[str]) -> int:
