@@ -68,13 +68,14 @@ class SavedRun:
         Raises:
           CheckpointError: it is damaged.
         """
-        leaf, (a, b) = self._read(name), (lora.factor_of(name, factor) for factor in "ab")
+        leaf, (a, b) = self.read_raw(name), (lora.factor_of(name, factor) for factor in "ab")
         if a not in self.factors:
             return leaf
-        merged = lora.adapted(leaf, self._read(a), self._read(b), _alpha(self.config, self.stage))
-        return np.asarray(merged)
+        factors, alpha = (self.read_raw(a), self.read_raw(b)), _alpha(self.config, self.stage)
+        return np.asarray(lora.adapted(leaf, *factors, alpha))
 
-    def _read(self, name: str) -> np.ndarray:
+    def read_raw(self, name: str) -> np.ndarray:
+        """A factor, or a parameter without its factors, as it was saved; errors as `read`."""
         args = ocp.args.PyTreeRestore(
             item=unflatten_paths({name: 0}),
             restore_args=unflatten_paths({name: ocp.RestoreArgs(restore_type=np.ndarray)}),

@@ -14,17 +14,20 @@ Imports weights from Hugging Face, exports a run to transformers, and compares t
 examples:
   elva convert import Qwen/Qwen2-1.5B-Instruct weights/qwen2-1.5b \\
     --config configs/elva.py:size=1_5b
+  elva convert import runs/tiny runs/tiny-adapted --adapter adapters/notes
   elva convert export runs/tiny exported/tiny
   elva convert check runs/tiny exported/tiny --video clip.mp4 --prompt "What moves?\""""
 
 IMPORT_HELP = """\
 Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA, SigLIP, EVA-CLIP)
 and writes a checkpoint with its tokenizer for --config.init_from, --config.teacher.init_from, elva
-generate and elva convert check. Names, shapes and bytes are checked before anything is written."""
+generate and elva convert check. With --adapter, SRC may also be a run, and a LoRA adapter of PEFT
+is put on it. Names, shapes and bytes are checked before anything is written."""
 
 EXPORT_HELP = """\
 Writes the ELVA of a run as a Hugging Face folder that loads with
-AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), without JAX or this package."""
+AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True), without JAX or this package;
+LoRA factors are merged. With --adapter-only, writes the factors alone, as an adapter for PEFT."""
 
 CHECK_HELP = """\
 Runs two models on the same text and video in float32, and prints the largest logit difference, the
@@ -57,6 +60,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.py[:ARG]", help=text)
     text = "dtype of the weights on disk (default: %(default)s)"
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help=text)
+    text = "a LoRA adapter of PEFT (folder or hub name) to put on SRC"
+    parser.add_argument("--adapter", metavar="DIR", help=text)
     text = "read .bin and .pt files, with torch.load(weights_only=True)"
     parser.add_argument("--allow-pickle", action="store_true", help=text)
 
@@ -65,8 +70,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     text = "a run's --workdir, one stage in it, or one saved step"
     parser.add_argument("run_dir", metavar="RUN", help=text)
     parser.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
-    text = "dtype of the weights (default: %(default)s)"
-    parser.add_argument("--dtype", choices=DTYPES[1:], default="float32", help=text)
+    text = "dtype of the weights (default: float32; of an adapter: as saved)"
+    parser.add_argument("--dtype", choices=DTYPES[1:], help=text)
+    text = "write the LoRA factors alone, as an adapter for PEFT"
+    parser.add_argument("--adapter-only", action="store_true", help=text)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +99,12 @@ def _import(args: argparse.Namespace, _: list[str]) -> int:
 
     config = load(args.config) if args.config else None
     done = import_checkpoint.import_weights(
-        args.source, args.out, config, dtype=args.dtype, allow_pickle=args.allow_pickle
+        args.source,
+        args.out,
+        config,
+        dtype=args.dtype,
+        allow_pickle=args.allow_pickle,
+        adapter=args.adapter,
     )
     absent = f"; not in it, to be initialized by training: {', '.join(done.absent)}"
     print(
@@ -108,9 +120,13 @@ def _import(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def _export(args: argparse.Namespace, _: list[str]) -> int:
+    from elva_jax.hf.adapter import export_adapter
     from elva_jax.hf.export import export
 
-    export(args.run_dir, args.out, dtype=args.dtype)
+    if args.adapter_only:
+        export_adapter(args.run_dir, args.out, dtype=args.dtype)
+    else:
+        export(args.run_dir, args.out, dtype=args.dtype or "float32")
     print(args.out)
     return 0
 

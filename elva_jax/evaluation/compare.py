@@ -15,6 +15,7 @@ from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.evaluation.jax_side import JaxSide
 from elva_jax.evaluation.side import Answered, Side
 from elva_jax.hf.export import REMOTE_CODE
+from elva_jax.hf.tensor_store import refuse_adapter
 from elva_jax.video.read import read_frames
 
 PROMPT = "What happens in this video, and in which order?"
@@ -93,6 +94,7 @@ def open_side(path: str | Path, *, trust_remote_code: bool = False) -> Side:
       ConvertError: a folder of an unknown kind, or one with Python files of its own.
     """
     path = Path(path)
+    refuse_adapter(path)
     file = path / "config.json"  # of a folder or of a run
     config = json.loads(file.read_text()) if file.is_file() else {}
     if "model_type" not in config:

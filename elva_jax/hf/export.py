@@ -25,6 +25,7 @@ from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva
+from elva_jax.hf.tensor_store import refuse_adapter
 from elva_jax.hf.write_store import write_store
 from elva_jax.models.build import parameter_shapes
 from elva_jax.utils.trees import flatten_paths
@@ -77,7 +78,8 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
       ConvertError: as in `save_pretrained`.
       CheckpointError: no checkpoint there.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
+    refuse_adapter(Path(run_path))
     run = open_run(run_path)
     names = [name for name in run.shapes if name.startswith("elva/")]
     save_pretrained(
@@ -119,7 +121,7 @@ def save_pretrained(
       ConvertError: an unknown dtype, a stage without an ELVA, weights that `dtype` cannot hold, or
         an `out` that is not empty.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     if not stages_of_kind(config, "elva", among=(stage,)):
         kind = config.stages[stage].kind
         raise ConvertError(f"{where}: stage {stage} trains a {kind}; give an ELVA stage")
@@ -142,7 +144,8 @@ def save_pretrained(
         write_store(out, _tensors(params, dtype, where), files=files)
 
 
-def _check_dtype(dtype: str) -> None:
+def check_dtype(dtype: str) -> None:
+    """Raises ConvertError for a dtype that weights cannot be written in."""
     if dtype not in DTYPES:
         raise ConvertError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
 
@@ -151,14 +154,23 @@ def _tensors(params: Mapping[str, Any], dtype: str, where: str) -> Iterator[tupl
     """Name and value of every tensor of the folder."""
     for path, leaf in sorted(flatten_paths(params).items()):
         for name, value in elva.TABLE.to_theirs(path, np.asarray(leaf)):
-            with np.errstate(over="ignore"):  # reported below, with the parameter's name
-                cast = np.ascontiguousarray(value).astype(DTYPES[dtype], copy=False)
-            if not np.isfinite(cast).all():
-                raise ConvertError(
-                    f"{where}: {path} holds values that are not finite in {dtype}; export as"
-                    " float32 to look at them"
-                )
-            yield name, cast
+            yield name, cast_finite(value, DTYPES[dtype], f"{where}: {path}")
+
+
+def cast_finite(value: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """A contiguous array in another dtype.
+
+    Raises:
+      ConvertError: it contains values that are not finite in that dtype.
+    """
+    with np.errstate(over="ignore"):  # reported below, with the parameter's name
+        cast = np.ascontiguousarray(value).astype(dtype, copy=False)
+    if not np.isfinite(cast).all():
+        raise ConvertError(
+            f"{where} holds values that are not finite in {dtype}; export as float32 to look at"
+            " them"
+        )
+    return cast
 
 
 def _configs(

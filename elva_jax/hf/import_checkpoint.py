@@ -17,20 +17,23 @@ from ml_collections import ConfigDict
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from elva_jax.checkpoints.restore import load_run, open_run
 from elva_jax.checkpoints.save import save_weights
 from elva_jax.config.schema import Config, StageConfig
 from elva_jax.config.serialize import config_to_dict, freeze, typed
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
+from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError, first_line
 from elva_jax.hf import elva
+from elva_jax.hf.adapter import read_adapter
 from elva_jax.hf.export import add_visual_tokens
-from elva_jax.hf.load import load_store, make_targets, read_config
+from elva_jax.hf.load import is_hf_source, load_store, make_targets, read_config
 from elva_jax.hf.open_model import STAGE, folder_config
 from elva_jax.hf.tensor_store import TensorStore, open_store
 from elva_jax.hf.write_store import refuse_occupied, whole_folder
 from elva_jax.models.build import parameter_shapes
-from elva_jax.utils.trees import unflatten_paths
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -55,6 +58,7 @@ def import_weights(
     *,
     dtype: str = "keep",
     allow_pickle: bool = False,
+    adapter: str | Path | None = None,
 ) -> Imported:
     """Writes a converted checkpoint: config.json, tokenizer/ and step 0 of a stage "converted".
 
@@ -62,41 +66,116 @@ def import_weights(
     nothing is left at `out`.
 
     Args:
-      source: a folder or hub name with a Qwen2, Llama, exported ELVA, SigLIP or EVA-CLIP.
+      source: a folder or hub name with a Qwen2, Llama, exported ELVA, SigLIP or EVA-CLIP. With an
+        adapter, also a run or a converted checkpoint.
       out: a folder that does not exist yet, or is empty.
       config: the run configuration that the weights must fit; None: made from config.json.
       dtype: dtype of the weights on disk; keep: as in the source.
       allow_pickle: whether .bin and .pt files may be read.
+      adapter: a folder or hub name with a LoRA adapter of PEFT, written as factors beside the
+        matrices.
 
     Raises:
-      ConvertError: a folder that is damaged, cannot be read or does not fit `config`, or an `out`
-        that is not empty.
+      ConvertError: a folder that is damaged, cannot be read or does not fit `config`, an adapter
+        that does not fit the source, or an `out` that is not empty.
+      CheckpointError: a run without a checkpoint, or a damaged one.
     """
     if dtype not in DTYPES:
         raise ConvertError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
     target = Path(out).absolute()
     refuse_occupied(target)
+    if adapter is not None and not is_hf_source(source):
+        base = _read_run(source, config, dtype)
+    else:
+        base = _read_folder(source, config, dtype, allow_pickle=allow_pickle)
+    if adapter is not None:
+        base = _put_on(base, adapter, dtype, allow_pickle=allow_pickle)
+    with whole_folder(target) as temporary:
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(temporary / "tokenizer")
+        text = json.dumps(config_to_dict(base.config), indent=2) + "\n"
+        (temporary / "config.json").write_text(text)
+        save_weights(temporary / STAGE, unflatten_paths(base.params), base.config, STAGE)
+    return Imported(
+        origin=base.origin,
+        parameters=sum(leaf.size for leaf in base.params.values()),
+        dtype=base.dtype,
+        absent=base.absent,
+        nbytes=base.nbytes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """What will be written, and the fields of `Imported`."""
+
+    params: dict[str, Any]  # by '/'-joined path
+    config: Config
+    tokenizer: PreTrainedTokenizerBase | None
+    origin: str
+    dtype: str
+    absent: tuple[str, ...] = ()
+    nbytes: int
+
+
+def _read_folder(
+    source: str | Path, config: ConfigDict | Config | None, dtype: str, *, allow_pickle: bool
+) -> _Base:
+    """A Hugging Face folder."""
     store = open_store(source, allow_pickle=allow_pickle)
     group, values = read_config(store.config, str(store.path))
-    is_tower = group == "teacher"
-    tokenizer = None if is_tower else _tokenizer(store)
+    subtree = "vision" if group == "teacher" else "elva"
+    tokenizer = None if group == "teacher" else _tokenizer(store)
     config = _run_config(store, config, group, values, tokenizer)
     kept = _common_dtype(store) if dtype == "keep" else jnp.dtype(dtype)
-    targets = make_targets(parameter_shapes(config, "vision" if is_tower else "elva"), kept)
-    loaded = load_store(store, targets, config, subtree="vision" if is_tower else "elva")
-    with whole_folder(target) as temporary:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary / "tokenizer")
-        (temporary / "config.json").write_text(json.dumps(config_to_dict(config), indent=2) + "\n")
-        save_weights(temporary / STAGE, unflatten_paths(loaded.params), config, STAGE)
+    targets = make_targets(parameter_shapes(config, subtree), kept)
+    loaded = load_store(store, targets, config, subtree=subtree)
     missing = targets.keys() - loaded.params.keys()
-    parts = {re.findall(r"^(?:elva/)?[^/]+", path)[0] for path in missing}
-    return Imported(
+    return _Base(
+        params=loaded.params,
+        config=config,
+        tokenizer=tokenizer,
         origin=loaded.origin,
-        parameters=sum(leaf.size for leaf in loaded.params.values()),
         dtype=str(kept),
-        absent=tuple(sorted(parts)),
+        absent=tuple(sorted({re.findall(r"^(?:elva/)?[^/]+", path)[0] for path in missing})),
         nbytes=store.nbytes,
+    )
+
+
+def _read_run(source: str | Path, config: ConfigDict | Config | None, dtype: str) -> _Base:
+    """A run or a converted checkpoint; its own LoRA factors are merged."""
+    if config is not None:
+        raise ConvertError(f"{source}: a run has its own configuration; leave --config out")
+    run = open_run(source)
+    dtypes = {} if dtype == "keep" else dict.fromkeys(run.shapes, jnp.dtype(dtype))
+    params = flatten_paths(load_run(run.path, dtypes=dtypes).params)
+    stage = run.config.stages[run.stage]
+    return _Base(
+        params=params,
+        config=dataclasses.replace(run.config, stages={STAGE: stage}, curriculum=(STAGE,)),
+        tokenizer=load_tokenizer(run.tokenizer_dir),
+        origin=f"stage {run.stage}, step {run.step}",
+        dtype=str(jnp.result_type(*(leaf.dtype for leaf in params.values()))),
+        nbytes=sum(leaf.nbytes for leaf in params.values()),
+    )
+
+
+def _put_on(base: _Base, adapter: str | Path, dtype: str, *, allow_pickle: bool) -> _Base:
+    """The same model with the factors of an adapter."""
+    stage = base.config.stages[STAGE]
+    if stage.kind == "teacher":
+        raise ConvertError(f"{adapter}: its base is a decoder, not a vision tower")
+    shapes = {path: leaf.shape for path, leaf in base.params.items()}
+    read = read_adapter(adapter, shapes, allow_pickle=allow_pickle)
+    kept = None if dtype == "keep" else jnp.dtype(dtype)
+    factors = {path: jnp.asarray(leaf, kept) for path, leaf in read.factors.items()}
+    optimizer = dataclasses.replace(stage.optimizer, lora=read.lora)
+    stages = {STAGE: dataclasses.replace(stage, optimizer=optimizer)}
+    return dataclasses.replace(
+        base,
+        params={**base.params, **factors},
+        config=dataclasses.replace(base.config, stages=stages),
+        origin=f"{base.origin}; adapter {adapter} of rank {read.lora.rank}",
     )
 
 

@@ -18,7 +18,14 @@ from elva_jax.config.schema import Config
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
-from elva_jax.hf.tensor_store import CONFIGS, TensorStore, is_hub_name, open_store, read_json
+from elva_jax.hf.tensor_store import (
+    CONFIGS,
+    TensorStore,
+    is_adapter,
+    is_hub_name,
+    open_store,
+    read_json,
+)
 
 BAND = 64  # rows of a matrix that are transposed at a time
 STAGE_KIND = {"vision": "teacher"}  # kinds of stages that are not named after their subtree
@@ -30,7 +37,7 @@ def is_hf_source(path: str | Path) -> bool:
     folder = Path(path)
     if not folder.is_dir():
         return is_hub_name(str(path))
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob("*.safetensors")) or is_adapter(folder):
         return True
     configs = [read_json(folder / name) for name in CONFIGS if (folder / name).is_file()]
     return any("model_type" in config or "vision_cfg" in config for config in configs)

@@ -166,12 +166,12 @@ def plan(
                 wrong.append(f"{name} is {dtypes[name]}, not a float; {advice}")
         sources[rule.ours] = Source(rule=rule, names=names)
     if problems := [*missing, *unexpected, *dict.fromkeys(wrong)]:
-        listed = "; ".join(_group_by_layer(problems))
+        listed = "; ".join(group_by_layer(problems))
         raise ConvertError(f"{where} does not fit the configuration: {listed}")
     return sources
 
 
-def _group_by_layer(problems: Sequence[str]) -> list[str]:
+def group_by_layer(problems: Sequence[str]) -> list[str]:
     """Joins problems that differ only in the layer, so that the message can list all of them."""
     layers: dict[str, list[int]] = {}
     for problem in problems:

@@ -42,12 +42,13 @@ YARN = {
 _LAYER = "model.layers.{}."
 _ATTENTION = {f"{name}_proj": f"{_LAYER}self_attn.{name}_proj" for name in "qkvo"}
 _MLP = {f"{name}_proj": f"{_LAYER}mlp.{name}_proj" for name in ("gate", "up", "down")}
+MODULES = _ATTENTION | _MLP  # projection -> the module's name; {} is the layer
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 RULES = (
     Rule("decoder/embed_tokens", "model.embed_tokens.weight", "vocab width -> vocab width"),
     *(
         Rule(f"decoder/layers/{ours}/kernel", f"{theirs}.weight", LINEAR)
-        for ours, theirs in (_ATTENTION | _MLP).items()
+        for ours, theirs in MODULES.items()
     ),
     *(
         Rule(f"decoder/layers/{ours}/bias", f"{theirs}.bias")

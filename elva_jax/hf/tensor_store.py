@@ -25,6 +25,8 @@ SAFE_INDEX, SAFE_FILE = "model.safetensors.index.json", "model.safetensors"
 PICKLE_INDEX, PICKLE_FILE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 CONFIGS = ("config.json", "open_clip_config.json")
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
 # Weights, configuration and tokenizer.
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
@@ -131,21 +133,73 @@ def open_store(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
         if there is no safetensors file.
 
     Raises:
-      ConvertError: nothing to open, a pickle without allow_pickle, or files that are damaged or
-        contradict each other.
+      ConvertError: nothing to open, an adapter without its base, a pickle without allow_pickle, or
+        files that are damaged or contradict each other.
     """
     folder = Path(path) if Path(path).is_dir() else _download(str(path), allow_pickle=allow_pickle)
+    refuse_adapter(folder)
     config = next((read_json(folder / name) for name in CONFIGS if (folder / name).is_file()), {})
     if files := _weight_files(folder, SAFE_INDEX, (".safetensors",)):
-        _check_bytes(folder, files)
-        headers = {file: read_header(file) for file in files}
-        return TensorStore(folder, config, _check_index(folder / SAFE_INDEX, headers))
-    files = _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES)
-    if not files:
+        return _open_safe(folder, config, files)
+    if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
+        return _open_pickles(folder, config, files, allow_pickle=allow_pickle)
+    raise ConvertError(
+        f"{folder}: no model.safetensors, nor {SAFE_INDEX}; give a folder in Hugging Face's layout"
+    )
+
+
+def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
+    """Opens a folder or hub name with a PEFT adapter; `config` is its adapter_config.json.
+
+    Raises:
+      ConvertError: as `open_store`, or a folder without an adapter.
+    """
+    folder = Path(path) if Path(path).is_dir() else _download(str(path), allow_pickle=allow_pickle)
+    if not (folder / ADAPTER_CONFIG).is_file():
         raise ConvertError(
-            f"{folder}: no model.safetensors, nor {SAFE_INDEX}; give a folder in Hugging Face's"
-            " layout"
+            f"{folder}: has no {ADAPTER_CONFIG}; give the folder that PEFT's save_pretrained wrote"
         )
+    config = read_json(folder / ADAPTER_CONFIG)
+    if (folder / ADAPTER_FILE).is_file():
+        return _open_safe(folder, config, [folder / ADAPTER_FILE])
+    if (folder / ADAPTER_PICKLE).is_file():
+        files = [folder / ADAPTER_PICKLE]
+        return _open_pickles(folder, config, files, allow_pickle=allow_pickle)
+    raise ConvertError(f"{folder}: {ADAPTER_FILE} is missing; download it")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model of its own."""
+    model = (SAFE_FILE, SAFE_INDEX, PICKLE_FILE, PICKLE_INDEX)
+    adapter = (ADAPTER_CONFIG, ADAPTER_FILE, ADAPTER_PICKLE)
+    return any((folder / name).is_file() for name in adapter) and not any(
+        (folder / name).is_file() for name in model
+    )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises ConvertError for a PEFT adapter, with what it is and how to put it on its base."""
+    if not is_adapter(folder):
+        return
+    file = folder / ADAPTER_CONFIG
+    config = read_json(file) if file.is_file() else {}
+    kind = "LoRA" if config.get("peft_type", "LORA") == "LORA" else str(config["peft_type"])[:20]
+    base = config.get("base_model_name_or_path")
+    raise ConvertError(
+        f"{folder}: is a {kind} adapter (PEFT){f' for {base}' if base else ''}, not a model; put it"
+        f" on its base: elva convert import BASE DST --adapter {folder}"
+    )
+
+
+def _open_safe(folder: Path, config: dict[str, Any], files: Sequence[Path]) -> TensorStore:
+    _check_bytes(folder, files)
+    headers = {file: read_header(file) for file in files}
+    return TensorStore(folder, config, _check_index(folder / SAFE_INDEX, headers))
+
+
+def _open_pickles(
+    folder: Path, config: dict[str, Any], files: Sequence[Path], *, allow_pickle: bool
+) -> TensorStore:
     if not allow_pickle:
         raise ConvertError(
             f"{files[0]}: a pickle can run code when it is opened; convert it to safetensors on a"

@@ -26,6 +26,7 @@ def write_store(
     shard_bytes: int = 5 * 10**9,
     files: Mapping[str, bytes | Path] | None = None,
     metadata: Mapping[str, str] | None = None,
+    stem: str = "model",
 ) -> None:
     """Writes safetensors files with one tensor in memory at a time, and their checksums.json.
 
@@ -35,6 +36,7 @@ def write_store(
       shard_bytes: largest size of a file, unless a single tensor is larger.
       files: other files of the folder by name: their content, or a file to copy.
       metadata: strings for the headers; the default is {"format": "pt"}, which transformers needs.
+      stem: beginning of the names of the safetensors files.
 
     Raises:
       ConvertError: a target that is not empty, a repeated name, or a dtype that safetensors lacks.
@@ -44,7 +46,8 @@ def write_store(
         entries = _write_raw(raw, tensors)
         if not entries:
             raise ConvertError(f"{path}: no tensors to write")
-        sums = _write_shards(raw, entries, shard_bytes, dict(metadata or {"format": "pt"}))
+        pattern = f"{stem}{{suffix}}.safetensors"
+        sums = _write_shards(raw, entries, shard_bytes, pattern, dict(metadata or {"format": "pt"}))
         raw.unlink()
         checksums = json.dumps(sums, indent=2).encode() + b"\n"
         for name, content in {**(files or {}), CHECKSUMS: checksums}.items():
@@ -77,14 +80,14 @@ def _write_raw(raw: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str
 
 
 def _write_shards(
-    raw: Path, entries: dict[str, Entry], shard_bytes: int, metadata: dict[str, str]
+    raw: Path, entries: dict[str, Entry], shard_bytes: int, pattern: str, metadata: dict[str, str]
 ) -> dict[str, str]:
     """Writes the safetensors files beside the raw one, and their index; their checksums."""
     folder = raw.parent
     split = split_state_dict_into_shards_factory(
         entries,
         get_storage_size=lambda entry: entry.nbytes,
-        filename_pattern="model{suffix}.safetensors",
+        filename_pattern=pattern,
         max_shard_size=shard_bytes,
     )
     store, remaining, sums = TensorStore(folder, {}, entries), dict(entries), {}
