@@ -1,7 +1,8 @@
 """The console command `elva`: finds the sub-command, runs it, and turns errors into exit statuses.
 
-0 done, 1 failed with a message, 2 misused, 75 stopped by SIGTERM with everything saved (start the
-same command again), 130 interrupted.
+0 done, 1 failed with a message, 2 misused, 70 failed by a bug of ours, 75 stopped by SIGTERM with
+everything saved (start the same command again), 130 interrupted. --debug or ELVA_DEBUG=1 shows the
+trace of any error.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import io
 import logging
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from elva_jax import __version__
-from elva_jax.errors import ConfigError, ElvaError
+from elva_jax.errors import ElvaError
+from elva_jax.utils import failures
 
 # Sub-command: the module whose `register` adds it, and its line in `elva --help`. Only the module
 # of the command that is called is imported, so that help and completion are fast.
@@ -41,32 +45,61 @@ COMMANDS = {
 }
 
 
+DEBUG = "--debug"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns the exit status."""
-    _quiet_libraries()
     argv = sys.argv[1:] if argv is None else argv
-    args, rest = _parser(argv[0] if argv else "").parse_known_args(argv)
-    if rest and "_" not in args:  # `_`: the command takes --config.KEY=VALUE, and parses it itself
-        args.parser.error(f"unrecognized option: {rest[0]}")
+    debug = DEBUG in argv or failures.wants_debug()
+    if DEBUG in argv:
+        os.environ["ELVA_DEBUG"] = "1"  # for worker processes
+    called = next((word for word in argv if not word.startswith("-")), "")
+    name = f"elva {called}" if called in COMMANDS else "elva"
+    _quiet_libraries()
     try:
-        return args.run(args, rest) or 0
-    except (ElvaError, ModuleNotFoundError) as error:
-        message = error if isinstance(error, ElvaError) else _missing_extra(error.name or "")
-        if message is None:
-            raise
-        print(f"elva {args.command}: {message}", file=sys.stderr, flush=True)
-        status = 2 if isinstance(error, ConfigError) else 1
+        try:
+            status = _run(argv, called)
+        finally:
+            sys.stdout.flush()  # a full disk shows here, or when the interpreter ends
+        return status
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if isinstance(error, OSError):
+            no_reader = isinstance(error, BrokenPipeError) and _output_has_no_reader()
+            _discard_output()
+            if no_reader:
+                return 0
+        if isinstance(error, ModuleNotFoundError) and (extra := _missing_extra(error.name or "")):
+            error = ElvaError(extra).with_traceback(error.__traceback__)
+        status = failures.report(error, name, debug=debug)
         if distributed := sys.modules.get("elva_jax.parallel.distributed"):
             distributed.exit_if_distributed(status)
         return status
-    except KeyboardInterrupt:
-        print(f"elva {args.command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone (`elva … | head`); without this the interpreter would
-        # complain when it flushes standard output at exit.
+
+
+def _run(argv: Sequence[str], called: str) -> int:
+    args, rest = _parser(called).parse_known_args([word for word in argv if word != DEBUG])
+    if rest and "_" not in args:  # `_`: the command takes --config.KEY=VALUE, and parses it itself
+        args.parser.error(f"unrecognized option: {rest[0]}")
+    return args.run(args, rest) or 0
+
+
+def _output_has_no_reader() -> bool:
+    """Whether the reader of our output has gone (`elva … | head`), which is no failure."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Discards what standard output cannot take; the interpreter would complain when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _missing_extra(module: str) -> str | None:
@@ -88,6 +121,13 @@ def _missing_extra(module: str) -> str | None:
 def _quiet_libraries() -> None:
     """Silences notices that tell a user nothing, or what an error of ours says already."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
+    if sys.stdout is None:  # closed, as in `elva … >&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stdin):
+        # Text that a stream cannot hold is escaped: an answer is not lost for one character.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    failures.report_in_threads()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax on failed saves
     sys.unraisablehook = _unraisable
 
@@ -105,6 +145,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
         prog="elva", description="ELVA, an encoder-free Video-LLM, in JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"elva_jax {__version__}")
+    _add_debug(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -115,6 +156,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
             name, help=summary, description=text, formatter_class=raw, allow_abbrev=False
         )
         sub.set_defaults(run=run, parser=sub)
+        _add_debug(sub)
         return sub
 
     if called in COMMANDS:
@@ -123,6 +165,11 @@ def _parser(called: str) -> argparse.ArgumentParser:
         for name, (_, summary) in COMMANDS.items():
             commands.add_parser(name, help=summary)
     return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """Shows --debug in the help; `main` takes it from any place of the command line."""
+    parser.add_argument(DEBUG, action="store_true", help="show the trace of an error")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jax
 
+from elva_jax.errors import CheckpointError
 from elva_jax.utils.files import write_atomic
+from elva_jax.utils.read import read_json
 
 FILE_NAME = "checksums.json"  # {path relative to the step: [bytes, CRC-32]}
 THREADS = 8  # files read at the same time
@@ -37,14 +39,14 @@ def find_damage(step: Path, items: tuple[str, ...]) -> str | None:
     if not (step / FILE_NAME).is_file():
         return None  # saved by a version without checksums
     try:
-        sums: Mapping[str, list[int]] = json.loads((step / FILE_NAME).read_text())
+        sums: Mapping[str, list[int]] = read_json(step / FILE_NAME, CheckpointError)
         names = [name for name in sorted(sums) if name.partition("/")[0] in items]
         names = names[jax.process_index() :: jax.process_count()]
         with ThreadPoolExecutor(THREADS) as pool:
             problems = pool.map(lambda name: _compare(step / name, *sums[name]), names)
             found = zip(names, problems, strict=True)
             return next((f"{name} {problem}" for name, problem in found if problem), None)
-    except (ValueError, TypeError, AttributeError):
+    except (CheckpointError, ValueError, TypeError, AttributeError):
         return f"{FILE_NAME} is not readable"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict
 from elva_jax.errors import CheckpointError
 from elva_jax.models import lora
+from elva_jax.utils.read import read_json
 from elva_jax.utils.trees import flatten_paths, key_path, unflatten_paths
 
 ITEMS = ("params", "meta")  # the items of a step that are read here
@@ -220,12 +220,17 @@ def _find(path: Path, kind: str) -> Path:
     if (path / "checkpoints").is_dir():
         stage = path
     elif (path / "config.json").is_file():
-        config = json.loads((path / "config.json").read_text())
-        stages = [
-            name
-            for name in config["curriculum"]
-            if config["stages"][name]["kind"] == kind and has_checkpoint(path / name)
-        ]
+        config = read_json(path / "config.json", CheckpointError)
+        try:
+            stages = [
+                name
+                for name in config["curriculum"]
+                if config["stages"][name]["kind"] == kind and has_checkpoint(path / name)
+            ]
+        except (KeyError, TypeError):
+            raise CheckpointError(
+                f"{path / 'config.json'}: is not the configuration of a run; {WHAT_TO_GIVE}"
+            ) from None
         if not stages:
             raise CheckpointError(f"{path}: no stage of kind {kind} has saved a checkpoint yet")
         stage = path / stages[-1]

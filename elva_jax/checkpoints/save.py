@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +32,7 @@ from elva_jax.checkpoints.state import TrainState
 from elva_jax.config.schema import Config
 from elva_jax.errors import CheckpointError
 from elva_jax.parallel.distributed import all_gather_json
+from elva_jax.utils.read import read_json
 from elva_jax.utils.trees import flatten_paths
 
 MAX_LISTED = 8  # names in one error
@@ -301,8 +301,8 @@ def _remove(folder: Path) -> None:
 def _read_temporary(step: Path) -> bool:
     """Whether a step was saved as temporary; False if that cannot be read, so that it is kept."""
     try:
-        return json.loads((step / "meta" / "metadata").read_text()).get("temporary", False)
-    except (OSError, ValueError):
+        return read_json(step / "meta" / "metadata", CheckpointError).get("temporary", False)
+    except CheckpointError:
         return False
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import elva_jax
 from elva_jax.commands import flags
@@ -32,8 +31,13 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_no_merging(evaluate)
     text = "skip the three baselines"
     add("--no-baselines", dest="baselines", action="store_false", help=text)
-    add("--json", type=Path, metavar="FILE", help="write all numbers here")
-    add("--figure", type=Path, metavar="FILE.png", help="plot accuracy per family here")
+    add("--json", type=flags.output_file("--json"), metavar="FILE", help="write all numbers here")
+    add(
+        "--figure",
+        type=flags.output_file("--figure"),
+        metavar="FILE.png",
+        help="plot accuracy per family here",
+    )
 
 
 @flags.library_notices()

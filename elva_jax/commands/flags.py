@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import elva_jax
 from elva_jax.utils import numbers
+from elva_jax.utils.read import check_output, check_output_folder
 
 
 @contextlib.contextmanager
@@ -42,6 +44,16 @@ def shard(text: str) -> tuple[int, int]:
     if index >= count:
         raise argparse.ArgumentTypeError(f"I counts from 0 to N-1, got {text}")
     return index, count
+
+
+def output_file(option: str) -> Callable[[str], Path]:
+    """The `type=` of an option that names a file to write: refused at once if it cannot be."""
+    return lambda text: check_output(text, option)
+
+
+def output_folder(option: str) -> Callable[[str], Path]:
+    """The `type=` of an option that names a folder to write to."""
+    return lambda text: check_output_folder(text, option)
 
 
 def indices(text: str) -> tuple[int, ...]:

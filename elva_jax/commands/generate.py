@@ -32,6 +32,7 @@ Talks about a video. Questions are read from the terminal, one per line, until t
 
 example:
   elva chat --checkpoint runs/7b --video film.mp4 --temperature 0.7 --top-p 0.9"""
+LONGEST = 1_000_000  # characters of a question
 MEDIUM = "a video, an image, or a folder of frames; may be given several times"
 
 
@@ -110,7 +111,9 @@ def _lines() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)
-        line = sys.stdin.readline()
+        line = sys.stdin.readline(LONGEST + 1)
+        if len(line) > LONGEST:
+            raise DataError(f"a question has more than {LONGEST:,} characters; ask a shorter one")
         if not line:
             return
         if line.strip():

@@ -32,7 +32,12 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add = train.add_argument
     text = "config file, and the string for its get_config"
     add("--config", required=True, metavar="FILE.py[:ARG]", help=text)
-    add("--workdir", metavar="DIR", help="where checkpoints, metrics and plots go")
+    add(
+        "--workdir",
+        type=flags.output_folder("--workdir"),
+        metavar="DIR",
+        help="where checkpoints, metrics and plots go",
+    )
     text = "trace steps A to B, counted from this start, to WORKDIR/profile"
     add("--profile", type=flags.span, metavar="A:B", help=text)
     add("--print-config", action="store_true", help="show the resolved config and stop")

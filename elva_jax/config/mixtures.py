@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError
 from elva_jax.utils.numbers import shown
+from elva_jax.utils.read import read_text
 
 KINDS = ("all", "first", "end", "random")
 FORMS = (
@@ -85,10 +86,8 @@ def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
       ConfigError: not such a file, or an entry that cannot be read, by its number.
     """
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be opened ({error.strerror})") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        loaded = yaml.safe_load(read_text(path, ConfigError))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())[:160]})") from None
     entries = loaded.get("datasets") if isinstance(loaded, dict) else None
     if not isinstance(entries, list) or not entries:

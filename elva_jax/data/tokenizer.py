@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from elva_jax.errors import DataError
+from elva_jax.utils.read import read_json
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen2's pre-tokenization (Qwen2Tokenizer of transformers): contractions, words with at most one
@@ -124,8 +124,7 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     settings = folder / "tokenizer_config.json"
     if (
         settings.exists()
-        and json.loads(settings.read_text()).get("tokenizer_class")
-        == PreTrainedTokenizerFast.__name__
+        and read_json(settings).get("tokenizer_class") == PreTrainedTokenizerFast.__name__
     ):
         return PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
     # Imported late, because it imports PyTorch if that is installed, which takes seconds.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from elva_jax.evaluation.jax_side import JaxSide
 from elva_jax.evaluation.side import Answered, Side
 from elva_jax.hf.export import REMOTE_CODE
 from elva_jax.hf.tensor_store import refuse_adapter
+from elva_jax.utils.read import read_json
 from elva_jax.video.read import read_frames
 
 PROMPT = "What happens in this video, and in which order?"
@@ -96,7 +96,7 @@ def open_side(path: str | Path, *, trust_remote_code: bool = False) -> Side:
     path = Path(path)
     refuse_adapter(path)
     file = path / "config.json"  # of a folder or of a run
-    config = json.loads(file.read_text()) if file.is_file() else {}
+    config = read_json(file, ConvertError) if file.exists() else {}
     if "model_type" not in config:
         try:
             return JaxSide(open_run(path))

@@ -28,6 +28,7 @@ from elva_jax.hf import elva
 from elva_jax.hf.tensor_store import refuse_adapter
 from elva_jax.hf.write_store import write_store
 from elva_jax.models.build import parameter_shapes
+from elva_jax.utils.read import read_json
 from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.hybrid import default_low_edge
 
@@ -219,7 +220,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, system_pro
     tokenizer.save_pretrained(folder)
     # Answers grow to the right, so prompts are padded on the left; save_pretrained leaves it out.
     file = folder / "tokenizer_config.json"
-    settings = {**json.loads(file.read_text()), "padding_side": "left"}
+    settings = {**read_json(file, ConvertError), "padding_side": "left"}
     file.write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -12,7 +12,6 @@ bytes of a damaged file, so reading is our own; writing is the library's (`write
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from elva_jax.errors import ConvertError
+from elva_jax.utils.read import open_regular, parse_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -62,7 +62,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         leave gaps, or do not fit dtype and shape.
     """
     size = file.stat().st_size
-    with file.open("rb") as opened:
+    with open_regular(file, ConvertError) as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > min(size - 8, LARGEST_HEADER):
             raise ConvertError(
@@ -108,7 +108,7 @@ def _parse_header(
 ) -> list[tuple[str, str, tuple[int, ...], int, int]]:
     """Name, dtype, shape, begin and end of each tensor."""
     try:
-        header: dict[str, Any] = json.loads(opened.read(length))
+        header: dict[str, Any] = parse_json(opened.read(length))
         metadata = header.pop("__metadata__", {})
         rows = []
         for name, value in header.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import pickle
 import re
@@ -18,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from elva_jax.errors import ConvertError, first_line
 from elva_jax.hf.safetensors_io import Entry, all_finite, read_header
+from elva_jax.utils import read
 from elva_jax.utils.files import sha256
 
 CHECKSUMS = "checksums.json"  # {file: SHA-256 of its bytes}
@@ -230,13 +230,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ConvertError: the file does not hold one.
     """
-    try:
-        values = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ConvertError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConvertError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
+    return read.read_json(path, ConvertError)
 
 
 def _weight_files(folder: Path, index: str, suffixes: Sequence[str]) -> list[Path]:

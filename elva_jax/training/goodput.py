@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 
+from elva_jax.errors import TrainingError
 from elva_jax.utils.files import write_atomic
+from elva_jax.utils.read import read_json
 
 # A step: waiting for a batch, dispatching it, waiting for the step before.
 STEP_PARTS = ("data", "host", "device")
@@ -154,6 +156,6 @@ def clock_face(seconds: float) -> str:
 def _read(path: Path) -> list[Session]:
     """The sessions of a file; none if it is missing or damaged."""
     try:
-        return [Session(**entry) for entry in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
+        return [Session(**entry) for entry in read_json(path, TrainingError, list)]
+    except (TrainingError, TypeError):
         return []

@@ -16,9 +16,10 @@ import jax
 
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
-from elva_jax.errors import ConfigError
+from elva_jax.errors import ConfigError, TrainingError
 from elva_jax.tasks.base import MergeMetrics, Metrics
 from elva_jax.utils.files import write_atomic
+from elva_jax.utils.read import parse_json, read_lines
 
 MERGE_FIELDS = tuple(field.name for field in dataclasses.fields(MergeMetrics))
 
@@ -168,9 +169,9 @@ def _merge_name(field: str, layer: int) -> str:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All reports of a stage directory; an incomplete last line of a killed run is left out."""
     path, lines = folder / "metrics.jsonl", []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in read_lines(path, TrainingError) if path.exists() else ():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            lines.append(parse_json(text))
+        except ValueError:
             break
     return lines

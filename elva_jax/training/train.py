@@ -42,6 +42,7 @@ from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.preemption import StopSignal
 from elva_jax.training.setup import set_up
 from elva_jax.utils.files import write_atomic
+from elva_jax.utils.read import read_json
 
 # Keys that a restart may change, of the run and of each stage's data.
 CHANGEABLE = (
@@ -190,7 +191,7 @@ def _open_workdir(config: Config, workdir: Path) -> PreTrainedTokenizerBase:
     workdir.mkdir(parents=True, exist_ok=True)
     saved, folder = workdir / "config.json", workdir / "tokenizer"
     if saved.exists():
-        old = config_to_dict(config_from_dict(json.loads(saved.read_text())))
+        old = config_to_dict(config_from_dict(read_json(saved, ConfigError)))
         _check_unchanged(old, config_to_dict(config), workdir)
     elif any((workdir / name).exists() for name in config.curriculum):
         raise ConfigError(f"{workdir}: holds stages but no config.json; choose another --workdir")

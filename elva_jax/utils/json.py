@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.errors import ConfigError
+from elva_jax.utils.failures import reason, repr_path
+from elva_jax.utils.files import write_atomic
+from elva_jax.utils.read import check_output
 
 
 def save_json(result: Mapping[str, Any], path: str | Path) -> Path:
@@ -17,14 +20,14 @@ def save_json(result: Mapping[str, Any], path: str | Path) -> Path:
     Raises:
       ConfigError: the file cannot be written.
     """
-    path = Path(path)
+    path = check_output(path, "--json")
     text = json.dumps(jsonable(result), indent=1, allow_nan=False, ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_atomic(path.resolve(), text + "\n")  # through a link, as it was given
     except OSError as error:
         raise ConfigError(
-            f"--json {path}: {error.strerror or error}; name a file that can be written"
+            f"--json {repr_path(path)}: cannot be written {reason(error, path)}"
         ) from error
     return path
 

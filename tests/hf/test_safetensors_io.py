@@ -182,7 +182,7 @@ def test_index_that_contradicts_its_files_is_refused(tmp_path):
     refused(lambda m: m.update(more="../x.safetensors"), "not a file beside it")
     refused(lambda m: m.clear(), "no weight_map")
     file.write_text("not json")
-    with pytest.raises(ConvertError, match="cannot be read as JSON"):
+    with pytest.raises(ConvertError, match="is not JSON"):
         open_store(tmp_path / "m")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from elva_jax.data.example import Example
 from elva_jax.data.readers import chat, paths, records
 from elva_jax.errors import DataError, RecordError
+from elva_jax.utils.read import open_regular, read_json
 
 
 class ArrowFile:
@@ -144,12 +144,12 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
         if (folder / "dataset_dict.json").is_file():
             return {
                 name: _saved(folder / name)
-                for name in json.loads((folder / "dataset_dict.json").read_text())["splits"]
+                for name in read_json(folder / "dataset_dict.json")["splits"]
             }
         if (folder / "state.json").is_file():
-            info = json.loads((folder / "state.json").read_text())
+            info = read_json(folder / "state.json")
             return {info.get("_split") or "train": _saved(folder)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: a broken data set ({type(error).__name__}: {error})") from None
     splits: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
@@ -161,13 +161,11 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def _saved(folder: Path) -> list[Path]:
-    return [
-        folder / file["filename"]
-        for file in json.loads((folder / "state.json").read_text())["_data_files"]
-    ]
+    return [folder / file["filename"] for file in read_json(folder / "state.json")["_data_files"]]
 
 
 def _open(path: Path) -> ArrowFile | ParquetFile:
+    open_regular(path).close()
     try:
         return ParquetFile(path) if path.suffix == ".parquet" else ArrowFile(path)
     except (OSError, pa.ArrowException) as error:

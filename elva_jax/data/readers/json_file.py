@@ -13,6 +13,7 @@ import numpy as np
 from elva_jax.data.example import Example
 from elva_jax.data.readers import chat, paths, records
 from elva_jax.errors import DataError
+from elva_jax.utils.read import LARGEST_ARRAY, open_regular, parse_json, read_bytes, read_lines
 
 BOM = b"\xef\xbb\xbf"
 FIRST = 20  # at least one of the first lines must be a record
@@ -38,11 +39,8 @@ class JsonFile(Sequence[Example]):
         self.path = Path(path)
         self.files = [self.path]
         self.root = paths.root_folder(root, self.path)
-        try:
-            with self.path.open("rb") as file:
-                head = file.read(4096).removeprefix(BOM).lstrip()
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
+        with open_regular(self.path) as file:
+            head = file.read(4096).removeprefix(BOM).lstrip()
         if head[:1] not in (b"[", b"{"):
             raise DataError(
                 f"{self.path}: neither a JSON array of records nor one JSON record per line"
@@ -79,8 +77,8 @@ class JsonFile(Sequence[Example]):
 
     def _is_json(self, index: int) -> bool:
         try:
-            json.loads(self._bytes(index).decode("latin-1"))
-        except (ValueError, RecursionError):
+            parse_json(self._bytes(index).decode("latin-1"))
+        except ValueError:
             return False
         return True
 
@@ -88,12 +86,11 @@ class JsonFile(Sequence[Example]):
 def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
     """(first byte, end, line number from 1) of every line that is not empty."""
     position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            skipped = len(BOM) if number == 1 and line.startswith(BOM) else 0
-            if line.strip():
-                yield position + skipped, position + len(line), number
-            position += len(line)
+    for number, line in enumerate(read_lines(path), start=1):
+        skipped = len(BOM) if number == 1 and line.startswith(BOM) else 0
+        if line.strip():
+            yield position + skipped, position + len(line), number
+        position += len(line)
 
 
 def _after_space(text: str, position: int) -> int:
@@ -107,7 +104,7 @@ def _elements(path: Path) -> Iterator[tuple[int, int, int]]:
     The file is decoded as Latin-1, one character per byte, so that character offsets are byte
     offsets. JSON's syntax is ASCII, and UTF-8 uses ASCII bytes for nothing else.
     """
-    text = path.read_bytes().decode("latin-1")
+    text = read_bytes(path, limit=LARGEST_ARRAY).decode("latin-1")
     scan = json.JSONDecoder().raw_decode
     position = text.index("[") + 1
     number = 0

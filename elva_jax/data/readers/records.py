@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
+from elva_jax.utils.read import open_regular, parse_json
 
 # The questions that captions answer.
 QUESTIONS = {"video": "Describe the video briefly.", "image": "Describe the image briefly."}
@@ -16,7 +16,7 @@ CAPTIONS = ("caption", "text")  # fields with the caption of a record without a 
 
 def read_span(path: Path, start: int, end: int) -> bytes:
     """Reads bytes start … end - 1; the file is opened per call so that readers can be shared."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         return file.read(end - start)
 
@@ -41,11 +41,9 @@ def decode_json(data: bytes, key: str) -> Any:
     """
     text = decode(data, key)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(
-            key, f"is not JSON ({getattr(error, 'msg', type(error).__name__)})"
-        ) from None
+        return parse_json(text)
+    except ValueError as error:
+        raise RecordError(key, f"is not JSON ({getattr(error, 'msg', error)})") from None
 
 
 def captioned(key: str, media: tuple[Media, ...], caption: str) -> Example:

@@ -12,11 +12,13 @@ import numpy as np
 from elva_jax.data.example import Example, Media
 from elva_jax.data.readers import chat, records
 from elva_jax.errors import DataError, RecordError
+from elva_jax.utils.read import LARGEST_TEXT, open_regular
 from elva_jax.video.read import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # the key of a record, and the suffix of a member
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+LARGEST_MEDIUM = 2**31  # bytes of a video or image, which is read whole
 BLOCK = 512  # bytes per block of a tar file
 
 
@@ -52,7 +54,7 @@ class WebDataset(Sequence[Example]):
         number, start, end = self.spans_Nx3[index].tolist()
         shard = self.shards[number]
         key, media, texts = f"{shard.name}@{start}", [], {}
-        with shard.open("rb") as file:
+        with open_regular(shard) as file:
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None and member.offset < end:
@@ -101,6 +103,9 @@ def _check(member: tarfile.TarInfo, key: str) -> None:
         raise RecordError(key, "a member's name leaves the shard")
     if not member.isreg():
         raise RecordError(key, "a member is a link or a device")
+    text = path.suffix.lower() in (".json", ".txt")
+    if member.size > (limit := LARGEST_TEXT if text else LARGEST_MEDIUM):
+        raise RecordError(key, f"a member has more than {limit >> 20} MiB, the limit of its kind")
 
 
 def _shards(pattern: str) -> list[Path]:
@@ -127,7 +132,7 @@ def _spans(shard: Path) -> Iterator[tuple[int, int]]:
     """(offset of the first header, end) of every record of a shard, found by its headers."""
     last, start, at, offset = None, 0, 0, 0
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 # tarfile would keep all members in memory.
                 tar.members.clear()  # type: ignore[attr-defined]

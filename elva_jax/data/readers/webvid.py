@@ -11,6 +11,7 @@ import numpy as np
 from elva_jax.data.example import Example, Media
 from elva_jax.data.readers import paths, records
 from elva_jax.errors import DataError, RecordError
+from elva_jax.utils.read import read_lines
 
 COLUMNS = ("videoid", "name")  # required; page_dir is optional
 
@@ -31,10 +32,7 @@ class WebVidFile(Sequence[Example]):
         self.path = Path(path)
         self.files = [self.path]
         self.root = paths.root_folder(root, self.path)
-        try:
-            spans = np.fromiter(_rows(self.path), np.dtype((np.int64, 3)))
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
+        spans = np.fromiter(_rows(self.path), np.dtype((np.int64, 3)))
         self.spans_Nx3 = spans[1:]  # first byte, end, line number from 1
         try:
             self.columns = (
@@ -80,19 +78,18 @@ def _rows(path: Path) -> Iterator[tuple[int, int, int]]:
     """(first byte, end, line from 1) of the header and every row; quoted fields may span lines."""
     position = 0
 
-    def lines(file) -> Iterator[str]:
+    def lines() -> Iterator[str]:
         nonlocal position
-        for line in file:
+        for line in read_lines(path):
             position += len(line)
             # Latin-1 has one character per byte, and CSV's syntax is ASCII.
             yield line.decode("latin-1")
 
-    with path.open("rb") as file:
-        reader, start, line = csv.reader(lines(file), strict=True), 0, 1
-        try:
-            for row in reader:
-                if row:
-                    yield start, position, line
-                start, line = position, reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{path}: line {line}: broken CSV ({error})") from None
+    reader, start, line = csv.reader(lines(), strict=True), 0, 1
+    try:
+        for row in reader:
+            if row:
+                yield start, position, line
+            start, line = position, reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}: line {line}: broken CSV ({error})") from None

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from elva_jax.commands import flags
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.bench.timing import machine, milliseconds
@@ -42,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--content", choices=CONTENTS, default="typical", help=text)
     text = "tokens whose decoding is timed (default: %(default)s)"
     add("--new-tokens", type=numbers.TOKENS, default=32, metavar="N", help=text)
-    add("--figure", type=Path, metavar="FILE.png", help="draw the times here")
+    add(
+        "--figure",
+        type=flags.output_file("--figure"),
+        metavar="FILE.png",
+        help="draw the times here",
+    )
     add_dtype(parser)
     add_repeats(parser, 3)
 

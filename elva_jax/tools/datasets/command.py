@@ -102,7 +102,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     text = "count N records, evenly spread (default: 1000; 0: all)"
     add("--limit", type=flags.not_negative, metavar="N", help=text)
     text = "write statistics.json, sheet.png and tokens.png there"
-    add("--out", type=Path, metavar="DIR", help=text)
+    add("--out", type=flags.output_folder("--out"), metavar="DIR", help=text)
     text = "records on the sheet (default: %(default)s)"
     add("--examples", type=numbers.whole(1, 10_000), default=8, metavar="N", help=text)
     text = "only compare every file of a built data set with its checksum"
@@ -115,7 +115,8 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     _add_source(parser, split="test", about_split=text)
     text = "number of the record, from 0 (default: %(default)s)"
     parser.add_argument("--index", type=flags.not_negative, default=0, metavar="I", help=text)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    text, folder = "folder to write to", flags.output_folder("--out")
+    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help=text)
 
 
 def _add_source(parser: argparse.ArgumentParser, split: str, about_split: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from elva_jax.tools.bench.table import text_table
@@ -40,7 +39,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--device-kind", choices=list(DEVICES), default="a100-80g", help=text)
     text = "plan this stage only; can be repeated (default: all stages)"
     add("--stage", action="append", default=[], metavar="NAME", help=text)
-    add("--json", type=Path, metavar="FILE", help="write all numbers here")
+    file = flags.output_file("--json")
+    add("--json", type=file, metavar="FILE", help="write all numbers here")
     text = "change a value of the config; can be repeated"
     add("--config.KEY=VALUE", dest="_", metavar="", help=text)
 

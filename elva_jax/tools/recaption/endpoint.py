@@ -18,6 +18,7 @@ from PIL import Image
 
 from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.engine import Failed, Kind, Reply
+from elva_jax.utils.read import parse_json
 
 JPEG_QUALITY = 92
 MAX_BACK_OFF = 60.0  # seconds
@@ -166,7 +167,7 @@ def _retry_after(value: str | None) -> float:
 
 def _reply(answer: bytes) -> Reply:
     try:
-        value = json.loads(answer)
+        value = parse_json(answer)
         choice = value["choices"][0]
         usage = value.get("usage") or {}
         refusal = choice["message"].get("refusal")  # some servers keep it apart from the content

@@ -11,6 +11,7 @@ from typing import Any
 from elva_jax.data.readers.paths import inside
 from elva_jax.errors import DataError, RecordError
 from elva_jax.tools.recaption.engine import Kind
+from elva_jax.utils.read import parse_json, read_lines
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,32 +38,23 @@ def read(path: Path, media_dir: Path) -> Iterator[Item]:
     """
     seen: set[str] = set()
     media_dir = media_dir.resolve()
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    item = _parse(line, media_dir)
-                except (ValueError, RecursionError) as error:  # of JSON, UTF-8 or a field
-                    raise DataError(
-                        f"{path}:{number}: {error}; "
-                        "a line is {'id': ..., 'image' or 'video': ...}"
-                    ) from None
-                if item.id in seen:
-                    raise DataError(
-                        f"{path}:{number}: id '{item.id}' occurs twice; ids must differ"
-                    )
-                seen.add(item.id)
-                yield item
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); --manifest must name a JSONL file"
-        ) from None
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            item = _parse(line, media_dir)
+        except ValueError as error:  # of JSON, UTF-8 or a field
+            raise DataError(
+                f"{path}:{number}: {error}; a line is {{'id': ..., 'image' or 'video': ...}}"
+            ) from None
+        if item.id in seen:
+            raise DataError(f"{path}:{number}: id '{item.id}' occurs twice; ids must differ")
+        seen.add(item.id)
+        yield item
 
 
 def _parse(line: bytes, media_dir: Path) -> Item:
-    value = json.loads(line.decode())
+    value = parse_json(line)
     # JSON can hold half of a surrogate pair, which no file name can: this raises ValueError.
     json.dumps(value, ensure_ascii=False).encode()
     if not isinstance(value, dict):

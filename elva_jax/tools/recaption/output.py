@@ -12,6 +12,7 @@ from typing import IO, Any
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.recaption.manifest import Item
 from elva_jax.utils.files import lock, write_atomic
+from elva_jax.utils.read import LARGEST_ARRAY, parse_json, read_bytes, read_json
 
 # Questions that a caption answers, chosen by the hash of the id: a model trained on the captions
 # should not depend on one wording.
@@ -37,12 +38,12 @@ def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
     Raises:
       DataError: a line is not an object with an id.
     """
-    content = path.read_bytes() if path.exists() else b""
+    content = read_bytes(path, limit=LARGEST_ARRAY) if path.exists() else b""
     complete = content.rfind(b"\n") + 1
     lines = []
     for number, line in enumerate(content[:complete].splitlines(), 1):
         try:
-            lines.append(json.loads(line))
+            lines.append(parse_json(line))
             lines[-1]["id"]
         except (ValueError, KeyError, TypeError):
             raise DataError(
@@ -58,7 +59,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
       ConfigError: the captions there were started with other settings.
     """
     path = out.with_name(f"{out.stem}.settings.json")
-    stored = json.loads(path.read_text()) if path.exists() else settings
+    stored = read_json(path, ConfigError) if path.exists() else settings
     changed = [
         f"{name} {stored.get(name)!r}, now {value!r}"
         for name, value in settings.items()

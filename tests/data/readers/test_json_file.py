@@ -301,7 +301,7 @@ def test_each_line_is_a_record(tmp_path):
     for k, problem in (
         (1, r"3: is not JSON \(Expecting value\)"),
         (2, "4: is not UTF-8 text"),
-        (3, r"5: is not JSON \(RecursionError\)"),
+        (3, r"5: is not JSON \(nested deeper than 200 levels\)"),
     ):
         with pytest.raises(RecordError, match=rf"^notes\.jsonl:{problem}"):
             examples[k]

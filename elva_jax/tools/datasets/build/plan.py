@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.errors import ConfigError, DataError
+from elva_jax.utils import read
 from elva_jax.utils.files import write_atomic
 
 VERSION = "1.0.0"  # of the record format; also the folder that TFDS looks for
@@ -106,7 +107,7 @@ def fingerprint(files: Iterable[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
+        with read.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{path.name} {size}\n".encode())
             if path.suffix.lower() in TEXT:
@@ -125,13 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       DataError: it is missing or damaged.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{path}: missing or damaged ({reason}); delete it to build it again"
-        ) from None
+    return read.read_json(path, DataError, remedy="delete it to build it again")
 
 
 def ranges(numbers: Sequence[int]) -> str:
