@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from elva_jax.commands import flags
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.plan.hardware import DEVICES, EFFICIENCY, GIB, USABLE
 from elva_jax.utils import numbers
