@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
-from elva_jax.commands import flags
 from elva_jax.tools.bench import (
     attention,
     flops,
@@ -59,8 +59,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     for name, summary, module in BENCHES:
         parser = command(name, summary, module.HELP, partial(_run, module), benches)
         module.add_arguments(parser)
-        file = flags.output_file("--json")
-        parser.add_argument("--json", type=file, metavar="FILE", help="write all numbers here")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
 
 
 def _run(module: ModuleType, args: argparse.Namespace, _: list[str]) -> int:
