@@ -23,7 +23,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate = command("evaluate", "measure a checkpoint on held-out videos", HELP, run)
     flags.add_checkpoint(evaluate)
     add, default = evaluate.add_argument, "(default: %(default)s)"
-    add("--data", default="moving_shapes/easy", metavar="NAME", help=f"data set {default}")
+    text = f"built data set with questions and options {default}"
+    add("--data", default="moving_shapes/easy", metavar="NAME", help=text)
     add("--data-dir", metavar="DIR", help="where data sets are built (default: as in the run)")
     add("--split", default="test", help=f"split of the data set {default}")
     add("--limit", type=flags.positive, metavar="N", help="use the first N videos only")

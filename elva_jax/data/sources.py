@@ -125,8 +125,9 @@ def open_source(name: str, split: str, data_dir: str | Path) -> Sequence[Record]
       data_dir: the folder of built data sets.
 
     Raises:
-      DataError: the data set or split does not exist, or its format has no reader.
+      DataError: the data set or split does not exist, or its records have no reader in `READERS`.
     """
+    reader(name)
     return _records(_builder(name, data_dir), split)
 
 
@@ -134,7 +135,11 @@ def _builder(name: str, data_dir: str | Path) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set under `data_dir`."""
     base = name.split("/")[0]
     if not TFDS_NAME.fullmatch(base):
-        raise _unknown(name)
+        known = ", ".join((*READERS, *FILE_READERS, f"{HUGGING_FACE}FOLDER"))
+        raise DataError(
+            f"{name}: no reader for this data set; there are {known}, and the names that"
+            " `elva data build` gave"
+        )
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
@@ -175,12 +180,12 @@ def reader(name: str) -> RecordReader:
     try:
         return READERS[name.split("/")[0]]
     except KeyError:
-        raise _unknown(name) from None
-
-
-def _unknown(name: str) -> DataError:
-    known = ", ".join((*READERS, *FILE_READERS, f"{HUGGING_FACE}FOLDER"))
-    return DataError(f"{name}: no reader for this data set; there are {known}")
+        what = "is a file or folder, not a built data set" if is_file(name) else "is not known here"
+        known = ", ".join(READERS)
+        raise DataError(
+            f"{name}: {what}; only built data sets of {known} can be read here"
+            f" (elva data build {known})"
+        ) from None
 
 
 READERS: dict[str, RecordReader] = {"moving_shapes": moving_shapes.to_example}
