@@ -236,11 +236,16 @@ def _check_unchanged(old: dict[str, Any], new: dict[str, Any], workdir: Path) ->
             " may change, these may not"
         )
     before, after = _fixed_keys(old, started), _fixed_keys(new, started)
-    changed = [
-        f"{key} (was {before.get(key)!r}, is {after.get(key)!r})"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+    keys = [
+        key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
     ]
+    changed = [f"{key} (was {before.get(key)!r}, is {after.get(key)!r})" for key in keys]
+    if changed and started and all(key.endswith((".steps", ".epochs")) for key in keys):
+        raise ConfigError(
+            f"{workdir}: a stage that has started keeps its length, because its learning rate"
+            f" follows from it: {', '.join(changed)}; to train further, add a stage to curriculum,"
+            f" or choose another --workdir with --config.init_from={workdir}"
+        )
     if changed and started:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ConfigError(

@@ -152,6 +152,26 @@ def test_order_of_started_stages_is_fixed(finished):
         train.run(config, workdir)
 
 
+def test_more_steps_for_a_finished_stage_are_another_stage(finished, tmp_path):
+    """The refusal says how, and that works: the new stage starts from the finished one."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = finished[1].copy_and_resolve_references()
+    config.stages.sft.steps = 3
+    message = (
+        r"run: a stage that has started keeps its length, .*: stages\.sft\.steps \(was 2, is 3\);"
+        r" .* add a stage to curriculum, or .* --config\.init_from=.*run$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        train.run(config, workdir)
+    config.stages.sft.steps = 2
+    config.stages.more = config.stages.sft.copy_and_resolve_references()
+    config.curriculum = (*config.curriculum, "more")
+    assert train.run(config, workdir) == 0
+    before, after = load_run(workdir / "sft"), load_run(workdir)
+    assert after.stage == "more"
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)  # learning rate 0
+
+
 def test_stage_starts_from_weights_of_another_run(finished, tiny_run, data_dir, tmp_path, capsys):
     workdir, _ = finished
     config = still(toy(tiny_run, data_dir, "sft"), "sft")
