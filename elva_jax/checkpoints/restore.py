@@ -16,8 +16,10 @@ from elva_jax.checkpoints.checksums import find_damage
 from elva_jax.checkpoints.format import explain_damage, has_checkpoint, open_reader, saved_steps
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict
-from elva_jax.errors import CheckpointError
+from elva_jax.config.validate import check_model
+from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.models import lora
+from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_json
 from elva_jax.utils.trees import flatten_paths, key_path, unflatten_paths
 
@@ -185,11 +187,27 @@ def _load(step: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -
 
 def _common_fields(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "config": config_from_dict(meta["config"]),
+        "config": saved_config(meta["config"], step),
         "stage": meta["stage"],
         "tokenizer_dir": step.parents[2] / "tokenizer",
         "step": int(step.name),
     }
+
+
+def saved_config(values: Any, where: Path) -> Config:
+    """A run's configuration as a file or a saved step has it.
+
+    Raises:
+      CheckpointError: naming the place and the key that cannot be.
+    """
+    try:
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"expected a group of settings, got {shown(values)}")
+        config = config_from_dict(values)
+        check_model(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: its configuration cannot be: {error}") from None
+    return config
 
 
 def _alpha(config: Config, stage: str) -> float:
@@ -220,17 +238,15 @@ def _find(path: Path, kind: str) -> Path:
     if (path / "checkpoints").is_dir():
         stage = path
     elif (path / "config.json").is_file():
-        config = read_json(path / "config.json", CheckpointError)
-        try:
-            stages = [
-                name
-                for name in config["curriculum"]
-                if config["stages"][name]["kind"] == kind and has_checkpoint(path / name)
-            ]
-        except (KeyError, TypeError):
-            raise CheckpointError(
-                f"{path / 'config.json'}: is not the configuration of a run; {WHAT_TO_GIVE}"
-            ) from None
+        file = path / "config.json"
+        config = saved_config(read_json(file, CheckpointError), file)
+        stages = [
+            name
+            for name in config.curriculum
+            if name in config.stages
+            and config.stages[name].kind == kind
+            and has_checkpoint(path / name)
+        ]
         if not stages:
             raise CheckpointError(f"{path}: no stage of kind {kind} has saved a checkpoint yet")
         stage = path / stages[-1]

@@ -41,12 +41,12 @@ def check(cls: Any, values: Any, prefix: str = "") -> None:
     require(
         isinstance(values, Mapping) or hasattr(values, "items"),
         prefix.removesuffix(".") or "config",
-        f"expected a group of settings, got {values!r}",
+        f"expected a group of settings, got {numbers.shown(values)}",
     )
     known = keys(cls)
     for name in values:
         if name not in known:
-            raise ConfigError(f"{prefix}{name}: no such key{nearest(name, known)}")
+            raise ConfigError(f"{prefix}{numbers.shown(name)}: no such key{nearest(name, known)}")
     for name, field in known.items():
         key, kind = prefix + name, key_types(cls)[name]
         require(name in values, key, "missing; start the config from elva_jax.config.schema")
@@ -56,19 +56,28 @@ def check(cls: Any, values: Any, prefix: str = "") -> None:
             check_names(values[name], key)
             for label, inner in values[name].items():
                 check(field.metadata["named"], inner, f"{key}.{label}.")
-        elif typing.get_origin(kind) is tuple:
-            require(type(values[name]) is tuple, key, _wrong_type("tuple", values[name]))
-            for entry in values[name]:
-                check_value(key, entry, typing.get_args(kind)[0], field.metadata)
         else:
-            check_value(key, values[name], kind, field.metadata)
+            check_key(cls, name, values[name], key)
+
+
+def check_key(cls: Any, name: str, value: Any, key: str) -> None:
+    """Compares one value of a group with the class's field `name`; errors call it `key`."""
+    kind, metadata = key_types(cls)[name], keys(cls)[name].metadata
+    if typing.get_origin(kind) is not tuple:
+        check_value(key, value, kind, metadata)
+        return
+    require(type(value) is tuple, key, _wrong_type("tuple", value))
+    for entry in value:
+        check_value(key, entry, typing.get_args(kind)[0], metadata)
 
 
 def check_names(values: Any, key: str) -> None:
     """Refuses what is not a mapping from names to groups."""
-    require(hasattr(values, "items"), key, f"expected a group of settings, got {values!r}")
+    require(
+        hasattr(values, "items"), key, f"expected a group of settings, got {numbers.shown(values)}"
+    )
     for label in values:
-        require(isinstance(label, str), key, f"expected names, got {label!r}")
+        require(isinstance(label, str), key, f"expected names, got {numbers.shown(label)}")
 
 
 def _wrong_type(expected: str, value: object) -> str:

@@ -22,7 +22,7 @@ def check_contradictions(config: Config) -> None:
       ConfigError: naming the keys.
     """
     _check_curriculum(config)
-    _check_model(config)
+    check_model(config)
     if config.model.patch_embed == "encoder":
         _check_encoder(config)
     for name in config.curriculum:
@@ -39,7 +39,12 @@ def _check_curriculum(config: Config) -> None:
             raise ConfigError(f"curriculum: no stage named '{numbers.shown(name)}' in stages{near}")
 
 
-def _check_model(config: Config) -> None:
+def check_model(config: Config) -> None:
+    """Refuses widths and heads that do not divide, and merging layers that do not match.
+
+    Raises:
+      ConfigError: naming the key.
+    """
     model, mesh = config.model, config.mesh
     require(
         model.num_heads % model.num_kv_heads == 0,

@@ -9,9 +9,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from elva_jax.config import schema
+from elva_jax.config.check import check_key
 from elva_jax.config.schema import ModelConfig
 from elva_jax.data.tokenizer import VISUAL_TOKENS
-from elva_jax.errors import ConvertError
+from elva_jax.errors import ConfigError, ConvertError
 from elva_jax.hf import qwen2
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore, read_json
@@ -96,9 +97,13 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
         raise ConvertError(f"config.json: lacks {', '.join(missing)}")
     model = schema.model()
     for ours, theirs in _SAME.items():
-        value = config[theirs]
-        model[ours] = tuple(value) if isinstance(value, list) else value
-    model.rope_theta = float(rope["rope_theta"])
+        value = tuple(config[theirs]) if isinstance(config[theirs], list) else config[theirs]
+        try:
+            check_key(ModelConfig, ours, value, theirs)
+        except ConfigError as error:
+            raise ConvertError(f"config.json: {error}") from None
+        model[ours] = value
+    model.rope_theta = float(rope.get("rope_theta") or qwen2.THETA)
     model.rope_scaling = rope.get("rope_type", "default")
     model.rope_factor = float(rope.get("factor") or 1.0)
     if model.rope_scaling != "default":

@@ -91,6 +91,11 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             " authors' file for the model"
         )
     eva02 = [bool(vision.get(key)) for key in ("rope", "naiveswiglu", "subln")]
+    if vision["width"] % vision["head_width"]:
+        raise ConvertError(
+            f"{where}: vision_cfg.head_width = {vision['head_width']} of its config.json does not"
+            f" divide width = {vision['width']}"
+        )
     grid = vision["image_size"] // vision["patch_size"]
     known_rope = not eva02[0] or (
         vision.get("pt_hw_seq_len", 16) == 16 and (vision.get("intp_freq") or grid == 16)

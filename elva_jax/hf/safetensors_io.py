@@ -19,7 +19,8 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from elva_jax.errors import ConvertError
+from elva_jax.errors import ConvertError, first_line
+from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import open_regular, parse_json
 
 DTYPES = {
@@ -74,7 +75,9 @@ def read_header(file: Path) -> dict[str, Entry]:
     for name, kind, shape, begin, end in sorted(rows, key=lambda row: row[3:]):
         if kind not in DTYPES:
             known = ", ".join(DTYPES)
-            raise ConvertError(f"{file}: {name} has dtype {kind}; convert it to one of {known}")
+            raise ConvertError(
+                f"{file}: {name} has dtype {shown(kind)}; convert it to one of {known}"
+            )
         need = int(np.prod(shape, dtype=object)) * DTYPES[kind].itemsize
         problem = None
         if end - begin != need:
@@ -115,11 +118,15 @@ def _parse_header(
             begin, end = value["data_offsets"]
             rows.append((name, value["dtype"], tuple(value["shape"]), begin, end))
         sound = isinstance(metadata, dict) and all(
-            type(n) is int and n >= 0 for _, _, shape, *at in rows for n in (*shape, *at)
+            name.isprintable()
+            and isinstance(kind, str)
+            and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *at))
+            for name, kind, shape, *at in rows
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConvertError(
-            f"{file}: its safetensors header is malformed ({type(error).__name__}: {error});"
+            f"{file}: its safetensors header is malformed ({type(error).__name__}:"
+            f" {first_line(error)});"
             " download it again"
         ) from error
     if not sound:

@@ -16,9 +16,11 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from elva_jax.errors import ConvertError, first_line
+from elva_jax.hf.config_values import check_values
 from elva_jax.hf.safetensors_io import Entry, all_finite, read_header
 from elva_jax.utils import read
 from elva_jax.utils.files import sha256
+from elva_jax.utils.numbers import shown
 
 CHECKSUMS = "checksums.json"  # {file: SHA-256 of its bytes}
 SAFE_INDEX, SAFE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -138,7 +140,7 @@ def open_store(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
     """
     folder = Path(path) if Path(path).is_dir() else _download(str(path), allow_pickle=allow_pickle)
     refuse_adapter(folder)
-    config = next((read_json(folder / name) for name in CONFIGS if (folder / name).is_file()), {})
+    config = read_config_file(folder)
     if files := _weight_files(folder, SAFE_INDEX, (".safetensors",)):
         return _open_safe(folder, config, files)
     if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
@@ -233,13 +235,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return read.read_json(path, ConvertError)
 
 
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder with its values checked; {} if it has none.
+
+    Raises:
+      ConvertError: a file that is no JSON object, or has a number that no model has.
+    """
+    for file in (folder / name for name in CONFIGS):
+        if file.is_file():
+            config = read_json(file)
+            check_values(config, file)
+            return config
+    return {}
+
+
 def _weight_files(folder: Path, index: str, suffixes: Sequence[str]) -> list[Path]:
     """The files with weights in a folder: those of the index, or the only one of that kind."""
     if (folder / index).is_file():
         named = sorted(set(_weight_map(folder / index).values()))
         for name in named:
-            if Path(name).name != name:
-                raise ConvertError(f"{folder / index}: names {name}, which is not a file beside it")
+            if Path(name).name != name or len(name) > 255 or "\0" in name:
+                raise ConvertError(
+                    f"{folder / index}: names '{shown(name)}', which is not a file beside it"
+                )
             if not (folder / name).is_file():
                 raise ConvertError(
                     f"{folder / name}: missing, though {index} names it; download it"
@@ -260,7 +278,9 @@ def _weight_files(folder: Path, index: str, suffixes: Sequence[str]) -> list[Pat
 def _weight_map(index: Path) -> dict[str, str]:
     """The file of each tensor according to an index."""
     weights = read_json(index).get("weight_map")
-    sound = isinstance(weights, dict) and all(isinstance(file, str) for file in weights.values())
+    sound = isinstance(weights, dict) and all(
+        name.isprintable() and isinstance(file, str) for name, file in weights.items()
+    )
     if not sound or not weights:
         raise ConvertError(f"{index}: has no weight_map from tensors to files; download it again")
     return weights

@@ -19,8 +19,8 @@ from elva_jax.data.conversation import render, turn_tokens
 from elva_jax.data.sources import open_examples
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.answers import exact_match, option_index
-from elva_jax.hf.load import read_config
-from elva_jax.hf.tensor_store import read_json
+from elva_jax.hf.load import is_hf_source, read_config
+from elva_jax.hf.tensor_store import read_config_file
 from elva_jax.testing.models import tiny_tokenizer
 from elva_jax.tools.recaption import manifest
 from elva_jax.video.layout import Clip
@@ -116,9 +116,9 @@ def run_config(data: bytes, folder: Path) -> None:
 
 def hf_config(data: bytes, folder: Path) -> None:
     """Reads the config.json of a Hugging Face folder."""
-    path = folder / "config.json"
-    path.write_bytes(data)
-    read_config(read_json(path), str(folder))
+    (folder / "config.json").write_bytes(data)
+    is_hf_source(folder)
+    read_config(read_config_file(folder), str(folder))
 
 
 DOORS = {

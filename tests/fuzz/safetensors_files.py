@@ -88,8 +88,8 @@ def _files(data: bytes) -> dict[str, bytes]:
         return {"model.safetensors": data}
     out = {}
     for name, content in held.items():
-        if "/" in name or "\0" in name or not 0 < len(name.encode("utf-8", "replace")) < 100:
-            continue
+        if not (name.isprintable() and 0 < len(name.encode()) < 100) or "/" in name:
+            continue  # no name of a file
         if name.endswith(".safetensors") and isinstance(content, list) and len(content) == 3:
             out[name] = _safetensors(*content)
         else:
