@@ -1,5 +1,6 @@
 """`elva convert import`: its files, its messages, its refusals, and its memory."""
 
+import functools
 import json
 import os
 import re
@@ -218,6 +219,7 @@ WIDTH, INNER, LAYERS, ROWS = 1536, 8960, 28, 151_936  # Qwen2-1.5B
 def large_tensors():
     rng = np.random.default_rng(0)
 
+    @functools.cache  # layers share their values: to draw 1.5 billion takes 12 seconds
     def draw(*shape):
         bits = rng.integers(0, 1 << 14, int(np.prod(shape)), dtype=np.uint16) | np.uint16(0x3000)
         return bits.view(ml_dtypes.bfloat16).reshape(shape)
