@@ -43,7 +43,7 @@ from elva_jax.video.layout import Kind, TokenLayout
 
 # Attention scores of one teacher layer that may exist at once for a row; more frames take turns.
 TEACHER_SCORES = 2**26
-CHUNK_LOGITS = 2**25  # float32 logits of one row that may exist at once; longer rows are cut
+CHUNK_LOGITS = 2**27  # float32 logits of one row that may exist at once; longer rows are cut
 TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
 
 

@@ -134,7 +134,7 @@ def test_cudnn_takes_whole_sequences_alone(monkeypatch):
 def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
     """The program for a GPU, lowered without one, holds cuDNN's fused kernels.
 
-    A single example needs no mask, packed ones have theirs. JAX asks for the version of an
+    A single example needs no mask, packed ones may have one. JAX asks for the version of an
     installed cuDNN before it lowers, and we ask for a GPU; only those two questions are answered
     here.
     """
@@ -150,8 +150,11 @@ def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
             attention.packed_attention(q, k, v, segment, single=single).astype(jnp.float32)
         )
 
+    kernels = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax")
     allowed = [
-        jax.export.DisabledSafetyCheck.custom_call(name) for name in (call, f"{call}Backward")
+        jax.export.DisabledSafetyCheck.custom_call(kernel + suffix)
+        for kernel in kernels
+        for suffix in ("", "Backward")
     ]
     text = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=allowed)(
         q, kv, kv, segment

@@ -16,7 +16,6 @@ from __future__ import annotations
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
@@ -38,6 +37,7 @@ from elva_jax.models.towers.common import (
     run_layers,
     to_heads,
 )
+from elva_jax.ops.attention.cudnn import full_attention
 from elva_jax.utils.arrays import AnyArray
 
 # CLIP's normalization of RGB in [0, 1].
@@ -124,10 +124,10 @@ def block(
     y = layer_norm(x, params, "norm1")
     query, value, key = (to_heads(y, params, name) for name in ("query", "value", "key"))
     if angles is None:
-        y = jax.nn.dot_product_attention(query, key, value)
+        y = full_attention(query, key, value)
     else:
         query, key = rotate(query, angles), rotate(key, angles)
-        y = jax.nn.dot_product_attention(query, key, value)
+        y = full_attention(query, key, value)
         y = layer_norm(y.reshape(*y.shape[:2], -1), params, "attention_norm").reshape(y.shape)
     x = x + from_heads(y, params)
     y = layer_norm(x, params, "norm2")

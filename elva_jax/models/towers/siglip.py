@@ -34,6 +34,7 @@ from elva_jax.models.towers.common import (
     run_layers,
     to_heads,
 )
+from elva_jax.ops.attention.cudnn import full_attention
 from elva_jax.utils.arrays import AnyArray
 
 LECUN = nn.initializers.lecun_normal()
@@ -195,7 +196,7 @@ def block(x: Float[Array, "n T C"], params: Params) -> Float[Array, "n T C"]:
     """One pre-norm block with the parameters of one layer."""
     y = layer_norm(x, params, "norm1")
     query, key, value = (to_heads(y, params, name) for name in ("query", "key", "value"))
-    x = x + from_heads(jax.nn.dot_product_attention(query, key, value), params)
+    x = x + from_heads(full_attention(query, key, value), params)
     return x + _mlp(layer_norm(x, params, "norm2"), params)
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from elva_jax.ops.attention.blocked import same_example
@@ -32,10 +33,51 @@ def fused_attention(
     *,
     single: bool,
 ) -> Float[Array, "B S H Dh"]:
-    """`packed_attention` by the kernel; `single` needs lengths instead of an S x S mask."""
-    fused = partial(jax.nn.dot_product_attention, q, k, v, is_causal=True, implementation="cudnn")
+    """`packed_attention` by the kernel.
+
+    A batch whose rows are one example each needs lengths instead of an S x S mask, which is several
+    times faster. With `single` this is promised, otherwise it is looked up at run time.
+    """
     if single:
-        length_B = jnp.sum(segment > 0, axis=1, dtype=jnp.int32)
-        return fused(query_seq_lengths=length_B, key_value_seq_lengths=length_B)
-    turns = None if turn is None else (turn, turn)
-    return fused(mask=same_example(segment, segment, turns)[:, None])
+        return _by_length(q, k, v, segment)
+    alone = jnp.all(segment <= 1) & jnp.all(segment[:, 1:] <= segment[:, :-1])
+    if turn is None:
+        turn = jnp.zeros_like(segment)
+    # With one turn alone, all that comes before a token is its own.
+    alone &= jnp.all(turn <= 1) & jnp.all((turn[:, 1:] >= turn[:, :-1]) | (segment[:, 1:] == 0))
+    return jax.lax.cond(alone, _padded, _by_mask, q, k, v, segment, turn)
+
+
+def full_attention(
+    q: Float[AnyArray, "B S H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
+) -> Float[Array, "B S H Dh"]:
+    """Attention of all tokens to all tokens, by the kernel where it can run."""
+    fused = not obstacle(q.shape[-1], q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else None)
+
+
+_causal = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+
+
+def _by_length(q: AnyArray, k: AnyArray, v: AnyArray, segment: AnyArray) -> Array:
+    length_B = jnp.sum(segment > 0, axis=1, dtype=jnp.int32)
+    return _causal(q, k, v, query_seq_lengths=length_B, key_value_seq_lengths=length_B)
+
+
+def _padded(q: Array, k: Array, v: Array, segment: Array, turn: Array) -> Array:
+    """The kernel leaves undefined values at padding; neither they nor their gradients get out."""
+    del turn
+    used_BxSx1x1 = (segment > 0)[:, :, None, None]
+    q, k, v = (jnp.where(used_BxSx1x1, x, 0) for x in (q, k, v))
+    length_at_least_1 = segment.at[:, 0].max(1)
+    return jnp.where(used_BxSx1x1, _by_length(q, k, v, length_at_least_1), 0)
+
+
+# The mask is made again in the backward pass: one per layer would not fit.
+@partial(
+    jax.checkpoint,
+    policy=jax.checkpoint_policies.save_anything_except_these_names("attention_mask"),
+)
+def _by_mask(q: Array, k: Array, v: Array, segment: Array, turn: Array) -> Array:
+    mask_Bx1xSxS = same_example(segment, segment, (turn, turn))[:, None]
+    return _causal(q, k, v, mask=checkpoint_name(mask_Bx1xSxS, "mask"))

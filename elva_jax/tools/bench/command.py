@@ -17,6 +17,7 @@ from elva_jax.tools.bench import (
     pipeline,
     pytorch,
     tokens,
+    train,
     ttft,
 )
 from elva_jax.utils.json import save_json
@@ -43,6 +44,7 @@ BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
     ("tokens", "tokens of hybrid-resolution videos (Table 6)", tokens),
     ("flops", "FLOPs of a video and its answer (Table 5), and their check against XLA", flops),
     ("ttft", "time to the first token, peak memory and decoding speed by frames (Table 5)", ttft),
+    ("train", "speed and memory of a training step, beside PyTorch's", train),
     ("packing", "fill of the packed rows of a fine-tuning mix", packing),
     ("attention", "time and memory of attention, beside PyTorch's", attention),
     ("merge", "cost of a merging layer as a share of a decoder layer", merge),
@@ -62,7 +64,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
         parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
 
 
-def _run(module: ModuleType, args: argparse.Namespace, _: list[str]) -> int:
+def _run(module: ModuleType, args: argparse.Namespace, overrides: list[str]) -> int:
+    args.overrides = overrides
     report = module.run(args)
     print(module.show(report))
     if args.json:

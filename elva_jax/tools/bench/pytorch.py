@@ -155,20 +155,7 @@ class _Torch:
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
-        settings: dict[str, Any] = {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_kv_heads,
-            "max_position_embeddings": config.max_position,
-            "rms_norm_eps": config.rms_norm_eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-            "tie_word_embeddings": config.tie_embeddings,
-            "attn_implementation": "sdpa",
-        }
-        model: Any = Qwen2ForCausalLM(Qwen2Config(**settings))
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**qwen2_settings(config)))
         model.load_state_dict(_state_dict(weights))
         self._torch, self._device = torch, device
         self._model = model.to(device, getattr(torch, config.dtype)).eval()
@@ -188,6 +175,23 @@ class _Torch:
                         input_ids=token, past_key_values=out.past_key_values, use_cache=True
                     )
             return torch.cat(found, dim=1)[0].tolist()
+
+
+def qwen2_settings(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of transformers' `Qwen2Config` for the decoder of a model."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_embeddings,
+        "attn_implementation": "sdpa",
+    }
 
 
 def _state_dict(weights: Weights) -> dict[str, Any]:
