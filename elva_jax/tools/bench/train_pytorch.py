@@ -8,7 +8,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.models import flops
 from elva_jax.tasks.base import Task
 from elva_jax.tools.bench.pytorch import qwen2_settings
-from elva_jax.tools.bench.train import random_batch, summary, time_steps
+from elva_jax.tools.bench.train_step import random_batch, summary, time_steps
 from elva_jax.training.mfu import PEAKS
 
 

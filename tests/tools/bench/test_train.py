@@ -9,7 +9,7 @@ from elva_jax.cli import main
 from elva_jax.config.load import load, resolve
 from elva_jax.data.packing import RowCapacity
 from elva_jax.tasks.registry import make_task
-from elva_jax.tools.bench.train import random_batch
+from elva_jax.tools.bench.train_step import random_batch
 from elva_jax.video.layout import Kind
 
 
