@@ -1,11 +1,16 @@
 """The console command `elva`: finds the sub-command, runs it, and turns errors into exit statuses.
 
 0 done, 1 failed with a message, 2 misused, 70 failed by a bug of ours, 75 stopped by SIGTERM with
-everything saved (start the same command again), 130 interrupted. --debug or ELVA_DEBUG=1 shows the
-trace of any error.
+everything saved (start the same command again), 130 interrupted, 143 terminated. --debug or
+ELVA_DEBUG=1 shows the trace of any error.
 """
 
 from __future__ import annotations
+
+from elva_jax.utils import signals
+
+if __name__ == "__main__":
+    signals.end_on_signals()
 
 import argparse
 import importlib
@@ -49,13 +54,32 @@ DEBUG = "--debug"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command and returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs one sub-command and returns the exit status.
+
+    Args:
+      argv: the arguments; None: those of this process, which then ends within two seconds after
+        SIGINT or SIGTERM.
+    """
+    if argv is not None:
+        try:
+            return _report(argv)
+        except KeyboardInterrupt as error:
+            return signals.announce(error)
+    try:
+        signals.end_on_signals()
+        return _report(sys.argv[1:])
+    except KeyboardInterrupt as error:
+        signals.end(signals.announce(error))
+
+
+def _report(argv: Sequence[str]) -> int:
+    """Runs one sub-command, reports its error, and returns the exit status."""
     debug = DEBUG in argv or failures.wants_debug()
     if DEBUG in argv:
         os.environ["ELVA_DEBUG"] = "1"  # for worker processes
     called = next((word for word in argv if not word.startswith("-")), "")
     name = f"elva {called}" if called in COMMANDS else "elva"
+    signals.name_command(name)
     _quiet_libraries()
     try:
         try:
@@ -63,9 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # a full disk shows here, or when the interpreter ends
         return status
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
     except Exception as error:
         if isinstance(error, OSError):
             no_reader = isinstance(error, BrokenPipeError) and _output_has_no_reader()

@@ -5,6 +5,12 @@
 # Every line of output begins with the index of its process. Ctrl-C reaches all of them; the first that fails ends the others.
 # DEVICES: fake devices per process on a CPU (default 1); GPUs are divided evenly. PYTHON: the interpreter (default: .venv, created if necessary).
 set -euo pipefail
+# Bash cannot trap a signal that it inherited as ignored, as in the background of a script. So it starts once more with the defaults.
+if [ -z "${ELVA_SIGNALS_RESET:-}" ]; then
+  export ELVA_SIGNALS_RESET=1
+  if env --default-signal=INT,TERM true 2>/dev/null; then exec env --default-signal=INT,TERM bash "${BASH_SOURCE[0]}" "$@"; fi
+fi
+unset ELVA_SIGNALS_RESET
 case "${1:-}" in "" | *[!0-9]* | 0) echo "usage: launch/local_multihost.sh N [arguments of elva train]" >&2 && exit 2 ;; esac
 count=$1 && shift
 if [ -n "${PYTHON:-}" ]; then

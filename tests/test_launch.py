@@ -169,8 +169,12 @@ def test_local_processes_end_together(stand_in):
     assert "a process ended with status 7; ending the other 1" in output
 
 
-def test_ctrl_c_reaches_every_local_process(stand_in):
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_ctrl_c_reaches_every_local_process(stand_in, inherited):
+    """Ignored is what a script passes on that starts it in the background."""
+    before = signal.signal(signal.SIGINT, inherited)
     process = multihost(stand_in, "wait")
+    signal.signal(signal.SIGINT, before)
     lines = [process.stdout.readline() for _ in range(2)]  # both are up
     assert {line[:3] for line in lines} == {"[0]", "[1]"}
     time.sleep(0.3)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 from collections.abc import Callable
 
 import elva_jax
 from elva_jax.commands import flags
 from elva_jax.parallel import launchers
+from elva_jax.utils import signals
 
 HELP = """\
 Runs the curriculum of a config, stage by stage. Started again with the same --workdir, it continues
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if not args.workdir:
         args.parser.error("the following arguments are required: --workdir")
-    # Until the run handles signals there is nothing to save. The status is that of a run that
-    # SIGTERM has stopped (training.preemption), which is slow to import.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(os.EX_TEMPFAIL))
+    # Until the run handles signals there is nothing to save: starting again is right, as after a
+    # run that SIGTERM has stopped.
+    signals.name_command("elva train", terminated=os.EX_TEMPFAIL)
     process = None
     if args.distributed != "off":
         process = launchers.detect_process(os.environ, **flags.process_options(args))

@@ -116,6 +116,7 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
             clock.charge("data")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, inputs.frozen, shard_batch(batch, setup.mesh))
+            run.stop.defer()
             for hook in hooks:
                 hook.after_step(step, batch, metrics)
             checkpoints.poll()

@@ -23,6 +23,9 @@ PREEMPTED = os.EX_TEMPFAIL  # exit status after SIGTERM, 75: start the same comm
 class StopSignal:
     """Turns SIGINT and SIGTERM into a request to stop after the current step.
 
+    It does so within the block and after `defer`, which a stage calls after its first step. Before,
+    while weights are read and programs compiled, there is nothing to save.
+
     A second Ctrl-C acts at once. A second SIGTERM does not: schedulers send it to a job and to each
     of its processes.
 
@@ -35,19 +38,31 @@ class StopSignal:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
+        return self
+
+    def defer(self) -> None:
+        """From now on a signal is a request; nothing changes if it is called again."""
+        if self._old:
+            return
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old[number] = signal.signal(number, self._handle)
-        return self
 
     def __exit__(self, *_: object) -> None:
+        self.act_at_once()
+
+    def act_at_once(self) -> None:
+        """From now on signals do what they did before the first `defer`."""
         for number in list(self._old):
             self._restore(number)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.code == INTERRUPTED and number == signal.SIGINT:  # the second one
+            self._restore(number)
+            signal.raise_signal(number)
+            return
         self.code = max(self.code, INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         if number == signal.SIGINT:
-            self._restore(number)
             text = "Stopping after this step. Press Ctrl-C again to quit now without saving."
             os.write(2, f"\n{text}\n".encode())  # unlike print, safe within a signal handler
 

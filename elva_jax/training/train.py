@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -23,9 +26,9 @@ from elva_jax.config.serialize import config_from_dict, config_to_dict
 from elva_jax.data.mixture import examples_per_epoch
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.data.tokenizer import load as load_tokenizer
-from elva_jax.errors import ConfigError
+from elva_jax.errors import ConfigError, StartError
 from elva_jax.ops.attention import choose_implementation
-from elva_jax.parallel.distributed import assert_equal_across_processes, barrier
+from elva_jax.parallel.distributed import all_gather_json, assert_equal_across_processes, barrier
 from elva_jax.parallel.mesh import describe_mesh, make_mesh
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.registry import make_task
@@ -42,6 +45,7 @@ from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.preemption import StopSignal
 from elva_jax.training.setup import set_up
 from elva_jax.utils.files import write_atomic
+from elva_jax.utils.owner import own
 from elva_jax.utils.read import read_json
 
 # Keys that a restart may change, of the run and of each stage's data.
@@ -86,6 +90,7 @@ def run(
       ConfigError: a config that cannot work, or that does not fit what is in `workdir`.
       CheckpointError: weights to start from that are missing or do not fit.
       DataError: data that is missing or bad.
+      StartError: another run uses the workdir.
       TrainingError: a loss that stays infinite, or tokens that do not fit into a merge bucket.
     """
     config = resolve(config)
@@ -93,8 +98,47 @@ def run(
     tasks = [make_task(config, name) for name in config.curriculum]
     for task in tasks:
         task.check_mesh(mesh)
+    console = console if console and jax.process_index() == 0 else Console(quiet=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    profiler = Profiler(workdir / "profile", profile, say)
+    with _owned(workdir, say):
+        return _run_stages(config, tasks, workdir, mesh, console, profiler, load_params)
+
+
+@contextlib.contextmanager
+def _owned(workdir: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Process 0 owns the workdir for all of the run; each raises if another run owns it."""
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if jax.process_index() == 0:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(own(workdir, say))
+            except StartError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"--workdir {workdir}: cannot be written ({error.strerror})"
+        if jax.process_count() > 1:
+            barrier("owner of the workdir")
+        if problem := all_gather_json(problem)[0]:
+            raise StartError(problem)
+        yield
+
+
+def _run_stages(
+    config: Config,
+    tasks: Sequence[Task],
+    workdir: Path,
+    mesh: Mesh,
+    console: Console,
+    profiler: Profiler,
+    load_params: LoadParams,
+) -> int:
+    """The part of `run` that reads and writes the workdir."""
     first = jax.process_index() == 0
-    console = console if console and first else Console(quiet=True)
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
@@ -118,7 +162,7 @@ def run(
             console=console,
             stop=stop,
             sessions=sessions,
-            profiler=Profiler(workdir / "profile", profile, say),
+            profiler=profiler,
             mirror=mirror,
             load_params=load_params,
         )
@@ -127,6 +171,7 @@ def run(
                 say(f"{task.name}: finished")
                 continue
             status = _run_stage(task, context)
+            stop.act_at_once()
             if status:
                 break
             if first:

@@ -15,9 +15,10 @@ from elva_jax.checkpoints import state as states
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.config.serialize import config_to_dict, freeze
-from elva_jax.errors import CheckpointError, ConfigError, TrainingError
+from elva_jax.errors import CheckpointError, ConfigError, StartError, TrainingError
 from elva_jax.training import plots, train
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.utils.owner import own
 from elva_jax.utils.trees import key_path
 
 
@@ -141,6 +142,12 @@ def test_run_without_a_newer_key_continues(finished, tmp_path):
     (workdir / "config.json").write_text(json.dumps(saved))
     config.stages.sft.data.update(num_low_frames=2, low_longest_edge=16)
     with pytest.raises(ConfigError, match=r"sft\.data\.num_low_frames \(was 0, is 2\)"):
+        train.run(config, workdir)
+
+
+def test_a_workdir_in_use_is_refused(finished):
+    workdir, config = finished
+    with own(workdir), pytest.raises(StartError, match="is in use by process"):
         train.run(config, workdir)
 
 

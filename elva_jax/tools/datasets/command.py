@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elva_jax.commands import flags
 from elva_jax.errors import ConfigError, ElvaError
-from elva_jax.utils import numbers
+from elva_jax.utils import numbers, signals
 
 if TYPE_CHECKING:
     from elva_jax.data.example import Example
@@ -160,10 +159,9 @@ def _build(args: argparse.Namespace, _: list[str]) -> int:
     plan, preparation = start.begin(options)
     try:
         run.run(plan, preparation, plan.of_host(*args.shard), args.workers)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         built = f"{plan.shards - len(manifest.missing(plan))} of {plan.shards} files are built"
-        print(f"elva data: interrupted; {built}, start again to continue", file=sys.stderr)
-        return 130
+        return signals.announce(error, f"; {built}, start again to continue")
     return _finish(plan)
 
 

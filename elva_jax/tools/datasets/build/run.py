@@ -10,7 +10,7 @@ from multiprocessing import connection
 
 from rich.console import Console
 
-from elva_jax.data.workers import end_with_parent
+from elva_jax.data.workers import STOPPING, end_with_parent, shielded_from_signals
 from elva_jax.errors import DataError, ElvaError
 from elva_jax.tools.datasets.build import shard as shards
 from elva_jax.tools.datasets.build.plan import Plan
@@ -53,8 +53,9 @@ def _run_processes(
     processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
     seen = 0
     try:
-        for process in processes:
-            process.start()
+        with shielded_from_signals():  # until a worker has its own handlers
+            for process in processes:
+                process.start()
         while running := [process.sentinel for process in processes if process.exitcode is None]:
             connection.wait(running, POLL)
             now = done.value
@@ -83,6 +84,7 @@ def _work(plan: Plan, preparation: Preparation, todo: list[int], taken, done, fa
     """The worker process: builds shards that no other worker has taken, until none is left."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # runs `finally`: no unfinished file
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     end_with_parent()
 
     def report() -> None:

@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
+from elva_jax.data.workers import STOPPING, end_with_parent, shielded_from_signals
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.moving_shapes import records
 from elva_jax.utils.files import lock
@@ -189,6 +191,14 @@ def _check_same(builder: MovingShapes, seed: int) -> None:
         )
 
 
+def _prepare_renderer() -> None:
+    """Makes a rendering process ignore Ctrl-C, and end with its pool or its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    end_with_parent()
+
+
 @contextlib.contextmanager
 def _mapper(workers: int | None) -> Iterator[Callable]:
     """A `map` over a process pool, which starts at its first use."""
@@ -201,7 +211,9 @@ def _mapper(workers: int | None) -> Iterator[Callable]:
         @functools.cache
         def pool():
             # spawn: threads of JAX or of TFDS in this process make fork unsafe.
-            return stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+            with shielded_from_signals():
+                context = multiprocessing.get_context("spawn")
+                return stack.enter_context(context.Pool(workers, _prepare_renderer))
 
         yield lambda function, tasks: pool().imap(function, tasks, chunksize=32)
 

@@ -1,0 +1,105 @@
+"""SIGINT and SIGTERM end a command within two seconds, whatever it does and whatever it inherited.
+
+    signal -> KeyboardInterrupt in the main thread: files are closed, the command prints its line
+           -> a thread that waits on a pipe: after GRACE_SECONDS it ends the process
+
+The thread is needed because Python runs signal handlers between two bytecodes of the main thread
+only. A compilation, a connection in C++ or an import that swallows the exception would otherwise
+keep the process alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import NoReturn
+
+GRACE_SECONDS = 1.2  # from the signal to the end, for the main thread to clean up
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+_statuses = {number: 128 + number for number in SIGNALS}
+_name = "elva"  # how the command is called in its last line
+_raised = threading.Event()  # the main thread has been interrupted once
+_told = threading.Lock()  # taken by the thread that prints the last line
+_installed = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def end_on_signals() -> None:
+    """Installs the handlers and the thread, in the main thread of a command's process.
+
+    A script that starts a command in the background lets it ignore SIGINT, and a parent may have
+    blocked either signal; both are undone. Calling it again does nothing.
+    """
+    global _installed
+    if _installed:
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _installed = True
+
+
+def name_command(name: str, *, terminated: int = 128 + signal.SIGTERM) -> None:
+    """Sets the command's name in its last line, and its exit status after SIGTERM."""
+    global _name
+    _name = name
+    _statuses[signal.SIGTERM] = terminated
+
+
+def announce(error: KeyboardInterrupt, more: str = "") -> int:
+    """Prints the command's last line, once per process, and returns its exit status."""
+    number = signal.Signals(getattr(error, "number", signal.SIGINT))
+    if not _installed or _told.acquire(blocking=False):
+        print(f"{_name}: {WORDS[number]}{more}", file=sys.stderr, flush=True)
+    return _statuses[number]
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process at once: threads and exit handlers of libraries may wait for long."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    if _raised.is_set():  # it cleans up since the signal before
+        _end(number)
+    _raised.set()
+    raise Interrupted(number)
+
+
+def _watch(reader: int) -> None:
+    """The thread: reads the number of each signal, and ends the process unless others handle it."""
+    deferred = 0
+    while True:
+        (number,) = os.read(reader, 1)
+        if number not in SIGNALS:
+            continue
+        if signal.getsignal(number) is not _interrupt:  # a training loop, which stops by itself
+            deferred += number == signal.SIGINT
+            if number != signal.SIGINT or deferred < 2:
+                continue
+        threading.Timer(GRACE_SECONDS, _end, (number,)).start()
+
+
+def _end(number: int) -> NoReturn:
+    if _told.acquire(blocking=False):
+        os.write(2, f"{_name}: {WORDS[signal.Signals(number)]}\n".encode())
+    os._exit(_statuses[signal.Signals(number)])
