@@ -26,6 +26,7 @@ import collections
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,7 @@ def initialize(
     rendezvous(
         process.coordinator, process.num_processes, process.process_id, fingerprint, start_timeout
     )
+    _bypass_proxy(process.coordinator)
     # Training handles SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", val=False)
     jax.distributed.initialize(
@@ -101,6 +103,22 @@ def initialize(
         raise ConfigError(
             f"processes see different numbers of devices: {listed}; give each the same number"
         )
+
+
+def _bypass_proxy(coordinator: str) -> None:
+    """Makes gRPC, by which JAX connects, reach the coordinator itself instead of a proxy.
+
+    Only gRPC reads this variable; it then ignores `no_proxy`.
+    """
+    name = "no_grpc_proxy"
+    if not any(os.environ.get(proxy) for proxy in ("grpc_proxy", "https_proxy", "http_proxy")):
+        return
+    # JAX warns that start-up may hang, which is no longer true.
+    jax_log = logging.getLogger("jax._src.distributed")
+    jax_log.addFilter(lambda record: "proxy variable" not in record.getMessage())
+    excluded = os.environ.get(name) or os.environ.get("no_proxy") or ""
+    host = coordinator.rpartition(":")[0].strip("[]")
+    os.environ[name] = ",".join(filter(None, (excluded, host)))
 
 
 @contextlib.contextmanager

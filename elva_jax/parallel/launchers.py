@@ -15,6 +15,18 @@ from elva_jax.errors import ConfigError
 
 # The range from which a job's number chooses the coordinator's port, the same as JAX's.
 FIRST_PORT, NUM_PORTS = 61_440, 4096
+MAX_NODES = 1 << 17
+
+# Slurm's lists: names with brackets of numbers in any place; numbers of tasks per node.
+_NUMBERS = r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
+_HOST = rf"[A-Za-z0-9_](?:[A-Za-z0-9_.-]|{_NUMBERS})*"
+NODES = re.compile(rf"{_HOST}(?:,{_HOST})*", re.ASCII)
+COUNTS = re.compile(r"\d+(?:\(x\d+\))?(?:,\d+(?:\(x\d+\))?)*", re.ASCII)
+# JOB.0;tcp://HOST,HOST:PORT, or tcp6://[HOST,HOST]:PORT, and other ways to the same process.
+MPI_ADDRESS = re.compile(
+    r"(\d+)\.\d+;(?:tcp://([\w.-]+)(?:,[\w.-]+)*|tcp6://\[([\w:.]+)(?:,[\w:.]+)*\]):\d+(?:;.*)?",
+    re.ASCII,
+)
 ALONE = "use --distributed off for a single process"
 
 
@@ -80,7 +92,7 @@ def detect_process(
 
 def _check_values(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise ConfigError(
             f"{_flag('coordinator')}: '{coordinator}' is not the HOST:PORT of process 0"
         )
@@ -141,30 +153,33 @@ def _read_open_mpi(environ: Mapping[str, str]) -> dict[str, Any]:
         "processes_on_host": _read_int(environ, "OMPI_COMM_WORLD_LOCAL_SIZE"),
     }
     # Only Open MPI 4 says where mpirun runs, which by default is the host of process 0.
-    uri = re.match(
-        r"(\d+)\.\d+;(?:tcp://([^,:]+)|tcp6://(\[[^,\]]+))",
-        environ.get("OMPI_MCA_orte_hnp_uri", ""),
-    )
+    uri = MPI_ADDRESS.fullmatch(environ.get("OMPI_MCA_orte_hnp_uri", ""))
     if uri:
-        host = uri[2] or uri[3] + "]"
-        found["coordinator"] = f"{host}:{_port(int(uri[1]) // 4096)}"
+        found["coordinator"] = f"{uri[2] or f'[{uri[3]}]'}:{_port(int(uri[1]) // 4096)}"
     return found
 
 
 def first_host(nodes: str) -> str:
-    """The first host of Slurm's compressed list, such as `node[001-004,007],other`."""
-    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?", nodes)
-    if not match:
+    """The first host of Slurm's compressed list, such as `node[001-004,007],rack[1-2]n[1-9]`.
+
+    Raises:
+      ConfigError: the list is empty, cut off, or in another grammar.
+    """
+    ranges = [(int(a), int(b)) for a, b in re.findall(r"(\d+)-(\d+)(?=[,\]])", nodes)]
+    if not NODES.fullmatch(nodes) or any(a > b for a, b in ranges):
         raise ConfigError(
-            f"SLURM_STEP_NODELIST: '{nodes}' names no host; give --coordinator HOST:PORT"
+            f"SLURM_STEP_NODELIST: '{nodes}' is not a list of hosts; give --coordinator HOST:PORT"
         )
-    return "".join(part or "" for part in match.groups())
+    firsts = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes)  # the first number of each bracket
+    return firsts.partition(",")[0]
 
 
 def _expand_counts(counts: str) -> list[int]:
     """Slurm's numbers of tasks per node: `8(x2),4` is 8, 8, 4."""
+    if counts and not COUNTS.fullmatch(counts):
+        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE: '{counts}' is not like 8(x2),4")
     pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
-    return [int(tasks) for tasks, times in pairs for _ in range(int(times or 1))]
+    return [int(tasks) for tasks, times in pairs for _ in range(min(int(times or 1), MAX_NODES))]
 
 
 def _share_of_gpus(environ: Mapping[str, str], found: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -173,7 +188,10 @@ def _share_of_gpus(environ: Mapping[str, str], found: Mapping[str, Any]) -> tupl
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if local is None or on_host in (None, 1) or not visible:
         return None
-    gpus = len(visible.split(","))
+    listed = visible.split(",")
+    if not all(name.strip() for name in listed):
+        raise ConfigError(f"CUDA_VISIBLE_DEVICES: '{visible}' has an empty entry")
+    gpus = len(listed)
     if gpus == 1:  # the launcher has already given each process its own
         return None
     if gpus % on_host:
@@ -194,6 +212,6 @@ def _read_int(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name)
     if not text:
         return None
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise ConfigError(f"{name}: '{text}' is not a whole number")
     return int(text)

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from elva_jax.utils.terminal import is_watched
+
 
 class Advance(Protocol):
     """The bar's callback."""
@@ -37,7 +39,7 @@ def record_bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    hidden = not console.is_terminal
+    hidden = not is_watched(console)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(label, total=total, completed=done)
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from elva_jax.training.goodput import clock_face
 from elva_jax.training.metrics import TERMS
+from elva_jax.utils.terminal import is_watched
 
 FORMATS = {  # of the metrics after the losses
     "accuracy": "accuracy {:.1%}",
@@ -39,7 +41,7 @@ class StageProgress:
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> StageProgress:
-        if self._console.is_terminal:
+        if is_watched(self._console) and jax.process_count() == 1:
             self._live.start()
         return self
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax._src.clusters import SlurmCluster
 from jax._src.clusters.ompi_cluster import OmpiCluster
 
@@ -54,6 +56,56 @@ def test_a_single_process():
         is None
     )
     assert detect_process({"ELVA_NUM_PROCESSES": "1"}) is None
+
+
+NUMBERS = st.integers(0, 30)
+RANGES = st.tuples(NUMBERS, st.integers(0, 3), st.integers(1, 3))  # first, more, digits
+HOSTS = st.lists(
+    st.tuples(st.sampled_from(["n", "rack-a", "x.y"]), st.lists(RANGES, max_size=3)),
+    min_size=1,
+    max_size=2,
+)
+
+
+def written(pieces):
+    """A host expression of Slurm's, and the first host that it names."""
+    text = first = ""
+    for name, ranges in pieces:
+        text, first = text + name, first + name
+        if ranges:
+            text += f"[{','.join(f'{a:0{w}}-{a + more:0{w}}' for a, more, w in ranges)}]"
+            first += f"{ranges[0][0]:0{ranges[0][2]}}"
+    return text, first
+
+
+@given(st.lists(HOSTS, min_size=1, max_size=3))
+def test_node_lists_are_read_whole_or_refused(hosts):
+    texts = [written(pieces) for pieces in hosts]
+    whole = ",".join(text for text, _ in texts)
+    assert first_host(whole) == texts[0][1]
+    for end in range(len(whole)):  # cut anywhere
+        part = whole[:end]
+        try:
+            found = first_host(part)
+        except ConfigError:
+            continue
+        assert part.count("[") == part.count("]")
+        assert found.startswith(texts[0][1][: len(found)])
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    ["", ",", "n[", "n[]", "n[1-", "n[1]]", "n[3-1]", "n[1,]", "n[a-b]", "n1,", "n[²]", "a b"],
+)
+def test_other_node_lists_are_refused(nodes):
+    with pytest.raises(ConfigError, match="SLURM_STEP_NODELIST"):
+        first_host(nodes)
+
+
+@pytest.mark.parametrize("counts", ["4(x2", "4x2", "4(2)", "4,,2", "4;2", "²"])
+def test_other_counts_of_tasks_are_refused(counts):
+    with pytest.raises(ConfigError, match="SLURM_STEP_TASKS_PER_NODE"):
+        detect_process(SLURM | {"SLURM_STEP_TASKS_PER_NODE": counts})
 
 
 def test_flags():

@@ -60,7 +60,10 @@ class Starts:
             f'exec {sys.executable} "$@"\n'
         )
         self._python.chmod(0o755)
-        self._environment = {"ELVA_TEST_NOTES": str(self._notes)}
+        self._environment = {
+            "ELVA_TEST_NOTES": str(self._notes),
+            "http_proxy": "http://127.0.0.1:9",  # nobody listens: processes must not ask it
+        }
         self._given = (self.workdir, data_dir, overrides)
 
     def begin(self, processes):

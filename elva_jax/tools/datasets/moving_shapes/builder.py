@@ -22,6 +22,7 @@ from elva_jax.data.workers import STOPPING, end_with_parent, shielded_from_signa
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.moving_shapes import records
 from elva_jax.utils.files import lock
+from elva_jax.utils.terminal import is_watched
 
 SIZES = {  # records per split
     "easy": {"image": 8000, "train": 14000, "validation": 260, "test": 540, "long": 120},
@@ -232,7 +233,7 @@ def _progress(console: Console, config_name: str) -> Iterator[Report]:
                 soft_wrap=True,
             )
 
-    if not console.is_terminal:
+    if not is_watched(console):
         yield line
         return
     with Progress(console=console, transient=True) as bars:
