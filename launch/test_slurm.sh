@@ -70,8 +70,8 @@ data=${DATA:-$dir/data}
 [ -d "$data" ] || "$PYTHON" -m elva_jax.cli data build --data-dir "$data" >"$dir/data.log" 2>&1
 
 # Two tasks meet and train; SIGTERM before the limit: saved, 75, requeued; resumed after Slurm's pause.
-job=$(submit term --time=3 --signal=TERM@120 --)
-await 170 "requeued as job" "$dir/term.log"
+job=$(submit term --time=4 --signal=TERM@90 --)
+await 240 "requeued as job" "$dir/term.log"
 check "two tasks meet" "2 device\(s\) of 2 process\(es\)" "$dir/term.log"
 check "SIGTERM before the limit: saved" "stopped at step [0-9]+ of [0-9]+, saved at" "$dir/term.log"
 check "status 75: requeued" "requeued as job $job" "$dir/term.log"
