@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(argv)
         except KeyboardInterrupt as error:
             return signals.announce(error)
+    signals.end_on_signals()
     try:
-        signals.end_on_signals()
-        return _report(sys.argv[1:])
+        with signals.raised_as_exceptions():
+            return _report(sys.argv[1:])
     except KeyboardInterrupt as error:
         signals.end(signals.announce(error))
 

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -24,7 +25,8 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 _statuses = {number: 128 + number for number in SIGNALS}
 _name = "elva"  # how the command is called in its last line
-_raised = threading.Event()  # the main thread has been interrupted once
+_at_once = threading.Event()  # nobody would catch an exception, or one has been raised already
+_at_once.set()
 _told = threading.Lock()  # taken by the thread that prints the last line
 _installed = False
 
@@ -56,6 +58,16 @@ def end_on_signals() -> None:
     _installed = True
 
 
+@contextlib.contextmanager
+def raised_as_exceptions() -> Iterator[None]:
+    """Within the block, the first signal is an Interrupted in the main thread."""
+    _at_once.clear()
+    try:
+        yield
+    finally:
+        _at_once.set()
+
+
 def name_command(name: str, *, terminated: int = 128 + signal.SIGTERM) -> None:
     """Sets the command's name in its last line, and its exit status after SIGTERM."""
     global _name
@@ -78,11 +90,20 @@ def end(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _interrupt(number: int, _: FrameType | None) -> None:
-    if _raised.is_set():  # it cleans up since the signal before
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _at_once.is_set() or _imports(frame):
         _end(number)
-    _raised.set()
+    _at_once.set()
     raise Interrupted(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether an import is running: libraries lose an exception there, or crash."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(reader: int) -> None:
