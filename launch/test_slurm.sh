@@ -88,15 +88,15 @@ finished 120 "$job"
 check "a time limit shorter than --signal: said, not requeued" "not requeued: give a longer --time" "$dir/short.log"
 
 # A killed task: the other one ends, and the job fails.
-job=$(submit killed --time=10 --)
+job=$(submit killed --time=30 --)
 await 120 "[0-9]+/[0-9]+  " "$dir/killed.log"
 kill -KILL "$(pgrep -f "cli train .*--workdir $dir/killed" | tail -n 1)"
 finished 170 "$job"
 check "a killed task: the job fails, not requeued" "Killed|another process has ended|task .*: Exited" "$dir/killed.log"
-if grep -q "requeued" "$dir/killed.log"; then echo "FAIL  requeued after a crash" && failures=$((failures + 1)); fi
+if grep -q "requeued as" "$dir/killed.log"; then echo "FAIL  requeued after a crash" && failures=$((failures + 1)); fi
 
 # scancel: no process is left.
-job=$(submit cancelled --time=10 --)
+job=$(submit cancelled --time=30 --)
 await 120 "[0-9]+/[0-9]+  " "$dir/cancelled.log"
 scancel "$job"
 finished 60 "$job"
