@@ -171,9 +171,13 @@ def _parser(called: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
-        name: str, summary: str, text: str, run: Callable[..., int] | None, under: Any = commands
+        name: str,
+        text: str,
+        run: Callable[..., int] | None,
+        under: Any = commands,
+        summary: str = "",
     ) -> argparse.ArgumentParser:
-        raw = argparse.RawDescriptionHelpFormatter
+        raw, summary = argparse.RawDescriptionHelpFormatter, summary or COMMANDS[name][1]
         sub = under.add_parser(
             name, help=summary, description=text, formatter_class=raw, allow_abbrev=False
         )

@@ -18,8 +18,8 @@ examples:
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
-    config = command("config", "list every configuration key with its meaning", HELP, run)
+    """Adds it with `command(name, text, run)`, which makes a sub-command of `elva`."""
+    config = command("config", HELP, run)
     config.add_argument(
         "--config",
         metavar="FILE.py[:ARG]",

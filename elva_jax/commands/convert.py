@@ -40,16 +40,16 @@ DTYPES = ("keep", "float32", "bfloat16", "float16")  # an export cannot keep the
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `convert` and its actions with `command(name, summary, text, run, under)`."""
-    actions = command("convert", "weights from and to Hugging Face", HELP, None).add_subparsers(
+    """Adds `convert` and its actions with `command(name, text, run, under, summary)`."""
+    actions = command("convert", HELP, None).add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
     summary = "write a Hugging Face folder as a checkpoint for JAX"
-    _add_import(command("import", summary, IMPORT_HELP, _import, actions))
+    _add_import(command("import", IMPORT_HELP, _import, actions, summary))
     summary = "write a run as a folder for transformers"
-    _add_export(command("export", summary, EXPORT_HELP, _export, actions))
+    _add_export(command("export", EXPORT_HELP, _export, actions, summary))
     summary = "compare two models on the same text and video"
-    _add_check(command("check", summary, CHECK_HELP, _check, actions))
+    _add_check(command("check", CHECK_HELP, _check, actions, summary))
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:

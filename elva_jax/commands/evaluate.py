@@ -19,8 +19,8 @@ example:
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
-    evaluate = command("evaluate", "measure a checkpoint on held-out videos", HELP, run)
+    """Adds it with `command(name, text, run)`, which makes a sub-command of `elva`."""
+    evaluate = command("evaluate", HELP, run)
     flags.add_checkpoint(evaluate)
     add, default = evaluate.add_argument, "(default: %(default)s)"
     text = f"built data set with questions and options {default}"

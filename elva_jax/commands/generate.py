@@ -37,8 +37,8 @@ MEDIUM = "a video, an image, or a folder of frames; may be given several times"
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds both with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
-    generate = command("generate", "answer a question about a video", GENERATE_HELP, _generate)
+    """Adds both with `command(name, text, run)`, which makes a sub-command of `elva`."""
+    generate = command("generate", GENERATE_HELP, _generate)
     flags.add_checkpoint(generate)
     add = generate.add_argument
     add("--video", required=True, action="append", metavar="FILE", help=MEDIUM)
@@ -47,7 +47,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
 
-    chat = command("chat", "talk about a video", CHAT_HELP, _chat)
+    chat = command("chat", CHAT_HELP, _chat)
     flags.add_checkpoint(chat)
     chat.add_argument("--video", action="append", default=[], metavar="FILE", help=MEDIUM)
     flags.add_frames(chat)

@@ -27,8 +27,8 @@ of a config."""
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds it with `command(name, summary, text, run)`, which makes a sub-command of `elva`."""
-    train = command("train", "train a model through the stages of a config", HELP, run)
+    """Adds it with `command(name, text, run)`, which makes a sub-command of `elva`."""
+    train = command("train", HELP, run)
     add = train.add_argument
     text = "config file, and the string for its get_config"
     add("--config", required=True, metavar="FILE.py[:ARG]", help=text)

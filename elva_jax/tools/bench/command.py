@@ -54,12 +54,11 @@ BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `bench` with `command(name, summary, text, run, under)`, which makes a sub-command."""
-    summary = "parameters, tokens, FLOPs, time and memory, beside the paper's and PyTorch's"
-    parser = command("bench", summary, HELP, None)
+    """Adds `bench` with `command(name, text, run, under, summary)`, which makes a sub-command."""
+    parser = command("bench", HELP, None)
     benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
     for name, summary, module in BENCHES:
-        parser = command(name, summary, module.HELP, partial(_run, module), benches)
+        parser = command(name, module.HELP, partial(_run, module), benches, summary)
         module.add_arguments(parser)
         parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
 

@@ -60,15 +60,15 @@ RENDERED = ("moving_shapes/easy", "moving_shapes/hard")
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `data` with `command(name, summary, text, run, under)`, which makes a sub-command."""
-    parser = command("data", "build data sets and show their contents", HELP, None)
+    """Adds `data` with `command(name, text, run, under, summary)`, which makes a sub-command."""
+    parser = command("data", HELP, None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     summary = "build a data set from a source (or moving_shapes and its tokenizer)"
-    _add_build(command("build", summary, BUILD_HELP, _build, actions))
+    _add_build(command("build", BUILD_HELP, _build, actions, summary))
     summary = "count and draw the records of a source or a data set"
-    _add_inspect(command("inspect", summary, INSPECT_HELP, _inspect, actions))
+    _add_inspect(command("inspect", INSPECT_HELP, _inspect, actions, summary))
     summary = "write one record to a folder: media, frames, annotation"
-    _add_show(command("show", summary, SHOW_HELP, _show, actions))
+    _add_show(command("show", SHOW_HELP, _show, actions, summary))
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:

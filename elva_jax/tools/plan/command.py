@@ -30,8 +30,8 @@ PARTS = ("parameters", "optimizer", "gradients", "teacher", "batch", "activation
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `plan` with `command(name, summary, text, run)`, which makes a sub-command."""
-    add = command("plan", "compute the needs of a run on other hardware", HELP, run).add_argument
+    """Adds `plan` with `command(name, text, run)`, which makes a sub-command."""
+    add = command("plan", HELP, run).add_argument
     text = "config file, and the string for its get_config"
     add("--config", required=True, metavar="FILE.py[:ARG]", help=text)
     text = "accelerators of the whole run"

@@ -28,10 +28,8 @@ examples:
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Adds `recaption` with `command(name, summary, text, run)`, which makes a sub-command."""
-    parser = command(
-        "recaption", "describe images and videos in detail with a Qwen2-VL", HELP, _run
-    )
+    """Adds `recaption` with `command(name, text, run)`, which makes a sub-command."""
+    parser = command("recaption", HELP, _run)
     add, file = parser.add_argument, "FILE.jsonl"
     text = "the media and hints for them"
     add("--manifest", required=True, type=Path, metavar=file, help=text)
