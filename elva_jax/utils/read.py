@@ -98,11 +98,16 @@ def read_text(path: str | Path, error: type[ElvaError] = DataError) -> str:
         ) from None
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """A JSON value, of at most `DEEPEST` levels.
 
+    Args:
+      text: the JSON text.
+      unique: refuse an object with the same key twice, instead of keeping the last value.
+
     Raises:
-      ValueError: the text is not UTF-8, not JSON, or too deep; the message is one line.
+      ValueError: the text is not UTF-8, not JSON, too deep, or repeats a key; the message is one
+        line.
     """
     if isinstance(text, bytes):
         try:
@@ -110,11 +115,25 @@ def parse_json(text: str | bytes) -> Any:
         except UnicodeDecodeError as problem:
             raise ValueError(f"not UTF-8 text (byte {problem.start})") from None
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from None
     if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
         raise ValueError(f"nested deeper than {DEEPEST} levels")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of key-value pairs.
+
+    Raises:
+      ValueError: a key occurs twice.
+    """
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"the key {key!r} occurs twice in an object")
+        value[key] = item
     return value
 
 

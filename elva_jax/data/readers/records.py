@@ -37,11 +37,11 @@ def decode_json(data: bytes, key: str) -> Any:
     """Decodes the JSON value of the record `key`.
 
     Raises:
-      RecordError: the text is not UTF-8 or not JSON.
+      RecordError: the text is not UTF-8 or not JSON, or an object has the same key twice.
     """
     text = decode(data, key)
     try:
-        return parse_json(text)
+        return parse_json(text, unique=True)
     except ValueError as error:
         raise RecordError(key, f"is not JSON ({getattr(error, 'msg', error)})") from None
 

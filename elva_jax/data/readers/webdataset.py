@@ -27,7 +27,9 @@ class WebDataset(Sequence[Example]):
 
     Videos and images become media, in the order of the members. A `json` member is a conversation
     (see `chat.to_example`) or has a field caption or text; media names in it are ignored, because
-    its media are the members. Without a `json` member, a `txt` member is the caption.
+    its media are the members. Without a `json` member, a `txt` member is the caption. A record with
+    two `json` or `txt` members, or two members of one name, is refused: names with dots such as
+    `cam1.2024-05-01.json` put several records into one.
 
     Args:
       pattern: path of one shard, or of several as in `clips-{000..099}.tar` or `clips-*.tar`.
@@ -53,7 +55,7 @@ class WebDataset(Sequence[Example]):
         """
         number, start, end = self.spans_Nx3[index].tolist()
         shard = self.shards[number]
-        key, media, texts = f"{shard.name}@{start}", [], {}
+        key, media, texts, names = f"{shard.name}@{start}", [], {}, set()
         with open_regular(shard) as file:
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -66,6 +68,13 @@ class WebDataset(Sequence[Example]):
                     suffix = PurePosixPath(f"x.{parts[2]}").suffix.lower()
                     if suffix not in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".json", ".txt"):
                         continue
+                    if suffix in texts or member.name in names:
+                        raise RecordError(
+                            key,
+                            f"has two members for {suffix} (names are equal up to the first dot; "
+                            "rename members so that dots stand only before suffixes)",
+                        )
+                    names.add(member.name)
                     content = tar.extractfile(member)
                     assert content is not None  # `_check` accepts only regular files
                     data = content.read()

@@ -182,3 +182,25 @@ def test_files_that_are_not_tars_are_refused(tmp_path):
     for name in ("none.tar", "none-*.tar", "none-{0..1}.tar"):
         with pytest.raises(DataError, match=r"none.*: no such shard"):
             WebDataset(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cam1.2024-05-01.json", "cam1.2024-05-02.json"),
+        ("a.left.txt", "a.right.TXT"),
+        ("a.mp4", "a.mp4"),
+    ],
+)
+def test_two_members_for_one_place_are_refused(tmp_path, names):
+    path = write(tmp_path / "a.tar", ("a.jpg", b"j"), *((name, "{}") for name in names))
+    records = WebDataset(path)
+    with pytest.raises(RecordError, match=r"two members for .*rename"):
+        records[len(records) - 1]
+
+
+def test_a_key_twice_in_a_json_member_is_refused(tmp_path):
+    text = '{"caption": "One.", "caption": "Two."}'
+    path = write(tmp_path / "a.tar", ("a.jpg", b"j"), ("a.json", text))
+    with pytest.raises(RecordError, match="'caption' occurs twice"):
+        WebDataset(path)[0]
