@@ -42,7 +42,10 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_checkpoint(generate)
     add = generate.add_argument
     add("--video", required=True, action="append", metavar="FILE", help=MEDIUM)
-    text = "the question; <video> says where a video stands; may be given several times"
+    text = (
+        "the question; <video> says where a video stands (\\<video>: the word);"
+        " may be given several times"
+    )
     add("--prompt", required=True, action="append", metavar="TEXT", help=text)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)

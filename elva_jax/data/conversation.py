@@ -4,6 +4,9 @@ The text tokens are the same that the tokenizer's chat template produces for the
 tokens of a medium replace its marker; without markers, they begin the first user turn. White space
 around a question, an answer or a marker is removed.
 
+Special tokens in a question, an answer or a system prompt are text. So are markers in an answer, in
+a system prompt, in the questions of a conversation without media, and after a backslash.
+
     <|im_start|>user [newline] [FRAME PATCH ... LINE] What moves?<|im_end|> [newline]
     <|im_start|>assistant [newline] A circle.<|im_end|> [newline]
                                     ^^^^^^^^^^^^^^^^^^^ learned
@@ -12,24 +15,24 @@ around a question, an answer or a marker is removed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.data.chat_tokens import token_ids
 from elva_jax.data.example import Example, Turn
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Clip, Text
 
-MARKER = re.compile("<(?:image|video)>")
+MARKER = re.compile(r"(?<!\\)<(?:image|video)>")
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"  # between a question and its answer
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> str:
     """A multiple-choice question as worded in training and evaluation; the answer is a letter."""
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    lines = [f"{letter}. {plain(option)}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, "Answer with the letter."])
 
 
@@ -59,39 +62,48 @@ def render(
         return _render_branches(example, tokenizer, clips, system_prompt)
     pieces = split_questions(example, len(clips))
     parts: list[Text | Clip] = []
-    before = _system(system_prompt) + "<|im_start|>user\n"
+    before = _header(system_prompt)
     for turn, texts in zip(example.turns, pieces, strict=True):
         parts += _question(before, texts, clips, tokenizer)
-        parts.append(Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), weight=1.0))
-        before = "\n<|im_start|>user\n"
+        parts.append(_answer(turn, tokenizer))
+        before = ("\n<|im_start|>user\n",)
     parts.append(Text(token_ids(tokenizer, "\n")))
     return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
 
 
 def _question(
-    before: str, texts: Sequence[str], clips: list[Clip], tokenizer: PreTrainedTokenizerBase
+    before: tuple[str, ...],
+    texts: Sequence[str],
+    clips: list[Clip],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Text | Clip]:
     """A user turn up to its answer: texts with clips between them, which are taken off `clips`."""
     parts: list[Text | Clip] = []
     for text in texts[:-1]:
-        parts += [Text(token_ids(tokenizer, before + text)), clips.pop(0)]
-        before = ""
-    return [*parts, Text(token_ids(tokenizer, before + texts[-1] + ANSWER))]
+        parts += [Text(token_ids(tokenizer, *before, text)), clips.pop(0)]
+        before = ("",)
+    return [*parts, Text(token_ids(tokenizer, *before, texts[-1], ANSWER))]
+
+
+def _answer(turn: Turn, tokenizer: PreTrainedTokenizerBase, number: int = 0) -> Text:
+    """An answer and its end, which are learned."""
+    return Text(answer_ids(turn.answer, tokenizer), weight=1.0, turn=number)
+
+
+def answer_ids(answer: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids of an answer, without the white space around it, and its `<|im_end|>`."""
+    return token_ids(tokenizer, "", answer.strip(), "<|im_end|>")
 
 
 def _render_branches(
     example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str
 ) -> list[Text | Clip]:
     """Renders every turn as a conversation of its own after the media that all turns share."""
-    parts: list[Text | Clip] = [
-        Text(token_ids(tokenizer, _system(system_prompt) + "<|im_start|>user\n")),
-        *clips,
-    ]
+    parts: list[Text | Clip] = [Text(token_ids(tokenizer, *_header(system_prompt))), *clips]
     for number, turn in enumerate(example.turns, start=1):
-        parts.append(Text(token_ids(tokenizer, turn.question.strip() + ANSWER), turn=number))
-        parts.append(
-            Text(token_ids(tokenizer, turn.answer.strip() + "<|im_end|>"), weight=1.0, turn=number)
-        )
+        question = unescape(turn.question).strip()
+        parts.append(Text(token_ids(tokenizer, "", question, ANSWER), turn=number))
+        parts.append(_answer(turn, tokenizer, number))
     return parts
 
 
@@ -120,7 +132,7 @@ def follow_up(
     """
     example = Example("prompt", (), (Turn(question, "answer"),))
     (texts,) = split_questions(example, len(clips))
-    parts = _question("<|im_end|>\n<|im_start|>user\n", texts, list(clips), tokenizer)
+    parts = _question(("<|im_end|>\n<|im_start|>user\n",), texts, list(clips), tokenizer)
     return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
 
 
@@ -138,8 +150,8 @@ def check(example: Example) -> None:
 
 
 def has_markers(example: Example) -> bool:
-    """Whether any question contains the marker of a medium."""
-    return any(MARKER.search(turn.question) for turn in example.turns)
+    """Whether any question contains the marker of a medium; without media, markers are text."""
+    return bool(example.media) and any(MARKER.search(turn.question) for turn in example.turns)
 
 
 def truncate(example: Example, turns: int) -> Example:
@@ -155,18 +167,27 @@ def truncate(example: Example, turns: int) -> Example:
 
 def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of text tokens that a turn after the first one adds to a conversation."""
-    pieces = split_text(turn.question)
-    pieces[0] = "\n<|im_start|>user\n" + pieces[0]
-    pieces[-1] += ANSWER
-    return sum(
-        len(token_ids(tokenizer, text)) for text in (*pieces, turn.answer.strip() + "<|im_end|>")
-    )
+    texts = split_text(turn.question)
+    clips = [Clip(())] * (len(texts) - 1)
+    parts = _question(("\n<|im_start|>user\n",), texts, clips, tokenizer)
+    text = [part for part in (*parts, _answer(turn, tokenizer)) if isinstance(part, Text)]
+    return sum(len(part.token_ids) for part in text)
 
 
 def split_text(question: str) -> list[str]:
     """The text of a question around its markers, without the white space beside them."""
     # A pattern that takes in the white space before a marker would need quadratic time.
-    return [text.strip() for text in MARKER.split(question)]
+    return [unescape(text).strip() for text in MARKER.split(question)]
+
+
+def plain(text: str) -> str:
+    """Escapes the markers in a text, so that a question with it shows them as text."""
+    return re.sub("(?=<(?:image|video)>)", r"\\", text)
+
+
+def unescape(text: str) -> str:
+    """The inverse of `plain`."""
+    return re.sub(r"\\(?=<(?:image|video)>)", "", text)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -202,19 +223,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-@functools.lru_cache(maxsize=16_384)
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Token ids of `text`; cached, because headers and many questions occur again and again."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
-
-
 def vocabulary_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of one token of the vocabulary."""
     return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # one id, no list
 
 
-def _system(prompt: str) -> str:
-    return f"<|im_start|>system\n{prompt}<|im_end|>\n" if prompt else ""
+def _header(system: str) -> tuple[str, ...]:
+    """What precedes the first question: templates and the system prompt in turn."""
+    user = "<|im_start|>user\n"
+    return ("<|im_start|>system\n", system, f"<|im_end|>\n{user}") if system else (user,)
 
 
 def split_questions(example: Example, media: int) -> list[list[str]]:
@@ -223,10 +240,15 @@ def split_questions(example: Example, media: int) -> list[list[str]]:
     Raises:
       DataError: the number of markers differs from the number of media.
     """
+    if not media:
+        return [[unescape(turn.question).strip()] for turn in example.turns]
     pieces = [split_text(turn.question) for turn in example.turns]
     markers = sum(len(texts) - 1 for texts in pieces)
     if markers == 0:
         pieces[0] = [""] * media + pieces[0]
     elif markers != media:
-        raise DataError(f"{example.key}: {markers} <image> or <video> markers for {media} media")
+        raise DataError(
+            f"{example.key}: {markers} <image> or <video> markers for {media} media; "
+            "write \\<video> where the word is meant"
+        )
     return pieces

@@ -245,7 +245,7 @@ class CaptionDecoder(Decoder):
         conversation.check(example)
         if not example.media:
             raise RecordError(example.key, "has no video or image for the caption")
-        caption = conversation.token_ids(self.tokenizer, example.turns[0].answer.strip())
+        caption = conversation.token_ids(self.tokenizer, "", example.turns[0].answer.strip())
         end = conversation.vocabulary_id(self.tokenizer, "<|endoftext|>")
         medium, size = example.media[0], (self.side, self.side)
         still = medium.kind == "image"

@@ -141,9 +141,7 @@ class Prefilled:
                 f"the question '{choice.question[:60]}' needs options, none of them empty"
             )
         tokenizer = self.model.tokenizer
-        options = [
-            conversation.token_ids(tokenizer, option.strip() + END) for option in choice.options
-        ]
+        options = [list(conversation.answer_ids(option, tokenizer)) for option in choice.options]
         self._check_length(start + len(question) + max(map(len, options)))
         return option_tree(question, options, start)
 

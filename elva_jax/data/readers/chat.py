@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+from elva_jax.data.conversation import plain
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
 
@@ -30,7 +31,7 @@ ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-MARKER = re.compile("<(image|video)>")
+MARKER = re.compile(r"(?<!\\)<(image|video)>")
 
 
 def has_turns(record: Mapping[str, Any]) -> bool:
@@ -99,17 +100,22 @@ def _kind(part: object) -> Literal["video", "image"] | None:
     return PARTS.get(str(part.get("type"))) if isinstance(part, dict) else None
 
 
-def _text_of(content: object) -> object:
-    """The text of a message content; in a list of parts, markers replace the media."""
+def _text_of(content: object, *, question: bool) -> object:
+    """The text of a message content; in a list of parts, markers replace the media.
+
+    Where a part of a question is a medium, the markers in its texts are escaped: the media stand
+    where their parts are.
+    """
     if not isinstance(content, list):
         return content
+    question = question and any(_kind(part) for part in content)
     texts = []
     for part in content:
         kind = _kind(part)
         text = f"<{kind}>" if kind else part.get("text") if isinstance(part, dict) else None
         if not isinstance(text, str):
             return None
-        texts.append(text)
+        texts.append(text if kind or not question else plain(text))
     return "\n".join(texts)
 
 
@@ -159,7 +165,13 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
                 raise RecordError(key, f"'{field}' is not a list")
             for message in record[field]:
                 role, text = (
-                    (message.get(speaker), _text_of(message.get(says)))
+                    (
+                        message.get(speaker),
+                        _text_of(
+                            message.get(says),
+                            question=ROLES.get(str(message.get(speaker))) == "user",
+                        ),
+                    )
                     if isinstance(message, dict)
                     else (None, None)
                 )

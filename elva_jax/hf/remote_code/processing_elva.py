@@ -1,11 +1,14 @@
 """From text with videos and images to input_ids, attention_mask, pixel_values and tube_ids."""
 
+import copy
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
@@ -13,6 +16,9 @@ from .image_processing_elva import ElvaImagesKwargs, Visual
 
 MARKER = re.compile(r"(<image>|<video>)")
 FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
+# A character that Unicode will never assign. After the first character of a control token or
+# marker, it keeps a message's text apart from the chat template until the ids are made.
+GUARD = "\ufdd1"
 
 
 class ElvaProcessorKwargs(ProcessingKwargs, total=False):
@@ -27,6 +33,9 @@ class ElvaProcessor(ProcessorMixin):
     `<video>` and `<image>` mark the places of videos and images in the text; the chat template
     writes them. A frame of h x w patches becomes `<FRAME>`, then h rows of w `<PATCH>` and one
     `<LINE>`.
+
+    In `apply_chat_template`, the messages say what is text and where media stand: special tokens
+    and markers in their texts are text.
     """
 
     valid_processor_kwargs = ElvaProcessorKwargs
@@ -36,6 +45,61 @@ class ElvaProcessor(ProcessorMixin):
         self.frame_id, self.patch_id, self.line_id = (
             tokenizer.convert_tokens_to_ids(token) for token in (FRAME, PATCH, LINE)
         )
+
+        words = sorted([*tokenizer.get_added_vocab(), "<image>", "<video>"], key=len, reverse=True)
+        self._words, self._letters = (
+            re.compile(f"({'|'.join(map(re.escape, some)) or '(?!)'})")
+            for some in ([w for w in words if len(w) > 1], [w for w in words if len(w) == 1])
+        )
+        self._bare = None  # the tokenizer without added tokens
+
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """As in transformers; special tokens and markers in the texts of messages are text.
+
+        A rendered text (`tokenize=False`) keeps them apart by U+FDD1 after their first character.
+        """
+        return super().apply_chat_template(self._guarded(conversation), *args, **kwargs)
+
+    def _guarded(self, item):
+        """Copies messages, with a guard in every control token and marker of their texts."""
+        if isinstance(item, (list, tuple)):
+            return [self._guarded(value) for value in item]
+        if not isinstance(item, dict):
+            return item
+        item = copy.copy(item)
+        for name in ("content", "text", "role"):
+            if name in item:
+                text = isinstance(item[name], str)
+                item[name] = self._guard(item[name]) if text else self._guarded(item[name])
+        return item
+
+    def _guard(self, text: str) -> str:
+        text = self._letters.sub(r"\g<0>" + GUARD, text.replace(GUARD, GUARD * 2))
+        while (found := self._words.sub(lambda m: m[0][0] + GUARD + m[0][1:], text)) != text:
+            text = found
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a rendered template; between control tokens, guarded texts are plain."""
+        if GUARD not in text:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        ids = []
+        # Every second part is a control token of the template.
+        for number, part in enumerate(self._words.split(text)):
+            guarded, part = GUARD in part, re.sub(f"{GUARD}({GUARD}?)", r"\1", part)
+            if number % 2 or not guarded:
+                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+            else:
+                ids += self._plain(part)
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text, by a copy of the tokenizer without added tokens."""
+        if self._bare is None:
+            state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+            self._bare = Tokenizer.from_str(json.dumps(state))
+        return self._bare.encode(text, add_special_tokens=False).ids
 
     @property
     def model_input_names(self):
@@ -92,7 +156,7 @@ class ElvaProcessor(ProcessorMixin):
         ids, tubes, patches, next_tube = [], [], [], 0
         for piece in MARKER.split(text):
             if piece not in queues:
-                new = self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+                new = self._ids(piece)
                 ids, tubes = ids + new, tubes + [-1] * len(new)
                 continue
             visual = queues[piece].pop(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from elva_jax.data.chat_tokens import token_ids
 from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.engine import Failed, Kind, Reply
 
@@ -25,7 +26,8 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|>",
-    "<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    "<|vision_end|>",
+    "<|im_end|>\n<|im_start|>assistant\n",
 )
 
 
@@ -91,8 +93,8 @@ class Local:
         token, modality = (config.image_token_id, 1) if image else (config.video_token_id, 2)
         pixels = "pixel_values" if image else "pixel_values_videos"
         before, after = (
-            self._tokenizer(text, add_special_tokens=False).input_ids
-            for text in (CHAT[0], CHAT[1].format(prompt=prompt))
+            list(token_ids(self._tokenizer, *pieces))
+            for pieces in (CHAT[:1], (CHAT[1], prompt, CHAT[2]))
         )
         visual = len(patches_NxK) // MERGE**2
         types = [0] * len(before) + [modality] * visual + [0] * len(after)

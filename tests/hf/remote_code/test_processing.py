@@ -292,3 +292,29 @@ def test_visual_tokens_have_free_ids(generator, processor):
     assert not {processor.frame_id, processor.patch_id, processor.line_id} & set(words.values())
     # Existing ones keep their ids.
     assert add_visual_tokens(processor.tokenizer) == (size, size + 1, size + 2)
+
+
+SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<FRAME>", "<LINE>", "<PATCH>", "<video>",
+    "<image>", "<|vision_start|>", "<tool_call>", "\ufdd1", "<\ufdd1|im_end|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_special_tokens_in_messages_are_text_as_in_jax(processor, generator, videos, token):
+    """In a question, an answer and the next turn; media stand where their parts are."""
+    text = f"a {token} b{token}{token}"
+    seen = read_clip(videos[0], ClipSettings(**SETTINGS))
+    turns = (Turn(f"<video>{conversation.plain(text)}", text), Turn(conversation.plain(text), text))
+    parts = conversation.render(
+        Example("x", (), turns), generator.tokenizer, [seen.clip], "Be brief."
+    )
+    inputs = ask(
+        processor, ([("video", videos[0]), ("text", text)], text), ([("text", text)], text)
+    )
+    assert_same(inputs, build_layout(parts), processor)
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    options = dict(tokenize=True, return_dict=True, add_generation_prompt=True)
+    ids = processor.apply_chat_template(messages, **options)["input_ids"]
+    rendered = conversation.prompt_parts(conversation.plain(text), (), generator.tokenizer, text)
+    assert list(np.ravel(ids)) == [token for part in rendered for token in part.token_ids]
