@@ -120,5 +120,5 @@ def test_errors(model, videos):
     chat = Chat(model)
     with pytest.raises(LayoutError, match="prompt is empty"):
         chat.ask(" ")
-    with pytest.raises(DataError, match="1 <image> or <video> markers for 0 media"):
-        chat.ask("Look: <video> what?")
+    with pytest.raises(DataError, match="2 <image> or <video> markers for 1 media"):
+        chat.ask("Look: <video> what? <video>", [model.read_media(videos[0])])
