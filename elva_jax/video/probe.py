@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,10 @@ from elva_jax.video import matroska
 
 # Without this list FFmpeg would also render text files as video and open files of playlists.
 FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
+
+MOST_PIXELS = 178_956_970  # of one picture, where Pillow refuses too; more would fill the memory
+MOST_STRETCH = 16  # sample aspect ratios beyond are damage
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
 
 
 @contextlib.contextmanager
@@ -40,11 +45,10 @@ def open_container(source: Path | bytes, name: str) -> av.container.InputContain
     Raises:
       VideoError: the file is broken or in none of `FORMATS`.
     """
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
-        return av.open(
-            file, "r", container_options={"format_whitelist": FORMATS}, metadata_errors="ignore"
-        )
+        return av.open(file, "r", container_options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise VideoError(
             name, f"not a video or image that can be read, or broken ({error.strerror})"
@@ -55,7 +59,7 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
     """The best video stream, configured for decoding in one thread.
 
     Raises:
-      VideoError: no video stream can be decoded.
+      VideoError: no video stream can be decoded, or its frames have too many pixels.
     """
     stream = container.streams.best("video")
     if (
@@ -66,8 +70,40 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
         raise VideoError(name, f"has no video stream{kinds and f' (only {kinds})'}")
     if stream.codec_context is None:
         raise VideoError(name, "uses a codec for which this FFmpeg has no decoder")
+    check_size(stream.width, stream.height, name)
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
     stream.thread_count = 1
     return stream
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuses a picture that would fill the memory.
+
+    Raises:
+      VideoError: it has more than `MOST_PIXELS` pixels.
+    """
+    if width * height > MOST_PIXELS:
+        raise VideoError(
+            name, f"claims {width}x{height} pixels, more than {MOST_PIXELS}; scale it down first"
+        )
+
+
+def pixel_aspect(stream: av.VideoStream) -> Fraction:
+    """Width of a pixel by its height, as displayed; 1 if the file does not say or is damaged."""
+    ratio = stream.sample_aspect_ratio
+    aspect = Fraction(ratio) if ratio else Fraction(1)
+    return aspect if Fraction(1, MOST_STRETCH) <= aspect <= MOST_STRETCH else Fraction(1)
+
+
+def note_hdr(frame: av.VideoFrame, name: str) -> None:
+    """Says that the colors of a high dynamic range video are read without tone mapping."""
+    if kind := HDR.get(int(frame.color_trc)):
+        logging.warning(
+            "%s: %s video (high dynamic range) is read without tone mapping, so its colors look"
+            " flat; convert it to BT.709 for the colors that a display shows",
+            name,
+            kind,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

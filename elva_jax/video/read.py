@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from elva_jax.errors import ConfigError, VideoError
 from elva_jax.utils import numbers
-from elva_jax.video.probe import reading
+from elva_jax.video.probe import check_size, reading
 from elva_jax.video.reader import BACKGROUND, VideoFile
 from elva_jax.video.resize import LazyFrame
 
@@ -38,6 +38,7 @@ IMAGE_SUFFIXES = (
     ".ppm",
     ".avif",
 )
+MOST_DRAWN = 2**35  # pixels of all frames of an animation, each of which is drawn
 HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")
 
 
@@ -191,7 +192,9 @@ def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> Vide
             )
         except Image.UnidentifiedImageError:
             return VideoFile(source, name)
-        if getattr(image, "is_animated", False) and image.format != "TIFF":
+        check_size(*image.size, name)
+        # The second picture in a phone's JPEG (MPO) or a TIFF is no frame of an animation.
+        if getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO"):
             return _animation(image, name)
     return Pictures([Fraction(0)], Fraction(0), lambda k: _pixels(image, name), image.close)
 
@@ -239,8 +242,12 @@ def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
 
 def _animation(image: Image.Image, name: str) -> Pictures:
     """Opens an animated image; as in browsers, delays under 20 ms are replaced by 100 ms."""
-    ends = [Fraction(0)]
-    for k in range(getattr(image, "n_frames", 1)):
+    ends, count = [Fraction(0)], getattr(image, "n_frames", 1)
+    if count * image.width * image.height > MOST_DRAWN:
+        raise VideoError(
+            name, f"{count} frames of {image.width}x{image.height} pixels are too many to draw"
+        )
+    for k in range(count):
         image.seek(k)
         image.load()
         delay = Fraction(image.info.get("duration", 0)) / 1000
@@ -257,6 +264,7 @@ def _animation(image: Image.Image, name: str) -> Pictures:
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
     """The current frame as uint8 [H, W, 3], rotated by its EXIF data and composited on white."""
     with reading(name):
+        check_size(*image.size, name)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
             # Pillow's own conversion clips 16-bit gray instead of scaling it.

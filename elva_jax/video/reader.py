@@ -16,7 +16,9 @@ from elva_jax.errors import VideoError
 from elva_jax.video.probe import (
     PacketReader,
     count_frames,
+    note_hdr,
     open_container,
+    pixel_aspect,
     probe,
     reading,
     video_stream,
@@ -74,12 +76,14 @@ class VideoFile:
             with reading(name):
                 self._container = open_container(source, name)
                 self._stream = video_stream(self._container, name)
+                self._aspect = pixel_aspect(self._stream)
                 self._length = probe(source, name, self._container, self._stream)
                 self._packets = PacketReader(self._container, self._stream, self._length)
                 self._set_frames(self._decode(skip_errors=True))
         except VideoError:
             self.close()
             raise
+        note_hdr(self._held.frame, name)
         self._start: int = self._held.pts
         self.time_base = self._length.tick
         self.duration = max(self._length.end - self._start, 0) * self.time_base
@@ -149,7 +153,7 @@ class VideoFile:
             # Read once, because reading a frame's side data puts the frame and its buffers into a
             # reference cycle.
             self._matrix = display_matrix(self._held.frame)
-        return to_lazy_frame(self._held.frame, self._matrix, self._scalers, self.name)
+        return to_lazy_frame(self._held.frame, self._matrix, self._scalers, self.name, self._aspect)
 
     def _set_frames(self, frames: Generator[Shown], first: Shown | None = None) -> None:
         """Replaces the source of frames; its first one, or `first`, becomes the current frame."""
@@ -249,24 +253,41 @@ def _no_frames() -> Generator[Shown]:
 
 
 def to_lazy_frame(
-    frame: av.VideoFrame, matrix: np.ndarray, scalers: Scalers, name: str
+    frame: av.VideoFrame,
+    matrix: np.ndarray,
+    scalers: Scalers,
+    name: str,
+    aspect: Fraction = Fraction(1),
 ) -> LazyFrame:
-    """Rotates a frame by its display matrix and composites transparent pixels on white."""
+    """Rotates a frame by its display matrix and composites transparent pixels on white.
+
+    The frame is as wide or as high as displayed: pixels that are not square, of the ratio `aspect`,
+    are stretched, never shrunk.
+    """
     sideways = swaps_axes(matrix)
-    whole = (frame.width, frame.height) if sideways else (frame.height, frame.width)
+    stored = (frame.width, frame.height) if sideways else (frame.height, frame.width)
+    shown = displayed_size(frame.height, frame.width, aspect)
+    whole = shown[::-1] if sideways else shown
 
     def draw(size: Size) -> np.ndarray:
         with reading(name):
             if any(component.is_alpha for component in frame.format.components):
-                return resize_frame(upright(_on_white(frame, scalers[whole]), matrix), size)
+                return resize_frame(upright(_on_white(frame, scalers[stored]), matrix), size)
             height, width = (size[1], size[0]) if sideways else size
             options = dict(ONE_THREAD, format="rgb24")
-            if size != whole:
+            if size != stored:
                 options |= dict(width=width, height=height, interpolation="BICUBIC")
             pixels = scalers[size].reformat(frame, **options).to_ndarray()
             return np.ascontiguousarray(upright(pixels, matrix))
 
     return LazyFrame(*whole, draw)
+
+
+def displayed_size(height: int, width: int, aspect: Fraction) -> Size:
+    """(height, width) with square pixels; `aspect` is the width of a pixel by its height."""
+    if aspect >= 1:
+        return height, max(1, round(width * aspect))
+    return max(1, round(height / aspect)), width
 
 
 def _on_white(frame: av.VideoFrame, scaler: VideoReformatter) -> np.ndarray:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import re
+import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +27,17 @@ IMAGE_SUFFIXES = (
     ".ppm",
     ".avif",
 )
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+# Without this list FFmpeg would also open files and addresses that a playlist names.
+VIDEO_FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf,wav,flac,mp3"
+OPENED = {
+    "container_options": {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"},
+    "metadata_errors": "ignore",
+}
+MOST_PIXELS = 178_956_970  # of one picture, where Pillow refuses too; more would fill the memory
+MOST_DRAWN = 2**35  # pixels of all frames of an animation, each of which is drawn
+MOST_STRETCH = 16  # sample aspect ratios beyond are damage
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,8 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
         source = load_image(source)
     if isinstance(source, (str, Path)):
-        with Image.open(source) as image:
+        _check_file(Path(source))
+        with _reading(source), Image.open(source, formats=IMAGE_FORMATS) as image:
             return _pixels(image)
     if isinstance(source, Image.Image):
         return _pixels(source)
@@ -115,17 +130,47 @@ def read_video(path: str | Path, num_frames: int | None, fps: float | None) -> l
             list(range(len(files))), sample_times(Fraction(len(files)), num_frames, fps)
         )
         return [from_array(read_image(files[k])) for k in chosen]
-    try:
-        with Image.open(path) as image:
-            if not getattr(image, "is_animated", False) or image.format == "TIFF":
+    _check_file(path)
+    with _reading(path):
+        try:
+            image = Image.open(path, formats=IMAGE_FORMATS)
+        except UnidentifiedImageError:
+            return _video(path, num_frames, fps)
+        with image:
+            _check_size(*image.size)
+            # The second picture in a phone's JPEG (MPO) or a TIFF is no frame of an animation.
+            if not getattr(image, "is_animated", False) or image.format in ("TIFF", "MPO"):
                 return [from_array(_pixels(image))]
             return [from_array(frame) for frame in _animation(image, num_frames, fps)]
-    except UnidentifiedImageError:
-        return _video(path, num_frames, fps)
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path):
+    """Makes any exception of a decoding library a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # Pillow and PyAV raise many types on damaged files
+        if isinstance(error, FileNotFoundError) or str(path) in str(error):
+            raise
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read ({reason})") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what is not a regular file: a pipe would block, and a device might never end."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path}: is not a regular file")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"claims {width}x{height} pixels, more than {MOST_PIXELS}")
 
 
 def _animation(image: Image.Image, num_frames: int | None, fps: float | None) -> list[np.ndarray]:
     """As in browsers, a delay under 20 ms counts as 100 ms."""
+    if image.n_frames * image.width * image.height > MOST_DRAWN:
+        raise ValueError(f"{image.n_frames} frames of {image.size} pixels are too many to draw")
     ends = [Fraction(0)]
     for k in range(image.n_frames):
         image.seek(k)
@@ -144,17 +189,27 @@ def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Pictur
     import av
 
     try:
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
+        with av.open(f"file:{path}", **OPENED) as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise ValueError(f"{path}: has no video stream")
+            if stream.codec_context is None:
+                raise ValueError(f"{path}: uses a codec for which this FFmpeg has no decoder")
+            _check_size(stream.width, stream.height)
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             stream.thread_type = "AUTO"
             end = _end(path, stream)
             frames = (frame for frame in container.decode(stream) if frame.pts is not None)
             held = next(frames, None)
             if held is None:
                 raise ValueError(f"{path}: holds no frame that can be decoded")
+            if kind := HDR.get(int(held.color_trc)):
+                warnings.warn(
+                    f"{path}: {kind} video (high dynamic range) is read without tone mapping",
+                    stacklevel=2,
+                )
             start, base = held.pts, stream.time_base
+            aspect, matrix = _pixel_aspect(stream), _display_matrix(held)
             wanted = [
                 start + time // base
                 for time in sample_times(max(end - start, 0) * base, num_frames, fps)
@@ -164,7 +219,7 @@ def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Pictur
                 while ahead is not None and ahead.pts <= time:
                     held, ahead = ahead, next(frames, None)
                 if held.pts != done:
-                    pictures.append(_picture(held))
+                    pictures.append(_picture(held, matrix, aspect))
                     done = held.pts
             return pictures
     except av.FFmpegError as error:
@@ -180,7 +235,7 @@ def _end(path: Path, stream) -> int:
     if stream.duration and stream.start_time is not None:
         return stream.start_time + stream.duration
     last = []
-    with av.open(f"file:{path}", metadata_errors="ignore") as container:
+    with av.open(f"file:{path}", **OPENED) as container:
         for packet in container.demux(container.streams[stream.index]):
             if packet.pts is not None:
                 last = sorted({*last, (packet.pts, packet.duration or 0)})[-2:]
@@ -190,23 +245,65 @@ def _end(path: Path, stream) -> int:
     return pts + (duration or pts - last[0][0])
 
 
-def _picture(frame) -> Picture:
-    """Turned upright where the file says so."""
-    turns = round(frame.rotation / 90) % 4
-    whole = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+def _picture(frame, matrix: np.ndarray, aspect: Fraction) -> Picture:
+    """As displayed: turned, mirrored and with square pixels; transparency on white."""
+    turned = _swaps_axes(matrix)
+    stored = (frame.width, frame.height) if turned else (frame.height, frame.width)
+    height, width = frame.height, frame.width
+    if aspect >= 1:
+        width = max(1, round(width * aspect))
+    else:
+        height = max(1, round(height / aspect))
+    whole = (width, height) if turned else (height, width)
 
     def at(size: tuple[int, int]) -> np.ndarray:
-        height, width = size[::-1] if turns % 2 else size
+        if any(component.is_alpha for component in frame.format.components):
+            rgba = frame.to_ndarray(format="rgba", **_one_thread()).astype(np.uint16)
+            alpha = rgba[..., 3:]
+            white = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+            return from_array(np.ascontiguousarray(_upright(white, matrix))).at(size)
+        height, width = size[::-1] if turned else size
         scaling = (
             {}
-            if tuple(size) == whole
+            if tuple(size) == stored
             else dict(width=width, height=height, interpolation="BICUBIC")
         )
-        return np.ascontiguousarray(
-            np.rot90(frame.to_ndarray(format="rgb24", **scaling, **_one_thread()), turns)
-        )
+        pixels = frame.to_ndarray(format="rgb24", **scaling, **_one_thread())
+        return np.ascontiguousarray(_upright(pixels, matrix))
 
     return Picture(*whole, at)
+
+
+def _pixel_aspect(stream) -> Fraction:
+    """Width of a pixel by its height; 1 if the file does not say or is damaged."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return aspect if Fraction(1, MOST_STRETCH) <= aspect <= MOST_STRETCH else Fraction(1)
+
+
+def _display_matrix(frame) -> np.ndarray:
+    """The first two rows of FFmpeg's 3x3 display matrix, which rotates and mirrors."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except (ValueError, IndexError):  # PyAV before 19 fails on unknown types of side data
+        angle = np.deg2rad(frame.rotation)
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.round([cos, -sin, 0, sin, cos, 0]).astype(int)
+    if matrix is None:
+        return np.asarray([1, 0, 0, 0, 1, 0])
+    return np.frombuffer(bytes(matrix), "<i4")
+
+
+def _swaps_axes(matrix: np.ndarray) -> bool:
+    a, b, _, c, d = (abs(int(value)) for value in matrix[:5])
+    return b + c > a + d
+
+
+def _upright(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    right, down = (c, b) if _swaps_axes(matrix) else (a, d)
+    if _swaps_axes(matrix):
+        pixels = pixels.transpose(1, 0, 2)
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
 
 
 def _one_thread() -> dict[str, int]:
@@ -217,6 +314,7 @@ def _one_thread() -> dict[str, int]:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
+    _check_size(*image.size)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit gray values
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
