@@ -146,7 +146,7 @@ def greedy(
 
 
 def compare(a: Answered, b: Answered, *, tolerance: float) -> Report:
-    """Compares prompt tokens, surviving tokens, logits of common survivors, and greedy answers."""
+    """Compares prompt and surviving tokens, logits of common survivors, answers and pixels."""
     lines: list[tuple[str, bool]] = []
     equal = a.ids == b.ids
     other = "" if equal else f" and {b.length}, not the same"
@@ -170,7 +170,17 @@ def compare(a: Answered, b: Answered, *, tolerance: float) -> Report:
     differ = (i for i, (x, y) in enumerate(pairs) if x != y)
     agree = next(differ, min(len(a.tokens), len(b.tokens)))
     lines.append((f"greedy tokens: the first {agree} of {longest} agree", agree == longest))
+    if a.patches is not None and b.patches is not None:
+        lines.append(_compare_patches(a.patches, b.patches))
     return _report(lines)
+
+
+def _compare_patches(a: np.ndarray, b: np.ndarray) -> tuple[str, bool]:
+    """A line about the pixels that two sides read, and whether they are the same."""
+    if a.shape != b.shape:
+        return f"patches read: {list(a.shape)} and {list(b.shape)}, not the same", False
+    largest = int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max(initial=0))
+    return f"patches read: {len(a)}, largest difference {largest} of 255", largest <= 1
 
 
 def kl(logits_a: np.ndarray, logits_b: np.ndarray) -> np.ndarray:

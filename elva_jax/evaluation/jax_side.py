@@ -59,6 +59,7 @@ class JaxSide:
             logits=np.asarray(logits[0])[used],
             tokens=answer.tokens,
             length=layout.length,
+            patches=np.asarray(visual.patches),
         )
 
     def text_model(self) -> TextModel:

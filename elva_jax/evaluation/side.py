@@ -22,6 +22,7 @@ class Answered:
     logits: np.ndarray  # [C, V] float32
     tokens: tuple[int, ...]  # greedy answer, which no token ends
     length: int  # S
+    patches: np.ndarray | None = None  # uint8 [N, P*P*3], as read; None: no media
 
 
 @dataclass(frozen=True, kw_only=True)

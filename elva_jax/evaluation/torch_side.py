@@ -53,6 +53,7 @@ class TorchSide:
             logits=out.logits[0].numpy(),
             tokens=tuple(tokens[0, len(ids) :].tolist()),
             length=len(ids),
+            patches=inputs["pixel_values"][0].numpy(),
         )
 
     def text_model(self) -> TextModel:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from elva_jax.errors import ConvertError
-from elva_jax.evaluation.compare import check, greedy, kl, open_side, synthetic_frames
+from elva_jax.evaluation.compare import check, compare, greedy, kl, open_side, synthetic_frames
 from elva_jax.evaluation.side import Answered
 
 QUESTION = "What colour is the circle?"
@@ -42,6 +42,8 @@ def test_difference_between_two_folders_is_found(exported, tmp_path, videos):
     same = check(exported, exported, video=videos[0], prompt=QUESTION, new_tokens=4)
     assert same.same
     assert "largest logit difference: 0.00e+00 (tolerance 1e-04)" in same.lines
+    assert same.lines[-1].startswith("patches read: ")
+    assert same.lines[-1].endswith("largest difference 0 of 255")
     other = check(
         exported,
         copy(exported, tmp_path / "louder", louder),
@@ -63,6 +65,23 @@ def test_difference_between_two_folders_is_found(exported, tmp_path, videos):
         new_tokens=4,
     )
     assert not report.same
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda pixels: pixels + np.uint8(2), "patches read: 3, largest difference 2 of 255"),
+        (lambda pixels: pixels[:2], "patches read: [3, 12] and [2, 12], not the same"),
+    ],
+)
+def test_other_pixels_are_found(change, line):
+    pixels = np.zeros((3, 12), np.uint8)
+    one = Answered(
+        ids=(1,), index=np.arange(1), logits=np.zeros((1, 4)), tokens=(), length=1, patches=pixels
+    )
+    report = compare(one, replace(one, patches=change(pixels)), tolerance=1e-4)
+    assert not report.same
+    assert report.lines[-1] == f"{line}  <-- beyond"
 
 
 def test_language_model_is_checked_on_plain_text(run_dir, exported, tmp_path):
@@ -150,7 +169,9 @@ def test_commands(run_dir, exported, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     quick = ["--max-new-tokens", "2", "--prompt", QUESTION]
     assert main(["convert", "check", str(exported), str(exported), *quick]) == 0
-    assert "the first 2 of 2 agree\nthe same" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the first 2 of 2 agree\n" in out
+    assert out.endswith("of 255\nthe same\n")
     # bfloat16 differs by more than 1e-4.
     assert main(["convert", "check", str(exported), str(tmp_path / "out"), *quick]) == 1
     assert "NOT the same" in capsys.readouterr().out
