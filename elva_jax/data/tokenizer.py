@@ -18,8 +18,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from elva_jax.errors import DataError
-from elva_jax.utils.read import read_json
+from elva_jax.errors import DataError, first_line
+from elva_jax.utils.read import read_json, refuse_irregular
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen2's pre-tokenization (Qwen2Tokenizer of transformers): contractions, words with at most one
@@ -100,12 +100,14 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     Raises:
       DataError: the tokenizer cannot be loaded, or lacks the special tokens of conversations.
     """
+    refuse_irregular(name)
     try:
         tokenizer = _open(name)
-    except (OSError, ValueError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises any type for damaged files
         raise DataError(
-            f"{name}: no tokenizer there ({str(error).splitlines()[0]}); "
-            "build one with `elva data build`"
+            f"{name}: no tokenizer there ({first_line(error)}); build one with `elva data build`"
         ) from error
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in (TURN_START, TURN_END) if token not in vocabulary]:

@@ -102,7 +102,7 @@ def open_side(path: str | Path, *, trust_remote_code: bool = False) -> Side:
             return JaxSide(open_run(path))
         except CheckpointError:
             return JaxSide(open_run(path, kind="teacher"))
-    kind = HF_KINDS.get(config["model_type"])
+    kind = HF_KINDS.get(str(config["model_type"]))
     if kind is None:
         raise ConvertError(
             f"{path}: a model of type {config['model_type']} cannot be checked; known are"

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, SiglipVisionModel
 
+from elva_jax.errors import ConvertError
 from elva_jax.evaluation.side import Answered, TextModel, square_pixels
+from elva_jax.utils.read import opening
 
 
 class TorchSide:
@@ -21,13 +23,15 @@ class TorchSide:
         self.vocab_size = config.get("vocab_size", 0)
 
     def _model(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=torch.float32, trust_remote_code=True
-        ).eval()
+        with opening(self.path, ConvertError):
+            return AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=torch.float32, trust_remote_code=True
+            ).eval()
 
     def ask(self, video: Any, prompt: str, new_tokens: int, *, merging: bool) -> Answered:
         """Runs the whole prompt at once, and answers with a cache."""
-        processor = AutoProcessor.from_pretrained(self.path, trust_remote_code=True)
+        with opening(self.path, ConvertError):
+            processor = AutoProcessor.from_pretrained(self.path, trust_remote_code=True)
         model = self._model()
         source = str(video) if isinstance(video, (str, Path)) else list(video)
         content = [{"type": "video", "video": source}, {"type": "text", "text": prompt}]
@@ -58,7 +62,8 @@ class TorchSide:
 
     def text_model(self) -> TextModel:
         """The language model alone."""
-        tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=True)
+        with opening(self.path, ConvertError):
+            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=True)
         model = self._model()
 
         def logits(ids: Sequence[int]) -> np.ndarray:
@@ -72,7 +77,8 @@ class TorchSide:
 
     def features(self, video: Any) -> dict[str, np.ndarray]:
         """A vision tower's features."""
-        model = SiglipVisionModel.from_pretrained(self.path, dtype=torch.float32).eval()
+        with opening(self.path, ConvertError):
+            model = SiglipVisionModel.from_pretrained(self.path, dtype=torch.float32).eval()
         pixels = torch.from_numpy(square_pixels(video, model.config.image_size)).permute(0, 3, 1, 2)
         with torch.no_grad():
             out = model(pixel_values=pixels, output_hidden_states=True)

@@ -24,7 +24,7 @@ from elva_jax.config.serialize import config_to_dict, freeze, typed
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
 from elva_jax.data.tokenizer import load as load_tokenizer
-from elva_jax.errors import ConvertError, first_line
+from elva_jax.errors import ConvertError
 from elva_jax.hf import elva
 from elva_jax.hf.adapter import read_adapter
 from elva_jax.hf.export import add_visual_tokens
@@ -33,6 +33,7 @@ from elva_jax.hf.open_model import STAGE, folder_config
 from elva_jax.hf.tensor_store import TensorStore, open_store
 from elva_jax.hf.write_store import refuse_occupied, whole_folder
 from elva_jax.models.build import parameter_shapes
+from elva_jax.utils.read import opening
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -230,12 +231,8 @@ def _tokenizer(store: TensorStore) -> PreTrainedTokenizerBase | None:
     # its tokenizer needs none.
     is_elva = store.config.get("model_type") == elva.MODEL_TYPE
     plain = {"config": PreTrainedConfig()} if is_elva else {}
-    try:
+    with opening(store.path, ConvertError, "its tokenizer is damaged; download it again"):
         tokenizer = AutoTokenizer.from_pretrained(str(store.path), local_files_only=True, **plain)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConvertError(
-            f"{store.path}: its tokenizer cannot be read ({first_line(error)}); download it again"
-        ) from error
     if missing := [token for token in CHAT if token not in tokenizer.get_vocab()]:
         tokenizer.add_tokens(
             [AddedToken(token, normalized=False, special=True) for token in missing],

@@ -9,7 +9,7 @@ import threading
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 
-from elva_jax.errors import ConfigError, ElvaError, first_line
+from elva_jax.errors import ConfigError, DataError, ElvaError, first_line
 
 FAILED, MISUSED, BUG = 1, 2, 70  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
 
@@ -65,6 +65,14 @@ LIBRARIES = {
     "httpx": ("a request failed", "check the address and the network"),
 }
 
+# Beginnings of what Python and JAX raise as RuntimeError or ValueError.
+BUILT_IN = {
+    "can't start new thread": "raise the limit of processes (ulimit -u)",
+    "Unable to initialize backend": "check the drivers, or set JAX_PLATFORMS=cpu",
+    "Symlink loop": "remove the circle of links",
+    "embedded null": "a path contains a null character; name another path",
+}
+
 
 def explain(error: BaseException) -> str | None:
     """One line about an error that is no bug: what is wrong with what, and the way out.
@@ -97,12 +105,9 @@ def explain(error: BaseException) -> str | None:
             return f"{what} ({text}); {remedy}"
     if isinstance(error, OSError):
         return _system(error)
-    if isinstance(error, RuntimeError) and text.startswith(
-        ("can't start new thread", "Unable to initialize backend")
-    ):
-        return f"{text}; check the limits (ulimit -u) and the drivers of this machine"
-    if isinstance(error, ValueError) and text.startswith("embedded null"):
-        return "a path contains a null character; name another path"
+    for start, remedy in BUILT_IN.items():
+        if type(error) in (RuntimeError, ValueError) and text.startswith(start):
+            return f"{text}; {remedy}"
     return None
 
 
@@ -135,6 +140,17 @@ def _unicode(error: UnicodeError) -> str:
         return f"text with invalid characters ({first_line(error)}); give it in UTF-8"
     part = error.object[error.start : error.end][:8]
     return f"text with invalid characters, {part!r} ({error.reason}); give it in UTF-8"
+
+
+def portable(error: Exception) -> Exception:
+    """The error of a worker process as its parent can report it: one that can be pickled."""
+    if isinstance(error, ElvaError):
+        return error
+    if line := explain(error):
+        return DataError(line)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)}:{place.lineno}"
+    return RuntimeError(f"{type(error).__name__}: {first_line(error)} (a worker, at {where})")
 
 
 def report(error: BaseException, command: str, *, debug: bool) -> int:

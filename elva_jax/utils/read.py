@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from elva_jax.errors import ConfigError, DataError, ElvaError
+from elva_jax.errors import ConfigError, DataError, ElvaError, first_line
 from elva_jax.utils.failures import reason, repr_path
 
 MEBIBYTE = 2**20
 LARGEST_TEXT = 256 * MEBIBYTE  # of configurations, tokenizers, manifests, lines and tar members
 LARGEST_ARRAY = 8192 * MEBIBYTE  # of a JSON array of records
+TEXT_ENDINGS = (".json", ".txt", ".jinja", ".md", ".py")
 DEEPEST = 200  # arrays and objects within one another
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -207,6 +208,57 @@ def _reading(path: str | Path, error: type[ElvaError]) -> Iterator[None]:
         raise error(f"{repr_path(path)}: does not fit into memory; divide it") from None
 
 
+def refuse_irregular(folder: str | os.PathLike[str], error: type[ElvaError] = DataError) -> None:
+    """Checks the files of a folder that another library opens by name.
+
+    Raises:
+      ElvaError: of the type `error`: one is a pipe, socket or device, for which the library would
+        wait, or a text file above `LARGEST_TEXT`.
+    """
+    entries: list[os.DirEntry[str]] = []
+    with contextlib.suppress(OSError, ValueError):  # no folder, or no access: the library says so
+        entries = list(os.scandir(os.fspath(folder)))
+    for entry in entries:
+        try:
+            found = entry.stat()
+        except OSError:  # a broken link
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        if kind := KINDS.get(stat.S_IFMT(found.st_mode)):
+            raise error(f"{repr_path(entry.path)}: is {kind}; replace it by a regular file")
+        if found.st_size > LARGEST_TEXT and entry.name.endswith(TEXT_ENDINGS):
+            raise error(
+                f"{repr_path(entry.path)}: has more than {LARGEST_TEXT >> 20} MiB, the limit of a"
+                " text file; check whether it is the right file"
+            )
+
+
+@contextlib.contextmanager
+def opening(
+    path: str | Path, error: type[ElvaError], remedy: str = "download or copy it again"
+) -> Iterator[None]:
+    """Makes one line of what another library raises, of any type, when it opens a user's files.
+
+    Args:
+      path: the folder or file that the library opens within the block.
+      error: type of the errors.
+      remedy: the way out.
+
+    Raises:
+      ElvaError: of the type `error`; errors of this package, missing packages and a lack of memory
+        stay what they are.
+    """
+    refuse_irregular(path, error)
+    try:
+        yield
+    except (ElvaError, ModuleNotFoundError, MemoryError):
+        raise
+    except Exception as problem:
+        text = f"{type(problem).__name__}: {first_line(problem)}"
+        raise error(f"{repr_path(path)}: cannot be loaded ({text}); {remedy}") from problem
+
+
 def check_output(path: str | Path, name: str = "", error: type[ElvaError] = ConfigError) -> Path:
     """Checks before any work that a file can be written; nothing is changed.
 
@@ -220,6 +272,8 @@ def check_output(path: str | Path, name: str = "", error: type[ElvaError] = Conf
         its folder cannot be written.
     """
     path, where = Path(path), f"{name} {repr_path(path)}".strip()
+    if not path.name:
+        raise error(f"{where}: names no file; name a file that can be written")
     if kind := _irregular(path):
         raise error(f"{where}: is {kind}; name a file that can be written")
     with _writing(path, where, error):

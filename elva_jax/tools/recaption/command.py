@@ -34,7 +34,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "the media and hints for them"
     add("--manifest", required=True, type=Path, metavar=file, help=text)
     text = "captions; rejected items go to FILE.rejected.jsonl beside it"
-    add("--out", required=True, type=Path, metavar=file, help=text)
+    add("--out", required=True, type=flags.output_file("--out"), metavar=file, help=text)
     text = "folder of the manifest's paths (default: the manifest's folder)"
     add("--media-dir", type=Path, metavar="DIR", help=text)
     text = "folder, hub name or served name (default: %(default)s)"

@@ -14,6 +14,7 @@ import numpy as np
 from elva_jax.data.chat_tokens import token_ids
 from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.engine import Failed, Kind, Reply
+from elva_jax.utils.read import opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
@@ -71,16 +72,12 @@ class Local:
             ) from None
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
+        with opening(name, ConfigError, "give the folder of a Qwen2-VL, or --endpoint"):
             model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
                 name, dtype=getattr(torch, dtype)
             )
             model = model.to(device)
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"--model={name}: cannot be loaded ({str(error).splitlines()[0]})"
-            ) from None
         return cls(model, tokenizer, max_new_tokens=max_new_tokens)
 
     def describe(self, kind: Kind, frames: list[np.ndarray], prompt: str) -> Reply:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from multiprocessing import connection
 
 from rich.console import Console
 
 from elva_jax.data.workers import STOPPING, end_with_parent, shielded_from_signals
-from elva_jax.errors import DataError, ElvaError
+from elva_jax.errors import DataError
 from elva_jax.tools.datasets.build import shard as shards
 from elva_jax.tools.datasets.build.plan import Plan
 from elva_jax.tools.datasets.build.prepare import Preparation
 from elva_jax.tools.progress import Advance, record_bar
+from elva_jax.utils.failures import portable, wants_debug
 
 POLL = 0.2  # seconds between updates of the progress
 
@@ -71,7 +73,7 @@ def _run_processes(
                 process.join()
 
 
-def _failure(plan: Plan, code: int, failures) -> ElvaError:
+def _failure(plan: Plan, code: int, failures) -> Exception:
     if not failures.empty():
         return failures.get()
     how = f"failed with status {code}"
@@ -99,6 +101,8 @@ def _work(plan: Plan, preparation: Preparation, todo: list[int], taken, done, fa
             return
         try:
             shards.build(plan, preparation, todo[place], report)
-        except ElvaError as error:
-            failures.put(error)
+        except Exception as error:
+            if wants_debug():
+                traceback.print_exc()
+            failures.put(portable(error))
             sys.exit(1)

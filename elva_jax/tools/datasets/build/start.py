@@ -17,6 +17,7 @@ from elva_jax.data.example import Example
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.datasets.build.plan import VERSION, Plan, fingerprint
 from elva_jax.tools.datasets.build.prepare import Preparation, TokenSettings
+from elva_jax.utils.read import check_output_folder
 
 WORD = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -82,6 +83,8 @@ def begin(options: BuildOptions) -> tuple[Plan, Preparation]:
       DataError: no such source, or another build was started under this name.
     """
     _check_names(options)
+    check_output_folder(options.data_dir, "--data-dir")
+    str(options.data_dir).encode()  # ArrayRecord takes names in UTF-8 alone
     examples = _open(options)
     if options.token_settings.tokenizer:
         conversation.check_tokenizer(tokenizer.load(options.token_settings.tokenizer))
