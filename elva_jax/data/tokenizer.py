@@ -135,4 +135,7 @@ def _open(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     # The config.json of an exported ELVA refers to the model's code, and transformers would ask for
     # permission to run it; the tokenizer does not need it.
     plain = {"config": PreTrainedConfig()} if (folder / "configuration_elva.py").exists() else {}
-    return AutoTokenizer.from_pretrained(str(name), local_files_only=folder.exists(), **plain)
+    # Otherwise transformers would ask on standard input whether it may run a folder's code.
+    return AutoTokenizer.from_pretrained(
+        str(name), local_files_only=folder.exists(), trust_remote_code=False, **plain
+    )

@@ -13,7 +13,7 @@ from elva_jax.checkpoints.restore import open_run
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.evaluation.jax_side import JaxSide
 from elva_jax.evaluation.side import Answered, Side
-from elva_jax.hf.export import REMOTE_CODE
+from elva_jax.hf.foreign_code import refuse_foreign_code
 from elva_jax.hf.tensor_store import refuse_adapter
 from elva_jax.utils.read import read_json
 from elva_jax.video.read import read_frames
@@ -108,21 +108,12 @@ def open_side(path: str | Path, *, trust_remote_code: bool = False) -> Side:
             f"{path}: a model of type {config['model_type']} cannot be checked; known are"
             f" {', '.join(HF_KINDS)}"
         )
-    foreign = [file.name for file in path.glob("*.py") if not _is_ours(file)]
-    if foreign and not trust_remote_code:
-        raise ConvertError(
-            f"{path}: would run {', '.join(foreign)}, not written by this version of elva_jax;"
-            " --trust-remote-code allows it"
-        )
+    if not trust_remote_code:
+        refuse_foreign_code(path)
     # PyTorch is optional: only Hugging Face folders need it.
     from elva_jax.evaluation.torch_side import TorchSide  # noqa: PLC0415
 
     return TorchSide(path, config, kind)
-
-
-def _is_ours(file: Path) -> bool:
-    ours = REMOTE_CODE / file.name
-    return ours.is_file() and ours.read_bytes() == file.read_bytes()
 
 
 def _continue_text(side: Side, prompt: str, vocab_size: int, new_tokens: int) -> Answered:

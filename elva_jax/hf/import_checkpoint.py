@@ -232,7 +232,9 @@ def _tokenizer(store: TensorStore) -> PreTrainedTokenizerBase | None:
     is_elva = store.config.get("model_type") == elva.MODEL_TYPE
     plain = {"config": PreTrainedConfig()} if is_elva else {}
     with opening(store.path, ConvertError, "its tokenizer is damaged; download it again"):
-        tokenizer = AutoTokenizer.from_pretrained(str(store.path), local_files_only=True, **plain)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(store.path), local_files_only=True, trust_remote_code=False, **plain
+        )
     if missing := [token for token in CHAT if token not in tokenizer.get_vocab()]:
         tokenizer.add_tokens(
             [AddedToken(token, normalized=False, special=True) for token in missing],

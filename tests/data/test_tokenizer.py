@@ -1,5 +1,6 @@
 """Tests of the small Qwen2-style tokenizer against transformers' Qwen2 and its training texts."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -174,5 +175,16 @@ print(len(tokenizer.load(sys.argv[1])), "torch" in sys.modules)
 def test_damaged_settings_file_gives_one_line(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "damaged")
     (tmp_path / "damaged" / "tokenizer_config.json").write_text("{")
-    with pytest.raises(DataError, match=r"damaged: no tokenizer there \(Expecting property name"):
+    with pytest.raises(DataError, match=r"damaged/tokenizer_config\.json: is not JSON \(Expecting"):
         tokenizers.load(tmp_path / "damaged")
+
+
+def test_code_of_a_tokenizer_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    """transformers would ask on standard input whether it may run the file."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
+    settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil"}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(DataError, match="no tokenizer there"):
+        tokenizers.load(tmp_path)

@@ -19,6 +19,7 @@ from PIL import Image
 from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.engine import Failed, Kind, Reply
 from elva_jax.utils.read import parse_json
+from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 JPEG_QUALITY = 92
 MAX_BACK_OFF = 60.0  # seconds
@@ -49,7 +50,7 @@ class Endpoint:
       model: the name under which the server knows the model.
       api_key: sent as a bearer token; "" for none.
       max_new_tokens: longest answer.
-      timeout: seconds without a byte after which a try is given up.
+      timeout: seconds after which a try is given up.
       tries: most tries per request.
       back_off: seconds before the second try. The wait doubles with every further try, and is drawn
         uniformly between half of that and all of it.
@@ -117,6 +118,12 @@ class Endpoint:
         return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
     def _post(self, body: bytes) -> Reply:
+        try:  # httpx limits each read, so a peer that sends a byte at a time needs a limit of all
+            return run_with_time_limit(self._timeout, lambda: self._exchange(body))
+        except TimeLimitExceeded:
+            raise _Retryable(f"no answer for {self._timeout:g} s") from None
+
+    def _exchange(self, body: bytes) -> Reply:
         try:
             with self._client.stream("POST", self._url, content=body) as response:
                 answer = bytearray()

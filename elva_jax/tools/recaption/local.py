@@ -77,7 +77,7 @@ class Local:
                 name, dtype=getattr(torch, dtype)
             )
             model = model.to(device)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return cls(model, tokenizer, max_new_tokens=max_new_tokens)
 
     def describe(self, kind: Kind, frames: list[np.ndarray], prompt: str) -> Reply:

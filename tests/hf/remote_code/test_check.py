@@ -128,6 +128,21 @@ def test_code_of_other_folders_is_not_run(exported, tmp_path):
         open_side(folder)
 
 
+@pytest.mark.parametrize("reference", ["sub/evil.Model", "someone/else--evil.Model", "evil.Model"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "other_config.json"])
+def test_code_that_settings_name_is_not_run(exported, tmp_path, reference, name):
+    folder = copy(exported, tmp_path / "foreign", dict)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "evil.py").write_text("raise SystemExit('ran')\n")
+    file = folder / name
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    settings["nested"] = [{"auto_map": {"AutoTokenizer": [None, reference]}}]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ConvertError, match=rf"would run {reference} \(named by {name}\)"):
+        open_side(folder)
+    open_side(folder, trust_remote_code=True)
+
+
 def test_kl_divergence_greedy_decoding_and_synthetic_frames():
     rng = np.random.default_rng(0)
     p, q = rng.normal(size=(2, 3, 7))

@@ -31,6 +31,16 @@ def silent(handler, number, request):
     time.sleep(1.0)
 
 
+def trickle(handler, number, request):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(50):
+        time.sleep(0.1)  # less than the limit of one read
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+
+
 def close(handler, number, request):
     handler.connection.close()
 
@@ -46,6 +56,7 @@ def with_body(body):
 FAULTS = {
     "half a response": broken,
     "time-out": silent,
+    "a byte at a time": trickle,
     "connection closed": close,
     "429": with_status(429),
     "500": with_status(500),
