@@ -72,7 +72,7 @@ class Local:
             ) from None
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        with opening(name, ConfigError, "give the folder of a Qwen2-VL, or --endpoint"):
+        with opening(name, ConfigError, "--model=NAME must be a Qwen2-VL; or give --endpoint"):
             model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
                 name, dtype=getattr(torch, dtype)
             )
