@@ -12,6 +12,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.tools.bench.arguments import add_dtype, add_repeats, counts, dtype_of
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.bench.timing import Spread, interleaved, machine, milliseconds
+from elva_jax.utils import numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,10 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, text = parser.add_argument, "tokens of the prompt (default: %(default)s)"
     add("--lengths", type=counts, default="256,1024,2560", metavar="S,S,…", help=text)
     text = "tokens of the answer (default: %(default)s)"
-    add("--new-tokens", type=int, default=32, metavar="N", help=text)
+    add("--new-tokens", type=numbers.TOKENS, default=32, metavar="N", help=text)
     for name, size in SIZES.items():
         text = "of the model (default: %(default)s)"
-        add(f"--{name}", type=int, default=size, metavar="N", help=text)
+        add(
+            f"--{name}",
+            type=numbers.whole(1, numbers.MOST_ROWS),
+            default=size,
+            metavar="N",
+            help=text,
+        )
     add_dtype(parser)
     add_repeats(parser, 5)
 
