@@ -17,6 +17,7 @@ from typing import Any
 
 import grain
 from absl import flags
+from grain._src.python.dataset.transformations import process_prefetch
 
 from elva_jax.config.schema import Config
 from elva_jax.data import mixture as mixing
@@ -32,9 +33,13 @@ from elva_jax.data.iterator_state import (
 from elva_jax.data.mixture import stage_seed
 from elva_jax.data.packing import Packer
 from elva_jax.data.safe_read import Rejected, RejectionLog
-from elva_jax.data.workers import prepare_worker, shielded_from_signals
 from elva_jax.errors import DataError
+from elva_jax.utils.workers import prepare_worker, shielded_from_signals
 from elva_jax.video.layout import Counts
+
+# A worker blocks until its last samples are read. To stop, Grain 0.2.18 waits 25 seconds for each
+# worker, one after the other, then kills it; no public option changes that time.
+process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 BUFFER_BYTES = 2**28  # limit of the decoded samples that are prefetched
 HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")

@@ -11,13 +11,13 @@ from multiprocessing import connection
 
 from rich.console import Console
 
-from elva_jax.data.workers import STOPPING, end_with_parent, shielded_from_signals
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.build import shard as shards
 from elva_jax.tools.datasets.build.plan import Plan
 from elva_jax.tools.datasets.build.prepare import Preparation
 from elva_jax.tools.progress import Advance, record_bar
 from elva_jax.utils.failures import portable, wants_debug
+from elva_jax.utils.workers import STOPPING, end_with_parent, shielded_from_signals
 
 POLL = 0.2  # seconds between updates of the progress
 

@@ -18,11 +18,11 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from elva_jax.data.workers import STOPPING, end_with_parent, shielded_from_signals
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.moving_shapes import records
 from elva_jax.utils.files import lock
 from elva_jax.utils.terminal import is_watched
+from elva_jax.utils.workers import STOPPING, end_with_parent, shielded_from_signals
 
 SIZES = {  # records per split
     "easy": {"image": 8000, "train": 14000, "validation": 260, "test": 540, "long": 120},

@@ -1,4 +1,4 @@
-"""Starting and stopping decoding processes."""
+"""Starting and stopping worker processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-
-from grain._src.python.dataset.transformations import process_prefetch
-
-# A worker blocks until its last samples are read. To stop, Grain 0.2.18 waits 25 seconds for each
-# worker, one after the other, then kills it; no public option changes that time.
-process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
