@@ -254,7 +254,7 @@ def _weight_files(folder: Path, index: str, suffixes: Sequence[str]) -> list[Pat
     if (folder / index).is_file():
         named = sorted(set(_weight_map(folder / index).values()))
         for name in named:
-            if Path(name).name != name or len(name) > 255 or "\0" in name:
+            if Path(name).name != name or len(name) > 255 or not name.isprintable():
                 raise ConvertError(
                     f"{folder / index}: names '{shown(name)}', which is not a file beside it"
                 )

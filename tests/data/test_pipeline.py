@@ -277,7 +277,9 @@ def test_bad_records_of_a_file_are_counted_by_reason(make, config, data_dir, tmp
         "is not UTF-8 text": [line(answer="caf\xe9").replace(b"\\u00e9", b"\xe9")],
         "is not JSON (Expecting ',' delimiter)": [line()[:-3]],
         "is not a JSON object": [b"3"],
-        "2 <image> or <video> markers for 1 media": [line(question="<video><video>What?")],
+        "2 <image> or <video> markers for 1 media; write \\<video> where the word is meant": [
+            line(question="<video><video>What?")
+        ],
     }
     (tmp_path / "notes.jsonl").write_bytes(
         b"\n".join([line()] * 12 + [text for texts in bad.values() for text in texts])
