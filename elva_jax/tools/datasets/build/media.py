@@ -26,7 +26,15 @@ JPEG_START = b"\xff\xd8"
 JPEG_QUALITY = 95
 # One thread of x264 writes the same bytes on every machine. Without B-frames, times are stored
 # unchanged. A key frame about every second keeps seeking short.
-X264 = {"crf": "23", "preset": "veryfast", "bf": "0", "g": "32", "threads": "1"}
+X264 = {
+    "crf": "23",
+    "preset": "veryfast",
+    "bf": "0",
+    "g": "32",
+    "threads": "1",
+    # Without this, its vector code gives 1 of 15 small clips other bytes.
+    "x264-params": "cpu-independent=1",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
