@@ -79,7 +79,6 @@ def command_line(words, parser, option, value):
 @pytest.mark.parametrize(("words", "parser", "option"), sorted(cases(), key=lambda c: str(c.id)))
 def test_what_is_no_file_is_told_in_one_line(words, parser, option, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     os.mkfifo("pipe")
     os.mkdir("folder")
     os.symlink("loop", "loop")
