@@ -205,6 +205,9 @@ def saved_config(values: Any, where: Path) -> Config:
             raise ConfigError(f"expected a group of settings, got {shown(values)}")
         config = config_from_dict(values)
         check_model(config)
+        for name in (*config.stages, *config.curriculum):
+            if name in ("", "..") or Path(name).name != name:  # stages are folders of the run
+                raise ConfigError(f"the stage {name!r} is not the name of a folder in it")
     except ConfigError as error:
         raise CheckpointError(f"{where}: its configuration cannot be: {error}") from None
     return config

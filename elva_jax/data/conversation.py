@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.data.chat_template import render_bounded
 from elva_jax.data.chat_tokens import token_ids
 from elva_jax.data.example import Example, Turn
 from elva_jax.errors import DataError
@@ -194,7 +195,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Checks that the tokenizer's chat template is the ChatML that `render` writes.
 
     Raises:
-      DataError: the template differs.
+      DataError: the template differs, fails, or exceeds the limits of `render_bounded`.
     """
     turns = (Turn("What is it?", "A red circle."), Turn("And now?", "Gone."))
     messages = [{"role": "system", "content": "Be brief."}]
@@ -203,12 +204,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             {"role": "user", "content": turn.question},
             {"role": "assistant", "content": turn.answer},
         ]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except ValueError as error:
-        raise DataError(
-            f"tokenizer {tokenizer.name_or_path}: {str(error).splitlines()[0]}"
-        ) from None
+    text = render_bounded(tokenizer, messages)
     expected = list(token_ids(tokenizer, text))
     ours = [
         token

@@ -158,6 +158,40 @@ def test_tokenizer_with_another_template_is_refused(tokenizer):
         tokenizer.chat_template = before
 
 
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "5 s"),
+        ("{{ 'a' * 10**10 }}", "MiB"),
+        ("{{ '%1000000000d' % 1 }}", "MiB"),
+        ("{{ 'a' * 10**7 }}", "characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ raise_exception('no\nway') }}", "no$"),
+        ("{% bad", "unknown tag"),
+        ("{{ messages.foo.bar }}", "no attribute"),
+    ],
+)
+def test_a_template_is_limited_and_its_error_is_one_line(tokenizer, template, problem):
+    before = tokenizer.chat_template
+    tokenizer.chat_template = template
+    try:
+        with pytest.raises(DataError, match=problem) as caught:
+            conversation.check_tokenizer(tokenizer)
+        assert str(caught.value).startswith(f"tokenizer {tokenizer.name_or_path}: its chat")
+        assert "\n" not in str(caught.value)
+    finally:
+        tokenizer.chat_template = before
+
+
+def test_another_spelling_of_chatml_is_accepted(tokenizer):
+    before = tokenizer.chat_template
+    tokenizer.chat_template = "{# a comment #}" + before
+    try:
+        conversation.check_tokenizer(tokenizer)
+    finally:
+        tokenizer.chat_template = before
+
+
 @fast
 @given(pairs=turns, system=st.sampled_from(["", "Be brief."]))
 def test_each_independent_turn_equals_the_template_of_one_turn(tokenizer, pairs, system):

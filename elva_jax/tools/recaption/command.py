@@ -70,8 +70,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace, _: list[str]) -> int:
-    from elva_jax.tools.recaption import manifest, run
-    from elva_jax.tools.recaption.output import check_settings, open_journal, read_journal
+    from elva_jax.tools.recaption import manifest, output, run
     from elva_jax.tools.recaption.plan import plan_shard
 
     index, count = args.shard
@@ -82,11 +81,16 @@ def _run(args: argparse.Namespace, _: list[str]) -> int:
     items = manifest.read(args.manifest, args.media_dir or args.manifest.parent)
     plan = plan_shard(items, index, count)
     if args.dry_run:
-        done = run.finished(read_journal(out)[0], read_journal(rejected_out)[0])
+        done = run.finished(output.read_journal(out)[0], output.read_journal(rejected_out)[0])
         _print_estimate(args, plan, done)
         return 0
-    with open_journal(out) as captions, open_journal(rejected_out) as rejected:
-        check_settings(out, _settings(args))
+    settings = output.settings_path(out)
+    output.refuse_inputs((out, rejected_out, settings), (args.manifest,))
+    with (
+        output.open_journal(out, settings, "conversations") as captions,
+        output.open_journal(rejected_out, settings, "reason") as rejected,
+    ):
+        output.check_settings(out, _settings(args))
         _print_estimate(args, plan, run.finished(captions.lines, rejected.lines))
         concurrency = args.concurrency or (16 if args.endpoint else 2)
         limits = {"max_frames": args.max_frames, "concurrency": concurrency}

@@ -7,6 +7,7 @@ import email.utils
 import io
 import json
 import random
+import re
 import threading
 import time
 from typing import Any, Literal
@@ -72,14 +73,18 @@ class Endpoint:
     ):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ConfigError(
-                f"--endpoint={url}: must be an address such as http://localhost:8000/v1"
+                f"--endpoint={_without_password(url)}: must be an address such as http://localhost:8000/v1"
             )
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ConfigError("OPENAI_API_KEY: contains a character that no HTTP header may have")
+        self._api_key = api_key
         self._url = url.rstrip("/") + "/chat/completions"
         self._request = {"model": model, "max_tokens": max_new_tokens, "temperature": 0.0}
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.Client(
             headers=headers | {"Content-Type": "application/json"},
             timeout=timeout,
+            follow_redirects=False,  # the key is for this host alone
             # A request takes seconds: no connection is worth keeping for the next one.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
@@ -144,12 +149,20 @@ class Endpoint:
     def _status_error(self, response: httpx.Response, body: bytes) -> Exception:
         """The exception for an HTTP status: _Retryable, Failed or ConfigError."""
         status, detail = response.status_code, " ".join(body.decode(errors="replace").split())
+        if self._api_key:  # some servers repeat it
+            detail = detail.replace(self._api_key, "***")
         reason = f"HTTP {status}: {detail[:200]}" if detail else f"HTTP {status}"
         if status in FATAL:
-            return ConfigError(f"{self._url}: {reason}; check --endpoint, --model and the key")
+            return ConfigError(
+                f"{_without_password(self._url)}: {reason}; check --endpoint, --model and the key"
+            )
         if status in TRANSIENT or status >= 500:
             return _Retryable(reason, _retry_after(response.headers.get("Retry-After")))
         return Failed(reason)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"^([^/]*//)?[^/]*@", r"\1", url)
 
 
 def _jpeg(frame: np.ndarray) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ from elva_jax.tools.recaption.manifest import Item
 from elva_jax.utils.files import lock, write_atomic
 from elva_jax.utils.read import LARGEST_ARRAY, parse_json, read_bytes, read_json
 
+LINE = b'{"id": '  # the beginning of every line of a journal
 # Questions that a caption answers, chosen by the hash of the id: a model trained on the captions
 # should not depend on one wording.
 QUESTIONS = {
@@ -52,14 +54,22 @@ def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, complete
 
 
+def settings_path(out: Path) -> Path:
+    """The file beside `out` with the settings of its captions."""
+    return out.with_name(f"{out.stem}.settings.json")
+
+
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Compares the settings with those stored beside `out`, and stores them at the first start.
 
     Raises:
       ConfigError: the captions there were started with other settings.
     """
-    path = out.with_name(f"{out.stem}.settings.json")
-    stored = read_json(path, ConfigError) if path.exists() else settings
+    path = settings_path(out)
+    if not path.exists():
+        write_atomic(path, json.dumps(settings, indent=2) + "\n")
+        return
+    stored = read_json(path, ConfigError)
     changed = [
         f"{name} {stored.get(name)!r}, now {value!r}"
         for name, value in settings.items()
@@ -69,7 +79,17 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"{out}: started with {'; '.join(changed)}: restore that, or name another --out"
         )
-    write_atomic(path, json.dumps(settings, indent=2) + "\n")
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuses outputs that are one of the inputs under any name.
+
+    Raises:
+      ConfigError: naming the file.
+    """
+    for out, file in itertools.product(outputs, inputs):
+        if out.exists() and file.exists() and out.samefile(file):
+            raise ConfigError(f"{out}: is the input {file}; name another --out")
 
 
 class Journal:
@@ -91,11 +111,16 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(path: Path) -> Iterator[Journal]:
+def open_journal(path: Path, settings: Path, key: str) -> Iterator[Journal]:
     """Locks a journal, cuts off an incomplete last line, and opens it for appending.
 
+    Args:
+      path: the journal.
+      settings: the settings file that an earlier run has left.
+      key: what every line has beside its id.
+
     Raises:
-      DataError: another process writes the file, or a line in it is invalid.
+      DataError: another process writes the file, or no earlier run wrote what it contains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -106,6 +131,14 @@ def open_journal(path: Path) -> Iterator[Journal]:
                 f"{path}: another process writes it; give each process its own --out or --shard"
             ) from None
         lines, complete = read_journal(path)
+        with path.open("rb") as written:
+            written.seek(complete)
+            beginning = written.read(len(LINE))
+        ours = settings.is_file() and all(key in line for line in lines)
+        if (lines or beginning) and not (ours and LINE.startswith(beginning)):
+            raise DataError(
+                f"{path}: contains something that elva recaption did not write; name another --out"
+            )
         file = stack.enter_context(path.open("ab"))
         file.truncate(complete)
         yield Journal(lines, file)

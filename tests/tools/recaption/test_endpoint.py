@@ -14,7 +14,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.endpoint import Endpoint
 from elva_jax.tools.recaption.engine import Failed, Reply
 
-from .conftest import CAPTION, completion, send
+from .conftest import CAPTION, Server, completion, send
 
 FRAMES = [np.full((28, 56, 3), value, np.uint8) for value in (0, 90, 200)]
 
@@ -210,3 +210,40 @@ def test_refusal_in_a_separate_field_is_recognized(server):
 def test_an_invalid_address_is_refused(url):
     with pytest.raises(ConfigError, match="--endpoint"):
         Endpoint(url, "qwen")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_does_not_follow_a_redirect(server, status):
+    other = Server()
+    try:
+        server.answer = lambda handler, number, request: send(
+            handler, status, "", [("Location", f"{other.url}/chat/completions")]
+        )
+        with pytest.raises(Failed, match=f"HTTP {status}"):
+            engine(server, api_key="secret").describe("image", FRAMES[:1], "?")
+        assert other.headers == []
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("status", [400, 401, 503])
+def test_no_error_shows_a_secret(server, status):
+    server.answer = lambda handler, number, request: send(
+        handler, status, f"wrong: {handler.headers['Authorization']}"
+    )
+    url = server.url.replace("//", "//me:password@")
+    made = Endpoint(url, "qwen", api_key="k-123", tries=1, timeout=5)
+    with pytest.raises((Failed, ConfigError)) as caught:
+        made.describe("image", FRAMES[:1], "?")
+    assert "k-123" not in f"{caught.value}{made!r}"
+    assert "password" not in str(caught.value)
+
+
+def test_unusable_addresses_and_keys_are_refused_without_showing_them():
+    with pytest.raises(ConfigError, match="--endpoint=ftp://host") as caught:
+        Endpoint("ftp://me:password@host", "qwen")
+    assert "password" not in str(caught.value)
+    for key in ("k-1\n", "k-\u00e9"):
+        with pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
+            Endpoint("http://localhost", "qwen", api_key=key)
+        assert "k-" not in str(caught.value)

@@ -16,7 +16,7 @@ from elva_jax.cli import main
 from elva_jax.config import schema
 from elva_jax.data.sources import open_examples
 from elva_jax.tools.recaption.manifest import Item
-from elva_jax.tools.recaption.output import open_journal
+from elva_jax.tools.recaption.output import open_journal, settings_path
 from elva_jax.tools.recaption.prompts import prompt
 from elva_jax.video.read import read_frames
 
@@ -299,7 +299,8 @@ def test_dry_run_estimates_and_writes_nothing(server, manifest, capsys):
 
 def test_two_processes_cannot_write_the_same_file(server, manifest, capsys):
     path = manifest(2)
-    with open_journal(path.parent / "captions.jsonl"):
+    out = path.parent / "captions.jsonl"
+    with open_journal(out, settings_path(out), "conversations"):
         assert recaption(server, path) == 1
     assert "another process writes it" in capsys.readouterr().err
 
@@ -339,3 +340,45 @@ def test_invalid_shard_is_refused(server, tmp_path, capsys, shard):
     with pytest.raises(SystemExit):
         recaption(server, tmp_path / "m.jsonl", f"--shard={shard}")
     assert "--shard" in capsys.readouterr().err
+
+
+FOREIGN = ("no newline", '{"id": "a", "text": "mine"}\n', "mine\n", '{"id": "a"', "[1]\n", "\0")
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.rejected.jsonl"])
+@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("started", [False, True])
+def test_a_file_of_something_else_is_not_changed(server, manifest, capsys, name, content, started):
+    path = manifest(1)
+    if started:
+        assert recaption(server, path) == 0
+        if content == '{"id": "a"':  # what a killed run may leave
+            return
+    for file in (path.parent / name, path.parent / "copy.jsonl"):
+        file.write_text(content)
+    before = sorted(os.listdir(path.parent))
+    for _ in range(2):  # the refusal leaves nothing that would allow the next start
+        assert recaption(server, path) == 1
+        assert (path.parent / name).read_text() == content
+    assert str(path.parent / name) in capsys.readouterr().err
+    assert set(os.listdir(path.parent)) - set(before) <= {"captions.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.rejected.jsonl"])
+@pytest.mark.parametrize("link", [os.link, os.symlink, os.rename])
+def test_the_manifest_is_not_an_output(server, manifest, name, link):
+    path = manifest(1)
+    path.write_text(content := path.read_text().rstrip())
+    out = path.parent / name
+    link(path, out)
+    assert recaption(server, out if link is os.rename else path) == 2
+    assert out.read_text() == content
+
+
+def test_settings_are_only_written_once(server, manifest):
+    path = manifest(1)
+    assert recaption(server, path) == 0
+    settings = path.parent / "captions.settings.json"
+    settings.write_text(content := json.dumps(json.loads(settings.read_text()) | {"mine": 1}))
+    assert recaption(server, path) == 0
+    assert settings.read_text() == content
