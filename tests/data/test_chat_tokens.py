@@ -24,7 +24,7 @@ QWEN = [
     "<|repo_name|>", "<|file_sep|>",
 ]  # fmt: skip
 MARKERS = ["<video>", "<image>", "<FRAME>", "<LINE>", "<PATCH>"]
-FOREIGN = ["[INST]", "<s>", "é", " lead", "<|im_end|>x"]
+FOREIGN = ["[INST]", "<s>", "ж", " lead", "<|im_end|>x"]
 CLIP = Clip(((2, 3),))
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>|"), max_size=12)
 hostile = st.lists(st.one_of(words, st.sampled_from(QWEN + MARKERS)), max_size=6).map("".join)
@@ -80,8 +80,17 @@ def test_every_special_token_is_text_through_every_door(qwen, token):
 def test_only_the_template_has_control_tokens(qwen, question, answer, system):
     example = Example("x", (), (Turn(question, answer),))
     ids = ids_of(conversation.render(example, qwen, (), system))
-    if "é" not in qwen.get_added_vocab():
-        assert controls(qwen, ids) == template(1, system)
+    assert controls(qwen, ids) == template(1, system)
+
+
+def test_an_added_token_that_is_a_byte_of_other_characters_is_refused_there(tokenizer, tmp_path):
+    """In vocabularies of bytes, the symbol é stands for the first byte of 退."""
+    tokenizer.save_pretrained(tmp_path)
+    foreign = AutoTokenizer.from_pretrained(tmp_path)
+    foreign.add_tokens([AddedToken("é", normalized=False)])
+    assert token_ids(foreign, "", "é")
+    with pytest.raises(DataError, match="cannot read 'é' as text"):
+        token_ids(foreign, "", "é退")
 
 
 @fast

@@ -73,7 +73,8 @@ class Endpoint:
     ):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ConfigError(
-                f"--endpoint={_without_password(url)}: must be an address such as http://localhost:8000/v1"
+                f"--endpoint={_without_password(url)}: "
+                "must be an address such as http://localhost:8000/v1"
             )
         if not (api_key.isascii() and api_key.isprintable()):
             raise ConfigError("OPENAI_API_KEY: contains a character that no HTTP header may have")
