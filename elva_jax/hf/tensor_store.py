@@ -279,7 +279,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """The file of each tensor according to an index."""
     weights = read_json(index).get("weight_map")
     sound = isinstance(weights, dict) and all(
-        name.isprintable() and isinstance(file, str) for name, file in weights.items()
+        isinstance(file, str) and (name + file).isprintable() for name, file in weights.items()
     )
     if not sound or not weights:
         raise ConvertError(f"{index}: has no weight_map from tensors to files; download it again")
