@@ -19,6 +19,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from elva_jax.errors import DataError, first_line
+from elva_jax.utils.code_references import code_references
 from elva_jax.utils.read import read_json, refuse_irregular
 
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -106,6 +107,16 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # transformers raises any type for damaged files
+        code = (
+            [*code_references(Path(name), DataError, "AutoTokenizer")]
+            if os.path.isdir(name)
+            else []
+        )
+        if code:
+            raise DataError(
+                f"{name}: its tokenizer is Python code, {code[0][0]} (named by {code[0][1]}),"
+                " which is not run; use a tokenizer without code"
+            ) from error
         raise DataError(
             f"{name}: no tokenizer there ({first_line(error)}); build one with `elva data build`"
         ) from error

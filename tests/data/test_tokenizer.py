@@ -186,5 +186,7 @@ def test_code_of_a_tokenizer_folder_is_neither_run_nor_asked_about(tmp_path, mon
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil"}))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    with pytest.raises(DataError, match="no tokenizer there"):
+    with pytest.raises(
+        DataError, match=r"code, evil\.Evil \(named by tokenizer_config\.json\), which is"
+    ):
         tokenizers.load(tmp_path)
