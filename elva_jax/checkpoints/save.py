@@ -31,7 +31,7 @@ from elva_jax.checkpoints.format import (
 from elva_jax.checkpoints.state import TrainState
 from elva_jax.config.schema import Config
 from elva_jax.errors import CheckpointError
-from elva_jax.parallel.distributed import all_gather_json
+from elva_jax.parallel.collectives import all_gather_json
 from elva_jax.utils.read import read_json
 from elva_jax.utils.trees import flatten_paths
 

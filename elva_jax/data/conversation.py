@@ -225,7 +225,7 @@ def vocabulary_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def _header(system: str) -> tuple[str, ...]:
-    """What precedes the first question: templates and the system prompt in turn."""
+    """The pieces before the first question: templates and the system prompt in turn."""
     user = "<|im_start|>user\n"
     return ("<|im_start|>system\n", system, f"<|im_end|>\n{user}") if system else (user,)
 

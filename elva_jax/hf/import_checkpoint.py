@@ -108,7 +108,7 @@ def import_weights(
 
 @dataclass(frozen=True, kw_only=True)
 class _Base:
-    """What will be written, and the fields of `Imported`."""
+    """The values to write, and the fields of `Imported`."""
 
     params: dict[str, Any]  # by '/'-joined path
     config: Config

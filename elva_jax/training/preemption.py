@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elva_jax.parallel.distributed import barrier
+from elva_jax.parallel.collectives import barrier
 
 INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C, as shells have it
 PREEMPTED = os.EX_TEMPFAIL  # exit status after SIGTERM, 75: start the same command again

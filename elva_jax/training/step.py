@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from elva_jax.checkpoints.state import TrainState
-from elva_jax.parallel.distributed import barrier
+from elva_jax.parallel.collectives import barrier
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
 from elva_jax.tasks.base import Metrics

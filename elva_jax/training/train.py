@@ -28,7 +28,7 @@ from elva_jax.data.pipeline import BatchIterator
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConfigError, StartError
 from elva_jax.ops.attention import choose_implementation
-from elva_jax.parallel.distributed import all_gather_json, assert_equal_across_processes, barrier
+from elva_jax.parallel.collectives import all_gather_json, assert_equal_across_processes, barrier
 from elva_jax.parallel.mesh import describe_mesh, make_mesh
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.registry import make_task

@@ -44,7 +44,7 @@ class Range:
         return f"{'(' if self.open else '['}{_plain(self.minimum)}, {_plain(self.maximum)}]"
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with a number of the right type; None: nothing."""
+        """The fault of a number of the right type; None: it has none."""
         if self.kind is float and not math.isfinite(value):
             return f"must be a finite number in {self}, got {value}"
         if value < self.minimum or (self.open and value == self.minimum):

@@ -54,7 +54,7 @@ def open_regular(path: str | Path, error: type[ElvaError] = DataError) -> IO[byt
 
 
 def _irregular(path: str | Path) -> str | None:
-    """What a path is that is neither missing nor a regular file."""
+    """The kind of a path that is neither missing nor a regular file."""
     try:
         return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the trainers of `elva bench train` have in common: the batch, the clock, the summary."""
+"""The batch, the clock and the summary that the trainers of `elva bench train` share."""
 
 from __future__ import annotations
 
