@@ -266,6 +266,12 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     with reading(name):
         check_size(*image.size, name)
         image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F"):
+            raise VideoError(
+                name,
+                "has 32 bits per pixel, and no range that says what is white;"
+                " save it with 8 or 16 bits",
+            )
         if image.mode.startswith("I;16"):
             # Pillow's own conversion clips 16-bit gray instead of scaling it.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

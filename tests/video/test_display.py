@@ -179,3 +179,14 @@ def test_names_that_are_no_files(tmp_path, monkeypatch, name):
     for read in (read_frames, decoding_elva.read_video):
         with pytest.raises((VideoError, ValueError, FileNotFoundError), match=name.split("/")[-1]):
             read(name, num_frames=1, fps=None)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused(tmp_path, kind):
+    """Pillow would clip them: most such pictures would be black or white."""
+    path = tmp_path / "x.tiff"
+    Image.fromarray(np.full((30, 40), 0.5 if kind is np.float32 else 70_000, kind)).save(path)
+    with pytest.raises(VideoError, match=r"x\.tiff: has 32 bits per pixel"):
+        read_frames(path, num_frames=1)
+    with pytest.raises(ValueError, match="32 bits per pixel"):
+        decoding_elva.read_video(path, 1, None)[0].pixels()

@@ -316,6 +316,11 @@ def _one_thread() -> dict[str, int]:
 def _pixels(image: Image.Image) -> np.ndarray:
     _check_size(*image.size)
     image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            "an image has 32 bits per pixel, and no range that says what is white; save it with 8"
+            " or 16 bits"
+        )
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit gray values
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
