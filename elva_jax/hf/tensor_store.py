@@ -312,7 +312,7 @@ def _check_bytes(folder: Path, files: Sequence[Path]) -> None:
         expected = sums.get(file.name) or (blob if in_cache else None)
         if expected and (actual := sha256(file)) != expected:
             raise ConvertError(
-                f"{file}: damaged, its sha256 is {actual[:12]}…, expected {str(expected)[:12]}…;"
+                f"{file}: damaged, its sha256 is {actual[:12]}…, expected {shown(expected)[:12]}…;"
                 " download or export it again"
             )
 
