@@ -69,7 +69,7 @@ await() { # await SECONDS PATTERN FILE
 finished() { for _ in $(seq "$1"); do case "$(squeue -h -j "$2" -o %T 2>/dev/null)" in "" | COMPLETED | FAILED | CANCELLED) return ;; esac; sleep 1; done; return 1; }
 
 data=${DATA:-$dir/data}
-[ -d "$data" ] || "$PYTHON" -m elva_jax.cli data build --data-dir "$data" >"$dir/data.log" 2>&1
+[ -d "$data" ] || "$PYTHON" -m elva_jax.cli data build moving_shapes/easy --data-dir "$data" >"$dir/data.log" 2>&1
 
 # Two tasks meet and train; SIGTERM before the limit: saved, 75, requeued; resumed after Slurm's pause.
 job=$(submit term --time=4 --signal=TERM@90 --)

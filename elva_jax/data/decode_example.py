@@ -129,6 +129,7 @@ class ConversationDecoder(Decoder):
                 self._choose_settings(medium, rng),
                 name=_name_in_errors(medium, example.key),
                 teacher_size=self.teacher_size or 0,
+                span=medium.span,
             )
             for medium in example.media
         ]
@@ -151,6 +152,8 @@ class ConversationDecoder(Decoder):
         """The settings for one medium; a stage may read some of its videos at two resolutions."""
         if medium.kind == "image":
             return dataclasses.replace(self.plain, num_frames=1, fps=0.0)
+        if medium.frames:
+            return dataclasses.replace(self.plain, num_frames=medium.frames, fps=0.0)
         if self.hybrid_probability and rng.random() < self.hybrid_probability:
             return self.hybrid
         return self.plain
@@ -251,10 +254,11 @@ class CaptionDecoder(Decoder):
         still = medium.kind == "image"
         frames = read_frames(
             medium.source,
-            num_frames=1 if still else self.num_frames,
-            fps=None if still else self.fps,
+            num_frames=1 if still else medium.frames or self.num_frames,
+            fps=None if still or medium.frames else self.fps,
             transform=lambda frame: frame.at(size),
             name=_name_in_errors(medium, example.key),
+            span=medium.span,
         )
         return CaptionSample(
             pixels=np.stack(frames.pixels),

@@ -8,10 +8,28 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """A video or still image: its encoded bytes, or the path of a file or folder of frames."""
+    """A video or still image.
 
-    source: bytes | str
+    Attributes:
+      source: its encoded bytes, the path of a file or of a folder of frames, or the paths of the
+        frames in order, one per second.
+      kind: which of the two it is.
+      start: seconds from its first frame where the excerpt that is meant begins.
+      end: seconds where the excerpt ends; None: at the end of the video.
+      frames: number of frames to sample from it; None: as many as the stage says.
+    """
+
+    source: bytes | str | tuple[str, ...]
     kind: Literal["video", "image"]
+    _: dataclasses.KW_ONLY
+    start: float = 0.0
+    end: float | None = None
+    frames: int | None = None
+
+    @property
+    def span(self) -> tuple[float, float | None]:
+        """Start and end of the excerpt."""
+        return self.start, self.end
 
 
 @dataclasses.dataclass(frozen=True)

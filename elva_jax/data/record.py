@@ -37,7 +37,7 @@ def to_record(example: Example, media: Sequence[bytes]) -> dict[str, Any]:
         "key": example.key,
         "media": list(media),
         "kinds": [medium.kind for medium in example.media],
-        "conversation": json.dumps(conversation(example), ensure_ascii=False).encode(),
+        "conversation": json.dumps(_texts_and_excerpts(example), ensure_ascii=False).encode(),
     }
 
 
@@ -47,9 +47,10 @@ def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
     turns = tuple(
         Turn(**{**turn, "options": tuple(turn.get("options", ()))}) for turn in notes.pop("turns")
     )
+    excerpts = notes.pop("excerpts", [{}] * len(record["media"]))
     media = tuple(
-        Media(data, kind.decode())
-        for data, kind in zip(record["media"], record["kinds"], strict=True)
+        Media(data, kind.decode(), **meant)
+        for data, kind, meant in zip(record["media"], record["kinds"], excerpts, strict=True)
     )
     return Example(
         record["key"].decode(),
@@ -71,7 +72,21 @@ def conversation(example: Example) -> dict[str, Any]:
     }
 
 
-def _changed(value: Example | Turn) -> dict[str, Any]:
+def _texts_and_excerpts(example: Example) -> dict[str, Any]:
+    """`conversation`, and which part of each medium is meant, if it is not the whole of all."""
+    excerpts = [
+        {
+            name: value
+            for name, value in _changed(medium).items()
+            if name in ("start", "end", "frames")
+        }
+        for medium in example.media
+    ]
+    notes = conversation(example)
+    return {**notes, "excerpts": excerpts} if any(excerpts) else notes
+
+
+def _changed(value: Example | Turn | Media) -> dict[str, Any]:
     found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return {
         field.name: found[field.name]

@@ -29,7 +29,7 @@ class Video:
     """One record of the split, whose media are still encoded."""
 
     key: str
-    source: bytes | str
+    source: bytes | str | tuple[str, ...]
     questions: tuple[Question, ...]
 
 

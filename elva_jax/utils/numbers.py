@@ -20,6 +20,7 @@ MOST_WIDTH = 2**24  # of a layer or a vocabulary
 MOST_LAYERS = 65_536  # or heads
 MOST_TOKENS = 2**24
 MOST_WORKERS = 4096
+MOST_SECONDS = 1e7  # 115 days
 MOST_ROWS = 1_000_000
 
 
@@ -119,6 +120,6 @@ def shown(value: object) -> str:
 FRAMES, EDGE, TOKENS = whole(1, MOST_FRAMES), whole(1, MOST_PIXELS), whole(1, MOST_TOKENS)
 WORKERS, ROWS = whole(1, MOST_WORKERS), whole(1, MOST_ROWS)
 SHARE, POSITIVE, TEMPERATURE = real(0, 1, open=True), real(0, open=True), real(0)
-SECONDS = real(0, 1e7, open=True)  # up to 115 days
+SECONDS = real(0, MOST_SECONDS, open=True)
 RATE = real(0, 1e6)
 SEED = whole(-(2**63), 2**63 - 1)

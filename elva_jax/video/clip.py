@@ -8,17 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from elva_jax.errors import VideoError
 from elva_jax.video.hybrid import Hybrid, SizedFrame, assign_resolution, draw_sizes
 from elva_jax.video.layout import Clip
-from elva_jax.video.read import Frames, read_frames
+from elva_jax.video.read import WHOLE, Frames, Span, read_frames
 from elva_jax.video.resize import LazyFrame, patch_grids, patchify
 
-Source = str | Path | bytes | Frames | Sequence[np.ndarray]
+Source = str | Path | bytes | tuple[str, ...] | Frames | Sequence[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +63,22 @@ class _Drawn(NamedTuple):
 
 
 def read_clip(
-    source: Source, settings: ClipSettings, *, name: str | None = None, teacher_size: int = 0
+    source: Source,
+    settings: ClipSettings,
+    *,
+    name: str | None = None,
+    teacher_size: int = 0,
+    span: Span = WHOLE,
 ) -> Visual:
     """Reads, samples and resizes a video or image, and cuts its frames into patches.
 
     Args:
-      source: a path, the bytes of a file, or frames in memory (uint8 [H, W, 3]; all are used).
+      source: a path, the bytes of a file, paths of images, or frames in memory (uint8 [H, W, 3];
+        all are used).
       settings: number and sizes of the frames.
       name: name of the source in errors; by default its path.
       teacher_size: side Ht of the square copies of the frames for a teacher; 0: no copies.
+      span: the seconds between which frames are sampled; see `read_frames`.
 
     Returns:
       The grids, patches uint8 [N, P*P*3] and, with `teacher_size`, teacher_frames
@@ -94,12 +101,12 @@ def read_clip(
         )
         return _Drawn(sizes, frame.at((teacher_size, teacher_size)) if teacher_size else None)
 
-    if isinstance(source, (str, Path, bytes)):
+    if isinstance(source, (str, Path, bytes)) or _is_paths(source):
         drawn = read_frames(
-            source, num_frames=hybrid.frames, fps=settings.fps, transform=draw, name=name
+            source, num_frames=hybrid.frames, fps=settings.fps, transform=draw, name=name, span=span
         ).pixels
     else:
-        given = source.pixels if isinstance(source, Frames) else source
+        given: Any = source.pixels if isinstance(source, Frames) else source
         drawn = [draw(LazyFrame.from_array(_checked(frame, name))) for frame in given]
     frames = assign_resolution([each.sizes for each in drawn], hybrid)
     if not frames:
@@ -109,6 +116,10 @@ def read_clip(
         patches=patchify(frames, settings.patch_size),
         teacher_frames=np.stack([each.teacher for each in drawn]) if teacher_size else None,
     )
+
+
+def _is_paths(source: Source) -> TypeGuard[tuple[str, ...]]:
+    return isinstance(source, tuple) and all(isinstance(file, str) for file in source)
 
 
 def _checked(frame: np.ndarray, name: str | None) -> np.ndarray:

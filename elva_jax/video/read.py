@@ -39,6 +39,8 @@ IMAGE_SUFFIXES = (
     ".avif",
 )
 MOST_DRAWN = 2**35  # pixels of all frames of an animation, each of which is drawn
+Span = tuple[float, float | None]  # seconds from the first frame
+WHOLE: Span = (0.0, None)
 HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")
 
 
@@ -58,13 +60,14 @@ class Frames:
 
 
 def read_frames(
-    source: str | Path | bytes,
+    source: str | Path | bytes | tuple[str, ...],
     *,
     num_frames: int | None = None,
     fps: float | None = None,
     transform: Callable[[LazyFrame], Any] | None = None,
     name: str | None = None,
     folder_fps: float = 1.0,
+    span: Span = WHOLE,
 ) -> Frames:
     """Samples frames of a video or image uniformly in time.
 
@@ -74,17 +77,19 @@ def read_frames(
 
     Args:
       source: path of a video (mp4, mkv, avi, webm, ...), an animated or still image, or a folder of
-        images in natural order of their names; or the bytes of a file.
+        images in natural order of their names; the bytes of a file; or the paths of images.
       num_frames: n, or its maximum if `fps` is given.
       fps: frames per second over the duration, at least one in all; None or 0: `num_frames` only.
       transform: applied to each frame as soon as it is decoded, such as
         `lambda frame: frame.at((224, 224))`; None: the original pixels are returned.
       name: name of the source in errors; by default its path.
-      folder_fps: frames per second of a folder of images.
+      folder_fps: frames per second of a folder or list of images.
+      span: the seconds, from the first frame on, between which frames are sampled, as if the rest
+        had been cut off; an end of None, or after that of the source, is the end of the source.
 
     Raises:
-      VideoError: the source is missing, empty, broken, truncated before a sampled frame, or without
-        images.
+      VideoError: the source is missing, empty, broken, truncated before a sampled frame, without
+        images, or ends before the span begins.
       ConfigError: neither `num_frames` nor `fps` is positive.
 
     Example:
@@ -103,17 +108,42 @@ def read_frames(
     numbers.POSITIVE.check("folder_fps", folder_fps)
     if not num_frames and not fps:
         raise ConfigError("set num_frames or fps to choose the number of frames")
-    if not isinstance(source, bytes):
+    if isinstance(source, str):
         source = Path(source)
     if name is None:
-        name = "<bytes>" if isinstance(source, bytes) else str(source)
+        name = name_of(source)
     pixels, times = [], []
     with closing(open_media(source, name, folder_fps)) as media:
-        for time, frame in media.frames_at(sample_times(media.duration, num_frames, fps)):
+        start, duration = excerpt(media.duration, span, name)
+        moments = (start + time for time in sample_times(duration, num_frames, fps))
+        for time, frame in media.frames_at(moments):
             pixels.append(frame.pixels() if transform is None else transform(frame))
             times.append(float(time))
-        duration = float(media.duration)
-    return Frames(pixels=pixels, times=np.asarray(times, np.float64), duration=duration)
+    return Frames(pixels=pixels, times=np.asarray(times, np.float64), duration=float(duration))
+
+
+def name_of(source: Path | bytes | tuple[str, ...]) -> str:
+    """The name of a source in errors."""
+    if isinstance(source, bytes):
+        return "<bytes>"
+    return str(source) if isinstance(source, Path) else str(next(iter(source), "<no frames>"))
+
+
+def excerpt(duration: Fraction, span: Span, name: str) -> tuple[Fraction, Fraction]:
+    """Start and length, in seconds, of a span of a medium.
+
+    Raises:
+      VideoError: the medium ends before the span begins.
+    """
+    if span == WHOLE:
+        return Fraction(0), duration
+    start = Fraction(span[0])
+    end = duration if span[1] is None else min(Fraction(span[1]), duration)
+    if start >= end:
+        raise VideoError(
+            name, f"lasts {float(duration):g} s; the excerpt begins at {float(start):g} s"
+        )
+    return start, end - start
 
 
 def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) -> list[Fraction]:
@@ -173,12 +203,16 @@ class Pictures:
         return len(self._starts)
 
 
-def open_media(source: Path | bytes, name: str, folder_fps: float = 1.0) -> VideoFile | Pictures:
+def open_media(
+    source: Path | bytes | tuple[str, ...], name: str, folder_fps: float = 1.0
+) -> VideoFile | Pictures:
     """Opens a source of `read_frames`; the caller must close it.
 
     Raises:
       VideoError: see `read_frames`.
     """
+    if isinstance(source, tuple):
+        return _files([Path(file) for file in source], Fraction(folder_fps))
     if isinstance(source, Path) and source.is_dir():
         return _folder(source, name, Fraction(folder_fps))
     head = _read_head(source, name)
@@ -232,8 +266,15 @@ def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
     files = sorted((p for p in names if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_order)
     if not files:
         raise VideoError(name, f"is a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+    return _files(files, fps)
+
+
+def _files(files: list[Path], fps: Fraction) -> Pictures:
+    if not files:
+        raise VideoError("<no frames>", "is a list without images")
 
     def load(k: int) -> np.ndarray:
+        _read_head(files[k], str(files[k]))
         with reading(str(files[k])), Image.open(files[k], formats=IMAGE_FORMATS) as image:
             return _pixels(image, str(files[k]))
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from elva_jax.data.conversation import plain
 from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.readers import fields
 from elva_jax.errors import RecordError
+from elva_jax.video.read import IMAGE_SUFFIXES
 
 KINDS: dict[str, Literal["video", "image"]] = {
     "image": "image",
@@ -45,7 +47,8 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
     Turns are `conversations` of from and value, `messages` of role and content, `QA` of i, q and a
     (VideoChat), or `texts` of user and assistant. As in OpenAI's format, a content may be a list of
     parts, each a text or a medium. `image`, `images`, `video` and `videos` name one medium or a
-    list of them. Other fields, such as `id` and `data_source`, are ignored.
+    list of them; a list within the list is a video of frames. `fields` says which bounds are
+    followed. Other fields, such as `id` and `data_source`, are ignored.
 
     Args:
       record: a decoded JSON value.
@@ -58,41 +61,57 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
     """
     if not isinstance(record, dict):
         raise RecordError(key, "is not a JSON object")
-    found = media(record, locate)
+    found = media(record, key, locate)
     parts = (
-        () if found else tuple(Media(locate(name), kind) for kind, name in _within_messages(record))
+        fields.of_part(_medium(name, kind, locate, key), part, key)
+        for kind, name, part in _within_messages(record)
     )
-    return converse(record, key, found or parts)
+    return converse(record, key, found or tuple(parts))
 
 
-def media(record: Mapping[str, Any], locate: Locate) -> tuple[Media, ...]:
+def media(record: Mapping[str, Any], key: str, locate: Locate) -> tuple[Media, ...]:
     """The media that the fields of a record name.
 
     Raises:
-      RecordError: raised by `locate`.
+      RecordError: raised by `locate`, or for a list that is no video.
     """
     found = []
     for field, kind in KINDS.items():
         names = record.get(field)
         if names:
             found += [
-                Media(locate(name), kind)
+                _medium(name, kind, locate, key)
                 for name in (names if isinstance(names, list) else [names])
             ]
     return tuple(found)
 
 
+def _medium(name: object, kind: Literal["video", "image"], locate: Locate, key: str) -> Media:
+    """A medium by its name; a list of names is a video of frames."""
+    if not isinstance(name, list) or not name:
+        return Media(locate(name), kind)
+    frames = [locate(file) for file in name]
+    files = tuple(
+        file for file in frames if isinstance(file, str) and file.lower().endswith(IMAGE_SUFFIXES)
+    )
+    if kind == "image" or len(files) < len(frames):
+        raise RecordError(key, "a list in the place of a medium must be image files of a video")
+    return Media(files, kind)
+
+
 def _within_messages(
     record: Mapping[str, Any],
-) -> Iterator[tuple[Literal["video", "image"], object]]:
-    """Kind and name of each medium in message contents that are lists of parts."""
+) -> Iterator[tuple[Literal["video", "image"], object, Mapping[str, Any]]]:
+    """Kind, name and part of each medium in message contents that are lists of parts."""
     messages = record.get("messages")
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
             if kind := _kind(part):
                 name = part.get(part["type"])
-                yield kind, name.get("url") if isinstance(name, dict) and "url" in name else name
+                if isinstance(name, dict) and "url" in name:
+                    name = name["url"]
+                yield kind, name, part
 
 
 def _kind(part: object) -> Literal["video", "image"] | None:
@@ -123,8 +142,9 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
     """Converts a conversation to an example, given its media.
 
     Raises:
-      RecordError: the turns are malformed or do not alternate.
+      RecordError: the turns are malformed or do not alternate, or bounds cannot be.
     """
+    media = fields.excerpts(record, media, key)
     system: list[str] = []
     turns: list[Turn] = []
     for role, text in _messages(record, key):

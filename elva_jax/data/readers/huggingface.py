@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from elva_jax.data.example import Example
-from elva_jax.data.readers import chat, paths, records
+from elva_jax.data.readers import chat, fields, paths, records
 from elva_jax.errors import DataError, RecordError
 from elva_jax.utils.read import open_regular, read_json
 
@@ -117,13 +117,13 @@ def _to_example(row: Mapping[str, Any], key: str, root: Path) -> Example:
 
     if chat.has_turns(row):
         return chat.to_example(row, key, locate)
-    media = chat.media(row, locate)
+    media = chat.media(row, key, locate)
     if not media:
         raise RecordError(key, "has neither a conversation nor a medium")
     caption = next(
         (row[field] for field in records.CAPTIONS if isinstance(row.get(field), str)), ""
     )
-    return records.captioned(key, media, caption)
+    return records.captioned(key, fields.excerpts(row, media, key), caption)
 
 
 def _choose(folder: Path, split: str) -> list[Path]:

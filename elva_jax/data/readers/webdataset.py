@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from elva_jax.data.example import Example, Media
-from elva_jax.data.readers import chat, records
+from elva_jax.data.readers import chat, fields, records
 from elva_jax.errors import DataError, RecordError
 from elva_jax.utils.read import LARGEST_TEXT, open_regular
 from elva_jax.video.read import IMAGE_SUFFIXES
@@ -97,7 +97,7 @@ def _to_example(key: str, media: tuple[Media, ...], texts: dict[str, bytes]) -> 
     caption = next(
         (record[field] for field in records.CAPTIONS if isinstance(record.get(field), str)), caption
     )
-    return records.captioned(key, media, caption)
+    return records.captioned(key, fields.excerpts(record, media, key), caption)
 
 
 def _check(member: tarfile.TarInfo, key: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from elva_jax.data.example import Example, Media
-from elva_jax.data.readers import paths, records
+from elva_jax.data.readers import fields, paths, records
 from elva_jax.errors import DataError, RecordError
 from elva_jax.utils.read import read_lines
 
@@ -65,9 +65,8 @@ class WebVidFile(Sequence[Example]):
         if not row["videoid"]:
             raise RecordError(key, "has no videoid")
         clip = "/".join(filter(None, (row.get("page_dir", ""), f"{row['videoid']}.mp4")))
-        return records.captioned(
-            key, (Media(paths.inside(self.root, clip, key), "video"),), row["name"]
-        )
+        video = Media(paths.inside(self.root, clip, key), "video")
+        return records.captioned(key, fields.excerpts(row, [video], key), row["name"])
 
     def _row(self, start: int, end: int, key: str) -> list[str]:
         text = records.decode(records.read_span(self.path, start, end), key, "utf-8-sig")

@@ -52,7 +52,9 @@ def _frames(example: Example) -> list[Image.Image]:
     for medium in example.media[:FRAMES]:
         count = each if medium.kind == "video" else 1
         with contextlib.suppress(VideoError):
-            tiles += read_frames(medium.source, num_frames=count, transform=_tile).pixels
+            tiles += read_frames(
+                medium.source, num_frames=count, transform=_tile, span=medium.span
+            ).pixels
     return tiles
 
 

@@ -89,6 +89,7 @@ def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
         num_frames=SHEET_FRAMES if medium.kind == "video" else 1,
         name=key if isinstance(medium.source, bytes) else None,
         transform=_small,
+        span=medium.span,
     ).pixels
     scale = 2 if max(frames[0].shape) <= SHEET_EDGE // 2 else 1
     sheet(frames, scale=scale).save(folder / f"frames{ending}.png")
@@ -97,6 +98,10 @@ def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
         suffixes = (end for start, end in STARTS.items() if medium.source.startswith(start))
         path = path.with_suffix(next(suffixes, ".mp4"))
         path.write_bytes(medium.source)
+    elif isinstance(medium.source, tuple):
+        path.mkdir(exist_ok=True)
+        for place, file in enumerate(medium.source):
+            shutil.copyfile(file, path / f"{place:06}{Path(file).suffix}")
     elif Path(medium.source).is_dir():
         shutil.copytree(medium.source, path, dirs_exist_ok=True)
     else:

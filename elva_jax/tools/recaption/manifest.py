@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from elva_jax.data.readers.fields import ENDS, STARTS
 from elva_jax.data.readers.paths import inside
 from elva_jax.errors import DataError, RecordError
 from elva_jax.tools.recaption.engine import Kind
@@ -62,6 +63,8 @@ def _parse(line: bytes, media_dir: Path) -> Item:
     kinds: list[Kind] = [kind for kind in ("image", "video") if kind in value]
     if len(kinds) != 1:
         raise ValueError("needs either 'image' or 'video'")
+    if bounds := [name for name in (*STARTS, *ENDS) if value.get(name) is not None]:
+        raise ValueError(f"'{bounds[0]}': a caption is of the whole video; cut the excerpt out")
     medium = value[kinds[0]]
     if not isinstance(medium, str) or not medium or "\0" in medium:
         raise ValueError(f"'{kinds[0]}' is not a path")

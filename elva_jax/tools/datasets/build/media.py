@@ -17,7 +17,7 @@ from PIL import Image
 
 from elva_jax.data.example import Media
 from elva_jax.errors import VideoError
-from elva_jax.video.read import Pictures, open_media
+from elva_jax.video.read import WHOLE, Pictures, excerpt, open_media
 from elva_jax.video.reader import ONE_THREAD, VideoFile
 from elva_jax.video.resize import LazyFrame
 
@@ -58,15 +58,16 @@ def probe(medium: Media, name: str) -> Size:
       VideoError: it cannot be read, or is truncated.
     """
     with closing(_open(medium, name)) as opened:
-        return _size(opened, medium.kind)
+        return _within(_size(opened, medium.kind), medium, name)
 
 
 def pack(medium: Media, longest_edge: int, name: str) -> tuple[bytes, Size]:
     """The bytes to store for a medium, and the size of their frames.
 
-    A medium within `longest_edge` is stored byte for byte. A larger video becomes H.264 in mp4
-    with all frames at their times, without sound. A larger image stays JPEG, or becomes PNG. A
-    folder of frames always becomes a video of one frame per second.
+    A medium within `longest_edge` is stored byte for byte, also one of which an excerpt is meant. A
+    larger video becomes H.264 in mp4 with all frames at their times, without sound. A larger image
+    stays JPEG, or becomes PNG. A folder or list of frames always becomes a video of one frame per
+    second.
 
     Args:
       medium: as a reader returns it.
@@ -78,10 +79,11 @@ def pack(medium: Media, longest_edge: int, name: str) -> tuple[bytes, Size]:
     """
     with closing(_open(medium, name)) as opened:
         size = _size(opened, medium.kind)
-        folder = isinstance(medium.source, str) and Path(medium.source).is_dir()
+        meant = _within(size, medium, name)
+        folder = is_frames(medium)
         shrinks = 0 < longest_edge < max(size.height, size.width)
         if not folder and not shrinks:
-            return _content(medium.source, name), size
+            return _content(medium.source, name), meant
         height, width = _fit(size.height, size.width, longest_edge if shrinks else 0)
         if medium.kind == "video" and size.seconds:
             data, frames = _encode_video(opened, height, width, size)
@@ -89,14 +91,38 @@ def pack(medium: Media, longest_edge: int, name: str) -> tuple[bytes, Size]:
             pixels = _first(opened, medium.kind).at((height, width))
             data, frames = _encode_image(pixels, _content(medium.source, name)[:2]), size.frames
     size = dataclasses.replace(size, height=height, width=width, frames=frames)
-    return _content(data, name), size
+    return _content(data, name), _within(size, medium, name)
+
+
+def paths_of(medium: Media) -> list[Path]:
+    """The files or folders of a medium that is not bytes."""
+    source = medium.source
+    if isinstance(source, bytes):
+        return []
+    return [Path(file) for file in (source if isinstance(source, tuple) else (source,))]
+
+
+def is_frames(medium: Media) -> bool:
+    """Whether a medium is a folder or a list of frames."""
+    source = medium.source
+    return isinstance(source, tuple) or (isinstance(source, str) and Path(source).is_dir())
+
+
+def _within(size: Size, medium: Media, name: str) -> Size:
+    """The size of the excerpt that is meant; the record keeps the whole, and its bounds."""
+    if medium.kind == "image" or medium.span == WHOLE:
+        return size
+    whole = Fraction(size.seconds)
+    _, seconds = excerpt(whole, medium.span, name)
+    frames = max(1, round(size.frames * seconds / whole))
+    return dataclasses.replace(size, frames=frames, seconds=float(seconds))
 
 
 def _open(medium: Media, name: str) -> VideoFile | Pictures:
     source = medium.source
-    if isinstance(source, bytes):
-        return open_media(source, name)
-    return open_media(Path(source), source)
+    if isinstance(source, str):
+        return open_media(Path(source), source)
+    return open_media(source, name)
 
 
 def _first(opened: VideoFile | Pictures, kind: str) -> LazyFrame:
@@ -112,8 +138,10 @@ def _size(opened: VideoFile | Pictures, kind: str) -> Size:
     return Size(height=first.height, width=first.width, frames=frames, seconds=seconds)
 
 
-def _content(source: bytes | str, name: str) -> bytes:
+def _content(source: bytes | str | tuple[str, ...], name: str) -> bytes:
     """The bytes of a file."""
+    if isinstance(source, tuple):
+        raise VideoError(name, "is a list of frames, not one file")
     if isinstance(source, str):
         name, length = source, Path(source).stat().st_size
     else:

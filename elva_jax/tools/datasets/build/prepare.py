@@ -67,7 +67,9 @@ class Preparation:
     def _measure(self, example: Example) -> Measured:
         sizes = [media.probe(medium, example.key) for medium in example.media]
         length = sum(
-            len(m.source) if isinstance(m.source, bytes) else _bytes_under(Path(m.source))
+            len(m.source)
+            if isinstance(m.source, bytes)
+            else sum(map(_bytes_under, media.paths_of(m)))
             for m in example.media
         )
         return self._measured(example, sizes, length)
