@@ -167,3 +167,24 @@ def test_misuse_is_explained_in_one_line(notes, data_dir, tmp_path, elva, words,
     assert status in (1, 2)
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_settings_are_not_blamed_on_records(elva, notes, tmp_path):
+    """A wrong tokenizer is refused before records are read; a source without usable ones fails."""
+    (tmp_path / "empty").mkdir()
+    status, out, err = elva("inspect", notes, "--root", tmp_path / "media", "--tokenizer", "empty")
+    assert (status, out) == (1, "")
+    assert "no tokenizer there" in err
+    status, out, err = elva("inspect", notes, "--root", tmp_path / "empty")
+    assert status == 1
+    assert "0 records, 5 rejected" in out
+    assert "none of 5 records is usable" in err
+
+
+def test_reasons_are_shown_as_they_are(elva, tmp_path):
+    """Reasons that differ only in numbers count as one, and the first one is shown."""
+    talk = [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "1"}]
+    path = tmp_path / "n.json"
+    path.write_text(json.dumps([{"image": ["x"] * k, "conversations": talk} for k in (1, 3)]))
+    _, out, _ = elva("inspect", path)
+    assert "rejected: 2 x 2 <image> or <video> markers for 1 media" in out

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elva_jax.commands import flags
-from elva_jax.errors import ConfigError, ElvaError
+from elva_jax.errors import ConfigError, DataError, ElvaError
 from elva_jax.utils import numbers, signals
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace, _: list[str]) -> int:
+    from elva_jax.data.conversation import check_tokenizer
+    from elva_jax.data.tokenizer import load as load_tokenizer
     from elva_jax.tools.datasets import inspect
     from elva_jax.tools.datasets.build import manifest, start
     from elva_jax.tools.progress import record_bar
@@ -213,6 +215,8 @@ def _inspect(args: argparse.Namespace, _: list[str]) -> int:
         return _verify(args)
     examples = start.open_source(args.source, args.data_dir, args.split, args.root)
     settings = _token_settings(args)
+    if settings.tokenizer:  # its faults are not those of the records
+        check_tokenizer(load_tokenizer(settings.tokenizer))
     options = ("limit", "tokenizer", "frames", "edge", "patch_size")
     default = all(getattr(args, name) == args.parser.get_default(name) for name in options)
     folder = start.folder(args.source, args.data_dir)
@@ -229,6 +233,8 @@ def _inspect(args: argparse.Namespace, _: list[str]) -> int:
         shown = _readable(examples, args.examples)
         for path in inspect.write(args.out, args.source, statistics, settings, shown):
             print(path)
+    if statistics.rejected and not statistics.records:
+        raise DataError(f"{args.source}: none of {statistics.rejected.total():,} records is usable")
     return 0
 
 

@@ -78,8 +78,9 @@ def _run(args: argparse.Namespace, _: list[str]) -> int:
     if count > 1:
         out = out.with_name(f"{out.stem}-{index:05d}-of-{count:05d}{out.suffix}")
     rejected_out = run.rejected_path(out)
-    items = manifest.read(args.manifest, args.media_dir or args.manifest.parent)
-    plan = plan_shard(items, index, count)
+    media_dir: Path = args.media_dir or args.manifest.parent
+    plan = plan_shard(manifest.read(args.manifest, media_dir), index, count)
+    run.check_media(plan, media_dir)
     if args.dry_run:
         done = run.finished(output.read_journal(out)[0], output.read_journal(rejected_out)[0])
         _print_estimate(args, plan, done)
@@ -102,7 +103,8 @@ def _run(args: argparse.Namespace, _: list[str]) -> int:
         notes.append(f"{report.failed} requests failed, start again to send them again")
     if any(notes):
         print(f"{rejected_out}: {'; '.join(filter(None, notes))}")
-    return 1 if report.failed else 0
+    nothing = not (report.new_captions or captions.lines) and bool(report.reasons)
+    return 1 if report.failed or nothing else 0
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

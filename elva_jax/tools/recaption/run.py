@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from elva_jax.errors import ElvaError, VideoError
+from elva_jax.errors import ConfigError, ElvaError, VideoError
 from elva_jax.tools.progress import record_bar
 from elva_jax.tools.recaption import filters, media
 from elva_jax.tools.recaption.engine import Engine, Failed, Reply
@@ -24,6 +24,8 @@ from elva_jax.tools.recaption.prompts import prompt
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 TIME_LIMIT = 120.0  # seconds for reading a medium
+MISSING = "missing"  # reason of a medium whose file is not there, which it may be at the next start
+FIRST = 100  # items of which one must be there
 FAILURES_IN_A_ROW = 20  # after which the engine counts as down
 
 
@@ -46,7 +48,9 @@ class Run:
 
     def record(self, item: Item, outcome: Reply | VideoError | Failed) -> None:
         """Writes the outcome for one item."""
-        if isinstance(outcome, VideoError):
+        if isinstance(outcome, VideoError) and item.path is not None and not item.path.exists():
+            self.reject(item, MISSING, outcome.reason)
+        elif isinstance(outcome, VideoError):
             self.reject(item, "unreadable", outcome.reason)
         elif isinstance(outcome, Failed):
             self.failed += 1
@@ -68,6 +72,22 @@ class Run:
     def _write_reason(self, item: Item, reason: str, detail: str) -> None:
         line = {"id": item.id, item.kind: item.medium, "reason": reason, "detail": detail}
         self.rejected.append(line)
+
+
+def check_media(plan: Plan, media_dir: Path) -> None:
+    """Checks that the folder of media is the right one, before anything is written.
+
+    Raises:
+      ConfigError: it is no folder, or none of the first items is in it.
+    """
+    if not media_dir.is_dir():
+        raise ConfigError(f"--media-dir {media_dir}: no such folder")
+    paths = [item.path for item in plan.items[:FIRST] if item.path is not None]
+    if paths and not any(path.exists() for path in paths):
+        raise ConfigError(
+            f"--media-dir {media_dir}: none of the first {len(paths)} media of the manifest is in"
+            f" it, such as {plan.items[0].medium}"
+        )
 
 
 def run(
@@ -109,8 +129,8 @@ def run(
 
 
 def finished(captions: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> set[str]:
-    """The ids that need no further request; failed requests are sent again."""
-    answered = {line["id"] for line in rejected if line.get("reason") != "failed"}
+    """The ids that need no further request; what failed or was missing is tried again."""
+    answered = {line["id"] for line in rejected if line.get("reason") not in ("failed", MISSING)}
     return answered | {line["id"] for line in captions}
 
 

@@ -137,14 +137,14 @@ def test_rejected_answers_are_counted_with_their_reason(server, manifest, capsys
     assert recaption(server, path, "--concurrency", "1") == 0
     captions, rejected = results(path)
     assert [line["id"] for line in captions] == ["i1", "i3", "i5"]
-    unreadable = dict.fromkeys(("gone", "out", "abs"), "unreadable")
+    unreadable = {"gone": "missing"} | dict.fromkeys(("out", "abs"), "unreadable")
     assert (
         rejected
         == {"i0": "refusal", "i2": "truncated", "i4": "repetition", "i6": "empty"} | unreadable
     )
     printed = capsys.readouterr().out
     assert "3 captions (700 tokens read, 140 written)" in printed
-    assert "1 empty, 1 refusal, 1 repetition, 1 truncated, 3 unreadable" in printed
+    assert "1 empty, 1 missing, 1 refusal, 1 repetition, 1 truncated, 2 unreadable" in printed
     details = {
         line["id"]: line["detail"] for line in read_lines(path.parent / "captions.rejected.jsonl")
     }
@@ -249,6 +249,26 @@ def test_restart_after_a_kill_leaves_neither_duplicates_nor_gaps(server, manifes
     assert out.read_bytes().count(b"\n") == 12
 
 
+def test_a_wrong_folder_of_media_marks_no_item(server, manifest, tmp_path, capsys):
+    path, wrong = manifest(2), tmp_path / "wrong"
+    wrong.mkdir()
+    for folder, said in ((wrong, "none of the first 2 media"), (tmp_path / "no", "no such folder")):
+        assert recaption(server, path, "--media-dir", str(folder)) == 2
+        assert f"--media-dir {folder}: {said}" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.glob("captions*")] == []
+
+
+def test_a_medium_that_was_missing_is_described_once_it_is_there(server, manifest):
+    path = manifest(2)
+    away = path.parent / "pictures/0.png"
+    away.rename(path.parent / "0.png")
+    assert recaption(server, path) == 0
+    assert results(path)[1] == {"i0": "missing"}
+    (path.parent / "0.png").rename(away)
+    assert recaption(server, path) == 0
+    assert sorted(line["id"] for line in results(path)[0]) == ["i0", "i1"]
+
+
 def test_shards_cover_every_medium_once(server, manifest):
     same = [{"id": f"again{k}", "image": f"copies/{k}.png"} for k in range(8)]
     path = manifest(20, [*same, {"id": "gone", "image": "gone.png"}])
@@ -264,7 +284,7 @@ def test_shards_cover_every_medium_once(server, manifest):
         sizes.append(len(captions))
     assert ids == Counter(f"i{k}" for k in range(20))
     assert reasons == Counter(
-        [*((f"again{k}", "duplicate") for k in range(8)), ("gone", "unreadable")]
+        [*((f"again{k}", "duplicate") for k in range(8)), ("gone", "missing")]
     )
     assert min(sizes) > 0
 

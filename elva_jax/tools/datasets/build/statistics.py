@@ -133,8 +133,9 @@ class Statistics:
             self.tokens.add(example.text_tokens + example.visual_tokens)
 
     def reject(self, key: str, reason: str, number: int = 1) -> None:
-        """Counts rejected records; reasons that differ only in numbers count as one."""
-        reason = NUMBER.sub("#", reason)
+        """Counts rejected records; reasons that differ only in numbers count as the first one."""
+        kinds = {NUMBER.sub("#", known): known for known in self.rejected}
+        reason = kinds.get(NUMBER.sub("#", reason), reason)
         if reason not in self.rejected and len(self.rejected) >= REASONS:
             reason = "other reasons"
         self.rejected[reason] += number
