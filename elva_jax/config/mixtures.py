@@ -72,6 +72,18 @@ def _nearest(text: str) -> str:
     return "all" if kind == "all" else f"{kind}:{amount if float(amount.rstrip('%')) else '10%'}"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """A key that occurs twice is refused; PyYAML takes the last value."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        names = [name.value for name, _ in node.value if isinstance(name.value, str)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"the key '{twice[0]}' occurs twice in line {node.start_mark.line + 1}"
+            )
+        return super().construct_mapping(node, deep)
+
+
 def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
     """A stage's mixture from the YAML of LLaVA's successors.
 
@@ -86,8 +98,8 @@ def from_yaml(path: str | Path, root: str = "") -> ConfigDict:
       ConfigError: not such a file, or an entry that cannot be read, by its number.
     """
     try:
-        loaded = yaml.safe_load(read_text(path, ConfigError))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        loaded = yaml.load(read_text(path, ConfigError), _UniqueKeys)  # a safe loader
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())[:160]})") from None
     entries = loaded.get("datasets") if isinstance(loaded, dict) else None
     if not isinstance(entries, list) or not entries:

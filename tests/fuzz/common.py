@@ -32,7 +32,7 @@ from typing import Any
 
 from elva_jax.errors import ElvaError
 
-LIMIT, STUCK = 5.0, 30.0  # seconds: a finding; the process is given up
+LIMIT, STUCK = 10.0, 240.0  # seconds: a finding; the process is given up
 MEMORY = 2 * 2**30
 WORDS = [
     *("0", "-1", "1", "NaN", "Infinity", "-Infinity", "1e400", "1e-400", "100000000000000000000"),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from elva_jax.data.example import Example
 from elva_jax.data.readers import chat, fields, paths, records
-from elva_jax.errors import DataError, RecordError
+from elva_jax.errors import DataError, RecordError, first_line
 from elva_jax.utils.read import open_regular, read_json
 
 
@@ -24,6 +24,7 @@ class ArrowFile:
         self.path = path
         self._batches: list[pa.RecordBatch] | None = None
         self.counts = [batch.num_rows for batch in self._map()]
+        self.columns = self._map()[0].schema.names if self.counts else []
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_batches": None}  # not pickled: each worker maps the file itself
@@ -46,6 +47,7 @@ class ParquetFile:
         self._last: tuple[int, pa.Table] | None = None
         with pq.ParquetFile(path) as file:
             self.counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+            self.columns = file.schema_arrow.names
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_last": None}
@@ -102,7 +104,10 @@ class HuggingFaceFolder(Sequence[Example]):
         number = bisect.bisect_right(self.ends, index)
         k, part = self.parts[number]
         key = f"{self.files[k].name}[{index}]"
-        rows = self.tables[k].rows(part)
+        try:
+            rows = self.tables[k].rows(part)
+        except (OSError, pa.ArrowException) as error:
+            raise RecordError(key, f"cannot be read ({first_line(error)})") from None
         row = rows.slice(index - (self.ends[number - 1] if number else 0), 1).to_pylist()[0]
         return _to_example(
             {name: value for name, value in row.items() if value is not None}, key, self.root
@@ -167,7 +172,11 @@ def _saved(folder: Path) -> list[Path]:
 def _open(path: Path) -> ArrowFile | ParquetFile:
     open_regular(path).close()
     try:
-        return ParquetFile(path) if path.suffix == ".parquet" else ArrowFile(path)
+        opened = ParquetFile(path) if path.suffix == ".parquet" else ArrowFile(path)
+        names = list(opened.columns)
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(f"{path}: two columns '{twice[0]}'; rename one of them")
+        return opened
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0]})"

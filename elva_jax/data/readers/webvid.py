@@ -40,6 +40,8 @@ class WebVidFile(Sequence[Example]):
             )
         except RecordError as error:
             raise DataError(f"{self.path}: {error}") from None
+        if twice := [column for column in self.columns if self.columns.count(column) > 1]:
+            raise DataError(f"{self.path}: line 1: two columns '{twice[0]}'; rename one of them")
         for column in COLUMNS:
             if column not in self.columns:
                 raise DataError(
@@ -70,7 +72,10 @@ class WebVidFile(Sequence[Example]):
 
     def _row(self, start: int, end: int, key: str) -> list[str]:
         text = records.decode(records.read_span(self.path, start, end), key, "utf-8-sig")
-        return next(csv.reader([text], strict=True), [])
+        try:
+            return next(csv.reader([text], strict=True), [])
+        except csv.Error as error:
+            raise RecordError(key, f"is not CSV ({error})") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, int, int]]:

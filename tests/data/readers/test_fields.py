@@ -15,13 +15,13 @@ from pyarrow import parquet
 
 from elva_jax import testing
 from elva_jax.cli import main
-from elva_jax.config import schema
+from elva_jax.config import mixtures, schema
 from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
 from elva_jax.data.example import Media
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.readers import fields
 from elva_jax.data.sources import open_examples
-from elva_jax.errors import RecordError, VideoError
+from elva_jax.errors import ConfigError, DataError, RecordError, VideoError
 from elva_jax.video.read import read_frames
 
 TALK = {"conversations": [{"from": "human", "value": "<video>\nWhich color?"}]}
@@ -214,3 +214,32 @@ def test_build_keeps_what_is_meant(folder, tmp_path, longest_edge):
     assert whole.span == listed.span == (0.0, None)
     levels = [pixels.mean() for pixels in read_frames(listed.source, num_frames=9).pixels]
     np.testing.assert_allclose(levels, [0, 150], atol=6)  # H.264 is lossy
+
+
+@given(st.lists(st.sampled_from(["videoid", "name", "page_dir", "more"]), min_size=2, max_size=6))
+def test_two_columns_of_one_name_are_refused(tmp_path_factory, columns):
+    """The last one would be taken."""
+    columns = ["videoid", "name", *columns]
+    folder = tmp_path_factory.mktemp("columns")
+    (folder / "a.csv").write_text(",".join(columns) + "\n" + ",".join("x" * len(columns)) + "\n")
+    arrays = [pa.array(["x"])] * len(columns)
+    parquet.write_table(pa.Table.from_arrays(arrays, columns), folder / "a.parquet")
+    for source in (str(folder / "a.csv"), f"hf:{folder}"):
+        if len(set(columns)) < len(columns):
+            with pytest.raises(DataError, match="two columns"):
+                open_examples(schema.source(source, ""), "")
+        else:
+            open_examples(schema.source(source, ""), "")
+
+
+def test_a_damaged_row_is_a_bad_record(tmp_path):
+    (tmp_path / "a.csv").write_text('videoid,name\n1,"a" b\n2,ok\n')
+    with pytest.raises((DataError, RecordError), match=r"a\.csv"):
+        open_examples(schema.source(str(tmp_path / "a.csv"), ""), "")[0]
+
+
+def test_a_key_twice_in_a_mixture_is_refused(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text("datasets:\n  - {json_path: a.json, weight: 1.0, weight: 2.0}\n")
+    with pytest.raises(ConfigError, match="the key 'weight' occurs twice in line 2"):
+        mixtures.from_yaml(path)
