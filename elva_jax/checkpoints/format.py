@@ -17,7 +17,6 @@ checksums, and is renamed to its number when all of that is on disk.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def saved_steps(folder: str | Path) -> list[int]:
     steps = Path(folder) / "checkpoints"
     if not steps.is_dir():
         return []
-    return sorted(int(entry.name) for entry in steps.iterdir() if entry.name.isdigit())
+    return sorted(int(entry.name) for entry in steps.iterdir() if entry.name.isdecimal())
 
 
 def has_checkpoint(folder: str | Path) -> bool:
@@ -89,9 +88,9 @@ def _handlers(items: Sequence[str]) -> dict[str, Any]:
 
 def short_reason(error: BaseException) -> str:
     """The operating system's message inside an error, else its first line, else its type."""
-    if found := re.search(r"([^:\n]+) \[os_error_code=", str(error)):
-        return found[1].strip()
-    return first_line(error)
+    before, found, _ = str(error).partition(" [os_error_code=")
+    reason = before.splitlines()[-1].rpartition(":")[2].strip() if found and before else ""
+    return reason or first_line(error)
 
 
 @contextlib.contextmanager

@@ -236,7 +236,7 @@ def _find_intact(path: str | Path, kind: str) -> Path:
 def _find(path: Path, kind: str) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; {WHAT_TO_GIVE}")
-    if path.name.isdigit() and path.parent.name == "checkpoints":
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
         return path
     if (path / "checkpoints").is_dir():
         stage = path

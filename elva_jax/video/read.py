@@ -260,7 +260,7 @@ def _read_head(source: Path | bytes, name: str) -> bytes:
 def _folder(folder: Path, name: str, fps: Fraction) -> Pictures:
     def natural_order(path: Path) -> list[tuple[int, str]]:
         parts = re.split(r"(\d+)", path.name)
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
     names = (path for path in folder.iterdir() if not path.name.startswith("."))
     files = sorted((p for p in names if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_order)

@@ -404,3 +404,11 @@ def _seconds(function) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def test_names_with_digits_that_are_no_numbers_are_sorted(tmp_path):
+    """`²` is a digit to Python, and no number; `٣` is 3."""
+    for k, name in enumerate(("a²", "a1", "a٣", "a10")):
+        Image.fromarray(np.full((8, 8, 3), 50 * k, np.uint8)).save(tmp_path / f"{name}.png")
+    found = read_frames(tmp_path, num_frames=9)
+    assert sorted(int(pixels[0, 0, 0]) for pixels in found.pixels) == [0, 50, 100, 150]

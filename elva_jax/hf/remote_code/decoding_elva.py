@@ -120,7 +120,7 @@ def read_video(path: str | Path, num_frames: int | None, fps: float | None) -> l
         ]
         files.sort(
             key=lambda file: [
-                (int(part), "") if part.isdigit() else (-1, part)
+                (int(part), "") if part.isdecimal() else (-1, part)
                 for part in re.split(r"(\d+)", file.name)
             ]
         )
