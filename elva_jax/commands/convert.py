@@ -55,7 +55,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_import(parser: argparse.ArgumentParser) -> None:
     text = "a folder with config.json and safetensors files, or a hub name"
     parser.add_argument("source", metavar="SRC", help=text)
-    parser.add_argument("out", metavar="DST", help="a folder that does not exist yet, or is empty")
+    text, kind = "a folder that does not exist yet, or is empty", flags.output_folder("DST")
+    parser.add_argument("out", type=kind, metavar="DST", help=text)
     text = "the run's configuration, which the weights must fit (default: as config.json says)"
     parser.add_argument("--config", metavar="FILE.py[:ARG]", help=text)
     text = "dtype of the weights on disk (default: %(default)s)"
@@ -69,7 +70,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     text = "a run's --workdir, one stage in it, or one saved step"
     parser.add_argument("run_dir", metavar="RUN", help=text)
-    parser.add_argument("out", metavar="DIR", help="a folder that does not exist yet, or is empty")
+    text, kind = "a folder that does not exist yet, or is empty", flags.output_folder("DIR")
+    parser.add_argument("out", type=kind, metavar="DIR", help=text)
     text = "dtype of the weights (default: float32; of an adapter: as saved)"
     parser.add_argument("--dtype", choices=DTYPES[1:], help=text)
     text = "write the LoRA factors alone, as an adapter for PEFT"

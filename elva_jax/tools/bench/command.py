@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
+from elva_jax.commands import flags
 from elva_jax.tools.bench import (
     attention,
     flops,
@@ -60,7 +60,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     for name, summary, module in BENCHES:
         parser = command(name, module.HELP, partial(_run, module), benches, summary)
         module.add_arguments(parser)
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+        kind, text = flags.output_file("--json"), "write all numbers here"
+        parser.add_argument("--json", type=kind, metavar="FILE", help=text)
 
 
 def _run(module: ModuleType, args: argparse.Namespace, overrides: list[str]) -> int:
