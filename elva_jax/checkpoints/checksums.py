@@ -36,7 +36,7 @@ def find_damage(step: Path, items: tuple[str, ...]) -> str | None:
     for item in items:
         if not (step / item).is_dir():
             return f"{item} is missing"
-    if not (step / FILE_NAME).is_file():
+    if not (step / FILE_NAME).exists():
         return None  # saved by a version without checksums
     try:
         sums: Mapping[str, list[int]] = read_json(step / FILE_NAME, CheckpointError)
