@@ -75,7 +75,11 @@ def _nearest(text: str) -> str:
 class _UniqueKeys(yaml.SafeLoader):
     """A key that occurs twice is refused; PyYAML takes the last value."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def construct_mapping(
+        self,
+        node: Any,
+        deep: bool = False,  # noqa: FBT001, FBT002
+    ) -> dict[Any, Any]:
         names = [name.value for name, _ in node.value if isinstance(name.value, str)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
