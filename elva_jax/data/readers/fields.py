@@ -92,10 +92,11 @@ def _bounds(fields: Mapping[str, Any], key: str) -> tuple[float | None, float | 
 def _one(fields: Mapping[str, Any], names: Sequence[str], key: str) -> Any:
     """The value that a field has under one of several names."""
     found = {name: fields[name] for name in names if fields.get(name) not in (None, "")}
-    if len({repr(value) for value in found.values()}) > 1:
+    values = list(found.values())
+    if any(value != values[0] for value in values):
         listed = " and ".join(f"{name} {shown(value)}" for name, value in found.items())
         raise RecordError(key, f"has two values for one thing: {listed}")
-    return next(iter(found.values()), None)
+    return values[0] if values else None
 
 
 def _seconds(value: Any, key: str) -> float | None:
