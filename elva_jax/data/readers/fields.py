@@ -93,7 +93,7 @@ def _one(fields: Mapping[str, Any], names: Sequence[str], key: str) -> Any:
     """The value that a field has under one of several names."""
     found = {name: fields[name] for name in names if fields.get(name) not in (None, "")}
     values = list(found.values())
-    if any(value != values[0] for value in values):
+    if any(value != values[0] for value in values[1:]):
         listed = " and ".join(f"{name} {shown(value)}" for name, value in found.items())
         raise RecordError(key, f"has two values for one thing: {listed}")
     return values[0] if values else None
