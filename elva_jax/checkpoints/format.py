@@ -17,6 +17,7 @@ checksums, and is renamed to its number when all of that is on disk.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import CheckpointError, first_line
 
+STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's folder
 ITEMS = ("params", "optimizer", "data", "meta")
 STORAGE_ERRORS = (OSError, ValueError, RuntimeError)  # what Orbax raises when storage fails
 
@@ -63,7 +65,7 @@ def saved_steps(folder: str | Path) -> list[int]:
     steps = Path(folder) / "checkpoints"
     if not steps.is_dir():
         return []
-    return sorted(int(entry.name) for entry in steps.iterdir() if entry.name.isdecimal())
+    return sorted(int(entry.name) for entry in steps.iterdir() if STEP.fullmatch(entry.name))
 
 
 def has_checkpoint(folder: str | Path) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from elva_jax.config.check import nearest, require
 from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.errors import ConfigError
 from elva_jax.utils import numbers
+from elva_jax.utils.patterns import Matcher
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FILES = (".json", ".jsonl", ".csv", ".tar")  # endings of sources that are files; others are TFDS
@@ -150,7 +149,7 @@ def _check_stage(config: Config, name: str) -> None:
         ("lora.also", stage.optimizer.lora.also),
     ):
         for pattern in patterns:
-            check_pattern(pattern, f"{at}optimizer.{key}")
+            Matcher(f"{at}optimizer.{key}", ConfigError).check(pattern)
     accumulate = stage.optimizer.accumulate
     require(
         stage.batch_size % accumulate == 0,
@@ -202,23 +201,14 @@ def _check_teacher(config: Config, name: str) -> None:
 CHECKS = {"elva": _check_elva, "teacher": _check_teacher}
 
 
-def check_pattern(pattern: str, key: str) -> None:
-    """Refuses what is not a regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(
-            f"{key}: '{numbers.shown(pattern)}' is not a regular expression: {error}"
-        ) from None
-
-
 def _check_lora(stage: StageConfig, at: str) -> None:
     lora, at = stage.optimizer.lora, f"{at}optimizer.lora."
     if not lora.rank:
         return
     require(lora.targets, at + "targets", "names no projection")
+    matcher = Matcher(at + "targets", ConfigError)
     for target in lora.targets:
-        if not any(re.search(target, name) for name in PROJECTIONS):
+        if not any(matcher.search(target, name) for name in PROJECTIONS):
             near = nearest(target, PROJECTIONS)
             raise ConfigError(
                 f"{at}targets: '{target}' finds none of {', '.join(PROJECTIONS)}{near}"

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,21 +21,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import regex  # its matches have a time limit: patterns of an adapter are foreign
 
 from elva_jax.checkpoints.restore import SavedRun, open_run
 from elva_jax.config.schema import LoraConfig
-from elva_jax.errors import ConvertError, first_line
+from elva_jax.errors import ConvertError
 from elva_jax.hf.export import DTYPES, cast_finite, check_dtype
 from elva_jax.hf.param_mapping import group_by_layer
 from elva_jax.hf.qwen2 import MODULES
 from elva_jax.hf.tensor_store import ADAPTER_CONFIG, TensorStore, open_adapter
 from elva_jax.hf.write_store import write_store
 from elva_jax.models.lora import SUFFIX
+from elva_jax.utils.patterns import Matcher
 
 LAYERS = "elva/decoder/layers"  # where the factors of a run are
-PATTERN_SECONDS = 2.0  # for all patterns of an adapter
-Match = Callable[[str, str], "regex.Match[str] | None"]
 ROOT = "base_model.model."  # PEFT's names begin with it
 # Names as PEFT writes them: a wrapped language model, or its decoder alone.
 _NAME = re.compile(
@@ -268,16 +265,16 @@ def _find_pairs(
     """
     found, problems = _locate(store, kernels)
     root = "" if any(module.startswith("layers.") for module, _ in found) else "model."
-    pairs, match = {}, _matcher(str(store.path / ADAPTER_CONFIG))
+    pairs, matcher = {}, Matcher(str(store.path / ADAPTER_CONFIG), ConvertError)
     for name, (layers, inputs, outputs) in kernels.items():
         for layer in range(layers):
             module = root + MODULES[name].format(layer).removeprefix("model.")
             a, b = (found.get((module, factor)) for factor in "AB")
-            if not _is_target(settings, module, match):
+            if not _is_target(settings, module, matcher):
                 problems += [f"{there} is not of target_modules" for there in (a, b) if there]
                 continue
             rank, alpha = (
-                _of_module(settings, f"{key}_pattern", module, settings[default], match)
+                _of_module(settings, f"{key}_pattern", module, settings[default], matcher)
                 for key, default in (("rank", "r"), ("alpha", "lora_alpha"))
             )
             for factor, there, expected in (("A", a, (rank, inputs)), ("B", b, (outputs, rank))):
@@ -328,14 +325,14 @@ def _read(store: TensorStore, name: str) -> np.ndarray:
     return value
 
 
-def _is_target(settings: Mapping[str, Any], module: str, match: Match) -> bool:
+def _is_target(settings: Mapping[str, Any], module: str, matcher: Matcher) -> bool:
     """Whether PEFT gives a module factors."""
-    if _is_named(settings.get("exclude_modules"), module, match):
+    if _is_named(settings.get("exclude_modules"), module, matcher):
         return False
     targets = settings["target_modules"]
     if targets == "all-linear":
         return True
-    if not _is_named(targets, module, match):
+    if not _is_named(targets, module, matcher):
         return False
     layers = settings.get("layers_to_transform")
     if isinstance(targets, str) or layers is None or layers == []:
@@ -343,38 +340,23 @@ def _is_target(settings: Mapping[str, Any], module: str, match: Match) -> bool:
     patterns = settings.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         # As PEFT: the number must have something before its list of layers.
-        if hit := match(rf".*\.(?:{pattern})\.(\d+)\..*", module):
+        if hit := matcher.fullmatch(rf".*\.(?:{pattern})\.(\d+)\..*", module):
             return int(hit.groups()[-1]) in (layers if isinstance(layers, list) else [layers])
     return False
 
 
-def _is_named(names: str | list[str] | None, module: str, match: Match) -> bool:
+def _is_named(names: str | list[str] | None, module: str, matcher: Matcher) -> bool:
     """Whether a regular expression finds a whole module, or one of some names its end."""
     if isinstance(names, str):
-        return bool(names) and match(names, module) is not None
+        return bool(names) and matcher.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names or ())
 
 
 def _of_module(
-    settings: Mapping[str, Any], key: str, module: str, default: Any, match: Match
+    settings: Mapping[str, Any], key: str, module: str, default: Any, matcher: Matcher
 ) -> Any:
     """A module's value in rank_pattern or alpha_pattern: the first pattern that finds its end."""
     for pattern, value in (settings.get(key) or {}).items():
-        if match(rf"(?:.*\.)?(?:{pattern})", module):
+        if matcher.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
             return value
     return default
-
-
-def _matcher(where: str) -> Match:
-    """`regex.fullmatch` of foreign patterns, with one time limit for all of them."""
-    end = time.monotonic() + PATTERN_SECONDS
-
-    def match(pattern: str, module: str) -> regex.Match[str] | None:
-        try:
-            return regex.fullmatch(pattern, module, timeout=max(end - time.monotonic(), 1e-3))
-        except (regex.error, TimeoutError, RecursionError) as error:
-            raise ConvertError(
-                f"{where}: the pattern {pattern[:80]!r} cannot be used ({first_line(error)})"
-            ) from None
-
-    return match

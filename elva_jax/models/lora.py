@@ -12,7 +12,6 @@ their products to the matrices, which leaves an ordinary model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,15 +22,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from elva_jax.config.schema import LoraConfig
+from elva_jax.errors import ConfigError
 from elva_jax.ops import linear
 from elva_jax.utils.arrays import AnyArray
+from elva_jax.utils.patterns import Matcher
 
 SUFFIX = "_lora"
 
 
 def adapts(config: LoraConfig, projection: str) -> bool:
     """Whether a projection of the decoder's layers has factors."""
-    return any(re.search(target, projection) for target in config.targets)
+    matcher = Matcher("optimizer.lora.targets", ConfigError)
+    return any(matcher.search(target, projection) for target in config.targets)
 
 
 def is_factor(path: str) -> bool:

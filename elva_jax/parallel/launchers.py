@@ -15,13 +15,14 @@ from elva_jax.errors import ConfigError
 
 # The range from which a job's number chooses the coordinator's port, the same as JAX's.
 FIRST_PORT, NUM_PORTS = 61_440, 4096
-MAX_NODES = 1 << 17
 
 # Slurm's lists: names with brackets of numbers in any place; numbers of tasks per node.
-_NUMBERS = r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
+_RANGE = r"\d{1,18}(?:-\d{1,18})?"
+_NUMBERS = rf"\[{_RANGE}(?:,{_RANGE})*\]"
 _HOST = rf"[A-Za-z0-9_](?:[A-Za-z0-9_.-]|{_NUMBERS})*"
 NODES = re.compile(rf"{_HOST}(?:,{_HOST})*", re.ASCII)
-COUNTS = re.compile(r"\d+(?:\(x\d+\))?(?:,\d+(?:\(x\d+\))?)*", re.ASCII)
+_COUNT = r"\d{1,9}(?:\(x\d{1,9}\))?"
+COUNTS = re.compile(rf"{_COUNT}(?:,{_COUNT})*", re.ASCII)
 # JOB.0;tcp://HOST,HOST:PORT, or tcp6://[HOST,HOST]:PORT, and other ways to the same process.
 MPI_ADDRESS = re.compile(
     r"(\d+)\.\d+;(?:tcp://([\w.-]+)(?:,[\w.-]+)*|tcp6://\[([\w:.]+)(?:,[\w:.]+)*\]):\d+(?:;.*)?",
@@ -131,17 +132,17 @@ def _read_slurm(environ: Mapping[str, str]) -> dict[str, Any]:
                 f" with srun, or {ALONE}"
             )
         return {}
-    per_node = _expand_counts(
-        environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or ""
+    on_host = _count_on_node(
+        _read_int(environ, "SLURM_NODEID") or 0,
+        environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or "",
     )
-    node = _read_int(environ, "SLURM_NODEID") or 0
     port = _port(_read_int(environ, "SLURM_JOB_ID"))
     return {
         "process_id": _read_int(environ, "SLURM_PROCID"),
         "num_processes": count,
         "coordinator": f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
         "local_index": _read_int(environ, "SLURM_LOCALID"),
-        "processes_on_host": per_node[node] if node < len(per_node) else None,
+        "processes_on_host": on_host,
     }
 
 
@@ -174,12 +175,15 @@ def first_host(nodes: str) -> str:
     return firsts.partition(",")[0]
 
 
-def _expand_counts(counts: str) -> list[int]:
-    """Slurm's numbers of tasks per node: `8(x2),4` is 8, 8, 4."""
+def _count_on_node(node: int, counts: str) -> int | None:
+    """Tasks on a node, from Slurm's numbers for all: `8(x2),4` is 8, 8, 4; None beyond the last."""
     if counts and not COUNTS.fullmatch(counts):
         raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE: '{counts}' is not like 8(x2),4")
-    pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
-    return [int(tasks) for tasks, times in pairs for _ in range(min(int(times or 1), MAX_NODES))]
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+        node -= int(times or 1)
+        if node < 0:
+            return int(tasks)
+    return None
 
 
 def _share_of_gpus(environ: Mapping[str, str], found: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -171,7 +171,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path, lines = folder / "metrics.jsonl", []
     for text in read_lines(path, TrainingError) if path.exists() else ():
         try:
-            lines.append(parse_json(text))
+            lines.append(parse_json(text, finite=False))  # a loss may be NaN
         except ValueError:
             break
     return lines

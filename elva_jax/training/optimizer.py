@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from elva_jax.config.schema import LoraConfig, OptimizerConfig
 from elva_jax.errors import ConfigError
 from elva_jax.models.lora import is_factor
+from elva_jax.utils.patterns import Matcher
 from elva_jax.utils.trees import flatten_paths, key_path
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -171,12 +171,9 @@ def _beside_lora(lora: LoraConfig, params: Any) -> set[str]:
 
 def _matching(patterns: Sequence[str], params: Any, key: str) -> set[str]:
     """The paths in which any of the regular expressions is found; `key` is theirs."""
-    paths, found = list(flatten_paths(params)), set()
+    paths, found, matcher = list(flatten_paths(params)), set(), Matcher(key, ConfigError)
     for pattern in patterns:
-        try:
-            hits = {path for path in paths if re.search(pattern, path)}
-        except re.error as error:
-            raise ConfigError(f"{key}: '{pattern}' is not a regular expression: {error}") from None
+        hits = {path for path in paths if matcher.search(pattern, path)}
         if not hits:
             near = difflib.get_close_matches(pattern, paths, 1, 0)
             raise ConfigError(f"{key}: '{pattern}' matches no parameter; the nearest is {near[0]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -99,16 +100,17 @@ def read_text(path: str | Path, error: type[ElvaError] = DataError) -> str:
         ) from None
 
 
-def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = False, finite: bool = True) -> Any:
     """A JSON value, of at most `DEEPEST` levels.
 
     Args:
       text: the JSON text.
       unique: refuse an object with the same key twice, instead of keeping the last value.
+      finite: refuse NaN and Infinity, which JSON does not have, and numbers beyond float64.
 
     Raises:
-      ValueError: the text is not UTF-8, not JSON, too deep, or repeats a key; the message is one
-        line.
+      ValueError: the text is not UTF-8, not JSON, too deep, repeats a key, or holds a number that
+        is not finite; the message is one line.
     """
     if isinstance(text, bytes):
         try:
@@ -116,7 +118,12 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
         except UnicodeDecodeError as problem:
             raise ValueError(f"not UTF-8 text (byte {problem.start})") from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique if unique else None)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique if unique else None,
+            parse_constant=_finite if finite else None,
+            parse_float=_finite if finite else None,
+        )
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from None
     if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
@@ -135,6 +142,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if key in value:
             raise ValueError(f"the key {key!r} occurs twice in an object")
         value[key] = item
+    return value
+
+
+def _finite(text: str) -> float:
+    """The number in a text.
+
+    Raises:
+      ValueError: it is NaN, an infinity, or beyond float64.
+    """
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:40]} is not finite; write null, or leave it out")
     return value
 
 

@@ -327,3 +327,9 @@ def test_another_mesh_restores_the_same_numbers(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "8 devices, restored on [(2, 2), (1, 4), (1, 1)]" in done.stdout
+
+
+def test_other_folders_beside_the_steps_are_no_steps(tmp_path):
+    for name in ("4", "0", "007", "٣", "²", "12 ", "-1", "1e3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert saved_steps(tmp_path) == [0, 4]

@@ -95,14 +95,28 @@ def test_node_lists_are_read_whole_or_refused(hosts):
 
 @pytest.mark.parametrize(
     "nodes",
-    ["", ",", "n[", "n[]", "n[1-", "n[1]]", "n[3-1]", "n[1,]", "n[a-b]", "n1,", "n[²]", "a b"],
+    [
+        "",
+        ",",
+        "n[",
+        "n[]",
+        "n[1-",
+        "n[1]]",
+        "n[3-1]",
+        "n[1,]",
+        "n[a-b]",
+        "n1,",
+        "n[²]",
+        "a b",
+        f"n[{9:05000}]",
+    ],
 )
 def test_other_node_lists_are_refused(nodes):
     with pytest.raises(ConfigError, match="SLURM_STEP_NODELIST"):
         first_host(nodes)
 
 
-@pytest.mark.parametrize("counts", ["4(x2", "4x2", "4(2)", "4,,2", "4;2", "²"])
+@pytest.mark.parametrize("counts", ["4(x2", "4x2", "4(2)", "4,,2", "4;2", "²", "9" * 5000])
 def test_other_counts_of_tasks_are_refused(counts):
     with pytest.raises(ConfigError, match="SLURM_STEP_TASKS_PER_NODE"):
         detect_process(SLURM | {"SLURM_STEP_TASKS_PER_NODE": counts})
@@ -168,6 +182,7 @@ def test_kubernetes():
         ("0,1,2,3", "4(x2)", (1,)),
         ("0,1,2,3,4,5,6,7", "4(x2)", (2, 3)),
         ("0,1,2,3", "7,1", None),  # alone on its host
+        ("0,1,2,3", ",".join(["4(x900000000)"] * 9), (1,)),  # not expanded
     ],
 )
 def test_a_share_of_the_gpus(visible, tasks, devices):

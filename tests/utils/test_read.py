@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import re
 import socket
 
 import pytest
@@ -154,3 +156,12 @@ def test_checking_an_output_changes_nothing(tmp_path):
     assert read.check_output_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert old.read_text() == "kept"
     assert list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1.5E+999"])
+def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
+    file = tmp_path / "config.json"
+    file.write_text(f'{{"a": [{{"b": {number}}}]}}')
+    with pytest.raises(DataError, match=f"config.json: .*the number {re.escape(number)} is not"):
+        read.read_json(file)
+    assert math.isfinite(read.parse_json(file.read_text(), finite=False)["a"][0]["b"]) is False
