@@ -1,12 +1,14 @@
 """The console command as a user sees it: help, misuse, and one message per mistake."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 
 from elva_jax.cli import COMMANDS, _parser, main
-from elva_jax.commands import convert
+from elva_jax.commands import convert, generate
+from elva_jax.errors import DataError
 from elva_jax.hf import export, import_checkpoint
 
 ASK = ["--checkpoint", "x", "--video", "y", "--prompt", "?"]
@@ -173,3 +175,12 @@ def test_help_imports_no_framework(words):
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL)
     assert done.returncode == 0
+
+
+def test_a_question_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(generate, "LONGEST", 8)
+    monkeypatch.setattr("sys.stdin", io.StringIO("1234567\n\n7654321\n123456789"))
+    lines = generate._lines()
+    assert [next(lines), next(lines)] == ["1234567", "7654321"]
+    with pytest.raises(DataError, match="a question has more than 8 characters"):
+        next(lines)

@@ -17,6 +17,7 @@ from elva_jax.errors import ConvertError
 from elva_jax.hf.safetensors_io import DTYPES, Entry
 from elva_jax.hf.tensor_store import CHECKSUMS, SAFE_INDEX, TensorStore
 from elva_jax.utils.files import sha256
+from elva_jax.utils.owner import own
 
 
 def write_store(
@@ -110,23 +111,32 @@ def _write_shards(
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder `.<name>.tmp` that becomes `target` at the end, or is removed on an error.
+    """A folder that becomes `target` at the end, or is removed on an error.
+
+    It lies in `.<name>.tmp`, which one process owns; what a killed one left there is removed.
 
     Raises:
       ConvertError: a target that is not empty.
+      StartError: another process writes it.
     """
     target = target.absolute()
     refuse_occupied(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    place = target.with_name(f".{target.name}.tmp")
+    place.mkdir(parents=True, exist_ok=True)
+    folder = place / "new"
     try:
-        yield temporary
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with own(place):
+            refuse_occupied(target)  # the owner before may have written it
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                yield folder
+                folder.rename(target)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):  # another process has asked for it by now
+            place.rmdir()
 
 
 def refuse_occupied(target: Path) -> None:

@@ -169,7 +169,8 @@ def first_host(nodes: str) -> str:
     ranges = [(int(a), int(b)) for a, b in re.findall(r"(\d+)-(\d+)(?=[,\]])", nodes)]
     if not NODES.fullmatch(nodes) or any(a > b for a, b in ranges):
         raise ConfigError(
-            f"SLURM_STEP_NODELIST: '{nodes}' is not a list of hosts; give --coordinator HOST:PORT"
+            f"SLURM_STEP_NODELIST: '{nodes[:80]}' is not a list of hosts; give --coordinator"
+            " HOST:PORT"
         )
     firsts = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes)  # the first number of each bracket
     return firsts.partition(",")[0]
@@ -178,7 +179,7 @@ def first_host(nodes: str) -> str:
 def _count_on_node(node: int, counts: str) -> int | None:
     """Tasks on a node, from Slurm's numbers for all: `8(x2),4` is 8, 8, 4; None beyond the last."""
     if counts and not COUNTS.fullmatch(counts):
-        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE: '{counts}' is not like 8(x2),4")
+        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE: '{counts[:80]}' is not like 8(x2),4")
     for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
         node -= int(times or 1)
         if node < 0:

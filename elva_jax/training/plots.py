@@ -10,6 +10,7 @@ from typing import Any
 from elva_jax.config.schema import Config
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.metrics import TERMS
+from elva_jax.utils.files import open_atomic
 
 MISSING = 'curves.png is not drawn: needs matplotlib; pip install "elva_jax[plots]"'
 ACCURACIES = ("accuracy", "frame_accuracy", "match_accuracy")
@@ -50,7 +51,8 @@ def draw(workdir: Path, config: Config) -> Path | None:
     axes[1, 0].set_ylabel("accuracy")
     figure.suptitle(config.name)
     path = workdir / "curves.png"
-    figure.savefig(path, dpi=120)
+    with open_atomic(path, "wb") as file:
+        figure.savefig(file, dpi=120)
     return path
 
 

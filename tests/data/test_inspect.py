@@ -1,6 +1,7 @@
 """Tests of `elva data inspect` and `elva data show` on annotation files and a built data set."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_one_record_is_exported(notes, tmp_path, elva, index, name):
         json.loads((tmp_path / "out/annotation.json").read_text())["turns"][0]["answer"]
         == f"Nothing. 無 {index}"
     )
+
+
+def test_a_record_replaces_a_pipe_of_its_file_without_waiting(notes, tmp_path, elva):
+    for name in ("annotation.json", "question.txt", "frames.png"):
+        os.mkfifo(tmp_path / name)
+    status, _, _ = elva("show", notes, "--index", 0, "--out", tmp_path)
+    assert status == 0
+    assert (tmp_path / "question.txt").is_file()
+    assert (tmp_path / "frames.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_records_of_a_built_data_set_are_exported(data_dir, tmp_path, elva):

@@ -350,3 +350,35 @@ def test_killed_write_leaves_nothing_and_can_be_repeated(tmp_path, how):
     assert not (tmp_path / "m").exists()
     write_store(tmp_path / "m", tensors().items())
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+def test_two_processes_never_write_one_folder(tmp_path):
+    """The second is refused while the first writes, and changes nothing of it."""
+
+    def slow():
+        yield "a", np.ones(3, np.float32)
+        code = "import sys, numpy as np; from elva_jax.hf.write_store import write_store;"
+        code += "write_store(sys.argv[1], [('a', np.zeros(3, np.float32))])"
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "m"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert f"m.tmp: is in use by process {os.getpid()} on " in done.stderr
+        yield "b", np.ones(3, np.float32)
+
+    write_store(tmp_path / "m", slow())
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert open_store(tmp_path / "m").read("a").tolist() == [1, 1, 1]
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    code = "import os, sys, numpy as np; from elva_jax.hf.write_store import write_store;"
+    code += "write_store(sys.argv[1], (os.kill(os.getpid(), 9) for _ in 'a'))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "m"], check=False)
+    assert done.returncode == -9
+    assert [path.name for path in tmp_path.iterdir()] == [".m.tmp"]
+    write_store(tmp_path / "m", [("a", np.ones(3, np.float32))])
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]

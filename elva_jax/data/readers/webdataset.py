@@ -17,7 +17,7 @@ from elva_jax.video.read import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # the key of a record, and the suffix of a member
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 LARGEST_MEDIUM = 2**31  # bytes of a video or image, which is read whole
 BLOCK = 512  # bytes per block of a tar file
 

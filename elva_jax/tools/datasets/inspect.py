@@ -11,6 +11,7 @@ from elva_jax.data.example import Example
 from elva_jax.data.safe_read import Rejected
 from elva_jax.tools.datasets.build.prepare import Preparation, TokenSettings
 from elva_jax.tools.datasets.build.statistics import Histogram, Statistics, most
+from elva_jax.utils.files import open_atomic
 from elva_jax.utils.json import save_json
 
 ROWS = (
@@ -127,7 +128,8 @@ def write(
         "together": statistics.tokens,
     }
     sheet = out / "sheet.png"
-    pictures.sheet(examples).save(sheet)
+    with open_atomic(sheet, "wb") as file:
+        pictures.sheet(examples).save(file, "PNG")
     title = f"{name}: {statistics.records:,} records\n{_describe(settings)}"
     return [
         save_json(numbers, out / "statistics.json"),

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from elva_jax.data.example import Example
 from elva_jax.errors import VideoError
 from elva_jax.tools.datasets.build.statistics import Histogram
+from elva_jax.utils.files import open_atomic
 from elva_jax.video.read import read_frames
 from elva_jax.video.resize import LazyFrame
 
@@ -105,5 +106,6 @@ def lengths(histograms: Mapping[str, Histogram], title: str, path: str | Path) -
     if shown:
         axes.legend(fontsize=8, frameon=False)
     path = Path(path)
-    figure.savefig(path, dpi=150)
+    with open_atomic(path, "wb") as file:
+        figure.savefig(file, dpi=150)
     return path

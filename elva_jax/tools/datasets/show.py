@@ -18,6 +18,7 @@ from elva_jax.data.readers import moving_shapes
 from elva_jax.data.record import conversation
 from elva_jax.errors import DataError, RecordError
 from elva_jax.tools.datasets.build import start
+from elva_jax.utils.files import open_atomic, write_atomic
 from elva_jax.video.read import read_frames
 from elva_jax.video.resize import LazyFrame
 
@@ -66,12 +67,11 @@ def show(
         _write(medium, folder, number, example.key)
         for number, medium in enumerate(example.media, 1)
     ]
-    (folder / "annotation.json").write_text(
-        json.dumps(_annotation(examples, index, example), indent=2, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(_annotation(examples, index, example), indent=2, ensure_ascii=False)
+    write_atomic(folder / "annotation.json", text + "\n")
     turn = next((turn for turn in example.turns if turn.task == "open"), example.turns[0])
-    (folder / "question.txt").write_text("".join(split_text(turn.question)) + "\n")
-    (folder / "answer.txt").write_text(turn.answer + "\n")
+    write_atomic(folder / "question.txt", "".join(split_text(turn.question)) + "\n")
+    write_atomic(folder / "answer.txt", turn.answer + "\n")
     return (paths or [folder / "annotation.json"])[0]
 
 
@@ -92,12 +92,13 @@ def _write(medium: Media, folder: Path, number: int, key: str) -> Path:
         span=medium.span,
     ).pixels
     scale = 2 if max(frames[0].shape) <= SHEET_EDGE // 2 else 1
-    sheet(frames, scale=scale).save(folder / f"frames{ending}.png")
+    with open_atomic(folder / f"frames{ending}.png", "wb") as picture:
+        sheet(frames, scale=scale).save(picture, "PNG")
     path = folder / f"{medium.kind}{ending}"
     if isinstance(medium.source, bytes):
         suffixes = (end for start, end in STARTS.items() if medium.source.startswith(start))
         path = path.with_suffix(next(suffixes, ".mp4"))
-        path.write_bytes(medium.source)
+        write_atomic(path, medium.source)
     elif isinstance(medium.source, tuple):
         path.mkdir(exist_ok=True)
         for place, file in enumerate(medium.source):

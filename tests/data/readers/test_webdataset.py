@@ -8,6 +8,7 @@ import tarfile
 import pytest
 
 from elva_jax.data.example import Media, Turn
+from elva_jax.data.readers import webdataset
 from elva_jax.data.readers.records import QUESTIONS
 from elva_jax.data.readers.webdataset import WebDataset
 from elva_jax.errors import DataError, RecordError
@@ -204,3 +205,26 @@ def test_a_key_twice_in_a_json_member_is_refused(tmp_path):
     path = write(tmp_path / "a.tar", ("a.jpg", b"j"), ("a.json", text))
     with pytest.raises(RecordError, match="'caption' occurs twice"):
         WebDataset(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "name"), [("LARGEST_MEDIUM", "b.mp4"), ("LARGEST_TEXT", "b.txt")]
+)
+def test_a_member_above_the_limit_is_not_read(tmp_path, monkeypatch, limit, name):
+    path = write(
+        tmp_path / "a.tar",
+        *(("a.mp4", b"1"), ("a.txt", "One."), ("b.mp4", b"2"), ("b.txt", "Two.")),
+    )
+    with tarfile.open(path) as tar:
+        size = tar.getmember(name).size
+    records = WebDataset(path)
+    monkeypatch.setattr(webdataset, limit, size)
+    assert records[1].turns[0].answer == "Two."
+    monkeypatch.setattr(webdataset, limit, size - 1)
+    with pytest.raises(RecordError, match="b: a member has more than 0 MiB"):
+        records[1]
+
+
+def test_a_range_of_too_many_digits_is_refused():
+    with pytest.raises((DataError, OSError)):
+        WebDataset(f"a{{0..{'9' * 5000}}}.tar")
