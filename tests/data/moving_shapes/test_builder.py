@@ -1,10 +1,13 @@
 """Tests of the TFDS builder of moving_shapes: ArrayRecord files without TensorFlow, resumable."""
 
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -126,6 +129,31 @@ def test_a_killed_build_can_be_repeated(tmp_path):
     builder = build(tmp_path, "easy", sizes={"train": 4}, workers=1)
     assert [path.name for path in place.iterdir()] == ["1.0.0"]
     assert len(builder.as_data_source("train")) == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line(tmp_path, workers):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"easy: cannot be written \(File too large\)"):
+            build(tmp_path, "easy", sizes={"train": 70}, workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_killed_renderer_ends_the_build(tmp_path):
+    def kill():
+        while not (renderers := multiprocessing.active_children()):
+            time.sleep(0.05)
+        os.kill(renderers[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(DataError, match="easy: a rendering process was killed"):
+        build(tmp_path, "easy", sizes={"train": 100_000}, workers=2)
+    killer.join()
+    assert not multiprocessing.active_children()
 
 
 def test_progress_on_a_terminal_and_elsewhere(tmp_path):

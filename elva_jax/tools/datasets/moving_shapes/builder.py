@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     Args:
       seed: the data are a function of the config's name, this seed and the sizes.
       sizes: records per split; other splits are not made. None: `SIZES` of the config.
-      map_fn: makes the records in order: `map`, or `imap` of a process pool. The data do not
+      map_fn: makes the records in order: `map`, or that of a process pool. The data do not
         depend on it.
       report: called from time to time with (split, records done, records in total).
       **kwargs: of tfds.core.DatasetBuilder: config ("easy" | "hard"), data_dir.
@@ -146,7 +147,8 @@ def build(
       console: shows the progress; None: standard output.
 
     Raises:
-      DataError: an unknown config or split, or data of another seed or other sizes are there.
+      DataError: an unknown config or split, data of another seed or other sizes are there, a file
+        cannot be written, or a rendering process was killed.
     """
     if config_name not in SIZES:
         known = ", ".join(SIZES)
@@ -176,7 +178,8 @@ def build(
             shutil.rmtree(left)
         tfds.disable_progress_bar()
         try:
-            builder.download_and_prepare()
+            with _explained(root / config_name):
+                builder.download_and_prepare()
         finally:
             tfds.enable_progress_bar()
     return builder
@@ -202,21 +205,44 @@ def _prepare_renderer() -> None:
 
 @contextlib.contextmanager
 def _mapper(workers: int | None) -> Iterator[Callable]:
-    """A `map` over a process pool, which starts at its first use."""
+    """A `map` over processes, which start at its first use and end with the block."""
     workers = workers or os.cpu_count() or 1
     if workers == 1:
         yield map
         return
-    with contextlib.ExitStack() as stack:
+    # spawn: threads of JAX or of TFDS in this process make fork unsafe.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _prepare_renderer)
+    before = set(multiprocessing.active_children())
 
-        @functools.cache
-        def pool():
-            # spawn: threads of JAX or of TFDS in this process make fork unsafe.
-            with shielded_from_signals():
-                context = multiprocessing.get_context("spawn")
-                return stack.enter_context(context.Pool(workers, _prepare_renderer))
+    def map_fn(function: Callable, tasks: Sequence) -> Iterator:
+        with shielded_from_signals():
+            return pool.map(function, tasks, chunksize=32)
 
-        yield lambda function, tasks: pool().imap(function, tasks, chunksize=32)
+    try:
+        yield map_fn
+    except BaseException:
+        for renderer in set(multiprocessing.active_children()) - before:
+            renderer.terminate()  # instead of waiting for all tasks
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns what a full disk or a killed process causes into a line."""
+    try:
+        yield
+    except BrokenProcessPool:
+        why = "a rendering process was killed, perhaps for lack of memory"
+        raise DataError(f"{folder}: {why}; start again, perhaps with fewer --workers") from None
+    except RuntimeError as error:  # ArrayRecord's
+        _, failed, reason = str(error).partition("write() failed: ")
+        if not failed:
+            raise
+        reason = reason.partition(";")[0]
+        raise DataError(f"{folder}: cannot be written ({reason}); start again") from None
 
 
 @contextlib.contextmanager
