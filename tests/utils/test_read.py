@@ -98,8 +98,9 @@ def test_a_byte_order_mark_is_no_damage(tmp_path):
     assert read.read_json(path) == {"a": "ä"}
 
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | FINITE | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
