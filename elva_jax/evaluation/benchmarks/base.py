@@ -1,0 +1,188 @@
+"""The types of a benchmark: its questions, a model's responses, and the scores made of them.
+
+    read(root) -> questions -> the model's responses -> grade (parse, compare) -> grades -> scores
+
+A question has options (multiple choice) or references (an open answer). Every question counts in
+the denominator, whatever became of it; `Status` says what did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from elva_jax.data.example import Media
+from elva_jax.inference.scoring import Likelihood
+
+Status = Literal["right", "wrong", "unparsed", "unreadable", "unjudged", "no_reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question of a benchmark.
+
+    Attributes:
+      key: its name, unique within the benchmark.
+      media: what it is about, with absolute paths (or encoded images) and the bounds of an excerpt.
+      prompt: the whole text that the model reads, options and request for the form included.
+        `conversation.plain` has been applied to what comes from the data, so that no marker of
+        a medium stands in it.
+      text: the bare question.
+      options: the candidate answers, without letters; () for an open question.
+      answer: index of the right option; None: open, or not public.
+      references: texts that count as a right open answer; ().
+      categories: by axis, the value that results are broken down by: {"duration": "short"}.
+      extra: what the benchmark's own scoring needs besides: {"subset": True}.
+    """
+
+    key: str
+    media: tuple[Media, ...]
+    prompt: str
+    text: str
+    options: tuple[str, ...] = ()
+    answer: int | None = None
+    references: tuple[str, ...] = ()
+    categories: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def media_key(self) -> tuple[Media, ...]:
+        """Questions with the same value are about the same media: read once, resampled together."""
+        return self.media
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What a model says to one question.
+
+    Attributes:
+      question: the question.
+      text: the written answer; None: its media could not be read, or it was not asked for.
+      likelihoods: of each option's text as the whole answer; () where not measured.
+      letters: of each option's letter as the whole answer; () where not measured.
+      error: why the media could not be read; "": they could.
+      tokens: prompt tokens before merging, then after each merging layer.
+      seconds: the batch's time divided by its questions; reading apart.
+      finished: whether the written answer ended by itself.
+    """
+
+    question: Question
+    text: str | None = None
+    likelihoods: tuple[Likelihood, ...] = ()
+    letters: tuple[Likelihood, ...] = ()
+    error: str = ""
+    tokens: tuple[int, ...] = ()
+    seconds: float = 0.0
+    finished: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """A response after parsing and comparison.
+
+    Attributes:
+      response: the response.
+      parsed: the option's index, or the open answer as it was compared; None: unparsed.
+      status: what became of the question.
+      credit: 1 right, 0 not; another number where a judge or the benchmark gives one.
+      details: more numbers by name, such as {"judge_score": 4, "token_f1": 0.5}.
+    """
+
+    response: Response
+    parsed: int | str | None
+    status: Status
+    credit: float
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of a benchmark.
+
+    Attributes:
+      name: as in the benchmark's paper: "accuracy", "M-Avg", "f1".
+      value: on the scale of `maximum`; NaN where nothing was asked.
+      count: number of questions in the denominator.
+      maximum: the largest possible value: 100, 1, 5 or 2000.
+      low: lower end of the 95 % interval of a bootstrap over media; NaN: none.
+      high: its upper end.
+    """
+
+    name: str
+    value: float
+    count: int
+    maximum: float = 100.0
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one benchmark.
+
+    Attributes:
+      main: the number that is published.
+      others: further numbers of the benchmark, such as the mean over tasks.
+      categories: by axis and value.
+      statuses: how many questions ended in which status.
+    """
+
+    main: Metric
+    others: tuple[Metric, ...] = ()
+    categories: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    statuses: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark, as one row of the table in `registry`.
+
+    Attributes:
+      name: as on the command line.
+      title: as in print.
+      kind: how an answer is made and compared.
+      read: the questions below a folder in the benchmark's own file layout, in a fixed order.
+        Raises DataError with the file that is missing or damaged.
+      grade: parses and compares one response. Judged benchmarks use exact match here; `judge`
+        replaces their grades where an endpoint is given.
+      score: the benchmark's numbers from all grades, without intervals.
+      max_new_tokens: length of a written answer.
+      judge: name of the judge's protocol in `evaluation.judge`; "": none.
+      files: the layout below the root in words, for messages and docs.
+    """
+
+    name: str
+    title: str
+    kind: Literal["choice", "open", "yes_no"]
+    read: Callable[[Path], Sequence[Question]]
+    grade: Callable[[Response], Grade]
+    score: Callable[[Sequence[Grade]], Scores]
+    max_new_tokens: int = 16
+    judge: Literal["", "qa", "video_chatgpt"] = ""
+    files: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One benchmark asked of one model.
+
+    Attributes:
+      benchmark: its name.
+      title: as in print.
+      scores: by way of answering: "generated", "likelihood" (sum of log-probabilities of the option
+        texts), "likelihood_char" and "likelihood_token" (per character, per token), "letter"
+        (likeliest letter). The first one is the headline.
+      grades: by way of answering, in the order of the questions.
+      settings: all that a comparison needs: model, step, weights_hash, dtype, device, frames, edges,
+        hybrid, merging, prompt version, judge and its prompt version, versions of packages.
+      seconds: wall-clock time.
+    """
+
+    benchmark: str
+    title: str
+    scores: Mapping[str, Scores]
+    grades: Mapping[str, tuple[Grade, ...]]
+    settings: Mapping[str, Any]
+    seconds: float = 0.0
