@@ -175,8 +175,8 @@ class Evaluation:
         texts), "likelihood_char" and "likelihood_token" (per character, per token), "letter"
         (likeliest letter). The first one is the headline.
       grades: by way of answering, in the order of the questions.
-      settings: all that a comparison needs: model, step, weights_hash, dtype, device, frames, edges,
-        hybrid, merging, prompt version, judge and its prompt version, versions of packages.
+      settings: all that a comparison needs: model, step, weights_hash, dtype, device, frames,
+        edges, hybrid, merging, prompt version, judge and its prompt version, versions of packages.
       seconds: wall-clock time.
     """
 
