@@ -12,12 +12,17 @@ from elva_jax.utils.code_references import code_references
 def refuse_foreign_code(folder: Path) -> None:
     """Refuses a folder that transformers would run code of, unless this version wrote that code.
 
-    `auto_map` of any settings file may name a file in a subfolder or in another repository.
+    `auto_map` of any settings file may name a file in a subfolder or in another repository, and
+    transformers runs `custom_generate/generate.py` unnamed.
 
     Raises:
       ConvertError: naming every such file.
     """
-    files = [file.name for file in sorted(folder.glob("*.py")) if not _is_ours(file)]
+    files = [
+        str(file.relative_to(folder))
+        for file in sorted(folder.rglob("*.py"))
+        if not _is_ours(file, folder)
+    ]
     named = [
         f"{reference} (named by {settings})"
         for reference, settings in code_references(folder, ConvertError)
@@ -30,9 +35,7 @@ def refuse_foreign_code(folder: Path) -> None:
         )
 
 
-def _is_ours(file: Path, folder: Path | None = None) -> bool:
+def _is_ours(file: Path, folder: Path) -> bool:
     """Whether a file of the folder's top level is one of ours, byte by byte."""
     ours = REMOTE_CODE / file.name
-    if folder is not None and file.parent != folder:
-        return False
-    return ours.is_file() and file.is_file() and ours.read_bytes() == file.read_bytes()
+    return file.parent == folder and ours.is_file() and file.is_file() and ours.read_bytes() == file.read_bytes()

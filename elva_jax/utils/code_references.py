@@ -10,6 +10,8 @@ from elva_jax.errors import ElvaError
 from elva_jax.utils.read import read_json
 
 NAMES_CODE = ("auto_map", "custom_pipelines")  # keys of transformers' settings
+# Keys whose values are code if they name a repository: `someone/kernel`.
+NAMES_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
 def code_references(
@@ -39,7 +41,9 @@ def _references(value: Any, key: str) -> Iterator[str]:
             yield from _references(item, key)
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name not in NAMES_CODE:
+            if name in NAMES_KERNELS and not key:
+                yield from (word for word in _words(item) if "/" in word)
+            elif name not in NAMES_CODE:
                 yield from _references(item, key)
             elif not key or not isinstance(item, dict):
                 yield from _words(item)

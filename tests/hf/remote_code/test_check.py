@@ -138,9 +138,32 @@ def test_code_that_settings_name_is_not_run(exported, tmp_path, reference, name)
     settings = json.loads(file.read_text()) if file.exists() else {}
     settings["nested"] = [{"auto_map": {"AutoTokenizer": [None, reference]}}]
     file.write_text(json.dumps(settings))
-    with pytest.raises(ConvertError, match=rf"would run {reference} \(named by {name}\)"):
+    with pytest.raises(ConvertError, match=rf"would run .*{reference} \(named by {name}\)"):
         open_side(folder)
     open_side(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["custom_generate/generate.py", "a/b/c.py", "elva_code.py"])
+def test_code_that_nothing_names_is_not_run(exported, tmp_path, name):
+    """Transformers runs custom_generate/generate.py of any folder whose code is trusted."""
+    folder = copy(exported, tmp_path / "foreign", dict)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("raise SystemExit('ran')\n")
+    with pytest.raises(ConvertError, match=f"would run {name}, not written by"):
+        open_side(folder)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_kernels_of_other_repositories_are_not_loaded(exported, tmp_path, key):
+    def named(value):
+        folder = copy(exported, tmp_path / value.replace("/", "-"), dict)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"text": {key: value}}))
+        return folder
+
+    with pytest.raises(ConvertError, match="would run someone/kernel"):
+        open_side(named("someone/kernel"))
+    open_side(named("sdpa"))
 
 
 def test_kl_divergence_greedy_decoding_and_synthetic_frames():
