@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import email.utils
 import io
 import json
@@ -79,6 +80,9 @@ class Endpoint:
         if not (api_key.isascii() and api_key.isprintable()):
             raise ConfigError("OPENAI_API_KEY: contains a character that no HTTP header may have")
         self._api_key = api_key
+        # JSON may write any character with a backslash before it, or as \uXXXX.
+        letters = (rf"\\?(?:{re.escape(c)}|u(?i:{ord(c):04x}))" for c in api_key)
+        self._key_as_sent = re.compile("".join(letters))
         self._url = url.rstrip("/") + "/chat/completions"
         self._request = {"model": model, "max_tokens": max_new_tokens, "temperature": 0.0}
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -145,13 +149,17 @@ class Endpoint:
             raise _Retryable(f"the answer broke off ({type(error).__name__})") from None
         if not response.is_success:
             raise self._status_error(response, bytes(answer))
-        return _reply(bytes(answer))
+        reply = _reply(self._hide_key(answer.decode(errors="replace")))
+        return dataclasses.replace(reply, text=self._hide_key(reply.text))
+
+    def _hide_key(self, text: str) -> str:
+        """What a server has sent, without the key, which some servers repeat."""
+        return self._key_as_sent.sub("***", text) if self._api_key else text
 
     def _status_error(self, response: httpx.Response, body: bytes) -> Exception:
         """The exception for an HTTP status: _Retryable, Failed or ConfigError."""
-        status, detail = response.status_code, " ".join(body.decode(errors="replace").split())
-        if self._api_key:  # some servers repeat it
-            detail = detail.replace(self._api_key, "***")
+        status = response.status_code
+        detail = " ".join(self._hide_key(body.decode(errors="replace")).split())
         reason = f"HTTP {status}: {detail[:200]}" if detail else f"HTTP {status}"
         if status in FATAL:
             return ConfigError(
@@ -186,7 +194,7 @@ def _retry_after(value: str | None) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def _reply(answer: bytes) -> Reply:
+def _reply(answer: str) -> Reply:
     try:
         value = parse_json(answer)
         choice = value["choices"][0]

@@ -186,6 +186,36 @@ def test_invalid_key_ends_the_run_immediately(server, manifest, capsys):
     assert len(server.requests) <= 4
 
 
+@pytest.mark.parametrize("debug", [(), ("--debug",)], ids=["plain", "debug"])
+@pytest.mark.parametrize("status", [200, 302, 400, 401, 503])
+def test_the_key_is_in_no_file_and_no_message(server, manifest, capfd, monkeypatch, status, debug):
+    """A server that repeats the key in every kind of answer, whole runs of the command."""
+    key = "sk-SECRET/0123"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    monkeypatch.setenv("ELVA_DEBUG", "0")  # which --debug sets for the whole process
+    echoes = [
+        completion(f"{CAPTION} {key} {CAPTION}"),
+        completion(f"{CAPTION} {key}").replace("/", "\\/"),  # as JSON may write it
+        f'{{"wrong": "{key}"}}',
+        f"{' ' * 60}{key}",
+    ]
+    server.answer = lambda handler, number, request: send(
+        handler, status, echoes[number % len(echoes)], [("Location", f"http://{key}@host/{key}")]
+    )
+    server.url = server.url.replace("//", "//me:passw0rd@")
+    path = manifest(8)
+    more = ("--concurrency", "1", "--tries", "1", *debug)
+    assert recaption(server, path, *more) in (0, 1, 2)
+    assert server.headers[0][1]["Authorization"]
+    shown = capfd.readouterr()
+    texts = {"stdout": shown.out, "stderr": shown.err}
+    texts |= {f.name: f.read_text("latin-1") for f in path.parent.rglob("*") if f.is_file()}
+    assert len(texts) > 4
+    for name, text in texts.items():
+        assert "SECRET" not in text, name
+        assert "passw0rd" not in text, name
+
+
 def test_requested_number_of_requests_runs_concurrently(server, manifest):
     meeting, lock, now, most = threading.Barrier(3, timeout=20), threading.Lock(), [0], [0]
 
