@@ -38,4 +38,6 @@ def refuse_foreign_code(folder: Path) -> None:
 def _is_ours(file: Path, folder: Path) -> bool:
     """Whether a file of the folder's top level is one of ours, byte by byte."""
     ours = REMOTE_CODE / file.name
-    return file.parent == folder and ours.is_file() and file.is_file() and ours.read_bytes() == file.read_bytes()
+    if file.parent != folder or not (ours.is_file() and file.is_file()):
+        return False
+    return ours.read_bytes() == file.read_bytes()

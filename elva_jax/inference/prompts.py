@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,17 @@ from elva_jax.config.serialize import freeze
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data import conversation
 from elva_jax.data.decode_example import clip_settings
-from elva_jax.errors import ConfigError
+from elva_jax.errors import ConfigError, VideoError
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
 from elva_jax.inference.media import Media, as_list, check_question
 from elva_jax.utils import numbers
+from elva_jax.utils.failures import repr_path
+from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 from elva_jax.video.clip import Source, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import Clip, Text
+
+READ_SECONDS = 600.0  # for one video; a decoder may hang on a damaged file
 
 
 class PromptReader:
@@ -50,7 +55,8 @@ class PromptReader:
           name: what errors call the source.
 
         Raises:
-          VideoError: the source cannot be read or has no frames.
+          VideoError: the source cannot be read, has no frames, or takes longer than READ_SECONDS
+            and the run's data.time_limit.
         """
         tower = self.model_config.tower
         settings = clip_settings(
@@ -62,7 +68,16 @@ class PromptReader:
             settings = dataclasses.replace(settings, fps=0.0, hybrid=frames)
         elif frames is not None:
             settings = dataclasses.replace(settings, fps=0.0, num_frames=frames)
-        return read_clip(source, settings, name=name)
+        limit = self.data.time_limit and max(self.data.time_limit, READ_SECONDS)
+        try:
+            return run_with_time_limit(limit, lambda: read_clip(source, settings, name=name))
+        except TimeLimitExceeded as error:
+            path = repr_path(source) if isinstance(source, (str, Path)) else "<media>"
+            raise VideoError(
+                name or path,
+                f"{error} to read; copy it to a faster disk, convert it to another format, or raise"
+                " data.time_limit in the config.json of the run",
+            ) from None
 
     def hybrid(self, **settings: Any) -> Hybrid | None:
         """The `Hybrid` of some of its fields, the others by the data settings; None without any.

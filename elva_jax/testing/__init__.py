@@ -8,10 +8,11 @@ Example:
 """
 
 from elva_jax.testing.data import write_dataset, write_video
-from elva_jax.testing.media import tiny_layout, tiny_video
+from elva_jax.testing.media import endless_animation, tiny_layout, tiny_video
 from elva_jax.testing.models import random_params, tiny_config, tiny_model, tiny_tokenizer
 
 __all__ = [
+    "endless_animation",
     "random_params",
     "tiny_config",
     "tiny_layout",

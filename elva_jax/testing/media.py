@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image
 
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
 
@@ -48,3 +51,14 @@ def tiny_layout(frames: int = 2, rows: int = 2, columns: int = 3) -> TokenLayout
     """
     clip = Clip(((rows, columns),) * frames)
     return build_layout([clip, Text((1, 2)), Text((3, 4), weight=1.0)])
+
+
+def endless_animation(side: int = 5000, frames: int = 400) -> bytes:
+    """A GIF of a few MB that takes minutes to decode, because it repeats one large frame."""
+    out = io.BytesIO()
+    more = [Image.new("P", (side, side), 1)]
+    Image.new("P", (side, side)).save(out, "GIF", save_all=True, append_images=more, duration=40)
+    data = out.getvalue()
+    first = data.index(b"\x21\xf9")  # the graphic control extension before the first frame
+    second = data.index(b"\x21\xf9", first + 8)
+    return data[:first] + data[first:second] * frames + data[second:]

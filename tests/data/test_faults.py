@@ -1,6 +1,5 @@
 """Tests of bad files among good ones: training skips them and reports their number and reasons."""
 
-import io
 import json
 import os
 from collections import Counter
@@ -15,6 +14,7 @@ from elva_jax.config import schema
 from elva_jax.data import mixture
 from elva_jax.data.batches import conversation_batches
 from elva_jax.errors import DataError, VideoError
+from elva_jax.testing import endless_animation
 from elva_jax.video.layout import Kind
 from elva_jax.video.read import read_frames
 
@@ -42,18 +42,6 @@ def encode(path, pts=range(6), size=(32, 48), rate=6):
             frame.pts = tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def endless_gif(side=5000, frames=400) -> bytes:
-    """An animation of a few MB that takes minutes to decode, because it repeats a large frame."""
-    out = io.BytesIO()
-    Image.new("P", (side, side)).save(
-        out, "GIF", save_all=True, append_images=[Image.new("P", (side, side), 1)], duration=40
-    )
-    data = out.getvalue()
-    first = data.index(b"\x21\xf9")  # the graphic control extension before the first frame
-    second = data.index(b"\x21\xf9", first + 8)
-    return data[:first] + data[first:second] * frames + data[second:]
 
 
 @pytest.fixture
@@ -150,7 +138,7 @@ def test_run_stops_above_the_limit_and_lists_the_reasons(run, rotten):
 
 def test_file_that_takes_too_long_is_skipped(run, tmp_path):
     encode(tmp_path / "good.mp4")
-    (tmp_path / "endless.gif").write_bytes(endless_gif())
+    (tmp_path / "endless.gif").write_bytes(endless_animation())
     lines = [conversation("good.mp4")] * 3 + [conversation("endless.gif")]
     (tmp_path / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     batches = run(tmp_path / "notes.jsonl", time_limit=3.0, max_bad_fraction=1.0)
