@@ -114,8 +114,8 @@ def _lines() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)
-        line = sys.stdin.readline(LONGEST + 1)
-        if len(line) > LONGEST:
+        line = sys.stdin.readline(LONGEST + 2)  # and the end of the line
+        if len(line.rstrip("\n")) > LONGEST:
             raise DataError(f"a question has more than {LONGEST:,} characters; ask a shorter one")
         if not line:
             return

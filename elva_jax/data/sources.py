@@ -6,6 +6,7 @@ folder. Any other name is a TFDS data set, whose record format has its reader in
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from elva_jax.data.readers.huggingface import HuggingFaceFolder
 from elva_jax.data.readers.json_file import JsonFile
 from elva_jax.data.readers.webdataset import WebDataset
 from elva_jax.data.readers.webvid import WebVidFile
-from elva_jax.errors import DataError
+from elva_jax.errors import DataError, first_line
+from elva_jax.utils.read import refuse_irregular
 
 Record = Mapping[str, Any]
 RecordReader = Callable[[Record, Sequence[str]], Example]  # (record, tasks) -> example
@@ -111,8 +113,6 @@ class _BuiltExamples(Sequence[Example]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices
-        if index >= len(self):  # iteration needs IndexError, but TFDS raises another error
-            raise IndexError(index)
         return self.read(self.records[index], self.tasks)
 
 
@@ -140,25 +140,55 @@ def _builder(name: str, data_dir: str | Path) -> tfds.core.DatasetBuilder:
             f"{name}: no reader for this data set; there are {known}, and the names that"
             " `elva data build` gave"
         )
+    folder = Path(data_dir) / name
+    for inner in (folder, *folder.glob("*/"), *folder.glob("*/*/")):  # configuration, version
+        refuse_irregular(inner)  # a named pipe in the place of a shard would be read for ever
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except tfds.core.DatasetNotFoundError:
         command = base if base in READERS else f"SOURCE --name {base}"
         raise DataError(
-            f"{Path(data_dir) / name}: no such data set; "
-            f"build it with `elva data build {command}`, or set data_dir"
+            f"{folder}: no such data set; build it with `elva data build {command}`, or set"
+            " data_dir"
         ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records(Sequence[Record]):
+    """The records of a split; a damaged one raises DataError."""
+
+    records: Sequence[Record]
+    folder: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices
+        if index >= len(self):  # iteration needs IndexError, but TFDS raises another error
+            raise IndexError(index)
+        try:
+            return self.records[index]
+        except (RuntimeError, OSError) as error:  # ArrayRecord's
+            raise DataError(
+                f"{self.folder}: record {index} cannot be read ({first_line(error)}); build the"
+                " data set again"
+            ) from None
 
 
 def _records(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[Record]:
     known = ", ".join(sorted(builder.info.splits))
     try:
         records = builder.as_data_source(split=split)
+        count = len(records)
+    except RuntimeError as error:  # ArrayRecord's
+        raise DataError(
+            f"{builder.data_dir}: split '{split}' is damaged ({first_line(error)}); build it again"
+        ) from None
     except (ValueError, KeyError):
         raise DataError(f"{builder.data_dir}: no split '{split}'; it has {known}") from None
-    if len(records) == 0:
+    if count == 0:
         raise DataError(f"{builder.data_dir}: split '{split}' is empty")
-    return records
+    return _Records(records, str(builder.data_dir))
 
 
 def _reader_of(name: str, builder: tfds.core.DatasetBuilder) -> RecordReader:

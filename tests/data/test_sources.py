@@ -1,5 +1,9 @@
 """Tests that records of the real moving_shapes builder become examples."""
 
+import os
+import shutil
+import socket
+
 import pytest
 
 from elva_jax.config import schema, validate
@@ -88,3 +92,39 @@ def test_files_without_records_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         sources.open_examples(schema.source(str(tmp_path / name)), tmp_path)
+
+
+def bind(path):
+    """A socket, whose name may be longer than the system allows: bound below its folder."""
+    before = os.getcwd()
+    os.chdir(path.parent)
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+DAMAGES = {
+    "pipe": (os.mkfifo, "is a named pipe"),
+    "socket": (bind, "is a socket"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+    "folder": (os.mkdir, "record 0 cannot be read"),
+    "empty": (os.truncate, "cannot be read|is damaged"),
+    "cut": (os.truncate, "cannot be read|is damaged"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 400), "cannot be read|is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_shard_is_one_error(root, tmp_path, kind):
+    """Neither a hang nor an error of ArrayRecord."""
+    folder = shutil.copytree(root, tmp_path / "copy")
+    (shard,) = folder.rglob("*-train.array_record*")
+    damage, message = DAMAGES[kind]
+    if damage is os.truncate:
+        damage(shard, shard.stat().st_size // 4 if kind == "cut" else 0)
+    else:
+        shard.unlink()
+        damage(shard)
+    with pytest.raises(DataError, match=message):
+        list(sources.open_source("moving_shapes/hard", "train", folder))

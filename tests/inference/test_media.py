@@ -15,7 +15,5 @@ def test_a_video_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
     reader = prompts.PromptReader(config, model.tokenizer)
     path = tmp_path / "endless.gif"
     path.write_bytes(testing.endless_animation())
-    with pytest.raises(
-        VideoError, match=r"endless\.gif: takes longer than 1 s to read; .*time"
-    ):
+    with pytest.raises(VideoError, match=r"endless\.gif: takes longer than 1 s to read; .*time"):
         reader.read_media(path)
