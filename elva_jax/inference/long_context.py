@@ -12,6 +12,23 @@ LARGEST_FACTOR = 8  # times the trained length
 _LOG = logging.getLogger(__name__)
 
 
+def rope_factor(config: ModelConfig, tokens: int) -> int:
+    """The factor by which RoPE is scaled for sequences of `tokens` tokens: 1, 2, 4 or 8.
+
+    Raises:
+      LayoutError: more tokens than the largest factor allows.
+    """
+    longest = config.max_position
+    factor = 1 << max(-(-tokens // longest) - 1, 0).bit_length()
+    if factor > LARGEST_FACTOR:
+        raise LayoutError(
+            f"the prompt and its answer take {tokens} tokens; the model's longest sequence is"
+            f" {longest}, or {LARGEST_FACTOR * longest} with RoPE scaled as far as it goes;"
+            " use fewer or smaller frames"
+        )
+    return factor
+
+
 def rope_scaled(config: ModelConfig, tokens: int) -> ModelConfig:
     """The model for sequences of `tokens` tokens, with RoPE scaled by 2, 4 or 8 where needed.
 
@@ -21,16 +38,9 @@ def rope_scaled(config: ModelConfig, tokens: int) -> ModelConfig:
     Raises:
       LayoutError: more tokens than the largest factor allows.
     """
-    longest = config.max_position
-    if tokens <= longest:
+    longest, factor = config.max_position, rope_factor(config, tokens)
+    if factor == 1:
         return config
-    factor = 1 << (-(-tokens // longest) - 1).bit_length()
-    if factor > LARGEST_FACTOR:
-        raise LayoutError(
-            f"the prompt and its answer take {tokens} tokens; the model's longest sequence is"
-            f" {longest}, or {LARGEST_FACTOR * longest} with RoPE scaled as far as it goes;"
-            " use fewer or smaller frames"
-        )
     changed = dataclasses.replace(config, max_position=longest * factor)
     if config.rope_scaling == "default":
         changed = dataclasses.replace(

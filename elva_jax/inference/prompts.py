@@ -25,6 +25,7 @@ from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 from elva_jax.video.clip import Source, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid, complete
 from elva_jax.video.layout import Clip, Text
+from elva_jax.video.read import WHOLE, Span
 
 READ_SECONDS = 600.0  # for one video; a decoder may hang on a damaged file
 
@@ -45,14 +46,20 @@ class PromptReader:
         self.model_config = dataclasses.replace(self.config.model, remat="none")
 
     def read_media(
-        self, source: Source, *, frames: int | Hybrid | None = None, name: str | None = None
+        self,
+        source: Source,
+        *,
+        frames: int | Hybrid | None = None,
+        name: str | None = None,
+        span: Span = WHOLE,
     ) -> Visual:
         """Reads one video or image as the model takes it.
 
         Args:
-          source: a path, bytes, or frames at hand.
+          source: a path, bytes, paths of images, or frames at hand.
           frames: how it is sampled.
           name: what errors call the source.
+          span: the seconds between which frames are sampled; see `read_video`.
 
         Raises:
           VideoError: the source cannot be read, has no frames, or takes longer than READ_SECONDS
@@ -70,7 +77,9 @@ class PromptReader:
             settings = dataclasses.replace(settings, fps=0.0, num_frames=frames)
         limit = self.data.time_limit and max(self.data.time_limit, READ_SECONDS)
         try:
-            return run_with_time_limit(limit, lambda: read_clip(source, settings, name=name))
+            return run_with_time_limit(
+                limit, lambda: read_clip(source, settings, name=name, span=span)
+            )
         except TimeLimitExceeded as error:
             path = repr_path(source) if isinstance(source, (str, Path)) else "<media>"
             raise VideoError(
