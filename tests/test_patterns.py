@@ -17,7 +17,7 @@ from elva_jax.data.readers import chat, json_file, webdataset
 from elva_jax.errors import ConfigError, ElvaError
 from elva_jax.evaluation import answers
 from elva_jax.hf.tensor_store import is_hub_name
-from elva_jax.inference.media import check_question
+from elva_jax.inference import parts
 from elva_jax.testing.models import tiny_tokenizer
 from elva_jax.tools.datasets.build import start
 from elva_jax.tools.recaption import filters, prompts
@@ -67,7 +67,9 @@ READERS = {
     "has_markers": lambda text: conversation.has_markers(example(text)),
     "render": lambda text: conversation.prompt_parts(text + "x", (), TOKENIZER),
     "tokenizer": lambda text: TOKENIZER.encode(text, add_special_tokens=False),
-    "check_question": check_question,
+    "question": lambda text: parts.question(text + "x"),
+    "placed": parts.placed,
+    "line of markers": chat.LINE.fullmatch,
     "chat marker": chat.MARKER.findall,
     "normalize": answers.normalize,
     "option_index": lambda text: answers.option_index(text, [text, "a"]),

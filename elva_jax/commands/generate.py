@@ -17,12 +17,13 @@ examples:
   elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What color is the circle?"
   elva generate --checkpoint runs/tiny --video clip.mp4 --prompt "What moves?" --prompt "Where to?"
   elva generate --checkpoint runs/7b --video a.mp4 --video b.mp4 \\
-    --prompt "What differs between <video> and <video>?"
+    --markers --prompt "What differs between <video> and <video>?"
   elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" \\
     --high-frames 32 --low-frames 32 --low-edge 336
 
 Several prompts are answered independently, one line each, from one reading of the videos. The
-answer to a single prompt is shown while it is decoded.
+answer to a single prompt is shown while it is decoded. A prompt is text, whatever it says, and the
+videos stand before it; with --markers, <video> and <image> in a prompt say where they stand.
 Any of the --high-… and --low-… options turns on hybrid resolution: frames of two sizes, sampled
 uniformly in time."""
 
@@ -42,11 +43,10 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_checkpoint(generate)
     add = generate.add_argument
     add("--video", required=True, action="append", metavar="FILE", help=MEDIUM)
-    text = (
-        "the question; <video> says where a video stands (\\<video>: the word);"
-        " may be given several times"
-    )
+    text = "the question; may be given several times"
     add("--prompt", required=True, action="append", metavar="TEXT", help=text)
+    text = "<video> and <image> in the prompts are places of the videos (\\<video>: the word)"
+    add("--markers", action="store_true", help=text)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
 
@@ -77,14 +77,19 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     sampling = flags.sampling(args)
     model, frames = _open(args)
     media = [model.read_media(video, frames=frames) for video in args.video]
-    longest = max(args.prompt, key=lambda prompt: len(model.tokenizer.encode(prompt)))
+    placed = [model.place_media(text) for text in args.prompt]
+    prompts = placed if args.markers else args.prompt
+    if not args.markers and any(len(found) > 1 for found in placed):
+        print("<video> in a prompt is text; --markers makes it a place", file=sys.stderr)
+    lengths = [len(model.tokenizer.encode(text)) for text in args.prompt]
+    longest = prompts[lengths.index(max(lengths))]
     prefilled = model.prefill(
         [media], prompts=[longest], merging=args.merging, capacity=args.max_new_tokens
     )
-    if len(args.prompt) == 1:
-        _show(prefilled.stream(args.prompt[0], args.max_new_tokens, sampling=sampling))
+    if len(prompts) == 1:
+        _show(prefilled.stream(prompts[0], args.max_new_tokens, sampling=sampling))
         return 0
-    (answers,) = prefilled.generate([args.prompt], args.max_new_tokens, sampling=sampling)
+    (answers,) = prefilled.generate([prompts], args.max_new_tokens, sampling=sampling)
     for answer in answers:
         print(answer.text)
     return 0

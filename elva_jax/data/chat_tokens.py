@@ -33,7 +33,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, *pieces: str) -> tuple[int, ..
     """
     whole = "".join(pieces)
     ids = _encode(tokenizer, whole) if whole else ()
-    added = _added(tokenizer, len(tokenizer))
+    added = added_ids(tokenizer)
     controls = [token for piece in pieces[::2] for token in _controls(tokenizer, piece)]
     if [token for token in ids if token in added] == controls:
         return ids
@@ -59,7 +59,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """
     if not text:
         return ()
-    added = _added(tokenizer, len(tokenizer))
+    added = added_ids(tokenizer)
     if not added.intersection(ids := _encode(tokenizer, text)):
         return ids
     bare = _without_added(tokenizer)
@@ -85,7 +85,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=256)
 def _controls(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
     """Ids of the added tokens in a template."""
-    added = _added(tokenizer, len(tokenizer))
+    added = added_ids(tokenizer)
     return tuple(token for token in _encode(tokenizer, template) if token in added)
 
 
@@ -95,6 +95,11 @@ def _added_words(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[st
     del size
     words = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, words))})" if words else "((?!))")
+
+
+def added_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the tokenizer's special and other added tokens."""
+    return _added(tokenizer, len(tokenizer))
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,7 +5,9 @@ tokens of a medium replace its marker; without markers, they begin the first use
 around a question, an answer or a marker is removed.
 
 Special tokens in a question, an answer or a system prompt are text. So are markers in an answer, in
-a system prompt, in the questions of a conversation without media, and after a backslash.
+a system prompt, in the questions of a conversation without media, and after a backslash. Whoever
+makes a question of text alone calls `escape`; only readers of formats whose markers are places do
+not.
 
     <|im_start|>user [newline] [FRAME PATCH ... LINE] What moves?<|im_end|> [newline]
     <|im_start|>assistant [newline] A circle.<|im_end|> [newline]
@@ -32,8 +34,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> str:
-    """A multiple-choice question as worded in training and evaluation; the answer is a letter."""
-    lines = [f"{letter}. {plain(option)}" for letter, option in zip(LETTERS, options, strict=False)]
+    """A multiple-choice question as worded in training and evaluation; the answer is a letter.
+
+    The result is text, as the question and the options are.
+    """
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines, "Answer with the letter."])
 
 
@@ -181,14 +186,26 @@ def split_text(question: str) -> list[str]:
     return [unescape(text).strip() for text in MARKER.split(question)]
 
 
-def plain(text: str) -> str:
-    """Escapes the markers in a text, so that a question with it shows them as text."""
+def question_text(example: Example, turn: Turn) -> str:
+    """The text of a question as a person reads it, without the places of media."""
+    if not example.media:
+        return unescape(turn.question).strip()
+    return "\n".join(filter(None, split_text(turn.question)))
+
+
+def escape(text: str) -> str:
+    """Escapes the markers in a text, so that they are text in the question that it becomes."""
     return re.sub("(?=<(?:image|video)>)", r"\\", text)
 
 
 def unescape(text: str) -> str:
-    """The inverse of `plain`."""
+    """The inverse of `escape`."""
     return re.sub(r"\\(?=<(?:image|video)>)", "", text)
+
+
+def plain(text: str) -> str:
+    """The text itself: a prompt of a benchmark is text, whatever it says."""
+    return text
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

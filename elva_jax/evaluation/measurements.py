@@ -82,7 +82,7 @@ class Measurements:
         answers = None
         scores["likelihood"] = prefilled.score(choices, lengths=lengths["options"])
         if config.letters:
-            listed = [[_with_letters(choice) for choice in row] for row in choices]
+            listed = [[_with_letters(item) for item in row] for row in questions]
             scores["letter"] = prefilled.score(listed, lengths=lengths["letters"])
         if config.written:
             texts = [[item.text for item in row] for row in questions]
@@ -182,7 +182,7 @@ def likeliest(scores: Sequence[Likelihood] | None, *, mean: bool = False) -> int
     return int(np.argmax(values)) if np.all(np.isfinite(values)) else None
 
 
-def _with_letters(choice: Choice) -> Choice:
-    """The same question with its options listed in the prompt and letters to choose from."""
-    letters = tuple(LETTERS[: len(choice.options)])
-    return Choice(choice_prompt(choice.question, choice.options), letters)
+def _with_letters(item: Question) -> Choice:
+    """The question with its options listed in the prompt and letters to choose from."""
+    letters = tuple(LETTERS[: len(item.options)])
+    return Choice(choice_prompt(item.text, item.options), letters)

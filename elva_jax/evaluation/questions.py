@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elva_jax.data import sources
+from elva_jax.data.conversation import question_text
 from elva_jax.data.readers import moving_shapes
 from elva_jax.errors import DataError
 from elva_jax.evaluation.answers import option_index
@@ -59,7 +60,7 @@ def read_split(dataset: str, split: str, data_dir: Path, limit: int | None) -> l
                 Question(
                     video=example.key,
                     family=turn.family,
-                    text=turn.question,
+                    text=question_text(example, turn),
                     answer=turn.answer,
                     options=turn.options,
                     any_object=any_object(turn.answer, turn.options, named_objects),

@@ -47,6 +47,9 @@ CHAT_TEMPLATE = """\
 {{- message['content'] | trim }}
 {%- else %}
 {%- for part in message['content'] %}
+{%- if loop.previtem is defined and part['type'] == 'text' == loop.previtem['type'] %}
+{{- '\\n' }}
+{%- endif %}
 {{- part['text'] | trim if part['type'] == 'text' else '<' + part['type'] + '>' }}
 {%- endfor %}
 {%- endif %}

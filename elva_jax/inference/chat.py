@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from elva_jax.data import conversation
+from elva_jax.data.chat_tokens import added_ids, plain_ids
 from elva_jax.inference import decode
 from elva_jax.inference.batching import grid_length, split_prompt, text_tokens
 from elva_jax.inference.engine import Decoding
-from elva_jax.inference.media import Media, check_question
+from elva_jax.inference.media import Media, Prompt, as_list
+from elva_jax.inference.parts import question as asked
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.ops.merging import Merging
@@ -56,30 +58,33 @@ class Chat:
         self._prefilled: Prefilled | None = None
         self._state: decode.DecodeState | None = None  # after the last answer
 
-    def ask(self, question: str, media: Media = None) -> Answer:
+    def ask(self, question: Prompt, media: Media = None) -> Answer:
         """Asks a question, about more videos or images if any, and returns the answer.
+
+        Control tokens that the model writes itself are text in the turns after.
 
         Raises:
           LayoutError: an empty question, or a conversation longer than RoPE can be scaled for.
-          DataError: markers in the question that do not match its media.
+          DataError: places in the question that do not match its media.
           VideoError: media that cannot be read.
         """
         *_, answer = self._turn(question, media)
         return answer
 
-    def stream(self, question: str, media: Media = None) -> Iterator[str]:
+    def stream(self, question: Prompt, media: Media = None) -> Iterator[str]:
         """As `ask`, piece by piece.
 
         A turn whose answer is not read to its end leaves the conversation as it was.
         """
         yield from pieces(self._turn(question, media))
 
-    def _turn(self, question: str, media: Media) -> Iterator[Answer]:
-        model, new = self._model, (*self._next, *self._model.read_all(media, self._frames))
+    def _turn(self, question: Prompt, media: Media) -> Iterator[Answer]:
+        model = self._model
+        given = (*self._next, *as_list(media))
+        new, question = model.read_prompt(question, given, self._frames)
         if self._parts:
-            check_question(question)
             clips = [item.clip for item in new]
-            parts = conversation.follow_up(question, clips, model.tokenizer)
+            parts = conversation.follow_up(asked(question), clips, model.tokenizer)
         else:
             parts = model.prompt_parts(question, new)
         # Below the state is used up; a turn that is broken off starts from the text again.
@@ -109,7 +114,11 @@ class Chat:
                 break
         # A stop string may have cut off tokens that were fed; the next turn must not see them.
         self._state = decode.rollback(state, fed - len(answer.tokens))
-        self._parts += [*parts, *([Text(answer.tokens)] if answer.tokens else [])]
+        said = answer.tokens
+        if not added_ids(model.tokenizer).isdisjoint(said):
+            # The next turn reads the conversation again, with the text that was shown.
+            said, self._state = plain_ids(model.tokenizer, answer.text), None
+        self._parts += [*parts, *([Text(said)] if said else [])]
         self._media += new
         self._next = ()
         self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)

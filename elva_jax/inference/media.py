@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
-from elva_jax.data.conversation import MARKER
-from elva_jax.errors import LayoutError
+from elva_jax.data import example
 from elva_jax.video.clip import Source, Visual
 from elva_jax.video.read import Frames
 
-Media = Source | Visual | Sequence[Source | Visual] | None
+Medium = Source | Visual | example.Media
+Media = Medium | Sequence[Medium] | None
+Part = str | Mapping[str, Any]  # of a prompt; see `inference.parts`
+Prompt = str | Sequence[Part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Request:
 
     Attributes:
       media: as `ElvaModel.answer` takes it.
-      prompt: the question.
+      prompt: the question: text, or parts that say where the media stand.
 
     Example:
       >>> import elva_jax
@@ -32,26 +34,16 @@ class Request:
     """
 
     media: Media
-    prompt: str
+    prompt: Prompt
 
 
-def as_list(media: Media) -> list[Source | Visual]:
+def as_list(media: Media) -> list[Medium]:
     """Each video or image by itself; a list of arrays, or an empty list, is the frames of one."""
     if media is None:
         return []
-    if isinstance(media, (str, Path, bytes, Frames, Visual)):
+    if isinstance(media, (str, Path, bytes, Frames, Visual, example.Media)):
         return [media]
     if isinstance(media, tuple) and not media:
         return []
     is_one = not len(media) or isinstance(media[0], np.ndarray)
-    return cast(list[Source | Visual], [media] if is_one else list(media))
-
-
-def check_question(question: str) -> None:
-    """Refuses a question that asks nothing.
-
-    Raises:
-      LayoutError: no text but markers.
-    """
-    if not MARKER.sub("", question).strip():
-        raise LayoutError("the prompt is empty; ask something")
+    return cast(list[Medium], [media] if is_one else list(media))

@@ -21,7 +21,7 @@ from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.hidden import HiddenStates
-from elva_jax.inference.media import Media, Request
+from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import END, Answer, Prefilled
 from elva_jax.inference.prompts import PromptReader
@@ -39,8 +39,11 @@ class ElvaModel(PromptReader):
 
     Wherever a method takes `media`, it is a video, an image or several of them, or None for none.
     Each is a path (a file, or a folder of frames), the bytes of a file, frames at hand (uint8
-    [H, W, 3] each, all of which are taken), or the result of `read_media`. `<video>` in a prompt
-    says where a video stands; without markers, all of them stand before the question.
+    [H, W, 3] each, all of which are taken), or the result of `read_media`. A prompt
+    is text, whatever it says, and the media stand before it; or a list of parts, strings and media:
+    `["What differs between", {"type": "video"}, "and", {"type": "video"}, "?"]` says where the next
+    of the media stands, `{"type": "video", "video": PATH, "start": 2.0, "end": 4.5, "nframes": 8}`
+    names one, with the seconds that are meant and the number of frames, if they matter.
 
     `frames` says how a video is sampled: a maximum number, uniform in time; a `Hybrid` for
     frames of two sizes; None as in the last stage of training. `merging` says whether the model's
@@ -104,7 +107,7 @@ class ElvaModel(PromptReader):
     def answer(
         self,
         media: Media,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         merging: bool | Merging = True,
@@ -123,7 +126,8 @@ class ElvaModel(PromptReader):
 
         Raises:
           VideoError: media that cannot be read.
-          DataError: markers in the prompt that do not match the media.
+          DataError: places in the prompt that do not match the media, or a part that cannot be
+            followed.
           LayoutError: an empty prompt, or more tokens than RoPE can be scaled for.
 
         Example:
@@ -164,8 +168,8 @@ class ElvaModel(PromptReader):
         numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         if not requests:
             return []
-        prompts = [request.prompt for request in requests]
-        media = [self.read_all(request.media, frames) for request in requests]
+        read = [self.read_prompt(each.prompt, each.media, frames) for each in requests]
+        media, prompts = [found for found, _ in read], [bare for _, bare in read]
         prefilled = self.prefill(media, prompts=prompts, merging=merging, capacity=max_new_tokens)
         questions = [[prompt] for prompt in prompts]
         rows = prefilled.generate(questions, max_new_tokens, sampling=sampling)
@@ -174,7 +178,7 @@ class ElvaModel(PromptReader):
     def stream(
         self,
         media: Media,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         merging: bool | Merging = True,
@@ -191,11 +195,9 @@ class ElvaModel(PromptReader):
           True
         """
         numbers.TOKENS.check("max_new_tokens", max_new_tokens)
+        visuals, prompt = self.read_prompt(prompt, media, frames)
         prefilled = self.prefill(
-            [self.read_all(media, frames)],
-            prompts=[prompt],
-            merging=merging,
-            capacity=max_new_tokens,
+            [visuals], prompts=[prompt], merging=merging, capacity=max_new_tokens
         )
         yield from prefilled.stream(prompt, max_new_tokens, sampling=sampling)
 
@@ -228,7 +230,7 @@ class ElvaModel(PromptReader):
     def score(
         self,
         media: Media,
-        prompt: str,
+        prompt: Prompt,
         options: Sequence[str],
         *,
         merging: bool | Merging = True,
@@ -245,13 +247,14 @@ class ElvaModel(PromptReader):
           >>> [score.tokens for score in model.score(video, "What colour?", ["red", "blue"])]
           [2, 2]
         """
-        prefilled = self.prefill([self.read_all(media, frames)], prompts=[prompt], merging=merging)
+        visuals, prompt = self.read_prompt(prompt, media, frames)
+        prefilled = self.prefill([visuals], prompts=[prompt], merging=merging)
         return prefilled.score([[Choice(prompt, tuple(options))]])[0][0]
 
     def hidden_states(
         self,
         media: Media,
-        prompt: str,
+        prompt: Prompt,
         *,
         layers: Sequence[int] | None = None,
         merging: bool | Merging = True,
@@ -283,7 +286,7 @@ class ElvaModel(PromptReader):
           >>> hidden.states[2].shape[0] == hidden.block(2).layout.length < hidden.layout.length
           True
         """
-        visuals = self.read_all(media, frames)
+        visuals, prompt = self.read_prompt(prompt, media, frames)
         parts = self.prompt_parts(prompt, visuals)
         split_prompt(parts)
         rows = self.rows([parts], [visuals])
@@ -308,7 +311,7 @@ class ElvaModel(PromptReader):
         self,
         media: Sequence[Sequence[Visual]],
         *,
-        prompts: Sequence[str] | None = None,
+        prompts: Sequence[Prompt] | None = None,
         merging: bool | Merging = True,
         capacity: int = 1,
         lengths: ChooseLength = GRID,
@@ -325,7 +328,7 @@ class ElvaModel(PromptReader):
 
         Raises:
           LayoutError: no rows, an empty prompt, or more tokens than RoPE can be scaled for.
-          DataError: markers that do not match the media.
+          DataError: places that do not match the media.
         """
         if not media:
             raise LayoutError("nothing to do: the batch has no rows")

@@ -13,6 +13,8 @@ from elva_jax.errors import LayoutError
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
 from elva_jax.inference.engine import Decoding, Progress
+from elva_jax.inference.media import Prompt
+from elva_jax.inference.parts import shown
 from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood, OptionTree, option_tree
@@ -54,7 +56,7 @@ class Prefilled:
 
     def generate(
         self,
-        questions: Sequence[Sequence[str]],
+        questions: Sequence[Sequence[Prompt]],
         max_new_tokens: int = 64,
         *,
         sampling: Sampling = GREEDY,
@@ -76,7 +78,7 @@ class Prefilled:
         return answers
 
     def stream(
-        self, question: str, max_new_tokens: int = 64, *, sampling: Sampling = GREEDY
+        self, question: Prompt, max_new_tokens: int = 64, *, sampling: Sampling = GREEDY
     ) -> Iterator[str]:
         """The answer about the only row, piece by piece; joined, it is what `generate` gives."""
         answers = self._answers([[question]], max_new_tokens, sampling, 1, GRID)
@@ -98,7 +100,7 @@ class Prefilled:
 
     def _answers(
         self,
-        questions: Sequence[Sequence[str]],
+        questions: Sequence[Sequence[Prompt]],
         max_new_tokens: int,
         sampling: Sampling,
         interval: int,
@@ -123,12 +125,12 @@ class Prefilled:
             if all(answer.finished for row in answers for answer in row):
                 return
 
-    def _question(self, row: int, question: str) -> tuple[int, ...]:
+    def _question(self, row: int, question: Prompt) -> tuple[int, ...]:
         """Token ids of a question after the row's prefix."""
         prompt = split_prompt(self.model.prompt_parts(question, self.media[row]))
         if prompt.prefix != self.prefixes[row]:
             raise LayoutError(
-                f"the question '{question[:60]}' places its media differently from the prefilled"
+                f"the question '{shown(question)}' places its media differently from the prefilled"
                 " prompt; prefill with this question"
             )
         self._check_length(self.prefix_tokens[row] + len(prompt.question) + 1)
@@ -138,7 +140,7 @@ class Prefilled:
         question, start = self._question(row, choice.question), self.prefix_tokens[row]
         if not choice.options or not all(option.strip() for option in choice.options):
             raise LayoutError(
-                f"the question '{choice.question[:60]}' needs options, none of them empty"
+                f"the question '{shown(choice.question)}' needs options, none of them empty"
             )
         tokenizer = self.model.tokenizer
         options = [list(conversation.answer_ids(option, tokenizer)) for option in choice.options]

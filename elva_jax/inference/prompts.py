@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import freeze
 from elva_jax.config.stages import stages_of_kind
-from elva_jax.data import conversation
+from elva_jax.data import conversation, example
 from elva_jax.data.decode_example import clip_settings
 from elva_jax.errors import ConfigError, VideoError
+from elva_jax.inference import parts
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
-from elva_jax.inference.media import Media, as_list, check_question
+from elva_jax.inference.media import Media, Medium, Part, Prompt, as_list
 from elva_jax.utils import numbers
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
@@ -97,30 +98,65 @@ class PromptReader:
         patch_size = self.model_config.patch_size
         return complete(self.data.longest_edge, patch_size, **settings)
 
-    def prompt_parts(self, prompt: str, media: Sequence[Visual]) -> list[Text | Clip]:
+    def prompt_parts(self, prompt: Prompt, media: Sequence[Visual]) -> list[Text | Clip]:
         """One question as the model reads it, up to where the answer begins.
 
         Raises:
           LayoutError: an empty question.
-          DataError: markers that do not match the media.
+          DataError: places that do not match the media.
         """
         clips = [item.clip for item in media]
-        check_question(prompt)
         system = self.data.system_prompt
-        return conversation.prompt_parts(prompt, clips, self.tokenizer, system)
+        return conversation.prompt_parts(parts.question(prompt), clips, self.tokenizer, system)
+
+    @staticmethod
+    def place_media(text: str) -> list[Part]:
+        r"""A prompt as parts, from a text whose `<video>` and `<image>` are the places of media.
+
+        Only for text of your own: in that of others, `<video>` may be a word. `\<video>` is one.
+
+        Example:
+          >>> import elva_jax
+          >>> elva_jax.ElvaModel.place_media("Where is <video>?")
+          ['Where is', {'type': 'video'}, '?']
+        """
+        return parts.placed(text)
 
     def read_all(self, media: Media, frames: int | Hybrid | None = None) -> tuple[Visual, ...]:
         """Reads media as every method takes them."""
+        return self._read(as_list(media), frames)
+
+    def read_prompt(
+        self, prompt: Prompt, media: Media, frames: int | Hybrid | None = None
+    ) -> tuple[tuple[Visual, ...], Prompt]:
+        """Reads the media of a prompt, in its order; the prompt has only their places left.
+
+        Raises:
+          DataError: parts that cannot be followed, or that do not match the media.
+          VideoError: media that cannot be read.
+        """
+        found, bare = parts.take_media(prompt, as_list(media))
+        return self._read(found, frames), bare
+
+    def _read(
+        self, media: Sequence[Medium], frames: int | Hybrid | None = None
+    ) -> tuple[Visual, ...]:
         if frames is not None and not isinstance(frames, Hybrid):
             numbers.FRAMES.check("frames", frames)
-        return tuple(
-            item if isinstance(item, Visual) else self.read_media(item, frames=frames)
-            for item in as_list(media)
-        )
+
+        def read(item: Medium) -> Visual:
+            if isinstance(item, Visual):
+                return item
+            if isinstance(item, example.Media):
+                count = 1 if item.kind == "image" else item.frames or frames
+                return self.read_media(item.source, frames=count, span=item.span)
+            return self.read_media(item, frames=frames)
+
+        return tuple(map(read, media))
 
     def rows(
         self,
-        parts: Sequence[Sequence[Text | Clip]],
+        prompts: Sequence[Sequence[Text | Clip]],
         media: Sequence[Sequence[Visual]],
         lengths: ChooseLength = GRID,
     ) -> Rows:
@@ -128,7 +164,7 @@ class PromptReader:
         width = self.model_config.patch_size**2 * 3
         none = np.zeros((0, width), np.uint8)
         patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
-        return build_rows(parts, patches, width, lengths, self.model_config.frame_patches)
+        return build_rows(prompts, patches, width, lengths, self.model_config.frame_patches)
 
 
 def elva_stage(config: Config, name: str | None = None) -> str:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
+from elva_jax.inference.media import Prompt
 from elva_jax.inference.params import Weights, logits
 
 
@@ -29,7 +30,7 @@ from elva_jax.inference.params import Weights, logits
 class Choice:
     """A question with the answers whose likelihoods are asked for."""
 
-    question: str
+    question: Prompt
     options: tuple[str, ...]
 
 

@@ -86,7 +86,9 @@ def test_a_batch_answers_as_each_request_alone(model, tmp_path):
     requests = [
         elva_jax.Request(video, QUESTION),
         elva_jax.Request(None, "Who are you?"),
-        elva_jax.Request([path, path], "Is <video> the same as <video>?"),
+        elva_jax.Request(
+            [path, path], ["Is", {"type": "video"}, "the same as", {"type": "video"}, "?"]
+        ),
         elva_jax.Request(str(path), "What moves?"),
     ]
     answers = model.generate(requests, max_new_tokens=6)

@@ -140,8 +140,8 @@ def test_markers_are_text_without_media_in_answers_and_after_a_backslash(tokeniz
 @fast
 @given(st.lists(st.sampled_from(["<video>", "<image>", "\\", "a", "<"]), max_size=9).map("".join))
 def test_escaping_is_undone_and_leaves_no_marker(text):
-    assert conversation.unescape(conversation.plain(text)) == text
-    assert not conversation.MARKER.search(conversation.plain(text))
+    assert conversation.unescape(conversation.escape(text)) == text
+    assert not conversation.MARKER.search(conversation.escape(text))
 
 
 def test_media_parts_stand_where_they_are_and_text_parts_are_text(tokenizer):
@@ -160,8 +160,3 @@ def test_media_parts_stand_where_they_are_and_text_parts_are_text(tokenizer):
     assert tokenizer.decode(ids_of(parts[at:])).startswith("and <image>?")
     assert controls(tokenizer, ids_of(parts)) == template(1, "")
     assert example.turns[0].answer == "<video> <|im_end|>"
-
-
-def test_options_of_a_choice_are_text():
-    prompt = conversation.choice_prompt("<video>Which?", ["<video>", "<image>"])
-    assert len(conversation.MARKER.findall(prompt)) == 1

@@ -120,5 +120,8 @@ def test_errors(model, videos):
     chat = Chat(model)
     with pytest.raises(LayoutError, match="prompt is empty"):
         chat.ask(" ")
-    with pytest.raises(DataError, match="2 <image> or <video> markers for 1 media"):
-        chat.ask("Look: <video> what? <video>", [model.read_media(videos[0])])
+    media = [model.read_media(videos[0])]
+    with pytest.raises(DataError, match="a part of type video names no video, and none is left"):
+        chat.ask(model.place_media("Look: <video> what? <video>"), media)
+    with pytest.raises(DataError, match="1 of 2 media have no part of their own"):
+        chat.ask(model.place_media("Look: <video> what?"), media * 2)

@@ -152,7 +152,7 @@ def test_answer_and_score_take_frames_and_files(model, videos, tmp_path):
 
 
 def test_marker_is_the_place_of_the_video(model, shown, whole_forward):
-    question = "Look here: <video> What is it?"
+    question = model.place_media("Look here: <video> What is it?")
     prefilled = model.prefill([shown[3]], prompts=[question], merging=False)
     ids = option_ids(model, "red")
     log_probs, _ = whole_forward(shown[3], question, ids, False)
@@ -195,10 +195,27 @@ def test_few_programs_for_many_lengths(model, shown, alone):
         (lambda g, v: g.answer([np.zeros((8, 8), np.uint8)], QUESTION), "uint8 array"),
         (lambda g, v: g.answer("missing.mp4", QUESTION), "missing.mp4"),
         (lambda g, v: g.answer(v, "  "), "prompt is empty"),
-        (lambda g, v: g.answer(v, "<video> "), "prompt is empty"),
+        (lambda g, v: g.answer(v, [{"type": "video"}, " "]), "prompt is empty"),
         (
-            lambda g, v: g.answer(v, "<video> and <video>?"),
-            "2 <image> or <video> markers for 1 media",
+            lambda g, v: g.answer(v, [{"type": "video"}, "and", {"type": "video"}, "?"]),
+            "the prompt: a part of type video names no video, and none is left",
+        ),
+        (
+            lambda g, v: g.prefill([(g.read_media(v),) * 2], prompts=[["a", {"type": "video"}]]),
+            "1 <image> or <video> markers for 2 media",
+        ),
+        (lambda g, v: g.answer(v, [{"type": "audio"}, "a"]), "neither text nor a medium"),
+        (
+            lambda g, v: g.answer([v], [{"type": "video", "start": 1}, "a"]),
+            "frames at hand have neither bounds nor a number",
+        ),
+        (
+            lambda g, v: g.answer(None, [{"type": "video", "video": "x.mp4", "fps": 2}, "a"]),
+            "the prompt: asks for fps = 2",
+        ),
+        (
+            lambda g, v: g.answer(None, [{"type": "video", "video": "x.mp4", "end": -1}, "a"]),
+            "the time -1 s is not within a video",
         ),
         (lambda g, v: g.answer(v, "colour " * 999), "118, or 944 with RoPE scaled"),
         (lambda g, v: g.answer(v * 14, QUESTION), "118.*fewer or smaller frames"),

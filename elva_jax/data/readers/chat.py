@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from elva_jax.data.conversation import plain
+from elva_jax.data.conversation import escape
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.readers import fields
 from elva_jax.errors import RecordError
@@ -34,6 +35,7 @@ ROLES = {
     "system": "system",
 }
 MARKER = re.compile(r"(?<!\\)<(image|video)>")
+LINE = re.compile(r"[ \t\r]*(?:<(?:image|video)>[ \t\r]*)+")  # of markers alone
 
 
 def has_turns(record: Mapping[str, Any]) -> bool:
@@ -50,6 +52,10 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
     list of them; a list within the list is a video of frames. `fields` says which bounds are
     followed. Other fields, such as `id` and `data_source`, are ignored.
 
+    Markers in a string of `conversations` or `messages` are the places of the record's media. Where
+    there are more markers than media, those on lines of markers alone are the places if their
+    number is that of the media; the others are text. Markers in parts, `QA` and `texts` are text.
+
     Args:
       record: a decoded JSON value.
       key: name of the record in messages.
@@ -61,12 +67,25 @@ def to_example(record: object, key: str, locate: Locate) -> Example:
     """
     if not isinstance(record, dict):
         raise RecordError(key, "is not a JSON object")
-    found = media(record, key, locate)
-    parts = (
-        fields.of_part(_medium(name, kind, locate, key), part, key)
-        for kind, name, part in _within_messages(record)
-    )
-    return converse(record, key, found or tuple(parts))
+    return converse(record, key, _of_parts(record, media(record, key, locate), key, locate))
+
+
+def _of_parts(
+    record: Mapping[str, Any], found: tuple[Media, ...], key: str, locate: Locate
+) -> tuple[Media, ...]:
+    """The media of the message parts, which may stand for those `found` in fields of the record."""
+    parts = list(_within_messages(record))
+    left = {kind: [medium for medium in found if medium.kind == kind] for kind in KINDS.values()}
+    media = []
+    for kind, name, part in parts:
+        given = left[kind].pop(0) if left[kind] else None
+        if found and not given:
+            return found  # other numbers than of the parts, which is an error of its own
+        medium = given if given and name is None else _medium(name, kind, locate, key)
+        if given and medium.source != given.source:
+            raise RecordError(key, "names media in its own fields and others in its messages")
+        media.append(fields.of_part(medium, part, key))
+    return (*media, *left["image"], *left["video"]) if parts else found
 
 
 def media(record: Mapping[str, Any], key: str, locate: Locate) -> tuple[Media, ...]:
@@ -107,34 +126,48 @@ def _within_messages(
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
-            if kind := _kind(part):
-                name = part.get(part["type"])
-                if isinstance(name, dict) and "url" in name:
-                    name = name["url"]
-                yield kind, name, part
+            if kind := kind_of(part):
+                yield kind, name_of(part), part
 
 
-def _kind(part: object) -> Literal["video", "image"] | None:
+def name_of(part: Mapping[str, Any]) -> Any:
+    """What a part of a message content names as its medium; None: nothing."""
+    name = part.get(part["type"])
+    return name["url"] if isinstance(name, dict) and "url" in name else name
+
+
+def kind_of(part: object) -> Literal["video", "image"] | None:
     """The kind of medium of a part of a message content; None for text."""
     return PARTS.get(str(part.get("type"))) if isinstance(part, dict) else None
 
 
-def _text_of(content: object, *, question: bool) -> object:
+def _text_of(content: object, role: str, key: str, *, parts: bool) -> object:
     """The text of a message content; in a list of parts, markers replace the media.
 
-    Where a part of a question is a medium, the markers in its texts are escaped: the media stand
-    where their parts are.
+    Args:
+      content: a string or a list of parts.
+      role: who says it.
+      key: name of the record.
+      parts: whether the record's media are parts; then, and in a list, markers in a question's
+        text are text.
+
+    Raises:
+      RecordError: a medium in an answer or a system turn.
     """
+    question = role == "user"
+    if isinstance(content, str):
+        return escape(content) if question and parts else content
     if not isinstance(content, list):
-        return content
-    question = question and any(_kind(part) for part in content)
+        return None
     texts = []
     for part in content:
-        kind = _kind(part)
+        kind = kind_of(part)
+        if kind and not question:
+            raise RecordError(key, f"has a medium in a turn of the {role}; media are of questions")
         text = f"<{kind}>" if kind else part.get("text") if isinstance(part, dict) else None
         if not isinstance(text, str):
             return None
-        texts.append(text if kind or not question else plain(text))
+        texts.append(escape(text) if question and not kind else text)
     return "\n".join(texts)
 
 
@@ -162,6 +195,7 @@ def converse(record: Mapping[str, Any], key: str, media: tuple[Media, ...]) -> E
             raise RecordError(key, f"its turns do not alternate (unexpected turn of the {role})")
     if isinstance(record.get("system"), str):
         system.append(record["system"])
+    turns = _with_places(turns, len(media))
     example = Example(
         key, _in_order(media, turns), tuple(turns), ordered=True, system="\n".join(system).strip()
     )
@@ -183,18 +217,12 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
         if field in record:
             if not isinstance(record[field], list):
                 raise RecordError(key, f"'{field}' is not a list")
+            parts = any(True for _ in _within_messages(record))
             for message in record[field]:
-                role, text = (
-                    (
-                        message.get(speaker),
-                        _text_of(
-                            message.get(says),
-                            question=ROLES.get(str(message.get(speaker))) == "user",
-                        ),
-                    )
-                    if isinstance(message, dict)
-                    else (None, None)
-                )
+                message = message if isinstance(message, dict) else {}
+                role = message.get(speaker)
+                known = ROLES.get(str(role), "")
+                text = _text_of(message.get(says), known, key, parts=parts)
                 if not isinstance(role, str) or not isinstance(text, str):
                     raise RecordError(
                         key, f"an entry of '{field}' is not '{speaker}' and '{says}' in text"
@@ -213,10 +241,27 @@ def _messages(record: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
                 if len(texts) < len(names):
                     wanted = " and ".join(map(repr, names[-2:]))
                     raise RecordError(key, f"an entry of '{field}' is not {wanted} in text")
-                yield "user", "\n".join(filter(None, texts[:-1]))
+                yield "user", escape("\n".join(filter(None, texts[:-1])))
                 yield "assistant", texts[-1]
             return
     raise RecordError(key, "has neither 'conversations' nor 'messages'")
+
+
+def _with_places(turns: list[Turn], media: int) -> list[Turn]:
+    """The turns, with markers that are text escaped where only lines of markers fit the media."""
+    markers = sum(len(MARKER.findall(turn.question)) for turn in turns)
+    lines = [line for turn in turns for line in turn.question.split("\n")]
+    places = sum(len(MARKER.findall(line)) for line in lines if LINE.fullmatch(line))
+    if not media or markers <= media or places != media:
+        return turns
+
+    def escaped(question: str) -> str:
+        lines = question.split("\n")
+        return "\n".join(
+            line if LINE.fullmatch(line) else MARKER.sub(r"\\\g<0>", line) for line in lines
+        )
+
+    return [dataclasses.replace(turn, question=escaped(turn.question)) for turn in turns]
 
 
 def _in_order(media: tuple[Media, ...], turns: list[Turn]) -> tuple[Media, ...]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elva_jax.data.conversation import choice_prompt
+from elva_jax.data.conversation import choice_prompt, escape
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.errors import RecordError
 
@@ -42,16 +42,16 @@ def to_example(record: Mapping[str, Any], tasks: Sequence[str] = ()) -> Example:
 def _turns(notes: dict[str, Any]) -> list[Turn]:
     """The captions, and each question as an open one and, if it has options, as a choice."""
     turns = [
-        Turn(caption["question"], caption["answer"], task=task)
+        Turn(escape(caption["question"]), caption["answer"], task=task)
         for task in ("object", "caption")
         for caption in notes["captions"].get(task, ())
     ]
     for k, asked in enumerate(notes["questions"]):
         question, options = asked["question"], tuple(asked.get("options") or ())
         shared = dict(family=asked["family"], options=options, about=f"question {k}")
-        turns.append(Turn(question, asked["answer"], task="open", **shared))
+        turns.append(Turn(escape(question), asked["answer"], task="open", **shared))
         if options:
-            prompt = choice_prompt(question, options)
+            prompt = escape(choice_prompt(question, options))
             turns.append(Turn(prompt, asked["letter"], task="choice", **shared))
     return turns
 

@@ -26,9 +26,8 @@ class Question:
     Attributes:
       key: its name, unique within the benchmark.
       media: what it is about, with absolute paths (or encoded images) and the bounds of an excerpt.
-      prompt: the whole text that the model reads, options and request for the form included.
-        `conversation.plain` has been applied to what comes from the data, so that no marker of
-        a medium stands in it.
+      prompt: the whole text that the model reads, options and request for the form included. It
+        is text, whatever it says; the media stand before it.
       text: the bare question.
       options: the candidate answers, without letters; () for an open question.
       answer: index of the right option; None: open, or not public.

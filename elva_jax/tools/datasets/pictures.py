@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from elva_jax.data.conversation import question_text
 from elva_jax.data.example import Example
 from elva_jax.errors import VideoError
 from elva_jax.tools.datasets.build.statistics import Histogram
@@ -68,7 +69,7 @@ def _text(example: Example) -> list[str]:
     """The conversation, cut to the lines that fit into a row."""
     said = [f"[{example.key}]", *([f"system: {example.system}"] if example.system else [])]
     for turn in example.turns:
-        said += [f"Q: {turn.question}", f"A: {turn.answer}"]
+        said += [f"Q: {question_text(example, turn)}", f"A: {turn.answer}"]
     lines = [line for text in said for line in textwrap.wrap(" ".join(text.split()), COLUMNS)]
     most = ROW // LINE
     return lines if len(lines) <= most else [*lines[: most - 1], "…"]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from elva_jax.data import sources
-from elva_jax.data.conversation import split_text
+from elva_jax.data.conversation import question_text
 from elva_jax.data.example import Example, Media
 from elva_jax.data.readers import moving_shapes
 from elva_jax.data.record import conversation
@@ -70,7 +70,7 @@ def show(
     text = json.dumps(_annotation(examples, index, example), indent=2, ensure_ascii=False)
     write_atomic(folder / "annotation.json", text + "\n")
     turn = next((turn for turn in example.turns if turn.task == "open"), example.turns[0])
-    write_atomic(folder / "question.txt", "".join(split_text(turn.question)) + "\n")
+    write_atomic(folder / "question.txt", question_text(example, turn) + "\n")
     write_atomic(folder / "answer.txt", turn.answer + "\n")
     return (paths or [folder / "annotation.json"])[0]
 

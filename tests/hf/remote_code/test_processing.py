@@ -305,7 +305,10 @@ def test_special_tokens_in_messages_are_text_as_in_jax(processor, generator, vid
     """In a question, an answer and the next turn; media stand where their parts are."""
     text = f"a {token} b{token}{token}"
     seen = read_clip(videos[0], ClipSettings(**SETTINGS))
-    turns = (Turn(f"<video>{conversation.plain(text)}", text), Turn(conversation.plain(text), text))
+    turns = (
+        Turn(f"<video>{conversation.escape(text)}", text),
+        Turn(conversation.escape(text), text),
+    )
     parts = conversation.render(
         Example("x", (), turns), generator.tokenizer, [seen.clip], "Be brief."
     )
@@ -316,5 +319,5 @@ def test_special_tokens_in_messages_are_text_as_in_jax(processor, generator, vid
     messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
     options = dict(tokenize=True, return_dict=True, add_generation_prompt=True)
     ids = processor.apply_chat_template(messages, **options)["input_ids"]
-    rendered = conversation.prompt_parts(conversation.plain(text), (), generator.tokenizer, text)
+    rendered = conversation.prompt_parts(conversation.escape(text), (), generator.tokenizer, text)
     assert list(np.ravel(ids)) == [token for part in rendered for token in part.token_ids]
