@@ -16,9 +16,9 @@ from elva_jax.checkpoints.restore import Run
 from elva_jax.config import schema
 from elva_jax.errors import VideoError
 from elva_jax.evaluation.measurements import BOOTSTRAP_SEED, Measurements
+from elva_jax.evaluation.models import open_elva
 from elva_jax.evaluation.questions import Video, read_split
 from elva_jax.evaluation.result import EvalConfig, EvalResult
-from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.video.clip import Visual
@@ -57,7 +57,7 @@ def evaluate(
       True
     """
     start, config = time.monotonic(), config or EvalConfig()
-    elva, origin = _open(model)
+    elva, origin = open_elva(model)
     data_dir = Path(config.data_dir or elva.config.data_dir)
     videos = read_split(config.dataset, config.split, data_dir, config.limit)
     hybrid = elva.hybrid(**config.hybrid)
@@ -102,15 +102,6 @@ def evaluate(
         seconds=time.monotonic() - start,
         predictions=tuple(measured.predictions),
     )
-
-
-def _open(model: str | Path | Run | ElvaModel) -> tuple[ElvaModel, dict[str, Any]]:
-    """The model to measure, and where it comes from."""
-    if isinstance(model, ElvaModel):
-        return model, {"checkpoint": None, "step": None}
-    path = None if isinstance(model, Run) else str(model)
-    run = model if isinstance(model, Run) else open_run_or_folder(model)
-    return ElvaModel.from_run(run), {"checkpoint": path, "step": int(run.step)}
 
 
 def _settings(elva: ElvaModel, config: EvalConfig, hybrid: Hybrid | None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Asks a model the questions of benchmarks: batched, by several processes, and resumable."""

@@ -1,0 +1,112 @@
+"""Batches of rows of similar length, with few shapes, so that few programs are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from elva_jax.evaluation.runner.rows import Row
+from elva_jax.inference.batching import Lengths, grid_batch, grid_length
+
+MOST_WAITING = 4  # batches' worth of questions that wait for others of their length
+Key = tuple[int, int, int, bool]  # rope_factor, prefix length, questions per row, bare_apart
+
+
+class BucketLengths(Lengths):
+    """Steady lengths, with the prefix and the number of questions fixed by the bucket."""
+
+    def __init__(self, prefix: int, questions: int) -> None:
+        super().__init__(steady=True)
+        self._largest |= {"prefix": prefix, "questions": questions}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The padded lengths of one bucket's batches, by way of answering."""
+
+    prefix: BucketLengths
+    bare_prefix: BucketLengths
+    generated: BucketLengths
+    likelihood: BucketLengths
+    letter: BucketLengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows that are asked together, padded to `size` rows."""
+
+    rows: tuple[Row, ...]
+    size: int
+    shapes: Shapes
+
+
+class Buckets:
+    """Collects rows until there are enough of similar length for a batch.
+
+    Args:
+      batch_size: most questions of a batch.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._waiting: dict[Key, list[Row]] = {}
+        self._shapes: dict[Key, Shapes] = {}
+
+    def add(self, row: Row) -> Iterator[Batch]:
+        """Adds a row; yields a batch if one is full, or if too many rows wait."""
+        questions = grid_batch(len(row.questions))
+        key = row.rope_factor, grid_length(row.prefix_tokens), questions, row.bare_apart
+        self._waiting.setdefault(key, []).append(row)
+        if len(self._waiting[key]) >= self._rows(key):
+            yield self._batch(key, self._waiting.pop(key))
+            return
+        waiting = sum(key[2] * len(rows) for key, rows in self._waiting.items())
+        if waiting >= MOST_WAITING * self._batch_size:
+            largest = max(self._waiting, key=lambda key: len(self._waiting[key]) / self._rows(key))
+            yield self._batch(largest, self._waiting.pop(largest))
+
+    def flush(self) -> Iterator[Batch]:
+        """The batches of all rows that wait; shorter ones fill up those of longer ones.
+
+        They take the programs of a bucket of longer rows, where there has been one.
+        """
+        alike: dict[tuple[int, int, bool], list[Key]] = {}
+        for key in sorted(self._waiting, reverse=True):
+            alike.setdefault((key[0], key[2], key[3]), []).append(key)
+        for keys in alike.values():
+            rows = [(key, row) for key in keys for row in self._waiting.pop(key)]
+            size = self._rows(keys[0])
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                yield self._batch(self._longer(part[0][0]), [row for _, row in part])
+
+    def _longer(self, key: Key) -> Key:
+        """The shortest bucket that has had a batch and holds the rows of `key`, or else `key`."""
+        holds = [
+            known
+            for known in self._shapes
+            if known[1] >= key[1] and (known[0], *known[2:]) == (key[0], *key[2:])
+        ]
+        return min(holds, default=key)
+
+    def _rows(self, key: Key) -> int:
+        """Rows of a full batch, a power of two as `build_rows` pads to."""
+        return 1 << max(self._batch_size // key[2], 1).bit_length() - 1
+
+    def _batch(self, key: Key, rows: Sequence[Row]) -> Batch:
+        """A batch with the shapes of a bucket, whose programs may exist for the full size."""
+        full = self._rows(key)
+        size = full if key in self._shapes or len(rows) == full else grid_batch(len(rows))
+        if key not in self._shapes:
+            made = [BucketLengths(key[1], key[2]) for _ in range(5)]
+            shapes = Shapes(
+                prefix=made[0],
+                bare_prefix=made[1],
+                generated=made[2],
+                likelihood=made[3],
+                letter=made[4],
+            )
+            if size < full:
+                return Batch(rows=tuple(rows), size=size, shapes=shapes)
+            self._shapes[key] = shapes
+        return Batch(rows=tuple(rows), size=size, shapes=self._shapes[key])

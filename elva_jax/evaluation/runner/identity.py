@@ -1,0 +1,99 @@
+"""What decides an answer: the weights, the settings and the question, as short hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import elva_jax
+from elva_jax.data.example import Media
+from elva_jax.evaluation.benchmarks.base import Question
+from elva_jax.evaluation.runner.settings import BenchmarkConfig
+from elva_jax.inference.model import ElvaModel
+from elva_jax.utils.json import jsonable
+from elva_jax.video.hybrid import Hybrid
+
+DIGITS = 16  # of a hash, in hexadecimal
+
+
+def weights_hash(model: ElvaModel) -> str:
+    """A hash of all weights as inference holds them, in its compute type.
+
+    It does not depend on where the weights were loaded from, or on the mesh.
+    """
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.engine.weights):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:DIGITS]
+
+
+def model_hash(model: ElvaModel) -> str:
+    """A hash of what the model is besides its weights: architecture, vocabulary, data settings."""
+    described = {
+        "model": dataclasses.asdict(model.model_config),
+        "data": dataclasses.asdict(model.data),
+        "vocabulary": sorted(model.tokenizer.get_vocab().items()),
+    }
+    return _digest(jsonable(described))
+
+
+def describe_model(model: ElvaModel) -> dict[str, Any]:
+    """What an answer depends on in the model, as JSON."""
+    return {
+        "weights_hash": weights_hash(model),
+        "model_hash": model_hash(model),
+        "elva_jax": elva_jax.__version__,
+        "dtype": model.model_config.dtype,
+    }
+
+
+def describe_reading(
+    model: ElvaModel, config: BenchmarkConfig, hybrid: Hybrid | None
+) -> dict[str, Any]:
+    """What an answer depends on in the reading of media, as JSON."""
+    return {
+        "frames": hybrid.frames if hybrid else config.num_frames or model.data.num_frames,
+        "longest_edge": hybrid.high_edge if hybrid else model.data.longest_edge,
+        "hybrid": dataclasses.asdict(hybrid) if hybrid else None,
+        "merging": config.merging,
+    }
+
+
+def question_hash(question: Question) -> str:
+    """A hash of what the model is asked.
+
+    Of a file only its name counts, so that a folder of data may be moved.
+    """
+    return _digest(
+        {
+            "media": [_medium(medium) for medium in question.media],
+            "prompt": question.prompt,
+            "text": question.text,
+            "options": question.options,
+        }
+    )
+
+
+def _medium(medium: Media) -> list[Any]:
+    source = medium.source
+    if isinstance(source, bytes):
+        name: Any = hashlib.sha256(source).hexdigest()
+    elif isinstance(source, str):
+        name = Path(source).name
+    else:
+        name = [Path(path).name for path in source]
+    return [name, medium.kind, medium.start, medium.end, medium.frames]
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]

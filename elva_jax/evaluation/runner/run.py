@@ -1,0 +1,244 @@
+"""`evaluate_benchmarks`: benchmarks, asked of one model by one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import elva_jax
+from elva_jax.checkpoints.restore import Run
+from elva_jax.errors import ConfigError, DataError
+from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
+from elva_jax.evaluation.models import open_elva
+from elva_jax.evaluation.runner.asking import ask
+from elva_jax.evaluation.runner.batches import Buckets
+from elva_jax.evaluation.runner.grading import evaluation_of
+from elva_jax.evaluation.runner.identity import describe_model, describe_reading
+from elva_jax.evaluation.runner.reading import read_ahead
+from elva_jax.evaluation.runner.rows import Group, group_by_media, rows_of
+from elva_jax.evaluation.runner.settings import BenchmarkConfig, ways_of
+from elva_jax.evaluation.runner.shares import Answers, Share, divide, in_turn
+from elva_jax.inference.model import ElvaModel
+from elva_jax.ops.attention import choose_implementation
+from elva_jax.utils import owner
+
+POLL_SECONDS = 1.0  # between two looks at the shares of other processes
+Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, questions in all)
+
+
+def evaluate_benchmarks(
+    model: str | Path | Run | ElvaModel,
+    benchmarks: Sequence[Benchmark],
+    data_root: str | Path = ".",
+    config: BenchmarkConfig | None = None,
+    *,
+    output: str | Path | None = None,
+    process: tuple[int, int] = (0, 1),
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Asks a model the questions of benchmarks, and scores its answers.
+
+    Every question counts. Those about media that cannot be read have the status "unreadable". An
+    answer depends neither on `batch_size` nor on the number of processes or interruptions.
+
+    Args:
+      model: path of a run, a saved step or an exported folder; or the model itself.
+      benchmarks: the benchmarks.
+      data_root: the folder that each benchmark reads its questions from.
+      config: how questions are asked.
+      output: folder for the journals of the answers. A call with the same arguments continues
+        where the one before ended, however it ended. None: nothing is written.
+      process: (index, count) of this process, where several share the questions through `output`
+        on a file system that all of them see. All return the same.
+      mesh: devices of this process over which the weights are sharded; None: the first one.
+      progress: called after each batch.
+
+    Raises:
+      ElvaError: no such checkpoint, missing or damaged benchmark files, an output folder with
+        answers of another model or setting, or one that another run is using.
+    """
+    config = config or BenchmarkConfig()
+    if process[1] > 1 and output is None:
+        raise ConfigError("several processes share their answers in a folder: give output")
+    jobs = [_Job(benchmark, data_root, config) for benchmark in benchmarks]
+    elva, origin = open_elva(model, mesh)
+    runner = _Runner(elva, config, process, progress or (lambda *_: None))
+    with contextlib.ExitStack() as stack:
+        if output is not None:
+            Path(output).mkdir(parents=True, exist_ok=True)
+            if process[0] == 0:
+                stack.enter_context(owner.own(Path(output)))
+        found = runner.run(jobs, None if output is None else Path(output))
+    facts = _facts(elva, origin, config)
+    return [
+        evaluation_of(
+            job.benchmark,
+            [responses[question.key] for question in job.questions],
+            job.ways,
+            {**job.settings, **facts},
+            job.seconds,
+        )
+        for job, responses in zip(jobs, found, strict=True)
+    ]
+
+
+def unreadable(evaluation: Evaluation) -> dict[str, int]:
+    """Why questions could not be asked, with the number of those questions."""
+    grades = next(iter(evaluation.grades.values()), ())
+    return dict(Counter(grade.response.error for grade in grades if grade.response.error))
+
+
+class _Job:
+    """One benchmark and its questions."""
+
+    def __init__(self, benchmark: Benchmark, root: str | Path, config: BenchmarkConfig) -> None:
+        self.benchmark = benchmark
+        self.all_questions = list(benchmark.read(Path(root)))
+        self.questions = self.all_questions[: config.limit]
+        if not self.questions:
+            raise DataError(f"{benchmark.name}: has no questions; check {root}")
+        keys = Counter(question.key for question in self.all_questions)
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise DataError(f"{benchmark.name}: two questions have the key '{twice[0][:80]}'")
+        self.ways = ways_of(config, benchmark, self.all_questions)
+        self.max_new_tokens = config.max_new_tokens or benchmark.max_new_tokens
+        self.settings: Mapping[str, Any] = {}
+        self.seconds = 0.0
+
+
+class _Runner:
+    """Asks the questions of jobs."""
+
+    def __init__(
+        self,
+        model: ElvaModel,
+        config: BenchmarkConfig,
+        process: tuple[int, int],
+        progress: Progress,
+    ) -> None:
+        self.model, self.config, self.process, self.progress = model, config, process, progress
+        self.hybrid = model.hybrid(**config.hybrid)
+
+    def run(self, jobs: Sequence[_Job], output: Path | None) -> list[dict[str, Response]]:
+        """The responses of each job by key of the question."""
+        described = describe_model(self.model) | describe_reading(
+            self.model, self.config, self.hybrid
+        )
+        for job in jobs:
+            ways, most = list(job.ways), job.max_new_tokens
+            job.settings = described | {"answers": ways, "max_new_tokens": most}
+        if output is None:
+            return [self._alone(job) for job in jobs]
+        return self._with_others(jobs, output)
+
+    def _alone(self, job: _Job) -> dict[str, Response]:
+        start = time.monotonic()
+        found: dict[str, Response] = {}
+        buckets = Buckets(self.config.batch_size)
+        for responses in self._ask(job, group_by_media(job.questions), buckets):
+            found |= {response.question.key: response for response in responses}
+            self.progress(job.benchmark.name, len(found), len(job.questions))
+        job.seconds = time.monotonic() - start
+        return found
+
+    def _with_others(self, jobs: Sequence[_Job], output: Path) -> list[dict[str, Response]]:
+        """Asks whatever no living process asks, until everything is answered."""
+        count, size = self.process[1], self.config.batch_size
+        works = []
+        for job in jobs:
+            name = job.benchmark.name
+            answers = Answers(output / name, name, job.settings, job.all_questions)
+            shares = divide(group_by_media(job.questions), count, size)
+            works.append((job, answers, in_turn(shares, *self.process), Buckets(size)))
+        while True:
+            left, found = False, []
+            for job, answers, shares, buckets in works:
+                start = time.monotonic()
+                found.append(answers.load())
+                for share in shares:
+                    if _rest(share, found[-1]):
+                        left |= not self._ask_share(job, answers, share, buckets)
+                job.seconds += time.monotonic() - start
+            if all(
+                question.key in responses
+                for job, responses in zip(jobs, found, strict=True)
+                for question in job.questions
+            ):
+                return found
+            if left:
+                time.sleep(POLL_SECONDS)
+
+    def _ask_share(self, job: _Job, answers: Answers, share: Share, buckets: Buckets) -> bool:
+        """Asks what is left of a share; False if another process is asking it."""
+        with answers.own(share) as owned:
+            if owned is None:
+                return False
+            journal, answered = owned
+            done = sum(question.key in answered for question in job.questions)
+            for responses in self._ask(job, _rest(share, answered), buckets):
+                journal.append(responses)
+                done += len(responses)
+                self.progress(job.benchmark.name, done, len(job.questions))
+        return True
+
+    def _ask(
+        self, job: _Job, groups: Sequence[Group], buckets: Buckets
+    ) -> Iterator[Sequence[Response]]:
+        """The responses to all questions of some groups, some at a time."""
+        config, model = self.config, self.model
+
+        def answer(batches):
+            for batch in batches:
+                yield ask(model, batch, job.ways, job.max_new_tokens, merging=config.merging)
+
+        reading = read_ahead(
+            model,
+            groups,
+            self.hybrid or config.num_frames,
+            window=config.batch_size,
+            workers=config.workers,
+        )
+        with contextlib.closing(reading):
+            for group, media in reading:
+                if isinstance(media, str):
+                    yield [Response(question=q, error=media) for q in group.questions]
+                    continue
+                rows, refused = rows_of(model, group, media, job.ways, job.max_new_tokens)
+                if refused:
+                    yield [Response(question=each.question, error=each.reason) for each in refused]
+                for row in rows:
+                    yield from answer(buckets.add(row))
+            yield from answer(buckets.flush())
+
+
+def _rest(share: Share, answered: Mapping[str, Response]) -> list[Group]:
+    """The groups of a share with the questions that are not answered."""
+    rest = []
+    for group in share.groups:
+        left = tuple(question for question in group.questions if question.key not in answered)
+        if left:
+            rest.append(Group(media=group.media, questions=left))
+    return rest
+
+
+def _facts(model: ElvaModel, origin: Mapping[str, Any], config: BenchmarkConfig) -> dict[str, Any]:
+    """What stands beside a score besides the settings that decide the answers."""
+    built = model.model_config
+    return {
+        **origin,
+        "stage": model.stage,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.engine.weights)),
+        "limit": config.limit,
+        "batch_size": config.batch_size,
+        "attention": str(choose_implementation(built.head_dim, built.dtype, built.attention)),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"elva_jax": elva_jax.__version__, "jax": jax.__version__},
+    }
