@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from elva_jax.data.conversation import LETTERS
 from elva_jax.evaluation.benchmarks.base import Question, Response
 from elva_jax.evaluation.runner.batches import Batch, BucketLengths
-from elva_jax.evaluation.runner.rows import Row, bare_question, count_tokens
 from elva_jax.evaluation.runner.settings import Way
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.prefilled import Prefilled
@@ -52,9 +51,7 @@ def ask(
         choices = [[_letters(question) for question in row] for row in asked]
         letters = _score(prefilled, choices, len(padding), shapes.letter)
     if "likelihood" in ways:
-        if batch.rows[0].bare_apart:
-            prefilled = _prefill_bare(model, rows, shapes.bare_prefix, merging=merging)
-        choices = [[Choice(bare_question(q), q.options) for q in row] for row in asked]
+        choices = [[Choice(q.text, q.options) for q in row] for row in asked]
         likelihoods = _score(prefilled, choices, len(padding), shapes.likelihood)
     seconds = (time.monotonic() - start) / sum(map(len, asked))
     responses = []
@@ -90,22 +87,6 @@ def _score(
         rest = iter(scores)
         found.append([next(rest) if choice.options else [] for choice in row])
     return found
-
-
-def _prefill_bare(
-    model: ElvaModel, rows: Sequence[Row], lengths: BucketLengths, *, merging: bool
-) -> Prefilled:
-    """The prefix of bare questions, whose media stand before them."""
-    parts = [model.prompt_parts(bare_question(row.questions[0]), row.visuals) for row in rows]
-    longest = max(map(count_tokens, parts))
-    return model.prefill_parts(
-        parts,
-        [row.visuals for row in rows],
-        merging=merging,
-        # As many tokens in all as after the prompts, so that RoPE is scaled alike.
-        capacity=max(max(row.tokens for row in rows) - longest, 1),
-        lengths=lengths,
-    )
 
 
 def _token_counts(

@@ -9,7 +9,7 @@ from elva_jax.evaluation.runner.rows import Row
 from elva_jax.inference.batching import Lengths, grid_batch, grid_length
 
 MOST_WAITING = 4  # batches' worth of questions that wait for others of their length
-Key = tuple[int, int, int, bool]  # rope_factor, prefix length, questions per row, bare_apart
+Key = tuple[int, int, int]  # rope_factor, prefix length, questions per row
 
 
 class BucketLengths(Lengths):
@@ -25,7 +25,6 @@ class Shapes:
     """The padded lengths of one bucket's batches, by way of answering."""
 
     prefix: BucketLengths
-    bare_prefix: BucketLengths
     generated: BucketLengths
     likelihood: BucketLengths
     letter: BucketLengths
@@ -55,7 +54,7 @@ class Buckets:
     def add(self, row: Row) -> Iterator[Batch]:
         """Adds a row; yields a batch if one is full, or if too many rows wait."""
         questions = grid_batch(len(row.questions))
-        key = row.rope_factor, grid_length(row.prefix_tokens), questions, row.bare_apart
+        key = row.rope_factor, grid_length(row.prefix_tokens), questions
         self._waiting.setdefault(key, []).append(row)
         if len(self._waiting[key]) >= self._rows(key):
             yield self._batch(key, self._waiting.pop(key))
@@ -70,9 +69,9 @@ class Buckets:
 
         They take the programs of a bucket of longer rows, where there has been one.
         """
-        alike: dict[tuple[int, int, bool], list[Key]] = {}
+        alike: dict[tuple[int, int], list[Key]] = {}
         for key in sorted(self._waiting, reverse=True):
-            alike.setdefault((key[0], key[2], key[3]), []).append(key)
+            alike.setdefault((key[0], key[2]), []).append(key)
         for keys in alike.values():
             rows = [(key, row) for key in keys for row in self._waiting.pop(key)]
             size = self._rows(keys[0])
@@ -85,7 +84,7 @@ class Buckets:
         holds = [
             known
             for known in self._shapes
-            if known[1] >= key[1] and (known[0], *known[2:]) == (key[0], *key[2:])
+            if known[1] >= key[1] and (known[0], known[2]) == (key[0], key[2])
         ]
         return min(holds, default=key)
 
@@ -98,14 +97,8 @@ class Buckets:
         full = self._rows(key)
         size = full if key in self._shapes or len(rows) == full else grid_batch(len(rows))
         if key not in self._shapes:
-            made = [BucketLengths(key[1], key[2]) for _ in range(5)]
-            shapes = Shapes(
-                prefix=made[0],
-                bare_prefix=made[1],
-                generated=made[2],
-                likelihood=made[3],
-                letter=made[4],
-            )
+            made = [BucketLengths(key[1], key[2]) for _ in range(4)]
+            shapes = Shapes(prefix=made[0], generated=made[1], likelihood=made[2], letter=made[3])
             if size < full:
                 return Batch(rows=tuple(rows), size=size, shapes=shapes)
             self._shapes[key] = shapes

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 import elva_jax
 from elva_jax.data.example import Media
 from elva_jax.evaluation.benchmarks.base import Question
@@ -21,19 +18,6 @@ from elva_jax.utils.json import jsonable
 from elva_jax.video.hybrid import Hybrid
 
 DIGITS = 16  # of a hash, in hexadecimal
-
-
-def weights_hash(model: ElvaModel) -> str:
-    """A hash of all weights as inference holds them, in its compute type.
-
-    It does not depend on where the weights were loaded from, or on the mesh.
-    """
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.engine.weights):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:DIGITS]
 
 
 def model_hash(model: ElvaModel) -> str:
@@ -49,7 +33,6 @@ def model_hash(model: ElvaModel) -> str:
 def describe_model(model: ElvaModel) -> dict[str, Any]:
     """What an answer depends on in the model, as JSON."""
     return {
-        "weights_hash": weights_hash(model),
         "model_hash": model_hash(model),
         "elva_jax": elva_jax.__version__,
         "dtype": model.model_config.dtype,

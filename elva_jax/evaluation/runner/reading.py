@@ -6,14 +6,12 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 
 from elva_jax.data.example import Media
-from elva_jax.errors import ElvaError, VideoError
+from elva_jax.errors import ConfigError, ElvaError, VideoError
 from elva_jax.evaluation.runner.rows import Group
 from elva_jax.inference.prompts import PromptReader
 from elva_jax.utils.failures import repr_path
-from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
 
@@ -55,24 +53,21 @@ def read_ahead(
 
 
 def read_group(model: PromptReader, group: Group, frames: int | Hybrid | None) -> Read:
-    """Reads the media of a group, each within the time limit of the run's data.
+    """Reads the media of a group.
 
     Returns the name of the first one that cannot be read and the reason, where there is one.
     """
     visuals = []
     for number, medium in enumerate(group.media, start=1):
         name = _name(medium, number)
-        read = partial(read_medium, model, medium, frames, name)
         try:
-            visuals.append(run_with_time_limit(model.data.time_limit, read))
-        except TimeLimitExceeded as error:
-            return f"{name}: {error} to read (data.time_limit)"
+            visuals.append(read_medium(model, medium, frames, name))
         except VideoError as error:
             return str(error)
+        except (ConfigError, MemoryError):
+            raise
         except ElvaError as error:
             return f"{name}: {error}"
-        except MemoryError:
-            raise
         except Exception as error:  # decoders may raise any type
             return f"{name}: {type(error).__name__}: {error}"[:300]
     return tuple(visuals)

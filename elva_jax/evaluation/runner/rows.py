@@ -2,8 +2,8 @@
 
     questions ─group_by_media→ groups ─read→ visuals ─rows_of→ rows ─Buckets→ batches
 
-A row is one row of `ElvaModel.prefill`. Its questions place their media alike and need the same
-scaling of RoPE, so that no answer depends on what else is asked.
+A row is one row of `ElvaModel.prefill`. Its questions need the same scaling of RoPE, so that no
+answer depends on what else is asked.
 """
 
 from __future__ import annotations
@@ -45,10 +45,8 @@ class Row:
       parts: the rendered prompt of the longest of them.
       prefix_tokens: length of the prefix, before any merging.
       question_tokens: per question, length of the prompt's rest.
-      prompt_tokens: length of the longest prompt.
       tokens: length of the longest prompt with all that may follow it.
-      rope_factor: the scaling of RoPE that the longest one needs.
-      bare_apart: whether the bare questions place the media differently from the prompts.
+      rope_factor: the scaling of RoPE that each of them needs.
     """
 
     questions: tuple[Question, ...]
@@ -56,10 +54,13 @@ class Row:
     parts: Parts
     prefix_tokens: int
     question_tokens: tuple[int, ...]
-    prompt_tokens: int
     tokens: int
     rope_factor: int
-    bare_apart: bool
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the longest prompt."""
+        return self.prefix_tokens + max(self.question_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +77,10 @@ class _Prompt:
 
     question: Question
     parts: Parts
-    prefix: tuple[tuple[int, ...] | None, ...]  # text tokens; None for a medium
     prefix_tokens: int
-    prompt_tokens: int
+    question_tokens: int
     tokens: int
     rope_factor: int
-    bare_apart: bool
 
 
 def group_by_media(questions: Iterable[Question]) -> list[Group]:
@@ -113,7 +112,7 @@ def rows_of(
       ways: the ways of answering.
       max_new_tokens: length of a written answer.
     """
-    prompts: dict[object, list[_Prompt]] = {}
+    prompts: dict[int, list[_Prompt]] = {}
     refused = []
     for question in group.questions:
         try:
@@ -121,8 +120,7 @@ def rows_of(
         except ElvaError as error:
             refused.append(Refused(question=question, reason=str(error)))
             continue
-        key = prompt.prefix, prompt.rope_factor, prompt.bare_apart
-        prompts.setdefault(key, []).append(prompt)
+        prompts.setdefault(prompt.rope_factor, []).append(prompt)
     rows = [
         _row(alike[start : start + ROW_QUESTIONS], visuals)
         for alike in prompts.values()
@@ -131,23 +129,16 @@ def rows_of(
     return rows, refused
 
 
-def bare_question(question: Question) -> str:
-    """The prompt after which the options' texts are scored: the question alone."""
-    return conversation.plain(question.text)
-
-
 def _row(prompts: Sequence[_Prompt], visuals: tuple[Visual, ...]) -> Row:
-    longest = max(prompts, key=lambda prompt: prompt.prompt_tokens)
+    longest = max(prompts, key=lambda prompt: prompt.question_tokens)
     return Row(
         questions=tuple(prompt.question for prompt in prompts),
         visuals=visuals,
         parts=longest.parts,
         prefix_tokens=longest.prefix_tokens,
-        question_tokens=tuple(p.prompt_tokens - p.prefix_tokens for p in prompts),
-        prompt_tokens=longest.prompt_tokens,
+        question_tokens=tuple(prompt.question_tokens for prompt in prompts),
         tokens=max(prompt.tokens for prompt in prompts),
         rope_factor=longest.rope_factor,
-        bare_apart=longest.bare_apart,
     )
 
 
@@ -158,43 +149,30 @@ def _read_prompt(
     ways: Sequence[Way],
     max_new_tokens: int,
 ) -> _Prompt:
-    """Renders a question in every way that it is asked.
+    """Renders a question, and measures what follows in every way that it is asked.
 
     Raises:
-      ElvaError: markers that do not match the media, no text, an empty option, or more tokens than
-        the model reads.
+      ElvaError: no text, or more tokens than the model reads.
     """
     parts = model.prompt_parts(question.prompt, visuals)
     prompt = split_prompt(parts)
-    prefix, start = _texts(prompt.prefix), count_tokens(prompt.prefix)
+    start = sum(
+        len(part.token_ids) if isinstance(part, Text) else clip_tokens(part)
+        for part in prompt.prefix
+    )
     length = start + len(prompt.question)
-    tokens, bare_apart = [length + 1], False
+    tokens = [length + 2]  # a letter and the end
     if "generated" in ways:
         tokens.append(length + max_new_tokens)
-    if "letter" in ways and question.options:
-        tokens.append(length + 2)
     if "likelihood" in ways and question.options:
-        bare = split_prompt(model.prompt_parts(bare_question(question), visuals))
-        bare_apart = _texts(bare.prefix) != prefix
+        bare = split_prompt(model.prompt_parts(question.text, visuals))
         options = [conversation.answer_ids(text, model.tokenizer) for text in question.options]
-        most = max(map(len, options))
-        tokens.append(count_tokens(bare.prefix) + len(bare.question) + most)
+        tokens.append(start + len(bare.question) + max(map(len, options)))
     return _Prompt(
         question=question,
         parts=parts,
-        prefix=prefix,
         prefix_tokens=start,
-        prompt_tokens=length,
+        question_tokens=len(prompt.question),
         tokens=max(tokens),
         rope_factor=rope_factor(model.model_config, max(tokens)),
-        bare_apart=bare_apart,
     )
-
-
-def _texts(parts: Parts) -> tuple[tuple[int, ...] | None, ...]:
-    return tuple(tuple(map(int, p.token_ids)) if isinstance(p, Text) else None for p in parts)
-
-
-def count_tokens(parts: Parts) -> int:
-    """Length of a rendered prompt, or of a part of it."""
-    return sum(len(p.token_ids) if isinstance(p, Text) else clip_tokens(p) for p in parts)

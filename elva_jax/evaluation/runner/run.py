@@ -76,7 +76,8 @@ def evaluate_benchmarks(
             Path(output).mkdir(parents=True, exist_ok=True)
             if process[0] == 0:
                 stack.enter_context(owner.own(Path(output)))
-        found = runner.run(jobs, None if output is None else Path(output))
+        decides = {"weights_hash": origin["weights_hash"]}
+        found = runner.run(jobs, None if output is None else Path(output), decides)
     facts = _facts(elva, origin, config)
     return [
         evaluation_of(
@@ -127,11 +128,12 @@ class _Runner:
         self.model, self.config, self.process, self.progress = model, config, process, progress
         self.hybrid = model.hybrid(**config.hybrid)
 
-    def run(self, jobs: Sequence[_Job], output: Path | None) -> list[dict[str, Response]]:
+    def run(
+        self, jobs: Sequence[_Job], output: Path | None, weights: Mapping[str, Any]
+    ) -> list[dict[str, Response]]:
         """The responses of each job by key of the question."""
-        described = describe_model(self.model) | describe_reading(
-            self.model, self.config, self.hybrid
-        )
+        reading = describe_reading(self.model, self.config, self.hybrid)
+        described = {**weights, **describe_model(self.model), **reading}
         for job in jobs:
             ways, most = list(job.ways), job.max_new_tokens
             job.settings = described | {"answers": ways, "max_new_tokens": most}

@@ -1,7 +1,7 @@
 """A small benchmark over real clips, for tests and for the processes that they start.
 
-Its questions are about videos, images before and amid the text, an excerpt, frames as files,
-nothing at all, a video that is missing and one that is broken.
+Its questions are about videos, images, an excerpt, frames as files, nothing at all, a video that is
+missing and one that is broken.
 """
 
 import sys
@@ -29,7 +29,7 @@ def write(root):
 
 
 def read(root):
-    """The questions: two about each of eight media, and one that stands amid its images."""
+    """The questions: two about each of the media, and an open one."""
     videos = [Media(str(root / f"{i}.mp4"), "video") for i in range(5)]
     images = [Media(str(root / f"{i}.png"), "image") for i in range(4)]
     files = Media(tuple(image.source for image in images[:3]), "video")
@@ -42,8 +42,8 @@ def read(root):
         for n, media in enumerate([*asked, (broken,), ()])
         for k in range(2)
     ]
-    text = "<image> And now? <image> How many squares are there?"
-    questions.append(Question(key="amid", media=tuple(images[:2]), prompt=text, text="And now?"))
+    text = "Is <image> or <video> a word? How many squares are there?"
+    questions.append(Question(key="open", media=tuple(images[:2]), prompt=text, text=text))
     return questions
 
 

@@ -84,7 +84,7 @@ def test_every_question_counts_and_unreadable_media_are_named(asked, root):
     assert len(asked.settings["weights_hash"]) == 16
 
 
-@pytest.mark.parametrize("key", ["1-1", "8-0", "amid"])
+@pytest.mark.parametrize("key", ["1-1", "8-0", "open"])
 def test_answers_equal_single_calls(model, asked, key):
     (grade,) = [g for g in asked.grades["generated"] if g.response.question.key == key]
     response, question = grade.response, grade.response.question
@@ -269,7 +269,7 @@ def test_shares_are_even_and_everyones_first_is_another():
 def row(prefix, questions=1):
     return rows.Row(
         questions=tuple(range(questions)), visuals=(), parts=(), prefix_tokens=prefix,
-        question_tokens=(), prompt_tokens=0, tokens=0, rope_factor=1, bare_apart=False,
+        question_tokens=(), tokens=0, rope_factor=1,
     )  # fmt: skip
 
 
