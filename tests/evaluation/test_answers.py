@@ -57,3 +57,12 @@ def test_option_index_needs_one_match():
     assert option_index("blue", options) is None
     assert option_index("yellow", options) is None
     assert option_index("", ["", "x"]) is None
+
+
+def test_option_index_knows_the_letters_before_the_options():
+    options = ["red", "green", "A. Einstein"]
+    assert [option_index(text, options) for text in ("A. red", "B. green")] == [0, 1]
+    assert [option_index(text, options) for text in ("(b) green", "B: Green.")] == [1, 1]
+    assert [option_index(text, options) for text in ("A. green", "B. red")] == [None, None]
+    assert option_index("A. Einstein", options) == 2
+    assert option_index("+", ["-", "+"]) == 1
