@@ -31,8 +31,12 @@ _NEGATIONS = frozenset(
     ("not", "isn't", "isnt", "cannot", "can't", "never", "neither", "nor", "except", "than")
 )
 _FILLERS = frozenset(
-    ("the", "most", "more", "would", "should", "must", "it", "it's", "that", "a", "an", "clearly")
-    + ("definitely", "probably", "therefore", "text", "\\", ",", "'", *_OPENING, *_CLOSING)
+    (
+        *("the", "most", "more", "would", "should", "must", "it", "it's", "that", "a", "an"),
+        *("clearly", "definitely", "probably", "therefore", "text", "\\", ",", "'"),
+        *_OPENING,
+        *_CLOSING,
+    )
 )
 _VERBS = frozenset(("is", "was", "seems", "looks", "appears", "would", "must", "should"))
 _UNFAVORABLE = frozenset(("wrong", "incorrect", "false", "worse", *_NEGATIONS))
@@ -41,8 +45,10 @@ _REASONS = frozenset(("because", "since"))
 _CONJUNCTIONS = frozenset(("and", "or", "nor"))
 _JOINING = frozenset((*_CONJUNCTIONS, ",", "/", "&", "+", *_NOUNS, *_OPENING, *_CLOSING))
 _TURNS = frozenset(
-    ("but", "however", "actually", "wait", "no", "instead", "rather", "so", "therefore", "thus")
-    + ("hence", "finally", "final", "better", "best")
+    (
+        *("but", "however", "actually", "wait", "no", "instead", "rather", "so", "therefore"),
+        *("thus", "hence", "finally", "final", "better", "best"),
+    )
 )
 _REACH = 10  # tokens looked at on either side of a letter
 
@@ -96,7 +102,8 @@ class Mention:
 def tokenize(text: str) -> list[Token]:
     """The words and marks of a text, without those that only set type, such as `**`."""
     plain = _MARKUP.sub(lambda match: " " * len(match[0]), text)
-    tokens, end = [], 0
+    tokens: list[Token] = []
+    end = 0
     for match in _TOKEN.finditer(plain):
         begins = not tokens or "\n" in plain[end : match.start()]
         tokens.append(Token(match[0], match.start(), match.end(), begins))
