@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+
+from elva_jax.evaluation.columns import Column, fit
 
 COLUMNS = {
     "open": "open",
@@ -27,31 +28,34 @@ Result = Mapping[str, Any]
 
 
 def table(result: Result, console: Console | None = None) -> None:
-    """Prints `build_table`."""
-    (console or Console()).print(build_table(result))
+    """Prints the tables of `build_tables`, as wide as the console, and the caption."""
+    console = console or Console()
+    notes = Text(caption(result), style="table.caption")
+    console.print(Group(*build_tables(result, console.width), notes))
 
 
-def build_table(result: Result) -> Table:
-    """Accuracies per family and their mean, in percent ± one standard error; baselines last."""
-    out = Table(
-        title=Text(_title(result)),
-        caption=Text(caption(result)),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-    )
-    out.add_column("family", no_wrap=True)
-    out.add_column("n", justify="right")
-    keys = _measured(result)
-    for key in keys:
-        style = "dim" if key in BASELINES else None
-        out.add_column(COLUMNS[key], justify="right", no_wrap=True, style=style)
-    for family, row in result["families"].items():
-        out.add_row(family, str(row["count"]), *(_cell(row.get(key)) for key in keys))
-    out.add_section()
-    macro = [_cell(result["macro"][key]) for key in keys]
-    out.add_row("macro", str(result["data"]["questions"]), *macro, style="bold")
-    return out
+def build_tables(result: Result, width: int) -> list[Table]:
+    """Accuracies per family and their mean, in percent ± one standard error; baselines last.
+
+    One table, or several where it would be wider than `width` terminal cells.
+    """
+    rows = result["families"]
+    counts = [str(row["count"]) for row in rows.values()]
+    first = [
+        Column(title="family", cells=[*rows, "macro"], left=True),
+        Column(title="n", cells=[*counts, str(result["data"]["questions"])]),
+    ]
+    rest = [
+        Column(
+            title=COLUMNS[key],
+            cells=[*(_cell(row.get(key)) for row in rows.values()), _cell(result["macro"][key])],
+            style="dim" if key in BASELINES else None,
+        )
+        for key in _measured(result)
+    ]
+    tables = fit(first, rest, width, total=True)
+    tables[0].title = Text(_title(result))
+    return tables
 
 
 def caption(result: Result) -> str:

@@ -51,8 +51,8 @@ def result():
     }
 
 
-def printed(result) -> str:
-    console = Console(width=200, record=True, file=io.StringIO())
+def printed(result, width=200) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     report.table(result, console)
     return console.export_text()
 
@@ -68,6 +68,24 @@ def test_table_states_scores_baselines_and_unusable_answers(result):
     assert "51 % of the visual tokens remain" in words
     assert "1 videos could not be read" in words
     assert "moving_shapes/easy [test]: 3 videos, merging on" in words
+
+
+@pytest.mark.parametrize("count", [1931, 10_000_000])
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_table_is_whole_in_narrow_terminals(result, count, width):
+    for row in (*result["families"].values(), result["macro"]):
+        row.update({key: score(1.0, 0.123) for key in report.COLUMNS})
+    result["families"]["colour"]["count"] = count
+    result["data"]["questions"] = count + 3
+    text = printed(result, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    assert words.count("100.0±12.3") == 3 * len(report.COLUMNS)
+    tables = words.count("macro")
+    assert words.count("colour") == words.count(str(count)) == tables
+    assert words.count(str(count + 3)) == tables
+    assert words.count("family") == tables <= {40: 6, 60: 3, 80: 2}[width]
 
 
 def test_json_is_strict_and_complete(result, tmp_path):

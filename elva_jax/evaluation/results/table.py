@@ -1,0 +1,146 @@
+"""The scores of a run in the terminal, whole at any width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from elva_jax.evaluation.benchmarks.base import Evaluation, Metric, Scores
+from elva_jax.evaluation.columns import Column, fit, printable
+from elva_jax.evaluation.results import settings
+
+# Statuses that are counted beside the scores, and their heads.
+COUNTED = {
+    "unparsed": "unparsed",
+    "unreadable": "unreadable",
+    "unjudged": "unjudged",
+    "no_reference": "no reference",
+}
+WAYS = {
+    "generated": "written answer",
+    "likelihood": "likeliest option text",
+    "likelihood_char": "likeliest option text, per character",
+    "likelihood_token": "likeliest option text, per token",
+    "letter": "likeliest letter",
+}
+
+
+def print_scores(
+    evaluations: Sequence[Evaluation], console: Console | None = None, *, categories: bool = True
+) -> None:
+    """Prints scores, intervals, unusable answers, scores by category, and the settings.
+
+    Args:
+      evaluations: one per benchmark.
+      console: where to; None: standard output.
+      categories: whether to print scores by category.
+    """
+    console = console or Console()
+    parts: list[RenderableType] = [*_overview(evaluations, console.width)]
+    if categories:
+        for evaluation in evaluations:
+            parts += _by_category(evaluation, console.width)
+    notes = Text("\n".join(map(printable, _notes(evaluations))), style="table.caption")
+    console.print(Group(*parts, notes))
+
+
+def number(metric: Metric) -> str:
+    """`60.0`, `3.52` of at most 5, `1520.4`; a dash where nothing was asked."""
+    return format_value(metric.value, metric.maximum)
+
+
+def interval(metric: Metric) -> str:
+    """`54.1–65.9`; a dash where there is none."""
+    if not (math.isfinite(metric.low) and math.isfinite(metric.high)):
+        return "–"
+    return f"{format_value(metric.low, metric.maximum)}–{format_value(metric.high, metric.maximum)}"
+
+
+def format_value(value: float, maximum: float) -> str:
+    """A number with as many decimals as its scale deserves: three of a hundred steps or more."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.{1 if maximum >= 100 else 2 if maximum > 1 else 3}f}"
+
+
+def metric_rows(evaluation: Evaluation, way: str) -> list[tuple[str, Metric]]:
+    """The main number and the others of one way of answering, with their names."""
+    scores = evaluation.scores[way]
+    return [(metric.name, metric) for metric in (scores.main, *scores.others)]
+
+
+def _overview(evaluations: Sequence[Evaluation], width: int) -> Iterable[RenderableType]:
+    """A row per benchmark, way of answering and number."""
+    rows: list[tuple[str, str, str, Metric, Scores]] = []
+    ends = []
+    for evaluation in evaluations:
+        for way, scores in evaluation.scores.items():
+            for name, metric in metric_rows(evaluation, way):
+                rows.append((evaluation.title, way, name, metric, scores))
+        ends.append(len(rows) - 1)
+    first = [
+        Column(title="benchmark", cells=[row[0] for row in rows], left=True),
+        Column(title="answer", cells=[row[1] for row in rows], left=True),
+        Column(title="number", cells=[row[2] for row in rows], left=True),
+    ]
+    rest = [
+        Column(title="score", cells=[number(row[3]) for row in rows], style="bold"),
+        Column(title="95 %", cells=[interval(row[3]) for row in rows]),
+        Column(title="n", cells=[str(row[3].count) for row in rows]),
+    ]
+    for status, head in COUNTED.items():
+        counts = [row[4].statuses.get(status, 0) for row in rows]
+        if any(counts) or status == "unparsed":
+            rest.append(Column(title=head, cells=[str(count) for count in counts]))
+    return fit(first, rest, width, sections=ends)
+
+
+def _by_category(evaluation: Evaluation, width: int) -> Iterable[RenderableType]:
+    """A table per axis, with a column per way of answering."""
+    for axis in dict.fromkeys(a for s in evaluation.scores.values() for a in s.categories):
+        found = {way: s.categories.get(axis, {}) for way, s in evaluation.scores.items()}
+        values = list(dict.fromkeys(v for of in found.values() for v in of))
+        if len(values) < 2:
+            continue
+        first = [
+            Column(title=axis, cells=values, left=True),
+            Column(title="n", cells=[_count(found, value) for value in values]),
+        ]
+        rest = [
+            Column(title=way, cells=[_cell(of.get(value)) for value in values])
+            for way, of in found.items()
+        ]
+        tables = fit(first, rest, width)
+        tables[0].title = Text(printable(f"{evaluation.title} by {axis}"))
+        yield from tables
+
+
+def _cell(metric: Metric | None) -> str:
+    """`60.0 [54.1–65.9]`, or without an interval."""
+    if metric is None:
+        return "–"
+    bounds = interval(metric)
+    return number(metric) + ("" if bounds == "–" else f" [{bounds}]")
+
+
+def _count(found: Mapping[str, Mapping[str, Metric]], value: str) -> str:
+    return str(next((of[value].count for of in found.values() if value in of), 0))
+
+
+def _notes(evaluations: Sequence[Evaluation]) -> Iterable[str]:
+    """What the columns mean, and the settings: those of all benchmarks, then the rest."""
+    ways = dict.fromkeys(way for evaluation in evaluations for way in evaluation.scores)
+    yield " · ".join(f"{way}: {WAYS[way]}" for way in ways if way in WAYS)
+    yield "95 % and [ ]: bootstrap over media; unparsed and unreadable answers count in n"
+    shared = settings.common(evaluations)
+    yield from _lines("settings", shared)
+    for evaluation in evaluations:
+        yield from _lines(evaluation.title, settings.own(evaluation, shared))
+
+
+def _lines(title: str, values: Mapping[str, str]) -> Iterable[str]:
+    if values:
+        yield f"{title}: " + " · ".join(f"{name} {value}" for name, value in values.items())
