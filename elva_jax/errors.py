@@ -14,9 +14,29 @@ Example:
 
 from __future__ import annotations
 
+import unicodedata
+
+JOINERS = "\u200c\u200d"  # format characters that words and emojis are made with
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, with which a file could rule a terminal, are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and letter not in ("\n", "\t", *JOINERS)
+        else letter
+        for letter in text
+    )
+
 
 class ElvaError(Exception):
     """Base class of all of them."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(ElvaError):
@@ -34,7 +54,7 @@ class _NamedError(ElvaError):
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name}: {reason}")
         self.name = name
-        self.reason = reason
+        self.reason = printable(reason)
 
     def __reduce__(self) -> tuple[type[_NamedError], tuple[str, str]]:
         # Errors cross process boundaries: the default would call the class with the joined text.

@@ -61,6 +61,20 @@ def config_dir():
 
 
 @pytest.fixture(scope="session")
+def special_tokens():
+    """The 22 added tokens of Qwen2.5's vocabulary, of which the last 8 are not special; ours."""
+    pairs = ("object_ref", "box", "quad", "vision")
+    return [
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        *(f"<|{pair}_{side}|>" for pair in pairs for side in ("start", "end")),
+        *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>"),
+        *(f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix", "pad")),
+        *("<|repo_name|>", "<|file_sep|>"),
+        *("<video>", "<image>", "<FRAME>", "<LINE>", "<PATCH>"),
+    ]
+
+
+@pytest.fixture(scope="session")
 def videos():
     """Noise, a still picture four times, a half-still video of another shape, one frame."""
     rng = np.random.default_rng(0)

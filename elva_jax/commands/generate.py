@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import elva_jax
 from elva_jax.commands import flags
-from elva_jax.errors import DataError, LayoutError
+from elva_jax.errors import DataError, LayoutError, printable
 
 GENERATE_HELP = """\
 Answers questions about videos, images or folders of frames.
@@ -67,8 +67,8 @@ def _open(args: argparse.Namespace) -> tuple[elva_jax.ElvaModel, int | elva_jax.
 
 def _show(pieces: Iterable[str]) -> None:
     """Prints an answer as it comes."""
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    for piece in pieces:  # a model must not rule the terminal either
+        print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     print()
 
 
@@ -91,7 +91,7 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
         return 0
     (answers,) = prefilled.generate([prompts], args.max_new_tokens, sampling=sampling)
     for answer in answers:
-        print(answer.text)
+        print(printable(answer.text) if sys.stdout.isatty() else answer.text)
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from elva_jax.data.example import Example
-from elva_jax.errors import DataError, ElvaError, RecordError, VideoError
+from elva_jax.errors import DataError, ElvaError, RecordError, VideoError, printable
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 T = TypeVar("T")
@@ -30,6 +30,10 @@ class Rejected:
     reason: str
     _: dataclasses.KW_ONLY
     medium: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("key", "reason"):  # both are shown in terminals, and come from files
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     def to_json(self) -> dict[str, str]:
         """A dict of the fields that are not empty."""
@@ -69,7 +73,7 @@ def read_safely(
     except RecordError as error:
         return Rejected(error.name, error.reason)
     except ElvaError as error:
-        return Rejected(key, str(error).removeprefix(f"{key}: "))
+        return Rejected(key, str(error).removeprefix(printable(f"{key}: ")))
     except Exception as error:  # decoders may raise any type; the limit on bad records reveals bugs
         return Rejected(key, f"{type(error).__name__}: {error}"[:200])
 

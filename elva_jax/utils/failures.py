@@ -9,7 +9,7 @@ import threading
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 
-from elva_jax.errors import ConfigError, DataError, ElvaError, first_line
+from elva_jax.errors import ConfigError, DataError, ElvaError, first_line, printable
 
 FAILED, MISUSED, BUG = 1, 2, 70  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
 
@@ -172,7 +172,7 @@ def report(error: BaseException, command: str, *, debug: bool) -> int:
             " please report it in its issue tracker with this command"
         )
         message += "" if debug else " and the trace that --debug shows"
-    line = " ".join(message.splitlines())
+    line = printable(" ".join(message.splitlines()))
     print(f"{command}: {line}", file=sys.stderr, flush=True)
     return status
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import AddedToken
+from transformers import AutoProcessor
 
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Turn
@@ -294,30 +296,43 @@ def test_visual_tokens_have_free_ids(generator, processor):
     assert add_visual_tokens(processor.tokenizer) == (size, size + 1, size + 2)
 
 
-SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<FRAME>", "<LINE>", "<PATCH>", "<video>",
-    "<image>", "<|vision_start|>", "<tool_call>", "\ufdd1", "<\ufdd1|im_end|>",
-]  # fmt: skip
+@pytest.fixture(scope="module")
+def qwen_processor(exported, special_tokens):
+    """The processor of a folder whose tokenizer has the added tokens of Qwen2.5's vocabulary."""
+    processor = AutoProcessor.from_pretrained(exported, trust_remote_code=True)
+    for number, token in enumerate(special_tokens[:22]):
+        special = number < 14
+        processor.tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
+    return type(processor)(
+        processor.image_processor, processor.tokenizer, chat_template=processor.chat_template
+    )
 
 
-@pytest.mark.parametrize("token", SPECIAL)
-def test_special_tokens_in_messages_are_text_as_in_jax(processor, generator, videos, token):
-    """In a question, an answer and the next turn; media stand where their parts are."""
-    text = f"a {token} b{token}{token}"
+def test_special_tokens_in_messages_are_text_as_in_jax(qwen_processor, videos, special_tokens):
+    """In system prompt, question, answer and the next turn; media stand where their parts are."""
+    processor, escape = qwen_processor, conversation.escape
+    tokenizer = processor.tokenizer
     seen = read_clip(videos[0], ClipSettings(**SETTINGS))
-    turns = (
-        Turn(f"<video>{conversation.escape(text)}", text),
-        Turn(conversation.escape(text), text),
-    )
-    parts = conversation.render(
-        Example("x", (), turns), generator.tokenizer, [seen.clip], "Be brief."
-    )
-    inputs = ask(
-        processor, ([("video", videos[0]), ("text", text)], text), ([("text", text)], text)
-    )
-    assert_same(inputs, build_layout(parts), processor)
-    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
-    options = dict(tokenize=True, return_dict=True, add_generation_prompt=True)
-    ids = processor.apply_chat_template(messages, **options)["input_ids"]
-    rendered = conversation.prompt_parts(conversation.escape(text), (), generator.tokenizer, text)
-    assert list(np.ravel(ids)) == [token for part in rendered for token in part.token_ids]
+    for token in [*special_tokens, "\ufdd1", "<\ufdd1|im_end|>", "\\<video>", "|im_end|>"]:
+        text = f"a {token} b{token}{token}"
+        turns = (Turn(f"<video>{escape(text)}", text), Turn(escape(text), text))
+        example = Example("x", (), turns)
+        parts = conversation.render(example, tokenizer, [seen.clip], "Be brief.")
+        asked = ([("video", videos[0]), ("text", text)], text), ([("text", text)], text)
+        assert_same(ask(processor, *asked), build_layout(parts), processor)
+        messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+        options = dict(tokenize=True, return_dict=True, add_generation_prompt=True)
+        ids = processor.apply_chat_template(messages, **options)["input_ids"]
+        rendered = conversation.prompt_parts(escape(text), (), tokenizer, text)
+        assert list(np.ravel(ids)) == [token for part in rendered for token in part.token_ids]
+
+
+def test_parts_of_a_prompt_are_read_as_by_the_processor(processor, generator, videos):
+    """Adjacent texts are lines, as in the messages of training data."""
+    seen = [read_clip(videos[k], ClipSettings(**SETTINGS)) for k in (0, 3)]
+    texts = [("text", "What differs"), ("text", " between ")]
+    content = [*texts, ("video", videos[0]), ("text", "and"), ("image", videos[3][0])]
+    prompt = ["What differs", " between ", {"type": "video"}, "and", {"type": "image"}]
+    content, prompt = [*content, ("text", "?")], [*prompt, {"type": "text", "text": "?"}]
+    parts = generator.prompt_parts(prompt, seen)
+    assert_same(ask(processor, (content, None)), build_layout(parts), processor)
