@@ -18,7 +18,7 @@ from elva_jax import cli
 REPO = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 CORE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
-PINS = ("requirements.txt", "requirements-test.txt")
+PINS = ("requirements.txt", "requirements-test.txt", "requirements-eval.txt")
 NOT_PINNED = ("gpu",)  # for other machines than those that the pins are tested on
 
 

@@ -83,7 +83,11 @@ def detect_process(
         raise ConfigError(f"{', '.join(missing)}: not given{who}; {ALONE}")
     _check_values(known["coordinator"], known["num_processes"], known["process_id"])
     if local_devices is None:
-        local_devices = _share_of_gpus(environ, found)
+        local_devices = share_of_gpus(
+            environ.get("CUDA_VISIBLE_DEVICES"),
+            found.get("local_index"),
+            found.get("processes_on_host"),
+        )
     return ProcessSpec(
         launcher=launcher or "flags",
         **{name: known[name] for name in given},
@@ -187,10 +191,19 @@ def _count_on_node(node: int, counts: str) -> int | None:
     return None
 
 
-def _share_of_gpus(environ: Mapping[str, str], found: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """This process's GPUs among those it can see, if several processes share the host."""
-    local, on_host = found.get("local_index"), found.get("processes_on_host")
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
+def share_of_gpus(
+    visible: str | None, local: int | None, on_host: int | None
+) -> tuple[int, ...] | None:
+    """A process's GPUs among those it can see, if several processes share the host.
+
+    Args:
+      visible: CUDA_VISIBLE_DEVICES; None or "": unknown.
+      local: number of the process among those of its host.
+      on_host: how many these are.
+
+    Raises:
+      ConfigError: the GPUs do not divide among the processes.
+    """
     if local is None or on_host in (None, 1) or not visible:
         return None
     listed = visible.split(",")

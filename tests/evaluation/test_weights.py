@@ -1,6 +1,5 @@
 """The hash of a model's weights."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,7 +10,7 @@ PARAMS = {"elva": {"a": np.arange(6.0).reshape(2, 3), "b": np.zeros(3, np.int32)
 
 def test_the_hash_is_of_names_shapes_types_and_values():
     elva, found = PARAMS["elva"], weights_hash(PARAMS)
-    assert found == weights_hash(elva) == weights_hash(jax.tree.map(jnp.asarray, elva) | elva)
+    assert found == weights_hash(elva) == weights_hash(dict(reversed(elva.items())))
     assert len(found) == 16
     int(found, 16)
     changed = elva["a"].copy()

@@ -1,0 +1,23 @@
+"""The entry point `lmms_eval.models`, which lmms-eval loads at every start, with any model.
+
+Nothing heavy is imported here. An import that fails would make lmms-eval drop the models of other
+packages, too.
+"""
+
+from lmms_eval.models.registry_v2 import ModelManifest
+
+from elva_jax.evaluation.lmms.names import ALIASES, MODEL
+
+MODULE = "elva_jax.evaluation.lmms.model"
+
+
+def manifests() -> list[ModelManifest]:
+    """The models that this package adds to lmms-eval."""
+    return [
+        ModelManifest(
+            model_id=MODEL,
+            simple_class_path=f"{MODULE}.ElvaSimple",
+            chat_class_path=f"{MODULE}.ElvaChat",
+            aliases=ALIASES,
+        )
+    ]

@@ -1,0 +1,4 @@
+"""The values of `--model` that mean an ELVA."""
+
+MODEL = "elva"
+ALIASES = ("elva_jax",)

@@ -1,0 +1,111 @@
+"""The requests of lmms-eval as questions to the model.
+
+Tuples of a request's `args`, as they really are in 0.7.3:
+
+    simple  (context, generation_kwargs, doc_to_visual, doc_id, task, split)
+            (context, option or doc_to_target, doc_to_visual, doc_id, task, split)
+            (context, generation_kwargs, doc_to_visual, doc_to_text, doc_id, task, split)
+    chat    (context, doc_to_messages, generation_kwargs, doc_id, task, split)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from elva_jax.data import conversation
+from elva_jax.errors import DataError, ElvaError
+from elva_jax.evaluation.lmms.media import Medium, read_visual, read_visuals
+
+MARKER = "<video>"  # the place of a medium, image or video, in a question
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A conversation up to the question that is to be answered.
+
+    Attributes:
+      turns: questions with markers in the places of their media, and their answers; the last
+        answer is "".
+      media: in the order of the markers.
+      system: the system turn; "": that of the stage.
+      refused: why it cannot be asked; "": it can.
+    """
+
+    turns: tuple[tuple[str, str], ...] = ()
+    media: tuple[Medium, ...] = ()
+    system: str = ""
+    refused: str = ""
+
+
+def guarded(make: Callable[[], Ask]) -> Ask:
+    """Runs task code, which ends the process where a file is missing, and keeps the reason."""
+    try:
+        return make()
+    except SystemExit as error:
+        return Ask(refused=f"the task ended the process: {error.code}")
+    except (OSError, ElvaError) as error:
+        return Ask(refused=str(error) or type(error).__name__)
+
+
+def simple_ask(context: str, visuals: Any) -> Ask:
+    """The question of the simple interface: media first, unless the text has a place for each."""
+    media = read_visuals(visuals)
+    if media and len(conversation.MARKER.findall(context)) == len(media):
+        return Ask(turns=((context, ""),), media=media)
+    question = "\n".join([MARKER] * len(media) + [conversation.plain(context)])
+    return Ask(turns=((question, ""),), media=media)
+
+
+def chat_ask(messages: Sequence[Mapping[str, Any]]) -> Ask:
+    """The conversation of the chat interface.
+
+    Raises:
+      DataError: roles out of order, or a content that is neither text nor a medium.
+    """
+    system: list[str] = []
+    turns: list[list[str]] = []
+    media: list[Medium] = []
+    for message in messages:
+        text, found = _content(message.get("content"))
+        role = message.get("role")
+        if role == "system" and not turns and not found:
+            system.append(conversation.unescape(text))
+        elif role == "user":
+            if turns and not turns[-1][1]:
+                turns[-1][0] += f"\n{text}"
+            else:
+                turns.append([text, ""])
+        elif role == "assistant" and turns and not turns[-1][1] and text.strip() and not found:
+            turns[-1][1] = conversation.unescape(text)
+        else:
+            raise DataError(f"a message of the role {role!r} cannot stand where it stands")
+        media += found
+    if not turns or turns[-1][1]:
+        raise DataError("the messages do not end with a question")
+    return Ask(
+        turns=tuple((question, answer) for question, answer in turns),
+        media=tuple(media),
+        system="\n".join(system),
+    )
+
+
+def _content(content: Any) -> tuple[str, list[Medium]]:
+    """The text of a message, with markers, and its media."""
+    if isinstance(content, str):
+        return conversation.plain(content), []
+    texts: list[str] = []
+    media: list[Medium] = []
+    for part in content or ():
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            texts.append(conversation.plain(str(part.get("text", ""))))
+        elif kind in ("video", "image"):
+            media.append(read_visual(part.get("url", part.get(kind)), part))
+            texts.append(MARKER)
+        else:
+            raise DataError(
+                f"a message has a part of type {kind!r}; text, image and video are read"
+            )
+    return "\n".join(texts), media

@@ -1,0 +1,64 @@
+"""Ranks, the response cache's key, and opening a saved step; without lmms-eval."""
+
+import json
+
+import pytest
+
+from elva_jax import testing
+from elva_jax.errors import ConfigError, ElvaError
+from elva_jax.evaluation.lmms.opened import open_options
+from elva_jax.evaluation.lmms.options import parse_options
+from elva_jax.evaluation.lmms.ranks import rank_devices
+from elva_jax.evaluation.lmms.response_cache import NOTE, key_by_weights
+
+
+def test_ranks_divide_the_gpus_that_they_see(tmp_path):
+    def devices(**environ):
+        return rank_devices(environ, tmp_path)
+
+    assert devices() is None
+    assert devices(LOCAL_RANK="1", LOCAL_WORLD_SIZE="2") is None  # no GPU
+    assert devices(LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="3,5") == (1,)
+    for number in range(4):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    assert devices(LOCAL_RANK="1", LOCAL_WORLD_SIZE="2") == (2, 3)
+    assert devices(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1") is None
+    assert devices(LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="") is None
+    with pytest.raises(ConfigError, match=r"4 GPUs do not divide among 3 .*--nproc_per_node"):
+        devices(LOCAL_RANK="0", LOCAL_WORLD_SIZE="3")
+
+
+def test_the_cache_s_key_has_the_weights_of_an_elva_only(tmp_path, caplog):
+    class Cache:
+        @classmethod
+        def create(cls, cache_root, *, model="", model_args="", global_rank=0):
+            return cls, cache_root, model, model_args, global_rank
+
+    root = str(tmp_path / "cache")
+    assert key_by_weights(Cache, "step1-aa")
+    made = Cache.create(root, model="elva", model_args="pretrained=a")
+    assert made == (Cache, root, "elva@step1-aa", "pretrained=a", 0)
+    assert Cache.create(root, model="llava", model_args="x")[2] == "llava"
+    assert key_by_weights(Cache, "step2-bb")
+    Cache.create(root, model="elva_jax", model_args="pretrained=a", global_rank=1)
+    assert not caplog.records
+    assert Cache.create(root, model="elva_jax", model_args="pretrained=a")[2] == "elva@step2-bb"
+    assert "answers of other weights (step1-aa) under the same model_args" in caplog.text
+    noted = json.loads((tmp_path / "cache" / NOTE).read_text())
+    assert noted == {"pretrained=a": "step2-bb"}
+    assert not key_by_weights(object, "step1-aa")
+
+
+def test_an_exported_folder_opens_with_its_step_and_hash(tmp_path):
+    testing.tiny_model().save_pretrained(tmp_path / "a")
+    testing.tiny_model(seed=1).save_pretrained(tmp_path / "b")
+    first = open_options(parse_options({"pretrained": tmp_path.joinpath("a").as_posix()}))
+    given = {"pretrained": str(tmp_path / "a"), "weights": first.weights[:8], "longest_edge": 16}
+    again = open_options(parse_options({**given, "dtype": "bfloat16", "mesh": "tensor:-1"}))
+    assert (again.identity, again.model.data.longest_edge) == (f"step0-{first.weights}", 16)
+    assert again.model.model_config.dtype == "bfloat16"
+    with pytest.raises(ElvaError, match=f"have the hash [0-9a-f]{{16}}, not {first.weights[:8]}"):
+        open_options(parse_options({**given, "pretrained": str(tmp_path / "b")}))
+    with pytest.raises(ElvaError, match="is of step 0, not 5"):
+        open_options(parse_options({**given, "step": 5}))
