@@ -33,7 +33,9 @@ class Question:
       answer: index of the right option; None: open, or not public.
       references: texts that count as a right open answer; ().
       categories: by axis, the value that results are broken down by: {"duration": "short"}.
-      extra: what the benchmark's own scoring needs besides: {"subset": True}.
+      extra: what the benchmark's own scoring needs besides: {"subset": True}. "group" is the name
+        that questions share which are scored together, such as MMBench's rotations of one; a
+        bootstrap that draws their media twice gives the second copy a name of its own.
     """
 
     key: str
