@@ -54,7 +54,7 @@ def simple_ask(context: str, visuals: Any) -> Ask:
     media = read_visuals(visuals)
     if media and len(conversation.MARKER.findall(context)) == len(media):
         return Ask(turns=((context, ""),), media=media)
-    question = "\n".join([MARKER] * len(media) + [conversation.plain(context)])
+    question = "\n".join([MARKER] * len(media) + [conversation.escape(context)])
     return Ask(turns=((question, ""),), media=media)
 
 
@@ -94,13 +94,13 @@ def chat_ask(messages: Sequence[Mapping[str, Any]]) -> Ask:
 def _content(content: Any) -> tuple[str, list[Medium]]:
     """The text of a message, with markers, and its media."""
     if isinstance(content, str):
-        return conversation.plain(content), []
+        return conversation.escape(content), []
     texts: list[str] = []
     media: list[Medium] = []
     for part in content or ():
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
-            texts.append(conversation.plain(str(part.get("text", ""))))
+            texts.append(conversation.escape(str(part.get("text", ""))))
         elif kind in ("video", "image"):
             media.append(read_visual(part.get("url", part.get(kind)), part))
             texts.append(MARKER)
