@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,8 +65,13 @@ def load_unchecked(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not found:
         raise ConfigError(f"{numbers.shown(path)}: no such config file; see the files in configs/")
     plain = _parse(spec, [])
-    for word in overrides:
-        _check_key(plain, word)
+    for word, following in itertools.zip_longest(overrides, overrides[1:], fillvalue=""):
+        value = _check_key(plain, word)
+        _, equals, text = word.partition("=")
+        text = text if equals else following
+        # int() and float() read the digits of every script.
+        if isinstance(value, (int, float)) and not text.isascii():
+            raise ConfigError(f"{word.partition('=')[0]}: '{numbers.shown(text)}' is not a number")
     return _parse(spec, overrides)
 
 
@@ -113,10 +119,10 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def _check_key(config: ConfigDict, word: str) -> None:
-    """Refuses an override of a key that does not exist, with the nearest one."""
+def _check_key(config: ConfigDict, word: str) -> Any:
+    """The present value of a key; refuses one that does not exist, with the nearest one."""
     if not word.startswith("-") or word[1:2].isdigit():
-        return  # the value of the word before it, or refused as a stray word
+        return None  # the value of the word before it, or refused as a stray word
     name = numbers.shown(word.lstrip("-").partition("=")[0])
     if not name.startswith("config."):  # absl has options of its own, such as --flagfile
         raise ConfigError(f"unknown option --{name}; settings are changed with --config.KEY=VALUE")
@@ -133,6 +139,7 @@ def _check_key(config: ConfigDict, word: str) -> None:
         if part not in group:
             raise ConfigError(f"{path}: no such key '{part}'{nearest(part, group)}")
         group = group[part]
+    return group
 
 
 def choose(what: str, value: str, allowed: Sequence[str]) -> str:

@@ -106,6 +106,17 @@ def test_mistakes_are_refused_by_name(config_dir, override, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "key", ["seed", "stages.image.steps", "stages.image.optimizer.learning_rate"]
+)
+@pytest.mark.parametrize("text", ["١", "１２", "²", "1\u00a0"])
+@pytest.mark.parametrize("words", ["--config.{}={}", "--config.{} {}"])
+def test_digits_of_other_scripts_are_no_numbers(config_dir, key, text, words):
+    overrides = words.format(key, "X").replace("X", text).split(" ")
+    with pytest.raises(ConfigError, match=f"--config.{key}: '.*' is not a number"):
+        load(str(config_dir / "tiny.py"), overrides)
+
+
 def test_hybrid_frames_must_fit_a_row(config_dir):
     """The tiny sft stage has four frames per video and up to six per row."""
     words = [
