@@ -43,6 +43,8 @@ class Mixture:
             sources.open_examples(entries[label], config.data_dir, config.data_root)
             for label in self.labels
         ]
+        for label, records in zip(self.labels, self.records, strict=True):
+            sources.check_media(records, f"stages.{stage_name}.data.mixture.{label}")
         self.used = []
         for label, sampling, records in zip(self.labels, self.sampling, self.records, strict=True):
             # The seed depends on the label, not on the stage, so that stages with a source of the

@@ -6,7 +6,9 @@ folder. Any other name is a TFDS data set, whose record format has its reader in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +24,13 @@ from elva_jax.data.readers.huggingface import HuggingFaceFolder
 from elva_jax.data.readers.json_file import JsonFile
 from elva_jax.data.readers.webdataset import WebDataset
 from elva_jax.data.readers.webvid import WebVidFile
-from elva_jax.errors import DataError, first_line
+from elva_jax.errors import DataError, RecordError, first_line
 from elva_jax.utils.read import refuse_irregular
 
 Record = Mapping[str, Any]
 RecordReader = Callable[[Record, Sequence[str]], Example]  # (record, tasks) -> example
 HUGGING_FACE = "hf:"  # prefix of Hugging Face folders
+PROBES, FEWEST = 16, 4  # records that are looked at; media that say enough about a folder
 TFDS_NAME = re.compile(r"[a-zA-Z]\w*")  # followed by the config and the version in a TFDS name
 
 
@@ -51,6 +54,26 @@ def check_files(mixture: Mapping[str, SourceConfig], data_root: str, where: str)
         raise DataError(
             f"{where}: no such file: {listed}; names are relative to {root}: "
             "set --config.data_root=FOLDER"
+        )
+
+
+def check_media(examples: Sequence[Example], where: str) -> None:
+    """Checks that the folder of media is the right one, by records from all over a source.
+
+    Raises:
+      DataError: of all their media, not one file exists.
+    """
+    if not isinstance(examples, (JsonFile, WebVidFile)):  # the others hold their media
+        return
+    media: list[str] = []
+    for index in range(0, len(examples), len(examples) // PROBES + 1):
+        with contextlib.suppress(RecordError):  # counted when it is read
+            sources = [medium.source for medium in examples[index].media]
+            media += [source for source in sources if isinstance(source, str)]
+    if len(media) >= FEWEST and not any(os.path.exists(path) for path in media):
+        raise DataError(
+            f"{where}: none of {len(media)} media of {examples.files[0]} exists, such as"
+            f" {media[0]}; set its root to the folder that its paths are relative to"
         )
 
 

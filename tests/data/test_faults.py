@@ -98,9 +98,9 @@ def rotten(tmp_path):
 def run(config, tokenizer):
     """`run(file, **data_keys)` returns the iterator of a stage that reads only this file."""
 
-    def start(path, **data):
+    def start(path, root="", **data):
         stage = config.stages.video
-        stage.data.mixture = schema.ConfigDict({"notes": schema.source(str(path))})
+        stage.data.mixture = schema.ConfigDict({"notes": schema.source(str(path), root=root)})
         stage.data.update(pack=False, longest_edge=48, **data)
         return conversation_batches(config, "video", tokenizer)
 
@@ -173,3 +173,22 @@ def test_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(VideoError, match="is neither a file nor a folder"):
         read_frames(tmp_path / "pipe", num_frames=1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 40])
+def test_a_wrong_folder_of_media_is_told_before_the_first_record(run, tmp_path, count):
+    """Below four media, one missing file may be a fault of its own, which is counted."""
+    for folder in ("right", "wrong"):
+        (tmp_path / folder).mkdir()
+    encode(tmp_path / "right" / "good.mp4")
+    lines = [conversation("good.mp4")] * count
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(tmp_path / "notes.jsonl", root=str(tmp_path / "right")).close()
+    if count < 4:
+        run(tmp_path / "notes.jsonl", root=str(tmp_path / "wrong")).close()
+        return
+    message = (
+        r"mixture\.\S+: none of \d+ media of .*notes\.jsonl exists, such as .*wrong/good\.mp4;"
+    )
+    with pytest.raises(DataError, match=message):
+        run(tmp_path / "notes.jsonl", root=str(tmp_path / "wrong"))
