@@ -1,4 +1,4 @@
-"""Every file of a saved run that an answer needs, damaged in turn: one line, and no answer."""
+"""Every file of a saved run that a command needs, damaged in turn: one line, and no result."""
 
 import shutil
 import tarfile
@@ -16,6 +16,14 @@ DAMAGES = {
     "empty": lambda file, data: file.write_bytes(b""),
     "zeros": lambda file, data: file.write_bytes(bytes(len(data))),
     "folder": lambda file, data: file.mkdir(),
+}
+
+
+COMMANDS = {
+    "generate": "generate --checkpoint {run} --video no.mp4 --prompt What? --frames 2",
+    "evaluate": "evaluate --checkpoint {run} --data-dir no.mp4",
+    "export": "convert export {run} {out}",
+    "check": "convert check {run} {run}",
 }
 
 
@@ -38,9 +46,10 @@ def needed(run):
     return [*(run / name for name in NEEDED), step / "checksums.json", *sorted(weights)]
 
 
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_of_a_run_is_one_line(run, damage, capfd):
-    words = ["--video", "no.mp4", "--prompt", "What moves?", "--frames", "2"]
+def test_a_damaged_file_of_a_run_is_one_line(run, tmp_path, command, damage, capfd):
+    words = COMMANDS[command].format(run=run, out=tmp_path / "out").split()
     files = needed(run)
     assert len(files) > 15
     for file in files:
@@ -48,13 +57,14 @@ def test_a_damaged_file_of_a_run_is_one_line(run, damage, capfd):
         file.unlink()
         DAMAGES[damage](file, data)
         try:
-            status = main(["generate", "--checkpoint", str(run), *words])
+            status = main(words)
         finally:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
             file.write_bytes(data)
         lines = capfd.readouterr().err.splitlines()
         assert status == 1, file
         assert len(lines) == 1, (file, lines)
-        # The run, the step or the file is named; the video, which is read later, is not.
+        # The run, the step or the file is named; what is read later is not.
         assert str(run) in lines[0], (file, lines)
         assert "no.mp4" not in lines[0], (file, lines)
+        assert not (tmp_path / "out").exists(), file
