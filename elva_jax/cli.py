@@ -53,6 +53,39 @@ COMMANDS = {
 DEBUG = "--debug"
 
 
+class _Once(argparse.Action):
+    """Stores the value of an option; a second value would replace the first in silence."""
+
+    given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string and self.given:
+            parser.error(f"{option_string}: given twice; give it once")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose options with one value are given once; sub-parsers are of the same class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for action in self._actions:
+            if isinstance(action, _Once):
+                action.given = False
+        return super().parse_known_args(args, namespace)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns the exit status.
 
@@ -163,7 +196,7 @@ def _unraisable(problem: Any) -> None:
 
 def _parser(called: str) -> argparse.ArgumentParser:
     """The parser with the options of the sub-command `called`, or else with all their names."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="elva", description="ELVA, an encoder-free Video-LLM, in JAX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"elva_jax {__version__}")

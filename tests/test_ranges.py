@@ -191,3 +191,32 @@ def test_a_range_of_reals_reads_what_is_in_it(value):
     else:
         with pytest.raises(argparse.ArgumentTypeError):
             allowed(repr(value))
+
+
+LISTS = [option for option in OPTIONS if isinstance(option[2], argparse._AppendAction)]
+SINGLE = [option for option in OPTIONS if option not in LISTS and option[2].dest != "_"]
+
+
+@pytest.mark.parametrize(
+    ("words", "action"),
+    [(words, action) for words, _, action in SINGLE],
+    ids=[f"{' '.join(words)} {action.dest}" for words, _, action in SINGLE],
+)
+def test_an_option_with_one_value_is_given_once(words, action, capsys):
+    option = action.option_strings[-1]
+    value = {"shard": "0/2", "profile": "1:2"}.get(action.dest, [*(action.choices or ["1"])][0])
+    with pytest.raises(SystemExit) as end:
+        main([*words, f"{option}={value}", option, str(value)])
+    assert end.value.code == 2
+    assert f"{option}: given twice; give it once" in capsys.readouterr().err
+
+
+def test_options_that_are_lists_take_several_values():
+    lists = {(words[0], action.dest) for words, _, action in LISTS}
+    wanted = {("generate", "video"), ("generate", "prompt"), ("chat", "stop"), ("plan", "stage")}
+    assert wanted <= lists
+    words = ["generate", "--checkpoint", "c"]
+    for name in ("--video", "--prompt", "--stop"):
+        words += [name, "a", name, "b"]
+    args = _parser("generate").parse_args(words)
+    assert args.video == args.prompt == args.stop == ["a", "b"]

@@ -65,6 +65,7 @@ def load_unchecked(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not found:
         raise ConfigError(f"{numbers.shown(path)}: no such config file; see the files in configs/")
     plain = _parse(spec, [])
+    _check_repeated(overrides)
     for word, following in itertools.zip_longest(overrides, overrides[1:], fillvalue=""):
         value = _check_key(plain, word)
         _, equals, text = word.partition("=")
@@ -119,9 +120,23 @@ def _one_line(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
+def _is_option(word: str) -> bool:
+    """Whether a word of the command line is no value."""
+    return word.startswith("-") and not word[1:2].isdigit()
+
+
+def _check_repeated(overrides: Sequence[str]) -> None:
+    """Refuses two values for one key, of which the last would be taken."""
+    names = [word.lstrip("-").partition("=")[0] for word in overrides if _is_option(word)]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            key = numbers.shown(name.removeprefix("config."))
+            raise ConfigError(f"{key}: has two values on the command line; give it once")
+
+
 def _check_key(config: ConfigDict, word: str) -> Any:
     """The present value of a key; refuses one that does not exist, with the nearest one."""
-    if not word.startswith("-") or word[1:2].isdigit():
+    if not _is_option(word):
         return None  # the value of the word before it, or refused as a stray word
     name = numbers.shown(word.lstrip("-").partition("=")[0])
     if not name.startswith("config."):  # absl has options of its own, such as --flagfile
@@ -157,11 +172,14 @@ def parse_arg(arg: str, **defaults: str) -> dict[str, str]:
     Raises:
       ConfigError: a key outside `defaults`, or one without a value.
     """
-    values = dict(defaults)
+    values, given = dict(defaults), set[str]()
     for piece in filter(None, arg.split(",")):
         key, equals, value = piece.partition("=")
         choose("config argument", key, list(defaults))
         if not equals or not value:
             raise ConfigError(f"config argument '{piece}' needs a value: {key}=…")
+        if key in given:
+            raise ConfigError(f"config argument '{key}' has two values; give it once")
+        given.add(key)
         values[key] = value
     return values

@@ -100,7 +100,7 @@ def read_text(path: str | Path, error: type[ElvaError] = DataError) -> str:
         ) from None
 
 
-def parse_json(text: str | bytes, *, unique: bool = False, finite: bool = True) -> Any:
+def parse_json(text: str | bytes, *, unique: bool = True, finite: bool = True) -> Any:
     """A JSON value, of at most `DEEPEST` levels.
 
     Args:

@@ -196,6 +196,8 @@ def test_a_missing_file_and_a_wrong_argument_are_refused(config_dir):
         load(f"{config_dir}/elva.py:sise=7b")
     with pytest.raises(ConfigError, match="needs a value"):
         parse_arg("size", size="7b")
+    with pytest.raises(ConfigError, match="config argument 'size' has two values"):
+        parse_arg("size=7b,size=3b", size="7b")
 
 
 # Table 7 of the paper: batch, frames, merging, learning rate, warmup ratio, epochs, longest edge.
@@ -355,3 +357,16 @@ def test_cudnn_cannot_split_sequences(config_dir):
         r" use xla or auto",
     ):
         load(f"{config_dir}/tiny.py", ["--config.mesh.context=2", "--config.model.attention=cudnn"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config.seed=1", "--config.seed=1"],
+        ["--config.seed", "1", "-config.seed=2"],
+        ["--config.seed=1", "--config.name=x", "--config.seed=3"],
+    ],
+)
+def test_a_key_has_one_value_on_the_command_line(config_dir, words):
+    with pytest.raises(ConfigError, match=r"^seed: has two values on the command line"):
+        load(f"{config_dir}/tiny.py", words)

@@ -166,3 +166,24 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
     with pytest.raises(DataError, match=f"config.json: .*the number {re.escape(number)} is not"):
         read.read_json(file)
     assert math.isfinite(read.parse_json(file.read_text(), finite=False)["a"][0]["b"]) is False
+
+
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=4),
+    st.sampled_from(["{}", '{{"x": {}}}', '[1, {{"y": [{}]}}]']),
+)
+def test_keys_that_occur_twice_are_refused(keys, around):
+    body = ", ".join(f'"{key}": {number}' for number, key in enumerate(keys))
+    text = around.replace("{{", "{").replace("}}", "}").replace("{}", f"{{{body}}}")
+    if len(set(keys)) == len(keys):
+        assert read.parse_json(text) == json.loads(text)
+        return
+    with pytest.raises(ValueError, match="occurs twice in an object"):
+        read.parse_json(text)
+
+
+def test_a_settings_file_with_two_values_names_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"hidden_size": 8, "hidden_size": 16}')
+    with pytest.raises(ConfigError, match=r"config\.json: .*'hidden_size' occurs twice"):
+        read.read_json(path, ConfigError)

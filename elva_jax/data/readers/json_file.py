@@ -77,7 +77,7 @@ class JsonFile(Sequence[Example]):
 
     def _is_json(self, index: int) -> bool:
         try:
-            parse_json(self._bytes(index).decode("latin-1"), finite=False)
+            parse_json(self._bytes(index).decode("latin-1"), unique=False, finite=False)
         except ValueError:
             return False
         return True

@@ -41,7 +41,7 @@ def decode_json(data: bytes, key: str) -> Any:
     """
     text = decode(data, key)
     try:
-        return parse_json(text, unique=True)
+        return parse_json(text)
     except ValueError as error:
         raise RecordError(key, f"is not JSON ({getattr(error, 'msg', error)})") from None
 
