@@ -33,7 +33,7 @@ class Mirror:
         self._folder, self._workdir = Path(folder).absolute(), workdir.absolute()
         self._keep, self._report = keep, report
         self._worker = ThreadPoolExecutor(1) if folder and jax.process_index() == 0 else None
-        self._newest: Path | None = None
+        self._newest: dict[Path, Path] = {}  # by the folder of the steps
 
     def __enter__(self) -> Mirror:
         return self
@@ -45,11 +45,11 @@ class Mirror:
     def copy(self, step: Path) -> None:
         """Starts to copy the directory of a saved step."""
         if self._worker:
-            self._newest = step
+            self._newest[step.parent] = step
             self._worker.submit(self._copy, step)
 
     def _copy(self, step: Path) -> None:
-        if step != self._newest:
+        if step != self._newest[step.parent]:
             return
         try:
             self._copy_step(step)

@@ -266,8 +266,10 @@ class Checkpoints:
                 shutil.rmtree(deleted, ignore_errors=True)
 
 
-def save_weights(folder: str | Path, params: Any, config: Config, stage: str) -> None:
-    """Saves weights alone as step 0, for inference and `init_from`.
+def save_weights(
+    folder: str | Path, params: Any, config: Config, stage: str, *, step: int = 0
+) -> None:
+    """Saves weights alone as a step, for inference and `init_from`.
 
     It needs little memory beyond the parameters.
 
@@ -276,6 +278,7 @@ def save_weights(folder: str | Path, params: Any, config: Config, stage: str) ->
       params: the stage's parameter tree, or parts of it.
       config: the configuration of the weights.
       stage: the name of the stage.
+      step: their number.
     """
     # Orbax must be allowed the largest array; a higher limit only lets it hold several copies.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -283,9 +286,9 @@ def save_weights(folder: str | Path, params: Any, config: Config, stage: str) ->
         save_concurrent_gb=max(-(-largest // 10**9), 1), use_compression=False
     )
     handlers = {"params": arrays, "meta": ocp.JsonCheckpointHandler()}
-    meta = ocp.args.JsonSave(step_metadata(config, stage, 0))
+    meta = ocp.args.JsonSave(step_metadata(config, stage, step))
     with ocp.Checkpointer(StepHandler(**handlers)) as writer:
-        path = Path(folder).absolute() / "checkpoints" / "0"
+        path = Path(folder).absolute() / "checkpoints" / str(step)
         writer.save(path, args=StepArgs(params=ocp.args.PyTreeSave(params), meta=meta))
 
 

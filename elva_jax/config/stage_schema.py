@@ -9,6 +9,8 @@ from typing import Literal
 from elva_jax.config.keys import key, named
 from elva_jax.utils import numbers
 
+Evaluator = Literal["loss", "accuracy", "retrieval", "merging"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -197,6 +199,44 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Measurements on held-out data while a stage trains; they change nothing in its training."""
+
+    every: int = key(
+        0, "steps between evaluations, of which one more is at the stage's end; 0: none", minimum=0
+    )
+    mixture: Mapping[str, SourceConfig] = named(
+        SourceConfig,
+        "the held-out sources, by names of your own; none: the stage's data.mixture, each source"
+        " with the split eval.split",
+    )
+    split: str = key(
+        "validation", "split of the stage's own sources, where eval.mixture names none"
+    )
+    examples: int = key(
+        256,
+        "number of examples: the first ones of the sources in turn",
+        minimum=1,
+        most=numbers.MOST_ROWS,
+    )
+    evaluators: tuple[Evaluator, ...] = key(
+        ("loss", "accuracy"),
+        "loss: on answers, by family of questions; accuracy: answers of which every token is the"
+        " likeliest, and options that are the likeliest, by family; retrieval: <FRAME> features"
+        " that find the teacher's of their own frame; merging: loss and accuracy with merging"
+        " minus those without",
+    )
+    keep_best: str = key(
+        "",
+        "number whose best value so far keeps the weights of its step in <workdir>/<stage>.best,"
+        ' such as loss, exact/count, choice or retrieval; "": none',
+    )
+    better: Literal["auto", "larger", "smaller"] = key(
+        "auto", "which value of keep_best is better; auto: smaller for a loss, otherwise larger"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage of the curriculum."""
 
@@ -218,3 +258,4 @@ class StageConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    eval: HeldOutConfig = dataclasses.field(default_factory=HeldOutConfig)

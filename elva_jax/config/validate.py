@@ -160,6 +160,8 @@ def _check_stage(config: Config, name: str) -> None:
     for label, source in stage.data.mixture.items():
         _check_source(source, f"{at}data.mixture.{label}.")
         _check_share(source, stage.data.temperature, f"{at}data.mixture.{label}.")
+    if stage.eval.every:
+        _check_held_out(config, stage, f"{at}eval.")
     CHECKS[stage.kind](config, name)
 
 
@@ -194,6 +196,55 @@ def _check_teacher(config: Config, name: str) -> None:
         config.teacher.text_layers > 0,
         "teacher.text_layers",
         f"stage {name} trains the teacher on captions, which needs a text tower",
+    )
+
+
+# What the evaluators of `eval.evaluators` measure, before any slash.
+MEASURED = {
+    "loss": ("loss",),
+    "accuracy": ("exact", "choice"),
+    "retrieval": ("retrieval",),
+    "merging": ("merging",),
+}
+
+
+def _check_held_out(config: Config, stage: StageConfig, at: str) -> None:
+    """Evaluators that the stage cannot have, and held-out data that is none."""
+    settings = stage.eval
+    require(
+        stage.kind == "elva",
+        at + "every",
+        f"measures answers, which a stage of kind {stage.kind} does not train; set it to 0",
+    )
+    require(settings.evaluators, at + "evaluators", "names none; set every = 0 for no evaluation")
+    require(
+        "retrieval" not in settings.evaluators or stage.loss.contrastive,
+        at + "evaluators",
+        "retrieval measures the contrastive head, which the stage does not train: loss.contrastive"
+        " is 0",
+    )
+    require(
+        "merging" not in settings.evaluators or config.model.merge_layers,
+        at + "evaluators",
+        "merging compares with and without it, but model.merge_layers names no layer",
+    )
+    if settings.keep_best:
+        known = [name for evaluator in settings.evaluators for name in MEASURED[evaluator]]
+        require(
+            settings.keep_best.split("/")[0] in known,
+            at + "keep_best",
+            f"'{settings.keep_best}' is none of {', '.join(known)}, which eval.evaluators ="
+            f" {settings.evaluators} measure",
+        )
+    for label, source in settings.mixture.items():
+        _check_source(source, f"{at}mixture.{label}.")
+        _check_share(source, 1.0, f"{at}mixture.{label}.")
+    files = [source.name for source in stage.data.mixture.values() if not source.split]
+    require(
+        settings.mixture or not files,
+        at + "mixture",
+        f"names no held-out data, and {', '.join(files)} has no split: give a source of questions"
+        " that the stage does not train on",
     )
 
 

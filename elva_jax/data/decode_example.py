@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
 from elva_jax.data.safe_read import read_safely
 from elva_jax.errors import DataError, RecordError
-from elva_jax.video.clip import ClipSettings, read_clip
+from elva_jax.video.clip import ClipSettings, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Counts, TokenLayout, build_layout, count
 from elva_jax.video.read import read_frames
@@ -123,7 +124,12 @@ class ConversationDecoder(Decoder):
         """Reads the media and lays out the conversation."""
         example = choose_turns(example, self.max_turns, rng)
         conversation.check(example)
-        seen = [
+        visuals = self.read_media(example, rng)
+        return self.to_sample(*self.lay_out(example, [visual.clip for visual in visuals]), visuals)
+
+    def read_media(self, example: Example, rng: np.random.Generator) -> list[Visual]:
+        """Reads the media of an example, as the stage does."""
+        return [
             read_clip(
                 medium.source,
                 self._choose_settings(medium, rng),
@@ -133,10 +139,12 @@ class ConversationDecoder(Decoder):
             )
             for medium in example.media
         ]
-        layout, counts = self._lay_out(example, [visual.clip for visual in seen])
+
+    def to_sample(self, layout: TokenLayout, counts: Counts, visuals: Sequence[Visual]) -> Sample:
+        """A sample of a layout, whose media are the first ones of `visuals`."""
         patch_size, side = self.plain.patch_size, self.teacher_size
-        patches = [visual.patches for visual in seen]
-        frames = [visual.teacher_frames for visual in seen if visual.teacher_frames is not None]
+        patches = [visual.patches for visual in visuals]
+        frames = [visual.teacher_frames for visual in visuals if visual.teacher_frames is not None]
         no_patches = np.zeros((0, patch_size**2 * 3), np.uint8)
         no_frames = np.zeros((0, side, side, 3), np.uint8) if side else None
         return Sample(
@@ -158,7 +166,7 @@ class ConversationDecoder(Decoder):
             return self.hybrid
         return self.plain
 
-    def _lay_out(self, example: Example, clips: list[Clip]) -> tuple[TokenLayout, Counts]:
+    def lay_out(self, example: Example, clips: list[Clip]) -> tuple[TokenLayout, Counts]:
         """Lays out the example; if it is too long, its last turns and their media are dropped."""
         while True:
             kept = clips[: len(example.media)]

@@ -27,6 +27,7 @@ from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
 Terms = dict[str, jax.Array]  # scalars to report beside a loss
+CHUNK_LOGITS = 2**27  # float32 logits of one row that may exist at once; longer rows are cut
 
 
 def generation_loss(
@@ -73,16 +74,50 @@ def generation_loss(
     return _ratio(loss, weight), {"accuracy": _ratio(correct, weight), "target_weight": weight}
 
 
-def _token_sums(
-    logits_BxSxV: jax.Array, target_BxS: AnyArray, weight_BxS: AnyArray
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weighted sums of the negative log-likelihood, of hits, and of the weights."""
+def token_scores(
+    hidden_BxSxD: jax.Array,
+    head_fn: Callable[[jax.Array], jax.Array],
+    target_BxS: AnyArray,
+    chunk: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of every target [B, S], and whether it is the likeliest token.
+
+    Arguments as for `generation_loss`, whose terms these are before weights; without a gradient.
+    """
+    if not chunk or chunk >= hidden_BxSxD.shape[1]:
+        return _scores(head_fn(hidden_BxSxD), target_BxS)
+    batch, length = target_BxS.shape
+    parts = _split(hidden_BxSxD, chunk), _split(target_BxS, chunk)
+    scores = jax.lax.map(lambda part: _scores(head_fn(part[0]), part[1]), parts)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 2).reshape(batch, -1)[:, :length]
+
+    return join(scores[0]), join(scores[1])
+
+
+def _scores(logits_BxSxV: jax.Array, target_BxS: AnyArray) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihoods and hits of every token."""
     logits_BxSxV = logits_BxSxV.astype(jnp.float32)
     ids_1x1xV = jnp.arange(logits_BxSxV.shape[-1])[None, None, :]
     # A masked sum, not a gather: it stays local where the vocabulary is sharded.
     chosen_BxS = jnp.sum(jnp.where(ids_1x1xV == target_BxS[:, :, None], logits_BxSxV, 0.0), axis=-1)
     nll_BxS = jax.nn.logsumexp(logits_BxSxV, axis=-1) - chosen_BxS
-    hit_BxS = jnp.argmax(logits_BxSxV, axis=-1) == target_BxS
+    return nll_BxS, jnp.argmax(logits_BxSxV, axis=-1) == target_BxS
+
+
+def head_chunk(length: int, vocab_size: int) -> int:
+    """Tokens of a row whose logits may exist at once; 0: all."""
+    if length * vocab_size <= CHUNK_LOGITS:
+        return 0
+    return max(CHUNK_LOGITS // vocab_size // 64, 1) * 64  # so that mesh.context divides it
+
+
+def _token_sums(
+    logits_BxSxV: jax.Array, target_BxS: AnyArray, weight_BxS: AnyArray
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weighted sums of the negative log-likelihood, of hits, and of the weights."""
+    nll_BxS, hit_BxS = _scores(logits_BxSxV, target_BxS)
     weight_BxS = weight_BxS.astype(jnp.float32)
     learned_BxS = weight_BxS > 0
     return (
@@ -100,21 +135,26 @@ def _chunked_sums(
     chunk: int,
 ) -> tuple[jax.Array, ...]:
     """`_token_sums` of each chunk in turn."""
-    batch, length = target_BxS.shape
-    count = -(-length // chunk)
-
-    def split(array: AnyArray) -> jax.Array:
-        # Chunk i is tokens i, i + count, …: a mesh that splits sequences then splits every chunk.
-        array = jnp.pad(array, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (array.ndim - 2))
-        return jnp.moveaxis(array.reshape(batch, chunk, count, *array.shape[2:]), 2, 0)
 
     @jax.checkpoint
     def one(part):
         hidden, target, weight = part
         return _token_sums(head_fn(hidden), target, weight)
 
-    sums = jax.lax.map(one, (split(hidden_BxSxD), split(target_BxS), split(weight_BxS)))
+    arrays = (hidden_BxSxD, target_BxS, weight_BxS)
+    sums = jax.lax.map(one, tuple(_split(array, chunk) for array in arrays))
     return tuple(jnp.sum(values) for values in sums)
+
+
+def _split(array: AnyArray, chunk: int) -> jax.Array:
+    """Cuts [B, S, …] into [count, B, chunk, …], with zeros at the end.
+
+    Chunk i is tokens i, i + count, …: a mesh that splits sequences then splits every chunk.
+    """
+    batch, length = array.shape[:2]
+    count = -(-length // chunk)
+    array = jnp.pad(array, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (array.ndim - 2))
+    return jnp.moveaxis(array.reshape(batch, chunk, count, *array.shape[2:]), 2, 0)
 
 
 def tube_loss(

@@ -28,7 +28,6 @@ from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva, ElvaOutput, LayerBlock, dummy_inputs, layer_blocks
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
-from elva_jax.models.towers.common import to_pixels
 from elva_jax.ops.pooling import adaptive_average_pool
 from elva_jax.tasks import losses
 from elva_jax.tasks.base import (
@@ -39,11 +38,9 @@ from elva_jax.tasks.base import (
     TrainedMatrices,
     over_processes,
 )
+from elva_jax.tasks.teacher import teacher_features
 from elva_jax.video.layout import Kind, TokenLayout
 
-# Attention scores of one teacher layer that may exist at once for a row; more frames take turns.
-TEACHER_SCORES = 2**26
-CHUNK_LOGITS = 2**27  # float32 logits of one row that may exist at once; longer rows are cut
 TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
 
 
@@ -148,13 +145,7 @@ class VideoLlmTask(Task):
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the terms; terms of weight 0 are not computed."""
         weights = self.stage.loss
-        out: Any = self._model.apply(
-            {"params": params["elva"]},
-            batch["patches"],
-            batch["layout"],
-            merging=self.stage.merging,
-            buckets=tuple(self.stage.merge_buckets),
-        )
+        out = self.forward(params, batch, merging=self.stage.merging)
         metrics = token_metrics(
             self.config.model,
             batch["layout"],
@@ -172,6 +163,18 @@ class VideoLlmTask(Task):
             value, extra = self._guidance(params["guidance"], frozen["teacher"], out, batch)
             total, metrics = total + value, metrics | extra
         return total, metrics
+
+    def forward(self, params: Any, batch: Any, *, merging: bool) -> ElvaOutput:
+        """The model's output; without the stage's own merging, sequences keep their length."""
+        buckets = tuple(self.stage.merge_buckets) if merging and self.stage.merging else ()
+        out: Any = self._model.apply(
+            {"params": params["elva"]},
+            batch["patches"],
+            batch["layout"],
+            merging=merging,
+            buckets=buckets,
+        )
+        return out
 
     def prepare(self, batch: Any) -> Any:
         """Adds each row's share of the batch's answer weight.
@@ -234,6 +237,34 @@ class VideoLlmTask(Task):
             model.tower, content.frames
         ) + passes * flops.projector(width, features, content.patches)
 
+    def frame_features(
+        self, params: Any, frozen: Any, out: ElvaOutput, batch: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the contrastive loss compares: ours and the teacher's [B, F, C], and valid [B, F].
+
+        Both are normalized.
+        """
+        student, features_BxFxGxGxC, valid_BxF = self._guided(
+            params["guidance"], frozen["teacher"], out, batch
+        )
+        pair = student.frame, jnp.mean(features_BxFxGxGxC, axis=(2, 3))
+        ours, theirs = (losses.l2_normalize(x.astype(jnp.float32)) for x in pair)
+        return ours, theirs, valid_BxF
+
+    def _guided(
+        self, head_params: Any, teacher_params: Any, out: ElvaOutput, batch: Any
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """The heads' output, the teacher's features [B, F, G, G, C], and which frames exist."""
+        frames_BxFxHxWx3 = batch["teacher_frames"]
+        features_BxFxGxGxC = teacher_features(
+            vision_tower(self.config), teacher_params, frames_BxFxHxWx3
+        )
+        frame_hidden, valid_BxF = losses.gather_frames(
+            out.hidden, out.layout, frames_BxFxHxWx3.shape[1]
+        )
+        student = self._heads.apply({"params": head_params}, out.hidden, frame_hidden)
+        return student, features_BxFxGxGxC, valid_BxF
+
     def _guidance(
         self, head_params: Any, teacher_params: Any, out: ElvaOutput, batch: Any
     ) -> tuple[jax.Array, Metrics]:
@@ -241,14 +272,10 @@ class VideoLlmTask(Task):
 
         Each averages over its own micro-batch, and takes its negatives from there.
         """
-        weights, frames_BxFxHxWx3 = self.stage.loss, batch["teacher_frames"]
-        features_BxFxGxGxC = teacher_features(
-            vision_tower(self.config), teacher_params, frames_BxFxHxWx3
+        weights = self.stage.loss
+        student, features_BxFxGxGxC, valid_BxF = self._guided(
+            head_params, teacher_params, out, batch
         )
-        frame_hidden, valid_BxF = losses.gather_frames(
-            out.hidden, out.layout, frames_BxFxHxWx3.shape[1]
-        )
-        student: Any = self._heads.apply({"params": head_params}, out.hidden, frame_hidden)
         total = jnp.float32(0)
         metrics: Metrics = {}
         if weights.tube:
@@ -337,9 +364,7 @@ def _generation(
     out: ElvaOutput, head: Any, batch: Any, vocab_size: int
 ) -> tuple[jax.Array, Metrics]:
     """Cross-entropy on the answers' tokens, which are text and so survive every merge."""
-    chunk = 0
-    if out.hidden.shape[1] * vocab_size > CHUNK_LOGITS:
-        chunk = max(CHUNK_LOGITS // vocab_size // 64, 1) * 64  # so that mesh.context divides it
+    chunk = losses.head_chunk(out.hidden.shape[1], vocab_size)
     value, extra = losses.generation_loss(
         out.hidden, head, out.layout.target, out.layout.loss_weight, chunk
     )
@@ -347,27 +372,3 @@ def _generation(
     if "row_weight" in batch:
         value = value * weight / jnp.maximum(jnp.sum(batch["row_weight"]), 1e-9)
     return value, extra
-
-
-def teacher_features(teacher: Any, params: Any, frames_BxFxHxWx3: jax.Array) -> jax.Array:
-    """Penultimate features [B, F, G, G, C] of uint8 frames; no gradient flows through.
-
-    Slots without a frame hold the features of black.
-    """
-    b, f, *size = frames_BxFxHxWx3.shape
-    side, heads = teacher.config.grid, teacher.config.num_heads
-    most = max(TEACHER_SCORES // (heads * side**4), 1)
-    count = next(n for n in range(-(-f // most), f + 1) if f % n == 0)
-
-    def features(frames_BxNxHxWx3: jax.Array) -> jax.Array:
-        pixels = to_pixels(frames_BxNxHxWx3).reshape(-1, *size)
-        features_MxPxC = jax.lax.stop_gradient(
-            teacher.apply({"params": params}, pixels).penultimate
-        )
-        return features_MxPxC.reshape(b, -1, side, side, features_MxPxC.shape[-1])
-
-    if count == 1:
-        return features(frames_BxFxHxWx3)
-    groups = frames_BxFxHxWx3.reshape(b, count, f // count, *size).swapaxes(0, 1)
-    parts = jax.lax.map(features, groups)
-    return parts.swapaxes(0, 1).reshape(b, f, side, side, -1)

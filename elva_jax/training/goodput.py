@@ -1,6 +1,6 @@
 """Where the time of a run goes: step by step for reports, over all its starts for its summary.
 
-    start-up | data host device | data host device | save | data host device | ...
+    start-up | data host device | data host device | evaluate | save | data host device | ...
              |<---- step 2 ---->|
 
 goodput = time of steps that count / (end of the last start - begin of the first one)
@@ -23,10 +23,11 @@ from elva_jax.utils.read import read_json
 
 # A step: waiting for a batch, dispatching it, waiting for the step before.
 STEP_PARTS = ("data", "host", "device")
-PARTS = ("startup", *STEP_PARTS, "save")
+PARTS = ("startup", *STEP_PARTS, "save", "evaluate")
 LOSSES = {  # parts of a summary that made no progress
     "data": "waiting for data",
     "save": "saving",
+    "evaluate": "evaluating",
     "startup": "starting and compiling",
     "again": "steps done again",
     "away": "not running",
@@ -118,7 +119,7 @@ def summarize(sessions: Sequence[Session]) -> dict[str, Any]:
     if not sessions:
         return {}
     wall = max(session.ended for session in sessions) - sessions[0].began
-    parts = dict.fromkeys(("productive", "data", "save", "startup", "again"), 0.0)
+    parts = dict.fromkeys(("productive", "data", "save", "evaluate", "startup", "again"), 0.0)
     for index, session in enumerate(sessions):
         later = [other.first for other in sessions[index + 1 :] if other.stage == session.stage]
         done, kept = session.last - session.first, min([session.last, *later]) - session.first
@@ -128,19 +129,29 @@ def summarize(sessions: Sequence[Session]) -> dict[str, Any]:
         parts["data"] += share * spent["data"]
         parts["again"] += (1 - share) * sum(spent[name] for name in STEP_PARTS)
         parts["save"] += spent["save"]
+        parts["evaluate"] += spent["evaluate"]
         parts["startup"] += spent["startup"]
     parts["away"] = max(wall - sum(parts.values()), 0.0)
     # A stage that follows another one in the same process begins where that ended.
     starts = {session.began for session in sessions} - {session.ended for session in sessions}
     goodput = parts["productive"] / max(wall, 1e-9)
-    return {"wall": wall, "goodput": goodput, "starts": len(starts), **parts}
+    share = parts["evaluate"] / max(wall, 1e-9)
+    return {
+        "wall": wall,
+        "goodput": goodput,
+        "evaluate_share": share,
+        "starts": len(starts),
+        **parts,
+    }
 
 
 def describe(summary: dict[str, Any]) -> str:
     """A summary in one line."""
     wall = summary["wall"]
     lost = ", ".join(
-        f"{words} {summary[name] / max(wall, 1e-9):.1%}" for name, words in LOSSES.items()
+        f"{words} {summary[name] / max(wall, 1e-9):.1%}"
+        for name, words in LOSSES.items()
+        if summary[name] or name != "evaluate"  # not every run evaluates
     )
     starts = summary["starts"]
     return f"goodput {summary['goodput']:.1%} of {clock_face(wall)} in {starts} start(s); {lost}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from elva_jax.checkpoints.state import TrainState
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import TrainingError
 from elva_jax.tasks.base import Metrics
@@ -30,8 +31,13 @@ class Hook:
     def before_step(self, step: int) -> None:
         """Called before the batch of a step is asked for."""
 
-    def after_step(self, step: int, batch: Mapping[str, Any], metrics: Metrics) -> None:
-        """Called when a step is dispatched: `batch` is on the host, `metrics` on the device."""
+    def after_step(
+        self, step: int, state: TrainState, batch: Mapping[str, Any], metrics: Metrics
+    ) -> None:
+        """Called when a step is dispatched: `batch` is on the host, the others on the device.
+
+        The next step takes the memory of `state`, which must not be kept.
+        """
 
     def on_save(self, step: int) -> None:
         """Called when the save of a step has started."""
@@ -61,7 +67,9 @@ class Profiler(Hook):
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
-    def after_step(self, step: int, batch: Mapping[str, Any], metrics: Metrics) -> None:
+    def after_step(
+        self, step: int, state: TrainState, batch: Mapping[str, Any], metrics: Metrics
+    ) -> None:
         """Writes the trace after its last step, for which it waits."""
         if self._tracing and self._count == self._last:
             jax.block_until_ready(metrics)
@@ -123,7 +131,9 @@ class Reporter(Hook):
         self._writers, self._sessions, self._progress = writers, sessions, progress
         self._speed = Speed(setup)
 
-    def after_step(self, step: int, batch: Mapping[str, Any], metrics: Metrics) -> None:
+    def after_step(
+        self, step: int, state: TrainState, batch: Mapping[str, Any], metrics: Metrics
+    ) -> None:
         """Takes a step, and reports if it is time.
 
         Metrics are fetched one step late, so that the device never waits for the host.

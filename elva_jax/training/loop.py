@@ -6,7 +6,8 @@ The order of its calls has reasons:
 - The consensus about stopping and saving is asked in every step by every process, since it is a
   collective; its answer is that of the previous step, so no process waits for the slowest.
 - The reporter is the first hook: it waits for the step before, which the clock charges to the
-  device. What comes after the hooks is charged to the host.
+  device. What comes after the hooks is charged to the host, except an evaluation, which is the
+  second hook and measures the weights that a checkpoint of the same step has.
 - A save runs in the background; the mirror copies a step when it is complete on disk.
 """
 
@@ -30,10 +31,12 @@ from elva_jax.data.iterator_state import redistribute
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import CheckpointError
 from elva_jax.parallel.mesh import shard_batch
+from elva_jax.training.evaluators.best import BestWeights
+from elva_jax.training.evaluators.hook import EvaluationHook, HeldOutEvaluator
 from elva_jax.training.goodput import SessionLog, StepClock
 from elva_jax.training.hooks import Hook, Profiler, Reporter, SaveTimer
 from elva_jax.training.initial_weights import LoadParams
-from elva_jax.training.metric_writers import open_writers, unflatten
+from elva_jax.training.metric_writers import MetricWriters, open_writers, unflatten
 from elva_jax.training.metrics import MetricsWindow
 from elva_jax.training.preemption import Consensus, StopSignal
 from elva_jax.training.progress import StageProgress
@@ -88,21 +91,24 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
     consensus = Consensus(setup.mesh, name)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(StageProgress(run.console, name, setup.steps))
-        checkpoints = stack.enter_context(_open_checkpoints(setup, run, progress))
+        best = BestWeights(setup.task, run.workdir, report=progress.note, copy=run.mirror.copy)
+        checkpoints = stack.enter_context(_open_checkpoints(setup, run, progress, best))
         state, window = _start(setup, inputs, checkpoints, progress)
         start = step = int(state.step)
         writers = stack.enter_context(open_writers(config, folder, start))
         run.sessions.begin(name, start)
-        reporter = Reporter(
+        best.begin(start)
+        reporter, evaluation = _make_hooks(
             setup,
-            inputs.batches,
+            inputs,
+            run,
             window=window,
             clock=clock,
             writers=writers,
-            sessions=run.sessions,
             progress=progress,
+            best=best,
         )
-        hooks: tuple[Hook, ...] = (reporter, run.profiler, timer)
+        hooks: tuple[Hook, ...] = (reporter, evaluation, run.profiler, timer)
         for hook in hooks:
             stack.callback(hook.close)
         (status,) = consensus.now([run.stop.code])
@@ -118,7 +124,7 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
                 state, metrics = train_step(state, inputs.frozen, shard_batch(batch, setup.mesh))
             run.stop.defer()
             for hook in hooks:
-                hook.after_step(step, batch, metrics)
+                hook.after_step(step, state, batch, metrics)
             checkpoints.poll()
             status, due = consensus.previous([run.stop.code, timer.due])
             clock.charge("host")
@@ -139,14 +145,50 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
     return consensus.now([run.stop.code])[0]
 
 
-def _open_checkpoints(setup: TrainSetup, run: RunContext, progress: StageProgress) -> Checkpoints:
+def _make_hooks(
+    setup: TrainSetup,
+    inputs: StageInputs,
+    run: RunContext,
+    *,
+    window: MetricsWindow,
+    clock: StepClock,
+    writers: MetricWriters,
+    progress: StageProgress,
+    best: BestWeights,
+) -> tuple[Reporter, Hook]:
+    """The hooks that report: means over steps, and evaluations, if the stage has any."""
+    reporter = Reporter(
+        setup,
+        inputs.batches,
+        window=window,
+        clock=clock,
+        writers=writers,
+        sessions=run.sessions,
+        progress=progress,
+    )
+    if not setup.task.stage.eval.every:
+        return reporter, Hook()
+    evaluator = HeldOutEvaluator(setup, inputs.frozen, run.tokenizer)
+    return reporter, EvaluationHook(
+        setup, evaluator, best=best, clock=clock, writers=writers, progress=progress
+    )
+
+
+def _open_checkpoints(
+    setup: TrainSetup, run: RunContext, progress: StageProgress, best: BestWeights
+) -> Checkpoints:
     settings = setup.task.config.checkpoint
+
+    def on_saved(path: Path) -> None:
+        run.mirror.copy(path)
+        best.on_saved(path)
+
     return Checkpoints(
         run.workdir / setup.task.name / "checkpoints",
         keep=settings.keep,
         on_error=settings.on_error,
         report=progress.note,
-        on_saved=run.mirror.copy,
+        on_saved=on_saved,
     )
 
 

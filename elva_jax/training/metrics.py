@@ -18,6 +18,7 @@ TIMING = (
     "model_tflops",
     "mfu",
     "memory_gib",
+    "eval/seconds",
     *(f"{name}_share" for name in STEP_PARTS),
 )
 TERMS = ("loss", "generation", "tube", "contrastive", "sigmoid")  # the losses, in the order shown

@@ -13,7 +13,7 @@ from elva_jax.training.metrics import TERMS
 from elva_jax.utils.files import open_atomic
 
 MISSING = 'curves.png is not drawn: needs matplotlib; pip install "elva_jax[plots]"'
-ACCURACIES = ("accuracy", "frame_accuracy", "match_accuracy")
+ACCURACIES = ("accuracy", "frame_accuracy", "match_accuracy", "eval/exact", "eval/choice")
 
 
 def can_draw() -> bool:
@@ -41,9 +41,10 @@ def draw(workdir: Path, config: Config) -> Path | None:
         losses.set_title(name)
         accuracies.set_xlabel("step")
         accuracies.set_ylim(0, 1)
-        terms = [term for term in TERMS[1:] if term in lines[0]]
+        terms = [term for term in TERMS[1:] if any(term in line for line in lines)]
         # A single term is the loss.
-        _plot(losses, lines, ("loss", *terms) if len(terms) > 1 else terms)
+        shown = ["loss", *terms] if len(terms) > 1 else terms
+        _plot(losses, lines, [*shown, "eval/loss"])
         _plot(accuracies, lines, ACCURACIES)
         if all(value > 0 for line in losses.get_lines() for value in line.get_ydata()):
             losses.set_yscale("log")

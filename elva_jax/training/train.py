@@ -191,9 +191,16 @@ def _attention(config: Config, context: int) -> str:
 
 def _write_summary(workdir: Path, config: Config, summary: dict[str, Any]) -> None:
     reports = {name: read_metrics(workdir / name) for name in config.curriculum}
-    stages = {name: lines[-1] for name, lines in reports.items() if lines}
+    stages = {name: _newest(lines) for name, lines in reports.items() if lines}
     text = json.dumps({**summary, "stages": stages}, indent=2) + "\n"
     write_atomic(workdir / "summary.json", text)
+
+
+def _newest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last report of a stage, with the numbers of its last evaluation."""
+    reports = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "loss" not in line]
+    return {**dict(*evaluations[-1:]), **dict(*reports[-1:])}
 
 
 def _run_stage(task: Task, context: loop.RunContext) -> int:
@@ -304,6 +311,7 @@ def _fixed_keys(config: dict[str, Any], started: list[str]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in (*CHANGEABLE, "stages")}
     stages = {name: dict(config["stages"][name]) for name in started}
     for stage in stages.values():
+        del stage["eval"]  # changes nothing in training
         data = stage["data"].items()
         stage["data"] = {key: value for key, value in data if key not in CHANGEABLE_DATA}
     return flatten_dict({**kept, "stages": stages}, sep=".")

@@ -19,7 +19,7 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.models import flops
 from elva_jax.parallel.mesh import BATCH_AXES
 from elva_jax.tasks.base import Task
-from elva_jax.tasks.video_llm import CHUNK_LOGITS
+from elva_jax.tasks.losses import CHUNK_LOGITS
 
 # Matrix products relative to the two of attention's forward pass (scores and values). The backward
 # pass has five, because it computes the scores again.

@@ -1,0 +1,1 @@
+"""Measurements on held-out data while a stage trains."""

@@ -1,0 +1,255 @@
+"""Held-out examples as packed rows of the stage's shape, the same ones at every evaluation.
+
+Each question with options becomes one independent turn per option; the turns share their video:
+
+    video | Where is it?  left | Where is it?  right | What color?  red | What color?  blue
+
+Nothing is random: all turns of an example are asked, in order, and in several rows if they exceed
+one. Questions whose media stand in the text, or that follow each other, are scored as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.config.schema import SourceConfig
+from elva_jax.data import conversation
+from elva_jax.data.collate import PackedCollator
+from elva_jax.data.decode_example import ConversationDecoder
+from elva_jax.data.example import Example, Turn
+from elva_jax.data.mixture import Mixture
+from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows
+from elva_jax.data.safe_read import Rejected, read_safely
+from elva_jax.data.sources import check_files
+from elva_jax.tasks.base import Task
+from elva_jax.training.evaluators.base import Candidate
+
+READERS = 4  # threads that decode
+CACHE_BYTES = 2**30  # of rows that stay in memory between evaluations; more are read again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A decoded example, or as many of its questions as fit a row."""
+
+    sample: Sample
+    candidates: tuple[Candidate, ...]  # in the order of the answers in the sample
+    owner: int  # number of the example; -1: an earlier piece shows its frames
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A batch of one process."""
+
+    arrays: dict[str, Any]  # a batch of the stage, and `row` [b] and `owner` [b, F]
+    candidates: tuple[tuple[Candidate, ...], ...]  # of each row
+    lengths: tuple[tuple[int, ...], ...]  # learned tokens of each of them
+
+
+class HeldOut:
+    """The held-out examples of a stage, one process's share of them.
+
+    Args:
+      task: of the stage.
+      tokenizer: the run's.
+      options: whether options are scored, or reference answers alone.
+      teacher: whether rows need the teacher's frames.
+
+    Attributes:
+      rejected: the examples that cannot be read, after the first pass.
+
+    Raises:
+      DataError: the data is missing or malformed.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, options: bool, teacher: bool
+    ):
+        self._process, self._processes = jax.process_index(), jax.process_count()
+        settings, stage, name = task.stage.eval, task.stage, task.name
+        mixture = settings.mixture or own_sources(stage.data.mixture, settings.split)
+        check_files(mixture, task.config.data_root, f"stages.{name}.eval.mixture")
+        data = dataclasses.replace(
+            stage.data, mixture=mixture, temperature=0.0, num_low_frames=0, hybrid_probability=0.0
+        )
+        stage = dataclasses.replace(stage, data=data)
+        config = dataclasses.replace(task.config, stages={**task.config.stages, name: stage})
+        side = config.teacher.image_size if teacher else None
+        self._mixture = Mixture(config, name)
+        self._decoder = ConversationDecoder(self._mixture, config, stage, tokenizer, side)
+        self._capacity, self._pack = RowCapacity.of_stage(stage), data.pack
+        self._collator = PackedCollator(
+            capacity=self._capacity, patch_width=config.model.patch_size**2 * 3, teacher_size=side
+        )
+        self._rows = stage.batch_size // stage.optimizer.accumulate // self._processes
+        self._examples, self._options = settings.examples, options
+        self._cache: list[Rows] | None = None
+        self.rejected: list[Rejected] = []
+
+    def batches(self) -> Iterator[Rows]:
+        """The rows of this process; those of an earlier pass, if they are still in memory."""
+        if self._cache is not None:
+            yield from self._cache
+            return
+        kept: list[Rows] = []
+        self.rejected, size = [], 0
+        for rows in self._pack_rows():
+            size += sum(leaf.nbytes for leaf in jax.tree.leaves(rows.arrays))
+            kept = [*kept, rows] if size <= CACHE_BYTES else []
+            yield rows
+        self._cache = kept if size <= CACHE_BYTES else None
+
+    def padding(self) -> Rows:
+        """Rows without any example, for a process that has no more than these."""
+        return self._collate([])
+
+    def _pack_rows(self) -> Iterator[Rows]:
+        packer = PackingBuffer(self._capacity) if self._pack else SingleRows()
+        rows: list[list[Piece]] = []
+
+        def full(wanted: int) -> Iterator[Rows]:
+            while len(rows) >= wanted:
+                yield self._collate(rows[: self._rows])
+                del rows[: self._rows]
+
+        for piece in self._pieces():
+            packer.add(piece, piece.sample.counts)
+            while not packer.short:
+                rows.append(packer.take())
+            yield from full(self._rows)
+        while packer.waiting:
+            rows.append(packer.take())
+        yield from full(1)
+
+    def _pieces(self) -> Iterator[Piece]:
+        """Decodes this process's examples in order, a few at a time."""
+        chosen = enumerate(in_turn(self._mixture.lengths, self._examples))
+        mine = itertools.islice(chosen, self._process, None, self._processes)
+        with ThreadPoolExecutor(READERS) as pool:
+            while group := list(itertools.islice(mine, 2 * READERS)):
+                for found in pool.map(lambda item: self._read(*item), group):
+                    if isinstance(found, Rejected):
+                        self.rejected.append(found)
+                    else:
+                        yield from found
+
+    def _read(self, number: int, position: tuple[int, int]) -> list[Piece] | Rejected:
+        return read_safely(
+            self._mixture.key(*position),
+            self._decoder.time_limit,
+            lambda: self._mixture.example(*position),
+            lambda example: self._lay_out(number, example),
+            " (data.time_limit)",
+        )
+
+    def _lay_out(self, number: int, example: Example) -> list[Piece]:
+        """The pieces of an example.
+
+        Raises:
+          ElvaError: it cannot be used.
+        """
+        conversation.check(example)
+        decoder, owner, pieces = self._decoder, number, []
+        visuals = decoder.read_media(example, np.random.default_rng(0))
+        clips = [visual.clip for visual in visuals]
+        alone = example.independent or len(example.turns) == 1
+        separate = alone and not conversation.has_markers(example)
+        asked = candidates(number, example.turns, options=self._options and separate)
+        if separate:
+            example = dataclasses.replace(example, independent=True)
+        while asked:
+            turns = tuple(turn for turn, _ in asked)
+            layout, counts = decoder.lay_out(dataclasses.replace(example, turns=turns), clips)
+            fitting = len(answer_lengths(layout.loss_weight))
+            pieces.append(
+                Piece(
+                    sample=decoder.to_sample(layout, counts, visuals),
+                    candidates=tuple(candidate for _, candidate in asked[:fitting]),
+                    owner=owner,
+                )
+            )
+            asked, owner = asked[fitting:] if separate else [], -1
+        return pieces
+
+    def _collate(self, rows: Sequence[Sequence[Piece]]) -> Rows:
+        rows = [*rows, *([[]] * (self._rows - len(rows)))]
+        arrays = self._collator([[piece.sample for piece in row] for row in rows])
+        owner = np.full((len(rows), self._capacity.frames), -1, np.int32)
+        for r, row in enumerate(rows):
+            owners = [np.full(piece.sample.counts.frames, piece.owner) for piece in row]
+            owner[r, : sum(map(len, owners))] = np.concatenate([*owners, []])
+        arrays["row"] = self._process * self._rows + np.arange(len(rows), dtype=np.int32)
+        arrays["owner"] = owner
+        return Rows(
+            arrays=arrays,
+            candidates=tuple(
+                tuple(candidate for piece in row for candidate in piece.candidates) for row in rows
+            ),
+            lengths=tuple(tuple(answer_lengths(row)) for row in arrays["layout"].loss_weight),
+        )
+
+
+def own_sources(mixture: Mapping[str, SourceConfig], split: str) -> dict[str, SourceConfig]:
+    """The sources of a stage with another split, each data set once."""
+    found: dict[SourceConfig, str] = {}
+    for label, source in mixture.items():
+        found.setdefault(dataclasses.replace(source, split=split, weight=1.0, epochs=1.0), label)
+    return {label: source for source, label in found.items()}
+
+
+def in_turn(lengths: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
+    """At most `most` positions (source, index): the first ones of the sources in turn."""
+    everything = (
+        (source, index)
+        for index in range(max(lengths))
+        for source, length in enumerate(lengths)
+        if index < length
+    )
+    return itertools.islice(everything, most)
+
+
+def candidates(
+    example: int, turns: Sequence[Turn], *, options: bool
+) -> list[tuple[Turn, Candidate]]:
+    """The turns with the answers to score: each option where one of them is right."""
+    out = []
+    for number, turn in enumerate(turns):
+        texts = _options(turn) if options else ()
+        answers = list(enumerate(texts)) if texts else [(-1, turn.answer)]
+        for option, answer in answers:
+            candidate = Candidate(
+                example=example,
+                turn=number,
+                option=option,
+                right=answer.strip() == turn.answer.strip(),
+                family=turn.family or turn.task,
+            )
+            out.append((dataclasses.replace(turn, answer=answer), candidate))
+    return out
+
+
+def _options(turn: Turn) -> tuple[str, ...]:
+    """The options as answers, texts or letters; () where the answer is not exactly one of them."""
+    letters = conversation.LETTERS[: len(turn.options)]
+    for texts in (turn.options, tuple(letters)):
+        if [text.strip() for text in texts].count(turn.answer.strip()) == 1 and all(texts):
+            return texts
+    return ()
+
+
+def answer_lengths(weight_S: np.ndarray) -> list[int]:
+    """The numbers of learned tokens of the answers in a sequence, in order.
+
+    Between two answers there is always a token that is not learned.
+    """
+    learned = np.concatenate([[0], weight_S > 0, [0]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(learned))
+    return (edges[1::2] - edges[::2]).tolist()

@@ -1,0 +1,244 @@
+"""Evaluations on held-out data while a stage trains."""
+
+import io
+import json
+import math
+import typing
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.config import schema
+from elva_jax.config.load import resolve
+from elva_jax.config.stage_schema import Evaluator
+from elva_jax.config.validate import MEASURED
+from elva_jax.data.example import Turn
+from elva_jax.data.tokenizer import load
+from elva_jax.errors import ConfigError
+from elva_jax.models.build import vision_tower
+from elva_jax.tasks.registry import make_task
+from elva_jax.training import train
+from elva_jax.training.evaluators import accuracy, loss, merging, retrieval
+from elva_jax.training.evaluators.base import Answer, Candidate, Frames, Observations
+from elva_jax.training.evaluators.best import BestWeights
+from elva_jax.training.evaluators.held_out import candidates
+from elva_jax.training.evaluators.hook import HeldOutEvaluator
+from elva_jax.training.evaluators.registry import EVALUATORS, smaller_is_better
+from elva_jax.training.metric_writers import read_metrics
+
+STEPS = 6
+
+
+def held_out(tiny_run, data_dir, arg="sft", stage="sft", **settings):
+    """A run of six steps, saved every three, evaluated every two on questions with options."""
+    config = tiny_run.get_config(arg)
+    config.data_dir = str(data_dir)
+    config.checkpoint.update(every=3, keep=0)
+    config.log.tensorboard = False
+    for each in config.stages.values():
+        each.steps = STEPS
+    eval_ = config.stages[stage].eval
+    eval_.update({"every": 2, "examples": 5, **settings})
+    eval_.mixture.held_out = schema.source(
+        "moving_shapes/easy", "train[18:]", tasks=("open", "caption")
+    )
+    return config
+
+
+class FallingConsole(io.StringIO):
+    """A terminal at which the run ends when a text is printed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self._text = text
+
+    def write(self, text):
+        super().write(text)
+        if self._text in self.getvalue():
+            self._text = "\0"
+            raise RuntimeError("the machine fell")
+
+
+def test_training_is_bitwise_the_same_also_when_interrupted(tiny_run, runs, data_dir, tmp_path):
+    """Without evaluations; with them; with them and a crash after step 4."""
+    config = held_out(tiny_run, data_dir, keep_best="loss", better="larger")
+    plain = held_out(tiny_run, data_dir)
+    plain.stages.sft.eval.every = 0
+    assert train.run(plain, tmp_path / "plain") == 0
+    told = io.StringIO()
+    assert train.run(config, tmp_path / "whole", console=Console(file=told, width=200)) == 0
+    console = Console(file=FallingConsole("sft 4: held out"), width=200)
+    with pytest.raises(RuntimeError, match="fell"):
+        train.run(config, tmp_path / "cut", console=console)
+    assert runs.newest(tmp_path / "cut", "sft") == 3
+    assert train.run(config, tmp_path / "cut") == 0
+    assert runs.differences(tmp_path / "cut", tmp_path / "whole", ["sft"]) == []
+    assert runs.differences(tmp_path / "plain", tmp_path / "whole", ["sft"]) == ["sft: metrics"]
+
+    lines = read_metrics(tmp_path / "whole" / "sft")
+    evaluated = {line["step"]: line for line in lines if "eval/loss" in line}
+    assert sorted(evaluated) == [2, 4, 6]
+    assert [line for line in runs.reports(tmp_path / "whole", "sft") if "loss" in line] == (
+        runs.reports(tmp_path / "plain", "sft")
+    )
+    for line in evaluated.values():
+        assert line["eval/answers"] > line["eval/unreadable"] == 0
+        assert line["eval/seconds"] > 0
+        assert 0 <= line["eval/choice"] <= 1
+        assert "eval/loss/caption" in line
+    best = max(evaluated, key=lambda step: evaluated[step]["eval/loss"])
+    assert "best so far" in told.getvalue()
+    for name in ("whole", "cut"):
+        kept = load_run(tmp_path / name / "sft.best")
+        assert (kept.step, kept.stage) == (best, "sft")
+        assert kept.tokenizer_dir.is_dir()
+        steps = tmp_path / name / "sft.best" / "checkpoints"
+        assert [entry.name for entry in steps.iterdir()] == [str(best)]
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["evaluate"] > 0
+    assert 0 < summary["evaluate_share"] < 1
+    assert summary["stages"]["sft"]["eval/loss"] == evaluated[6]["eval/loss"]
+    assert summary["stages"]["sft"]["loss"] == lines[-2]["loss"]
+    assert "evaluating" in told.getvalue()
+
+
+def forget_wrong_options(rows):
+    """Sets the loss weights of wrong options to 0, and returns the sum of the others."""
+    weight_BxS = rows.arrays["layout"].loss_weight
+    for weight_S, found, lengths in zip(weight_BxS, rows.candidates, rows.lengths, strict=True):
+        places = np.split(np.flatnonzero(weight_S), np.cumsum(lengths)[:-1])
+        for candidate, place in zip(found, places, strict=False):
+            weight_S[place] *= candidate.right
+    return weight_BxS.sum()
+
+
+def test_numbers_are_those_of_the_training_loss(tiny_run, data_dir, stage_of):
+    """Over the same rows; read once, compiled once, and the same at every call."""
+    config = held_out(
+        tiny_run, data_dir, "teacher,image", "image", evaluators=("loss", "retrieval", "merging")
+    )
+    _, state, setup = stage_of(config, "image")
+    tower, side = vision_tower(setup.task.config), config.teacher.image_size
+    teacher = tower.init(jax.random.key(1), np.zeros((1, side, side, 3), np.float32))["params"]
+    evaluator = HeldOutEvaluator(setup, {"teacher": teacher}, load(data_dir / "tokenizer"))
+    values = evaluator(state.params)
+    assert evaluator(state.params) == values
+    batches = list(evaluator._held_out.batches())
+    loss_of, weights, terms = jax.jit(setup.task.loss), [], []
+    for rows in batches:
+        weights.append(forget_wrong_options(rows))
+        terms.append(loss_of(state.params, {"teacher": teacher}, rows.arrays)[1]["generation"])
+    np.testing.assert_allclose(values["loss"], np.average(terms, weights=weights), rtol=1e-5)
+    assert values["answers"] == sum(len(row) for rows in batches for row in rows.candidates)
+    assert 0 <= values["retrieval"] <= values["retrieval/video"] <= 1
+    assert np.isfinite(values["merging/loss"])
+    assert -1 <= values["merging/choice"] <= 1
+
+
+def answer(example, turn, option, right, nll, family="color", tokens=2, exact=False):
+    candidate = Candidate(example=example, turn=turn, option=option, right=right, family=family)
+    return Answer(candidate=candidate, nll=nll, tokens=tokens, exact=exact)
+
+
+MERGED = (
+    answer(0, 0, 0, False, 3.0),
+    answer(0, 0, 1, True, 1.0, exact=True),
+    answer(0, 1, 0, True, 5.0),
+    answer(0, 1, 1, False, 4.0),
+    answer(1, 0, -1, True, 12.0, "count", tokens=4),
+)
+WHOLE = (*MERGED[:2], answer(0, 1, 0, True, 3.0), *MERGED[3:])
+
+
+def test_each_evaluator_by_hand():
+    frames = Frames(  # the second frame is nearest to the third, of the same example
+        ours=np.float32([[1, 0], [0, 1], [0.1, 0.9]]),
+        theirs=np.float32([[1, 0], [0.2, 0.9], [0, 1]]),
+        example=np.array([0, 1, 1]),
+    )
+    observed = Observations(answers={True: MERGED, False: WHOLE}, merging=True, frames=frames)
+    assert dict(loss.evaluate(observed)) == {
+        "loss": 18 / 8,
+        "loss/color": 6 / 4,
+        "loss/count": 12 / 4,
+    }
+    assert dict(accuracy.evaluate(observed)) == {
+        "exact": 1 / 3,
+        "exact/color": 1 / 2,
+        "exact/count": 0.0,
+        "choice": 1 / 2,
+        "choice/color": 1 / 2,
+    }
+    assert dict(merging.evaluate(observed)) == {
+        "merging/loss": 18 / 8 - 16 / 8,
+        "merging/exact": 0.0,
+        "merging/choice": 1 / 2 - 1,
+    }
+    assert dict(retrieval.evaluate(observed)) == {"retrieval": 2 / 3, "retrieval/video": 1.0}
+
+
+def test_options_are_texts_or_letters_and_without_a_right_one_not_scored():
+    def scored(answer, *options):
+        turn = Turn("Which?", answer, task="choice", options=options)
+        return [(t.answer, c.option, c.right) for t, c in candidates(0, (turn,), options=True)]
+
+    assert scored("red", "blue", "red") == [("blue", 0, False), ("red", 1, True)]
+    assert scored("A", "blue", "red") == [("A", 0, True), ("B", 1, False)]
+    assert scored("green", "blue", "red") == [("green", -1, True)]
+    assert scored("red", "red", "red") == [("red", -1, True)]
+    assert scored("red") == [("red", -1, True)]
+
+
+def test_tables_name_the_same_evaluators():
+    assert tuple(EVALUATORS) == typing.get_args(Evaluator) == tuple(MEASURED)
+    assert [smaller_is_better(name, "auto") for name in ("loss/color", "merging/loss")] == [
+        True
+    ] * 2
+    assert not smaller_is_better("exact", "auto")
+    assert smaller_is_better("exact", "smaller")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "message"),
+    [
+        ("teacher", "every", 2, "eval.every: measures answers, which a stage of kind teacher"),
+        ("sft", "evaluators", (), "eval.evaluators: names none"),
+        ("sft", "evaluators", ("retrieval",), "eval.evaluators: retrieval measures the contra"),
+        ("sft", "evaluators", ("speed",), "eval.evaluators: 'speed' is not one of loss, accuracy"),
+        ("sft", "keep_best", "speed", "eval.keep_best: 'speed' is none of loss, exact, choice"),
+        ("sft", "mixture.own", schema.source("a.json", "x"), "mixture.own.split: 'x' is a split"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tiny_run, stage, key, value, message):
+    config = tiny_run.get_config("teacher,sft")
+    config.stages[stage].eval.every = 2
+    group, _, name = f"eval.{key}".rpartition(".")
+    target = config.stages[stage]
+    for part in group.split("."):
+        target = target[part]
+    target[name] = value
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    assert f"stages.{stage}.{'' if message.startswith('eval') else 'eval.'}{message}" in str(
+        error.value
+    )
+
+
+def test_files_need_held_out_data_of_their_own(tiny_run):
+    config = tiny_run.get_config("sft")
+    config.stages.sft.data.mixture = ConfigDict({"own": schema.source("own.json")})
+    config.stages.sft.eval.every = 2
+    with pytest.raises(ConfigError, match=r"names no held-out data, and own\.json has no split"):
+        resolve(config)
+
+
+def test_a_number_that_is_not_measured_cannot_be_kept(tiny_run, data_dir, tmp_path):
+    task = make_task(held_out(tiny_run, data_dir, keep_best="loss/colour"), "sft")
+    kept = BestWeights(task, tmp_path, report=print, copy=print)
+    assert not kept.offer(2, math.nan, None)
+    with pytest.raises(ConfigError, match=r"has no number 'loss/colour'; it has loss, exact$"):
+        kept.value_of({"loss": 1.0, "exact": 0.0})
