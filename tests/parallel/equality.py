@@ -30,6 +30,8 @@ from elva_jax.parallel.sharding import activation_rules, on_mesh, parameter_shar
 from elva_jax.parallel.zero import make_zero
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import step
+from elva_jax.training.evaluators.program import ScoreRows
+from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import key_path
 
 tree_leaves = jax.tree_util.tree_leaves_with_path
@@ -114,6 +116,15 @@ def alone(stage: str, accumulate: int, folder: Path | None):
     return loss, jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
+def scored(task, mesh, params, frozen, rows) -> float:
+    """The loss on answers as an evaluation during training measures it."""
+    score = ScoreRows(set_up(task, mesh, 1), merging=task.stage.merging, features=False)
+    numbers = jax.process_index() * ROWS + np.arange(len(rows["patches"]), dtype=np.int32)
+    out = score(params, frozen, {**rows, "row": numbers})
+    assert out["overflow"] == 0
+    return float(np.sum(out["nll"] * out["weight"]) / np.sum(out["weight"]))
+
+
 def compare(case: str, folder: Path | None = None) -> dict:
     """Runs one case, and measures differences on this process's shards."""
     stage, _, words = case.partition(":")
@@ -157,6 +168,10 @@ def compare(case: str, folder: Path | None = None) -> dict:
             if not error <= worst:
                 where, worst = key_path(path), error
     relative = abs(float(loss) - float(want_loss)) / abs(float(want_loss))
+    held_out = 0.0
+    if stage == "sft":  # whose loss is that of the answers alone
+        found = scored(task, mesh, placed, frozen, jax.tree.map(lambda x: x[mine], batch))
+        held_out = abs(found - float(want_loss)) / abs(float(want_loss))
     split = {
         key_path(path): len({str(piece.index) for piece in leaf.addressable_shards})
         for path, leaf in tree_leaves(placed)
@@ -164,6 +179,7 @@ def compare(case: str, folder: Path | None = None) -> dict:
     return {
         "case": case,
         "loss": relative,
+        "held_out": held_out,
         "worst": worst,
         "where": where,
         "largest": largest,
