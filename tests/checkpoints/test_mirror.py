@@ -60,8 +60,9 @@ def test_old_steps_are_removed_and_overtaken_ones_skipped(run, tmp_path):
     steps = tmp_path / "other" / "video" / "checkpoints"
     assert sorted(path.name for path in steps.iterdir()) == ["12", "8"]
     mirror = Mirror(str(tmp_path / "other"), workdir, keep=2, report=print)
-    mirror._newest = workdir / "none"
-    mirror._copy(save(16))
+    step = save(16)
+    mirror._newest[step.parent] = workdir / "none"
+    mirror._copy(step)
     mirror.__exit__()
     assert not (steps / "16").exists()
 

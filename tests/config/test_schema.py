@@ -25,7 +25,11 @@ WRONG = (None, "x", 1, 1.5, True, (), ("x",), (1,), (1.5,), (True,), [1], {"x": 
 
 def whole():
     """A valid configuration with a stage and a source."""
-    return load(str(ROOT / "configs/tiny.py"), ["--config.curriculum=('teacher', 'image')"])
+    config = load(str(ROOT / "configs/tiny.py"), ["--config.curriculum=('teacher', 'image')"])
+    with config.unlocked():
+        held_out = schema.source("moving_shapes/easy", "validation")
+        config.stages.image.eval.mixture.images = held_out
+    return config
 
 
 def all_keys():
@@ -61,7 +65,7 @@ def refused(path, value):
 
 
 def test_every_key_has_a_description():
-    assert len(KEYS) == 114
+    assert len(KEYS) == 127
     assert all(field.metadata["meaning"] for _, field, _ in KEYS.values())
     freeze(copy.deepcopy(WHOLE))
 

@@ -34,7 +34,7 @@ def test_times_of_a_window_add_up_and_the_first_step_is_startup(monkeypatch):
         {"seconds": 2.0, "data_share": 0.5, "host_share": 0.0, "device_share": 0.5}
     )
     assert clock.total == pytest.approx(
-        {"startup": 23.0, "data": 5.0, "host": 2.0, "device": 11.0, "save": 7.0}
+        {"startup": 23.0, "data": 5.0, "host": 2.0, "device": 11.0, "save": 7.0, "evaluate": 0.0}
     )
 
 
@@ -47,7 +47,9 @@ def test_goodput_counts_each_step_once_and_all_time():
     found = summarize(
         [
             session("a", 1000, 1100, 0, 40, startup=20, data=8, host=12, device=20, save=10),
-            session("a", 1120, 1170, 30, 50, startup=10, data=4, host=2, device=8, save=1),
+            session(
+                "a", 1120, 1170, 30, 50, startup=10, data=4, host=2, device=8, save=1, evaluate=4
+            ),
             session("b", 1170, 1200, 0, 10, startup=5, device=20),
         ]
     )
@@ -59,12 +61,14 @@ def test_goodput_counts_each_step_once_and_all_time():
         "again": 0.25 * 40,
         "save": 11,
         "startup": 35,
+        "evaluate": 4,
     }
     assert {name: found[name] for name in parts} == pytest.approx(parts)
     assert found["away"] == pytest.approx(200 - sum(parts.values()))
     assert found["goodput"] == pytest.approx(54 / 200)
+    assert found["evaluate_share"] == pytest.approx(4 / 200)
     assert describe(found).startswith(
-        "goodput 27.0% of 3:20 in 2 start(s); waiting for data 5.0%, saving 5.5%"
+        "goodput 27.0% of 3:20 in 2 start(s); waiting for data 5.0%, saving 5.5%, evaluating 2.0%, "
     )
 
 
