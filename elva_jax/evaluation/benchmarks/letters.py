@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from elva_jax.data.conversation import LETTERS
 
@@ -53,31 +54,22 @@ _TURNS = frozenset(
 _REACH = 10  # tokens looked at on either side of a letter
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A word or mark of an answer.
 
     Attributes:
       text: as written.
-      start: its first character.
+      folded: in lower case, with a straight apostrophe.
       end: the character after it.
+      is_word: whether it is a word or a number.
       begins_line: whether only space precedes it on its line.
     """
 
     text: str
-    start: int
+    folded: str
     end: int
+    is_word: bool
     begins_line: bool
-
-    @property
-    def folded(self) -> str:
-        """The text in lower case, with a straight apostrophe."""
-        return self.text.lower().replace("’", "'")
-
-    @property
-    def is_word(self) -> bool:
-        """Whether it is a word or a number."""
-        return self.text[0].isalnum()
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,9 @@ def tokenize(text: str) -> list[Token]:
     end = 0
     for match in _TOKEN.finditer(plain):
         begins = not tokens or "\n" in plain[end : match.start()]
-        tokens.append(Token(match[0], match.start(), match.end(), begins))
+        word = match[0]
+        folded = word.lower().replace("’", "'")
+        tokens.append(Token(word, folded, match.end(), word[0].isalnum(), begins))
         end = match.end()
     return tokens
 

@@ -5,7 +5,6 @@ random); it stands beside ours for comparison and is not asserted against our co
 """
 
 import itertools
-import math
 
 import pytest
 from hypothesis import example, given
@@ -213,11 +212,9 @@ def test_articles_alone_are_no_option(words):
     "unit", [" ", "A ", "(A", "not ", "A and ", "is ", "e.", "e.g", "\n", "*", "a red car ", "́"]
 )
 def test_long_hostile_text_is_parsed(unit):
-    for length in (20_000, 40_000):
-        text = unit * math.ceil(length / len(unit))
-        parse_choice(text, FOUR)
-        parse_choice("B" + text + "zzz", FOUR)
-        parse_yes_no(text)
+    text = "B" + unit * (20_000 // len(unit)) + "zzz"
+    parse_choice(text, FOUR)
+    parse_yes_no(text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""Video-MME: 2,700 questions about 900 videos of three durations, with and without subtitles.
+
+accuracy = 100 · right / all        not the mean over durations
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from elva_jax.errors import DataError, RecordError
+from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.benchmarks.choice import (
+    choice_question,
+    grade_choice,
+    letter_index,
+    micro_scores,
+)
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.utils.failures import repr_path
+from elva_jax.utils.read import read_bytes
+
+FILES = (
+    "videomme/*.parquet or videomme.json with the questions, data/{videoID}.mp4,"
+    " subtitle/{videoID}.srt for videomme_subtitles"
+)
+ANNOTATIONS = (
+    *("videomme/*.parquet", "videomme.json", "Video-MME.json", "videomme.jsonl", "test.json"),
+    *("*.parquet", "data/*.parquet"),
+)
+AXES = ("duration", "domain", "sub_category", "task_type")
+CUES = 32  # subtitles shown of a video, evenly spaced: a film's would fill the prompt
+_TIME = re.compile(r"\d{1,3}:\d\d:\d\d[,.]\d{1,3} *--> *\d{1,3}:\d\d:\d\d[,.]\d{1,3}")
+_TAG = re.compile(r"</?(?:[ibu]|font[^<>\n]{0,80})>|\{\\[^{}\n]{0,80}\}", re.IGNORECASE)
+
+
+def read(root: Path, *, subtitles: bool = False) -> tuple[Question, ...]:
+    """The questions below a folder.
+
+    Args:
+      root: the folder; see `FILES`.
+      subtitles: whether `CUES` of the subtitles stand before each question.
+
+    Raises:
+      DataError: annotations, or all subtitles, are missing or damaged.
+    """
+    files = find(root, ANNOTATIONS, FILES)
+    if subtitles and not (root / "subtitle").is_dir():
+        raise DataError(f"{repr_path(root / 'subtitle')}: no such folder; expected layout: {FILES}")
+    media = MediaFolder(root)
+    shown = _Subtitles(root / "subtitle") if subtitles else None
+    return unique(
+        (_question(record, media, shown) for record in _flat(read_records(files))), str(files[0])
+    )
+
+
+def _flat(records: list[Record]) -> Iterator[Record]:
+    """One record per question; the official result files have one per video."""
+    for record in records:
+        nested = record.get("questions")
+        if nested is None:
+            yield record
+            continue
+        if not isinstance(nested, list) or not all(isinstance(item, dict) for item in nested):
+            raise RecordError(record.key, "'questions' is no list of objects")
+        yield from (Record(record.key, {**record.fields, **item}) for item in nested)
+
+
+def _question(record: Record, media: MediaFolder, subtitles: _Subtitles | None) -> Question:
+    video = record.text("videoID", "video_id")
+    options = record.texts("options")
+    context = ""
+    if subtitles:
+        context = f"Subtitles of the video:\n{subtitles.of(video, record.key)}"
+    return choice_question(
+        record.text("question_id"),
+        [media.locate(video, record.key, folders=("data", "videos", "video"))],
+        record.text("question"),
+        options,
+        letter_index(record.text("answer"), options, record.key),
+        context=context,
+        categories={axis: record.text(axis) for axis in AXES if record.get(axis)},
+    )
+
+
+class _Subtitles:
+    """The subtitles of videos, each file read once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._texts: dict[str, str] = {}
+
+    def of(self, video: str, key: str) -> str:
+        if video not in self._texts:
+            if "/" in video or "\0" in video:
+                raise RecordError(key, "'videoID' is no file name")
+            path = self.folder / f"{video}.srt"
+            # A fifth of the videos has none.
+            cues = read_cues(path) if path.is_file() else []
+            self._texts[video] = "\n".join(spaced(cues, CUES)) or "(none)"
+        return self._texts[video]
+
+
+def read_cues(path: Path) -> list[str]:
+    """The texts of an SRT file in order, without times and markup.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    cues: list[list[str]] = []
+    text = read_bytes(path).decode("utf-8-sig", errors="replace")
+    lines = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
+    for number, line in enumerate(lines):
+        if _TIME.match(line):
+            cues.append([])
+        elif cues and line and not (line.isdecimal() and _begins_cue(lines, number)):
+            cues[-1].append(html.unescape(_TAG.sub("", line)).strip())
+    texts = (" ".join(filter(None, cue)) for cue in cues)
+    return [text for text in texts if text]
+
+
+def _begins_cue(lines: list[str], number: int) -> bool:
+    """Whether a line is the number of a cue, before its time."""
+    return number + 1 < len(lines) and bool(_TIME.match(lines[number + 1]))
+
+
+def spaced(cues: list[str], count: int) -> list[str]:
+    """At most `count` cues, evenly spaced from the first to the last."""
+    if len(cues) <= count:
+        return cues
+    return [cues[round(k * (len(cues) - 1) / (count - 1))] for k in range(count)]
+
+
+BENCHMARK = Benchmark(
+    name="videomme",
+    title="Video-MME",
+    kind="choice",
+    read=read,
+    grade=grade_choice,
+    score=micro_scores(),
+    files=FILES,
+)
+
+
+def _read_with_subtitles(root: Path) -> tuple[Question, ...]:
+    return read(root, subtitles=True)
+
+
+WITH_SUBTITLES = Benchmark(
+    name="videomme_subtitles",
+    title="Video-MME (subtitles)",
+    kind="choice",
+    read=_read_with_subtitles,
+    grade=grade_choice,
+    score=micro_scores(),
+    files=FILES,
+)
