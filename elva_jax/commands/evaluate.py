@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 import elva_jax
-from elva_jax.commands import flags
+from elva_jax.commands import evaluate_results, flags
 from elva_jax.evaluation import report
 from elva_jax.utils.json import save_json
 
@@ -15,13 +15,14 @@ Measures a checkpoint on a split of a data set: exact match on open questions an
 likelihood, per family of questions, beside the blind, any-object and single-frame baselines.
 
 example:
-  elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json"""
+  elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json
+  elva evaluate --compare a.json b.json"""
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds it with `command(name, text, run)`, which makes a sub-command of `elva`."""
     evaluate = command("evaluate", HELP, run)
-    flags.add_checkpoint(evaluate)
+    flags.add_checkpoint(evaluate, required=False)  # --compare needs none
     add, default = evaluate.add_argument, "(default: %(default)s)"
     text = f"built data set with questions and options {default}"
     add("--data", default="moving_shapes/easy", metavar="NAME", help=text)
@@ -39,11 +40,16 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="FILE.png",
         help="plot accuracy per family here",
     )
+    evaluate_results.add_results(evaluate)
 
 
 @flags.library_notices()
 def run(args: argparse.Namespace, _: list[str]) -> int:
     """Runs the command and returns the exit status."""
+    if args.compare:
+        return evaluate_results.compare_files(args)
+    if not args.checkpoint:
+        args.parser.error("the following arguments are required: --checkpoint")
     config = elva_jax.EvalConfig(
         dataset=args.data,
         split=args.split,

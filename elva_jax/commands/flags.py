@@ -98,10 +98,10 @@ def span(text: str) -> tuple[int, int]:
     return begin, end
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --checkpoint."""
     text = "a run's --workdir, one stage in it, one saved step, or an exported folder"
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=text)
+    parser.add_argument("--checkpoint", required=required, metavar="DIR", help=text)
 
 
 def add_no_merging(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,73 @@
+"""95 % intervals of a benchmark's numbers, by a bootstrap over media."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from elva_jax.evaluation.benchmarks.base import Evaluation, Metric, Scores
+from elva_jax.evaluation.results import resampling
+from elva_jax.evaluation.results.resampling import Name, Score
+
+TAILS = (0.025, 0.975)
+
+
+def with_intervals(
+    evaluation: Evaluation, score: Score, *, resamples: int = resampling.RESAMPLES
+) -> Evaluation:
+    """The same evaluation with `low` and `high` of every number.
+
+    Questions about one medium are drawn together, since their answers are not independent. The
+    resamples depend only on the number of media. A number of fewer than two media has none.
+
+    Args:
+      evaluation: the evaluation.
+      score: the benchmark's score function.
+      resamples: number of resamples.
+    """
+    scores = {}
+    for way, of_way in evaluation.scores.items():
+        grades = evaluation.grades.get(way, ())
+        if not grades:
+            scores[way] = of_way
+            continue
+        media = resampling.number_media(grades)
+        found = resampling.replicate(grades, score, media, resamples=resamples)
+        bounds = {name: interval(values) for name, values in found.items()}
+        for axis, value, number in found:
+            of_value = [
+                one
+                for one, grade in zip(media, grades, strict=True)
+                if not axis or grade.response.question.categories.get(axis) == value
+            ]
+            if len(set(of_value)) < 2:
+                bounds[axis, value, number] = (float("nan"), float("nan"))
+        scores[way] = _bounded(of_way, bounds)
+    return dataclasses.replace(evaluation, scores=scores)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The bounds between which 95 % of the values lie; NaN where there are none."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, TAILS)
+    return float(low), float(high)
+
+
+def _bounded(scores: Scores, bounds: Mapping[Name, tuple[float, float]]) -> Scores:
+    def bounded(axis: str, value: str, metric: Metric) -> Metric:
+        low, high = bounds.get((axis, value, metric.name), (metric.low, metric.high))
+        return dataclasses.replace(metric, low=low, high=high)
+
+    return dataclasses.replace(
+        scores,
+        main=bounded("", "", scores.main),
+        others=tuple(bounded("", "", metric) for metric in scores.others),
+        categories={
+            axis: {value: bounded(axis, value, metric) for value, metric in values.items()}
+            for axis, values in scores.categories.items()
+        },
+    )

@@ -1,0 +1,225 @@
+"""Two models on the same questions: differences, their intervals, and McNemar's exact test.
+
+a right   b right    questions
+  yes       no           r       the test asks whether r and s may be draws
+  no        yes          s       of a fair coin
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
+from elva_jax.evaluation.results import resampling, settings
+from elva_jax.evaluation.results.codec import encode
+from elva_jax.evaluation.results.intervals import interval
+from elva_jax.evaluation.results.resampling import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One number of two models on the questions that both were asked.
+
+    Attributes:
+      axis: of the category; "" for all questions.
+      category: its value.
+      number: name of the number.
+      a: the first model's.
+      b: the second model's.
+      difference: b - a.
+      low: lower end of the 95 % interval of the difference, by a paired bootstrap over media.
+      high: its upper end.
+      only_a: questions that the first model alone has right.
+      only_b: questions that the second model alone has right.
+      p: of McNemar's exact test, two-sided; questions count as independent.
+    """
+
+    axis: str
+    category: str
+    number: str
+    a: Metric
+    b: Metric
+    difference: float
+    low: float
+    high: float
+    only_a: int
+    only_b: int
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two evaluations of one benchmark, in one way of answering.
+
+    Attributes:
+      benchmark: its name.
+      title: as in print.
+      way: of answering.
+      settings: (name, first model's value, second model's) of the settings that differ.
+      common: number of questions that are compared.
+      only_a: keys of questions that the first evaluation alone has.
+      only_b: keys of those that the second alone has.
+      changed: keys of questions whose text, options, answer or media differ; left out.
+      differences: the main number first.
+    """
+
+    benchmark: str
+    title: str
+    way: str
+    settings: tuple[tuple[str, str, str], ...]
+    common: int
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    changed: tuple[str, ...]
+    differences: tuple[Difference, ...]
+
+
+def compare(
+    a: Evaluation,
+    b: Evaluation,
+    score: Score | None = None,
+    *,
+    resamples: int = resampling.RESAMPLES,
+) -> list[Comparison]:
+    """Compares two models on one benchmark, in every way of answering that both have.
+
+    Args:
+      a: the first model's evaluation.
+      b: the second model's.
+      score: the benchmark's score function; None: the mean of the credits.
+      resamples: number of resamples.
+    """
+    differing = different_settings(a, b)
+    found = []
+    for way in a.grades:
+        if way not in b.grades:
+            continue
+        ours = {g.response.question.key: g for g in a.grades[way]}
+        theirs = {g.response.question.key: g for g in b.grades[way]}
+        both = [key for key in ours if key in theirs]
+        changed = [key for key in both if _asked(ours[key]) != _asked(theirs[key])]
+        common = [key for key in both if key not in set(changed)]
+        pairs = [ours[key] for key in common], [theirs[key] for key in common]
+        scored = score or _mean_score(a.scores[way])
+        found.append(
+            Comparison(
+                benchmark=a.benchmark,
+                title=a.title,
+                way=way,
+                settings=differing,
+                common=len(common),
+                only_a=tuple(key for key in ours if key not in theirs),
+                only_b=tuple(key for key in theirs if key not in ours),
+                changed=tuple(changed),
+                differences=_differences(*pairs, scored, resamples) if common else (),
+            )
+        )
+    return found
+
+
+def different_settings(a: Evaluation, b: Evaluation) -> tuple[tuple[str, str, str], ...]:
+    """(name, first, second) of the settings with different values; "" where one has none."""
+    first, second = settings.flat(a.settings), settings.flat(b.settings)
+    return tuple(
+        (name, first.get(name, ""), second.get(name, ""))
+        for name in dict.fromkeys((*first, *second))
+        if first.get(name) != second.get(name)
+    )
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The two-sided p-value of McNemar's exact test.
+
+    Args:
+      only_a: questions that the first model alone has right.
+      only_b: questions that the second model alone has right.
+    """
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    if only_a == only_b:
+        return 1.0
+
+    def share(k: int) -> float:  # of all outcomes of n fair coins, those with k heads
+        ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        return math.exp(ways - n * math.log(2))
+
+    return min(1.0, 2 * math.fsum(share(k) for k in range(fewer + 1)))
+
+
+def _asked(grade: Grade) -> tuple[object, ...]:
+    """What must be equal in a question: not its prompt, nor the folder of its media."""
+    question = grade.response.question
+    media = [(_file_names(m.source), m.kind, m.span) for m in question.media]
+    return question.text, question.options, question.answer, question.references, media
+
+
+def _file_names(source: bytes | str | tuple[str, ...]) -> object:
+    if isinstance(source, bytes):
+        return encode(source)
+    return Path(source).name if isinstance(source, str) else [Path(path).name for path in source]
+
+
+def _differences(
+    a: Sequence[Grade], b: Sequence[Grade], score: Score, resamples: int
+) -> tuple[Difference, ...]:
+    media = resampling.number_media(a)
+    whole_a, whole_b = (resampling.metrics_of(score(side)) for side in (a, b))
+    drawn_a, drawn_b = (
+        resampling.replicate(side, score, media, resamples=resamples) for side in (a, b)
+    )
+    found = []
+    for name in whole_a:
+        if name not in whole_b:
+            continue
+        axis, category, number = name
+        right = [
+            (one.status == "right", other.status == "right")
+            for one, other in zip(a, b, strict=True)
+            if not axis or one.response.question.categories.get(axis) == category
+        ]
+        only_a = sum(one and not other for one, other in right)
+        only_b = sum(other and not one for one, other in right)
+        fewer = min(len(drawn_a[name]), len(drawn_b[name]))
+        low, high = interval(drawn_b[name][:fewer] - drawn_a[name][:fewer])
+        found.append(
+            Difference(
+                axis=axis,
+                category=category,
+                number=number,
+                a=whole_a[name],
+                b=whole_b[name],
+                difference=whole_b[name].value - whole_a[name].value,
+                low=low,
+                high=high,
+                only_a=only_a,
+                only_b=only_b,
+                p=mcnemar(only_a, only_b),
+            )
+        )
+    return tuple(found)
+
+
+def _mean_score(template: Scores) -> Score:
+    """The mean of the credits, over all questions and over each category of the template."""
+
+    def mean(grades: Sequence[Grade], like: Metric) -> Metric:
+        credit = [g.credit for g in grades if g.status != "no_reference"]
+        value = math.fsum(credit) / len(credit) if credit else float("nan")
+        scale = 100.0 if like.maximum == 100 else 1.0
+        return Metric(
+            name="mean credit", value=scale * value, count=len(credit), maximum=like.maximum
+        )
+
+    def score(grades: Sequence[Grade]) -> Scores:
+        categories = {}
+        for axis, values in template.categories.items():
+            by_value: dict[str, list[Grade]] = {value: [] for value in values}
+            for grade in grades:
+                own = grade.response.question.categories.get(axis, "")
+                by_value.setdefault(own, []).append(grade)
+            categories[axis] = {v: mean(by_value[v], m) for v, m in values.items() if by_value[v]}
+        return Scores(main=mean(grades, template.main), categories=categories)
+
+    return score

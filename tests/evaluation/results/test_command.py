@@ -1,0 +1,47 @@
+"""`elva evaluate --compare`, and the files that a run of benchmarks writes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from elva_jax import cli
+from elva_jax.evaluation.results import files
+
+
+@pytest.fixture
+def two_runs(run, tmp_path):
+    """The files of two runs; the second one has other settings and lacks a benchmark."""
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    files.save(run, first)
+    files.save([dataclasses.replace(run[0], settings={**run[0].settings, "frames": 64})], second)
+    return first, second
+
+
+def test_compare(two_runs, tmp_path, capsys):
+    first, second = two_runs
+    out = tmp_path / "difference.json"
+    assert cli.main(["evaluate", "--compare", str(first), str(second), "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "frames: A 8, B 64" in text
+    assert f"only in {first}: gqa" in text.replace("\n", " ")
+    content = json.loads(out.read_text())
+    assert [c["way"] for c in content["comparisons"]] == ["generated", "likelihood"]
+    assert content["comparisons"][0]["differences"][0]["p"] == 1.0
+
+
+def test_compare_refuses_other_files(two_runs, run, tmp_path, capsys):
+    first, second = two_runs
+    files.save(run[1:], second)
+    files.save(run[:1], first)
+    assert cli.main(["evaluate", "--compare", str(first), str(second)]) == 1
+    message = capsys.readouterr().err
+    assert "no benchmark in common" in message
+    assert message.count("\n") == 1
+    (tmp_path / "old.json").write_text('{"families": {}, "macro": {}}')
+    assert cli.main(["evaluate", "--compare", str(first), str(tmp_path / "old.json")]) == 1
+    assert "has no predictions" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate"])
+    assert stop.value.code == 2
+    assert "--checkpoint" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The comparison of two models on the questions that both were asked."""
+
+import dataclasses
+import importlib.util
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.stats import binomtest
+
+from elva_jax.evaluation.results import compare_table, paired, resampling
+
+spec = importlib.util.spec_from_file_location("made", Path(__file__).with_name("conftest.py"))
+made = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(made)
+
+
+def graded(right, **changes):
+    grades = [
+        made.grade(made.question(n), "right" if one else "wrong") for n, one in enumerate(right)
+    ]
+    return made.evaluation(grades, **changes)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 5), (0, 8), (3, 12), (40, 25), (900, 1100)])
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    expected = binomtest(b, b + c).pvalue if b + c else 1.0
+    assert paired.mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+    assert paired.mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_differences_counts_and_categories():
+    rng = np.random.default_rng(0)
+    first, second = rng.random(90) < 0.5, rng.random(90) < 0.8
+    a, b = graded(first), graded(second)
+    (generated, likelihood) = paired.compare(a, b, made.score, resamples=200)
+    assert (generated.way, likelihood.way) == ("generated", "likelihood")
+    assert (generated.common, generated.only_a, generated.changed) == (90, (), ())
+    main = generated.differences[0]
+    assert (main.axis, main.number) == ("", "accuracy")
+    assert main.difference == pytest.approx(100 * (second.mean() - first.mean()))
+    assert (main.only_a, main.only_b) == (
+        int((first & ~second).sum()), int((second & ~first).sum())
+    )  # fmt: skip
+    assert main.low < main.difference < main.high
+    by_name = {(d.axis, d.category): d for d in generated.differences}
+    assert len(by_name) == 1 + 3 + 2
+    short = by_name["duration", "short"]
+    assert short.difference == pytest.approx(100 * (second[::3].mean() - first[::3].mean()))
+    assert short.only_b == int((second & ~first)[::3].sum())
+    assert short.p == paired.mcnemar(short.only_a, short.only_b)
+
+
+def test_equal_answers_differ_by_exactly_nothing():
+    right = np.arange(30) % 3 == 0
+    row = paired.compare(graded(right), graded(right), made.score)[0].differences[0]
+    assert (row.difference, row.low, row.high, row.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_pairing_narrows_the_interval():
+    """Two models that differ in few answers are told apart, though their own intervals overlap."""
+    rng = np.random.default_rng(4)
+    first = rng.random(600) < 0.5
+    second = first | (rng.random(600) < 0.08)
+    row = paired.compare(graded(first), graded(second), made.score)[0].differences[0]
+    assert row.low > 0
+    own = resampling.replicate(graded(first).grades["generated"], made.score)["", "", "accuracy"]
+    assert row.high - row.low < np.ptp(np.quantile(own, [0.025, 0.975]))
+
+
+def test_questions_of_one_side_are_named_and_left_out():
+    a, b = graded([True] * 12), graded([False] * 10)
+    changed = b.grades["generated"][0]
+    question = dataclasses.replace(changed.response.question, text="Another?")
+    response = dataclasses.replace(changed.response, question=question)
+    moved = dataclasses.replace(
+        b.grades["generated"][1].response.question,
+        media=(made.Media("/elsewhere/v0.mp4", "video"),),
+    )
+    grades = list(b.grades["generated"])
+    grades[0] = dataclasses.replace(changed, response=response)
+    grades[1] = dataclasses.replace(
+        grades[1], response=dataclasses.replace(grades[1].response, question=moved)
+    )
+    b = dataclasses.replace(b, grades={"generated": tuple(grades)})
+    (found,) = paired.compare(a, b, made.score, resamples=20)
+    assert (found.common, found.only_a, found.only_b) == (9, ("q10", "q11"), ())
+    assert found.changed == ("q0",)
+    assert found.differences[0].only_a == 9
+
+
+def test_mean_credit_where_the_benchmark_is_not_known():
+    a, b = graded([True] * 6 + [False] * 6), graded([True] * 9 + [False] * 3)
+    row = paired.compare(a, b, resamples=50)[0].differences[0]
+    assert (row.number, row.a.value, row.b.value) == ("mean credit", 50.0, 75.0)
+    assert math.isfinite(row.low)
+
+
+def test_settings_that_differ_come_first_and_nothing_is_cut():
+    a = graded(np.arange(24) % 2 == 0)
+    settings = {**a.settings, "frames": 16, "merging": False, "judge": "x" * 70}
+    b = graded(np.arange(24) % 3 == 0, settings=settings)
+    console = Console(width=80, record=True, file=io.StringIO())
+    comparisons = paired.compare(a, b, made.score, resamples=50)
+    compare_table.print_comparisons(comparisons, ("a.json", "b.json"), console)
+    text = console.export_text()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    words = " ".join(text.split())
+    assert "frames: A 8, B 16" in words
+    assert "merging: A yes, B no" in words
+    assert "judge: A not known, B x" in words
+    assert "x" * 70 in "".join(text.split())
+    assert "dtype" not in text
+    assert text.index("frames: A 8") < text.index("B - A")
+    assert "duration: short" in text
+    assert text.count("all settings are the same") == 0
