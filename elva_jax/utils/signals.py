@@ -20,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE_SECONDS = 1.2  # from the signal to the end, for the main thread to clean up
+LOST_SECONDS = 0.02  # until a lost signal is repeated: the callback has ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -52,6 +53,8 @@ def end_on_signals() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda lost: _again(lost.exc_value) or report(lost)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -95,6 +98,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         _end(number)
     _at_once.set()
     raise Interrupted(number)
+
+
+def _again(lost: BaseException | None) -> bool:
+    """Repeats a signal whose exception was lost in a callback or finalizer, which run anywhere."""
+    if not isinstance(lost, Interrupted):
+        return False
+    _at_once.clear()
+    threading.Timer(LOST_SECONDS, os.kill, (os.getpid(), lost.number)).start()
+    return True
 
 
 def _imports(frame: FrameType | None) -> bool:

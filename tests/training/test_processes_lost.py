@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -60,9 +61,10 @@ class Starts:
             f'exec {sys.executable} "$@"\n'
         )
         self._python.chmod(0o755)
+        self._proxy = socket.create_server(("127.0.0.1", 0))  # never answers
         self._environment = {
             "ELVA_TEST_NOTES": str(self._notes),
-            "http_proxy": "http://127.0.0.1:9",  # nobody listens: processes must not ask it
+            "http_proxy": f"http://127.0.0.1:{self._proxy.getsockname()[1]}",
         }
         self._given = (self.workdir, data_dir, overrides)
 
@@ -83,6 +85,12 @@ class Starts:
                 self._runs.output(process) for process in processes
             ]
             time.sleep(0.01)
+
+    def check_proxy(self):
+        """Nobody has asked it: processes connect to each other themselves."""
+        self._proxy.setblocking(False)
+        with self._proxy, pytest.raises(BlockingIOError):
+            self._proxy.accept()
 
     def ended(self, first):
         """Notes the records of a start that continued from `first`; returns its last save."""
@@ -122,6 +130,7 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     assert f"[0] sft: continues from step {second}; saved by 1 process(es)" in told
     assert re.search(r"^\[0\] sft: stopped at step (\d+) of \d+, saved at \1 in", told, re.M)
     third = run.ended(second)
+    run.check_proxy()
 
     assert 0 < first < second < third < STEPS
     epoch = len(GREYS) // ROWS

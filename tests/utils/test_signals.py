@@ -22,6 +22,25 @@ with signals.raised_as_exceptions():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # no bytecode until it ends
 """
 
+CALLBACK = """
+import gc, sys, time
+from elva_jax.utils import signals
+signals.end_on_signals()
+def work(phase, info):
+    print("ready", flush=True)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        pass
+gc.callbacks.append(work)  # whose exceptions Python prints and drops
+with signals.raised_as_exceptions():
+    try:
+        gc.collect()
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        print("closed")
+        sys.exit(signals.announce(error))
+"""
+
 
 def ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -78,3 +97,12 @@ def test_native_code_does_not_delay_the_end():
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (130, "elva: interrupted\n")
+
+
+def test_an_exception_lost_in_a_callback_is_raised_again():
+    with start("-c", CALLBACK) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        shown, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (130, "elva: interrupted\n")
+    assert "closed\n" in shown
