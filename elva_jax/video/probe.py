@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +22,6 @@ FORMATS = "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,avi,flv,mpeg,mpegts,asf,ogg,ivf
 
 MOST_PIXELS = 178_956_970  # of one picture, where Pillow refuses too; more would fill the memory
 MOST_STRETCH = 16  # sample aspect ratios beyond are damage
-HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
 
 
 @contextlib.contextmanager
@@ -93,17 +91,6 @@ def pixel_aspect(stream: av.VideoStream) -> Fraction:
     ratio = stream.sample_aspect_ratio
     aspect = Fraction(ratio) if ratio else Fraction(1)
     return aspect if Fraction(1, MOST_STRETCH) <= aspect <= MOST_STRETCH else Fraction(1)
-
-
-def note_hdr(frame: av.VideoFrame, name: str) -> None:
-    """Says that the colors of a high dynamic range video are read without tone mapping."""
-    if kind := HDR.get(int(frame.color_trc)):
-        logging.warning(
-            "%s: %s video (high dynamic range) is read without tone mapping, so its colors look"
-            " flat; convert it to BT.709 for the colors that a display shows",
-            name,
-            kind,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -284,7 +271,7 @@ def count_frames(
         for packet in container.demux(container.streams[stream_index]):
             if packet.is_corrupt:
                 raise VideoError(name, "truncated or damaged (an incomplete packet)")
-            frames += packet.size > 0
+            frames += packet.size > 0 and not packet.is_discard  # before or after an edit
             if packet.size and packet.dts is not None:
                 starts.append(packet.dts)
                 stops.append(packet.dts + (packet.duration or 0))

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from elva_jax.errors import ConfigError, VideoError
 from elva_jax.utils import numbers
+from elva_jax.video.notes import note_profile
 from elva_jax.video.probe import check_size, reading
 from elva_jax.video.reader import BACKGROUND, VideoFile
 from elva_jax.video.resize import LazyFrame
@@ -229,7 +230,7 @@ def open_media(
         check_size(*image.size, name)
         # The second picture in a phone's JPEG (MPO) or a TIFF is no frame of an animation.
         if getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO"):
-            return _animation(image, name)
+            return _animation(_with_alpha(image, source), name)
     return Pictures([Fraction(0)], Fraction(0), lambda k: _pixels(image, name), image.close)
 
 
@@ -281,6 +282,21 @@ def _files(files: list[Path], fps: Fraction) -> Pictures:
     return Pictures([k / fps for k in range(len(files))], len(files) / fps, load, lambda: None)
 
 
+def _with_alpha(image: Image.Image, source: Path | bytes) -> Image.Image:
+    """An animated WebP with the transparency of its frames, where its header does not claim it.
+
+    Pillow would read transparent pixels, and those that no frame covers, as black.
+    """
+    if image.format != "WEBP" or image.mode != "RGB":
+        return image
+    content = bytearray(source if isinstance(source, bytes) else source.read_bytes())
+    if content[12:16] != b"VP8X":
+        return image
+    content[20] |= 0x10  # the flag of transparency
+    image.close()
+    return Image.open(io.BytesIO(content), formats=("WEBP",))
+
+
 def _animation(image: Image.Image, name: str) -> Pictures:
     """Opens an animated image; as in browsers, delays under 20 ms are replaced by 100 ms."""
     ends, count = [Fraction(0)], getattr(image, "n_frames", 1)
@@ -306,6 +322,7 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     """The current frame as uint8 [H, W, 3], rotated by its EXIF data and composited on white."""
     with reading(name):
         check_size(*image.size, name)
+        note_profile(image, name)
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F"):
             raise VideoError(

@@ -13,10 +13,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from elva_jax.errors import VideoError
+from elva_jax.video.notes import note_video
 from elva_jax.video.probe import (
     PacketReader,
     count_frames,
-    note_hdr,
     open_container,
     pixel_aspect,
     probe,
@@ -83,7 +83,7 @@ class VideoFile:
         except VideoError:
             self.close()
             raise
-        note_hdr(self._held.frame, name)
+        note_video(self._held.frame, self._container, name)
         self._start: int = self._held.pts
         self.time_base = self._length.tick
         self.duration = max(self._length.end - self._start, 0) * self.time_base

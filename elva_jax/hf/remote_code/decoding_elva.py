@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
+import io
 import re
 import stat
 import warnings
@@ -13,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -38,6 +40,7 @@ MOST_PIXELS = 178_956_970  # of one picture, where Pillow refuses too; more woul
 MOST_DRAWN = 2**35  # pixels of all frames of an animation, each of which is drawn
 MOST_STRETCH = 16  # sample aspect ratios beyond are damage
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
+SRGB = ((0.6485, 0.3309), (0.3212, 0.5979), (0.1559, 0.0660))  # x, y relative to D50
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def read_video(path: str | Path, num_frames: int | None, fps: float | None) -> l
             # The second picture in a phone's JPEG (MPO) or a TIFF is no frame of an animation.
             if not getattr(image, "is_animated", False) or image.format in ("TIFF", "MPO"):
                 return [from_array(_pixels(image))]
+            image = _with_alpha(image, path)
             return [from_array(frame) for frame in _animation(image, num_frames, fps)]
 
 
@@ -165,6 +169,17 @@ def _check_file(path: Path) -> None:
 def _check_size(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise ValueError(f"claims {width}x{height} pixels, more than {MOST_PIXELS}")
+
+
+def _with_alpha(image: Image.Image, path: Path) -> Image.Image:
+    """An animated WebP with the transparency of its frames, where its header does not claim it."""
+    if image.format != "WEBP" or image.mode != "RGB":
+        return image
+    content = bytearray(path.read_bytes())
+    if content[12:16] != b"VP8X":
+        return image
+    content[20] |= 0x10  # the flag of transparency
+    return Image.open(io.BytesIO(content), formats=("WEBP",))
 
 
 def _animation(image: Image.Image, num_frames: int | None, fps: float | None) -> list[np.ndarray]:
@@ -203,11 +218,7 @@ def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Pictur
             held = next(frames, None)
             if held is None:
                 raise ValueError(f"{path}: holds no frame that can be decoded")
-            if kind := HDR.get(int(held.color_trc)):
-                warnings.warn(
-                    f"{path}: {kind} video (high dynamic range) is read without tone mapping",
-                    stacklevel=2,
-                )
+            _note(held, container, path)
             start, base = held.pts, stream.time_base
             aspect, matrix = _pixel_aspect(stream), _display_matrix(held)
             wanted = [
@@ -226,6 +237,23 @@ def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Pictur
         raise ValueError(
             f"{path}: not a video or image that can be read, or broken ({error.strerror})"
         ) from error
+
+
+def _note(frame, container, path: Path) -> None:
+    """Says what a video is read without."""
+    import av
+
+    notes = []
+    if kind := HDR.get(int(frame.color_trc)):
+        notes.append(f"{kind} video (high dynamic range) is read without tone mapping")
+    if frame.interlaced_frame:
+        notes.append("interlaced video is read without deinterlacing")
+    pictures = av.stream.Disposition.attached_pic
+    count = sum(not stream.disposition & pictures for stream in container.streams.video)
+    if count > 1:
+        notes.append(f"has {count} video streams; the one that players choose is read")
+    for note in notes:
+        warnings.warn(f"{path}: {note}", stacklevel=3)
 
 
 def _end(path: Path, stream) -> int:
@@ -313,8 +341,27 @@ def _one_thread() -> dict[str, int]:
     return {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
+@functools.lru_cache(maxsize=256)
+def _foreign_profile(profile: bytes) -> str | None:
+    """The name of a color profile other than sRGB and gray."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
+        space, title = found.xcolor_space.strip(), found.profile_description
+        primaries = (found.red_primary, found.green_primary, found.blue_primary)
+    except (OSError, ImageCms.PyCMSError, ValueError, TypeError):  # damaged
+        return None
+    near = all(
+        primary is None or np.allclose(primary[1][:2], own, atol=0.01)
+        for primary, own in zip(primaries, SRGB, strict=True)
+    )
+    return None if space == "GRAY" or (space == "RGB" and near) else (title or space)[:60]
+
+
 def _pixels(image: Image.Image) -> np.ndarray:
     _check_size(*image.size)
+    profile = image.info.get("icc_profile")
+    if isinstance(profile, bytes) and (kind := _foreign_profile(profile)):
+        warnings.warn(f"a color profile ({kind}) is not applied: read as sRGB", stacklevel=3)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
         raise ValueError(
