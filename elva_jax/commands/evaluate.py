@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     """Runs the command and returns the exit status."""
     if args.compare:
         return evaluate_results.compare_files(args)
+    if args.show:
+        return evaluate_results.show_file(args)
     if not args.checkpoint:
         args.parser.error("the following arguments are required: --checkpoint")
     config = elva_jax.EvalConfig(

@@ -21,18 +21,16 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     --json and --figure are those of `elva evaluate`.
     """
     add = parser.add_argument_group("results of benchmarks").add_argument
-    add(
-        "--compare",
-        nargs=2,
-        metavar="FILE.json",
-        help="ask nothing: compare what two runs with --tasks wrote to --json, by question",
-    )
-    add(
-        "--csv",
-        type=flags.output_file("--csv"),
-        metavar="FILE",
-        help="write scores by category here",
-    )
+    text = "write scores by category here"
+    add("--csv", type=flags.output_file("--csv"), metavar="FILE", help=text)
+    text = "write a page with every question, answer and frames here; it loads nothing"
+    add("--html", type=flags.output_file("--html"), metavar="FILE", help=text)
+    text = "videos and images whose frames are in the page (default: %(default)s)"
+    add("--html-frames", type=flags.not_negative, default=100, metavar="N", help=text)
+    text = "ask nothing: show what a run with --tasks wrote to --json, and write other files of it"
+    add("--show", metavar="FILE.json", help=text)
+    text = "ask nothing: compare what two runs with --tasks wrote to --json, by question"
+    add("--compare", nargs=2, metavar="FILE.json", help=text)
 
 
 def write_results(evaluations: Sequence[Evaluation], args: argparse.Namespace) -> None:
@@ -41,13 +39,30 @@ def write_results(evaluations: Sequence[Evaluation], args: argparse.Namespace) -
     Raises:
       ConfigError: a file cannot be written.
     """
-    from elva_jax.evaluation.results import csv, files, table
+    from elva_jax.evaluation.results import csv, files, html, plot, table
 
     table.print_scores(evaluations)
     if args.json:
         files.save(evaluations, args.json)
     if args.csv:
         csv.save(evaluations, args.csv)
+    if args.html:
+        html.save(evaluations, args.html, frames=args.html_frames)
+    if args.figure:
+        plot.save(evaluations, args.figure)
+
+
+def show_file(args: argparse.Namespace) -> int:
+    """Shows the JSON file of a run, writes other files of it, and returns the exit status.
+
+    Raises:
+      DataError: the file is no result.
+      ConfigError: a file cannot be written.
+    """
+    from elva_jax.evaluation.results import files
+
+    write_results(files.load(args.show), args)
+    return 0
 
 
 def compare_files(args: argparse.Namespace) -> int:

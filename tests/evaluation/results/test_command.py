@@ -30,6 +30,16 @@ def test_compare(two_runs, tmp_path, capsys):
     assert content["comparisons"][0]["differences"][0]["p"] == 1.0
 
 
+def test_show_writes_every_file_again(run, tmp_path, capsys):
+    path = files.save(run, tmp_path / "run.json")
+    names = {"--json": "again.json", "--csv": "x.csv", "--html": "x.html", "--figure": "x.png"}
+    options = [text for key, name in names.items() for text in (key, str(tmp_path / name))]
+    assert cli.main(["evaluate", "--show", str(path), "--html-frames", "1", *options]) == 0
+    assert "Video-MME by duration" in capsys.readouterr().out
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+    assert all((tmp_path / name).stat().st_size > 1000 for name in names.values())
+
+
 def test_compare_refuses_other_files(two_runs, run, tmp_path, capsys):
     first, second = two_runs
     files.save(run[1:], second)

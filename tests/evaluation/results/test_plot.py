@@ -1,0 +1,31 @@
+"""The figure of scores."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elva_jax.errors import ConfigError
+from elva_jax.evaluation.results import plot
+
+
+def test_figure_has_bars_and_ink(run, tmp_path):
+    run[0] = dataclasses.replace(run[0], title="Cost in $x_ and ${ \x1b")
+    main = run[0].scores["generated"].main
+    main = dataclasses.replace(main, low=20.0, high=40.0)
+    scores = dataclasses.replace(run[0].scores["generated"], main=main)
+    bounded = dataclasses.replace(run[0], scores={**run[0].scores, "generated": scores})
+    pictures = []
+    for name, evaluation in (("without.png", run[0]), ("with.png", bounded)):
+        with Image.open(plot.save([evaluation, run[1]], tmp_path / name)) as image:
+            pictures.append(np.asarray(image.convert("L")))
+    assert pictures[0].shape[1] >= 1000
+    assert 0.01 < (pictures[0] < 200).mean() < 0.9
+    assert (pictures[0] != pictures[1]).any()  # the line of the interval
+    assert plot.save(run, tmp_path / "run.svg").read_text().startswith("<?xml")
+
+
+def test_other_endings_are_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"--figure .*run\.txt: is no picture"):
+        plot.save(run, tmp_path / "run.txt")
