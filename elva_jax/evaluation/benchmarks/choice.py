@@ -16,7 +16,13 @@ from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation import answers
 from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores
-from elva_jax.evaluation.benchmarks.parsing import check_options, parse_choice, strip_letters
+from elva_jax.evaluation.benchmarks.parsing import (
+    check_options,
+    option_line,
+    parse_choice,
+    parse_yes_no,
+    strip_letters,
+)
 from elva_jax.utils.numbers import shown
 
 
@@ -49,11 +55,12 @@ def choice_question(
     options = check_options(strip_letters(options), key)
     if answer is not None and not 0 <= answer < len(options):
         raise RecordError(key, f"its answer {answer} is none of its {len(options)} options")
-    before = f"{context}\n\n" if context else ""
+    # Likelihoods are of options after `text`, which therefore holds the context, too.
+    text = f"{context}\n\n{text}" if context else text
     return Question(
         key=key,
         media=tuple(media),
-        prompt=before + choice_prompt(text, options),
+        prompt=choice_prompt(text, options),
         text=text,
         options=options,
         answer=answer,
@@ -89,6 +96,19 @@ def text_index(answer: object, options: Sequence[str], key: str) -> int:
     return index
 
 
+def split_question(text: str) -> tuple[str, tuple[str, ...]]:
+    """A question without the options that are listed after it, and the options.
+
+    Each option has a line of its own and its letter: `(A) red`, `B. green`.
+    """
+    lines = text.strip().split("\n")
+    count = 0
+    while count < len(lines) and option_line(lines[-count - 1]):
+        count += 1
+    split = len(lines) - count
+    return "\n".join(lines[:split]).strip(), strip_letters(lines[split:])
+
+
 def grade_choice(response: Response) -> Grade:
     """Compares the option that a written answer names with the right one."""
     question = response.question
@@ -105,6 +125,22 @@ def grade_option(response: Response, parsed: int | None) -> Grade:
     if parsed is None:
         return Grade(response=response, parsed=None, status="unparsed", credit=0.0)
     right = parsed == response.question.answer
+    return Grade(
+        response=response, parsed=parsed, status="right" if right else "wrong", credit=float(right)
+    )
+
+
+def grade_yes_no(response: Response) -> Grade:
+    """Compares a written yes or no with the question's reference, "yes" or "no"."""
+    references = response.question.references
+    parsed = None if response.text is None else parse_yes_no(response.text)
+    if response.error:
+        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+    if not references:
+        return Grade(response=response, parsed=parsed, status="no_reference", credit=0.0)
+    if parsed is None:
+        return Grade(response=response, parsed=None, status="unparsed", credit=0.0)
+    right = parsed == references[0]
     return Grade(
         response=response, parsed=parsed, status="right" if right else "wrong", credit=float(right)
     )

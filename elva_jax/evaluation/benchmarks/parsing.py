@@ -54,6 +54,11 @@ def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def option_line(line: str) -> bool:
+    """Whether a line begins with the letter of an option."""
+    return bool(_LABEL.match(line))
+
+
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
     """The option that a written answer names.
 
@@ -72,14 +77,14 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
         return exact
     found = letters.mentions(tokens, len(options))
     if all(mention.rejected for mention in found):
-        return _contained(text, options)
+        return contained_option(text, options)
     mention = letters.decide(tokens, found)
     if mention is None:
         return None
     if mention.marked or mention.chosen:
         labeled = answers.option_index(text[tokens[mention.at].end :], options)
         return mention.option if labeled in (None, mention.option) else None
-    within = _contained(text, options)
+    within = contained_option(text, options)
     if within in (None, mention.option):
         return mention.option
     # "Vitamin C" is the text of another option, not a letter; any other disagreement is no choice.
@@ -97,22 +102,15 @@ def parse_yes_no(text: str) -> Literal["yes", "no"] | None:
     return "yes" if words[0] in _YES else "no"
 
 
-def _first_words(text: str) -> list[re.Match[str]]:
-    """At most three words at the beginning of a text."""
-    found: list[re.Match[str]] = []
-    for match in _WORD.finditer(text.replace("_", " ")):
-        found.append(match)
-        if len(found) == 3:
-            break
-    return found
+def contained_option(text: str, options: Sequence[str]) -> int | None:
+    """The only option whose words are within an answer, and not denied there; None if not one.
 
-
-def _contained(text: str, options: Sequence[str]) -> int | None:
-    """The only option whose words are within an answer, and not denied there."""
+    The text of an option that is a single letter is not searched for.
+    """
     said = f" {answers.normalize(text)} "
     folded = [answers.normalize(option) for option in options]
     found = sorted(
-        (k for k, option in enumerate(folded) if option and f" {option} " in said),
+        (k for k, name in enumerate(folded) if _is_searchable(name) and f" {name} " in said),
         key=lambda k: -len(folded[k]),
     )
     if not found:
@@ -124,3 +122,17 @@ def _contained(text: str, options: Sequence[str]) -> int | None:
     rest = said.replace(best, " | ")  # "red" within "red car" is not said apart from it
     others = [k for k in found[1:] if folded[k] == folded[found[0]] or f" {folded[k]} " in rest]
     return None if others else found[0]
+
+
+def _is_searchable(name: str) -> bool:
+    return len(name) > 1 or name.isdecimal()
+
+
+def _first_words(text: str) -> list[re.Match[str]]:
+    """At most three words at the beginning of a text."""
+    found: list[re.Match[str]] = []
+    for match in _WORD.finditer(text.replace("_", " ")):
+        found.append(match)
+        if len(found) == 3:
+            break
+    return found

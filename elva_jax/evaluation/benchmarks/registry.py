@@ -6,13 +6,35 @@ from collections.abc import Iterable, Mapping
 
 from elva_jax.config.check import nearest
 from elva_jax.errors import ConfigError
-from elva_jax.evaluation.benchmarks import videomme
+from elva_jax.evaluation.benchmarks import (
+    cinepile,
+    egoschema,
+    mlvu,
+    mvbench,
+    nextqa,
+    perceptiontest,
+    tempcompass,
+    videomme,
+)
 from elva_jax.evaluation.benchmarks.base import Benchmark
 
-BENCHMARKS: Mapping[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (videomme.BENCHMARK, videomme.WITH_SUBTITLES)
+_ROWS = (
+    videomme.BENCHMARK,
+    videomme.WITH_SUBTITLES,
+    mvbench.BENCHMARK,
+    mlvu.BENCHMARK,
+    mlvu.TEST,
+    egoschema.BENCHMARK,
+    egoschema.SUBSET,
+    cinepile.BENCHMARK,
+    nextqa.BENCHMARK,
+    perceptiontest.BENCHMARK,
+    *tempcompass.BENCHMARKS,
+)
+BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ROWS}
+GROUPS: Mapping[str, tuple[str, ...]] = {  # names that stand for several benchmarks
+    "tempcompass": tuple(benchmark.name for benchmark in tempcompass.BENCHMARKS)
 }
-GROUPS: Mapping[str, tuple[str, ...]] = {}  # names that stand for several benchmarks
 
 
 def find(names: Iterable[str]) -> tuple[Benchmark, ...]:

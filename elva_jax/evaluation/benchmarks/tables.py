@@ -221,6 +221,8 @@ class MediaFolder:
     ) -> Media:
         """The medium with a name. A missing one is no error: it gets the path expected first.
 
+        A file in another folder is taken if no other has the same name.
+
         Args:
           name: file name or relative path, with or without a suffix.
           key: the question, for messages.
@@ -242,15 +244,16 @@ class MediaFolder:
             for path in self._by_name.get(os.path.basename(stem), ())
             if _split_suffix(path)[1] in (*SUFFIXES[kind], *([""] if kind == "video" else ()))
         ]
-        for ending in (*(os.path.join(f, stem) for f in folders), stem, os.path.basename(stem)):
-            found = [p for p in fitting if _split_suffix(p)[0].endswith(os.path.join("/", ending))]
+        places = [*(os.path.join(folder, stem) for folder in folders), stem, os.path.basename(stem)]
+        for place in places:
+            found = [p for p in fitting if _split_suffix(p)[0].endswith(os.path.join("/", place))]
             if len(found) > 1 and suffix:
                 found = [path for path in found if path.endswith(suffix)] or found
-            if len(found) > 1:
+            if len(found) == 1:
+                return Media(found[0], kind)
+            if found and "/" in place:
                 listed = " and ".join(os.path.relpath(path, self.root) for path in found[:2])
                 raise RecordError(key, f"the medium {shown(name)} is {listed}; remove one of them")
-            if found:
-                return Media(found[0], kind)
         return Media(expected if suffix else expected + SUFFIXES[kind][0], kind)
 
     @cached_property

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from elva_jax.evaluation.benchmarks.base import Response
 
 
@@ -36,3 +38,13 @@ def score(benchmark, questions, texts):
 def values(metrics):
     """Metrics by name, rounded to two decimals."""
     return {name: round(metric.value, 2) for name, metric in metrics.items()}
+
+
+def parquet(path, rows):
+    """Writes rows as the hub does."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path

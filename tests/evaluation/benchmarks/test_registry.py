@@ -17,3 +17,9 @@ def test_an_unknown_name_gets_the_nearest_one():
         registry.find(["vidomme"])
     with pytest.raises(ConfigError, match="names no benchmark"):
         registry.find([])
+
+
+def test_a_group_stands_for_its_members():
+    found = [benchmark.name for benchmark in registry.find(["mvbench", "tempcompass"])]
+    assert found[:2] == ["mvbench", "tempcompass_multi_choice"]
+    assert len(found) == 5

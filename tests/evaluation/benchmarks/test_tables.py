@@ -97,12 +97,13 @@ def test_media_are_found_below_the_root_whatever_their_suffix(tmp_path):
     assert found("x/gone.avi") == str(tmp_path / "x" / "gone.avi")
 
 
-def test_media_that_are_not_clear_are_refused(tmp_path):
-    touch(tmp_path / "one" / "same.mp4")
-    touch(tmp_path / "two" / "same.mp4")
+def test_media_that_are_not_clear_are_refused_or_missing(tmp_path):
+    touch(tmp_path / "1" / "data" / "same.mp4")
+    touch(tmp_path / "2" / "data" / "same.mp4")
     folder = tables.MediaFolder(tmp_path)
-    with pytest.raises(RecordError, match=r"q: the medium same is one/same.mp4 and two/same.mp4"):
-        folder.locate("same", "q")
+    with pytest.raises(RecordError, match=r"q: the medium same is 1/data/same.mp4 and 2/data/same"):
+        folder.locate("same", "q", folders=("data",))
+    assert folder.locate("same", "q").source == str(tmp_path / "same.mp4")
     for name in ("../same", "/etc/passwd", "one/../../x", "a\0b"):
         with pytest.raises(RecordError, match="leaves the root folder"):
             folder.locate(name, "q")

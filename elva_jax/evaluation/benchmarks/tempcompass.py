@@ -1,0 +1,182 @@
+"""TempCompass: what happens when, in four tasks, which are four benchmarks.
+
+    multi_choice, yes_no, caption_matching      accuracy = 100 · right / all
+    captioning                                  accuracy of the captions that need no judge
+
+The paper has a language model answer a multiple-choice question from the caption. Here a caption
+that has the words of exactly one of the options is graded; every other one is "unjudged", so the
+accuracy of captioning is a lower bound and comparable with no published one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from elva_jax.data.example import Media
+from elva_jax.errors import RecordError
+from elva_jax.evaluation.benchmarks import choice
+from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response
+from elva_jax.evaluation.benchmarks.parsing import contained_option, parse_yes_no
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.utils.numbers import shown
+from elva_jax.utils.read import read_json
+
+FILES = "questions/{task}.json, videos/{video_id}.mp4"
+Build = Callable[[Record, str, MediaFolder], Question]
+
+
+def read(task: str, build: Build, root: Path) -> tuple[Question, ...]:
+    """The questions of one task below a folder; see `FILES`.
+
+    Raises:
+      DataError: the task's file is missing or damaged.
+    """
+    patterns = (f"questions/{task}.json", f"{task}.json", f"{task}/*.parquet")
+    files = find(root, patterns, FILES.format(task=task, video_id="{video_id}"))
+    records = _by_video(files[0]) if files[0].suffix == ".json" else read_records(files)
+    media = MediaFolder(root)
+    numbers: dict[tuple[str, str], int] = {}
+    questions = []
+    for record in records:
+        group = record.text("video_id"), record.text("dim")
+        numbers[group] = numbers.get(group, -1) + 1
+        questions.append(build(record, "/".join((*group, str(numbers[group]))), media))
+    return unique(questions, str(files[0]))
+
+
+def _by_video(path: Path) -> Iterator[Record]:
+    """One record per question of a file that has an object per video, with a list per aspect."""
+    for video, aspects in read_json(path).items():
+        key = f"{path.name}[{shown(video)}]"
+        if not isinstance(aspects, dict):
+            raise RecordError(key, "is no object of aspects")
+        for aspect, items in aspects.items():
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                raise RecordError(key, f"its aspect {shown(aspect)} is no list of objects")
+            for number, item in enumerate(items):
+                fields = {"video_id": video, "dim": aspect, **item}
+                yield Record(f"{key}[{shown(aspect)}][{number}]", fields)
+
+
+def _video(record: Record, media: MediaFolder) -> list[Media]:
+    return [media.locate(record.text("video_id"), record.key, folders=("videos", "video"))]
+
+
+def _multi_choice(record: Record, key: str, media: MediaFolder) -> Question:
+    text, options = choice.split_question(record.text("question"))
+    return choice.choice_question(
+        key,
+        _video(record, media),
+        text,
+        options,
+        _labeled_answer(record, "answer", options),
+        categories={"aspect": record.text("dim")},
+    )
+
+
+def _labeled_answer(record: Record, field: str, options: Sequence[str]) -> int:
+    """The index of an answer such as `B. runs`, or of its letter alone."""
+    said = record.text(field)
+    if len(said.strip("(). ")) == 1:
+        return choice.letter_index(said, options, record.key)
+    return choice.text_index(said, options, record.key)
+
+
+def _caption_matching(record: Record, key: str, media: MediaFolder) -> Question:
+    """Two or more captions, each after its own name: `Option 1: …`, `Caption A: …`."""
+    text, *lines = filter(None, map(str.strip, record.text("question").split("\n")))
+    named = [line.partition(":") for line in lines]
+    options = [caption.strip() for _, _, caption in named]
+    name, _, caption = record.text("answer").partition(":")
+    names = [label.strip().lower() for label, _, _ in named]
+    if name.strip().lower() in names and not caption:
+        answer = names.index(name.strip().lower())
+    else:
+        answer = choice.text_index(caption or name, options, record.key)
+    return choice.choice_question(
+        key, _video(record, media), text, options, answer, categories={"aspect": record.text("dim")}
+    )
+
+
+def _yes_no(record: Record, key: str, media: MediaFolder) -> Question:
+    text = record.text("question")
+    if (answer := parse_yes_no(record.text("answer"))) is None:
+        raise RecordError(record.key, f"its answer {shown(record.text('answer'))} is no yes or no")
+    return Question(
+        key=key,
+        media=tuple(_video(record, media)),
+        prompt=f"{text}\nAnswer with yes or no.",
+        text=text,
+        references=(answer,),
+        categories={"aspect": record.text("dim")},
+    )
+
+
+def _captioning(record: Record, key: str, media: MediaFolder) -> Question:
+    text = record.text("question")
+    about, options = choice.split_question(record.text("mc_question"))
+    answer = _labeled_answer(record, "mc_answer", options)
+    return Question(
+        key=key,
+        media=tuple(_video(record, media)),
+        prompt=text,
+        text=text,
+        references=(options[answer],),
+        categories={"aspect": record.text("dim")},
+        extra={"about": about, "options": options, "answer": answer},
+    )
+
+
+def grade_caption(response: Response) -> Grade:
+    """Compares the only option whose words are in a caption; without one, it is unjudged."""
+    if response.error:
+        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+    extra = response.question.extra
+    chosen = contained_option(response.text or "", extra["options"])
+    if chosen is None:
+        return Grade(response=response, parsed=response.text, status="unjudged", credit=0.0)
+    right = chosen == extra["answer"]
+    return Grade(
+        response=response,
+        parsed=extra["options"][chosen],
+        status="right" if right else "wrong",
+        credit=float(right),
+    )
+
+
+def _benchmark(name: str, file: str, build: Build) -> Benchmark:
+    return Benchmark(
+        name=f"tempcompass_{name}",
+        title=f"TempCompass ({name.replace('_', ' ')})",
+        kind="choice",
+        read=partial(read, file, build),
+        grade=choice.grade_choice,
+        score=choice.micro_scores(),
+        files=FILES.format(task=file, video_id="{video_id}"),
+    )
+
+
+MULTI_CHOICE = _benchmark("multi_choice", "multi-choice", _multi_choice)
+CAPTION_MATCHING = _benchmark("caption_matching", "caption_matching", _caption_matching)
+YES_NO = Benchmark(
+    name="tempcompass_yes_no",
+    title="TempCompass (yes no)",
+    kind="yes_no",
+    read=partial(read, "yes_no", _yes_no),
+    grade=choice.grade_yes_no,
+    score=choice.micro_scores(),
+    files=FILES.format(task="yes_no", video_id="{video_id}"),
+)
+CAPTIONING = Benchmark(
+    name="tempcompass_captioning",
+    title="TempCompass (captioning, without a judge)",
+    kind="open",
+    read=partial(read, "captioning", _captioning),
+    grade=grade_caption,
+    score=choice.micro_scores(),
+    max_new_tokens=128,
+    files=FILES.format(task="captioning", video_id="{video_id}"),
+)
+BENCHMARKS = (MULTI_CHOICE, YES_NO, CAPTION_MATCHING, CAPTIONING)

@@ -1,0 +1,59 @@
+"""Tests of TempCompass: a small copy of its files and its scores."""
+
+import pytest
+from tests.evaluation.benchmarks.helpers import score, write
+
+from elva_jax.errors import RecordError
+from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
+
+
+def test_tempcompass_reads_its_four_tasks(tmp_path):
+    choices = "What runs?\nA. a dog\nB. a cat"
+    files = {
+        "multi-choice": {"question": choices, "answer": "B. a cat"},
+        "yes_no": {"question": "Does it run?", "answer": "yes"},
+        "caption_matching": {
+            "question": "Which fits?\nCaption A: A dog runs.\nCaption B: A cat runs.",
+            "answer": "Caption B: A cat runs.",
+        },
+        "captioning": {
+            "question": "Describe it.",
+            "answer": "x",
+            "mc_question": choices,
+            "mc_answer": "B. a cat",
+        },
+    }
+    for name, item in files.items():
+        write(
+            tmp_path / "questions" / f"{name}.json", {"v1": {"action": [item] * 2, "speed": [item]}}
+        )
+    texts = {
+        "multi_choice": ["B", "a cat", "A"],
+        "caption_matching": ["A cat runs.", "B", "Caption A: A dog runs."],
+        "yes_no": ["Yes.", "yes, it does", "not sure"],
+        "captioning": ["A cat runs fast", "something runs", "the dog barks"],
+    }
+    expected = {
+        "multi_choice": {"right": 2, "wrong": 1},
+        "caption_matching": {"right": 2, "wrong": 1},
+        "yes_no": {"right": 2, "unparsed": 1},
+        "captioning": {"right": 1, "unjudged": 1, "wrong": 1},
+    }
+    for name, answers in texts.items():
+        benchmark = BENCHMARKS[f"tempcompass_{name}"]
+        questions = benchmark.read(tmp_path)
+        assert [question.key for question in questions] == [
+            "v1/action/0",
+            "v1/action/1",
+            "v1/speed/0",
+        ]
+        found = score(benchmark, questions, answers)
+        assert found.statuses == expected[name], name
+        assert list(found.categories["aspect"]) == ["action", "speed"]
+    write(
+        tmp_path / "questions/yes_no.json", {"v1": {"action": [{"question": "?", "answer": "B"}]}}
+    )
+    with pytest.raises(
+        RecordError, match=r"yes_no.json\[v1\]\[action\]\[0\]: its answer B is no yes"
+    ):
+        BENCHMARKS["tempcompass_yes_no"].read(tmp_path)
