@@ -12,7 +12,7 @@ from elva_jax.utils.failures import repr_path
 from elva_jax.utils.json import save_json
 
 if TYPE_CHECKING:  # its module imports JAX
-    from elva_jax.evaluation.benchmarks.base import Evaluation
+    from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +33,27 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add("--compare", nargs=2, metavar="FILE.json", help=text)
 
 
-def write_results(evaluations: Sequence[Evaluation], args: argparse.Namespace) -> None:
+def write_results(
+    evaluations: Sequence[Evaluation],
+    args: argparse.Namespace,
+    benchmarks: Sequence[Benchmark] = (),
+) -> None:
     """Prints the table of a run, and writes the files that were asked for.
+
+    Args:
+      evaluations: one per benchmark.
+      args: the options of `add_results`, --json and --figure.
+      benchmarks: in the same order, to compute intervals; (): the evaluations have them.
 
     Raises:
       ConfigError: a file cannot be written.
     """
     from elva_jax.evaluation.results import csv, files, html, plot, table
+    from elva_jax.evaluation.results.intervals import with_intervals
 
+    if benchmarks:
+        pairs = zip(evaluations, benchmarks, strict=True)
+        evaluations = [with_intervals(evaluation, b.score) for evaluation, b in pairs]
     table.print_scores(evaluations)
     if args.json:
         files.save(evaluations, args.json)
@@ -72,6 +85,7 @@ def compare_files(args: argparse.Namespace) -> int:
       DataError: a file is no result, or they have no benchmark in common.
       ConfigError: the file of --json cannot be written.
     """
+    from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
     from elva_jax.evaluation.results import compare_table, files, paired
     from elva_jax.evaluation.results.codec import encode
 
@@ -82,7 +96,8 @@ def compare_files(args: argparse.Namespace) -> int:
             f"{first} and {second}: have no benchmark in common ({', '.join(a)}; {', '.join(b)});"
             " compare runs of the same --tasks"
         )
-    found = [one for name in common for one in paired.compare(a[name], b[name])]
+    scores = {name: BENCHMARKS[name].score for name in common if name in BENCHMARKS}
+    found = [one for name in common for one in paired.compare(a[name], b[name], scores.get(name))]
     compare_table.print_comparisons(found, tuple(args.compare))
     for path, only in zip(args.compare, (a.keys() - b.keys(), b.keys() - a.keys()), strict=True):
         if only:

@@ -80,7 +80,8 @@ def replicate(
     probes = list(itertools.islice(_weights(media, resamples), PROBES))
     seen = [metrics_of(score(drawn.grades(weights))) for weights in probes]
     found = _means(grades, media, whole, np.stack(probes), seen) if means else {}
-    rest = [name for name in whole if name not in found]
+    unknown = {name for name, metric in whole.items() if np.isnan(metric.value)}
+    rest = [name for name in whole if name not in found and name not in unknown]
     fewer = min(resamples, max(FEWEST, MOST_GRADES // len(grades))) if means else resamples
     values: dict[Name, list[np.ndarray]] = {name: [] for name in whole}
     for number, weights in enumerate(_weights(media, resamples)):
@@ -91,7 +92,11 @@ def replicate(
     for chunk in _chunks(media, resamples):
         for name, mean in found.items():
             values[name].append(mean(chunk))
-    return {name: np.concatenate(parts) for name, parts in values.items()}
+    nothing = np.full(resamples, np.nan)
+    return {
+        name: nothing if name in unknown else np.concatenate(parts)
+        for name, parts in values.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +133,8 @@ def _means(
     weights = np.concatenate([every, probes])
     found: dict[Name, _Mean] = {}
     for name, metric in whole.items():
+        if np.isnan(metric.value):
+            continue
         wanted = [metric.value, *(_value(metrics, name) for metrics in seen)]
         for mean in _candidates(grades, media, name, metric.maximum):
             if np.allclose(mean(weights), wanted, rtol=1e-9, atol=1e-9, equal_nan=True):

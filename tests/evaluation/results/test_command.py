@@ -1,11 +1,14 @@
 """`elva evaluate --compare`, and the files that a run of benchmarks writes."""
 
+import argparse
 import dataclasses
 import json
 
 import pytest
 
 from elva_jax import cli
+from elva_jax.commands import evaluate_results
+from elva_jax.evaluation.benchmarks import registry
 from elva_jax.evaluation.results import files
 
 
@@ -28,6 +31,16 @@ def test_compare(two_runs, tmp_path, capsys):
     content = json.loads(out.read_text())
     assert [c["way"] for c in content["comparisons"]] == ["generated", "likelihood"]
     assert content["comparisons"][0]["differences"][0]["p"] == 1.0
+
+
+def test_a_run_gets_intervals_from_its_benchmark(run, tmp_path, capsys):
+    out = tmp_path / "run.json"
+    args = argparse.Namespace(json=out, csv=None, html=None, figure=None)
+    evaluate_results.write_results(run[:1], args, [registry.BENCHMARKS["videomme"]])
+    assert "bootstrap over media" in capsys.readouterr().out
+    scores = files.load(out)[0].scores["generated"]
+    assert scores.main.low < scores.main.value < scores.main.high
+    assert scores.categories["duration"]["short"].low < scores.main.value
 
 
 def test_show_writes_every_file_again(run, tmp_path, capsys):

@@ -127,6 +127,20 @@ def test_questions_without_a_reference_do_not_count():
     np.testing.assert_allclose(fast, slow, rtol=1e-12)
 
 
+def test_categories_without_questions_have_no_interval_and_cost_nothing():
+    def score(grades):
+        found = made.score(grades)
+        empty = Metric(name="accuracy", value=float("nan"), count=0)
+        return dataclasses.replace(found, categories={**found.categories, "x": {"none": empty}})
+
+    calls = []
+    grades = random_grades(40, 2)
+    found = resampling.replicate(grades, lambda g: calls.append(1) or score(g), resamples=60)
+    assert len(calls) == 1 + resampling.PROBES
+    assert np.isnan(found["x", "none", "accuracy"]).all()
+    assert len(found["x", "none", "accuracy"]) == 60
+
+
 def test_judged_scores_are_means_of_details():
     def score(grades):
         value = float(np.mean([g.details["judge_score"] for g in grades]))
