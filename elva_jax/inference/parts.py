@@ -98,9 +98,12 @@ def _listed(prompt: Sequence[Part]) -> Iterator[str | dict[str, Any]]:
 
 def _excerpt(source: Medium, kind: Any, part: Mapping[str, Any]) -> Medium:
     """A medium with the bounds and the number of frames that its part has."""
+    listed = isinstance(source, (list, tuple)) and len(source) > 0
+    if files := listed and all(isinstance(file, str) for file in cast(Any, source)):
+        source = tuple(cast(Any, source))  # the frames of a video, as in training data
     medium = fields.of_part(example.Media(cast(Any, source), kind), part, WHERE)
     whole = (medium.start, medium.end, medium.frames) == (0.0, None, None)
-    if isinstance(source, (str, Path, bytes)):
+    if files or isinstance(source, (str, Path, bytes)):
         return medium if kind == "image" or not whole else source
     if not whole:
         raise DataError(f"{WHERE}: frames at hand have neither bounds nor a number of frames")

@@ -69,15 +69,29 @@ def from_array(frame: np.ndarray) -> Picture:
     return Picture(*frame.shape[:2], at)
 
 
-def sample_times(duration: Fraction, num_frames: int | None, fps: float | None) -> list[Fraction]:
-    """Midpoints, in seconds, of n equal spans: n is `num_frames`, or fewer as `fps` says."""
+Span = tuple[float, float | None]  # seconds from the first frame
+WHOLE: Span = (0.0, None)
+
+
+def sample_times(
+    duration: Fraction, num_frames: int | None, fps: float | None, span: Span = WHOLE
+) -> list[Fraction]:
+    """Midpoints, in seconds, of n equal parts of a span: n is `num_frames`, or fewer by `fps`."""
+    start, end = Fraction(span[0]), duration
+    if span != WHOLE:
+        end = duration if span[1] is None else min(Fraction(span[1]), duration)
+        if start >= end:
+            raise ValueError(
+                f"lasts {float(duration):g} s; the excerpt begins at {float(start):g} s"
+            )
+        duration = end - start
     count = num_frames
     if fps:
         count = max(1, round(duration * Fraction(fps)))
         count = count if num_frames is None else min(count, num_frames)
     if not count or count < 1:
         raise ValueError("set num_frames or fps to choose the number of frames")
-    return [duration * (2 * i + 1) / (2 * count) for i in range(count)]
+    return [start + duration * (2 * i + 1) / (2 * count) for i in range(count)]
 
 
 def shown_at(starts: list, times: list) -> list[int]:
@@ -106,46 +120,57 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     return frame
 
 
-def read_video(path: str | Path, num_frames: int | None, fps: float | None) -> list[Picture]:
-    """Frames of a video, an animation, a still image or a folder of images (one per second).
+def read_video(
+    source: str | Path | tuple[str, ...],
+    num_frames: int | None,
+    fps: float | None,
+    span: Span = WHOLE,
+) -> list[Picture]:
+    """Frames of a video, animation, still image, folder or list of images (one per second).
 
     The frames are those shown at `sample_times`; a source with fewer frames gives fewer.
 
     Raises:
-      ValueError: a source that cannot be read, or has fewer frames than it declares.
+      ValueError: a source that cannot be read, ends before the span begins, or has fewer frames
+        than it declares.
     """
-    path = Path(path)
-    if path.is_dir():
-        files = [
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-        ]
-        files.sort(
-            key=lambda file: [
-                (int(part), "") if part.isdecimal() else (-1, part)
-                for part in re.split(r"(\d+)", file.name)
-            ]
-        )
-        if not files:
-            raise ValueError(f"{path}: a folder without images")
-        chosen = shown_at(
-            list(range(len(files))), sample_times(Fraction(len(files)), num_frames, fps)
-        )
-        return [from_array(read_image(files[k])) for k in chosen]
+    if isinstance(source, tuple) or Path(source).is_dir():
+        files = list(map(Path, source)) if isinstance(source, tuple) else _in(Path(source))
+        times = sample_times(Fraction(len(files)), num_frames, fps, span)
+        return [from_array(read_image(files[k])) for k in shown_at(list(range(len(files))), times)]
+    path = Path(source)
     _check_file(path)
     with _reading(path):
         try:
             image = Image.open(path, formats=IMAGE_FORMATS)
         except UnidentifiedImageError:
-            return _video(path, num_frames, fps)
+            return _video(path, num_frames, fps, span)
         with image:
             _check_size(*image.size)
             # The second picture in a phone's JPEG (MPO) or a TIFF is no frame of an animation.
             if not getattr(image, "is_animated", False) or image.format in ("TIFF", "MPO"):
+                sample_times(Fraction(0), 1, None, span)  # an excerpt has no frames
                 return [from_array(_pixels(image))]
-            image = _with_alpha(image, path)
-            return [from_array(frame) for frame in _animation(image, num_frames, fps)]
+            frames = _animation(_with_alpha(image, path), num_frames, fps, span)
+            return [from_array(frame) for frame in frames]
+
+
+def _in(folder: Path) -> list[Path]:
+    """The images of a folder, in natural order of their names."""
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    ]
+    if not files:
+        raise ValueError(f"{folder}: a folder without images")
+    return sorted(
+        files,
+        key=lambda file: [
+            (int(part), "") if part.isdecimal() else (-1, part)
+            for part in re.split(r"(\d+)", file.name)
+        ],
+    )
 
 
 @contextlib.contextmanager
@@ -182,7 +207,9 @@ def _with_alpha(image: Image.Image, path: Path) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=("WEBP",))
 
 
-def _animation(image: Image.Image, num_frames: int | None, fps: float | None) -> list[np.ndarray]:
+def _animation(
+    image: Image.Image, num_frames: int | None, fps: float | None, span: Span
+) -> list[np.ndarray]:
     """As in browsers, a delay under 20 ms counts as 100 ms."""
     if image.n_frames * image.width * image.height > MOST_DRAWN:
         raise ValueError(f"{image.n_frames} frames of {image.size} pixels are too many to draw")
@@ -193,13 +220,13 @@ def _animation(image: Image.Image, num_frames: int | None, fps: float | None) ->
         delay = Fraction(image.info.get("duration", 0)) / 1000
         ends.append(ends[-1] + (delay if delay >= Fraction(20, 1000) else Fraction(1, 10)))
     frames = []
-    for k in shown_at(ends[:-1], sample_times(ends[-1], num_frames, fps)):
+    for k in shown_at(ends[:-1], sample_times(ends[-1], num_frames, fps, span)):
         image.seek(k)
         frames.append(_pixels(image))
     return frames
 
 
-def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Picture]:
+def _video(path: Path, num_frames: int | None, fps: float | None, span: Span) -> list[Picture]:
     """Decodes from the start up to the last wanted frame."""
     import av
 
@@ -223,7 +250,7 @@ def _video(path: Path, num_frames: int | None, fps: float | None) -> list[Pictur
             aspect, matrix = _pixel_aspect(stream), _display_matrix(held)
             wanted = [
                 start + time // base
-                for time in sample_times(max(end - start, 0) * base, num_frames, fps)
+                for time in sample_times(max(end - start, 0) * base, num_frames, fps, span)
             ]
             pictures, done, ahead = [], None, next(frames, None)
             for time in wanted:

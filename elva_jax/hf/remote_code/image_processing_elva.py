@@ -1,8 +1,9 @@
 """Converts images and videos to the input of ELVA: patches, and the patch grid of every frame."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,16 @@ from transformers.processing_utils import ImagesKwargs
 
 from .decoding_elva import Picture, from_array, read_image, read_video
 
+# Fields of a media part that say which part of a video is meant, and those that are not followed.
+STARTS = ("start", "video_start", "start_time", "start_sec", "clip_start")
+ENDS = ("end", "video_end", "end_time", "end_sec", "clip_end")
+COUNTS = ("nframes", "num_frames")
+REFUSED = (
+    *("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"),
+    *("resized_height", "resized_width", "start_frame", "end_frame", "crop", "bbox"),
+)
+CLOCK = re.compile(r"(?:([0-9]{1,4}):)?([0-9]{1,4}):([0-9]{1,2}(?:\.[0-9]{1,9})?)")
+LONGEST, MOST_FRAMES = 1e7, 1_000_000  # seconds and frames
 GRAY_SIDE = 32  # side in pixels of the gray thumbnails that are compared
 
 
@@ -25,6 +36,66 @@ class ElvaImagesKwargs(ImagesKwargs, total=False):
     num_low_frames: int
     low_longest_edge: int
     hybrid_policy: str
+
+
+def excerpt_of(part: dict[str, Any]) -> dict[str, Any]:
+    """A media part of a message whose medium is an excerpt, if it has fields that ask for one.
+
+    An excerpt is a dict of `source` (a file, a folder of images or a tuple of images), `start` and
+    `end` (seconds; None: the end of the video) and `frames` (how many to sample; None: as many as
+    the processor says). It is sampled as if the rest of the video were cut off.
+
+    Raises:
+      ValueError: a field that is not followed, or a value that cannot be.
+    """
+    for name in REFUSED:
+        if part.get(name) is not None:
+            raise ValueError(
+                f"a part of a message asks for {name} = {str(part[name])[:40]}, which is not"
+                " followed; remove it, and give num_frames, fps or longest_edge to the processor"
+            )
+    start, end = _seconds(_one(part, STARTS)), _seconds(_one(part, ENDS))
+    count = _one(part, COUNTS)
+    key = next((key for key in (part["type"], "url", "path") if key in part), None)
+    listed = key and isinstance(part[key], (list, tuple)) and part[key]
+    files = listed and all(isinstance(file, str) for file in part[key])
+    if start is None and end is None and count is None and not files:
+        return part
+    if key is None or part["type"] != "video" or not (files or isinstance(part[key], (str, Path))):
+        raise ValueError("bounds and numbers of frames are of the file of a video")
+    if count is not None and not (type(count) is int and 0 < count <= MOST_FRAMES):
+        raise ValueError(f"the number of frames {str(count)[:40]} is not one of 1 to {MOST_FRAMES}")
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"an excerpt ends at {end:g} s, before it begins at {start or 0.0:g} s")
+    source = tuple(part[key]) if files else part[key]
+    excerpt = {"source": source, "start": start or 0.0, "end": end, "frames": count}
+    return {**part, key: excerpt}
+
+
+def _one(part: dict[str, Any], names: Sequence[str]) -> Any:
+    found = [part[name] for name in names if part.get(name) not in (None, "")]
+    if any(value != found[0] for value in found):
+        raise ValueError(f"a part of a message has two values for one thing: {found}")
+    return found[0] if found else None
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    clock = CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        seconds = (
+            3600 * int(clock[1] or 0) + 60 * int(clock[2]) + float(clock[3])
+            if clock
+            else float(value)
+        )
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(f"the time {str(value)[:40]!r} is not a number of seconds within a video")
+    return seconds
 
 
 class Visual(NamedTuple):
@@ -86,7 +157,12 @@ class ElvaImageProcessor(BaseImageProcessor):
         """One video: the path of a file or folder of images, or frames as an array or a list."""
         options = self._options(options)
         low, high = options["num_low_frames"], options["num_frames"]
-        if isinstance(source, (str, Path)):
+        if isinstance(source, dict):  # see `excerpt_of`
+            if source["frames"]:
+                low, high, options = 0, source["frames"], {**options, "fps": 0.0}
+            span = source["start"], source["end"]
+            frames = read_video(source["source"], high + low, options["fps"] or None, span)
+        elif isinstance(source, (str, Path)):
             frames = read_video(source, high + low, options["fps"] or None)
         else:
             frames = [from_array(read_image(frame)) for frame in source]

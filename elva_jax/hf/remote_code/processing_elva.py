@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
-from .image_processing_elva import ElvaImagesKwargs, Visual
+from .image_processing_elva import ElvaImagesKwargs, Visual, excerpt_of
 
 MARKER = re.compile(r"(<image>|<video>)")
 FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
@@ -35,7 +35,8 @@ class ElvaProcessor(ProcessorMixin):
     `<LINE>`.
 
     In `apply_chat_template`, the messages say what is text and where media stand: special tokens
-    and markers in their texts are text.
+    and markers in their texts are text. A part of type video may have `start` and `end`, the
+    seconds that are meant, and `nframes`, the number of frames to sample.
     """
 
     valid_processor_kwargs = ElvaProcessorKwargs
@@ -67,6 +68,10 @@ class ElvaProcessor(ProcessorMixin):
         if not isinstance(item, dict):
             return item
         item = copy.copy(item)
+        if isinstance(kind := item.get("type"), str) and "role" not in item:
+            if kind not in ("text", "image", "video"):
+                raise ValueError(f"a part of type {kind!r} is neither text, image nor video")
+            item = item if kind == "text" else excerpt_of(item)
         for name in ("content", "text", "role"):
             if name in item:
                 text = isinstance(item[name], str)
@@ -222,7 +227,7 @@ def _flat_videos(videos) -> list:
     """All videos in a nested list; a list of frames is one video, a list of strings several."""
     if videos is None:
         return []
-    if isinstance(videos, (str, Path)) or getattr(videos, "ndim", 0) == 4:
+    if isinstance(videos, (str, Path, dict)) or getattr(videos, "ndim", 0) == 4:
         return [videos]
     if _is_frame(videos):
         return [[videos]]

@@ -8,8 +8,10 @@ from PIL import Image
 from tokenizers import AddedToken
 from transformers import AutoProcessor
 
+from elva_jax import testing
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Turn
+from elva_jax.errors import ElvaError
 from elva_jax.hf.export import add_visual_tokens
 from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid, choose_high
@@ -336,3 +338,81 @@ def test_parts_of_a_prompt_are_read_as_by_the_processor(processor, generator, vi
     content, prompt = [*content, ("text", "?")], [*prompt, {"type": "text", "text": "?"}]
     parts = generator.prompt_parts(prompt, seen)
     assert_same(ask(processor, (content, None)), build_layout(parts), processor)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """A video of 8 seconds of different gray frames, and a folder of images."""
+    folder = tmp_path_factory.mktemp("film")
+    frames = [np.full((32, 48, 3), 30 * k, np.uint8) for k in range(8)]
+    testing.write_video(folder / "a.mp4", frames, fps=1)
+    (folder / "frames").mkdir()
+    for k, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / "frames" / f"{k}.png")
+    first, *others = map(Image.fromarray, frames)
+    first.save(folder / "a.gif", save_all=True, append_images=others, duration=1000)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "frames", "a.gif", ["frames/2.png", "frames/5.png"]])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"start": 1, "end": 2},
+        {"video_start": "00:00:00.5", "end_time": "1.75"},
+        {"end": 1.5, "nframes": 1},
+        {"num_frames": 7},
+        {"start": 0.0, "end": 99, "nframes": 2},
+    ],
+)
+def test_excerpts_and_numbers_of_frames_are_followed_as_in_jax(
+    processor, generator, film, name, fields
+):
+    files = [str(film / file) for file in name] if isinstance(name, list) else str(film / name)
+    part = {"type": "video", "video": files, **fields}
+    seen, prompt = generator.read_prompt([part, "What?"], None)
+    wanted = read_clip(
+        tuple(files) if isinstance(files, list) else files,
+        ClipSettings(**SETTINGS | {"num_frames": part.get("nframes", part.get("num_frames", 4))}),
+        span=(
+            {"00:00:00.5": 0.5}.get(part.get("video_start"), float(part.get("start", 0))),
+            float(part["end_time"]) if "end_time" in part else part.get("end"),
+        ),
+    )
+    np.testing.assert_array_equal(seen[0].patches, wanted.patches)
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert_same(inputs, build_layout(generator.prompt_parts(prompt, seen)), processor)
+    np.testing.assert_array_equal(inputs["pixel_values"][0], wanted.patches)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fps": 2},
+        {"max_pixels": 9},
+        {"start": -1},
+        {"start": "soon"},
+        {"end": True},
+        {"start": 3, "end": 2},
+        {"start": 1, "video_start": 2},
+        {"nframes": 0},
+        {"nframes": 2.5},
+        {"nframes": 10**9},
+        {"start": float("nan")},
+        {"start": 99},
+        {"type": "image", "image": "x.png", "end": 2},
+        {"type": "audio"},
+        {"type": "video", "video": [np.zeros((8, 8, 3), np.uint8)], "start": 1},
+    ],
+)
+def test_fields_that_cannot_be_followed_are_refused_by_both(processor, generator, film, fields):
+    part = {"type": "video", "video": str(film / "a.mp4"), **fields}
+    with pytest.raises(ElvaError):
+        generator.read_prompt([part, "What?"], None)
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+    with pytest.raises(ValueError, match=r"."):
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True)
