@@ -152,6 +152,7 @@ class Benchmark:
       max_new_tokens: length of a written answer.
       judge: name of the judge's protocol in `evaluation.judge`; "": none.
       files: the layout below the root in words, for messages and docs.
+      scoring: the main number in words, for docs.
       submission: the content of the JSON file that the benchmark's server takes, from all grades;
         None: everything is scored here.
     """
@@ -165,6 +166,7 @@ class Benchmark:
     max_new_tokens: int = 16
     judge: Literal["", "qa", "video_chatgpt"] = ""
     files: str = ""
+    scoring: str = ""
     submission: Callable[[Sequence[Grade]], Mapping[str, Any]] | None = None
 
 

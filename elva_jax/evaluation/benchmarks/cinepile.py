@@ -110,4 +110,5 @@ BENCHMARK = Benchmark(
     grade=grade,
     score=score,
     files=FILES,
+    scoring="right answers among all questions; beside it the hard split",
 )

@@ -104,8 +104,9 @@ BENCHMARK = Benchmark(
     read=read,
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
-    submission=submission,
     files=FILES,
+    scoring="right answers among the questions with a public answer",
+    submission=submission,
 )
 SUBSET = Benchmark(
     name="egoschema_subset",
@@ -115,4 +116,5 @@ SUBSET = Benchmark(
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
     files=FILES,
+    scoring="right answers among the questions with a public answer, which alone are asked",
 )

@@ -29,7 +29,7 @@ _DECISIONS = frozenset(
 )
 _FAVORABLE = frozenset(("correct", "right", "best", "better", "answer", "true", "likely", "final"))
 _NEGATIONS = frozenset(
-    ("not", "isn't", "isnt", "cannot", "can't", "never", "neither", "nor", "except", "than")
+    ("not", "isn't", "cannot", "can't", "never", "neither", "nor", "except", "than")
 )
 _FILLERS = frozenset(
     (
@@ -41,7 +41,7 @@ _FILLERS = frozenset(
 )
 _VERBS = frozenset(("is", "was", "seems", "looks", "appears", "would", "must", "should"))
 _UNFAVORABLE = frozenset(("wrong", "incorrect", "false", "worse", *_NEGATIONS))
-_REFUSALS = frozenset(("isn't", "isnt", "cannot", "can't", "doesn't", "wasn't"))
+_REFUSALS = frozenset(("isn't", "cannot", "can't", "doesn't", "wasn't"))
 _REASONS = frozenset(("because", "since"))
 _CONJUNCTIONS = frozenset(("and", "or", "nor"))
 _JOINING = frozenset((*_CONJUNCTIONS, ",", "/", "&", "+", *_NOUNS, *_OPENING, *_CLOSING))

@@ -133,6 +133,7 @@ def _benchmark(
         grade=choice.grade_choice,
         score=partial(score, types),
         files=files,
+        scoring="mean of the accuracies of the types that were asked",
     )
 
 

@@ -104,4 +104,5 @@ BENCHMARK = Benchmark(
     grade=choice.grade_choice,
     score=score,
     files=FILES,
+    scoring="mean of the 20 tasks' accuracies; beside it the accuracy over all questions",
 )

@@ -24,7 +24,9 @@ from elva_jax.evaluation.benchmarks import letters
 _LABEL = re.compile(r"\s{0,8}(?:\(([A-Z])\)|([A-Z])[.):])\s{0,8}")
 _WORD = re.compile(r"\w+")
 _YES, _NO = frozenset(("yes", "y", "yeah", "yep", "yup")), frozenset(("no", "n", "nope", "nah"))
-_DENIALS = frozenset(("not", "isnt", "no", "never", "without", "neither", "nor"))
+_DENIALS = frozenset(
+    ("not", answers.normalize("isn't"), "no", "never", "without", "neither", "nor")
+)
 
 
 def check_options(options: Sequence[str], key: str) -> tuple[str, ...]:

@@ -82,4 +82,5 @@ BENCHMARK = Benchmark(
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
     files=FILES,
+    scoring="right answers among all questions",
 )

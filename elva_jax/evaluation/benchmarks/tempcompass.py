@@ -155,6 +155,7 @@ def _benchmark(name: str, file: str, build: Build) -> Benchmark:
         grade=choice.grade_choice,
         score=choice.micro_scores(),
         files=FILES.format(task=file, video_id="{video_id}"),
+        scoring="right answers among all questions",
     )
 
 
@@ -162,12 +163,13 @@ MULTI_CHOICE = _benchmark("multi_choice", "multi-choice", _multi_choice)
 CAPTION_MATCHING = _benchmark("caption_matching", "caption_matching", _caption_matching)
 YES_NO = Benchmark(
     name="tempcompass_yes_no",
-    title="TempCompass (yes no)",
+    title="TempCompass (yes or no)",
     kind="yes_no",
     read=partial(read, "yes_no", _yes_no),
     grade=choice.grade_yes_no,
     score=choice.micro_scores(),
     files=FILES.format(task="yes_no", video_id="{video_id}"),
+    scoring="right answers among all questions; only the beginning of an answer is read",
 )
 CAPTIONING = Benchmark(
     name="tempcompass_captioning",
@@ -178,5 +180,7 @@ CAPTIONING = Benchmark(
     score=choice.micro_scores(),
     max_new_tokens=128,
     files=FILES.format(task="captioning", video_id="{video_id}"),
+    scoring="captions with the words of the right option alone, among all; the published number"
+    " needs a judge",
 )
 BENCHMARKS = (MULTI_CHOICE, YES_NO, CAPTION_MATCHING, CAPTIONING)

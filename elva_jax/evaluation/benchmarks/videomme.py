@@ -30,6 +30,7 @@ ANNOTATIONS = (
     *("videomme/*.parquet", "videomme.json", "Video-MME.json", "videomme.jsonl", "test.json"),
     *("*.parquet", "data/*.parquet"),
 )
+SCORING = "right answers among all questions, not the mean over durations"
 AXES = ("duration", "domain", "sub_category", "task_type")
 CUES = 32  # subtitles shown of a video, evenly spaced: a film's would fill the prompt
 _TIME = re.compile(r"\d{1,3}:\d\d:\d\d[,.]\d{1,3} *--> *\d{1,3}:\d\d:\d\d[,.]\d{1,3}")
@@ -141,6 +142,7 @@ BENCHMARK = Benchmark(
     grade=grade_choice,
     score=micro_scores(),
     files=FILES,
+    scoring=SCORING,
 )
 
 
@@ -156,4 +158,5 @@ WITH_SUBTITLES = Benchmark(
     grade=grade_choice,
     score=micro_scores(),
     files=FILES,
+    scoring=SCORING,
 )
