@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs N real processes on this machine, as on N hosts, to try a configuration without a cluster.
-# Usage: launch/local_multihost.sh N [arguments of elva train]
+# Usage: launch/local_multihost.sh N [train|evaluate] [arguments of that command; train is the default]
 #   launch/local_multihost.sh 2 --config configs/tiny.py --workdir runs/two --config.mesh.fsdp=2 --config.mesh.data=1
+#   launch/local_multihost.sh 2 evaluate --checkpoint runs/two --tasks mvbench --data-root data --output runs/two/scores
 # Every line of output begins with the index of its process. Ctrl-C reaches all of them; the first that fails ends the others.
 # DEVICES: fake devices per process on a CPU (default 1); GPUs are divided evenly. PYTHON: the interpreter (default: .venv, created if necessary).
 set -euo pipefail
@@ -11,8 +12,10 @@ if [ -z "${ELVA_SIGNALS_RESET:-}" ]; then
   if env --default-signal=INT,TERM true 2>/dev/null; then exec env --default-signal=INT,TERM bash "${BASH_SOURCE[0]}" "$@"; fi
 fi
 unset ELVA_SIGNALS_RESET
-case "${1:-}" in "" | *[!0-9]* | 0) echo "usage: launch/local_multihost.sh N [arguments of elva train]" >&2 && exit 2 ;; esac
+case "${1:-}" in "" | *[!0-9]* | 0) echo "usage: launch/local_multihost.sh N [train|evaluate] [its arguments]" >&2 && exit 2 ;; esac
 count=$1 && shift
+command=train
+case "${1:-}" in train | evaluate) command=$1 && shift ;; esac
 if [ -n "${PYTHON:-}" ]; then
   python=$PYTHON
 else
@@ -41,7 +44,7 @@ for ((i = 0; i < count; i++)); do
     share=$((gpus / count))
     own=(--local-devices "$(seq -s, $((i * share)) $((i * share + share - 1)))")
   fi
-  "$python" -u -m elva_jax.cli train "$@" --coordinator "127.0.0.1:$port" --num-processes "$count" --process-id "$i" "${own[@]}" \
+  "$python" -u -m elva_jax.cli "$command" "$@" --coordinator "127.0.0.1:$port" --num-processes "$count" --process-id "$i" "${own[@]}" \
     > >(trap '' INT TERM && exec sed -u "/^\[Gloo\] Rank /d; s/^/[$i] /") 2>&1 &
   pids+=($!)
 done
@@ -67,8 +70,9 @@ while [ "$left" -gt 0 ]; do
   pids=("${rest[@]}")
   if [ "$code" -ne 0 ] && [ "$status" -eq 0 ]; then
     status=$code
-    # After 130 and 75 the others have saved and stop with the same status. After anything else they would only wait.
-    if [ "$code" -ne 130 ] && [ "$code" -ne 75 ] && [ "$left" -gt 0 ]; then
+    # After 130 and 75 the others have saved and stop with the same status. After anything else they would only wait;
+    # in an evaluation they ask the questions of the lost process.
+    if [ "$command" = train ] && [ "$code" -ne 130 ] && [ "$code" -ne 75 ] && [ "$left" -gt 0 ]; then
       echo "a process ended with status $code; ending the other $left" >&2
       sleep 2 # time for their own messages
       tell KILL

@@ -134,6 +134,7 @@ trap 'echo "told to stop"; exit 130' INT
 echo "$*"
 if [ "$PLAY" = crash ] && [ "$id" = 1 ]; then exit 7; fi
 if [ "$PLAY" = well ]; then exit 0; fi
+if [ "$PLAY" = lose ]; then if [ "$id" = 1 ]; then exit 7; fi; sleep 3; echo "asked the rest"; exit 0; fi
 for ((k = 0; k < 600; k++)); do sleep 0.1; done
 """
 
@@ -146,9 +147,9 @@ def stand_in(tmp_path):
     return str(path)
 
 
-def multihost(stand_in, play):
+def multihost(stand_in, play, *words):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHON": stand_in, "PLAY": play}
-    command = ["bash", str(LAUNCH / "local_multihost.sh"), "2", "--config", "c.py"]
+    command = ["bash", str(LAUNCH / "local_multihost.sh"), "2", *(words or ("--config", "c.py"))]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -167,6 +168,12 @@ def test_local_processes_end_together(stand_in):
     output, _ = crash.communicate(timeout=60)
     assert crash.returncode == 7, output
     assert "a process ended with status 7; ending the other 1" in output
+
+    lost = multihost(stand_in, "lose", "evaluate", "--checkpoint", "run")
+    output, _ = lost.communicate(timeout=60)
+    assert lost.returncode == 7, output
+    assert "-u -m elva_jax.cli evaluate --checkpoint run --coordinator" in output
+    assert "[0] asked the rest" in output
 
 
 @pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])

@@ -48,10 +48,12 @@ __all__ = [
     "all_gather_json",
     "assert_equal_across_processes",
     "barrier",
+    "code_fingerprint",
     "detect_process",
     "exit_if_distributed",
     "explain_lost_processes",
     "initialize",
+    "meet",
     "run_fingerprint",
 ]
 
@@ -100,6 +102,38 @@ def initialize(
         raise ConfigError(
             f"processes see different numbers of devices: {listed}; give each the same number"
         )
+
+
+def meet(
+    process: ProcessSpec | None, fingerprint: Mapping[str, Any], *, start_timeout: int = 300
+) -> tuple[int, int]:
+    """Meets the other processes of a command that computes apart in each, and returns.
+
+    Unlike after `initialize`, each process has a JAX runtime of its own, with its share of the
+    host's GPUs, and outlives the others. It must come before anything asks JAX for devices.
+
+    Args:
+      process: from `detect_process`; None for a single process.
+      fingerprint: what must be equal in all processes, as nested JSON-able values by name.
+      start_timeout: seconds that the processes wait for one another.
+
+    Returns:
+      The index of this process and the number of processes.
+
+    Raises:
+      ConfigError: processes differ in the fingerprint or their number.
+      StartError: a process did not come in time.
+    """
+    if process is None:
+        return 0, 1
+    rendezvous(
+        process.coordinator, process.num_processes, process.process_id, fingerprint, start_timeout
+    )
+    if process.local_devices is not None:
+        visible = ",".join(map(str, process.local_devices))
+        jax.config.update("jax_cuda_visible_devices", visible)
+        jax.config.update("jax_rocm_visible_devices", visible)
+    return process.process_id, process.num_processes
 
 
 def _bypass_proxy(coordinator: str) -> None:
@@ -152,6 +186,11 @@ def exit_if_distributed(status: int) -> None:
 
 def run_fingerprint(config: ConfigDict | Config) -> dict[str, Any]:
     """Source code, versions and configuration, which all processes of a run must share."""
+    return {**code_fingerprint(), "config": config_to_dict(config)}
+
+
+def code_fingerprint() -> dict[str, Any]:
+    """Source code and versions, which all processes must share."""
     root = Path(elva_jax.__file__).parent
     source = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -160,5 +199,4 @@ def run_fingerprint(config: ConfigDict | Config) -> dict[str, Any]:
         "elva_jax": elva_jax.__version__,
         "jax": jax.__version__,
         "source of elva_jax": source.hexdigest()[:12],
-        "config": config_to_dict(config),
     }
