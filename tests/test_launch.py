@@ -134,7 +134,12 @@ trap 'echo "told to stop"; exit 130' INT
 echo "$*"
 if [ "$PLAY" = crash ] && [ "$id" = 1 ]; then exit 7; fi
 if [ "$PLAY" = well ]; then exit 0; fi
-if [ "$PLAY" = lose ]; then if [ "$id" = 1 ]; then exit 7; fi; sleep 3; echo "asked the rest"; exit 0; fi
+if [ "$PLAY" = lose ]; then
+  if [ "$id" = 1 ]; then exit 7; fi
+  sleep 3
+  echo "asked the rest"
+  exit 0
+fi
 for ((k = 0; k < 600; k++)); do sleep 0.1; done
 """
 

@@ -6,18 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from elva_jax.evaluation.runner.rows import Row
-from elva_jax.inference.batching import Lengths, grid_batch, grid_length
+from elva_jax.inference.batching import grid_batch, grid_length
 
 MOST_WAITING = 4  # batches' worth of questions that wait for others of their length
 Key = tuple[int, int, int]  # rope_factor, prefix length, questions per row
 
 
-class BucketLengths(Lengths):
-    """Steady lengths, with the prefix and the number of questions fixed by the bucket."""
+class BucketLengths:
+    """Padded lengths that never shrink; the bucket fixes the prefix and the number of questions."""
 
     def __init__(self, prefix: int, questions: int) -> None:
-        super().__init__(steady=True)
-        self._largest |= {"prefix": prefix, "questions": questions}
+        self._largest = {"prefix": prefix, "questions": questions}
+
+    def __call__(self, name: str, tokens: int, smallest: int = 16) -> int:
+        """The padded length for `tokens`; `name` says which length it is."""
+        if tokens > self._largest.get(name, 0):
+            self._largest[name] = grid_length(tokens, smallest)
+        return self._largest[name]
 
 
 @dataclass(frozen=True, kw_only=True)

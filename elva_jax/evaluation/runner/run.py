@@ -29,7 +29,7 @@ from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
 
-POLL_SECONDS = 1.0  # between two looks at the shares of other processes
+POLL_SECONDS = 0.05, 2.0  # from the first to the last pauses between looks at others' shares
 Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, questions in all)
 
 
@@ -160,6 +160,7 @@ class _Runner:
             answers = Answers(output / name, name, job.settings, job.all_questions)
             shares = divide(group_by_media(job.questions), count, size)
             works.append((job, answers, in_turn(shares, *self.process), Buckets(size)))
+        pause, longest = POLL_SECONDS
         while True:
             left, found = False, []
             for job, answers, shares, buckets in works:
@@ -176,7 +177,8 @@ class _Runner:
             ):
                 return found
             if left:
-                time.sleep(POLL_SECONDS)
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
 
     def _ask_share(self, job: _Job, answers: Answers, share: Share, buckets: Buckets) -> bool:
         """Asks what is left of a share; False if another process is asking it."""

@@ -10,6 +10,7 @@ from types import ModuleType
 from elva_jax.commands import flags
 from elva_jax.tools.bench import (
     attention,
+    evaluate,
     flops,
     merge,
     packing,
@@ -45,6 +46,7 @@ BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
     ("flops", "FLOPs of a video and its answer (Table 5), and their check against XLA", flops),
     ("ttft", "time to the first token, peak memory and decoding speed by frames (Table 5)", ttft),
     ("train", "speed and memory of a training step, beside PyTorch's", train),
+    ("evaluate", "questions per second of an evaluation, beside one-by-one asking", evaluate),
     ("packing", "fill of the packed rows of a fine-tuning mix", packing),
     ("attention", "time and memory of attention, beside PyTorch's", attention),
     ("merge", "cost of a merging layer as a share of a decoder layer", merge),
