@@ -5,7 +5,8 @@ change, without notice. (Config files also use `elva_jax.config.schema`.)
 
 Using a model:      load, ElvaModel, Request, Sampling, Hybrid
 Looking inside:     Merging, MergeLayer, merge, build_layout, TokenLayout, Text, Clip, read_video
-Training:           load_config, train, evaluate, EvalConfig, distributed
+Training:           load_config, train, distributed
+Measuring:          evaluate, EvalConfig, evaluate_benchmarks, BenchmarkConfig
 Everywhere:         errors, enable_compilation_cache, testing
 
 Nothing is imported before it is used, so `import elva_jax` takes no time and does not start JAX.
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from elva_jax.config.load import load as load_config
     from elva_jax.evaluation.evaluate import evaluate
     from elva_jax.evaluation.result import EvalConfig
+    from elva_jax.evaluation.runner.run import evaluate_benchmarks
+    from elva_jax.evaluation.runner.settings import BenchmarkConfig
     from elva_jax.inference.load import load
     from elva_jax.inference.media import Request
     from elva_jax.inference.model import ElvaModel
@@ -48,6 +51,7 @@ __version__ = "0.1.0"
 
 # public name -> module, or module:name
 _EXPORTS = {
+    "BenchmarkConfig": "evaluation.runner.settings:BenchmarkConfig",
     "Clip": "video.layout:Clip",
     "ElvaModel": "inference.model:ElvaModel",
     "EvalConfig": "evaluation.result:EvalConfig",
@@ -63,6 +67,7 @@ _EXPORTS = {
     "enable_compilation_cache": "utils.compilation_cache:enable_compilation_cache",
     "errors": "errors",
     "evaluate": "evaluation.evaluate:evaluate",
+    "evaluate_benchmarks": "evaluation.runner.run:evaluate_benchmarks",
     "load": "inference.load:load",
     "load_config": "config.load:load",
     "merge": "ops.merging:merge",
@@ -71,6 +76,7 @@ _EXPORTS = {
     "train": "training.api:train",
 }
 __all__ = [
+    "BenchmarkConfig",
     "Clip",
     "ElvaModel",
     "EvalConfig",
@@ -86,6 +92,7 @@ __all__ = [
     "enable_compilation_cache",
     "errors",
     "evaluate",
+    "evaluate_benchmarks",
     "load",
     "load_config",
     "merge",

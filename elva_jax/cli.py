@@ -1,8 +1,8 @@
 """The console command `elva`: finds the sub-command, runs it, and turns errors into exit statuses.
 
-0 done, 1 failed with a message, 2 misused, 70 failed by a bug of ours, 75 stopped by SIGTERM with
-everything saved (start the same command again), 130 interrupted, 143 terminated. --debug or
-ELVA_DEBUG=1 shows the trace of any error.
+0 done, 1 failed with a message, 2 misused, 3 evaluated without media that could not be read, 70
+failed by a bug of ours, 75 stopped by SIGTERM with everything saved (start the same command again),
+130 interrupted, 143 terminated. --debug or ELVA_DEBUG=1 shows the trace of any error.
 """
 
 from __future__ import annotations

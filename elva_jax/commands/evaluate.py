@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 import elva_jax
-from elva_jax.commands import evaluate_results, flags
+from elva_jax.commands import evaluate_results, evaluate_tasks, flags
 from elva_jax.evaluation import report
 from elva_jax.utils.json import save_json
 
@@ -14,8 +14,12 @@ HELP = """\
 Measures a checkpoint on a split of a data set: exact match on open questions and multiple choice by
 likelihood, per family of questions, beside the blind, any-object and single-frame baselines.
 
-example:
+With --tasks it asks benchmarks instead. Status 3: done, but the media of some questions, which
+count as wrong, could not be read.
+
+examples:
   elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json
+  elva evaluate --checkpoint runs/7b --tasks videomme,mvbench --data-root data --output scores/7b
   elva evaluate --compare a.json b.json"""
 
 
@@ -40,6 +44,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="FILE.png",
         help="plot accuracy per family here",
     )
+    evaluate_tasks.add_tasks(evaluate)
     evaluate_results.add_results(evaluate)
 
 
@@ -52,6 +57,10 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         return evaluate_results.show_file(args)
     if not args.checkpoint:
         args.parser.error("the following arguments are required: --checkpoint")
+    if args.tasks is not None:
+        return evaluate_tasks.run_tasks(args)
+    evaluate_tasks.refuse_tasks_options(args)
+    default = elva_jax.EvalConfig()
     config = elva_jax.EvalConfig(
         dataset=args.data,
         split=args.split,
@@ -60,6 +69,8 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         num_frames=args.frames,
         hybrid=flags.hybrid_settings(args),
         merging=args.merging,
+        batch_size=args.batch_size or default.batch_size,
+        max_new_tokens=args.max_new_tokens or default.max_new_tokens,
         baselines=args.baselines,
     )
     elva_jax.enable_compilation_cache()

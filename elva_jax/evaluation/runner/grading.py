@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Grade, Response
+from elva_jax.evaluation.benchmarks.choice import grade_option
 from elva_jax.evaluation.runner.settings import Way
 from elva_jax.inference.scoring import Likelihood
 
@@ -78,14 +79,5 @@ def _grade(benchmark: Benchmark, response: Response) -> Grade:
 
 def _pick(response: Response, values: Sequence[float]) -> Grade:
     """The likeliest option, the first of equal ones; none if a likelihood is not finite."""
-    answer = response.question.answer
-    if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
     picked = int(np.argmax(values)) if values and np.all(np.isfinite(values)) else None
-    if answer is None:
-        return Grade(response=response, parsed=picked, status="no_reference", credit=0.0)
-    if picked is None:
-        return Grade(response=response, parsed=None, status="unparsed", credit=0.0)
-    if picked != answer:
-        return Grade(response=response, parsed=picked, status="wrong", credit=0.0)
-    return Grade(response=response, parsed=picked, status="right", credit=1.0)
+    return grade_option(response, picked)

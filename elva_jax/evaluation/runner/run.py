@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 import elva_jax
 from elva_jax.checkpoints.restore import Run
-from elva_jax.errors import ConfigError, DataError
+from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
 from elva_jax.evaluation.models import open_elva
+from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.asking import ask
 from elva_jax.evaluation.runner.batches import Buckets
 from elva_jax.evaluation.runner.grading import evaluation_of
@@ -25,6 +26,7 @@ from elva_jax.evaluation.runner.reading import read_ahead
 from elva_jax.evaluation.runner.rows import Group, group_by_media, rows_of
 from elva_jax.evaluation.runner.settings import BenchmarkConfig, ways_of
 from elva_jax.evaluation.runner.shares import Answers, Share, divide, in_turn
+from elva_jax.evaluation.runner.tasks import read_questions, resolve
 from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
@@ -35,7 +37,7 @@ Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, qu
 
 def evaluate_benchmarks(
     model: str | Path | Run | ElvaModel,
-    benchmarks: Sequence[Benchmark],
+    tasks: Sequence[str | Benchmark],
     data_root: str | Path = ".",
     config: BenchmarkConfig | None = None,
     *,
@@ -51,24 +53,31 @@ def evaluate_benchmarks(
 
     Args:
       model: path of a run, a saved step or an exported folder; or the model itself.
-      benchmarks: the benchmarks.
-      data_root: the folder that each benchmark reads its questions from.
+      tasks: benchmarks by name; or the benchmarks themselves.
+      data_root: the folder with local copies: one folder per benchmark, or that of the only one.
       config: how questions are asked.
       output: folder for the journals of the answers. A call with the same arguments continues
         where the one before ended, however it ended. None: nothing is written.
       process: (index, count) of this process, where several share the questions through `output`
-        on a file system that all of them see. All return the same.
+        on a file system that all of them see. Only the first one computes intervals.
       mesh: devices of this process over which the weights are sharded; None: the first one.
       progress: called after each batch.
 
     Raises:
-      ElvaError: no such checkpoint, missing or damaged benchmark files, an output folder with
-        answers of another model or setting, or one that another run is using.
+      ElvaError: no such checkpoint or benchmark, missing or damaged benchmark files, an output
+        folder with answers of another model or setting, or one that another run is using.
+
+    Example:
+      >>> import elva_jax
+      >>> config = elva_jax.BenchmarkConfig(answers=("letter",), limit=100)
+      >>> found = elva_jax.evaluate_benchmarks(  # doctest: +SKIP
+      ...     "runs/7b", ["videomme"], "data", config, output="scores/7b"
+      ... )
     """
     config = config or BenchmarkConfig()
     if process[1] > 1 and output is None:
         raise ConfigError("several processes share their answers in a folder: give output")
-    jobs = [_Job(benchmark, data_root, config) for benchmark in benchmarks]
+    jobs = [_Job(benchmark, Path(data_root), config) for benchmark in resolve(tasks)]
     elva, origin = open_elva(model, mesh)
     runner = _Runner(elva, config, process, progress or (lambda *_: None))
     with contextlib.ExitStack() as stack:
@@ -79,16 +88,16 @@ def evaluate_benchmarks(
         decides = {"weights_hash": origin["weights_hash"]}
         found = runner.run(jobs, None if output is None else Path(output), decides)
     facts = _facts(elva, origin, config)
-    return [
-        evaluation_of(
-            job.benchmark,
-            [responses[question.key] for question in job.questions],
-            job.ways,
-            {**job.settings, **facts},
-            job.seconds,
+    evaluations = []
+    for job, responses in zip(jobs, found, strict=True):
+        in_order = [responses[question.key] for question in job.questions]
+        evaluation = evaluation_of(
+            job.benchmark, in_order, job.ways, {**job.settings, **facts}, job.seconds
         )
-        for job, responses in zip(jobs, found, strict=True)
-    ]
+        if process[0] == 0:
+            evaluation = with_intervals(evaluation, job.benchmark.score)
+        evaluations.append(evaluation)
+    return evaluations
 
 
 def unreadable(evaluation: Evaluation) -> dict[str, int]:
@@ -100,15 +109,10 @@ def unreadable(evaluation: Evaluation) -> dict[str, int]:
 class _Job:
     """One benchmark and its questions."""
 
-    def __init__(self, benchmark: Benchmark, root: str | Path, config: BenchmarkConfig) -> None:
+    def __init__(self, benchmark: Benchmark, data_root: Path, config: BenchmarkConfig) -> None:
         self.benchmark = benchmark
-        self.all_questions = list(benchmark.read(Path(root)))
+        self.all_questions = read_questions(benchmark, data_root)
         self.questions = self.all_questions[: config.limit]
-        if not self.questions:
-            raise DataError(f"{benchmark.name}: has no questions; check {root}")
-        keys = Counter(question.key for question in self.all_questions)
-        if twice := [key for key, count in keys.items() if count > 1]:
-            raise DataError(f"{benchmark.name}: two questions have the key '{twice[0][:80]}'")
         self.ways = ways_of(config, benchmark, self.all_questions)
         self.max_new_tokens = config.max_new_tokens or benchmark.max_new_tokens
         self.settings: Mapping[str, Any] = {}

@@ -1,0 +1,186 @@
+"""The options of `elva evaluate` that ask the questions of benchmarks, and what they do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import elva_jax
+from elva_jax.commands import evaluate_results, flags
+from elva_jax.parallel import launchers
+from elva_jax.utils import numbers, signals
+from elva_jax.utils.terminal import is_watched
+
+if TYPE_CHECKING:  # their modules import JAX
+    from jax.sharding import Mesh
+
+    from elva_jax.evaluation.benchmarks.base import Evaluation
+
+INCOMPLETE = 3  # exit status: done, but the media of some questions could not be read
+RESULTS = "results.json"  # in --output
+LOG_SECONDS = 60.0  # between two lines of progress where no one watches
+MOST_NAMED = 5  # unreadable media that are named
+AXES = ("fsdp", "tensor")
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `run_tasks` reads."""
+    add = parser.add_argument_group("benchmarks").add_argument
+    text = "ask these benchmarks, such as videomme,mvbench, instead of a built data set"
+    add("--tasks", type=names, metavar="NAME,…", help=text)
+    text = "local copies: a folder per benchmark, or that of the only one"
+    add("--data-root", metavar="DIR", help=text)
+    text = "journals of all answers and results.json; the same command continues there"
+    add("--output", type=flags.output_folder("--output"), metavar="DIR", help=text)
+    text = "generated, likelihood (of the options' texts), letter (likeliest letter); several"
+    text += " separated by commas (default: all that the benchmark's kind allows)"
+    add("--answers", type=names, metavar="WAY,…", help=text)
+    text = "most questions that are asked together (default: 32)"
+    add("--batch-size", type=numbers.ROWS, metavar="N", help=text)
+    text = "longest written answer (default: the benchmark's)"
+    add("--max-new-tokens", type=numbers.TOKENS, metavar="N", help=text)
+    text = "threads that read media ahead (default: one per core, at most 16)"
+    add("--workers", type=numbers.WORKERS, metavar="N", help=text)
+    text = "devices of each process over which the weights are sharded, such as tensor=4"
+    add("--mesh", type=mesh_axes, metavar="AXIS=N,…", help=text)
+    flags.add_processes(parser)
+
+
+def refuse_tasks_options(args: argparse.Namespace) -> None:
+    """Refuses options of benchmarks where none is asked."""
+    for name in ("data_root", "output", "answers", "workers", "mesh"):
+        if getattr(args, name) is not None:
+            args.parser.error(f"--{name.replace('_', '-')} needs --tasks")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas; for `type=` of an option."""
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """Axes of a mesh with their sizes; for `type=` of an option."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in AXES or axis in sizes:
+            raise argparse.ArgumentTypeError(
+                f"'{text[:40]}' is not like tensor=4 or fsdp=2,tensor=2; questions are divided by"
+                " starting several processes"
+            )
+        sizes[axis] = numbers.ROWS(size)
+    return sizes
+
+
+def run_tasks(args: argparse.Namespace) -> int:
+    """Asks the benchmarks, writes their results, and returns the exit status."""
+    if not args.data_root:
+        args.parser.error("--tasks needs --data-root, the folder with the benchmarks' files")
+    if args.output:  # everything is saved, and the same command continues
+        signals.name_command("elva evaluate", terminated=os.EX_TEMPFAIL)
+    index, count = _meet(args)
+    if count > 1 and not args.output:
+        args.parser.error("several processes need --output, the folder where they share answers")
+    config = elva_jax.BenchmarkConfig(
+        answers=args.answers,
+        num_frames=args.frames,
+        hybrid=flags.hybrid_settings(args),
+        merging=args.merging,
+        max_new_tokens=args.max_new_tokens,
+        limit=args.limit,
+        batch_size=args.batch_size or elva_jax.BenchmarkConfig().batch_size,
+        workers=args.workers,
+    )
+    elva_jax.enable_compilation_cache()
+    with progress() as report:
+        evaluations = elva_jax.evaluate_benchmarks(
+            args.checkpoint,
+            args.tasks,
+            args.data_root,
+            config,
+            output=args.output,
+            process=(index, count),
+            mesh=_mesh(args.mesh),
+            progress=report,
+        )
+    if index == 0:
+        from elva_jax.evaluation.results import files
+
+        if args.output:
+            files.save(evaluations, Path(args.output) / RESULTS, "--output")
+        evaluate_results.write_results(evaluations, args)
+    return _status(evaluations, say=index == 0)
+
+
+def _meet(args: argparse.Namespace) -> tuple[int, int]:
+    """This process among those that share the questions; all have the same options."""
+    if args.distributed == "off":
+        return 0, 1
+    process = launchers.detect_process(os.environ, **flags.process_options(args))
+    apart = {"run", "parser", "process_id", "local_devices", "debug"}
+    options = {name: str(value) for name, value in vars(args).items() if name not in apart}
+    facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
+    return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
+
+
+def _mesh(sizes: dict[str, int] | None) -> Mesh | None:
+    """A mesh of all devices of this process."""
+    if not sizes:
+        return None
+    from elva_jax.config.schema import MeshConfig
+    from elva_jax.parallel.mesh import make_mesh
+
+    return make_mesh(MeshConfig(data=1, fsdp=sizes.get("fsdp", 1), tensor=sizes.get("tensor", 1)))
+
+
+def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
+    """The exit status; says which media could not be read."""
+    from elva_jax.evaluation.runner.run import unreadable
+
+    status = 0
+    for evaluation in evaluations:
+        reasons = unreadable(evaluation)
+        if not reasons:
+            continue
+        status = INCOMPLETE
+        if say:
+            lost = sum(reasons.values())
+            listed = "; ".join(list(reasons)[:MOST_NAMED])
+            more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
+            text = f"{lost} questions count as wrong because they could not be asked"
+            print(f"{evaluation.benchmark}: {text}: {listed}{more}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Takes the questions answered of each benchmark: bars on a terminal, or a line per minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    watched = is_watched(console)
+    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn())
+    columns += (MofNCompleteColumn(), Remaining())
+    bars: dict[str, Any] = {}
+    last = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not watched) as shown:
+
+        def report(name: str, done: int, total: int) -> None:
+            nonlocal last
+            if watched:
+                if name not in bars:
+                    bars[name] = shown.add_task(name, total=total)
+                shown.update(bars[name], completed=done)
+            elif time.monotonic() - last > LOG_SECONDS or done == total:
+                last = time.monotonic()
+                print(f"{name}: {done} of {total} questions", file=sys.stderr, flush=True)
+
+        yield report

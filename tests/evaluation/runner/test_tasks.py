@@ -1,0 +1,127 @@
+"""`elva evaluate --tasks`: options, files, exit statuses; and where a benchmark's files are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import shapes
+
+from elva_jax import testing
+from elva_jax.cli import main
+from elva_jax.errors import ConfigError, DataError
+from elva_jax.evaluation.runner.tasks import read_questions, resolve
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    testing.tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A copy of Video-MME in small: two videos of which one is missing, three questions."""
+    root = tmp_path_factory.mktemp("data")
+    folder = root / "videomme"
+    (folder / "data").mkdir(parents=True)
+    testing.write_video(folder / "data" / "a.mp4", testing.tiny_video())
+    records = [
+        {
+            "videoID": video,
+            "question_id": f"{video}-{number}",
+            "question": "What color is the square?",
+            "options": ["A. red", "B. green", "C. blue", "D. none"],
+            "answer": "A",
+            "duration": "short",
+        }
+        for video, number in (("a", 1), ("a", 2), ("b", 1))
+    ]
+    (folder / "videomme.json").write_text(json.dumps(records))
+    return root
+
+
+def evaluate(*words):
+    return main(["evaluate", *map(str, words)])
+
+
+def test_results_are_written_and_missing_media_end_with_status_3(
+    checkpoint, root, tmp_path, capsys
+):
+    words = ("--checkpoint", checkpoint, "--tasks", "videomme", "--data-root", root)
+    output = tmp_path / "scores"
+    assert evaluate(*words, "--output", output, "--json", tmp_path / "r.json") == 3
+    out, err = capsys.readouterr()
+    assert "Video-MME" in out
+    assert "videomme: 1 questions count as wrong because they could not be asked" in err
+    assert str(root / "videomme" / "data" / "b.mp4") in err
+    assert (tmp_path / "r.json").read_text() == (output / "results.json").read_text()
+    (evaluation,) = json.loads((output / "results.json").read_text())["evaluations"]
+    assert evaluation["settings"]["checkpoint"] == str(checkpoint)
+    assert next(iter(evaluation["scores"])) == "generated"
+    assert evaluation["scores"]["letter"]["statuses"]["unreadable"] == 1
+    # The same command asks nothing again; --limit is of questions, and here leaves the missing out.
+    assert evaluate(*words, "--output", output, "--limit", 2) == 0
+    assert len((next(output.glob("*/answers/*/answers.jsonl"))).read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "videomne", "--data-root", "."], "no such benchmark; did you mean videomme?"),
+        (["--tasks", "videomme"], "--tasks needs --data-root"),
+        (["--output", "x"], "--output needs --tasks"),
+        (["--tasks", "videomme", "--mesh", "data=2"], "--mesh: 'data=2' is not like tensor=4"),
+        (["--tasks", "videomme", "--data-root", ".", "--answers", "x"], "answers: 'x' is unknown"),
+        (
+            [*("--tasks", "videomme", "--data-root", "."), "--mesh", "tensor=64"],
+            "mesh: data=1, fsdp=1, context=1, tensor=64 does not divide",
+        ),
+    ],
+)
+def test_misuse_is_one_line(words, message, capsys):
+    try:
+        status = evaluate("--checkpoint", "none", *words)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_benchmarks_by_name(root, tmp_path):
+    assert [b.name for b in resolve(["videomme", shapes.BENCHMARK])] == ["videomme", "shapes"]
+    with pytest.raises(ConfigError, match="names no benchmark"):
+        resolve([])
+    (videomme,) = resolve(["videomme"])
+    (subtitles,) = resolve(["videomme_subtitles"])
+    for folder in (root, root / "videomme"):
+        assert len(read_questions(videomme, folder)) == 3
+    with pytest.raises(DataError, match="videomme/subtitle: no such folder"):
+        read_questions(subtitles, root)
+    with pytest.raises(DataError, match="no such file; expected layout"):
+        read_questions(videomme, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_with_an_intact_journal(checkpoint, root, tmp_path, number):
+    words = ["--checkpoint", checkpoint, "--tasks", "videomme", "--data-root", root]
+    command = [sys.executable, "-m", "elva_jax.cli", "evaluate", *map(str, words)]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path), "--batch-size", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("*/answers/*/answers.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: os.EX_TEMPFAIL}[number]
+    assert err.splitlines()[-1].startswith("elva evaluate: ")
+    (path,) = tmp_path.glob("*/answers/*/answers.jsonl")
+    assert all(json.loads(line) for line in path.read_text().splitlines()[:-1])
