@@ -46,10 +46,10 @@ BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
     ("flops", "FLOPs of a video and its answer (Table 5), and their check against XLA", flops),
     ("ttft", "time to the first token, peak memory and decoding speed by frames (Table 5)", ttft),
     ("train", "speed and memory of a training step, beside PyTorch's", train),
-    ("evaluate", "questions per second of an evaluation, beside one-by-one asking", evaluate),
     ("packing", "fill of the packed rows of a fine-tuning mix", packing),
     ("attention", "time and memory of attention, beside PyTorch's", attention),
     ("merge", "cost of a merging layer as a share of a decoder layer", merge),
+    ("evaluate", "questions per second of an evaluation, beside one-by-one asking", evaluate),
     ("pipeline", "speed and memory of the input pipeline, beside bare PyAV", pipeline),
     ("pytorch", "prefill and decoding beside transformers' Qwen2 in PyTorch", pytorch),
 )
