@@ -4,10 +4,11 @@
     resample   v3 v1 v3 …            all questions of a drawn medium are drawn together
     weights    [1, 0, 2, …]          how often each medium was drawn
 
-Most numbers are means over questions, or means of such means over categories; those of all
-resamples are one product of matrices. Every other number is computed by the benchmark's own score
-function on each resample. Which numbers are means is found out: on the whole set and on the first
-`PROBES` resamples the mean must be equal to what the score function says.
+Most numbers are means over questions or over those with a flag, or means of such means over
+categories; those of all resamples are one product of matrices. Every other number is computed by
+the benchmark's own score function on each resample. Which numbers are means is found out: on the
+whole set and on the first `PROBES` resamples the mean must be equal to what the score function
+says. A number that is the same on all of these is taken for a constant.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _means(
     probes: np.ndarray,
     seen: Sequence[Mapping[Name, Metric]],
 ) -> dict[Name, _Mean]:
-    """The numbers that are means, on the whole set and on the probes."""
+    """The numbers that are means or constant, on the whole set and on the probes."""
     every = np.ones((1, probes.shape[1]))
     weights = np.concatenate([every, probes])
     found: dict[Name, _Mean] = {}
@@ -140,6 +141,9 @@ def _means(
             if np.allclose(mean(weights), wanted, rtol=1e-9, atol=1e-9, equal_nan=True):
                 found[name] = mean
                 break
+        else:
+            if len(set(wanted)) == 1:  # such as the number of tasks that were asked
+                found[name] = _Mean(factor=metric.value, sums=every, counts=every)
     return found
 
 
@@ -151,7 +155,10 @@ def _candidates(
     axes = dict.fromkeys(a for g in grades for a in g.response.question.categories)
     all_of = np.zeros(len(grades), int)
     sets = [_numbers(grades, axis, value)] if axis else [all_of]
-    sets += [] if axis else [_numbers(grades, other) for other in axes]
+    if not axis:
+        sets += [_numbers(grades, other) for other in axes]
+        flags = dict.fromkeys(key for grade in grades for key in grade.response.question.extra)
+        sets += [_flagged(grades, key) for key in flags]
     kinds = dict.fromkeys(detail for grade in grades for detail in grade.details)
     for chosen, excluded in itertools.product(sets, NOT_COUNTED):
         counted = np.array([g.status not in excluded for g in grades]) & (chosen >= 0)
@@ -179,6 +186,11 @@ def _numbers(grades: Sequence[Grade], axis: str, value: str | None = None) -> np
             numbers.setdefault(own, len(numbers))
         found.append(-1 if own is None else numbers.get(own, -1))
     return np.array(found, int)
+
+
+def _flagged(grades: Sequence[Grade], key: str) -> np.ndarray:
+    """For each grade 0 if its question has a flag among its extras, else -1."""
+    return np.array([0 if g.response.question.extra.get(key) is True else -1 for g in grades], int)
 
 
 class _Drawn:

@@ -141,6 +141,26 @@ def test_categories_without_questions_have_no_interval_and_cost_nothing():
     assert len(found["x", "none", "accuracy"]) == 60
 
 
+def test_means_over_flagged_questions_and_constants_are_found():
+    def score(grades):
+        hard = [g.credit for g in grades if g.response.question.extra["hard"]]
+        value = 100 * float(np.mean(hard)) if hard else float("nan")
+        main = Metric(name="accuracy (hard)", value=value, count=len(hard))
+        return Scores(main=main, others=(Metric(name="tasks", value=7.0, count=len(grades)),))
+
+    grades = []
+    for n, grade in enumerate(random_grades(60, 2)):
+        question = dataclasses.replace(grade.response.question, extra={"hard": n % 5 == 0})
+        response = dataclasses.replace(grade.response, question=question)
+        grades.append(dataclasses.replace(grade, response=response))
+    calls = []
+    fast = resampling.replicate(grades, lambda g: calls.append(1) or score(g), resamples=50)
+    assert len(calls) == 1 + resampling.PROBES
+    slow = resampling.replicate(grades, score, resamples=50, means=False)
+    for name in slow:
+        np.testing.assert_allclose(fast[name], slow[name], rtol=1e-12)
+
+
 def test_judged_scores_are_means_of_details():
     def score(grades):
         value = float(np.mean([g.details["judge_score"] for g in grades]))
