@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
+from typing import Any, Protocol
 
 from elva_jax.commands import flags
 from elva_jax.tools.bench import (
@@ -21,11 +21,12 @@ from elva_jax.tools.bench import (
     train,
     ttft,
 )
+from elva_jax.tools.tables.command import TABLES
 from elva_jax.utils.json import save_json
 
 HELP = """\
-Compares this implementation with the efficiency tables of the paper, and with PyTorch. Each bench
-prints a table; --json FILE writes all of its numbers.
+Compares this implementation with the tables of the paper, costs and accuracies, and with PyTorch.
+Each bench prints a table; --json FILE writes all of its numbers.
 
 examples:
   elva bench params
@@ -35,12 +36,30 @@ examples:
   elva bench flops --check
   elva bench packing
   elva bench ttft --frames 8,32,128 --figure ttft.png
-  elva bench pytorch"""
+  elva bench pytorch
+  elva bench table1 --checkpoint ELVA-7B=runs/7b --data-root benchmarks"""
 
-# The only list of benches: name, summary, module. A module has HELP, add_arguments(parser),
-# run(args) -> JSON-able report, and show(report) -> text. A report with `ok` False makes the exit
-# status 1. The modules import heavy libraries in `run` only, because `elva --help` imports them.
-BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
+
+class Bench(Protocol):
+    """What a module of a bench has.
+
+    It imports heavy libraries in `run` only, because `elva --help` imports it.
+    """
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags."""
+
+    def run(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Measures; a report with `ok` False makes the exit status 1."""
+
+    def show(self, report: dict[str, Any]) -> str:
+        """Formats the report."""
+
+
+# The only list of benches: name, summary, module.
+BENCHES: tuple[tuple[str, str, Bench], ...] = (
     ("params", "parameters of the patch embedding (Table 3)", params),
     ("tokens", "tokens of hybrid-resolution videos (Table 6)", tokens),
     ("flops", "FLOPs of a video and its answer (Table 5), and their check against XLA", flops),
@@ -52,6 +71,7 @@ BENCHES: tuple[tuple[str, str, ModuleType], ...] = (
     ("evaluate", "questions per second of an evaluation, beside one-by-one asking", evaluate),
     ("pipeline", "speed and memory of the input pipeline, beside bare PyAV", pipeline),
     ("pytorch", "prefill and decoding beside transformers' Qwen2 in PyTorch", pytorch),
+    *TABLES,
 )
 
 
@@ -66,7 +86,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
         parser.add_argument("--json", type=kind, metavar="FILE", help=text)
 
 
-def _run(module: ModuleType, args: argparse.Namespace, overrides: list[str]) -> int:
+def _run(module: Bench, args: argparse.Namespace, overrides: list[str]) -> int:
     args.overrides = overrides
     report = module.run(args)
     print(module.show(report))

@@ -1,0 +1,1 @@
+"""The paper's tables of accuracy: its figures, how each is measured, and ours beside them."""

@@ -1,0 +1,100 @@
+"""A measured table as text: ours beside the paper's, why numbers differ in kind, the claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.tables.figures import SHORT
+from elva_jax.tools.tables.protocols import Protocol
+
+COLUMNS = ("row", "benchmark", "ours", "95 %", "paper", "diff", "n", "unparsed", "note")
+SPEED = ("row", "benchmark", "tokens", "kept", "questions/s")
+
+
+def show(protocol: Protocol, report: Mapping[str, Any]) -> str:
+    """Formats the report of `measure`."""
+    cells, notes = report["cells"], _Notes()
+    rows = [_row(cell, notes) for cell in cells]
+    for missing in report["missing"]:
+        rows += _paper_alone(missing)
+    parts = [protocol.title, text_table(COLUMNS, rows, words=2)]
+    legend = [
+        "paper: its number; n: questions; –: not measured, or not known here; note: why",
+        "ours and the paper's are not the same measurement:",
+        *(f"{number} {reason}" for reason, number in notes.numbers.items()),
+    ]
+    if cells and not any(cell["not_comparable"] for cell in cells):
+        legend.append("no note: the same questions, frames and way of scoring as in the paper")
+    if protocol.note:
+        legend.append(protocol.note)
+    parts.append("\n".join(legend))
+    if protocol.settings and cells:
+        parts.append(text_table(SPEED, [_speed(cell) for cell in cells], words=2))
+        parts.append("tokens: of a prompt before merging; kept: after the last merging layer")
+    if report["claims"]:
+        parts.append("\n".join(["the paper's claims, in points:", *map(_claim, report["claims"])]))
+    if recipes := [m["recipe"] for m in report["missing"] if m["recipe"]]:
+        parts.append("without a checkpoint; train one with\n  " + "\n  ".join(recipes))
+    return "\n\n".join(parts)
+
+
+class _Notes:
+    """Numbers for reasons, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def of(self, reasons: Sequence[str]) -> str:
+        numbers = [self.numbers.setdefault(r, len(self.numbers) + 1) for r in reasons]
+        return ",".join(map(str, numbers))
+
+
+def _row(cell: Mapping[str, Any], notes: _Notes) -> tuple[str, ...]:
+    bounds = "–"
+    if cell["low"] is not None and cell["high"] is not None:
+        bounds = f"{cell['low']:.1f}–{cell['high']:.1f}"
+    return (
+        cell["row"],
+        SHORT.get(cell["benchmark"], cell["title"]),
+        _number(cell["ours"]),
+        bounds,
+        _number(cell["paper"]),
+        "–" if cell["difference"] is None else f"{cell['difference']:+.1f}",
+        str(cell["questions"]),
+        str(cell["statuses"].get("unparsed", 0)),
+        notes.of(cell["not_comparable"]),
+    )
+
+
+def _paper_alone(missing: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The paper's row where no checkpoint was given."""
+    return [
+        (missing["row"], SHORT[name], "–", "–", _number(value), "–", "–", "–", "")
+        for name, value in missing["paper"].items()
+    ] or [(missing["row"], "", "–", "–", "–", "–", "–", "–", "")]
+
+
+def _speed(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    kept, speed = cell["kept"], cell["questions_per_second"]
+    return (
+        cell["row"],
+        SHORT.get(cell["benchmark"], cell["title"]),
+        "–" if cell["tokens"] is None else f"{cell['tokens']:,.0f}",
+        "–" if kept is None else f"{kept:.1%}",
+        "–" if speed is None else f"{speed:.2f}",
+    )
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    points = "without a number"
+    if claim["points"] is not None:
+        points = f"{claim['bound']} {claim['points']:+.1f}".strip()
+    ours = "not measured" if claim["ours"] is None else f"{claim['ours']:+.1f}"
+    on = ", ".join(SHORT[name] for name in claim["benchmarks"])
+    return f"  {claim['text']}\n    {on}: paper {points}, ours {ours}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -1,0 +1,150 @@
+"""`elva bench table1` and the like: the paper's figures, the protocols, and tiny runs of them."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.config.schema import ModelConfig
+from elva_jax.errors import ConfigError
+from elva_jax.models.elva import merging_of
+from elva_jax.ops.merging import MergeLayer
+from elva_jax.tools.tables import figures
+from elva_jax.tools.tables.command import source_of
+from elva_jax.tools.tables.measure import Source, reduced, rows_to_measure
+from elva_jax.tools.tables.protocols import PROTOCOLS
+
+ABLATIONS = Path(__file__).parents[3] / "configs/ablations.py"
+
+
+def test_the_papers_figures_agree_with_what_it_says_of_them():
+    """The differences of its rows are those of its claims, and each is a percentage."""
+    for name, protocol in PROTOCOLS.items():
+        for row in protocol.rows.values():
+            assert set(row.figures.values) <= set(protocol.tasks)
+            assert all(20 < value < 80 for value in row.figures.values.values())
+        for claim in protocol.claims:
+            more, less = (protocol.rows[label].figures.values for label in (claim.more, claim.less))
+            gains = [more[b] - less[b] for b in claim.benchmarks if b in more]
+            if gains:
+                assert sum(gains) / len(gains) == pytest.approx(claim.points), (name, claim.text)
+    # What guidance adds to each of Table 2's benchmarks, from loss to loss.
+    gen, _, _, both = (row.values for row in figures.TABLE2.values())
+    gains = {name: both[name] - gen[name] for name in figures.ABLATION}
+    expected = {"gqa": 2.2, "seed_image": 4.8, "msvd_qa": 2.2, "videomme": 0.6}
+    assert gains == pytest.approx(expected)
+
+
+def test_every_row_has_a_recipe_that_exists_and_the_twelve_benchmarks_are_asked():
+    variants = runpy.run_path(str(ABLATIONS))["VARIANTS"]
+    recipes = [row.recipe for p in PROTOCOLS.values() for row in p.rows.values() if row.recipe]
+    missing = {recipe.partition("variant=")[2] for recipe in recipes} - set(variants)
+    assert missing == set()
+    assert len({*figures.VIDEO, *figures.IMAGE}) == 12 == len(figures.SHORT)
+
+
+def test_table_1_of_two_checkpoints(bench, run_dir, data_root, tmp_path):
+    words = ("--data-root", data_root, "--tasks", "videomme", "--output", tmp_path / "answers")
+    status, out, err, report = bench(
+        *("table1", "--checkpoint", f"elva-7b={run_dir}", "--checkpoint", f"mine={run_dir}"), *words
+    )
+    assert status == 0, err
+    assert [cell["row"] for cell in report["cells"]] == ["ELVA-7B", "mine"]
+    ours = report["cells"][0]
+    assert (ours["paper"], ours["questions"], ours["metric"]) == (47.1, 3, "accuracy")
+    assert ours["ours"] == pytest.approx(100 / 3 * round(ours["ours"] * 3 / 100), abs=1e-4)
+    assert ours["difference"] == pytest.approx(ours["ours"] - 47.1)
+    assert ours["settings"]["hybrid"]["high_frames"] == 32
+    assert ours["not_comparable"] == ["the paper's number is second-hand"]
+    assert report["cells"][1]["not_comparable"] == ["the paper's number is not known here"]
+    assert "EVE-7B   Video-MME" in out.replace("    ", "   ")
+    assert "1 the paper's number is second-hand" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_table_6_and_figure_3_change_the_settings_of_one_checkpoint(bench, run_dir, data_root):
+    words = ("--checkpoint", run_dir, "--data-root", data_root, "--tasks", "videomme")
+    status, out, err, report = bench("table6", *words, "--limit", "2")
+    assert status == 0, err
+    frames = {c["row"]: c["settings"]["frames"] for c in report["cells"]}
+    assert frames == {"8+16": 24, "8+32": 40, "16+0": 16, "16+8": 24, "16+16": 32, "32+0": 32}
+    assert "only the first 2 questions" in out
+    assert "16 low-resolution frames beside 16 high ones (Video-MME): paper up to +5.9" in out
+
+    status, out, err, report = bench("fig3", *words, "--frames", "4")
+    assert status == 0, err
+    kept = {cell["row"]: cell["kept"] for cell in report["cells"]}
+    assert list(kept) == list(figures.FIGURE3)
+    for kind in ("merge", "pool"):
+        shares = [kept[f"{kind}_{percent}"] for percent in figures.KEPT]
+        assert shares == sorted(shares, reverse=True)
+        assert shares[-1] < 1
+    assert all(cell["questions_per_second"] > 0 for cell in report["cells"])
+    assert "merging, over pooling, where 50 % of the tokens are kept (Video-MME, MLVU)" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_without_a_checkpoint_the_papers_rows_stand_alone(bench, name):
+    status, out, err, report = bench(name)
+    assert (status, err) == (0, "")
+    assert report["cells"] == []
+    assert [row["row"] for row in report["missing"]] == list(PROTOCOLS[name].rows)
+    for row in PROTOCOLS[name].rows.values():
+        assert row.recipe in out
+        assert all(f"{value:.1f}" in out for value in row.figures.values.values())
+
+
+def test_ablations_take_a_checkpoint_for_each_row(bench, run_dir, data_root):
+    words = ("--data-root", data_root, "--tasks", "videomme", "--frames", "2")
+    rows = [f"{label}={run_dir}" for label in ("gen", "all")]
+    status, out, err, report = bench(
+        "table2", "--checkpoint", rows[1], "--checkpoint", rows[0], *words
+    )
+    assert status == 0, err
+    assert [(c["row"], c["paper"]) for c in report["cells"]] == [("gen", 37.9), ("all", 38.5)]
+    assert "variant=table2_gen_mse" in out
+    assert "variant=table2_all" not in out
+    assert all(c["not_comparable"] == ["other frames than the paper's"] for c in report["cells"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("table2", "runs/x", "which row is it? give LABEL=DIR, with one of gen, gen_mse, gen_con"),
+        ("table2", "gn=runs/x", "Table 2 has no row 'gn'; did you mean gen?"),
+        ("fig3", "merge_51=x", "Figure 3 has no row 'merge_51'; did you mean merge_"),
+    ],
+)
+def test_a_label_that_is_no_row_is_refused(bench, name, words, message):
+    status, _, err, _ = bench(name, "--checkpoint", words)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_row_takes_one_checkpoint_and_its_own_reduction():
+    fig3 = PROTOCOLS["fig3"]
+    sources = [source_of("merge_50=runs/a", fig3), source_of("runs/b", fig3)]
+    with pytest.raises(ConfigError, match="two for the row 'merge_50'"):
+        rows_to_measure(fig3, sources)
+    ((label, row, path),) = rows_to_measure(fig3, sources[:1])
+    assert (label, path, row.reduce) == ("merge_50", "runs/a", None)
+    found = rows_to_measure(fig3, [Source(label=None, path="runs/b")])
+    assert [row.reduce for _, row, _ in found] == [row.reduce for row in fig3.rows.values()]
+
+
+def test_reductions_replace_the_merging_layers(run_dir):
+    run = load_run(run_dir)
+    merge, pool = reduced(run, "merge", 0.25), reduced(run, "pool", 0.25)
+    before = merging_of(run.config.model).layers
+    assert merging_of(merge.config.model).layers == (
+        before[0],
+        dataclasses.replace(before[1], ratio=0.25),
+    )
+    assert merging_of(pool.config.model).layers == (MergeLayer(0, "pool", 1.0, 0.25),)
+    plain = dataclasses.replace(run.config, model=ModelConfig())
+    with pytest.raises(ConfigError, match="no merging layer with a ratio"):
+        reduced(dataclasses.replace(run, config=plain), "merge", 0.5)
