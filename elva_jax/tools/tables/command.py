@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ class TableBench:
         add("--limit", type=flags.positive, metavar="N", help=text)
         text = "folder of the answers, with which the same command continues"
         add("--output", type=Path, metavar="DIR", help=text)
+        text = "generated (default), likelihood or letter; several separated by commas"
+        add("--answers", default="generated", metavar="WAY,…", help=text)
         flags.add_frames(parser)
         flags.add_no_merging(parser)
 
@@ -65,6 +68,7 @@ class TableBench:
             frames=args.frames,
             hybrid=flags.hybrid_settings(args),
             merging=args.merging,
+            answers=args.answers.split(","),
         )
         if sources:
             elva_jax.enable_compilation_cache()
@@ -114,14 +118,17 @@ def _help(protocol: Protocol) -> str:
     label = next(iter(protocol.rows)) if not protocol.open else "ELVA-7B"
     checkpoint = "runs/7b" if protocol.settings else f"{label}=runs/{label.casefold()}"
     rows = (
-        "Its rows are settings of one checkpoint."
+        "Its rows are settings of one checkpoint, or checkpoints of their own (LABEL=DIR)."
         if protocol.settings
         else "Each row is a checkpoint of its own; several may be given."
     )
+    text = (
+        f"{protocol.title}. Asks the benchmarks of the paper and prints our numbers beside its"
+        " rows, with a note wherever the two are not the same measurement. The paper writes its"
+        f" answers, and so does this. {rows} Without any, the paper's rows are shown alone."
+    )
     return f"""\
-{protocol.title}. Asks the benchmarks of the paper and prints our numbers beside
-its rows, with a note wherever the two are not the same measurement. {rows}
-Without a checkpoint the paper's rows are shown alone.
+{textwrap.fill(text, 100)}
 
 example:
   elva bench {protocol.name} --checkpoint {checkpoint} --data-root benchmarks"""

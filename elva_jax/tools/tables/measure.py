@@ -125,7 +125,11 @@ def config_of(protocol: Protocol, row: Row, asked: Asked) -> BenchmarkConfig:
     """How the questions of a row are asked; what the user gives goes before the protocol."""
     hybrid = asked.hybrid or ({} if asked.frames else row.hybrid or protocol.hybrid)
     return BenchmarkConfig(
-        num_frames=asked.frames, hybrid=hybrid, merging=asked.merging, limit=asked.limit
+        answers=asked.answers,
+        num_frames=asked.frames,
+        hybrid=hybrid,
+        merging=asked.merging,
+        limit=asked.limit,
     )
 
 
@@ -168,12 +172,14 @@ def not_comparable(
     elif evaluation.benchmark not in row.figures.values:
         reasons.append("the paper's number is not known here")
     if asked.limit is not None:
-        reasons.append(f"only the first {asked.limit} questions")
+        reasons.append(f"a limit of {asked.limit} questions")
     if asked.frames or asked.hybrid:
         reasons.append("other frames than the paper's")
     if not asked.merging:
         reasons.append("merging is off")
-    if judge and not evaluation.settings.get("judge"):
+    if next(iter(evaluation.scores)) != "generated":
+        reasons.append("not a written answer")
+    if judge and evaluation.settings.get("judge") in (None, "", "none"):
         reasons.append("exact match; the paper has a judge")
     if row.figures.second_hand and evaluation.benchmark in row.figures.values:
         reasons.append("the paper's number is second-hand")

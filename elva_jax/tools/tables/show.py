@@ -36,7 +36,8 @@ def show(protocol: Protocol, report: Mapping[str, Any]) -> str:
     if report["claims"]:
         parts.append("\n".join(["the paper's claims, in points:", *map(_claim, report["claims"])]))
     if recipes := [m["recipe"] for m in report["missing"] if m["recipe"]]:
-        parts.append("without a checkpoint; train one with\n  " + "\n  ".join(recipes))
+        commands = [f"  elva train --config {recipe},size=7b" for recipe in recipes]
+        parts.append("\n".join(["rows without a checkpoint are trained with", *commands]))
     return "\n\n".join(parts)
 
 
@@ -52,16 +53,17 @@ class _Notes:
 
 
 def _row(cell: Mapping[str, Any], notes: _Notes) -> tuple[str, ...]:
+    places = 1 if cell["maximum"] >= 100 else 2
     bounds = "–"
     if cell["low"] is not None and cell["high"] is not None:
-        bounds = f"{cell['low']:.1f}–{cell['high']:.1f}"
+        bounds = f"{cell['low']:.{places}f}–{cell['high']:.{places}f}"
     return (
         cell["row"],
         SHORT.get(cell["benchmark"], cell["title"]),
-        _number(cell["ours"]),
+        _number(cell["ours"], places),
         bounds,
-        _number(cell["paper"]),
-        "–" if cell["difference"] is None else f"{cell['difference']:+.1f}",
+        _number(cell["paper"], places),
+        "–" if cell["difference"] is None else f"{cell['difference']:+.{places}f}",
         str(cell["questions"]),
         str(cell["statuses"].get("unparsed", 0)),
         notes.of(cell["not_comparable"]),
@@ -96,5 +98,5 @@ def _claim(claim: Mapping[str, Any]) -> str:
     return f"  {claim['text']}\n    {on}: paper {points}, ours {ours}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+def _number(value: float | None, places: int = 1) -> str:
+    return "–" if value is None else f"{value:.{places}f}"
