@@ -203,11 +203,6 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(?=<(?:image|video)>)", "", text)
 
 
-def plain(text: str) -> str:
-    """The text itself: a prompt of a benchmark is text, whatever it says."""
-    return text
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Checks that the tokenizer's chat template is the ChatML that `render` writes.
 
