@@ -33,8 +33,9 @@ from elva_jax.data.iterator_state import (
 from elva_jax.data.mixture import stage_seed
 from elva_jax.data.packing import Packer
 from elva_jax.data.safe_read import Rejected, RejectionLog
+from elva_jax.data.worker_stream import WorkerStream
 from elva_jax.errors import DataError
-from elva_jax.utils.workers import prepare_worker, shielded_from_signals
+from elva_jax.utils.workers import prepare_worker
 from elva_jax.video.layout import Counts
 
 # A worker blocks until its last samples are read. To stop, Grain 0.2.18 waits 25 seconds for each
@@ -125,7 +126,7 @@ class SampleReader:
         self.replay: deque[StreamPosition] = deque()  # decoded again before any new sample
         self._open_streams = open_streams
         self._workers, self._buffer = workers, buffer
-        self._upstream: grain.DatasetIterator | None = None
+        self._upstream: grain.DatasetIterator | WorkerStream | None = None
 
     def read(self) -> tuple[StreamPosition, Any]:
         """Returns the next sample, or `Rejected`, with its position.
@@ -162,11 +163,10 @@ class SampleReader:
     def _next(self) -> Any:
         if self._upstream is not None:
             return next(self._upstream)
-        with shielded_from_signals():
-            self._upstream = self._start()
-            return next(self._upstream)  # starts the workers
+        self._upstream = self._start()
+        return next(self._upstream)
 
-    def _start(self) -> grain.DatasetIterator:
+    def _start(self) -> grain.DatasetIterator | WorkerStream:
         index, count = self.process_index, self.process_count
         remaining = RemainingPositions(self.replay, self.history, index, count, self.position)
         first_count = len(self.history[0]) if self.history else count
@@ -181,7 +181,7 @@ class SampleReader:
         )
         unbuffered = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         samples = stream.to_iter_dataset(unbuffered)
-        return iter(samples.mp_prefetch(workers, worker_init_fn=prepare_worker))
+        return WorkerStream(iter(samples.mp_prefetch(workers, worker_init_fn=prepare_worker)))
 
 
 class BatchIterator:

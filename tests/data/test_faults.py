@@ -1,7 +1,9 @@
 """Tests of bad files among good ones: training skips them and reports their number and reasons."""
 
 import json
+import multiprocessing
 import os
+import time
 from collections import Counter
 from itertools import islice
 
@@ -192,3 +194,20 @@ def test_a_wrong_folder_of_media_is_told_before_the_first_record(run, tmp_path, 
     )
     with pytest.raises(DataError, match=message):
         run(tmp_path / "notes.jsonl", root=str(tmp_path / "wrong"))
+
+
+def test_a_killed_decoding_process_ends_the_run_with_one_error(run, tmp_path):
+    """It is killed while it waits to write, so that half a message is left."""
+    encode(tmp_path / "good.mp4")
+    lines = [conversation("good.mp4")] * 40
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    batches = run(tmp_path / "notes.jsonl", workers=2)
+    next(batches)
+    workers = [child for child in multiprocessing.active_children() if "grain" in child.name]
+    assert len(workers) == 2
+    time.sleep(2)  # until the pipes are full
+    workers[1].kill()
+    with pytest.raises(DataError, match=r"a process that decodes data has ended \(-9"):
+        list(islice(batches, 100))
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
