@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elva_jax.commands import flags
+from elva_jax.commands import evaluate_tasks, flags
 from elva_jax.config.check import nearest
 from elva_jax.errors import ConfigError
 from elva_jax.tools.tables.protocols import PROTOCOLS, Protocol
@@ -37,16 +36,24 @@ class TableBench:
         if self._protocol.open:
             text += "; or a row of your own"
         add("--checkpoint", action="append", default=[], metavar="[LABEL=]DIR", help=text)
-        text = "folder of the benchmarks' files (default: %(default)s)"
+        text = (
+            "local copies: a folder per benchmark, or that of the only one (default: %(default)s)"
+        )
         add("--data-root", type=Path, default=Path(), metavar="DIR", help=text)
         text = f"benchmarks to ask (default: those of the paper: {','.join(self._protocol.tasks)})"
-        add("--tasks", metavar="NAME,…", help=text)
+        add("--tasks", type=evaluate_tasks.names, metavar="NAME,…", help=text)
         text = "ask only the first N questions of each benchmark"
         add("--limit", type=flags.positive, metavar="N", help=text)
         text = "folder of the answers, with which the same command continues"
-        add("--output", type=Path, metavar="DIR", help=text)
+        add("--output", type=flags.output_folder("--output"), metavar="DIR", help=text)
         text = "generated (default), likelihood or letter; several separated by commas"
-        add("--answers", default="generated", metavar="WAY,…", help=text)
+        add(
+            "--answers",
+            type=evaluate_tasks.names,
+            default=("generated",),
+            metavar="WAY,…",
+            help=text,
+        )
         flags.add_frames(parser)
         flags.add_no_merging(parser)
 
@@ -59,7 +66,7 @@ class TableBench:
 
         protocol = self._protocol
         sources = [source_of(text, protocol) for text in args.checkpoint]
-        tasks = args.tasks.split(",") if args.tasks else protocol.tasks
+        tasks = args.tasks or protocol.tasks
         asked = Asked(
             benchmarks=registry.find(tasks) if sources else (),
             root=args.data_root,
@@ -68,21 +75,18 @@ class TableBench:
             frames=args.frames,
             hybrid=flags.hybrid_settings(args),
             merging=args.merging,
-            answers=args.answers.split(","),
+            answers=args.answers,
         )
         if sources:
             elva_jax.enable_compilation_cache()
-        return measure(protocol, sources, asked, _tell)
+        with evaluate_tasks.progress() as report:
+            return measure(
+                protocol, sources, asked, lambda row, name, *done: report(f"{row}: {name}", *done)
+            )
 
     def show(self, report: dict[str, Any]) -> str:
         """Formats the report."""
         return show_table(self._protocol, report)
-
-
-def _tell(row: str, benchmark: str, done: int, total: int) -> None:
-    """Says that a benchmark is done, since a table takes hours."""
-    if done == total:
-        print(f"{row}: {benchmark}, {total} questions", file=sys.stderr)
 
 
 def source_of(text: str, protocol: Protocol) -> Source:
