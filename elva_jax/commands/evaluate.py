@@ -60,6 +60,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     if args.tasks is not None:
         return evaluate_tasks.run_tasks(args)
     evaluate_tasks.refuse_tasks_options(args)
+    evaluate_results.refuse_results_options(args)
     default = elva_jax.EvalConfig()
     config = elva_jax.EvalConfig(
         dataset=args.data,

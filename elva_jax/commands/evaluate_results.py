@@ -12,7 +12,7 @@ from elva_jax.utils.failures import repr_path
 from elva_jax.utils.json import save_json
 
 if TYPE_CHECKING:  # its module imports JAX
-    from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation
+    from elva_jax.evaluation.benchmarks.base import Evaluation
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
@@ -33,27 +33,21 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add("--compare", nargs=2, metavar="FILE.json", help=text)
 
 
-def write_results(
-    evaluations: Sequence[Evaluation],
-    args: argparse.Namespace,
-    benchmarks: Sequence[Benchmark] = (),
-) -> None:
-    """Prints the table of a run, and writes the files that were asked for.
+def refuse_results_options(args: argparse.Namespace) -> None:
+    """Refuses options of benchmarks' results where no benchmark is asked."""
+    for name in ("csv", "html"):
+        if getattr(args, name) is not None:
+            args.parser.error(f"--{name} needs --tasks or --show")
 
-    Args:
-      evaluations: one per benchmark.
-      args: the options of `add_results`, --json and --figure.
-      benchmarks: in the same order, to compute intervals; (): the evaluations have them.
+
+def write_results(evaluations: Sequence[Evaluation], args: argparse.Namespace) -> None:
+    """Prints the table of a run, and writes the files that were asked for.
 
     Raises:
       ConfigError: a file cannot be written.
     """
     from elva_jax.evaluation.results import csv, files, html, plot, table
-    from elva_jax.evaluation.results.intervals import with_intervals
 
-    if benchmarks:
-        pairs = zip(evaluations, benchmarks, strict=True)
-        evaluations = [with_intervals(evaluation, b.score) for evaluation, b in pairs]
     table.print_scores(evaluations)
     if args.json:
         files.save(evaluations, args.json)

@@ -12,6 +12,7 @@ from elva_jax.evaluation.results import resampling
 from elva_jax.evaluation.results.resampling import Name, Score
 
 TAILS = (0.025, 0.975)
+FEWEST = 5  # media; an interval of fewer says nothing
 
 
 def with_intervals(
@@ -20,7 +21,7 @@ def with_intervals(
     """The same evaluation with `low` and `high` of every number.
 
     Questions about one medium are drawn together, since their answers are not independent. The
-    resamples depend only on the number of media. A number of fewer than two media has none.
+    resamples depend only on the number of media. A number of fewer than `FEWEST` media has none.
 
     Args:
       evaluation: the evaluation.
@@ -42,7 +43,7 @@ def with_intervals(
                 for one, grade in zip(media, grades, strict=True)
                 if not axis or grade.response.question.categories.get(axis) == value
             ]
-            if len(set(of_value)) < 2:
+            if len(set(of_value)) < FEWEST:
                 bounds[axis, value, number] = (float("nan"), float("nan"))
         scores[way] = _bounded(of_way, bounds)
     return dataclasses.replace(evaluation, scores=scores)

@@ -8,7 +8,10 @@ from typing import Any
 from elva_jax.evaluation.benchmarks.base import Evaluation
 from elva_jax.evaluation.results.codec import encode
 
-FIRST = ("checkpoint", "model", "stage", "step", "weights_hash", "dtype", "frames", "merging")
+FIRST = (
+    *("checkpoint", "model", "stage", "step", "weights_hash", "prompts_hash"),
+    *("dtype", "frames", "merging"),
+)
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

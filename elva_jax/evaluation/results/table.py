@@ -11,6 +11,7 @@ from rich.text import Text
 from elva_jax.evaluation.benchmarks.base import Evaluation, Metric, Scores
 from elva_jax.evaluation.columns import Column, fit, printable
 from elva_jax.evaluation.results import settings
+from elva_jax.evaluation.results.intervals import FEWEST
 
 # Statuses that are counted beside the scores, and their heads.
 COUNTED = {
@@ -81,13 +82,16 @@ def _overview(evaluations: Sequence[Evaluation], width: int) -> Iterable[Rendera
             for name, metric in metric_rows(evaluation, way):
                 rows.append((evaluation.title, way, name, metric, scores))
         ends.append(len(rows) - 1)
+    names = {row[2] for row in rows}
     first = [
         Column(title="benchmark", cells=[row[0] for row in rows], left=True),
         Column(title="answer", cells=[row[1] for row in rows], left=True),
-        Column(title="number", cells=[row[2] for row in rows], left=True),
     ]
+    if len(names) > 1:
+        first.append(Column(title="number", cells=[row[2] for row in rows], left=True))
+    title = "score" if len(names) > 1 else next(iter(names), "score")
     rest = [
-        Column(title="score", cells=[number(row[3]) for row in rows], style="bold"),
+        Column(title=title, cells=[number(row[3]) for row in rows], style="bold"),
         Column(title="95 %", cells=[interval(row[3]) for row in rows]),
         Column(title="n", cells=[str(row[3].count) for row in rows]),
     ]
@@ -134,7 +138,10 @@ def _notes(evaluations: Sequence[Evaluation]) -> Iterable[str]:
     """What the columns mean, and the settings: those of all benchmarks, then the rest."""
     ways = dict.fromkeys(way for evaluation in evaluations for way in evaluation.scores)
     yield " · ".join(f"{way}: {WAYS[way]}" for way in ways if way in WAYS)
-    yield "95 % and [ ]: bootstrap over media; unparsed and unreadable answers count in n"
+    yield (
+        f"95 % and [ ]: bootstrap over media, of {FEWEST} or more; unparsed and unreadable answers"
+        " count in n"
+    )
     shared = settings.common(evaluations)
     yield from _lines("settings", shared)
     for evaluation in evaluations:

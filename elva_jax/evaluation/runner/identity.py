@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,11 @@ def question_hash(question: Question) -> str:
             "options": question.options,
         }
     )
+
+
+def prompts_hash(questions: Sequence[Question]) -> str:
+    """A hash of the prompts of a benchmark: the version of their wording and of its files."""
+    return _digest({question.key: question.prompt for question in questions})
 
 
 def _medium(medium: Media) -> list[Any]:

@@ -21,7 +21,7 @@ from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.asking import ask
 from elva_jax.evaluation.runner.batches import Buckets
 from elva_jax.evaluation.runner.grading import evaluation_of
-from elva_jax.evaluation.runner.identity import describe_model, describe_reading
+from elva_jax.evaluation.runner.identity import describe_model, describe_reading, prompts_hash
 from elva_jax.evaluation.runner.reading import read_ahead
 from elva_jax.evaluation.runner.rows import Group, group_by_media, rows_of
 from elva_jax.evaluation.runner.settings import BenchmarkConfig, ways_of
@@ -91,9 +91,9 @@ def evaluate_benchmarks(
     evaluations = []
     for job, responses in zip(jobs, found, strict=True):
         in_order = [responses[question.key] for question in job.questions]
-        evaluation = evaluation_of(
-            job.benchmark, in_order, job.ways, {**job.settings, **facts}, job.seconds
-        )
+        prompts = {"prompts_hash": prompts_hash(job.all_questions)}
+        settings = {**job.settings, **prompts, **facts}
+        evaluation = evaluation_of(job.benchmark, in_order, job.ways, settings, job.seconds)
         if process[0] == 0:
             evaluation = with_intervals(evaluation, job.benchmark.score)
         evaluations.append(evaluation)

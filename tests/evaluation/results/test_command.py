@@ -1,14 +1,11 @@
 """`elva evaluate --compare`, and the files that a run of benchmarks writes."""
 
-import argparse
 import dataclasses
 import json
 
 import pytest
 
 from elva_jax import cli
-from elva_jax.commands import evaluate_results
-from elva_jax.evaluation.benchmarks import registry
 from elva_jax.evaluation.results import files
 
 
@@ -33,16 +30,6 @@ def test_compare(two_runs, tmp_path, capsys):
     assert content["comparisons"][0]["differences"][0]["p"] == 1.0
 
 
-def test_a_run_gets_intervals_from_its_benchmark(run, tmp_path, capsys):
-    out = tmp_path / "run.json"
-    args = argparse.Namespace(json=out, csv=None, html=None, figure=None)
-    evaluate_results.write_results(run[:1], args, [registry.BENCHMARKS["videomme"]])
-    assert "bootstrap over media" in capsys.readouterr().out
-    scores = files.load(out)[0].scores["generated"]
-    assert scores.main.low < scores.main.value < scores.main.high
-    assert scores.categories["duration"]["short"].low < scores.main.value
-
-
 def test_show_writes_every_file_again(run, tmp_path, capsys):
     path = files.save(run, tmp_path / "run.json")
     names = {"--json": "again.json", "--csv": "x.csv", "--html": "x.html", "--figure": "x.png"}
@@ -64,7 +51,19 @@ def test_compare_refuses_other_files(two_runs, run, tmp_path, capsys):
     (tmp_path / "old.json").write_text('{"families": {}, "macro": {}}')
     assert cli.main(["evaluate", "--compare", str(first), str(tmp_path / "old.json")]) == 1
     assert "has no predictions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "required: --checkpoint"),
+        (["--checkpoint", "runs/tiny", "--html", "x.html"], "--html needs --tasks"),
+        (["--checkpoint", "runs/tiny", "--csv", "x.csv"], "--csv needs --tasks"),
+    ],
+)
+def test_options_without_what_they_need(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["evaluate"])
+        cli.main(["evaluate", *options])
     assert stop.value.code == 2
-    assert "--checkpoint" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -69,8 +69,8 @@ def test_intervals_stand_beside_every_number(run, grades):
     assert found.grades is run[0].grades
 
 
-def test_one_medium_has_no_interval(grades):
-    evaluation = made.evaluation(grades[:3])
+def test_few_media_have_no_interval(grades):
+    evaluation = made.evaluation(grades[:12])
     main = with_intervals(evaluation, made.score, resamples=50).scores["generated"].main
     assert math.isnan(main.low)
     assert math.isnan(main.high)

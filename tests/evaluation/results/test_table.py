@@ -72,6 +72,13 @@ def test_scores_statuses_and_settings(run):
     assert "GQA by task" not in words  # of one value only
 
 
+def test_one_name_of_all_numbers_is_the_head(run):
+    scores = dataclasses.replace(run[1].scores["generated"], others=())
+    text = printed([dataclasses.replace(run[1], scores={"generated": scores})], 80)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["benchmark", "answer", "accuracy", "95", "%", "n", "unparsed"] in rows
+
+
 @pytest.mark.parametrize(
     ("value", "maximum", "expected"),
     [(60.04, 100, "60.0"), (3.524, 5, "3.52"), (0.33333, 1, "0.333"), (1520.44, 2000, "1520.4"),

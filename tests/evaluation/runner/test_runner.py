@@ -83,6 +83,7 @@ def test_every_question_counts_and_unreadable_media_are_named(asked, root):
     assert asked.settings["frames"] == 4
     assert asked.settings["merging"] is True
     assert len(asked.settings["weights_hash"]) == 16
+    assert len(asked.settings["prompts_hash"]) == 16
 
 
 @pytest.mark.parametrize("key", ["1-1", "8-0", "open"])
