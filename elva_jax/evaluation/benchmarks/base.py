@@ -167,7 +167,7 @@ class Benchmark:
     judge: Literal["", "qa", "video_chatgpt"] = ""
     files: str = ""
     scoring: str = ""
-    submission: Callable[[Sequence[Grade]], Mapping[str, Any]] | None = None
+    submission: Callable[[Sequence[Grade]], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

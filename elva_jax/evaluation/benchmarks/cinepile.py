@@ -30,7 +30,7 @@ ANNOTATIONS = (
     *("data/test*.parquet", "v2/test*.parquet", "test*.parquet", "*.parquet"),
     *("test.json", "cinepile.json", "test.jsonl"),
 )
-_LABELED = re.compile(r"(?:answer\W{1,8})?\(?([A-E])\)[ \t]{0,8}(\S.{0,1000})", re.IGNORECASE)
+_LABELED = re.compile(r"(?:answer\W{1,8})?\(?([A-E])[).][ \t]{0,8}(\S.{0,1000})", re.IGNORECASE)
 
 
 def read(root: Path) -> tuple[Question, ...]:
@@ -48,7 +48,7 @@ def read(root: Path) -> tuple[Question, ...]:
 
 def _question(record: Record, number: int, media: MediaFolder) -> Question:
     options = record.texts("choices")
-    subtitles = str(record.get("subtitles", default="")).strip()
+    subtitles = record.text("subtitles") if record.get("subtitles") not in (None, "") else ""
     video = _video_id(record)
     return choice.choice_question(
         f"{video}/{number}",
@@ -66,8 +66,11 @@ def _video_id(record: Record) -> str:
     if record.get("videoID"):
         return record.text("videoID")
     link = record.text("yt_clip_link")
-    url = urlparse(link)
-    found = parse_qs(url.query, max_num_fields=50).get("v") or [url.path.rsplit("/", 1)[-1]]
+    try:
+        url = urlparse(link)
+        found = parse_qs(url.query, max_num_fields=50).get("v") or [url.path.rsplit("/", 1)[-1]]
+    except ValueError:
+        found = [""]
     if not found[0]:
         raise RecordError(record.key, f"its link {shown(link)} names no video")
     return found[0]

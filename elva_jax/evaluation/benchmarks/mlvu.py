@@ -8,17 +8,26 @@ its number is listed as "M-Avg (lmms-eval)".
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from elva_jax.data.conversation import LETTERS
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
 
 FILES = "json/1_plotQA.json to json/7_topic_reasoning.json, video/1_plotQA/ and so on"
-TEST_FILES = "test_mcq_gt.json with the questions and answers, video/"
+TEST_FILES = (
+    "test-ground-truth/test_mcq_gt.json with the questions and answers"
+    " (or MLVU_Test/test_question.json without answers), MLVU_Test/video/"
+)
+TEST_ANNOTATIONS = (
+    *("test-ground-truth/test_mcq_gt.json", "test_mcq_gt.json", "data/*.parquet", "*.parquet"),
+    *("MLVU_Test/test_question.json", "test_question.json", "test_multi_choice_tasks.json"),
+)
 FOLDERS = {
     "plotQA": "1_plotQA",
     "needle": "2_needle",
@@ -58,8 +67,7 @@ def read_test(root: Path) -> tuple[Question, ...]:
     Raises:
       DataError: the file is missing or damaged.
     """
-    names = ("test_mcq_gt.json", "test-ground-truth/test_mcq_gt.json", "*.parquet")
-    return _questions(find(root, (*names, "data/*.parquet"), TEST_FILES), root, TEST_TYPES)
+    return _questions(find(root, TEST_ANNOTATIONS, TEST_FILES), root, TEST_TYPES)
 
 
 def _questions(files: Sequence[Path], root: Path, types: Sequence[str]) -> tuple[Question, ...]:
@@ -78,9 +86,11 @@ def _questions(files: Sequence[Path], root: Path, types: Sequence[str]) -> tuple
 
 def _question(record: Record, kind: str, number: int, media: MediaFolder) -> Question:
     text = record.text("question")
+    answer: int | None = None
     if record.get("candidates") is not None:
         options = record.texts("candidates")
-        answer = choice.text_index(record.text("answer"), options, record.key)
+        if record.get("answer") is not None:
+            answer = choice.text_index(record.text("answer"), options, record.key)
     else:  # a copy for lmms-eval: the options are part of the question, the answer is a letter
         text, options = choice.split_question(text)
         answer = choice.letter_index(record.text("answer"), options, record.key)
@@ -118,6 +128,18 @@ def score(types: Sequence[str], grades: Sequence[Grade]) -> Scores:
     )
 
 
+def submission(grades: Sequence[Grade]) -> list[dict[str, str]]:
+    """The chosen letter of every question, as the test set's server wants it."""
+    return [
+        {
+            "question_id": grade.response.question.key,
+            "question_type": grade.response.question.categories["type"],
+            "option": LETTERS[grade.parsed] if isinstance(grade.parsed, int) else "",
+        }
+        for grade in grades
+    ]
+
+
 def _benchmark(
     name: str,
     title: str,
@@ -138,4 +160,6 @@ def _benchmark(
 
 
 BENCHMARK = _benchmark("mlvu", "MLVU (dev)", read, TYPES, FILES)
-TEST = _benchmark("mlvu_test", "MLVU (test)", read_test, TEST_TYPES, TEST_FILES)
+TEST = dataclasses.replace(
+    _benchmark("mlvu_test", "MLVU (test)", read_test, TEST_TYPES, TEST_FILES), submission=submission
+)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elva_jax.data.example import Media
-from elva_jax.data.readers import fields
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Scores
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
@@ -68,7 +67,7 @@ def _question(record: Record, task: str, number: int, media: MediaFolder) -> Que
     video = media.locate(
         record.text("video"), record.key, folders=(f"video/{folder}", f"videos/{folder}", folder)
     )
-    (clip,) = fields.excerpts(record.fields, [video], record.key)
+    clip = _excerpt(video, record)
     return choice.choice_question(
         f"{task}/{number}",
         [_in_frames(clip) if Path(str(clip.source)).is_dir() else clip],
@@ -77,6 +76,15 @@ def _question(record: Record, task: str, number: int, media: MediaFolder) -> Que
         choice.text_index(record.text("answer"), options, record.key),
         categories={"task": task},
     )
+
+
+def _excerpt(video: Media, record: Record) -> Media:
+    """The video with the bounds of its record.
+
+    Some bounds are outside the video: reading it says so, and the question is unreadable.
+    """
+    start = record.seconds("start")
+    return dataclasses.replace(video, start=start or 0.0, end=record.seconds("end"))
 
 
 def _in_frames(clip: Media) -> Media:

@@ -34,9 +34,9 @@ def read(root: Path) -> tuple[Question, ...]:
     Raises:
       DataError: annotations are missing or damaged.
     """
-    names = ("test.csv", "val.csv", "MC/test*.parquet", "*.parquet")
+    names = ("test.csv", "nextqa/test.csv", "val.csv", "nextqa/val.csv", "MC/*.parquet")
     files = find(root, names, FILES)
-    path = root / "map_vid_vidorID.json"
+    path = files[0].with_name("map_vid_vidorID.json")
     places = read_json(path) if path.exists() else {}
     media = MediaFolder(root)
     return unique(
@@ -45,7 +45,7 @@ def read(root: Path) -> tuple[Question, ...]:
 
 
 def _question(record: Record, places: Mapping[str, object], media: MediaFolder) -> Question:
-    video, kind = record.text("video"), record.text("type")
+    video, kind = record.text("video", "video_id"), record.text("type")
     place = str(places.get(video, video))
     return choice.choice_question(
         f"{video}_{record.text('qid')}",

@@ -5,7 +5,7 @@ accuracy = right / all        also by area and by kind of reasoning
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from elva_jax.errors import RecordError
@@ -59,7 +59,6 @@ def _question(record: Record, media: MediaFolder) -> Question:
         record.texts("options"),
         _answer(record),
         categories={axis: record.text(axis) for axis in ("area", "reasoning") if record.get(axis)},
-        extra={"tags": _tags(record)},
     )
 
 
@@ -67,11 +66,6 @@ def _answer(record: Record) -> int | None:
     """The right option; None in the test split, whose answers are not public."""
     answer = record.get("answer_id")
     return None if answer is None else as_integer(answer, record.key, "answer_id")
-
-
-def _tags(record: Record) -> tuple[str, ...]:
-    tags = record.get("tag", default=())
-    return tuple(map(str, tags)) if isinstance(tags, Sequence) and not isinstance(tags, str) else ()
 
 
 BENCHMARK = Benchmark(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from elva_jax.data.example import Media
 from elva_jax.errors import DataError, RecordError
 from elva_jax.evaluation.benchmarks.base import Question
 from elva_jax.utils.failures import repr_path
-from elva_jax.utils.numbers import shown
+from elva_jax.utils.numbers import MOST_SECONDS, shown
 from elva_jax.utils.read import open_regular, opening, parse_json, read_json, read_lines, read_text
 from elva_jax.video.read import IMAGE_SUFFIXES
 
@@ -67,7 +68,26 @@ class Record:
             value = str(value)
         if not isinstance(value, str) or not value.strip():
             raise RecordError(self.key, f"'{names[0]}' is {shown(value)}, no text")
+        if not _is_unicode(value):
+            raise RecordError(self.key, f"'{names[0]}' is not valid Unicode text")
         return value.strip()
+
+    def seconds(self, name: str) -> float | None:
+        """A time in seconds; None if it is not there.
+
+        Raises:
+          RecordError: it is no time within a video.
+        """
+        value = self.get(name)
+        if value is None or value == "":
+            return None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not 0 <= number <= MOST_SECONDS:  # NaN is in no range
+            raise RecordError(self.key, f"'{name}' is {shown(value)}, no time in seconds")
+        return number
 
     def texts(self, *names: str) -> tuple[str, ...]:
         """The texts of a list, as in `text`.
@@ -79,6 +99,11 @@ class Record:
         if not isinstance(values, (list, tuple)):
             raise RecordError(self.key, f"'{names[0]}' is {shown(values)}, no list")
         return tuple(Record(self.key, {names[0]: value}).text(names[0]) for value in values)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which JSON allows and UTF-8 does not."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def find(root: Path, patterns: Sequence[str], layout: str) -> list[Path]:
@@ -232,7 +257,9 @@ class MediaFolder:
         Raises:
           RecordError: the name is no relative path, or several files fit equally well.
         """
-        if "\0" in name or os.path.isabs(name) or ".." in name.split("/"):
+        if not _is_unicode(name) or "\0" in name or not name.strip():
+            raise RecordError(key, "a media path is empty or has characters that no path has")
+        if os.path.isabs(name) or ".." in name.split("/"):
             raise RecordError(key, f"the media path {shown(name)} leaves the root folder")
         stem, suffix = _split_suffix(name)
         expected = os.path.join(self.root, *folders[:1], name)

@@ -20,6 +20,7 @@ from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response
 from elva_jax.evaluation.benchmarks.parsing import contained_option, parse_yes_no
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_json
 
@@ -33,9 +34,9 @@ def read(task: str, build: Build, root: Path) -> tuple[Question, ...]:
     Raises:
       DataError: the task's file is missing or damaged.
     """
-    patterns = (f"questions/{task}.json", f"{task}.json", f"{task}/*.parquet")
-    files = find(root, patterns, FILES.format(task=task, video_id="{video_id}"))
-    records = _by_video(files[0]) if files[0].suffix == ".json" else read_records(files)
+    records = _records(root, task)
+    if task == "captioning" and records and records[0].get("mc_question") is None:
+        records = _with_choices(records, _records(root, "multi-choice"))
     media = MediaFolder(root)
     numbers: dict[tuple[str, str], int] = {}
     questions = []
@@ -43,7 +44,29 @@ def read(task: str, build: Build, root: Path) -> tuple[Question, ...]:
         group = record.text("video_id"), record.text("dim")
         numbers[group] = numbers.get(group, -1) + 1
         questions.append(build(record, "/".join((*group, str(numbers[group]))), media))
-    return unique(questions, str(files[0]))
+    return unique(questions, f"{task} below {repr_path(root)}")
+
+
+def _records(root: Path, task: str) -> list[Record]:
+    patterns = (f"questions/{task}.json", f"{task}.json", f"{task}/*.parquet")
+    files = find(root, patterns, FILES.format(task=task, video_id="{video_id}"))
+    return list(_by_video(files[0])) if files[0].suffix == ".json" else read_records(files)
+
+
+def _with_choices(captions: Sequence[Record], choices: Sequence[Record]) -> list[Record]:
+    """Records of captions with the first multiple-choice question about the same aspect."""
+    first: dict[tuple[str, str], Record] = {}
+    for record in choices:
+        first.setdefault((record.text("video_id"), record.text("dim")), record)
+    joined = []
+    for record in captions:
+        group = record.text("video_id"), record.text("dim")
+        if group not in first:
+            raise RecordError(record.key, "has no multiple-choice question about the same aspect")
+        asked = first[group]
+        about = {"mc_question": asked.text("question"), "mc_answer": asked.text("answer")}
+        joined.append(Record(record.key, {**record.fields, **about}))
+    return joined
 
 
 def _by_video(path: Path) -> Iterator[Record]:
@@ -179,7 +202,7 @@ CAPTIONING = Benchmark(
     grade=grade_caption,
     score=choice.micro_scores(),
     max_new_tokens=128,
-    files=FILES.format(task="captioning", video_id="{video_id}"),
+    files="questions/captioning.json, questions/multi-choice.json, videos/{video_id}.mp4",
     scoring="captions with the words of the right option alone, among all; the published number"
     " needs a judge",
 )

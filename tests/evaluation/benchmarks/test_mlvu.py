@@ -6,7 +6,7 @@
 import math
 
 import pytest
-from tests.evaluation.benchmarks.helpers import parquet, score, values, write
+from tests.evaluation.benchmarks.helpers import grades, parquet, score, values, write
 
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import mlvu
@@ -67,6 +67,15 @@ def test_mlvus_test_set_has_nine_types_and_its_own_ids(tmp_path):
     assert [question.key for question in questions] == [f"T{k}" for k in range(9)]
     found = score(benchmark, questions, ["B"] * 3 + ["A"] * 6)
     assert round(found.main.value, 2) == round(found.others[0].value, 2) == 33.33
+    (tmp_path / "test_mcq_gt.json").unlink()
+    hidden = [{name: row[name] for name in row if name != "answer"} for row in rows[:2]]
+    write(tmp_path / "MLVU_Test" / "test_question.json", hidden)
+    graded = grades(benchmark, benchmark.read(tmp_path), ["B", "?"])
+    assert benchmark.score(graded).statuses == {"no_reference": 2}
+    assert benchmark.submission(graded) == [
+        {"question_id": "T0", "question_type": "plotQA", "option": "B"},
+        {"question_id": "T1", "question_type": "needleQA", "option": ""},
+    ]
     write(tmp_path / "test_mcq_gt.json", [rows[0] | {"question_type": "poetry"}])
     with pytest.raises(RecordError, match="its type poetry is none of plotQA, needleQA"):
         benchmark.read(tmp_path)

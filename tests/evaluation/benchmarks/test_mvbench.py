@@ -69,6 +69,12 @@ def test_mvbenchs_videos_have_bounds_and_folders_per_task(tmp_path):
     assert frames.source == frame.removesuffix("/00001.jpg")
     assert (frames.start, frames.end) == (4.5, 12.0)  # three frames per second, read as one
     assert by_key["action_sequence/0"].answer == 2
+    write(tmp_path / "json/action_sequence.json", [{"video": "x", "start": 9, "end": 2, **clip}])
+    assert BENCHMARKS["mvbench"].read(tmp_path)[0].media[0].span == (9.0, 2.0)  # not readable
+    write(tmp_path / "json/action_sequence.json", [{"video": "x", "start": "soon", **clip}])
+    with pytest.raises(RecordError, match="'start' is soon, no time in seconds"):
+        BENCHMARKS["mvbench"].read(tmp_path)
+    write(tmp_path / "json/action_sequence.json", [{"video": "x", **clip}])
     (tmp_path / "json/object_shuffle.json").unlink()
     with pytest.raises(DataError, match=r"json/object_shuffle.json: no such file; expected layout"):
         BENCHMARKS["mvbench"].read(tmp_path)

@@ -1,7 +1,7 @@
 """Tests of TempCompass: a small copy of its files and its scores."""
 
 import pytest
-from tests.evaluation.benchmarks.helpers import score, write
+from tests.evaluation.benchmarks.helpers import grades, parquet, score, write
 
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
@@ -16,12 +16,7 @@ def test_tempcompass_reads_its_four_tasks(tmp_path):
             "question": "Which fits?\nCaption A: A dog runs.\nCaption B: A cat runs.",
             "answer": "Caption B: A cat runs.",
         },
-        "captioning": {
-            "question": "Describe it.",
-            "answer": "x",
-            "mc_question": choices,
-            "mc_answer": "B. a cat",
-        },
+        "captioning": {"question": "Describe it.", "answer": "A. a cat"},
     }
     for name, item in files.items():
         write(
@@ -57,3 +52,15 @@ def test_tempcompass_reads_its_four_tasks(tmp_path):
         RecordError, match=r"yes_no.json\[v1\]\[action\]\[0\]: its answer B is no yes"
     ):
         BENCHMARKS["tempcompass_yes_no"].read(tmp_path)
+
+
+def test_a_copy_of_tempcompass_for_the_harness_is_read(tmp_path):
+    row = {"video_id": "v1", "dim": "action", "question": "Describe it.", "answer": "x"}
+    about = {"mc_question": "What runs?\nA. a dog\nB. a cat", "mc_answer": "B"}
+    parquet(tmp_path / "captioning" / "test-0.parquet", [row | about])
+    benchmark = BENCHMARKS["tempcompass_captioning"]
+    (question,) = benchmark.read(tmp_path)
+    assert (question.prompt, question.references) == ("Describe it.", ("a cat",))
+    assert benchmark.score(grades(benchmark, [question], [OSError("gone")])).statuses == {
+        "unreadable": 1
+    }
