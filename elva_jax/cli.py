@@ -188,9 +188,10 @@ def _quiet_libraries() -> None:
 
 
 def _unraisable(problem: Any) -> None:
-    """Omits what tensorstore raises in a thread after a read or write has failed."""
+    """Repeats signals, and omits what tensorstore raises after a read or write has failed."""
     error = problem.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+    omitted = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not (omitted or signals.repeat(error)):
         sys.__unraisablehook__(problem)
 
 

@@ -53,8 +53,6 @@ def end_on_signals() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
-    report = sys.unraisablehook
-    sys.unraisablehook = lambda lost: _again(lost.exc_value) or report(lost)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -100,8 +98,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def _again(lost: BaseException | None) -> bool:
-    """Repeats a signal whose exception was lost in a callback or finalizer, which run anywhere."""
+def repeat(lost: BaseException | None) -> bool:
+    """Repeats a signal whose exception was lost in a callback or finalizer, which run anywhere.
+
+    Args:
+      lost: what `sys.unraisablehook` is told.
+
+    Returns:
+      Whether it was the exception of a signal.
+    """
     if not isinstance(lost, Interrupted):
         return False
     _at_once.clear()

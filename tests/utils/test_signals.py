@@ -25,7 +25,9 @@ with signals.raised_as_exceptions():
 CALLBACK = """
 import gc, sys, time
 from elva_jax.utils import signals
+from elva_jax.cli import _unraisable
 signals.end_on_signals()
+sys.unraisablehook = _unraisable
 def work(phase, info):
     print("ready", flush=True)
     end = time.monotonic() + 0.5
