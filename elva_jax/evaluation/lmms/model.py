@@ -19,30 +19,32 @@ from elva_jax.evaluation.lmms.asking import Reply
 from elva_jax.evaluation.lmms.opened import open_options
 from elva_jax.evaluation.lmms.options import parse_options
 from elva_jax.evaluation.lmms.ranks import choose_devices
-from elva_jax.evaluation.lmms.response_cache import key_by_weights
+from elva_jax.evaluation.lmms.response_cache import is_stored, key_by_weights
 from elva_jax.utils.compilation_cache import enable_compilation_cache
 
 _LOG = logging.getLogger(__name__)
 
 
-class Pair(tuple):
+class Pair(tuple[float, bool]):
     """A loss and whether the option is greedy, in the place of a text.
 
-    lmms-eval turns a plain pair into a string, and a stored one into a list; both break its tasks.
-    What it asks of a text is `strip`, and what is empty it does not store.
+    lmms-eval turns a plain pair into a string, which breaks its tasks. Of a text it asks `strip`,
+    and what is empty it does not store.
     """
 
+    mended = False  # whether stored pairs come back as pairs
+
     def strip(self) -> str:
-        """The empty text: not to be stored."""
-        return ""
+        """The empty text where the pair is not to be stored."""
+        return str(self) if self.mended and is_stored(self) else ""
 
 
 class Outputs(list[Any]):
     """The answers of several rounds, in the place of a text."""
 
     def strip(self) -> str:
-        """What is stored unless it is empty: the texts, if all answers are texts."""
-        return "".join(self).strip() if all(isinstance(text, str) for text in self) else ""
+        """The empty text where the answers are not to be stored."""
+        return str(self) if is_stored(self) else ""
 
 
 class _Elva(lmms):
@@ -66,7 +68,8 @@ class _Elva(lmms):
             opened.step,
             opened.weights,
         )
-        if not key_by_weights(ResponseCache, opened.identity):
+        Pair.mended = key_by_weights(ResponseCache, opened.identity, _pair)
+        if not Pair.mended:
             _LOG.warning(
                 "this version of lmms-eval keys --use_cache by the text of model_args alone; give"
                 " step=%d,weights=%s there",
@@ -87,10 +90,10 @@ class _Elva(lmms):
     def loglikelihood(self, requests: Sequence[Any]) -> Iterator[GenerationResult]:
         """The loss of each option (lower is better) and whether it is what the model writes."""
 
-        def pair(reply: Reply) -> GenerationResult:
-            return GenerationResult(Pair((self.elva.loss(reply), reply.greedy)), _counts([reply]))
+        def scored(reply: Reply) -> GenerationResult:
+            return _pair(self.elva.loss(reply), reply.greedy, _counts([reply]))
 
-        return self._measured(self.elva.score(requests), pair)
+        return self._measured(self.elva.score(requests), scored)
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> Iterator[GenerationResult]:
         """The answers of all rounds of each request."""
@@ -140,12 +143,16 @@ class ElvaChat(_Elva):
 def log_to_stderr() -> None:
     """Shows notices of this package on standard error, where tables of lmms-eval do not go."""
     logger = logging.getLogger("elva_jax")
-    if not logger.handlers:
+    if not any(isinstance(handler, logging.StreamHandler) for handler in logger.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("elva: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def _pair(loss: float, greedy: bool, counts: TokenCounts | None = None) -> GenerationResult:  # noqa: FBT001
+    return GenerationResult(Pair((loss, greedy)), counts)
 
 
 def _written(reply: Reply) -> GenerationResult:

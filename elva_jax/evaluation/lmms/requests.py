@@ -101,11 +101,17 @@ def _content(content: Any) -> tuple[str, list[Medium]]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             texts.append(conversation.escape(str(part.get("text", ""))))
-        elif kind in ("video", "image"):
-            media.append(read_visual(part.get("url", part.get(kind)), part))
+        elif kind in ("video", "image") or _is_webm(part):
+            media.append(read_visual(part.get("url", part.get(str(kind))), dict(part)))
             texts.append(MARKER)
         else:
             raise DataError(
                 f"a message has a part of type {kind!r}; text, image and video are read"
             )
     return "\n".join(texts), media
+
+
+def _is_webm(part: Any) -> bool:
+    """Whether a part is a WebM video, which lmms-eval takes for sound by its ending."""
+    named = isinstance(part, Mapping) and part.get("type") == "audio"
+    return named and str(part.get("url")).lower().endswith(".webm")

@@ -9,7 +9,7 @@ from elva_jax.errors import ConfigError, ElvaError
 from elva_jax.evaluation.lmms.opened import open_options
 from elva_jax.evaluation.lmms.options import parse_options
 from elva_jax.evaluation.lmms.ranks import rank_devices
-from elva_jax.evaluation.lmms.response_cache import NOTE, key_by_weights
+from elva_jax.evaluation.lmms.response_cache import NOTE, key_by_weights, mend
 
 
 def test_ranks_divide_the_gpus_that_they_see(tmp_path):
@@ -29,25 +29,50 @@ def test_ranks_divide_the_gpus_that_they_see(tmp_path):
         devices(LOCAL_RANK="0", LOCAL_WORLD_SIZE="3")
 
 
-def test_the_cache_s_key_has_the_weights_of_an_elva_only(tmp_path, caplog):
-    class Cache:
-        @classmethod
-        def create(cls, cache_root, *, model="", model_args="", global_rank=0):
-            return cls, cache_root, model, model_args, global_rank
+class Cache:
+    """The parts of lmms-eval's ResponseCache that are wrapped."""
 
+    def __init__(self, *named):
+        self.named, self.logged = named, []
+
+    @classmethod
+    def create(cls, cache_root, *, model="", model_args="", global_rank=0):
+        return cls(cache_root, model, model_args, global_rank)
+
+    def execute(self, lm, kind, requests):
+        return [[1.5, True], (2.5, False), "red"]
+
+    def _log_to_audit(self, kind, response, *, cache_key=""):
+        self.logged.append((response, cache_key))
+
+
+def test_the_cache_s_key_has_the_weights_of_an_elva_only(tmp_path, caplog):
     root = str(tmp_path / "cache")
-    assert key_by_weights(Cache, "step1-aa")
+    assert key_by_weights(Cache, "step1-aa", lambda *pair: pair)
     made = Cache.create(root, model="elva", model_args="pretrained=a")
-    assert made == (Cache, root, "elva@step1-aa", "pretrained=a", 0)
-    assert Cache.create(root, model="llava", model_args="x")[2] == "llava"
-    assert key_by_weights(Cache, "step2-bb")
+    assert made.named == (root, "elva@step1-aa", "pretrained=a", 0)
+    assert made.execute(None, "loglikelihood", []) == [(1.5, True), (2.5, False), "red"]
+    assert made.execute(None, "generate_until", [])[0] == [1.5, True]
+    other = Cache.create(root, model="llava", model_args="x")
+    assert (other.named[1], other.execute(None, "loglikelihood", [])[0]) == ("llava", [1.5, True])
+    assert key_by_weights(Cache, "step2-bb", lambda *pair: pair)
     Cache.create(root, model="elva_jax", model_args="pretrained=a", global_rank=1)
     assert not caplog.records
-    assert Cache.create(root, model="elva_jax", model_args="pretrained=a")[2] == "elva@step2-bb"
+    again = Cache.create(root, model="elva_jax", model_args="pretrained=a")
+    assert again.named[1] == "elva@step2-bb"
     assert "answers of other weights (step1-aa) under the same model_args" in caplog.text
     noted = json.loads((tmp_path / "cache" / NOTE).read_text())
     assert noted == {"pretrained=a": "step2-bb"}
-    assert not key_by_weights(object, "step1-aa")
+    assert not key_by_weights(object, "step1-aa", lambda *pair: pair)
+
+
+def test_what_is_empty_or_has_no_loss_is_not_for_later_runs():
+    cache = Cache()
+    mend(cache, lambda *pair: pair)
+    inf = float("inf")
+    for response in ("red", " ", (1.5, False), (inf, False), ["a", ""], ["", ""], ["a", None]):
+        cache._log_to_audit("kind", response, cache_key="key")
+    assert [bool(key) for _, key in cache.logged] == [True, False, True, False, True, False, False]
 
 
 def test_an_exported_folder_opens_with_its_step_and_hash(tmp_path):
