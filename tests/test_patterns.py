@@ -21,7 +21,7 @@ from elva_jax.inference import parts
 from elva_jax.testing.models import tiny_tokenizer
 from elva_jax.tools.datasets.build import start
 from elva_jax.tools.recaption import filters, prompts
-from elva_jax.tools.recaption.engine import Reply
+from elva_jax.utils.chat_client import Reply
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 60_000  # a pattern that took 4.8 s for 20,000 spaces would take 43 s

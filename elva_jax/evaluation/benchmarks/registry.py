@@ -9,11 +9,18 @@ from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks import (
     cinepile,
     egoschema,
+    gqa,
     mlvu,
+    mmbench,
+    mme,
     mvbench,
     nextqa,
+    open_video,
     perceptiontest,
+    pope,
+    seed_image,
     tempcompass,
+    video_chatgpt,
     videomme,
 )
 from elva_jax.evaluation.benchmarks.base import Benchmark
@@ -30,6 +37,13 @@ _ROWS = (
     nextqa.BENCHMARK,
     perceptiontest.BENCHMARK,
     *tempcompass.BENCHMARKS,
+    *open_video.BENCHMARKS,
+    video_chatgpt.BENCHMARK,
+    gqa.BENCHMARK,
+    seed_image.BENCHMARK,
+    mme.BENCHMARK,
+    mmbench.BENCHMARK,
+    pope.BENCHMARK,
 )
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ROWS}
 GROUPS: Mapping[str, tuple[str, ...]] = {  # names that stand for several benchmarks

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,7 +127,7 @@ def find(root: Path, patterns: Sequence[str], layout: str) -> list[Path]:
 
 
 def read_records(files: Iterable[Path]) -> list[Record]:
-    """The rows of files in JSON (an array), JSONL, CSV, TSV or Parquet.
+    """The rows of files in JSON (an array), JSONL (also named .json), CSV, TSV or Parquet.
 
     Raises:
       DataError: a file is damaged, of another format, or needs a package that is not there.
@@ -141,7 +142,7 @@ def _read(file: Path) -> list[Record]:
         rows: Iterable[Any] = _parquet(file)
     elif suffix in (".csv", ".tsv"):
         rows = _csv(file, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".jsonl":
+    elif suffix == ".jsonl" or _has_lines(file):
         rows = _lines(file)
     else:
         rows = read_json(file, DataError, list)
@@ -152,6 +153,12 @@ def _read(file: Path) -> list[Record]:
             raise RecordError(key, f"is {shown(row)}, no object with fields")
         records.append(Record(key, row))
     return records
+
+
+def _has_lines(file: Path) -> bool:
+    """Whether a file holds an object on each of its first two lines; some such are named .json."""
+    first = list(islice(filter(None, map(bytes.strip, read_lines(file))), 2))
+    return len(first) == 2 and all(line[:1] + line[-1:] == b"{}" for line in first)
 
 
 def _lines(file: Path) -> Iterable[Any]:

@@ -141,14 +141,14 @@ def _print_estimate(args: argparse.Namespace, plan: Plan, done: set[str]) -> Non
 def _engine(args: argparse.Namespace) -> Engine:
     if args.endpoint:
         from elva_jax.tools.recaption.endpoint import Endpoint
+        from elva_jax.utils.chat_client import Retry
 
         return Endpoint(
             args.endpoint,
             args.model,
             api_key=os.environ.get("OPENAI_API_KEY", ""),
             max_new_tokens=args.max_new_tokens,
-            timeout=args.timeout,
-            tries=args.tries,
+            retry=Retry(timeout=args.timeout, tries=args.tries),
             frames_as=args.frames_as,
         )
     from elva_jax.tools.recaption.local import Local

@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
-import email.utils
 import io
-import json
-import random
-import re
-import threading
-import time
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 from PIL import Image
 
-from elva_jax.errors import ConfigError
-from elva_jax.tools.recaption.engine import Failed, Kind, Reply
-from elva_jax.utils.read import parse_json
-from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
+from elva_jax.tools.recaption.engine import Kind
+from elva_jax.utils.chat_client import ChatClient, Reply, Retry
 
 JPEG_QUALITY = 92
-MAX_BACK_OFF = 60.0  # seconds
-MAX_RETRY_AFTER = 600.0  # seconds; longest wait that a server may ask for
-MAX_RESPONSE = 16 << 20  # bytes
-FATAL = (401, 403, 404, 405)  # a wrong key, address or model fails every request
-TRANSIENT = (408, 409, 425, 429)
-
-
-class _Retryable(Exception):
-    """A try that failed for a reason that may pass.
-
-    Args:
-      reason: in a few words.
-      retry_after: seconds that the server asks the client to wait.
-    """
-
-    def __init__(self, reason: str, retry_after: float = 0.0):
-        super().__init__(reason)
-        self.retry_after = retry_after
 
 
 class Endpoint:
-    """Posts to `{url}/chat/completions`, with the image or the frames as JPEG data URLs.
+    """Sends the image, or the frames, as JPEG data URLs to a `ChatClient`.
 
     Args:
       url: address including the version, such as http://localhost:8000/v1.
       model: the name under which the server knows the model.
       api_key: sent as a bearer token; "" for none.
       max_new_tokens: longest answer.
-      timeout: seconds after which a try is given up.
-      tries: most tries per request.
-      back_off: seconds before the second try. The wait doubles with every further try, and is drawn
-        uniformly between half of that and all of it.
+      retry: how long and how often a request is tried.
       frames_as: how a video is sent: "images", which every server accepts, or "video", vLLM's form
         of one video, which takes half as many tokens.
     """
@@ -67,57 +35,22 @@ class Endpoint:
         *,
         api_key: str = "",
         max_new_tokens: int = 1024,
-        timeout: float = 300.0,
-        tries: int = 6,
-        back_off: float = 1.0,
+        retry: Retry | None = None,
         frames_as: Literal["images", "video"] = "images",
     ):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ConfigError(
-                f"--endpoint={_without_password(url)}: "
-                "must be an address such as http://localhost:8000/v1"
-            )
-        if not (api_key.isascii() and api_key.isprintable()):
-            raise ConfigError("OPENAI_API_KEY: contains a character that no HTTP header may have")
-        self._api_key = api_key
-        # JSON may write any character with a backslash before it, or as \uXXXX.
-        letters = (rf"\\?(?:{re.escape(c)}|u(?i:{ord(c):04x}))" for c in api_key)
-        self._key_as_sent = re.compile("".join(letters))
-        self._url = url.rstrip("/") + "/chat/completions"
-        self._request = {"model": model, "max_tokens": max_new_tokens, "temperature": 0.0}
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(
-            headers=headers | {"Content-Type": "application/json"},
-            timeout=timeout,
-            follow_redirects=False,  # the key is for this host alone
-            # A request takes seconds: no connection is worth keeping for the next one.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        self._client = ChatClient(
+            url, model, api_key=api_key, max_new_tokens=max_new_tokens, retry=retry
         )
-        self._timeout, self._tries, self._back_off = timeout, tries, back_off
         self._frames_as = frames_as
-        self._stopped = threading.Event()
 
     def describe(self, kind: Kind, frames: list[np.ndarray], prompt: str) -> Reply:
         """See `Engine.describe`; failures that may pass are tried again."""
         content = [*self._media(kind, frames), {"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        body = json.dumps(self._request | {"messages": messages}).encode()
-        attempt = 1
-        while True:
-            try:
-                return self._post(body)
-            except _Retryable as failure:
-                if attempt == self._tries:
-                    raise Failed(f"{failure} ({attempt} tries)") from None
-                longest = min(self._back_off * 2 ** (attempt - 1), MAX_BACK_OFF)
-                wait = max(longest * random.uniform(0.5, 1.0), failure.retry_after)
-                if self._stopped.wait(wait):
-                    raise Failed(f"{failure} (interrupted)") from None
-            attempt += 1
+        return self._client.complete([{"role": "user", "content": content}])
 
     def stop(self) -> None:
         """See `Engine.stop`."""
-        self._stopped.set()
+        self._client.stop()
 
     def _media(self, kind: Kind, frames: list[np.ndarray]) -> list[dict[str, Any]]:
         encoded = [_jpeg(frame) for frame in frames]
@@ -127,86 +60,8 @@ class Endpoint:
         urls = [f"data:image/jpeg;base64,{frame}" for frame in encoded]
         return [{"type": "image_url", "image_url": {"url": url}} for url in urls]
 
-    def _post(self, body: bytes) -> Reply:
-        try:  # httpx limits each read, so a peer that sends a byte at a time needs a limit of all
-            return run_with_time_limit(self._timeout, lambda: self._exchange(body))
-        except TimeLimitExceeded:
-            raise _Retryable(f"no answer for {self._timeout:g} s") from None
-
-    def _exchange(self, body: bytes) -> Reply:
-        try:
-            with self._client.stream("POST", self._url, content=body) as response:
-                answer = bytearray()
-                for chunk in response.iter_bytes():
-                    answer += chunk
-                    if len(answer) > MAX_RESPONSE:
-                        raise _Retryable(f"the answer exceeds {MAX_RESPONSE >> 20} MiB")
-        except httpx.ConnectError as error:
-            raise _Retryable(f"no connection ({error})") from None
-        except httpx.TimeoutException:
-            raise _Retryable(f"no answer for {self._timeout:g} s") from None
-        except httpx.RequestError as error:
-            raise _Retryable(f"the answer broke off ({type(error).__name__})") from None
-        if not response.is_success:
-            raise self._status_error(response, bytes(answer))
-        reply = _reply(self._hide_key(answer.decode(errors="replace")))
-        return dataclasses.replace(reply, text=self._hide_key(reply.text))
-
-    def _hide_key(self, text: str) -> str:
-        """What a server has sent, without the key, which some servers repeat."""
-        return self._key_as_sent.sub("***", text) if self._api_key else text
-
-    def _status_error(self, response: httpx.Response, body: bytes) -> Exception:
-        """The exception for an HTTP status: _Retryable, Failed or ConfigError."""
-        status = response.status_code
-        detail = " ".join(self._hide_key(body.decode(errors="replace")).split())
-        reason = f"HTTP {status}: {detail[:200]}" if detail else f"HTTP {status}"
-        if status in FATAL:
-            return ConfigError(
-                f"{_without_password(self._url)}: {reason}; check --endpoint, --model and the key"
-            )
-        if status in TRANSIENT or status >= 500:
-            return _Retryable(reason, _retry_after(response.headers.get("Retry-After")))
-        return Failed(reason)
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"^([^/]*//)?[^/]*@", r"\1", url)
-
 
 def _jpeg(frame: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _retry_after(value: str | None) -> float:
-    """The seconds of a Retry-After header, which holds seconds or a date; 0 if it is unusable."""
-    if not value:
-        return 0.0
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
-
-
-def _reply(answer: str) -> Reply:
-    try:
-        value = parse_json(answer)
-        choice = value["choices"][0]
-        usage = value.get("usage") or {}
-        refusal = choice["message"].get("refusal")  # some servers keep it apart from the content
-        text = str(choice["message"].get("content") or refusal or "")
-        return Reply(
-            # JSON can hold half of a surrogate pair, UTF-8 cannot.
-            text=text.encode(errors="replace").decode(),
-            finish="content_filter" if refusal else str(choice.get("finish_reason") or "stop"),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            new_tokens=int(usage.get("completion_tokens") or 0),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _Retryable(f"not a chat completion: {answer[:80]!r}") from None

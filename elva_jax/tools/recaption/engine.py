@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal, Protocol
 
 import numpy as np
 
-from elva_jax.errors import ElvaError
+from elva_jax.utils.chat_client import Reply
 
 Kind = Literal["image", "video"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reply:
-    """The answer as the model gave it."""
-
-    text: str
-    finish: str  # "stop"; "length" if the limit of new tokens cut it off; "content_filter"
-    prompt_tokens: int  # 0 if the engine does not report it
-    new_tokens: int
-
-
-class Failed(ElvaError):
-    """A request without an answer; the next start sends it again."""
 
 
 class Engine(Protocol):

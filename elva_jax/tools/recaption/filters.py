@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from elva_jax.tools.recaption.engine import Reply
+from elva_jax.utils.chat_client import Reply
 
 MIN_WORDS = 8
 LOOP = 4  # occurrences of a phrase in a row that count as repetition

@@ -13,7 +13,8 @@ import numpy as np
 
 from elva_jax.data.chat_tokens import token_ids
 from elva_jax.errors import ConfigError
-from elva_jax.tools.recaption.engine import Failed, Kind, Reply
+from elva_jax.tools.recaption.engine import Kind
+from elva_jax.utils.chat_client import Failed, Reply
 from elva_jax.utils.read import opening
 
 if TYPE_CHECKING:

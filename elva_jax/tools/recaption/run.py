@@ -16,11 +16,12 @@ from rich.console import Console
 from elva_jax.errors import ConfigError, ElvaError, VideoError
 from elva_jax.tools.progress import record_bar
 from elva_jax.tools.recaption import filters, media
-from elva_jax.tools.recaption.engine import Engine, Failed, Reply
+from elva_jax.tools.recaption.engine import Engine
 from elva_jax.tools.recaption.manifest import Item
 from elva_jax.tools.recaption.output import Journal, llava
 from elva_jax.tools.recaption.plan import Plan
 from elva_jax.tools.recaption.prompts import prompt
+from elva_jax.utils.chat_client import Failed, Reply
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 
 TIME_LIMIT = 120.0  # seconds for reading a medium

@@ -12,7 +12,7 @@ from PIL import Image
 
 from elva_jax.errors import ConfigError
 from elva_jax.tools.recaption.endpoint import Endpoint
-from elva_jax.tools.recaption.engine import Failed, Reply
+from elva_jax.utils.chat_client import Failed, Reply, Retry
 
 from .conftest import CAPTION, Server, completion, send
 
@@ -20,7 +20,9 @@ FRAMES = [np.full((28, 56, 3), value, np.uint8) for value in (0, 90, 200)]
 
 
 def engine(server, **settings):
-    return Endpoint(server.url, "qwen", **(dict(timeout=0.4, tries=3, back_off=0.01) | settings))
+    limits = dict(timeout=0.4, tries=3, back_off=0.01)
+    limits |= {name: settings.pop(name) for name in (*limits, "total") if name in settings}
+    return Endpoint(server.url, "qwen", retry=Retry(**limits), **settings)
 
 
 def broken(handler, number, request):
@@ -90,7 +92,7 @@ def test_persistent_failure_fails_the_request_after_all_tries(server, fault):
 
 
 def test_endless_answer_fails_the_request(server, monkeypatch):
-    monkeypatch.setattr("elva_jax.tools.recaption.endpoint.MAX_RESPONSE", 10)
+    monkeypatch.setattr("elva_jax.utils.chat_client.MAX_RESPONSE", 10)
     with pytest.raises(Failed, match=r"the answer exceeds 0 MiB \(2 tries\)"):
         engine(server, tries=2).describe("image", FRAMES[:1], "?")
 
@@ -131,10 +133,10 @@ class Waits:
 def waits(server, answer, **settings):
     server.answer = answer
     asked = engine(server, **settings)
-    asked._stopped = Waits()
+    asked._client._stopped = Waits()
     with pytest.raises(Failed):
         asked.describe("image", FRAMES[:1], "?")
-    return asked._stopped.seconds
+    return asked._client._stopped.seconds
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,13 @@ def test_backoff_doubles_with_jitter_up_to_a_minute(server):
     for wait, whole in zip(found, [2, 4, 8, 16, 32, 60, 60, 60], strict=True):
         assert whole / 2 <= wait <= whole
     assert len(set(found)) == 8
+
+
+def test_no_try_begins_after_the_total_time(server):
+    server.answer = lambda handler, *_: send(handler, 429, "", [("Retry-After", "500")])
+    with pytest.raises(Failed, match=r"HTTP 429 \(1 tries within 30 s\)"):
+        engine(server, total=30).describe("image", FRAMES[:1], "?")
+    assert len(server.requests) == 1
 
 
 def test_stopping_ends_waits(server):
@@ -232,7 +241,7 @@ def test_no_error_shows_a_secret(server, status):
         handler, status, f"wrong: {handler.headers['Authorization']}"
     )
     url = server.url.replace("//", "//me:password@")
-    made = Endpoint(url, "qwen", api_key="k-123", tries=1, timeout=5)
+    made = Endpoint(url, "qwen", api_key="k-123", retry=Retry(tries=1, timeout=5))
     with pytest.raises((Failed, ConfigError)) as caught:
         made.describe("image", FRAMES[:1], "?")
     assert "k-123" not in f"{caught.value}{made!r}"

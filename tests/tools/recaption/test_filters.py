@@ -2,8 +2,8 @@
 
 import pytest
 
-from elva_jax.tools.recaption.engine import Reply
 from elva_jax.tools.recaption.filters import reason
+from elva_jax.utils.chat_client import Reply
 
 GOOD = (
     "A man in a red coat stands on a bridge, cannot reach the rail, and holds a very, very "

@@ -11,8 +11,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from elva_jax.cli import main
 from elva_jax.data import tokenizer as tokenizers
-from elva_jax.tools.recaption.engine import Reply
 from elva_jax.tools.recaption.local import Local, patches
+from elva_jax.utils.chat_client import Reply
 
 from .conftest import read_lines
 

@@ -34,8 +34,7 @@ def recaption(server, manifest, *more):
             str(out),
             "--endpoint",
             server.url,
-            "--tries",
-            "2",
+            *(() if "--tries" in more else ("--tries", "2")),
             *more,
         ]
     )

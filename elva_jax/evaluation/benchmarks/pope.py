@@ -1,0 +1,107 @@
+"""POPE: whether an object is in an image, with three ways of choosing the objects that are not.
+
+precision = yes and right / answered yes        recall = yes and right / all whose label is yes
+F1 = 2 · precision · recall / (precision + recall)
+yes-rate = answered yes / all                   of the answers, not of the labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from elva_jax.evaluation.benchmarks import choice
+from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
+from elva_jax.evaluation.benchmarks.pictures import locate_image
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.yes_no import YES, grade_yes_no, yes_no_question
+
+FILES = "coco_pope_{random,popular,adversarial}.json (JSONL), val2014/{image}"
+KINDS = ("random", "popular", "adversarial")
+
+
+def read(root: Path) -> tuple[Question, ...]:
+    """The questions of all three kinds below a folder; see `FILES`.
+
+    Raises:
+      DataError: annotations are missing or damaged.
+    """
+    kinds = [
+        (f"coco_pope_{kind}.json*", f"coco/coco_pope_{kind}.json*", f"Full/{kind}-*.parquet")
+        for kind in KINDS
+    ]
+    media = MediaFolder(root)
+    hub = sorted(root.glob("data/test-*.parquet"))
+    # Ids begin again in every file.
+    files = {"": hub} if hub else {k: find(root, names, FILES) for k, names in zip(KINDS, kinds)}
+    return unique(
+        (
+            _question(record, kind or record.text("category"), media)
+            for kind, paths in files.items()
+            for record in read_records(paths)
+        ),
+        str(root),
+    )
+
+
+def _question(record: Record, kind: str, media: MediaFolder) -> Question:
+    name = record.text("image_source") if record.get("image_source") else None
+    image = record.get("image", default=name)
+    return yes_no_question(
+        f"{kind}/{record.text('question_id')}",
+        [locate_image(image, record.key, media, ("val2014", "images"))],
+        record.text("text", "question"),
+        record.text("label", "answer"),
+        categories={"category": kind},
+    )
+
+
+def score(grades: Sequence[Grade]) -> Scores:
+    """F1 of all questions and by kind; accuracy, precision, recall and the yes-rate beside it."""
+    by_kind: dict[str, list[Grade]] = {kind: [] for kind in KINDS}
+    for grade in grades:
+        by_kind.setdefault(grade.response.question.categories["category"], []).append(grade)
+    main, *others = _numbers(grades)
+    return Scores(
+        main=main,
+        others=tuple(others),
+        categories={"category": {kind: _numbers(of)[0] for kind, of in by_kind.items()}},
+        statuses=choice.statuses(grades),
+    )
+
+
+def _numbers(grades: Sequence[Grade]) -> list[Metric]:
+    """F1, accuracy, precision, recall and yes-rate; a quotient of nothing is 0."""
+    counted = [grade for grade in grades if grade.status != "no_reference"]
+    yes = [grade for grade in counted if grade.parsed == YES]
+    positive = [grade for grade in counted if grade.response.question.answer == YES]
+    right = sum(grade.status == "right" for grade in yes)
+    precision, recall = _quotient(right, len(yes)), _quotient(right, len(positive))
+    values = {
+        "f1": _quotient(2 * precision * recall, precision + recall),
+        "accuracy": _quotient(sum(grade.credit for grade in counted), len(counted)),
+        "precision": precision,
+        "recall": recall,
+        "yes-rate": _quotient(len(yes), len(counted)),
+    }
+    return [
+        Metric(name=name, value=100 * value if counted else float("nan"), count=len(counted))
+        for name, value in values.items()
+    ]
+
+
+def _quotient(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+BENCHMARK = Benchmark(
+    name="pope",
+    title="POPE",
+    kind="yes_no",
+    read=read,
+    grade=grade_yes_no,
+    score=score,
+    files=FILES,
+    scoring="F1 of the answer yes over all three kinds; beside it accuracy, precision, recall and"
+    " the share of answers that are yes",
+)
