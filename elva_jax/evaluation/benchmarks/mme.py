@@ -63,7 +63,7 @@ def _of_task(root: Path, task: str) -> Iterator[Record]:
             image, question, answer = fields
             yield Record(key, _fields(task, image, question, answer))
         return
-    for file in find(root, (f"{task}/questions_answers_YN/*.txt", f"{task}/*.txt"), FILES):
+    for file in find(root, (f"{task}/*.txt", f"{task}/questions_answers_YN/*.txt"), FILES):
         for key, (question, answer) in _rows(file, 2):
             yield Record(key, _fields(task, file.stem, question, answer))
 
@@ -72,7 +72,7 @@ def _fields(task: str, image: str, question: str, answer: str) -> Mapping[str, s
     return {
         "category": task,
         "question_id": image,
-        "image": f"{task}/{image}",
+        "image": image,
         "question": question,
         "answer": answer,
     }
@@ -93,7 +93,7 @@ def _question(record: Record, group: str, number: int, media: MediaFolder) -> Qu
     task = record.text("category")
     return yes_no_question(
         f"{group}/{number}",
-        [locate_image(record.require("image"), record.key, media, (f"{task}/images", "", task))],
+        [locate_image(record.require("image"), record.key, media, (f"{task}/images", task))],
         record.text("question"),
         record.text("answer"),
         categories={"task": task},
@@ -121,7 +121,7 @@ def score(grades: Sequence[Grade]) -> Scores:
 
 
 def _task_score(grades: Sequence[Grade]) -> Metric:
-    """accuracy + accuracy+ of a task; NaN if no image has both questions."""
+    """The sum of both accuracies of a task; NaN if no image has both questions."""
     counted = [grade for grade in grades if grade.status != "no_reference"]
     images: dict[str, list[float]] = {}
     for grade in counted:

@@ -16,7 +16,7 @@ from typing import Any
 from elva_jax.data.example import Media
 from elva_jax.evaluation import answers
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores, Status
 
 REQUEST = "Answer with a word or a short phrase."
 EXACT, F1 = "exact_match", "token_f1"  # names of details
@@ -57,7 +57,7 @@ def open_question(
 
 
 def as_sentence(text: str) -> str:
-    """A question as it is written: `what is he doing` -> `What is he doing?`"""
+    """A question with a capital and a mark: `what is it` -> `What is it?`, as people write."""
     text = text.strip()
     text = text[:1].upper() + text[1:]
     return text if text.endswith(("?", ".", "!")) else text + "?"
@@ -73,7 +73,7 @@ def grade_open(response: Response) -> Grade:
     exact = any(answers.exact_match(text, reference) for reference in references)
     f1 = max(token_f1(text, reference) for reference in references)
     folded = answers.normalize(text)
-    status = "right" if exact else "wrong" if folded else "unparsed"
+    status: Status = "right" if exact else "wrong" if folded else "unparsed"
     return Grade(
         response=response,
         parsed=folded or None,

@@ -18,6 +18,7 @@ from elva_jax.evaluation.benchmarks.yes_no import YES, grade_yes_no, yes_no_ques
 
 FILES = "coco_pope_{random,popular,adversarial}.json (JSONL), val2014/{image}"
 KINDS = ("random", "popular", "adversarial")
+NAMES = ("coco_pope_{}.json*", "coco/coco_pope_{}.json*", "Full/{}-*.parquet")
 
 
 def read(root: Path) -> tuple[Question, ...]:
@@ -26,14 +27,11 @@ def read(root: Path) -> tuple[Question, ...]:
     Raises:
       DataError: annotations are missing or damaged.
     """
-    kinds = [
-        (f"coco_pope_{kind}.json*", f"coco/coco_pope_{kind}.json*", f"Full/{kind}-*.parquet")
-        for kind in KINDS
-    ]
     media = MediaFolder(root)
-    hub = sorted(root.glob("data/test-*.parquet"))
-    # Ids begin again in every file.
-    files = {"": hub} if hub else {k: find(root, names, FILES) for k, names in zip(KINDS, kinds)}
+    if hub := sorted(root.glob("data/test-*.parquet")):
+        files = {"": hub}
+    else:  # ids begin again in every file
+        files = {kind: find(root, [name.format(kind) for name in NAMES], FILES) for kind in KINDS}
     return unique(
         (
             _question(record, kind or record.text("category"), media)
@@ -45,11 +43,13 @@ def read(root: Path) -> tuple[Question, ...]:
 
 
 def _question(record: Record, kind: str, media: MediaFolder) -> Question:
-    name = record.text("image_source") if record.get("image_source") else None
-    image = record.get("image", default=name)
     return yes_no_question(
         f"{kind}/{record.text('question_id')}",
-        [locate_image(image, record.key, media, ("val2014", "images"))],
+        [
+            locate_image(
+                record.get("image", "image_source"), record.key, media, ("val2014", "images")
+            )
+        ],
         record.text("text", "question"),
         record.text("label", "answer"),
         categories={"category": kind},
