@@ -1,5 +1,6 @@
 """Hooks watch the steps of a stage. The loop calls each of them, in the order of its list.
 
+begin, before the first step
 before_step -> next batch -> the step is dispatched -> after_step -> on_save, if it is saved
 close, in reverse order, whatever ends the stage
 """
@@ -27,6 +28,9 @@ from elva_jax.training.setup import TrainSetup
 
 class Hook:
     """Does nothing; subclasses override the moments that they need."""
+
+    def begin(self, step: int, state: TrainState) -> None:
+        """Called once, with the step and the state that the stage continues from."""
 
     def before_step(self, step: int) -> None:
         """Called before the batch of a step is asked for."""

@@ -115,6 +115,8 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
         if status:
             progress.note(f"{name}: stopped before step {start + 1}; {RESTART}")
             return status
+        for hook in hooks:
+            hook.begin(start, state)
         for step in range(start + 1, setup.steps + 1):
             for hook in hooks:
                 hook.before_step(step)
@@ -170,7 +172,13 @@ def _make_hooks(
         return reporter, Hook()
     evaluator = HeldOutEvaluator(setup, inputs.frozen, run.tokenizer)
     return reporter, EvaluationHook(
-        setup, evaluator, best=best, clock=clock, writers=writers, progress=progress
+        setup,
+        evaluator,
+        best=best,
+        clock=clock,
+        writers=writers,
+        progress=progress,
+        stop=lambda: bool(run.stop.code),
     )
 
 

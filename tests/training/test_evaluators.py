@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import signal
 import typing
 
 import jax
@@ -49,31 +51,52 @@ def held_out(tiny_run, data_dir, arg="sft", stage="sft", **settings):
     return config
 
 
-class FallingConsole(io.StringIO):
-    """A terminal at which the run ends when a text is printed."""
+def smallest(config):
+    """The same run with a model that is traced and compiled soon."""
+    names = ("merge_layers", "merge_policies", "merge_thresholds", "merge_ratios")
+    config.model.update(num_layers=1, **dict.fromkeys(names, ()))
+    config.stages.sft.merging = False
+    config.stages.sft.optimizer.name = "adamw"
+    return config
 
-    def __init__(self, text):
+
+class Interrupting(io.StringIO):
+    """A terminal that acts once, when a text is printed."""
+
+    def __init__(self, text, act):
         super().__init__()
-        self._text = text
+        self._text, self._act = text, act
 
     def write(self, text):
-        super().write(text)
+        written = super().write(text)
         if self._text in self.getvalue():
             self._text = "\0"
-            raise RuntimeError("the machine fell")
+            self._act()
+        return written
+
+
+def fall():
+    raise RuntimeError("the machine fell")
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_training_is_bitwise_the_same_also_when_interrupted(tiny_run, runs, data_dir, tmp_path):
-    """Without evaluations; with them; with them and a crash after step 4."""
-    config = held_out(tiny_run, data_dir, keep_best="loss", better="larger")
-    plain = held_out(tiny_run, data_dir)
+    """Without evaluations; with them; also with SIGTERM in the first and a crash after the next."""
+    config = smallest(held_out(tiny_run, data_dir, keep_best="loss", better="larger"))
+    plain = config.copy_and_resolve_references()
     plain.stages.sft.eval.every = 0
     assert train.run(plain, tmp_path / "plain") == 0
     told = io.StringIO()
     assert train.run(config, tmp_path / "whole", console=Console(file=told, width=200)) == 0
-    console = Console(file=FallingConsole("sft 4: held out"), width=200)
+    stopping = Interrupting("sft 2/6", stop)
+    assert train.run(config, tmp_path / "cut", console=Console(file=stopping, width=200)) == 75
+    assert "sft: step 2 is evaluated at the next start" in stopping.getvalue()
+    falling = Console(file=Interrupting("sft 4: held out", fall), width=200)
     with pytest.raises(RuntimeError, match="fell"):
-        train.run(config, tmp_path / "cut", console=console)
+        train.run(config, tmp_path / "cut", console=falling)
     assert runs.newest(tmp_path / "cut", "sft") == 3
     assert train.run(config, tmp_path / "cut") == 0
     assert runs.differences(tmp_path / "cut", tmp_path / "whole", ["sft"]) == []

@@ -83,6 +83,11 @@ class BestWeights:
         (value, *_) = all_gather_json(value)
         self._best = -math.inf if value is None else self._sign * value
 
+    def reported_steps(self) -> list[int]:
+        """The steps of the stage that have been evaluated."""
+        steps = [line["step"] for line in read_metrics(self._stage) if is_evaluation(line)]
+        return all_gather_json(steps)[0]
+
     def offer(self, step: int, value: float, params: Any) -> bool:
         """Saves the weights of a step if its value is the best so far, and says whether it did.
 
@@ -134,6 +139,11 @@ class BestWeights:
                 return reports[step]
             shutil.rmtree(self._path(step))
         return None
+
+
+def is_evaluation(report: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl is an evaluation."""
+    return any(name.startswith(PREFIX) for name in report)
 
 
 def best_folder(stage: Path) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -94,7 +94,7 @@ class HeldOut:
         self._cache: list[Rows] | None = None
         self.rejected: list[Rejected] = []
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Generator[Rows]:
         """The rows of this process; those of an earlier pass, if they are still in memory."""
         if self._cache is not None:
             yield from self._cache

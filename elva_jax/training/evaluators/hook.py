@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -58,8 +59,17 @@ class HeldOutEvaluator:
             for mode in modes
         }
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(
+        self, params: Any, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """The numbers of all evaluators, and what they count.
+
+        Args:
+          params: the stage's parameters.
+          stop: asked before each batch whether to give up; where one process does, all do.
+
+        Returns:
+          the numbers; None if it was stopped.
 
         Raises:
           DataError: no example can be read.
@@ -68,7 +78,9 @@ class HeldOutEvaluator:
         own = self._setup.task.stage.merging
         answers: dict[bool, list[Answer]] = {mode: [] for mode in self._programs}
         frames: list[Frames] = []
-        for rows in self._rows_of_all():
+        for rows in self._rows_of_all(stop):
+            if rows is None:
+                return None
             for mode, program in self._programs.items():
                 scores = program(params, self._frozen, rows.arrays)
                 if scores["overflow"]:
@@ -97,14 +109,17 @@ class HeldOutEvaluator:
         counts = {"answers": len(observed.own), "unreadable": len(unreadable)}
         return values | {name: float(count) for name, count in counts.items()}
 
-    def _rows_of_all(self) -> Iterator[Rows]:
-        """This process's rows, then padding as long as another process has rows."""
-        mine = self._held_out.batches()
-        while True:
-            rows = next(mine, None)
-            if not any(all_gather_json(rows is not None)):
-                return
-            yield self._held_out.padding() if rows is None else rows
+    def _rows_of_all(self, stop: Callable[[], bool]) -> Iterator[Rows | None]:
+        """This process's rows, then padding as long as another process has rows; None: stop."""
+        with contextlib.closing(self._held_out.batches()) as mine:
+            while True:
+                rows = next(mine, None)
+                state = all_gather_json({"rows": rows is not None, "stop": stop()})
+                if any(process["stop"] for process in state):
+                    yield None
+                if not any(process["rows"] for process in state):
+                    return
+                yield self._held_out.padding() if rows is None else rows
 
 
 class EvaluationHook(Hook):
@@ -117,6 +132,8 @@ class EvaluationHook(Hook):
       clock: told what the time goes into.
       writers: of metrics.jsonl and the like.
       progress: shows the numbers.
+      stop: whether the run is asked to stop, which does not wait for an evaluation; the next start
+        makes up for it.
     """
 
     def __init__(
@@ -128,21 +145,40 @@ class EvaluationHook(Hook):
         clock: StepClock,
         writers: MetricWriters,
         progress: StageProgress,
+        stop: Callable[[], bool],
     ):
         self._setup, self._evaluator, self._best = setup, evaluator, best
         self._clock, self._writers, self._progress = clock, writers, progress
+        self._stop = stop
+
+    def begin(self, step: int, state: TrainState) -> None:
+        """Evaluates the step that the stage continues from, where a stop did not let it."""
+        if step and self._is_due(step) and step not in self._best.reported_steps():
+            self._evaluate(step, state)
 
     def after_step(
         self, step: int, state: TrainState, batch: Mapping[str, Any], metrics: Metrics
     ) -> None:
         """Evaluates the weights after a step, if it is time."""
-        if step % self._setup.task.stage.eval.every and step < self._setup.steps:
+        if not self._is_due(step):
             return
         self._clock.charge("host")
         jax.block_until_ready(metrics)
         self._clock.charge("device")
-        start = time.monotonic()
-        values = self._evaluator(state.params)
+        self._evaluate(step, state)
+        self._clock.charge("evaluate")
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._setup.task.stage.eval.every == 0 or step == self._setup.steps
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        # A stage that is complete does not start again.
+        start, last = time.monotonic(), step == self._setup.steps
+        values = self._evaluator(state.params, lambda: self._stop() and not last)
+        if values is None:
+            name = self._setup.task.name
+            self._progress.note(f"{name}: step {step} is evaluated at the next start")
+            return
         saved = self._best.offer(step, self._best.value_of(values), state.params)
         values["seconds"] = time.monotonic() - start
         self._writers.write(step, {PREFIX + name: value for name, value in values.items()})
@@ -151,7 +187,6 @@ class EvaluationHook(Hook):
         self._progress.note(
             f"{self._setup.task.name} {step}: held out:  {'  '.join(shown)}  ({', '.join(words)})"
         )
-        self._clock.charge("evaluate")
 
 
 def _answers(rows: Rows, scores: Mapping[str, np.ndarray]) -> Iterator[Answer]:
