@@ -10,6 +10,7 @@ expected figures are neither 0 nor 1.
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -96,14 +98,53 @@ def prepare(work):
             "answer": right if doc["doc"] % 3 else (right + 1) % len(OPTIONS),
         }
     (tasks / "docs.json").write_text(json.dumps(docs))
+    exact = write_msvd(work, model, docs)
     others, other_losses, _ = own_answers(other, docs)
     return {
         "docs": docs,
+        "msvd": exact,
         "rounds": rounds,
         "model": answers,
         "other": others,
         "accuracy": {"model": accuracy_of(docs, losses), "other": accuracy_of(docs, other_losses)},
     }
+
+
+def write_msvd(work, model, docs):
+    """A folder of MSVD-QA with three questions; returns the model's exact matches among them."""
+    from elva_jax.evaluation.answers import exact_match
+
+    root = work / "msvd"
+    (root / "videos").mkdir(parents=True)
+    questions, answers, right = [], [], []
+    for doc in docs[5:8]:
+        shutil.copy(doc["video"], root / "videos" / f"{doc['doc']}.mp4")
+        name, text = str(doc["doc"]), f"{doc['question']}? Reply with one word or a few words."
+        said = model.answer(doc["video"], text, max_new_tokens=NEW)
+        answer = said if doc["doc"] % 2 else "something else"
+        questions.append({"video_name": name, "question_id": name, "question": doc["question"]})
+        answers.append({"question_id": name, "answer": answer})
+        right.append(exact_match(said, answer))
+    (root / "test_q.json").write_text(json.dumps(questions))
+    (root / "test_a.json").write_text(json.dumps(answers))
+    found = subprocess.check_output([sys.executable, "-m", "elva_jax.evaluation.lmms.tasks"])
+    shutil.copytree(found.decode().strip(), work / "tasks" / "elva")
+    return sum(right) / len(right)
+
+
+class Judge(http.server.BaseHTTPRequestHandler):
+    """A judge that finds everything right."""
+
+    def do_POST(self):
+        """Answers one request."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        content = "{'pred': 'yes', 'score': 4}"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+
+    def log_message(self, *args):
+        """Says nothing."""
 
 
 def environment(work, **more):
@@ -181,7 +222,12 @@ def check_command_line(work, known):
     """Generation and rounds by chat messages; with likelihoods by prompts, in two ranks."""
     docs, answers, rounds = known["docs"], known["model"], known["rounds"]
     flags = ("--limit", DOCS - 1, "--batch_size", "auto")
-    chat = start(work, "chat.log", harness(work, "chat", "local_open,local_rounds", *flags))
+    judge = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=judge.serve_forever, daemon=True).start()
+    flags = (*flags, "--gen_kwargs", f"max_new_tokens={NEW}")
+    command = harness(work, "chat", "local_open,local_rounds,msvd_qa", *flags)
+    url = f"http://127.0.0.1:{judge.server_port}/v1/chat/completions"
+    chat = start(work, "chat.log", command, MSVD_QA_ROOT=str(work / "msvd"), OPENAI_API_URL=url)
     ranks = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port())
     all_three = "local_open,local_choice,local_rounds"
     flags = ("--force_simple", "--batch_size", "4")
@@ -208,8 +254,13 @@ def check_command_line(work, known):
             "|local_open  |",
         ):
             check(f"{out}: the log has {text!r}", text in log, True)
+    judge.shutdown()
     accuracy = results["results"]["local_choice"]["acc,none"]
     check("likelihood: the accuracy", accuracy, known["accuracy"]["model"])
+    names = ("exact_match", "judge_accuracy", "judge_score", "judge_failures")
+    msvd = read_results(work, "chat")[0]["results"]["msvd_qa"]
+    judged = [msvd[f"{name},none"] for name in names]
+    check("MSVD-QA: exact match, and the judge's", judged, [known["msvd"], 100.0, 4.0, 0])
     named = {path.parent.name for path in (work / "chat").rglob("*_results.json")}
     check("the folder of results is named for the model", len(named) == 1 and named != {""}, True)
 
