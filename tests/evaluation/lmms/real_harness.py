@@ -119,7 +119,7 @@ def write_msvd(work, model, docs):
     questions, answers, right = [], [], []
     for doc in docs[5:8]:
         shutil.copy(doc["video"], root / "videos" / f"{doc['doc']}.mp4")
-        name, text = str(doc["doc"]), f"{doc['question']}? Reply with one word or a few words."
+        name, text = str(doc["doc"]), f"{doc['question']}?\nAnswer with a word or a short phrase."
         said = model.answer(doc["video"], text, max_new_tokens=NEW)
         answer = said if doc["doc"] % 2 else "something else"
         questions.append({"video_name": name, "question_id": name, "question": doc["question"]})

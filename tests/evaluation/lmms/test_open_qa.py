@@ -8,62 +8,37 @@ import threading
 import pytest
 
 from elva_jax.errors import ElvaError
+from elva_jax.evaluation.benchmarks import registry
 from elva_jax.evaluation.lmms import judging, open_qa
 from elva_jax.evaluation.lmms.judging import Judge, Verdict
 
 
-def test_questions_and_answers_are_joined_by_their_id(tmp_path):
-    questions = [
-        {"video_name": "vid7", "question_id": 2, "question": "who runs?"},
-        {"video_name": "b", "question_id": 1, "question": "what is red"},
-    ]
-    answers = [{"question_id": 1, "answer": "ball"}, {"question_id": 2, "answer": "man"}]
+def test_documents_are_those_of_our_own_readers(tmp_path):
+    questions = [{"video_name": "b", "question_id": 1, "question": "what is red"}]
     (tmp_path / "test_q.json").write_text(json.dumps(questions))
-    (tmp_path / "test_a.json").write_text(json.dumps(answers))
-    (tmp_path / "youtube_mapping.txt").write_text("abc_1_9 vid7\nx vid70\n")
+    (tmp_path / "test_a.json").write_text(json.dumps([{"question_id": 1, "answer": "ball"}]))
     (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "abc_1_9.avi").touch()
-    first, second = open_qa.read_docs("msvd_qa", tmp_path)
-    assert first["video"] == str(tmp_path / "videos" / "abc_1_9.avi")
-    assert (first["question_id"], first["answer"]) == ("2", "man")
-    assert second["video"].startswith(str(tmp_path / "videos" / "b."))  # missing, and said so later
-    (tmp_path / "test_a.json").write_text(json.dumps(answers[:1]))
-    with pytest.raises(ElvaError, match=r"test_q\.json\[0\]: the question '2' has no row in"):
-        open_qa.read_docs("msvd_qa", tmp_path)
-
-
-def test_the_authors_own_files(tmp_path):
-    rows = [{"id": 5, "video_id": 7010, "question": "what?", "answer": "a dog", "category_id": 3}]
-    (tmp_path / "test_qa.json").write_text(json.dumps(rows))
-    (doc,) = open_qa.read_docs("msrvtt_qa", tmp_path)
-    assert doc["video"].startswith(str(tmp_path / "videos" / "video7010."))
-    table = "gif_name\tquestion\tanswer\ttype\ntumblr_1\twhat color, then?\tred\t2\n"
-    (tmp_path / "Test_frameqa_question.csv").write_text(table)
-    (tmp_path / "gifs").mkdir()
-    (tmp_path / "gifs" / "tumblr_1.gif").touch()
-    (doc,) = open_qa.read_docs("tgif_qa", tmp_path)
-    assert doc == {
-        "question_id": "0",
-        "video": str(tmp_path / "gifs" / "tumblr_1.gif"),
-        "question": "what color, then?",
-        "answer": "red",
-    }
-
-
-def test_a_missing_folder_names_its_variable(tmp_path, monkeypatch):
-    monkeypatch.delenv("MSVD_QA_ROOT", raising=False)
-    with pytest.raises(ElvaError, match="MSVD_QA_ROOT is not set: it names the folder of msvd_qa"):
-        open_qa.require_root("msvd_qa")
-    monkeypatch.setenv("MSVD_QA_ROOT", str(tmp_path))
-    with pytest.raises(ElvaError, match=r"no such file; expected layout: test_q.json and"):
-        open_qa.read_docs("msvd_qa", open_qa.require_root("msvd_qa"))
+    (tmp_path / "videos" / "b.avi").touch()
+    for name, variable in open_qa.VARIABLES.items():
+        (doc,) = open_qa.docs_of(name, {variable: str(tmp_path)})
+        (question,) = registry.find([name])[0].read(tmp_path)
+        assert doc == {
+            "question_id": "1",
+            "video": question.media[0].source,
+            "question": "What is red?",
+            "answer": "ball",
+        }
+        assert open_qa.prompt(doc, None) == question.prompt
+        with pytest.raises(ElvaError, match=f"{variable} is not set; it names the folder of"):
+            open_qa.docs_of(name, {})
 
 
 def test_scores_without_a_judge(monkeypatch):
     for name in ("OPENAI_API_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     doc = {"question": "who runs ? ", "answer": "a young man"}
-    assert open_qa.prompt(doc, {"post_prompt": " Briefly."}) == "who runs? Briefly."
+    given = {"pre_prompt": "Look. ", "post_prompt": " Briefly."}
+    assert open_qa.prompt(doc, given) == "Look. Who runs ? Briefly."
     assert open_qa.grade(doc, "Young man.") == {"exact_match": 1.0, "token_f1": 1.0}
     assert open_qa.grade(doc, "man") == {"exact_match": 0.0, "token_f1": pytest.approx(2 / 3)}
     assert open_qa.grade(doc, "") == {"exact_match": 0.0, "token_f1": 0.0}

@@ -29,7 +29,7 @@ def _docs(name: str, dataset: Any) -> Any:
     """The documents below the folder that the environment names, or those of `data_files`."""
     if "question" in dataset.column_names:
         return dataset
-    return Dataset.from_list(open_qa.read_docs(name, open_qa.require_root(name)))
+    return Dataset.from_list(open_qa.docs_of(name))
 
 
 def visual(doc: Mapping[str, Any]) -> list[str]:
