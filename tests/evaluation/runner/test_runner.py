@@ -41,7 +41,7 @@ def evaluate(model, root, config=SMALL, **more):
 
 @pytest.fixture(scope="module")
 def asked(model, root):
-    return evaluate(model, root, BenchmarkConfig(batch_size=32))
+    return evaluate(model, root)
 
 
 def said(evaluation):
@@ -86,7 +86,13 @@ def test_every_question_counts_and_unreadable_media_are_named(asked, root):
     assert len(asked.settings["prompts_hash"]) == 16
 
 
-@pytest.mark.parametrize("key", ["1-1", "8-0", "open"])
+def test_answers_do_not_depend_on_the_batch(model, root, asked):
+    config = BenchmarkConfig(batch_size=32, answers=("generated",), workers=1)
+    alike = evaluate(model, root, config)
+    assert said(alike)[0] == said(asked)[0]
+
+
+@pytest.mark.parametrize("key", ["8-0", "open"])
 def test_answers_equal_single_calls(model, asked, key):
     (grade,) = [g for g in asked.grades["generated"] if g.response.question.key == key]
     response, question = grade.response, grade.response.question
