@@ -107,6 +107,35 @@ finished 60 "$job"
 sleep 8
 if pgrep -f "cli train .*--workdir $dir/cancelled" >/dev/null; then echo "FAIL  scancel leaves processes" && failures=$((failures + 1)); else echo "ok    scancel leaves no process"; fi
 
+# An evaluation: the other task asks the questions of a killed one; nothing is asked twice.
+"$PYTHON" - "$dir" >"$dir/write.log" 2>&1 <<'END'
+import json, pathlib, sys
+from elva_jax import testing
+root = pathlib.Path(sys.argv[1])
+testing.tiny_model().save_pretrained(root / "tiny")
+folder = root / "bench" / "videomme" / "data"
+folder.mkdir(parents=True)
+fields = {"question": "What moves?", "options": ["red", "green"], "answer": "A"}
+for i in range(60):
+    testing.write_video(folder / f"{i}.mp4", testing.tiny_video(seed=i))
+records = [{"videoID": str(i), "question_id": str(i)} | fields for i in range(60)]
+(folder.parent / "videomme.json").write_text(json.dumps(records))
+END
+job=$(sbatch --parsable --nodes=2 --gpus-per-node=0 --cpus-per-task=1 --mem=3000 --output="$dir/scores.log" --time=30 launch/slurm.sbatch \
+  evaluate --checkpoint "$dir/tiny" --tasks videomme --data-root "$dir/bench" --output "$dir/scores" --batch-size 2)
+answers=$dir/scores/videomme/answers/0001-of-0002/answers.jsonl
+for _ in $(seq 2400); do [ "$(cat "$answers" 2>/dev/null | wc -l)" -gt 2 ] && break; sleep 0.1; done
+# The task whose share it is, by its number in its environment.
+for pid in $(pgrep -f "cli evaluate .*--output $dir/scores"); do if tr '\0' '\n' <"/proc/$pid/environ" | grep -qx SLURM_PROCID=1; then kill -KILL "$pid"; fi; done
+finished 240 "$job"
+check "evaluation: a task was killed" "task 1: Killed" "$dir/scores.log"
+check "evaluation: the other one asks the rest" "60 of 60 questions" "$dir/scores.log"
+if [ "$(cat "$dir"/scores/videomme/answers/*/answers.jsonl | grep -o '"key": "[0-9]*"' | sort -u | wc -l)" = 60 ] && [ "$(cat "$dir"/scores/videomme/answers/*/answers.jsonl | grep -c '"key"')" = 60 ]; then
+  echo "ok    evaluation: every question is answered once"
+else
+  echo "FAIL  evaluation: not every question is answered once" && failures=$((failures + 1))
+fi
+
 # mpirun: its pseudo-terminal gets lines, no cursor movement.
 timeout 300 mpirun --allow-run-as-root --oversubscribe -np 2 "$PYTHON" -m elva_jax.cli train --config configs/tiny.py --workdir "$dir/mpi" \
   --config.data_dir="$data" --config.mesh.data=2 --config.mesh.fsdp=1 --config.stages.teacher.steps=4 --config.curriculum='("teacher",)' \
