@@ -32,7 +32,12 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--data", default="moving_shapes/easy", metavar="NAME", help=text)
     add("--data-dir", metavar="DIR", help="where data sets are built (default: as in the run)")
     add("--split", default="test", help=f"split of the data set {default}")
-    add("--limit", type=flags.positive, metavar="N", help="use the first N videos only")
+    add(
+        "--limit",
+        type=flags.positive,
+        metavar="N",
+        help="use the first N videos, or questions with --tasks",
+    )
     flags.add_frames(evaluate)
     flags.add_no_merging(evaluate)
     text = "skip the three baselines"

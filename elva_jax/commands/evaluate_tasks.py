@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -98,6 +99,7 @@ def run_tasks(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     elva_jax.enable_compilation_cache()
+    logging.getLogger("elva_jax.inference.long_context").addFilter(OnceEach())
     with progress() as report:
         evaluations = elva_jax.evaluate_benchmarks(
             args.checkpoint,
@@ -156,6 +158,20 @@ def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
             text = f"{lost} questions count as wrong because they could not be asked"
             print(f"{evaluation.benchmark}: {text}: {listed}{more}", file=sys.stderr)
     return status
+
+
+class OnceEach(logging.Filter):
+    """Lets the first notice of a kind pass, where every batch would repeat it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message, whatever its numbers, is a new one."""
+        new = record.msg not in self._seen
+        self._seen.add(record.msg)
+        return new
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def describe_model(model: ElvaModel) -> dict[str, Any]:
     """What an answer depends on in the model, as JSON."""
     return {
         "model_hash": model_hash(model),
-        "elva_jax": elva_jax.__version__,
+        "versions": {"elva_jax": elva_jax.__version__},
         "dtype": model.model_config.dtype,
     }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from elva_jax.data import conversation
 from elva_jax.data.example import Media
-from elva_jax.errors import ElvaError
+from elva_jax.errors import ElvaError, LayoutError
 from elva_jax.evaluation.benchmarks.base import Question
 from elva_jax.evaluation.runner.settings import Way
 from elva_jax.inference.batching import split_prompt
@@ -152,8 +152,15 @@ def _read_prompt(
     """Renders a question, and measures what follows in every way that it is asked.
 
     Raises:
-      ElvaError: no text, or more tokens than the model reads.
+      ElvaError: no text, options that cannot be scored, or more tokens than the model reads.
     """
+    if not all(option.strip() for option in question.options):
+        raise LayoutError(f"the question '{question.text[:60]}' has an empty option")
+    if "letter" in ways and len(question.options) > len(conversation.LETTERS):
+        raise LayoutError(
+            f"the question '{question.text[:60]}' has {len(question.options)} options, more than"
+            " there are letters; ask it by --answers generated,likelihood"
+        )
     parts = model.prompt_parts(question.prompt, visuals)
     prompt = split_prompt(parts)
     start = sum(

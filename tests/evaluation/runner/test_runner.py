@@ -14,10 +14,12 @@ import shapes
 
 from elva_jax import testing
 from elva_jax.errors import ConfigError, DataError, StartError
+from elva_jax.evaluation.benchmarks.base import Question
 from elva_jax.evaluation.runner import rows
 from elva_jax.evaluation.runner.batches import Buckets
+from elva_jax.evaluation.runner.reading import read_ahead
 from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
-from elva_jax.evaluation.runner.settings import BenchmarkConfig
+from elva_jax.evaluation.runner.settings import WAYS, BenchmarkConfig
 from elva_jax.evaluation.runner.shares import divide, in_turn
 from elva_jax.inference.media import Request
 
@@ -272,6 +274,41 @@ def test_shares_are_even_and_everyones_first_is_another():
     ]
     assert len(divide(groups[:3], 8, 32)) == 3
     assert len(divide(groups, 2, 1000)) == 2
+
+
+def question(key, words, options=()):
+    return Question(key=key, media=(), prompt="What? " * words, text="What?", options=options)
+
+
+def test_each_question_has_the_rope_scaling_that_it_needs_alone(model):
+    visuals = (model.read_media(testing.tiny_video(20)),)  # 420 tokens of at most 512
+    questions = [question(f"{k}", words) for k, words in enumerate((1, 2, 40, 3, 40, 4000))]
+    questions += [question("empty", 1, ("red", " ")), question("many", 1, ("x",) * 27)]
+    group = rows.Group(media=(), questions=tuple(questions))
+    found, refused = rows.rows_of(model, group, visuals, WAYS, 16)
+    asked = {each.rope_factor: [q.key for q in each.questions] for each in found}
+    assert asked == {1: ["0", "1", "3"], 2: ["2", "4"]}
+    assert all(each.tokens <= 512 * each.rope_factor for each in found)
+    assert {each.question.key for each in refused} == {"5", "empty", "many"}
+    assert "longest sequence is 512" in refused[0].reason
+
+
+def test_media_are_read_once_and_ahead(model, root, monkeypatch):
+    read = []
+    real = model.read_media
+
+    def watched(source, **more):
+        read.append(source)
+        return real(source, **more)
+
+    monkeypatch.setattr(model, "read_media", watched)
+    groups = rows.group_by_media(shapes.read(root))
+    media = [medium.source for group in groups for medium in group.media]
+    ahead = read_ahead(model, groups, None, window=3, workers=1)
+    next(ahead)
+    assert len(read) >= 1
+    assert [group for group, _ in ahead] == groups[1:]
+    assert sorted(map(str, read)) == sorted(map(str, media))
 
 
 def row(prefix, questions=1):
