@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,13 +65,18 @@ class JsonFile(Sequence[Example]):
         Raises:
           RecordError: the record is malformed; the message names its line or its array index.
         """
+        key, value = self.record(index)
+        return chat.to_example(value, key, lambda name: paths.inside(self.root, name, key))
+
+    def record(self, index: int) -> tuple[str, Any]:
+        """The name of a record in messages, which is its line or array index, and its JSON value.
+
+        Raises:
+          RecordError: it is not JSON.
+        """
         number = self.spans_Nx3[index, 2]
         key = f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
-        return chat.to_example(
-            records.decode_json(self._bytes(index), key),
-            key,
-            lambda name: paths.inside(self.root, name, key),
-        )
+        return key, records.decode_json(self._bytes(index), key)
 
     def _bytes(self, index: int) -> bytes:
         return records.read_span(self.path, *self.spans_Nx3[index, :2].tolist())

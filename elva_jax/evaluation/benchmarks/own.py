@@ -1,0 +1,230 @@
+"""One's own questions: a JSON array or JSONL, in the manner of MVBench, LLaVA or ShareGPT.
+
+    {"video": "a.mp4", "question": "What moves?", "options": ["a dog", "a cat"], "answer": "B"}
+    {"image": "b.jpg", "question": "What is it?", "answer": "a red car"}
+    {"id": "7", "video": "c.mp4", "start": 3, "end": 9, "conversations": [{"from": "human", …}, …]}
+
+A record with options is a choice; one with a reference alone is an open question. Every turn of a
+conversation is asked on its own. Prompts of conversations are asked as they are, others are worded
+as in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from elva_jax.data.conversation import question_text
+from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.readers import chat, fields, paths
+from elva_jax.data.readers.json_file import JsonFile
+from elva_jax.errors import DataError, RecordError
+from elva_jax.evaluation.benchmarks import choice
+from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.open_answers import grade_open, open_question, open_scores
+from elva_jax.evaluation.benchmarks.own_fields import (
+    listed_options,
+    options_of,
+    references_of,
+    right_option,
+)
+from elva_jax.evaluation.benchmarks.parsing import check_options
+from elva_jax.evaluation.benchmarks.tables import Record
+from elva_jax.utils.failures import repr_path
+
+SUFFIXES = (".json", ".jsonl")
+QUESTIONS = ("question", "Q", "query", "prompt", "text", "instruction")
+IDS = ("question_id", "qid", "id", "uid", "key")
+MEDIA: Mapping[str, str] = {  # other names of the fields of `chat.KINDS`
+    "video_path": "video",
+    "video_name": "video",
+    "video_file": "video",
+    "image_path": "image",
+    "image_name": "image",
+    "image_file": "image",
+}
+AXES = ("category", "task_type", "question_type", "type", "task", "domain", "duration_group")
+OPEN_TOKENS = 64
+
+
+def load_own(path: str | Path, media_dir: str | Path | None = None) -> Benchmark:
+    """The benchmark of a file of one's own questions.
+
+    Args:
+      path: a JSON array of records, or a record per line.
+      media_dir: the folder that media paths are relative to and stay in; None: that of the file.
+
+    Raises:
+      DataError: the file is missing, damaged or empty.
+      RecordError: a record cannot be asked or scored; its name is the file with line or index.
+
+    Example:
+      >>> from elva_jax.evaluation.benchmarks.own import load_own
+      >>> benchmark = load_own("own.jsonl", "videos")  # doctest: +SKIP
+    """
+    path = Path(path)
+    questions = tuple(_read(path, "" if media_dir is None else str(media_dir)))
+    if not questions:
+        raise DataError(f"{repr_path(path)}: has no questions")
+    has_options = any(question.options for question in questions)
+    has_open = any(not question.options for question in questions)
+    kind: Literal["choice", "open"] = "choice" if has_options else "open"
+    scoring = "right options among all questions" if not has_open else "exact match, or a judge"
+
+    def read(_: Path) -> Sequence[Question]:
+        return questions
+
+    return Benchmark(
+        # Results are compared by name: none may be that of a public benchmark.
+        name="own_" + re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem)[:80],
+        title=path.name,
+        kind=kind,
+        read=read,
+        grade=grade,
+        score=score,
+        max_new_tokens=OPEN_TOKENS if has_open else 16,
+        judge="qa" if has_open else "",
+        files=path.name,
+        scoring=scoring,
+    )
+
+
+def grade(response: Response) -> Grade:
+    """Compares a written answer with the right option, or with the references."""
+    return (choice.grade_choice if response.question.options else grade_open)(response)
+
+
+def score(grades: Sequence[Grade]) -> Scores:
+    """Accuracy where there are options, `open_scores` where there are none; both where mixed."""
+    if all(grade.response.question.options for grade in grades):
+        return choice.micro_scores()(grades)
+    scores = open_scores(grades)
+    chosen = [grade for grade in grades if grade.response.question.options]
+    if not chosen:
+        return scores
+    opened = open_scores([grade for grade in grades if not grade.response.question.options])
+    return dataclasses.replace(
+        scores,
+        main=choice.accuracy(grades, name="accuracy"),
+        others=(choice.accuracy(chosen, name="choice accuracy"), opened.main, *opened.others),
+    )
+
+
+def _read(path: Path, media_dir: str) -> Iterator[Question]:
+    """The questions of all records; a repeated id is followed by the place of its record."""
+    file = JsonFile(path, media_dir)
+    used: set[str] = set()
+    for number in range(len(file)):
+        place, value = file.record(number)
+        if not isinstance(value, dict):
+            raise RecordError(place, "is not a JSON object")
+        record = Record(place, _with_media_names(value))
+        for question in _questions(record, file.root):
+            key = question.key if question.key not in used else f"{question.key} ({place})"
+            used.add(key)
+            yield dataclasses.replace(question, key=key)
+
+
+def _with_media_names(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same record with the names of media that the other readers know."""
+    known = any(name in record for name in chat.KINDS)
+    renamed = {} if known else {new: record[old] for old, new in MEDIA.items() if old in record}
+    return {**record, **renamed}
+
+
+def _questions(record: Record, root: Path) -> Iterator[Question]:
+    """The question of a record, or one per turn of its conversation."""
+
+    def locate(name: object) -> str:
+        return paths.inside(root, name, record.key)
+
+    name = str(record.get(*IDS, default=record.key))
+    if not chat.has_turns(record.fields):
+        found = chat.media(record.fields, record.key, locate)
+        media = _checked(record, fields.excerpts(record.fields, found, record.key))
+        yield _question(record, name, media)
+        return
+    example = chat.to_example(record.fields, record.key, locate)
+    example = dataclasses.replace(example, media=_checked(record, example.media))
+    if not example.turns:
+        raise RecordError(record.key, "the conversation is empty")
+    alone = len(example.turns) == 1
+    # Options and answers beside a conversation of several turns are of none of them.
+    own = record if alone else Record(record.key, {})
+    categories = _categories(record)
+    for number, turn in enumerate(example.turns, start=1):
+        question = _of_turn(own, name if alone else f"{name}#{number}", example, turn)
+        yield dataclasses.replace(question, categories=categories)
+
+
+def _checked(record: Record, media: tuple[Media, ...]) -> tuple[Media, ...]:
+    """The media of a record, with the number of frames that it has for them.
+
+    Raises:
+      RecordError: there are none, and the record does not say so.
+    """
+    if not media and not any(name in record.fields for name in chat.KINDS):
+        listed = ", ".join((*chat.KINDS, *MEDIA))
+        raise RecordError(
+            record.key, f'names no medium ({listed}); write "video": null for a question without'
+        )
+    counts = {name: record.fields[name] for name in fields.COUNTS if name in record.fields}
+    return tuple(
+        fields.of_part(medium, {**_bounds(medium), **counts}, record.key)
+        if counts and medium.kind == "video"
+        else medium
+        for medium in media
+    )
+
+
+def _bounds(medium: Media) -> dict[str, float | None]:
+    return {"start": medium.start, "end": medium.end}
+
+
+def _question(record: Record, name: str, media: tuple[Media, ...]) -> Question:
+    text, options = record.text(*QUESTIONS), options_of(record)
+    if options:
+        answer = right_option(record, options)
+        categories = _categories(record)
+        return choice.choice_question(name, media, text, options, answer, categories=categories)
+    references = references_of(record)
+    if not references:
+        raise RecordError(record.key, "has neither options nor a reference answer")
+    return open_question(name, media, text, references, categories=_categories(record))
+
+
+def _of_turn(record: Record, name: str, example: Example, turn: Turn) -> Question:
+    """The question of a turn, whose answer is the reference or one of the options.
+
+    Options are fields of the record, or lines of the question that begin with their letters.
+    """
+    text, said = question_text(example, turn), turn.answer.strip()
+    if not text:
+        raise RecordError(record.key, "has a question without text")
+    prompt = f"{example.system}\n\n{text}" if example.system else text
+    given, listed = options_of(record), listed_options(text)
+    options = check_options(given or listed, record.key) if given or listed else ()
+    answer = right_option(record, options, said, strict=bool(given)) if options else None
+    if given and not listed:
+        return choice.choice_question(name, example.media, prompt, options, answer)
+    if given or answer is not None:
+        return Question(
+            key=name,
+            media=example.media,
+            prompt=prompt,
+            text=prompt,
+            options=options,
+            answer=answer,
+        )
+    references = (said,) if said else references_of(record)
+    if not references:
+        raise RecordError(record.key, "has neither options nor a reference answer")
+    return open_question(name, example.media, prompt, references, request="")
+
+
+def _categories(record: Record) -> dict[str, str]:
+    found = {axis: record.get(axis) for axis in AXES}
+    return {axis: value for axis, value in found.items() if isinstance(value, str) and value}

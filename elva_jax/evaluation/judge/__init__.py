@@ -1,0 +1,1 @@
+"""A language model over an OpenAI-compatible endpoint that judges open answers."""
