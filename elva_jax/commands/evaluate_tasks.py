@@ -112,10 +112,12 @@ def run_tasks(args: argparse.Namespace) -> int:
             progress=report,
         )
     if index == 0:
-        from elva_jax.evaluation.results import files
+        from elva_jax.evaluation.results import files, submission
 
         if args.output:
             files.save(evaluations, Path(args.output) / RESULTS, "--output")
+            for path in submission.save(evaluations, args.output):
+                print(f"for the benchmark's server: {path}", file=sys.stderr)
         evaluate_results.write_results(evaluations, args)
     return _status(evaluations, say=index == 0)
 

@@ -14,7 +14,7 @@ from elva_jax.utils.files import write_atomic
 from elva_jax.utils.read import check_output
 
 
-def save_json(result: Mapping[str, Any], path: str | Path) -> Path:
+def save_json(result: Any, path: str | Path) -> Path:
     """Writes a result as JSON, with null for numbers that are not finite, and returns the path.
 
     Raises:
