@@ -9,11 +9,13 @@ import pytest
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
+from elva_jax.evaluation.benchmarks import registry
 from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import MergeLayer
+from elva_jax.tools.analysis import paper
 from elva_jax.tools.tables import figures
 from elva_jax.tools.tables.command import source_of
-from elva_jax.tools.tables.measure import Source, reduced, rows_to_measure
+from elva_jax.tools.tables.measure import Asked, Source, config_of, reduced, rows_to_measure
 from elva_jax.tools.tables.protocols import PROTOCOLS
 
 ABLATIONS = Path(__file__).parents[3] / "configs/ablations.py"
@@ -43,6 +45,9 @@ def test_every_row_has_a_recipe_that_exists_and_the_twelve_benchmarks_are_asked(
     missing = {recipe.partition("variant=")[2] for recipe in recipes} - set(variants)
     assert missing == set()
     assert len({*figures.VIDEO, *figures.IMAGE}) == 12 == len(figures.SHORT)
+    for protocol in PROTOCOLS.values():
+        found = registry.find(protocol.tasks)
+        assert [benchmark.name for benchmark in found] == list(protocol.tasks)
 
 
 def test_table_1_of_two_checkpoints(bench, run_dir, data_root, tmp_path):
@@ -64,15 +69,25 @@ def test_table_1_of_two_checkpoints(bench, run_dir, data_root, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_table_6_and_figure_3_change_the_settings_of_one_checkpoint(bench, run_dir, data_root):
-    words = ("--checkpoint", run_dir, "--data-root", data_root, "--tasks", "videomme")
-    status, out, err, report = bench("table6", *words, "--limit", "1")
+def test_table_6_mixes_frames_of_one_checkpoint(bench, run_dir, data_root):
+    words = ("--data-root", data_root, "--tasks", "videomme", "--limit", "1")
+    rows = [f"{label}={run_dir}" for label in ("16+8", "16+0")]
+    status, out, err, report = bench(
+        "table6", "--checkpoint", rows[0], "--checkpoint", rows[1], *words
+    )
     assert status == 0, err
-    frames = {c["row"]: c["settings"]["frames"] for c in report["cells"]}
-    assert frames == {"8+16": 24, "8+32": 40, "16+0": 16, "16+8": 24, "16+16": 32, "32+0": 32}
+    assert {c["row"]: c["settings"]["frames"] for c in report["cells"]} == {"16+0": 16, "16+8": 24}
     assert "a limit of 1 questions" in out
-    assert "16 low-resolution frames beside 16 high ones\n    Video-MME: paper up to +5.9" in out
+    assert "8 low-resolution frames beside 16 high ones\n    Video-MME: paper up to +5.9" in out
+    protocol, asked = PROTOCOLS["table6"], Asked(benchmarks=(), root=Path())
+    for (high, low), row in zip(paper.TABLE6, protocol.rows.values(), strict=True):
+        hybrid = config_of(protocol, row, asked).hybrid
+        assert (hybrid["high_frames"], hybrid["low_frames"]) == (high, low)
+        assert (hybrid["high_edge"], hybrid["low_edge"]) == (672, 224)
 
+
+def test_figure_3_replaces_the_merging_of_one_checkpoint(bench, run_dir, data_root):
+    words = ("--checkpoint", run_dir, "--data-root", data_root, "--tasks", "videomme")
     status, out, err, report = bench("fig3", *words, "--frames", "4", "--limit", "1")
     assert status == 0, err
     kept = {cell["row"]: cell["kept"] for cell in report["cells"]}
@@ -109,6 +124,23 @@ def test_ablations_take_a_checkpoint_for_each_row(bench, run_dir, data_root):
     assert "variant=table2_gen_mse" in out
     assert "variant=table2_all" not in out
     assert all(c["not_comparable"] == ["other frames than the paper's"] for c in report["cells"])
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "number"),
+    [("table3", "naive", 39.6), ("table4", "siglip_video", None), ("table10", "mine", None)],
+)
+def test_the_other_tables_ask_a_checkpoint_too(bench, run_dir, data_root, name, label, number):
+    words = ("--data-root", data_root, "--tasks", "videomme", "--frames", "2")
+    status, out, err, report = bench(name, "--checkpoint", f"{label}={run_dir}", *words)
+    assert status == 0, err
+    (cell,) = report["cells"]
+    assert (cell["row"], cell["paper"], cell["questions"]) == (label, number, 3)
+    known = "the paper's number is not known here"
+    known = "another benchmark than the paper's" if name == "table10" else known
+    frames = "other frames than the paper's"
+    assert cell["not_comparable"] == ([] if number else [known]) + [frames]
+    assert known in out or number
 
 
 @pytest.mark.parametrize(
