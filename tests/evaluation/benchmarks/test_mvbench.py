@@ -6,11 +6,13 @@
 import math
 
 import pytest
+from PIL import Image
 from tests.evaluation.benchmarks.helpers import score, touch, values, write
 
-from elva_jax.errors import DataError, RecordError
+from elva_jax.errors import DataError, RecordError, VideoError
 from elva_jax.evaluation.benchmarks import mvbench
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
+from elva_jax.video.read import read_frames
 
 
 def mvbench_root(root, counts):
@@ -81,3 +83,19 @@ def test_mvbenchs_videos_have_bounds_and_folders_per_task(tmp_path):
     write(tmp_path / "json/object_shuffle.json", [{"video": "x", **clip, "answer": "b"}])
     with pytest.raises(RecordError, match=r"object_shuffle.json\[0\]: its answer b is none of its"):
         BENCHMARKS["mvbench"].read(tmp_path)
+
+
+def test_the_frames_of_a_folder_are_those_between_the_bounds(tmp_path):
+    mvbench_root(tmp_path, {})
+    record = {"video": "show", "question": "?", "candidates": ["x", "y"], "answer": "x"}
+    write(tmp_path / "json/episodic_reasoning.json", [record | {"start": 1.0, "end": 3.0}])
+    folder = tmp_path / "video/tvqa/frames_fps3_hq/show"
+    folder.mkdir(parents=True)
+    for k in range(12):
+        Image.new("L", (8, 8), k).save(folder / f"{k + 1:05}.png")
+    by_key = {question.key: question for question in BENCHMARKS["mvbench"].read(tmp_path)}
+    (clip,) = by_key["episodic_reasoning/0"].media
+    frames = read_frames(clip.source, num_frames=6, span=clip.span)
+    assert [int(pixels[0, 0, 0]) for pixels in frames.pixels] == [3, 4, 5, 6, 7, 8]
+    with pytest.raises(VideoError):
+        read_frames(clip.source, num_frames=6, span=(9.0, 2.0))
