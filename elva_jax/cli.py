@@ -26,7 +26,7 @@ from typing import Any
 
 from elva_jax import __version__
 from elva_jax.errors import ElvaError
-from elva_jax.utils import failures
+from elva_jax.utils import failures, notices
 
 # Sub-command: the module whose `register` adds it, and its line in `elva --help`. Only the module
 # of the command that is called is imported, so that help and completion are fast.
@@ -117,7 +117,8 @@ def _report(argv: Sequence[str]) -> int:
     _quiet_libraries()
     try:
         try:
-            status = _run(argv, called)
+            with notices.shown():
+                status = _run(argv, called)
         finally:
             sys.stdout.flush()  # a full disk shows here, or when the interpreter ends
         return status

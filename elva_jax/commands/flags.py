@@ -5,30 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import elva_jax
-from elva_jax.utils import numbers
+from elva_jax.utils import notices, numbers
 from elva_jax.utils.read import check_output, check_output_folder
 
 
 @contextlib.contextmanager
 def library_notices() -> Iterator[None]:
-    """Within it, what the library logs goes to standard error, a line each."""
-    logger, handler = logging.getLogger("elva_jax"), logging.StreamHandler(sys.stderr)
-    before = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    try:
+    """Within it, all that the library logs goes to standard error, a line each."""
+    with notices.shown(logging.INFO):
         yield
-    finally:
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-        logger.removeHandler(handler)
 
 
 positive = numbers.whole(1)  # for `type=` of an option, as all of these

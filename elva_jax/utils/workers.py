@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
+from elva_jax.utils import notices
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,6 +34,7 @@ def prepare_worker(*_: int) -> None:
     """Makes a decoding process ignore signals to its group and end together with its parent."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    notices.show_in_worker()
     end_with_parent()
 
 

@@ -16,6 +16,7 @@ HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
 # Chromaticities x, y of red, green and blue in a profile of sRGB, which is relative to D50.
 SRGB = ((0.6485, 0.3309), (0.3212, 0.5979), (0.1559, 0.0660))
 NEAR = 0.01
+_LOG = logging.getLogger(__name__)
 _said: set[str] = set()  # kinds of profiles, which many images of a data set share
 
 
@@ -28,14 +29,14 @@ def note_video(frame: av.VideoFrame, container: av.container.InputContainer, nam
       name: name of the source.
     """
     if kind := HDR.get(int(frame.color_trc)):
-        logging.warning(
+        _LOG.warning(
             "%s: %s video (high dynamic range) is read without tone mapping, so its colors look"
             " flat; convert it to BT.709 for the colors that a display shows",
             name,
             kind,
         )
     if frame.interlaced_frame:
-        logging.warning(
+        _LOG.warning(
             "%s: interlaced video is read without deinterlacing, so what moves has combs at its"
             " edges; deinterlace it for the frames that a display shows",
             name,
@@ -43,7 +44,7 @@ def note_video(frame: av.VideoFrame, container: av.container.InputContainer, nam
     pictures = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & pictures]
     if len(streams) > 1:
-        logging.warning(
+        _LOG.warning(
             "%s: has %d video streams; the one that players choose is read", name, len(streams)
         )
 
@@ -54,7 +55,7 @@ def note_profile(image: Image.Image, name: str) -> None:
     kind = foreign_profile(profile) if isinstance(profile, bytes) else None
     if kind and kind not in _said:
         _said.add(kind)
-        logging.warning(
+        _LOG.warning(
             "%s: its color profile (%s) is not applied: its values are read as sRGB, as other"
             " loaders read them; convert it to sRGB for the colors that a display shows (said once"
             " per profile)",

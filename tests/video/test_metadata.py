@@ -4,6 +4,7 @@ The frames that a player shows are counted with PyAV: all decoded ones with thei
 """
 
 import io
+import json
 import logging
 import struct
 import warnings
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from elva_jax.cli import main
 from elva_jax.data.example import Media
 from elva_jax.hf.remote_code import decoding_elva
 from elva_jax.tools.datasets.build.media import pack, probe
@@ -317,3 +319,20 @@ def test_orientation_is_applied_once_by_a_build(tmp_path, orientation, suffix):
     assert after.shape == (size.height, size.width, 3)
     small = Image.fromarray(before).resize((size.width, size.height), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(small, int) - after).mean() < 3
+
+
+def test_a_command_shows_the_notes_and_the_library_does_not(tmp_path, capfd):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode(flags="+ildct+ilme"))
+    read_frames(path, num_frames=1)
+    assert capfd.readouterr().err == ""
+    record = {"video": "clip.mp4", "conversations": []}
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]
+    (tmp_path / "a.json").write_text(json.dumps([record | {"conversations": turns}] * 2))
+    assert main(["data", "inspect", str(tmp_path / "a.json")]) == 0
+    assert capfd.readouterr().err.count("interlaced video is read without") == 2
+    words = ["--name", "made", "--data-dir", str(tmp_path), "--workers", "2", "--shard-size", "1"]
+    assert main(["data", "build", str(tmp_path / "a.json"), *words]) == 0
+    assert "interlaced video is read without" in capfd.readouterr().err
+    read_frames(path, num_frames=1)
+    assert capfd.readouterr().err == ""

@@ -16,6 +16,7 @@ from elva_jax.tools.datasets.build import shard as shards
 from elva_jax.tools.datasets.build.plan import Plan
 from elva_jax.tools.datasets.build.prepare import Preparation
 from elva_jax.tools.progress import Advance, record_bar
+from elva_jax.utils import notices
 from elva_jax.utils.failures import portable, wants_debug
 from elva_jax.utils.workers import STOPPING, end_with_parent, shielded_from_signals
 
@@ -87,6 +88,7 @@ def _work(plan: Plan, preparation: Preparation, todo: list[int], taken, done, fa
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # runs `finally`: no unfinished file
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    notices.show_in_worker()
     end_with_parent()
 
     def report() -> None:
