@@ -1,6 +1,6 @@
 """MSVD-QA, MSRVTT-QA and TGIF-QA (frames) for lmms-eval, which lacks them.
 
-Files, prompts and the comparison without a judge are those of `elva evaluate --tasks`.
+Files, prompts, scores and the judge's prompt are those of `elva evaluate --tasks`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.errors import ConfigError
-from elva_jax.evaluation.answers import exact_match
 from elva_jax.evaluation.benchmarks import registry
-from elva_jax.evaluation.benchmarks.open_answers import REQUEST, as_sentence, token_f1
-from elva_jax.evaluation.lmms import judging
+from elva_jax.evaluation.benchmarks.base import Response
+from elva_jax.evaluation.benchmarks.open_answers import (
+    EXACT,
+    F1,
+    POINTS,
+    REQUEST,
+    as_sentence,
+    grade_open,
+    open_question,
+)
+from elva_jax.evaluation.judge.judge import Judge
 
 VARIABLES = {"msvd_qa": "MSVD_QA_ROOT", "msrvtt_qa": "MSRVTT_QA_ROOT", "tgif_qa": "TGIF_QA_ROOT"}
 
@@ -61,30 +69,27 @@ def prompt(doc: Mapping[str, Any], given: Mapping[str, Any] | None) -> str:
     return f"{given.get('pre_prompt', '')}{as_sentence(doc['question'])}{after}"
 
 
-def grade(doc: Mapping[str, Any], answer: str) -> dict[str, Any]:
-    """Exact match and token F1, and a judge's verdict where one is configured."""
-    found: dict[str, Any] = {
-        "exact_match": float(exact_match(answer, doc["answer"])),
-        "token_f1": token_f1(answer, doc["answer"]),
+def grade(doc: Mapping[str, Any], answer: str, judge: Judge | None = None) -> dict[str, Any]:
+    """Exact match and token F1, and what a judge says, as `elva evaluate --tasks` has them.
+
+    Returns:
+      The values by metric. Those of the judge are there only with one; `judge_score` is None where
+      it failed, which never raises: lmms-eval would end the run.
+    """
+    question = open_question(doc["question_id"], (), doc["question"], [doc["answer"]])
+    grade = grade_open(Response(question=question, text=answer))
+    found = {EXACT: grade.details[EXACT], F1: grade.details[F1]}
+    if judge is None:
+        return found
+    (judged,) = judge.grade("qa", [grade])
+    return found | {
+        "judge_accuracy": 100.0 * judged.credit,
+        "judge_score": judged.details.get(POINTS),
+        "judge_failures": int(judged.status == "unjudged"),
     }
-    if (judge := judging.configured()) is not None:
-        verdict = judging.ask(judge, doc["question"], doc["answer"], answer)
-        found |= dict.fromkeys(("judge_accuracy", "judge_score", "judge_failures"), verdict)
-    return found
 
 
-def judge_accuracy(verdicts: Sequence[judging.Verdict | None]) -> float:
-    """The share of answers judged right, in percent of all; a failure is not right."""
-    right = [verdict is not None and verdict.right for verdict in verdicts]
-    return 100 * sum(right) / max(len(right), 1)
-
-
-def judge_score(verdicts: Sequence[judging.Verdict | None]) -> float:
-    """The mean score from 0 to 5 of those that were judged."""
-    scores = [verdict.score for verdict in verdicts if verdict is not None]
-    return sum(scores) / len(scores) if scores else float("nan")
-
-
-def judge_failures(verdicts: Sequence[judging.Verdict | None]) -> int:
-    """The number of answers without a verdict."""
-    return sum(verdict is None for verdict in verdicts)
+def mean_score(points: Sequence[float | None]) -> float:
+    """The mean of the points of those answers that got some."""
+    found = [value for value in points if value is not None]
+    return sum(found) / len(found) if found else float("nan")

@@ -138,10 +138,11 @@ class Judge(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         """Answers one request."""
         self.rfile.read(int(self.headers["Content-Length"]))
-        content = "{'pred': 'yes', 'score': 4}"
+        message = {"content": "{'pred': 'yes', 'score': 4}"}
+        reply = {"choices": [{"message": message, "finish_reason": "stop"}]}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+        self.wfile.write(json.dumps(reply).encode())
 
     def log_message(self, *args):
         """Says nothing."""

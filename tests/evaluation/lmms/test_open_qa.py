@@ -9,8 +9,9 @@ import pytest
 
 from elva_jax.errors import ElvaError
 from elva_jax.evaluation.benchmarks import registry
-from elva_jax.evaluation.lmms import judging, open_qa
-from elva_jax.evaluation.lmms.judging import Judge, Verdict
+from elva_jax.evaluation.lmms import open_qa
+from elva_jax.evaluation.lmms.judging import judge_of
+from elva_jax.utils.chat_client import Retry
 
 
 def test_documents_are_those_of_our_own_readers(tmp_path):
@@ -33,82 +34,45 @@ def test_documents_are_those_of_our_own_readers(tmp_path):
             open_qa.docs_of(name, {})
 
 
-def test_scores_without_a_judge(monkeypatch):
-    for name in ("OPENAI_API_URL", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    doc = {"question": "who runs ? ", "answer": "a young man"}
+def test_scores_without_a_judge():
+    doc = {"question_id": "1", "question": "who runs ? ", "answer": "a young man"}
     given = {"pre_prompt": "Look. ", "post_prompt": " Briefly."}
     assert open_qa.prompt(doc, given) == "Look. Who runs ? Briefly."
     assert open_qa.grade(doc, "Young man.") == {"exact_match": 1.0, "token_f1": 1.0}
     assert open_qa.grade(doc, "man") == {"exact_match": 0.0, "token_f1": pytest.approx(2 / 3)}
     assert open_qa.grade(doc, "") == {"exact_match": 0.0, "token_f1": 0.0}
+    assert open_qa.mean_score([5, 4, 2, None]) == pytest.approx(11 / 3)
+    assert math.isnan(open_qa.mean_score([None]))
 
 
-def test_a_failure_of_the_judge_stays_in_the_denominator():
-    verdicts = [Verdict(True, 5), Verdict(True, 4), Verdict(False, 2), None]
-    assert open_qa.judge_accuracy(verdicts) == 50.0
-    assert open_qa.judge_score(verdicts) == pytest.approx(11 / 3)
-    assert open_qa.judge_failures(verdicts) == 1
-    assert math.isnan(open_qa.judge_score([None]))
-
-
-@pytest.mark.parametrize(
-    ("reply", "verdict"),
-    [
-        ("{'pred': 'yes', 'score': 4.8}", Verdict(True, 4.8)),
-        ('```json\n{"pred": "no", "score": "2"}\n```', Verdict(False, 2.0)),
-        ("{'pred': 'yes', 'score': 9}", None),
-        ("{'pred': True, 'score': 4}", None),
-        ("{'pred': 'maybe', 'score': 3}", None),
-        ("{'pred': 'yes', 'score': True}", None),
-        ("{'score': 4}", None),
-        ("{''score': 4.8}", None),
-        ("yes, 4", None),
-        ("", None),
-        ("{'pred': 'yes', 'score': 4} or {'pred': 'no', 'score': 1}", None),
-    ],
-)
-def test_replies_are_read_strictly(reply, verdict):
-    if verdict is None:
-        with pytest.raises(ValueError, match=r"object|literal|yes or no"):
-            judging.read_verdict(reply)
-    else:
-        assert judging.read_verdict(reply) == verdict
-
-
-def test_a_judge_is_asked_again_and_given_up(monkeypatch, caplog):
-    replies = [(500, ""), (200, "{'pred': 'yes', 'score': 4}"), *[(200, "hm")] * 3]
-    asked = []
+def test_a_judge_by_the_variables_of_lmms_eval(monkeypatch):
+    replies, asked = ["{'pred': 'yes', 'score': 4}", "hm", "hm"], []
 
     class Server(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append((self.headers["Authorization"], json.loads(body)))
-            status, text = replies.pop(0)
-            self.send_response(status)
+            asked.append((self.path, self.headers["Authorization"], json.loads(body)["model"]))
+            message = {"message": {"content": replies.pop(0)}, "finish_reason": "stop"}
+            self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"choices": [{"message": {"content": text}}]}).encode())
+            self.wfile.write(json.dumps({"choices": [message]}).encode())
 
         def log_message(self, *args):
             pass
 
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    doc = {"question_id": "1", "question": "Who runs?", "answer": "a man"}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environ = {
-            "OPENAI_API_URL": f"http://127.0.0.1:{server.server_port}/v1/chat/completions",
-            "OPENAI_API_KEY": "k",
-            "MODEL_VERSION": "m",
-        }
-        judge = judging.configured(environ)
-        assert judge is not None
-        assert judging.ask(judge, "Who?", "a man", "he", pause=0) == Verdict(True, 4)
-        assert judging.ask(judge, "Who?", "a man", "he", pause=0) is None
-        assert judging.ask(judge, "Who?", "a man", " ", pause=0) == Verdict(False, 0)
+        address = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
+        judge = judge_of({"OPENAI_API_URL": address, "MODEL_VERSION": "m"}, Retry(tries=1))
+        judged, failed = (open_qa.grade(doc, text, judge) for text in ("he", "she"))
         server.shutdown()
-    assert len(asked) == 5
-    key, body = asked[0]
-    assert (key, body["model"], body["temperature"]) == ("Bearer k", "m", 0)
-    assert "the judge did not answer: 'hm' has 0 objects" in caplog.text
-    assert judging.configured({}) is None
-    assert judging.configured({"OPENAI_API_KEY": "k", "API_TYPE": "azure"}) is None
-    assert isinstance(judge, Judge)
+    assert set(asked) == {("/v1/chat/completions", "Bearer k", "m")}
+    names = ("judge_accuracy", "judge_score", "judge_failures")
+    assert [judged[name] for name in names] == [100.0, 4.0, 0]
+    assert [failed[name] for name in names] == [0.0, None, 1]
+    assert judge_of({}) is None
+    assert judge_of({"OPENAI_API_KEY": "k", "API_TYPE": "azure"}) is None
+    with pytest.raises(ElvaError, match="must be an address"):
+        judge_of({"OPENAI_API_URL": "localhost"})

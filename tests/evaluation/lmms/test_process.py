@@ -5,6 +5,8 @@ import json
 import pytest
 
 from elva_jax import testing
+from elva_jax.checkpoints.save import save_weights
+from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError, ElvaError
 from elva_jax.evaluation.lmms.opened import open_options
 from elva_jax.evaluation.lmms.options import parse_options
@@ -87,3 +89,23 @@ def test_an_exported_folder_opens_with_its_step_and_hash(tmp_path):
         open_options(parse_options({**given, "pretrained": str(tmp_path / "b")}))
     with pytest.raises(ElvaError, match="is of step 0, not 5"):
         open_options(parse_options({**given, "step": 5}))
+
+
+def test_a_step_of_a_run_is_chosen_by_its_number(tmp_path):
+    stage = tmp_path / "video"
+    for step, seed in ((3, 0), (7, 1)):
+        made = testing.tiny_model(seed=seed)
+        save_weights(stage, {"elva": made.params}, made.config, "video")
+        (stage / "checkpoints" / "0").rename(stage / "checkpoints" / str(step))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(made.config)))
+    made.tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+    def opened(**given):
+        return open_options(parse_options({"pretrained": str(tmp_path), **given}))
+
+    newest, older = opened(), opened(step=3, stage="video")
+    assert (newest.step, older.step) == (7, 3)
+    assert newest.weights != older.weights
+    assert opened(step=7).identity == newest.identity
+    with pytest.raises(ElvaError, match="has no step 5; saved are 3, 7"):
+        opened(step=5)

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from elva_jax.evaluation.lmms import open_qa
+from elva_jax.evaluation.lmms import judging, open_qa
 
 
 def msvd_docs(dataset: Any) -> Any:
@@ -44,9 +44,12 @@ def text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any] | 
 
 def process(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """The metrics of one answer."""
-    return open_qa.grade(doc, results[0])
+    return open_qa.grade(doc, results[0], judging.configured())
 
 
-judge_accuracy = open_qa.judge_accuracy
-judge_score = open_qa.judge_score
-judge_failures = open_qa.judge_failures
+def total(counts: Sequence[int]) -> int:
+    """The sum, for counts."""
+    return sum(counts)
+
+
+mean_score = open_qa.mean_score
