@@ -20,7 +20,6 @@ from elva_jax.evaluation.benchmarks.parsing import (
     check_options,
     option_line,
     parse_choice,
-    parse_yes_no,
     strip_letters,
 )
 from elva_jax.utils.numbers import shown
@@ -125,22 +124,6 @@ def grade_option(response: Response, parsed: int | None) -> Grade:
     if parsed is None:
         return Grade(response=response, parsed=None, status="unparsed", credit=0.0)
     right = parsed == response.question.answer
-    return Grade(
-        response=response, parsed=parsed, status="right" if right else "wrong", credit=float(right)
-    )
-
-
-def grade_yes_no(response: Response) -> Grade:
-    """Compares a written yes or no with the question's reference, "yes" or "no"."""
-    references = response.question.references
-    parsed = None if response.text is None else parse_yes_no(response.text)
-    if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
-    if not references:
-        return Grade(response=response, parsed=parsed, status="no_reference", credit=0.0)
-    if parsed is None:
-        return Grade(response=response, parsed=None, status="unparsed", credit=0.0)
-    right = parsed == references[0]
     return Grade(
         response=response, parsed=parsed, status="right" if right else "wrong", credit=float(right)
     )

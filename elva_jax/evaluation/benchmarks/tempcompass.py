@@ -18,8 +18,9 @@ from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response
-from elva_jax.evaluation.benchmarks.parsing import contained_option, parse_yes_no
+from elva_jax.evaluation.benchmarks.parsing import contained_option
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.yes_no import grade_yes_no, yes_no_question
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_json
@@ -124,15 +125,11 @@ def _caption_matching(record: Record, key: str, media: MediaFolder) -> Question:
 
 
 def _yes_no(record: Record, key: str, media: MediaFolder) -> Question:
-    text = record.text("question")
-    if (answer := parse_yes_no(record.text("answer"))) is None:
-        raise RecordError(record.key, f"its answer {shown(record.text('answer'))} is no yes or no")
-    return Question(
-        key=key,
-        media=tuple(_video(record, media)),
-        prompt=f"{text}\nAnswer with yes or no.",
-        text=text,
-        references=(answer,),
+    return yes_no_question(
+        key,
+        _video(record, media),
+        record.text("question"),
+        record.text("answer"),
         categories={"aspect": record.text("dim")},
     )
 
@@ -189,7 +186,7 @@ YES_NO = Benchmark(
     title="TempCompass (yes or no)",
     kind="yes_no",
     read=partial(read, "yes_no", _yes_no),
-    grade=choice.grade_yes_no,
+    grade=grade_yes_no,
     score=choice.micro_scores(),
     files=FILES.format(task="yes_no", video_id="{video_id}"),
     scoring="right answers among all questions; only the beginning of an answer is read",

@@ -48,9 +48,7 @@ def test_tempcompass_reads_its_four_tasks(tmp_path):
     write(
         tmp_path / "questions/yes_no.json", {"v1": {"action": [{"question": "?", "answer": "B"}]}}
     )
-    with pytest.raises(
-        RecordError, match=r"yes_no.json\[v1\]\[action\]\[0\]: its answer B is no yes"
-    ):
+    with pytest.raises(RecordError, match=r"v1/action/0: its answer B is neither yes"):
         BENCHMARKS["tempcompass_yes_no"].read(tmp_path)
 
 
