@@ -2,7 +2,7 @@
 
     number that is not finite   null (NaN), "Infinity" or "-Infinity"
     bytes                       the text "sha256:…", which is what comes back
-    tuple                       array
+    tuple                       array; a list where the annotation is Any
 
 What a file holds is compared with the annotation, so that a damaged or foreign one is refused with
 the place of the first value that does not belong there.

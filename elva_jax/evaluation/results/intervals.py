@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from elva_jax.evaluation.benchmarks.base import Evaluation, Metric, Scores
+from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
 from elva_jax.evaluation.results import resampling
 from elva_jax.evaluation.results.resampling import Name, Score
 
@@ -37,16 +37,27 @@ def with_intervals(
         media = resampling.number_media(grades)
         found = resampling.replicate(grades, score, media, resamples=resamples)
         bounds = {name: interval(values) for name, values in found.items()}
-        for axis, value, number in found:
-            of_value = [
-                one
-                for one, grade in zip(media, grades, strict=True)
-                if not axis or grade.response.question.categories.get(axis) == value
-            ]
-            if len(set(of_value)) < FEWEST:
-                bounds[axis, value, number] = (float("nan"), float("nan"))
+        for name in found:
+            if count_media(grades, media, name) < FEWEST:
+                bounds[name] = (float("nan"), float("nan"))
         scores[way] = _bounded(of_way, bounds)
     return dataclasses.replace(evaluation, scores=scores)
+
+
+def count_media(grades: Sequence[Grade], media: np.ndarray, name: Name) -> int:
+    """The number of media that a number is about: all, or those with questions of its category.
+
+    Args:
+      grades: all grades.
+      media: int [N], number of each grade's media.
+      name: of the number.
+    """
+    axis, value, _ = name
+    if not axis:
+        return len(np.unique(media))
+    categories = (grade.response.question.categories for grade in grades)
+    own = [number for number, of in zip(media, categories, strict=True) if of.get(axis) == value]
+    return len(set(own))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
 from elva_jax.evaluation.results import resampling, settings
 from elva_jax.evaluation.results.codec import encode
-from elva_jax.evaluation.results.intervals import interval
+from elva_jax.evaluation.results.intervals import FEWEST, count_media, interval
 from elva_jax.evaluation.results.resampling import Score
 
 
@@ -182,7 +182,9 @@ def _differences(
         only_a = sum(one and not other for one, other in right)
         only_b = sum(other and not one for one, other in right)
         fewer = min(len(drawn_a[name]), len(drawn_b[name]))
-        low, high = interval(drawn_b[name][:fewer] - drawn_a[name][:fewer])
+        known = count_media(a, media, name) >= FEWEST
+        drawn = drawn_b[name][:fewer] - drawn_a[name][:fewer] if known else drawn_a[name][:0]
+        low, high = interval(drawn)
         found.append(
             Difference(
                 axis=axis,

@@ -93,10 +93,17 @@ def test_questions_of_one_side_are_named_and_left_out():
 
 
 def test_mean_credit_where_the_benchmark_is_not_known():
-    a, b = graded([True] * 6 + [False] * 6), graded([True] * 9 + [False] * 3)
+    a, b = graded([True] * 9 + [False] * 9), graded([True] * 12 + [False] * 6)
     row = paired.compare(a, b, resamples=50)[0].differences[0]
-    assert (row.number, row.a.value, row.b.value) == ("mean credit", 50.0, 75.0)
+    assert (row.number, row.a.value, row.b.value) == ("mean credit", 50.0, pytest.approx(200 / 3))
     assert math.isfinite(row.low)
+
+
+def test_few_media_have_no_interval():
+    row = paired.compare(graded([True] * 12), graded([False] * 12), made.score)[0].differences[0]
+    assert (row.difference, row.only_a) == (-100.0, 12)
+    assert math.isnan(row.low)
+    assert math.isnan(row.high)
 
 
 def test_settings_that_differ_come_first_and_nothing_is_cut():
