@@ -6,7 +6,8 @@ change, without notice. (Config files also use `elva_jax.config.schema`.)
 Using a model:      load, ElvaModel, Request, Sampling, Hybrid
 Looking inside:     Merging, MergeLayer, merge, build_layout, TokenLayout, Text, Clip, read_video
 Training:           load_config, train, distributed
-Measuring:          evaluate, EvalConfig, evaluate_benchmarks, BenchmarkConfig
+Measuring:          evaluate, EvalConfig, evaluate_benchmarks, BenchmarkConfig, JudgeConfig,
+                    load_own
 Everywhere:         errors, enable_compilation_cache, testing
 
 Nothing is imported before it is used, so `import elva_jax` takes no time and does not start JAX.
@@ -31,7 +32,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elva_jax import errors, testing
     from elva_jax.config.load import load as load_config
+    from elva_jax.evaluation.benchmarks.own import load_own
     from elva_jax.evaluation.evaluate import evaluate
+    from elva_jax.evaluation.judge.config import JudgeConfig
     from elva_jax.evaluation.result import EvalConfig
     from elva_jax.evaluation.runner.run import evaluate_benchmarks
     from elva_jax.evaluation.runner.settings import BenchmarkConfig
@@ -56,6 +59,7 @@ _EXPORTS = {
     "ElvaModel": "inference.model:ElvaModel",
     "EvalConfig": "evaluation.result:EvalConfig",
     "Hybrid": "video.hybrid:Hybrid",
+    "JudgeConfig": "evaluation.judge.config:JudgeConfig",
     "MergeLayer": "ops.merging:MergeLayer",
     "Merging": "ops.merging:Merging",
     "Request": "inference.media:Request",
@@ -70,6 +74,7 @@ _EXPORTS = {
     "evaluate_benchmarks": "evaluation.runner.run:evaluate_benchmarks",
     "load": "inference.load:load",
     "load_config": "config.load:load",
+    "load_own": "evaluation.benchmarks.own:load_own",
     "merge": "ops.merging:merge",
     "read_video": "video.read:read_frames",
     "testing": "testing",
@@ -81,6 +86,7 @@ __all__ = [
     "ElvaModel",
     "EvalConfig",
     "Hybrid",
+    "JudgeConfig",
     "MergeLayer",
     "Merging",
     "Request",
@@ -95,6 +101,7 @@ __all__ = [
     "evaluate_benchmarks",
     "load",
     "load_config",
+    "load_own",
     "merge",
     "read_video",
     "testing",

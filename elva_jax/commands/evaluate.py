@@ -14,12 +14,13 @@ HELP = """\
 Measures a checkpoint on a split of a data set: exact match on open questions and multiple choice by
 likelihood, per family of questions, beside the blind, any-object and single-frame baselines.
 
-With --tasks it asks benchmarks instead. Status 3: done, but the media of some questions, which
-count as wrong, could not be read.
+With --tasks it asks benchmarks instead, and with --data FILE.json one's own questions. Status 3:
+done, but the media of some questions, which count as wrong, could not be read, or a judge failed.
 
 examples:
   elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json
   elva evaluate --checkpoint runs/7b --tasks videomme,mvbench --data-root data --output scores/7b
+  elva evaluate --checkpoint runs/7b --data own.jsonl --data-root videos --json own.scores.json
   elva evaluate --compare a.json b.json"""
 
 
@@ -28,7 +29,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate = command("evaluate", HELP, run)
     flags.add_checkpoint(evaluate, required=False)  # --compare needs none
     add, default = evaluate.add_argument, "(default: %(default)s)"
-    text = f"built data set with questions and options {default}"
+    text = "built data set with questions and options, or a JSON or JSONL file of one's own"
+    text += f" questions {default}"
     add("--data", default="moving_shapes/easy", metavar="NAME", help=text)
     add("--data-dir", metavar="DIR", help="where data sets are built (default: as in the run)")
     add("--split", default="test", help=f"split of the data set {default}")
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         return evaluate_results.show_file(args)
     if not args.checkpoint:
         args.parser.error("the following arguments are required: --checkpoint")
-    if args.tasks is not None:
+    if args.tasks is not None or evaluate_tasks.is_own(args):
         return evaluate_tasks.run_tasks(args)
     evaluate_tasks.refuse_tasks_options(args)
     evaluate_results.refuse_results_options(args)

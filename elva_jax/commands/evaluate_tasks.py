@@ -23,11 +23,12 @@ if TYPE_CHECKING:  # their modules import JAX
 
     from elva_jax.evaluation.benchmarks.base import Evaluation
 
-INCOMPLETE = 3  # exit status: done, but the media of some questions could not be read
+INCOMPLETE = 3  # exit status: done, but some media could not be read, or answers not judged
 RESULTS = "results.json"  # in --output
 LOG_SECONDS = 60.0  # between two lines of progress where no one watches
 MOST_NAMED = 5  # unreadable media that are named
 AXES = ("fsdp", "tensor")
+JUDGE = ("judge", "judge_model", "judge_cache")
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("benchmarks").add_argument
     text = "ask these benchmarks, such as videomme,mvbench, instead of a built data set"
     add("--tasks", type=names, metavar="NAME,…", help=text)
-    text = "local copies: a folder per benchmark, or that of the only one"
+    text = "local copies: a folder per benchmark, or that of the only one; with --data FILE.json,"
+    text += " the folder of its media (default: that of the file)"
     add("--data-root", metavar="DIR", help=text)
     text = "journals of all answers and results.json; the same command continues there"
     add("--output", type=flags.output_folder("--output"), metavar="DIR", help=text)
@@ -51,13 +53,28 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     text = "devices of each process over which the weights are sharded, such as tensor=4"
     add("--mesh", type=mesh_axes, metavar="AXIS=N,…", help=text)
     flags.add_processes(parser)
+    add = parser.add_argument_group(
+        "a judge of open answers (default: exact match and token F1)"
+    ).add_argument
+    text = "OpenAI-compatible endpoint, such as http://localhost:8000/v1; OPENAI_API_KEY holds its"
+    text += " key"
+    add("--judge", metavar="URL", help=text)
+    text = "the name under which the endpoint knows the model"
+    add("--judge-model", metavar="NAME", help=text)
+    text = "replies are kept here, for all runs that name the same folder"
+    add("--judge-cache", type=flags.output_folder("--judge-cache"), metavar="DIR", help=text)
 
 
 def refuse_tasks_options(args: argparse.Namespace) -> None:
     """Refuses options of benchmarks where none is asked."""
-    for name in ("data_root", "output", "answers", "workers", "mesh"):
+    for name in ("data_root", "output", "answers", "workers", "mesh", *JUDGE):
         if getattr(args, name) is not None:
-            args.parser.error(f"--{name.replace('_', '-')} needs --tasks")
+            args.parser.error(f"--{name.replace('_', '-')} needs --tasks, or --data FILE.json")
+
+
+def is_own(args: argparse.Namespace) -> bool:
+    """Whether --data names a file of one's own questions, not a built data set."""
+    return Path(args.data).suffix.lower() in (".json", ".jsonl")
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -81,7 +98,10 @@ def mesh_axes(text: str) -> dict[str, int]:
 
 def run_tasks(args: argparse.Namespace) -> int:
     """Asks the benchmarks, writes their results, and returns the exit status."""
-    if not args.data_root:
+    own = is_own(args)
+    if own and args.tasks is not None:
+        args.parser.error("--tasks and --data FILE.json are asked apart; give one of them")
+    if not own and not args.data_root:
         args.parser.error("--tasks needs --data-root, the folder with the benchmarks' files")
     if args.output:  # everything is saved, and the same command continues
         signals.name_command("elva evaluate", terminated=os.EX_TEMPFAIL)
@@ -97,14 +117,15 @@ def run_tasks(args: argparse.Namespace) -> int:
         limit=args.limit,
         batch_size=args.batch_size or elva_jax.BenchmarkConfig().batch_size,
         workers=args.workers,
+        judge=_judge(args),
     )
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(OnceEach())
     with progress() as report:
         evaluations = elva_jax.evaluate_benchmarks(
             args.checkpoint,
-            args.tasks,
-            args.data_root,
+            [elva_jax.load_own(args.data, args.data_root)] if own else args.tasks,
+            args.data_root or ".",
             config,
             output=args.output,
             process=(index, count),
@@ -133,6 +154,17 @@ def _meet(args: argparse.Namespace) -> tuple[int, int]:
     return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
 
 
+def _judge(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
+    """The judge that the options name."""
+    if not args.judge:
+        if args.judge_model or args.judge_cache:
+            args.parser.error("--judge-model and --judge-cache need --judge")
+        return None
+    if not args.judge_model:
+        args.parser.error("--judge needs --judge-model")
+    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=args.judge_cache)
+
+
 def _mesh(sizes: dict[str, int] | None) -> Mesh | None:
     """A mesh of all devices of this process."""
     if not sizes:
@@ -144,21 +176,23 @@ def _mesh(sizes: dict[str, int] | None) -> Mesh | None:
 
 
 def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
-    """The exit status; says which media could not be read."""
-    from elva_jax.evaluation.runner.run import unreadable
+    """The exit status; says which media could not be read, and why answers are not judged."""
+    from elva_jax.evaluation.runner.run import unjudged, unreadable
 
     status = 0
     for evaluation in evaluations:
-        reasons = unreadable(evaluation)
-        if not reasons:
-            continue
-        status = INCOMPLETE
-        if say:
-            lost = sum(reasons.values())
-            listed = "; ".join(list(reasons)[:MOST_NAMED])
-            more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
-            text = f"{lost} questions count as wrong because they could not be asked"
-            print(f"{evaluation.benchmark}: {text}: {listed}{more}", file=sys.stderr)
+        for reasons, text in (
+            (unreadable(evaluation), "questions count as wrong because they could not be asked"),
+            (unjudged(evaluation), "requests to the judge failed; the same command asks again"),
+        ):
+            if not reasons:
+                continue
+            status = INCOMPLETE
+            if say:
+                listed = "; ".join(list(reasons)[:MOST_NAMED])
+                more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
+                message = f"{evaluation.benchmark}: {sum(reasons.values())} {text}"
+                print(f"{message}: {listed}{more}", file=sys.stderr)
     return status
 
 

@@ -62,8 +62,9 @@ def load_own(path: str | Path, media_dir: str | Path | None = None) -> Benchmark
       RecordError: a record cannot be asked or scored; its name is the file with line or index.
 
     Example:
-      >>> from elva_jax.evaluation.benchmarks.own import load_own
-      >>> benchmark = load_own("own.jsonl", "videos")  # doctest: +SKIP
+      >>> import elva_jax
+      >>> own = elva_jax.load_own("own.jsonl", "videos")  # doctest: +SKIP
+      >>> found = elva_jax.evaluate_benchmarks("runs/7b", [own])  # doctest: +SKIP
     """
     path = Path(path)
     questions = tuple(_read(path, "" if media_dir is None else str(media_dir)))

@@ -78,6 +78,11 @@ def _grade(benchmark: Benchmark, response: Response) -> Grade:
 
 
 def _pick(response: Response, values: Sequence[float]) -> Grade:
-    """The likeliest option, the first of equal ones; none if a likelihood is not finite."""
+    """The likeliest option, the first of equal ones; none if a likelihood is not finite.
+
+    Open questions beside those with options are not asked in this way, whatever their media.
+    """
+    if not response.question.options:
+        return Grade(response=response, parsed=None, status="no_reference", credit=0.0)
     picked = int(np.argmax(values)) if values and np.all(np.isfinite(values)) else None
     return grade_option(response, picked)

@@ -16,6 +16,7 @@ import elva_jax
 from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
+from elva_jax.evaluation.judge.judge import Judge, judged
 from elva_jax.evaluation.models import open_elva
 from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.asking import ask
@@ -59,7 +60,8 @@ def evaluate_benchmarks(
       output: folder for the journals of the answers. A call with the same arguments continues
         where the one before ended, however it ended. None: nothing is written.
       process: (index, count) of this process, where several share the questions through `output`
-        on a file system that all of them see. Only the first one computes intervals.
+        on a file system that all of them see. Only the first one computes intervals and asks the
+        judge.
       mesh: devices of this process over which the weights are sharded; None: the first one.
       progress: called after each batch.
 
@@ -78,6 +80,7 @@ def evaluate_benchmarks(
     if process[1] > 1 and output is None:
         raise ConfigError("several processes share their answers in a folder: give output")
     jobs = [_Job(benchmark, Path(data_root), config) for benchmark in resolve(tasks)]
+    judge = _open_judge(config, jobs) if process[0] == 0 else None
     elva, origin = open_elva(model, mesh)
     runner = _Runner(elva, config, process, progress or (lambda *_: None))
     with contextlib.ExitStack() as stack:
@@ -94,10 +97,30 @@ def evaluate_benchmarks(
         prompts = {"prompts_hash": prompts_hash(job.all_questions)}
         settings = {**job.settings, **prompts, **facts}
         evaluation = evaluation_of(job.benchmark, in_order, job.ways, settings, job.seconds)
+        if judge:
+            evaluation = judged(evaluation, job.benchmark, judge)
         if process[0] == 0:
             evaluation = with_intervals(evaluation, job.benchmark.score)
         evaluations.append(evaluation)
     return evaluations
+
+
+def _open_judge(config: BenchmarkConfig, jobs: Sequence[_Job]) -> Judge | None:
+    """The judge, if there is one and a benchmark needs it; checked before anything is asked.
+
+    Raises:
+      ConfigError: it does not answer.
+    """
+    if config.judge is None or not any(job.benchmark.judge for job in jobs):
+        return None
+    judge = Judge(config.judge)
+    judge.check()
+    return judge
+
+
+def unjudged(evaluation: Evaluation) -> dict[str, int]:
+    """Why answers could not be judged, with the number of the judge's failures."""
+    return dict(evaluation.settings.get("judge_failures", {}))
 
 
 def unreadable(evaluation: Evaluation) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.judge.config import JudgeConfig
 from elva_jax.utils import numbers
 
 Way = Literal["generated", "likelihood", "letter"]
@@ -37,6 +38,7 @@ class BenchmarkConfig:
       limit: number of questions of each benchmark, from the first; None: all.
       batch_size: most questions that are asked together.
       workers: threads that read media ahead; None: one per core, at most 16.
+      judge: the judge of open answers; None: exact match and token F1.
 
     Example:
       >>> import elva_jax
@@ -52,6 +54,7 @@ class BenchmarkConfig:
     limit: int | None = None
     batch_size: int = 32
     workers: int | None = None
+    judge: JudgeConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""

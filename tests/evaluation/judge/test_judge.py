@@ -258,7 +258,7 @@ from pathlib import Path
 from elva_jax.evaluation.judge.cache import ReplyCache
 
 cache = ReplyCache(Path(sys.argv[1]))
-for number in range(400):
+for number in range(100):
     asked = {"task": "qa", "texts": {"answer": str(number % 20), "long": "x" * 9000}}
     found = cache.get(asked)
     assert found in (None, f"reply {number % 20}"), found

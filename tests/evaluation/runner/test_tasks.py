@@ -9,10 +9,12 @@ import time
 
 import pytest
 import shapes
+from tests.tools.recaption.conftest import Server, completion, send
 
 from elva_jax import testing
 from elva_jax.cli import main
 from elva_jax.errors import ConfigError, DataError
+from elva_jax.evaluation.results import files
 from elva_jax.evaluation.runner.tasks import read_questions, resolve
 
 
@@ -125,3 +127,57 @@ def test_signals_end_it_with_an_intact_journal(checkpoint, root, tmp_path, numbe
     assert err.splitlines()[-1].startswith("elva evaluate: ")
     (path,) = tmp_path.glob("*/answers/*/answers.jsonl")
     assert all(json.loads(line) for line in path.read_text().splitlines()[:-1])
+
+
+def test_ones_own_questions_are_asked_and_judged(checkpoint, root, tmp_path, capsys):
+    records = [
+        {"video": "a.mp4", "question": "What color?", "options": ["red", "blue"], "answer": "A"},
+        {"video": "a.mp4", "question": "What moves?", "answer": "a square"},
+        {"video": "gone.mp4", "question": "What moves?", "answer": "a square"},
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    media = root / "videomme" / "data"
+    words = ("--checkpoint", checkpoint, "--data", file, "--data-root", media)
+    assert evaluate(*words, "--json", tmp_path / "r.json") == 3
+    out, err = capsys.readouterr()
+    assert "own.jsonl" in out
+    assert "own_own: 1 questions count as wrong because they could not be asked" in err
+    (found,) = files.load(tmp_path / "r.json")
+    assert [grade.status for grade in found.grades["generated"]].count("unreadable") == 1
+    assert found.scores["letter"].main.count == 1  # the other questions have no options
+    server = Server()
+    try:
+        reply = completion('{"pred": "yes", "score": 4}')
+        server.answer = lambda handler, *_: send(handler, 200, reply)
+        judge = ("--judge", server.url, "--judge-model", "gpt", "--json", tmp_path / "r.json")
+        assert evaluate(*words, *judge) == 3
+        (found,) = files.load(tmp_path / "r.json")
+        others = {metric.name: metric for metric in found.scores["generated"].others}
+        assert (others["judge score"].value, others["judge score"].count) == (4.0, 1)
+        assert found.settings["judge"] == "gpt"
+        assert len(server.requests) == 2  # the check, and one answer
+        capsys.readouterr()
+        server.answer = lambda handler, *_: send(handler, 401, "wrong key")
+        assert evaluate(*words, *judge) == 2
+        assert "HTTP 401: wrong key; check --judge" in capsys.readouterr().err
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data", "x.json", "--tasks", "mme"), "--tasks and --data FILE.json are asked apart"),
+        (("--data", "x.json", "--judge", "http://localhost"), "--judge needs --judge-model"),
+        (("--data", "x.json", "--judge-model", "gpt"), "--judge-model and --judge-cache need"),
+        (("--data", "gone.json"), "gone.json: cannot be opened"),
+    ],
+)
+def test_wrong_options_of_own_questions_are_one_line(checkpoint, capsys, options, message):
+    try:
+        status = evaluate("--checkpoint", checkpoint, *options)
+    except SystemExit as exit:
+        status = exit.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err
