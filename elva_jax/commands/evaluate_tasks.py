@@ -61,7 +61,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     add("--judge", metavar="URL", help=text)
     text = "the name under which the endpoint knows the model"
     add("--judge-model", metavar="NAME", help=text)
-    text = "replies are kept here, for all runs that name the same folder"
+    text = "replies are kept here, for all runs that name the same folder (default: OUTPUT/judge)"
     add("--judge-cache", type=flags.output_folder("--judge-cache"), metavar="DIR", help=text)
 
 
@@ -162,7 +162,8 @@ def _judge(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
         return None
     if not args.judge_model:
         args.parser.error("--judge needs --judge-model")
-    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=args.judge_cache)
+    cache = args.judge_cache or (Path(args.output) / "judge" if args.output else None)
+    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=cache)
 
 
 def _mesh(sizes: dict[str, int] | None) -> Mesh | None:
