@@ -268,9 +268,9 @@ def test_source_without_usable_records_is_refused(tmp_path, made, elva):
 def test_other_settings_are_refused(source, built, elva, contents, change, message):
     before = contents(built / "notes")
     change = [str(source.parent) if word == "ROOT" else word for word in change]
-    status, _, err = elva(
-        "build", source, "--name", "notes", "--data-dir", built, "--shard-size", "5", *change
-    )
+    if "--shard-size" not in change:
+        change = [*change, "--shard-size", "5"]
+    status, _, err = elva("build", source, "--name", "notes", "--data-dir", built, *change)
     assert status == 1
     assert f"split 'train' was started with {message}" in err
     assert err.count("\n") == 1
