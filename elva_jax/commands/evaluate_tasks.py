@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import elva_jax
 from elva_jax.commands import evaluate_results, flags
+from elva_jax.errors import ConfigError
 from elva_jax.parallel import launchers
 from elva_jax.utils import numbers, signals
 from elva_jax.utils.terminal import is_watched
@@ -53,6 +54,11 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     text = "devices of each process over which the weights are sharded, such as tensor=4"
     add("--mesh", type=mesh_axes, metavar="AXIS=N,…", help=text)
     flags.add_processes(parser)
+    add_judge(parser)
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `judge_of` reads."""
     add = parser.add_argument_group(
         "a judge of open answers (default: exact match and token F1)"
     ).add_argument
@@ -63,6 +69,21 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     add("--judge-model", metavar="NAME", help=text)
     text = "replies are kept here, for all runs that name the same folder (default: OUTPUT/judge)"
     add("--judge-cache", type=flags.output_folder("--judge-cache"), metavar="DIR", help=text)
+
+
+def judge_of(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
+    """The judge that the options name.
+
+    Raises:
+      ConfigError: they do not name it whole.
+    """
+    if not args.judge:
+        if args.judge_model or args.judge_cache:
+            raise ConfigError("--judge-model and --judge-cache need --judge")
+        return None
+    if not args.judge_model:
+        raise ConfigError("--judge needs --judge-model, the name that the endpoint knows")
+    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=args.judge_cache)
 
 
 def refuse_tasks_options(args: argparse.Namespace) -> None:
@@ -117,7 +138,7 @@ def run_tasks(args: argparse.Namespace) -> int:
         limit=args.limit,
         batch_size=args.batch_size or elva_jax.BenchmarkConfig().batch_size,
         workers=args.workers,
-        judge=_judge(args),
+        judge=judge_of(args),
     )
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(OnceEach())
@@ -152,18 +173,6 @@ def _meet(args: argparse.Namespace) -> tuple[int, int]:
     options = {name: str(value) for name, value in vars(args).items() if name not in apart}
     facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
     return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
-
-
-def _judge(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
-    """The judge that the options name."""
-    if not args.judge:
-        if args.judge_model or args.judge_cache:
-            args.parser.error("--judge-model and --judge-cache need --judge")
-        return None
-    if not args.judge_model:
-        args.parser.error("--judge needs --judge-model")
-    cache = args.judge_cache or (Path(args.output) / "judge" if args.output else None)
-    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=cache)
 
 
 def _mesh(sizes: dict[str, int] | None) -> Mesh | None:

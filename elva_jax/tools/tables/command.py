@@ -56,6 +56,7 @@ class TableBench:
         )
         flags.add_frames(parser)
         flags.add_no_merging(parser)
+        evaluate_tasks.add_judge(parser)
 
     @flags.library_notices()
     def run(self, args: argparse.Namespace) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class TableBench:
             hybrid=flags.hybrid_settings(args),
             merging=args.merging,
             answers=args.answers,
+            judge=evaluate_tasks.judge_of(args),
         )
         if sources:
             elva_jax.enable_compilation_cache()

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation
-from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
+from elva_jax.evaluation.judge.config import JudgeConfig
+from elva_jax.evaluation.runner.run import evaluate_benchmarks, unjudged, unreadable
 from elva_jax.evaluation.runner.settings import BenchmarkConfig
 from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.models.elva import merging_of, with_merging
@@ -46,6 +47,7 @@ class Asked:
       hybrid: frames of two resolutions for every row; {}: as in the protocol.
       merging: whether tokens merge.
       answers: ways of answering, the first of which is shown; the paper's models write.
+      judge: the judge of open answers; None: exact match.
     """
 
     benchmarks: Sequence[Benchmark]
@@ -56,6 +58,7 @@ class Asked:
     hybrid: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
     merging: bool = True
     answers: Sequence[str] = ("generated",)
+    judge: JudgeConfig | None = None
 
 
 Progress = Callable[[str, str, int, int], None]  # row, benchmark, questions answered, in all
@@ -130,6 +133,7 @@ def config_of(protocol: Protocol, row: Row, asked: Asked) -> BenchmarkConfig:
         hybrid=hybrid,
         merging=asked.merging,
         limit=asked.limit,
+        judge=asked.judge,
     )
 
 
@@ -181,6 +185,10 @@ def not_comparable(
         reasons.append("not a written answer")
     if judge and evaluation.settings.get("judge") in (None, "", "none"):
         reasons.append("exact match; the paper has a judge")
+    elif judge:
+        reasons.append("another judge or prompt than the paper's")
+    if failed := sum(unjudged(evaluation).values()):
+        reasons.append(f"{failed} requests to the judge failed")
     if row.figures.second_hand and evaluation.benchmark in row.figures.values:
         reasons.append("the paper's number is second-hand")
     if failed := sum(unreadable(evaluation).values()):

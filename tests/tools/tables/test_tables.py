@@ -1,10 +1,12 @@
 """`elva bench table1` and the like: the paper's figures, the protocols, and tiny runs of them."""
 
 import dataclasses
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+from tests.tools.recaption.conftest import Server, completion, send
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.config.schema import ModelConfig
@@ -181,3 +183,28 @@ def test_reductions_replace_the_merging_layers(run_dir):
     plain = dataclasses.replace(run.config, model=ModelConfig())
     with pytest.raises(ConfigError, match="no merging layer with a ratio"):
         reduced(dataclasses.replace(run, config=plain), "merge", 0.5)
+
+
+def test_open_answers_are_those_of_a_judge(bench, run_dir, data_root, tmp_path):
+    root = tmp_path / "msvd_qa"
+    root.mkdir()
+    video = next(data_root.rglob("*.mp4"))
+    (root / "clip.mp4").write_bytes(video.read_bytes())
+    record = {"question_id": 1, "video_name": "clip", "question": "what moves", "answer": "dog"}
+    (root / "test_qa.json").write_text(json.dumps([record]))
+    server = Server()
+    try:
+        reply = completion('{"pred": "yes", "score": 4}')
+        server.answer = lambda handler, *_: send(handler, 200, reply)
+        judge = ("--judge", server.url, "--judge-model", "gpt", "--tasks", "msvd_qa")
+        words = ("--checkpoint", f"mine={run_dir}", "--data-root", tmp_path, "--frames", "2")
+        status, _, err, report = bench("table1", *words, *judge)
+    finally:
+        server.close()
+    assert status == 0, err
+    (cell,) = report["cells"]
+    assert (cell["metric"], cell["ours"]) == ("judge accuracy", 100.0)
+    assert "another judge or prompt than the paper's" in cell["not_comparable"]
+    status, _, err, _ = bench("table1", *words, "--judge", "http://localhost")
+    assert status == 2
+    assert "--judge needs --judge-model" in err
