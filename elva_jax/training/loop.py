@@ -98,16 +98,8 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
         writers = stack.enter_context(open_writers(config, folder, start))
         run.sessions.begin(name, start)
         best.begin(start)
-        reporter, evaluation = _make_hooks(
-            setup,
-            inputs,
-            run,
-            window=window,
-            clock=clock,
-            writers=writers,
-            progress=progress,
-            best=best,
-        )
+        reports = _Reports(clock=clock, writers=writers, progress=progress, best=best)
+        reporter, evaluation = _make_hooks(setup, inputs, run, window, reports)
         hooks: tuple[Hook, ...] = (reporter, evaluation, run.profiler, timer)
         for hook in hooks:
             stack.callback(hook.close)
@@ -147,39 +139,41 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
     return consensus.now([run.stop.code])[0]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Reports:
+    """What the hooks of a stage report to."""
+
+    clock: StepClock
+    writers: MetricWriters
+    progress: StageProgress
+    best: BestWeights
+
+
 def _make_hooks(
-    setup: TrainSetup,
-    inputs: StageInputs,
-    run: RunContext,
-    *,
-    window: MetricsWindow,
-    clock: StepClock,
-    writers: MetricWriters,
-    progress: StageProgress,
-    best: BestWeights,
+    setup: TrainSetup, inputs: StageInputs, run: RunContext, window: MetricsWindow, to: _Reports
 ) -> tuple[Reporter, Hook]:
     """The hooks that report: means over steps, and evaluations, if the stage has any."""
     reporter = Reporter(
         setup,
         inputs.batches,
         window=window,
-        clock=clock,
-        writers=writers,
+        clock=to.clock,
+        writers=to.writers,
         sessions=run.sessions,
-        progress=progress,
+        progress=to.progress,
     )
     if not setup.task.stage.eval.every:
         return reporter, Hook()
-    evaluator = HeldOutEvaluator(setup, inputs.frozen, run.tokenizer)
-    return reporter, EvaluationHook(
+    evaluation = EvaluationHook(
         setup,
-        evaluator,
-        best=best,
-        clock=clock,
-        writers=writers,
-        progress=progress,
+        HeldOutEvaluator(setup, inputs.frozen, run.tokenizer),
+        best=to.best,
+        clock=to.clock,
+        writers=to.writers,
+        progress=to.progress,
         stop=lambda: bool(run.stop.code),
     )
+    return reporter, evaluation
 
 
 def _open_checkpoints(

@@ -62,14 +62,14 @@ class TableBench:
     def run(self, args: argparse.Namespace) -> dict[str, Any]:
         """Measures the rows that have a checkpoint; without any, the paper's alone are shown."""
         import elva_jax
-        from elva_jax.evaluation.benchmarks import registry
+        from elva_jax.evaluation.runner.tasks import resolve
         from elva_jax.tools.tables.measure import Asked, measure
 
         protocol = self._protocol
         sources = [source_of(text, protocol) for text in args.checkpoint]
         tasks = args.tasks or protocol.tasks
         asked = Asked(
-            benchmarks=registry.find(tasks) if sources else (),
+            benchmarks=resolve(tasks) if sources else (),
             root=args.data_root,
             output=args.output,
             limit=args.limit,
