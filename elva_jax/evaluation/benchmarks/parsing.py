@@ -22,6 +22,7 @@ from elva_jax.evaluation import answers
 from elva_jax.evaluation.benchmarks import letters
 
 _LABEL = re.compile(r"\s{0,8}(?:\(([A-Z])\)|([A-Z])[.):])\s{0,8}")
+_LONGEST_LISTED = 100  # characters of an option that are compared with what follows its letter
 _WORD = re.compile(r"\w+")
 _YES, _NO = frozenset(("yes", "y", "yeah", "yep", "yup")), frozenset(("no", "n", "nope", "nah"))
 _DENIALS = frozenset(
@@ -83,6 +84,8 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     mention = letters.decide(tokens, found)
     if mention is None:
         return None
+    if not mention.chosen and _lists_options(text, tokens, found, options):
+        return None
     if mention.marked or mention.chosen:
         labeled = answers.option_index(text[tokens[mention.at].end :], options)
         return mention.option if labeled in (None, mention.option) else None
@@ -124,6 +127,27 @@ def contained_option(text: str, options: Sequence[str]) -> int | None:
     rest = said.replace(best, " | ")  # "red" within "red car" is not said apart from it
     others = [k for k in found[1:] if folded[k] == folded[found[0]] or f" {folded[k]} " in rest]
     return None if others else found[0]
+
+
+def _lists_options(
+    text: str,
+    tokens: Sequence[letters.Token],
+    found: Sequence[letters.Mention],
+    options: Sequence[str],
+) -> bool:
+    """Whether an answer repeats several options, each after its letter."""
+    listed = set()
+    for mention in found:
+        end = tokens[mention.at].end
+        option = answers.normalize(options[mention.option][:_LONGEST_LISTED])
+        rest = text[end : end + 2 * _LONGEST_LISTED]
+        if (
+            option
+            and rest[:1] in (".", ")", ":")
+            and answers.normalize(rest[1:]).startswith(option)
+        ):
+            listed.add(mention.option)
+    return len(listed) > 1
 
 
 def _is_searchable(name: str) -> bool:

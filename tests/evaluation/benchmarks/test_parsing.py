@@ -145,6 +145,9 @@ def test_several_letters_need_a_decision_and_articles_are_none(text, want):
         ("Answer: B) a red car", ""),
         ("B) a blue car", "B"),
         ("It is B, the red car", ""),
+        ("A. a red car B. a blue car C. two dogs D. a tree", ""),
+        ("A. a red car B. a blue car. The answer is B.", "B"),
+        ("B. a blue car, not a red car as in A.", "B"),
     ],
 )
 def test_the_text_of_an_option_counts_like_its_letter(text, want):
