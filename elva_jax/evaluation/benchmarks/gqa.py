@@ -6,7 +6,7 @@ accuracy = 100 · exact matches / all        case, punctuation and white space d
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from elva_jax.data.example import Media
@@ -65,8 +65,9 @@ class _Images:
 
 
 def _question(record: Record, images: _Images) -> Question:
-    types = record.get("types", default={})
-    categories = {axis: str(types[axis]) for axis in AXES if types.get(axis)}
+    types = record.get("types")
+    types = Record(record.key, types if isinstance(types, Mapping) else {})
+    categories = {axis: types.text(axis) for axis in AXES if types.get(axis)}
     return open_question(
         record.text("id", "question_id"),
         [images.of(record.text("imageId", "image_id"), record.key)],

@@ -99,11 +99,13 @@ def _joined(questions: Sequence[Record], path: Path, layout: _Layout) -> list[Re
 
 
 def _question(layout: _Layout, record: Record, media: MediaFolder, number: int) -> Question:
-    key = str(record.get("question_id", "id", "key", default=number))
+    ids = ("question_id", "id", "key")
+    key = str(number) if record.get(*ids) is None else record.text(*ids)
     categories = {}
-    if (kind := record.get("type")) is not None:
-        names = dict(enumerate(layout.types))
-        categories["type"] = names.get(int(kind), str(kind)) if str(kind).isdecimal() else str(kind)
+    if record.get("type") is not None:
+        kind = record.text("type")
+        names = {str(index): name for index, name in enumerate(layout.types)}
+        categories["type"] = names.get(kind, kind)
     return open_question(
         key,
         [layout.locate(record, media)],

@@ -142,7 +142,7 @@ def _questions(record: Record, root: Path) -> Iterator[Question]:
     def locate(name: object) -> str:
         return paths.inside(root, name, record.key)
 
-    name = str(record.get(*IDS, default=record.key))
+    name = record.key if record.get(*IDS) is None else record.text(*IDS)
     if not chat.has_turns(record.fields):
         found = chat.media(record.fields, record.key, locate)
         media = _checked(record, fields.excerpts(record.fields, found, record.key))
