@@ -171,7 +171,8 @@ def _is_letter(tokens: Sequence[Token], at: int, *, cued: bool) -> bool:
         return True
     if text == "A" and _text(tokens, at - 1) in _NOUNS:
         return True
-    ends = not after or (after not in _OPENING and not tokens[at + 1].is_word)
+    is_end_tag = after == "<" and _text(tokens, at + 2) == "/"
+    ends = not after or is_end_tag or (after not in _OPENING and not tokens[at + 1].is_word)
     ends = ends or (at + 1 < len(tokens) and tokens[at + 1].begins_line)
     if cued and (ends or after in _REASONS):
         return True

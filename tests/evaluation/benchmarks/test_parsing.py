@@ -169,6 +169,10 @@ def test_letters_of_both_articles_are_judged_alike():
     assert [letter(text, options) for text in ("red", "green")] == ["A", "B"]
 
 
+def test_the_first_letter_in_a_tag_is_no_article():
+    assert letter("<answer>A</answer>") == letter("<answer> a </answer>") == "A"
+
+
 def test_an_exact_option_text_comes_before_letters_within_it():
     assert letter("Both A and B", ("one", "two", "both A and B")) == "C"
     assert letter("N", ("P", "N", "M")) == "B"
