@@ -4,31 +4,27 @@
     resample   v3 v1 v3 …            all questions of a drawn medium are drawn together
     weights    [1, 0, 2, …]          how often each medium was drawn
 
-Most numbers are means over questions or over those with a flag, or means of such means over
-categories; those of all resamples are one product of matrices. Every other number is computed by
-the benchmark's own score function on each resample. Which numbers are means is found out: on the
-whole set and on the first `PROBES` resamples the mean must be equal to what the score function
-says. A number that is the same on all of these is taken for a constant.
+Most numbers are means; those of all resamples are one product of matrices. Every other number is
+computed by the benchmark's own score function on each resample. `means` finds out which is which,
+by the score function's numbers on the whole set and on the first `PROBES` resamples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Scores
+from elva_jax.evaluation.results.means import Columns, Name, find_means, value_of
 
 RESAMPLES, SEED, PROBES = 2000, 0, 16
-MOST_GRADES = 4_000_000  # that score functions see for one benchmark and way of answering
+MOST_GRADES = 1_000_000  # that score functions see for one benchmark and way of answering
 FEWEST = 200  # resamples where they see more
 CHUNK = 100  # resamples whose weights are in memory
 Score = Callable[[Sequence[Grade]], Scores]
-Name = tuple[str, str, str]  # axis, category and number; the first two are "" for the whole
-NOT_COUNTED = ({"no_reference"}, {"no_reference", "unjudged"})
 
 
 def metrics_of(scores: Scores) -> dict[Name, Metric]:
@@ -80,7 +76,7 @@ def replicate(
     drawn = _Drawn(grades, media)
     probes = list(itertools.islice(_weights(media, resamples), PROBES))
     seen = [metrics_of(score(drawn.grades(weights))) for weights in probes]
-    found = _means(grades, media, whole, np.stack(probes), seen) if means else {}
+    found = find_means(Columns(grades, media), whole, np.stack(probes), seen) if means else {}
     unknown = {name for name, metric in whole.items() if np.isnan(metric.value)}
     rest = [name for name in whole if name not in found and name not in unknown]
     fewer = min(resamples, max(FEWEST, MOST_GRADES // len(grades))) if means else resamples
@@ -89,7 +85,7 @@ def replicate(
         if rest and number < fewer:
             metrics = metrics_of(score(drawn.grades(weights)))
             for name in rest:
-                values[name].append(np.atleast_1d(_value(metrics, name)))
+                values[name].append(np.atleast_1d(value_of(metrics, name)))
     for chunk in _chunks(media, resamples):
         for name, mean in found.items():
             values[name].append(mean(chunk))
@@ -98,99 +94,6 @@ def replicate(
         name: nothing if name in unknown else np.concatenate(parts)
         for name, parts in values.items()
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Mean:
-    """`factor` times the mean, over sets of questions that were drawn, of the mean in each.
-
-    Attributes:
-      factor: largest value of the number, or 1.
-      sums: float [sets, media], sums of a question's value.
-      counts: float [sets, media], numbers of questions.
-    """
-
-    factor: float
-    sums: np.ndarray
-    counts: np.ndarray
-
-    def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """The number on each resample, float [R] of weights [R, media]."""
-        sums, counts = weights @ self.sums.T, weights @ self.counts.T
-        means = np.where(counts > 0, sums / np.maximum(counts, 1), 0.0)
-        sets = (counts > 0).sum(1)
-        return np.where(sets > 0, self.factor * means.sum(1) / np.maximum(sets, 1), np.nan)
-
-
-def _means(
-    grades: Sequence[Grade],
-    media: np.ndarray,
-    whole: Mapping[Name, Metric],
-    probes: np.ndarray,
-    seen: Sequence[Mapping[Name, Metric]],
-) -> dict[Name, _Mean]:
-    """The numbers that are means or constant, on the whole set and on the probes."""
-    every = np.ones((1, probes.shape[1]))
-    weights = np.concatenate([every, probes])
-    found: dict[Name, _Mean] = {}
-    for name, metric in whole.items():
-        if np.isnan(metric.value):
-            continue
-        wanted = [metric.value, *(_value(metrics, name) for metrics in seen)]
-        for mean in _candidates(grades, media, name, metric.maximum):
-            if np.allclose(mean(weights), wanted, rtol=1e-9, atol=1e-9, equal_nan=True):
-                found[name] = mean
-                break
-        else:
-            if len(set(wanted)) == 1:  # such as the number of tasks that were asked
-                found[name] = _Mean(factor=metric.value, sums=every, counts=every)
-    return found
-
-
-def _candidates(
-    grades: Sequence[Grade], media: np.ndarray, name: Name, maximum: float
-) -> Iterator[_Mean]:
-    """Means that a number of this name may be."""
-    axis, value, _ = name
-    axes = dict.fromkeys(a for g in grades for a in g.response.question.categories)
-    all_of = np.zeros(len(grades), int)
-    sets = [_numbers(grades, axis, value)] if axis else [all_of]
-    if not axis:
-        sets += [_numbers(grades, other) for other in axes]
-        flags = dict.fromkeys(key for grade in grades for key in grade.response.question.extra)
-        sets += [_flagged(grades, key) for key in flags]
-    kinds = dict.fromkeys(detail for grade in grades for detail in grade.details)
-    for chosen, excluded in itertools.product(sets, NOT_COUNTED):
-        counted = np.array([g.status not in excluded for g in grades]) & (chosen >= 0)
-        if not counted.any():
-            continue
-        for kind in ("", *kinds):
-            values = np.array([g.details.get(kind, np.nan) if kind else g.credit for g in grades])
-            if np.isnan(values[counted]).any():
-                continue
-            shape = int(chosen.max()) + 1, int(media.max()) + 1
-            sums, counts = np.zeros(shape), np.zeros(shape)
-            np.add.at(sums, (chosen[counted], media[counted]), values[counted])
-            np.add.at(counts, (chosen[counted], media[counted]), 1.0)
-            for factor in dict.fromkeys((maximum, 1.0)):
-                yield _Mean(factor=factor, sums=sums, counts=counts)
-
-
-def _numbers(grades: Sequence[Grade], axis: str, value: str | None = None) -> np.ndarray:
-    """For each grade the number of its category on an axis, or -1; of one value alone if given."""
-    numbers = {} if value is None else {value: 0}
-    found = []
-    for grade in grades:
-        own = grade.response.question.categories.get(axis)
-        if own is not None and value is None:
-            numbers.setdefault(own, len(numbers))
-        found.append(-1 if own is None else numbers.get(own, -1))
-    return np.array(found, int)
-
-
-def _flagged(grades: Sequence[Grade], key: str) -> np.ndarray:
-    """For each grade 0 if its question has a flag among its extras, else -1."""
-    return np.array([0 if g.response.question.extra.get(key) is True else -1 for g in grades], int)
 
 
 class _Drawn:
@@ -241,7 +144,3 @@ def _chunks(media: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
 def _weights(media: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
     for chunk in _chunks(media, resamples):
         yield from chunk
-
-
-def _value(metrics: Mapping[Name, Metric], name: Name) -> float:
-    return metrics[name].value if name in metrics else float("nan")
