@@ -79,6 +79,7 @@ def compare_files(args: argparse.Namespace) -> int:
       DataError: a file is no result, or they have no benchmark in common.
       ConfigError: the file of --json cannot be written.
     """
+    from elva_jax.evaluation.benchmarks import own
     from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
     from elva_jax.evaluation.results import compare_table, files, paired
     from elva_jax.evaluation.results.codec import encode
@@ -90,7 +91,8 @@ def compare_files(args: argparse.Namespace) -> int:
             f"{first} and {second}: have no benchmark in common ({', '.join(a)}; {', '.join(b)});"
             " compare runs of the same --tasks"
         )
-    scores = {name: BENCHMARKS[name].score for name in common if name in BENCHMARKS}
+    scores = {name: benchmark.score for name, benchmark in BENCHMARKS.items()}
+    scores |= {name: own.score for name in common if name.startswith("own_")}  # --data FILE.json
     found = [one for name in common for one in paired.compare(a[name], b[name], scores.get(name))]
     compare_table.print_comparisons(found, tuple(args.compare))
     for path, only in zip(args.compare, (a.keys() - b.keys(), b.keys() - a.keys()), strict=True):

@@ -40,6 +40,15 @@ def test_show_writes_every_file_again(run, tmp_path, capsys):
     assert all((tmp_path / name).stat().st_size > 1000 for name in names.values())
 
 
+def test_compare_own_questions_by_their_own_score(run, tmp_path, capsys):
+    path = tmp_path / "own.json"
+    files.save([dataclasses.replace(run[0], benchmark="own_pets")], path)
+    assert cli.main(["evaluate", "--compare", str(path), str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "choice accuracy" in text
+    assert "all settings are the same" in text
+
+
 def test_compare_refuses_other_files(two_runs, run, tmp_path, capsys):
     first, second = two_runs
     files.save(run[1:], second)
