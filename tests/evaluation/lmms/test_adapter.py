@@ -21,8 +21,8 @@ GONE = "/no/such.mp4"
 @pytest.fixture(scope="module")
 def docs(clips):
     """Questions of different lengths, several about one video; the third one cannot be read."""
-    names = [clips[0], clips[1], GONE, clips[0], None, clips[2], clips[0], clips[1]]
-    questions = [f"{'Where to, and what color is it? ' * (i % 3)}What moves? {i}" for i in range(8)]
+    names = [clips[0], clips[1], GONE, clips[0], None, clips[2]]
+    questions = [f"{'Where to? ' * (i % 2)}What moves? {i}" for i in range(len(names))]
     return [{"video": v, "question": q} for v, q in zip(names, questions, strict=True)]
 
 
@@ -169,15 +169,15 @@ def test_likelihoods_are_losses_of_the_options(model, docs, ask):
     options = ["red", "blue", "a green square"]
     requests = [
         ask(i, docs[i]["question"], f" {text}", visuals, idx=k)
-        for i in (0, 3, 2, 4)
+        for i in (0, 3, 2)
         for k, text in enumerate(options)
     ]
     made = adapter(model, docs, batch=4)
     losses = [made.loss(reply) for reply in made.score(requests)]
-    own = [model.score(docs[i]["video"], docs[i]["question"], options) for i in (0, 3, 4)]
+    own = [model.score(docs[i]["video"], docs[i]["question"], options) for i in (0, 3)]
     wanted = [-one.total for scores in own for one in scores]
-    assert losses[:6] + losses[9:] == pytest.approx(wanted, abs=1e-4)
-    assert losses[6:9] == [float("inf")] * 3
+    assert losses[:6] == pytest.approx(wanted, abs=1e-4)
+    assert losses[6:] == [float("inf")] * 3
     means = adapter(model, docs, likelihood="mean")
     (reply,) = means.score(requests[:1])
     assert means.loss(reply) == pytest.approx(-own[0][0].mean, abs=1e-4)
@@ -212,16 +212,14 @@ def test_chat_messages_with_media_among_them_and_earlier_turns(model, clips, ask
         {"role": "assistant", "content": [{"type": "text", "text": "They are <image>."}]},
         {"role": "user", "content": "What moves?"},
     ]
-    docs = [messages, messages[-1:]]
-    made = adapter(model, docs, chat=True)
-    first, second = made.write(chat(ask, docs))
-    assert second.text == model.answer(None, "What moves?", max_new_tokens=NEW)
+    made = adapter(model, [messages], chat=True)
+    (reply,) = made.write(chat(ask, [messages]))
     seen = [model.read_media(clips[0]), model.read_media(clips[1], span=(0.5, 1.5))]
     turns = (Turn("Compare\n<video>\nand\n<video>", "They are <image>."), Turn("What moves?", "x"))
     example, visible = Example("", (), turns), [visual.clip for visual in seen]
     parts = conversation.render(example, model.tokenizer, visible, "Say <video>.")[:-2]
     layout = elva_jax.build_layout(parts)
-    assert (first.input_tokens, made.refused) == (layout.length, 0)
+    assert (reply.input_tokens, made.refused) == (layout.length, 0)
 
 
 @pytest.mark.parametrize(
