@@ -28,6 +28,7 @@ from elva_jax.utils.files import write_atomic
 NAME = ".owner"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+CLAIM_SECONDS = 0.05  # between two looks at a process that removes a dead owner's file
 JOBS = {"SLURM_JOB_ID": "Slurm job", "JOB_NAME": "job", "OMPI_COMM_WORLD_SIZE": "mpirun of size"}
 
 
@@ -55,7 +56,7 @@ def own(folder: Path, report: Callable[[str], None] = lambda _: None) -> Iterato
                 f"{folder}: is in use by {_words(other)}; wait for it, stop it, or choose another"
                 f" folder (if it has ended, remove {path})"
             )
-        _remove(path, other["token"])
+        _remove_dead(path, other["token"], report)
     ended = threading.Event()
     beat = threading.Thread(target=_keep, args=(path, me, ended), name="owner", daemon=True)
     beat.start()
@@ -111,7 +112,7 @@ def _start_of(pid: int) -> str | None:
 
 def _create(path: Path, me: dict[str, Any]) -> bool:
     """Whether the file was created; False if there is one."""
-    temporary = path.with_name(f"{NAME}.{me['token']}")
+    temporary = path.with_name(f"{NAME}.{me['token']}.new")
     temporary.write_text(json.dumps(me))
     try:
         os.link(temporary, path)
@@ -136,7 +137,9 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError:
         found = None
-    return found if isinstance(found, dict) and "token" in found else {"token": ""}
+    token = found.get("token") if isinstance(found, dict) else None
+    sound = isinstance(token, str) and token.isalnum() and len(token) <= 64  # part of a file's name
+    return found if sound else {"token": ""}
 
 
 def _is_dead(path: Path, owner: dict[str, Any], report: Callable[[str], None]) -> bool:
@@ -165,18 +168,28 @@ def _words(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} on {owner.get('host')}{job} (user {user}, since {since})"
 
 
-def _remove(path: Path, token: str) -> None:
-    """Removes the file if it is still the one with this token."""
-    grave = path.with_name(f"{NAME}.{secrets.token_hex(8)}")
-    try:
-        path.rename(grave)  # of several processes that remove it, one succeeds
-    except FileNotFoundError:
+def _remove_dead(path: Path, token: str, report: Callable[[str], None]) -> None:
+    """Removes the file of a dead owner, unless another process is doing it.
+
+    Of several processes one creates a file named by the dead owner's token, and only that one may
+    remove: a slower one would remove the file of the next owner. The same holds if it dies, too.
+    """
+    claim = path.with_name(f"{path.name}.{token}")
+    if not _create(claim, _describe_self()):
+        other = _read(claim)
+        if other is not None and _is_dead(claim, other, report):
+            _remove_dead(claim, other["token"], report)
+        time.sleep(CLAIM_SECONDS)
         return
-    found = _read(grave)
-    if found is not None and found["token"] != token:  # another process was faster, and owns it
-        with contextlib.suppress(OSError):
-            os.link(grave, path)
-    grave.unlink(missing_ok=True)
+    _remove(path, token)
+    claim.unlink(missing_ok=True)
+
+
+def _remove(path: Path, token: str) -> None:
+    """Removes the file if it is the one with this token, which no other process may remove."""
+    found = _read(path)
+    if found is not None and found["token"] == token:
+        path.unlink(missing_ok=True)
 
 
 def _keep(path: Path, me: dict[str, Any], ended: threading.Event) -> None:

@@ -82,28 +82,50 @@ def test_a_living_owner_elsewhere_is_refused(tmp_path, monkeypatch):
     assert json.loads((tmp_path / NAME).read_text())["token"] == "a"
 
 
-def _take(folder, start, won):
+def _take(folder, start, won, refused):
     start.wait()
     try:
         with own(folder):
             with won.get_lock():
                 won.value += 1
-            time.sleep(1.0)
+            while won.value + refused.value < 8:
+                time.sleep(0.01)
     except StartError:
-        pass
+        with refused.get_lock():
+            refused.value += 1
 
 
 def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path):
     elsewhere(tmp_path, machine=owner._machine(), pid=os.getpid())  # its start does not match
     context = multiprocessing.get_context("fork")
-    start, won = context.Event(), context.Value("i", 0)
-    processes = [context.Process(target=_take, args=(tmp_path, start, won)) for _ in range(8)]
+    start, won, refused = context.Event(), context.Value("i", 0), context.Value("i", 0)
+    given = (tmp_path, start, won, refused)
+    processes = [context.Process(target=_take, args=given) for _ in range(8)]
     for process in processes:
         process.start()
     start.set()
     for process in processes:
         process.join()
-    assert won.value == 1
+    assert (won.value, refused.value) == (1, 7)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_died_while_it_removed_a_dead_owner(tmp_path):
+    """The file by which it kept others from removing is a dead owner's, too."""
+    dead = {"machine": owner._machine(), "pid": os.getpid()}
+    elsewhere(tmp_path, **dead)
+    elsewhere(tmp_path, **dead, token="b")
+    (tmp_path / NAME).rename(tmp_path / f"{NAME}.a")
+    elsewhere(tmp_path, **dead)
+    with own(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("token", ["../x", "", "a/b", "a" * 300, 3, None, ["a"]])
+def test_a_strange_token_is_damage(tmp_path, token):
+    elsewhere(tmp_path, token=token, machine=owner._machine(), pid=os.getpid())
+    assert owner._read(tmp_path / NAME) == {"token": ""}
 
 
 def test_a_file_system_without_links(tmp_path, monkeypatch):
