@@ -6,11 +6,13 @@ Processes read what another one has compiled.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the process that starts them
     flags = ["--xla_backend_optimization_level=0"]
@@ -52,10 +54,19 @@ settings.register_profile("elva", deadline=None, max_examples=40, derandomize=Tr
 settings.load_profile("elva")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forgets compiled programs before their memory maps exceed Linux's limit of 65,530."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def config_dir():
     """The repository's configs."""
-    from pathlib import Path
 
     return Path(__file__).parents[1] / "configs"
 

@@ -204,9 +204,11 @@ SINGLE = [option for option in OPTIONS if option not in LISTS and option[2].dest
 )
 def test_an_option_with_one_value_is_given_once(words, action, capsys):
     option = action.option_strings[-1]
-    value = {"shard": "0/2", "profile": "1:2"}.get(action.dest, next(iter(action.choices or "1")))
+    sound = {"shard": "0/2", "profile": "1:2", "mesh": "tensor=2"}
+    value = sound.get(action.dest, str(next(iter(action.choices or "1"))))
+    given = [option, *[value] * (action.nargs or 1)]
     with pytest.raises(SystemExit) as end:
-        main([*words, f"{option}={value}", option, str(value)])
+        main([*words, *given, *given])
     assert end.value.code == 2
     assert f"{option}: given twice; give it once" in capsys.readouterr().err
 
