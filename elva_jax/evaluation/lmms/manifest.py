@@ -4,15 +4,20 @@ Nothing heavy is imported here. An import that fails would make lmms-eval drop t
 packages, too.
 """
 
-from lmms_eval.models.registry_v2 import ModelManifest
+from __future__ import annotations
+
+from typing import Any
 
 from elva_jax.evaluation.lmms.names import ALIASES, MODEL
 
 MODULE = "elva_jax.evaluation.lmms.model"
 
 
-def manifests() -> list[ModelManifest]:
-    """The models that this package adds to lmms-eval."""
+def manifests() -> list[Any]:
+    """The models that this package adds to lmms-eval, as its `ModelManifest`s."""
+    # lmms-eval loads this module while it is being imported itself, or not at all.
+    from lmms_eval.models.registry_v2 import ModelManifest  # noqa: PLC0415
+
     return [
         ModelManifest(
             model_id=MODEL,

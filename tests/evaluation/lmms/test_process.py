@@ -1,6 +1,10 @@
 """Ranks, the response cache's key, and opening a saved step; without lmms-eval."""
 
 import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,8 @@ from elva_jax.evaluation.lmms.opened import open_options
 from elva_jax.evaluation.lmms.options import parse_options
 from elva_jax.evaluation.lmms.ranks import rank_devices
 from elva_jax.evaluation.lmms.response_cache import NOTE, key_by_weights, mend
+
+REPO = Path(__file__).parents[3]
 
 
 def test_ranks_divide_the_gpus_that_they_see(tmp_path):
@@ -109,3 +115,14 @@ def test_a_step_of_a_run_is_chosen_by_its_number(tmp_path):
     assert opened(step=7).identity == newest.identity
     with pytest.raises(ElvaError, match="has no step 5; saved are 3, 7"):
         opened(step=5)
+
+
+def test_the_entry_point_imports_nothing_heavy():
+    code = "import sys, elva_jax.evaluation.lmms.manifest; print({*sys.modules} & {*sys.argv[1:]})"
+    heavy = ["jax", "numpy", "lmms_eval", "torch", "transformers"]
+    found = subprocess.check_output([sys.executable, "-c", code, *heavy], text=True)
+    assert found.strip() == "set()"
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["lmms_eval.models"] == {
+        "elva": "elva_jax.evaluation.lmms.manifest:manifests"
+    }
