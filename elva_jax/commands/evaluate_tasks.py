@@ -83,7 +83,8 @@ def judge_of(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
         return None
     if not args.judge_model:
         raise ConfigError("--judge needs --judge-model, the name that the endpoint knows")
-    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=args.judge_cache)
+    cache = args.judge_cache or (Path(args.output) / "judge" if args.output else None)
+    return elva_jax.JudgeConfig(endpoint=args.judge, model=args.judge_model, cache=cache)
 
 
 def refuse_tasks_options(args: argparse.Namespace) -> None:

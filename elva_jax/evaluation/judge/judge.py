@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from elva_jax.evaluation.judge.protocols import Request
 from elva_jax.evaluation.judge.replies import Verdict, parse_reply
 from elva_jax.utils.chat_client import ChatClient, Failed
 
+Progress = Callable[[int, int], None]  # (verdicts so far, verdicts in all)
 REPLY_TOKENS = 64
 REPLY_TRIES = 2  # of a request whose reply cannot be read
 FAILURES_IN_A_ROW = 20  # requests without an answer, after which the rest is not sent
+MOST_REASONS = 20  # of failures that stand beside a score
 PROBE = Request(
     task="qa",
     texts={"question": "What color is it?", "references": ["red"], "answer": "It is red."},
@@ -82,26 +84,33 @@ class Judge:
         host = f"{address.hostname}:{address.port}" if address.port else str(address.hostname)
         return {"judge": self._config.model, "judge_host": host, "judge_prompt": PROMPT_VERSION}
 
-    def grade(self, protocol: str, grades: Sequence[Grade]) -> tuple[Grade, ...]:
+    def grade(
+        self, protocol: str, grades: Sequence[Grade], progress: Progress | None = None
+    ) -> tuple[Grade, ...]:
         """The same grades as the judge gives them.
 
         Args:
           protocol: "qa" or "video_chatgpt".
           grades: of one benchmark; questions with options or without a reference stay as they are.
+          progress: called after each verdict.
         """
         requests = protocols.requests(protocol, grades)
-        verdicts = self._ask(requests)
+        verdicts = self._ask(requests, progress or (lambda *_: None))
         for verdict in verdicts:
             if verdict.failure:
                 self.failures[verdict.failure] += 1
         return protocols.graded(protocol, grades, requests, verdicts)
 
-    def _ask(self, requests: Sequence[Request]) -> list[Verdict]:
+    def _ask(self, requests: Sequence[Request], progress: Progress) -> list[Verdict]:
         """The verdicts on some requests; equal ones are sent once."""
         by_content: dict[str, Request] = {request.content: request for request in requests}
+        found: dict[str, Verdict] = {}
         pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="judge")
         try:
-            found = dict(zip(by_content, pool.map(self._verdict, by_content.values()), strict=True))
+            verdicts = pool.map(self._verdict, by_content.values())
+            for content, verdict in zip(by_content, verdicts, strict=True):
+                found[content] = verdict
+                progress(len(found), len(by_content))
         except BaseException:
             self._client.stop()
             raise
@@ -154,19 +163,22 @@ class Judge:
         return reply
 
 
-def judged(evaluation: Evaluation, benchmark: Benchmark, judge: Judge) -> Evaluation:
+def judged(
+    evaluation: Evaluation, benchmark: Benchmark, judge: Judge, progress: Progress | None = None
+) -> Evaluation:
     """An evaluation whose written answers a judge has graded; others are returned as they are.
 
     Args:
       evaluation: of an open-ended benchmark.
       benchmark: its row of the table.
       judge: the judge.
+      progress: called after each verdict.
     """
     if not benchmark.judge or "generated" not in evaluation.grades:
         return evaluation
     before = Counter(judge.failures)
-    grades = judge.grade(benchmark.judge, evaluation.grades["generated"])
-    failures = dict(judge.failures - before)
+    grades = judge.grade(benchmark.judge, evaluation.grades["generated"], progress)
+    failures = _commonest(judge.failures - before)
     settings: Mapping[str, Any] = {**evaluation.settings, **judge.describe()}
     if failures:
         settings = {**settings, "judge_failures": failures}
@@ -176,3 +188,10 @@ def judged(evaluation: Evaluation, benchmark: Benchmark, judge: Judge) -> Evalua
         scores={**evaluation.scores, "generated": benchmark.score(grades)},
         settings=settings,
     )
+
+
+def _commonest(failures: Counter[str]) -> dict[str, int]:
+    """The commonest reasons, and the number of all others together."""
+    named = dict(failures.most_common(MOST_REASONS))
+    rest = failures.total() - sum(named.values())
+    return {**named, "other reasons": rest} if rest else named

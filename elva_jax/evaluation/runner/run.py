@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def evaluate_benchmarks(
         on a file system that all of them see. Only the first one computes intervals and asks the
         judge.
       mesh: devices of this process over which the weights are sharded; None: the first one.
-      progress: called after each batch.
+      progress: called after each batch, and after each verdict of a judge.
 
     Raises:
       ElvaError: no such checkpoint or benchmark, missing or damaged benchmark files, an output
@@ -98,7 +99,8 @@ def evaluate_benchmarks(
         settings = {**job.settings, **prompts, **facts}
         evaluation = evaluation_of(job.benchmark, in_order, job.ways, settings, job.seconds)
         if judge:
-            evaluation = judged(evaluation, job.benchmark, judge)
+            shown = partial(runner.progress, f"{job.benchmark.name} (judge)")
+            evaluation = judged(evaluation, job.benchmark, judge, shown)
         if process[0] == 0:
             evaluation = with_intervals(evaluation, job.benchmark.score)
         evaluations.append(evaluation)

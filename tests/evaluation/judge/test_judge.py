@@ -133,7 +133,9 @@ def verdict(task, texts):
 def test_activitynets_worked_score(server):
     replies(server, verdict)
     before = evaluation(QA, qa_grades("w", "x", "y", "z"))
-    after = judged(before, QA, Judge(config(server)))
+    seen = []
+    after = judged(before, QA, Judge(config(server)), lambda *done: seen.append(done))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     scores = after.scores["generated"]
     assert numbers(scores) == {
         "judge accuracy": 50.0,  # the harness: 66.67, without the reply "maybe"
@@ -184,6 +186,15 @@ def test_a_judge_is_given_up_after_failures_in_a_row(server, monkeypatch):
     assert [grade.status for grade in found] == ["unjudged"] * 10
     assert len(server.requests) == 3
     assert judge.failures["the judge was given up after: HTTP 400: no"] == 7
+
+
+def test_few_reasons_of_failures_stand_beside_a_score(server, monkeypatch):
+    monkeypatch.setattr(judging, "MOST_REASONS", 2)
+    replies(server, lambda _, texts: texts["answer"])
+    before = evaluation(QA, qa_grades("one", "two", "three", "four"))
+    failures = judged(before, QA, Judge(config(server))).settings["judge_failures"]
+    assert list(failures.values()) == [1, 1, 2]
+    assert list(failures)[-1] == "other reasons"
 
 
 def test_a_reply_that_cannot_be_read_is_asked_for_again(server):

@@ -151,12 +151,15 @@ def test_ones_own_questions_are_asked_and_judged(checkpoint, root, tmp_path, cap
         reply = completion('{"pred": "yes", "score": 4}')
         server.answer = lambda handler, *_: send(handler, 200, reply)
         judge = ("--judge", server.url, "--judge-model", "gpt", "--json", tmp_path / "r.json")
+        judge += ("--output", tmp_path / "out")
         assert evaluate(*words, *judge) == 3
         (found,) = files.load(tmp_path / "r.json")
         others = {metric.name: metric for metric in found.scores["generated"].others}
         assert (others["judge score"].value, others["judge score"].count) == (4.0, 1)
         assert found.settings["judge"] == "gpt"
         assert len(server.requests) == 2  # the check, and one answer
+        assert len(list((tmp_path / "out" / "judge").rglob("*.json"))) == 1
+        assert "own_own (judge): 1 of 1 questions" in capsys.readouterr().err
         capsys.readouterr()
         server.answer = lambda handler, *_: send(handler, 401, "wrong key")
         assert evaluate(*words, *judge) == 2
