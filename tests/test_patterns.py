@@ -16,6 +16,9 @@ from elva_jax.data.example import Example, Turn
 from elva_jax.data.readers import chat, json_file, webdataset
 from elva_jax.errors import ConfigError, ElvaError
 from elva_jax.evaluation import answers
+from elva_jax.evaluation.benchmarks import own_fields
+from elva_jax.evaluation.benchmarks.yes_no import yes_no_question
+from elva_jax.evaluation.judge.replies import parse_reply
 from elva_jax.hf.tensor_store import is_hub_name
 from elva_jax.inference import parts
 from elva_jax.testing.models import tiny_tokenizer
@@ -85,6 +88,9 @@ READERS = {
     "data set name": start.WORD.fullmatch,
     "hub name": is_hub_name,
     "nearest": lambda text: nearest(text, ["model.hidden_size", "tokenizer", "stages"]),
+    "listed options": own_fields.listed_options,
+    "a judge's reply": lambda text: parse_reply(text, with_verdict=True),
+    "yes or no": lambda text: yes_no_question("x", (), text + "x", "yes"),
     "sampling": sampling,
     "override": override,
 }
