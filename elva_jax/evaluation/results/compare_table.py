@@ -14,7 +14,8 @@ from elva_jax.evaluation.results.table import format_value, number
 
 NAMED = 5  # keys of questions that one side lacks
 NOTES = (
-    "95 %: of B - A, by a bootstrap over media that both models share"
+    "95 %: of B - A, by a bootstrap over the media of both"
+    " · only A/B: questions that one of them alone has right"
     " · p: McNemar's exact test on right against not right, questions counted as independent"
 )
 
@@ -61,25 +62,21 @@ def _numbers(comparison: Comparison, width: int) -> Iterable[RenderableType]:
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
             yield _text(f"  {len(keys)} left out, {why}: {', '.join(keys[:NAMED])}{more}")
-    rows = comparison.differences
-    if not rows:
-        return
-    first = [Column(title="", cells=[_name(row) for row in rows], left=True)]
-    rest = [
-        Column(title="n", cells=[str(row.a.count) for row in rows]),
-        Column(title="A", cells=[number(row.a) for row in rows]),
-        Column(title="B", cells=[number(row.b) for row in rows]),
-        Column(title="B - A", cells=[_signed(row, row.difference) for row in rows], style="bold"),
-        Column(title="95 %", cells=[_bounds(row) for row in rows]),
-        Column(title="only A", cells=[str(row.only_a) for row in rows]),
-        Column(title="only B", cells=[str(row.only_b) for row in rows]),
-        Column(title="p", cells=[_p(row.p) for row in rows]),
-    ]
-    yield from fit(first, rest, width)
-
-
-def _name(row: Difference) -> str:
-    return f"{row.axis}: {row.category}" if row.axis else row.number
+    for axis in dict.fromkeys(row.axis for row in comparison.differences):
+        rows = [row for row in comparison.differences if row.axis == axis]
+        if axis and len(rows) < 2:
+            continue
+        first = Column(title=axis, cells=[row.category or row.number for row in rows], left=True)
+        rest = [
+            Column(title="n", cells=[str(row.a.count) for row in rows]),
+            Column(title="A", cells=[number(row.a) for row in rows]),
+            Column(title="B", cells=[number(row.b) for row in rows]),
+            Column(title="B-A", cells=[_signed(r, r.difference) for r in rows], style="bold"),
+            Column(title="95 %", cells=[_bounds(row) for row in rows]),
+            Column(title="only A/B", cells=[f"{row.only_a}/{row.only_b}" for row in rows]),
+            Column(title="p", cells=[_p(row.p) for row in rows]),
+        ]
+        yield from fit([first], rest, width)
 
 
 def _signed(row: Difference, value: float) -> str:
@@ -92,7 +89,7 @@ def _signed(row: Difference, value: float) -> str:
 def _bounds(row: Difference) -> str:
     if not (math.isfinite(row.low) and math.isfinite(row.high)):
         return "–"
-    return f"{_signed(row, row.low)} … {_signed(row, row.high)}"
+    return f"{_signed(row, row.low)}…{_signed(row, row.high)}"
 
 
 def _p(value: float) -> str:

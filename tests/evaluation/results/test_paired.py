@@ -122,6 +122,8 @@ def test_settings_that_differ_come_first_and_nothing_is_cut():
     assert "judge: A not known, B x" in words
     assert "x" * 70 in "".join(text.split())
     assert "dtype" not in text
-    assert text.index("frames: A 8") < text.index("B - A")
-    assert "duration: short" in text
+    assert text.index("frames: A 8") < text.index("B-A")
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert rows["duration"] == ["n", "A", "B", "B-A", "95", "%", "only", "A/B", "p"]
+    assert rows["short"][:3] == ["8", "50.0", "100.0"]
     assert text.count("all settings are the same") == 0
