@@ -39,9 +39,11 @@ class TableBench:
         text = (
             "local copies: a folder per benchmark, or that of the only one (default: %(default)s)"
         )
-        add("--data-root", type=Path, default=Path(), metavar="DIR", help=text)
+        add("--data-root", type=Path, metavar="DIR", help=text)
         text = f"benchmarks to ask (default: those of the paper: {','.join(self._protocol.tasks)})"
         add("--tasks", type=evaluate_tasks.names, metavar="NAME,…", help=text)
+        text = "ask your own questions instead, as `elva evaluate --data` does"
+        add("--data", metavar="FILE.json", help=text)
         text = "ask only the first N questions of each benchmark"
         add("--limit", type=flags.positive, metavar="N", help=text)
         text = "folder of the answers, with which the same command continues"
@@ -67,10 +69,14 @@ class TableBench:
 
         protocol = self._protocol
         sources = [source_of(text, protocol) for text in args.checkpoint]
-        tasks = args.tasks or protocol.tasks
+        if args.tasks and args.data:
+            args.parser.error("--tasks and --data are asked apart; give one of them")
+        tasks: Any = args.tasks or protocol.tasks
+        if args.data:
+            tasks = [elva_jax.load_own(args.data, args.data_root)]
         asked = Asked(
             benchmarks=resolve(tasks) if sources else (),
-            root=args.data_root,
+            root=args.data_root or Path(),
             output=args.output,
             limit=args.limit,
             frames=args.frames,

@@ -145,6 +145,18 @@ def test_the_other_tables_ask_a_checkpoint_too(bench, run_dir, data_root, name, 
     assert known in out or number
 
 
+def test_own_questions(bench, run_dir, data_root, tmp_path):
+    record = {"video": "0.mp4", "question": "What color is it?", "answer": "red"}
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps([record | {"options": ["red", "green", "blue"]}]))
+    words = ("--data", file, "--data-root", data_root / "data", "--frames", "2")
+    status, out, err, report = bench("table1", "--checkpoint", f"ELVA-7B={run_dir}", *words)
+    assert status == 0, err
+    (cell,) = report["cells"]
+    assert (cell["title"], cell["questions"], cell["paper"]) == ("own.json", 1, None)
+    assert "another benchmark than the paper's" in out
+
+
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
