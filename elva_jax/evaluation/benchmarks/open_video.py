@@ -6,7 +6,6 @@ Questions and answers are in two files that are joined on `question_id`, or in o
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,22 +56,11 @@ def read(layout: _Layout, root: Path) -> tuple[Question, ...]:
       DataError: a file is missing or damaged, or an id stands twice in one of them.
     """
     files = find(root, layout.questions, layout.files)
-    records = _read(files)
+    records = read_records(files)
     if not any("answer" in record.fields for record in records):
         records = _joined(records, files[0], layout)
     media, prepare = MediaFolder(root), partial(_question, layout)
     return unique((prepare(record, media, n) for n, record in enumerate(records)), str(files[0]))
-
-
-def _read(files: Sequence[Path]) -> list[Record]:
-    """Records of files; TGIF-QA's tables are tab-separated and named .csv."""
-    if files[0].suffix.lower() != ".csv":
-        return read_records(files)
-    records = []
-    for file in files:
-        rows = csv.DictReader(read_text(file).splitlines(), delimiter="\t")
-        records += [Record(f"{file.name}[{n}]", row) for n, row in enumerate(rows)]
-    return records
 
 
 def _joined(questions: Sequence[Record], path: Path, layout: _Layout) -> list[Record]:
@@ -171,8 +159,9 @@ MSRVTT = _Layout(
 TGIF = _Layout(
     files="test_q.json and test_a.json, or Test_frameqa_question.csv; mp4/{video_name}.mp4 or"
     " gifs/{gif_name}.gif",
-    questions=("test_q.json", "Test_frameqa_question.csv", *QUESTIONS[2:]),
+    questions=("test_q.json", "Test_frameqa_question.[ct]sv", *QUESTIONS[2:]),
     locate=_named("mp4", "gifs", "videos"),
+    types=("object", "number", "color", "location"),
 )
 ACTIVITYNET = _Layout(
     files="test_q.json and test_a.json; all_test/v_{video_name}.mp4",

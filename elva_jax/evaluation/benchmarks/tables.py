@@ -141,7 +141,7 @@ def _read(file: Path) -> list[Record]:
     if suffix == ".parquet":
         rows: Iterable[Any] = _parquet(file)
     elif suffix in (".csv", ".tsv"):
-        rows = _csv(file, "\t" if suffix == ".tsv" else ",")
+        rows = _csv(file)
     elif suffix == ".jsonl" or _has_lines(file):
         rows = _lines(file)
     else:
@@ -170,8 +170,12 @@ def _lines(file: Path) -> Iterable[Any]:
                 raise RecordError(f"{file.name}:{number}", f"is not JSON ({problem})") from None
 
 
-def _csv(file: Path, delimiter: str) -> list[dict[str, str]]:
+def _csv(file: Path) -> list[dict[str, str]]:
     text = io.StringIO(read_text(file), newline="")
+    header = text.readline()
+    text.seek(0)
+    # Some tables with tabs are named .csv.
+    delimiter = "\t" if file.suffix.lower() == ".tsv" or "," not in header else ","
     limit = csv.field_size_limit(LARGEST_FIELD)
     reader = csv.DictReader(text, delimiter=delimiter)
     try:

@@ -72,7 +72,7 @@ def test_original_files_are_read(tmp_path):
     for name, path in (("msvd_qa", clip), ("msrvtt_qa", video), ("tgif_qa", gif)):
         (question,) = BENCHMARKS[name].read(tmp_path / name)
         assert question.media[0].source == path, name
-    assert (question.references, question.categories) == (("dog",), {"type": "2"})
+    assert (question.references, question.categories) == (("dog",), {"type": "color"})
 
 
 def test_activitynets_copy_of_the_hub(tmp_path):
