@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 from elva_jax import Request, cli, testing
 from elva_jax.config.serialize import freeze
 from elva_jax.data import conversation, sources
+from elva_jax.evaluation.benchmarks.own import load_own
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.scoring import Choice
 from elva_jax.tools.recaption import local
@@ -179,6 +180,28 @@ def test_prompts_chats_and_scores(model, special_tokens, expect):
     for question in (text, "And now?"):
         answer = chat.ask(question, video if question == text else None)
         assert controls.isdisjoint(chat._parts[-1].token_ids) or not answer.text
+
+
+def test_questions_of_an_evaluation(tmp_path, model, special_tokens, expect):
+    video = model.read_media(testing.tiny_video(2))
+    texts = [f"a {token} b{token}{token}" for token in special_tokens]
+    part = {"type": "video", "video": "a.mp4", "start": 1, "end": 2}
+    asked = [
+        {"video": "a.mp4", "question": text, "options": [text, "no"], "answer": "A"}
+        for text in texts
+    ]
+    for text in texts:
+        content = [part, {"type": "text", "text": text}]
+        answer = {"role": "assistant", "content": text}
+        asked.append({"messages": [{"role": "user", "content": content}, answer]})
+    (tmp_path / "own.json").write_text(json.dumps(asked))
+    header = ("<|im_start|>system\n", "Be brief.", "<|im_end|>\n<|im_start|>user\n")
+    questions = load_own(tmp_path / "own.json").read(tmp_path)
+    for text, question in zip(texts * 2, questions, strict=True):
+        assert text in question.prompt
+        parts = model.prompt_parts(question.prompt, [video])
+        expect(ids_of(parts), *header, question.prompt, ANSWER)
+        assert parts.count(video.clip) == 1
 
 
 def test_control_tokens_that_the_model_writes_are_text_in_the_next_turn(model, monkeypatch):
