@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
 
+_LOG = logging.getLogger(__name__)
 POLL_SECONDS = 0.05, 2.0  # from the first to the last pauses between looks at others' shares
 Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, questions in all)
 
@@ -88,23 +90,25 @@ def evaluate_benchmarks(
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
             if process[0] == 0:
-                stack.enter_context(owner.own(Path(output)))
+                stack.enter_context(owner.own(Path(output), _LOG.info))
         decides = {"weights_hash": origin["weights_hash"]}
         found = runner.run(jobs, None if output is None else Path(output), decides)
     facts = _facts(elva, origin, config)
-    evaluations = []
-    for job, responses in zip(jobs, found, strict=True):
-        in_order = [responses[question.key] for question in job.questions]
-        prompts = {"prompts_hash": prompts_hash(job.all_questions)}
-        settings = {**job.settings, **prompts, **facts}
-        evaluation = evaluation_of(job.benchmark, in_order, job.ways, settings, job.seconds)
-        if judge:
-            shown = partial(runner.progress, f"{job.benchmark.name} (judge)")
-            evaluation = judged(evaluation, job.benchmark, judge, shown)
-        if process[0] == 0:
-            evaluation = with_intervals(evaluation, job.benchmark.score)
-        evaluations.append(evaluation)
-    return evaluations
+    evaluations = [job.grade(of, facts) for job, of in zip(jobs, found, strict=True)]
+    if process[0]:
+        return evaluations
+    pairs = zip(evaluations, jobs, strict=True)
+    return [_finish(each, job, judge, runner.progress) for each, job in pairs]
+
+
+def _finish(
+    evaluation: Evaluation, job: _Job, judge: Judge | None, progress: Progress
+) -> Evaluation:
+    """The evaluation as the judge grades it, with intervals."""
+    if judge:
+        shown = partial(progress, f"{job.benchmark.name} (judge)")
+        evaluation = judged(evaluation, job.benchmark, judge, shown)
+    return with_intervals(evaluation, job.benchmark.score)
 
 
 def _open_judge(config: BenchmarkConfig, jobs: Sequence[_Job]) -> Judge | None:
@@ -142,6 +146,13 @@ class _Job:
         self.max_new_tokens = config.max_new_tokens or benchmark.max_new_tokens
         self.settings: Mapping[str, Any] = {}
         self.seconds = 0.0
+
+    def grade(self, responses: Mapping[str, Response], facts: Mapping[str, Any]) -> Evaluation:
+        """The evaluation of the responses, by key of the question."""
+        in_order = [responses[question.key] for question in self.questions]
+        prompts = {"prompts_hash": prompts_hash(self.all_questions)}
+        settings = {**self.settings, **prompts, **facts}
+        return evaluation_of(self.benchmark, in_order, self.ways, settings, self.seconds)
 
 
 class _Runner:
