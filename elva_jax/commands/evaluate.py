@@ -49,7 +49,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--figure",
         type=flags.output_file("--figure"),
         metavar="FILE.png",
-        help="plot accuracy per family here",
+        help="plot the scores here",
     )
     evaluate_tasks.add_tasks(evaluate)
     evaluate_results.add_results(evaluate)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from elva_jax.commands import flags
 from elva_jax.errors import DataError
+from elva_jax.evaluation.columns import printable
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.json import save_json
 
@@ -87,8 +88,9 @@ def compare_files(args: argparse.Namespace) -> int:
     a, b = ({e.benchmark: e for e in files.load(path)} for path in args.compare)
     if not (common := [name for name in a if name in b]):
         first, second = map(repr_path, args.compare)
+        names = printable(f"{', '.join(a)}; {', '.join(b)}")
         raise DataError(
-            f"{first} and {second}: have no benchmark in common ({', '.join(a)}; {', '.join(b)});"
+            f"{first} and {second}: have no benchmark in common ({names});"
             " compare runs of the same --tasks"
         )
     scores = {name: benchmark.score for name, benchmark in BENCHMARKS.items()}
@@ -97,7 +99,7 @@ def compare_files(args: argparse.Namespace) -> int:
     compare_table.print_comparisons(found, tuple(args.compare))
     for path, only in zip(args.compare, (a.keys() - b.keys(), b.keys() - a.keys()), strict=True):
         if only:
-            print(f"only in {path}: {', '.join(sorted(only))}")
+            print(printable(f"only in {path}: {', '.join(sorted(only))}"))
     if args.json:
         save_json(
             {"a": args.compare[0], "b": args.compare[1], "comparisons": encode(found)}, args.json

@@ -20,13 +20,16 @@ from typing import Any
 
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Response, Scores
+from elva_jax.evaluation.columns import printable
 from elva_jax.evaluation.results.codec import decode, encode
 from elva_jax.utils.failures import reason, repr_path
 from elva_jax.utils.files import open_atomic
+from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import LARGEST_ARRAY, check_output, parse_json, read_bytes
 
 FORMAT, VERSION = "elva_jax.evaluation", 1
 GRADE = tuple(f.name for f in dataclasses.fields(Grade) if f.name != "response")
+LONGEST = 300  # characters of a reason in a message
 REMEDY = "write it again with elva evaluate --tasks … --json"
 
 
@@ -76,7 +79,7 @@ def load(path: str | Path) -> list[Evaluation]:
         raise DataError(f"{where}: is {kind}; {REMEDY}")
     if content.get("version") != VERSION:
         raise DataError(
-            f"{where}: is of version {str(content.get('version'))[:20]} of the format, and this"
+            f"{where}: is of version {shown(content.get('version'))} of the format, and this"
             f" elva_jax reads version {VERSION}; {REMEDY}"
         )
     try:
@@ -85,7 +88,8 @@ def load(path: str | Path) -> list[Evaluation]:
             raise ValueError("evaluations: expected an array that is not empty")
         return [_decode(item, f"evaluations[{number}]") for number, item in enumerate(found)]
     except ValueError as problem:
-        raise DataError(f"{where}: is damaged or foreign ({problem}); {REMEDY}") from None
+        what = printable(str(problem))[:LONGEST]  # it may quote the file
+        raise DataError(f"{where}: is damaged or foreign ({what}); {REMEDY}") from None
 
 
 def _write(write: Any, evaluation: Evaluation) -> None:

@@ -90,6 +90,7 @@ def first_prediction(change):
         (lambda c: [], "no result of elva evaluate"),
         (lambda c: {"families": {}, "macro": {}}, "has no predictions"),
         (lambda c: {**c, "version": 99}, "version 99"),
+        (damaged(lambda e: e.update({"\x1b[2J": 1})), r"unknown key '\ufffd\[2J'"),
         (lambda c: {**c, "evaluations": []}, "not empty"),
         (damaged(lambda e: e.pop("title")), "lacks the key 'title'"),
         (damaged(lambda e: e.update(more=1)), "unknown key 'more'"),
