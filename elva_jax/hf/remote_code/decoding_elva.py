@@ -18,16 +18,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".gif",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".avif",
+    *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp"),
+    *(".tif", ".tiff", ".ppm", ".avif"),
 )
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 # Without this list FFmpeg would also open files and addresses that a playlist names.
