@@ -26,7 +26,8 @@ PYTHON
 else
   "$elva" data build moving_shapes/easy --data-dir "$data"
 fi
-"$elva" train --config "$config" --workdir "$run" --config.data_dir="$data" "$@"
+case " $*" in *" --config.data_dir"*) ;; *) set -- --config.data_dir="$data" "$@" ;; esac
+"$elva" train --config "$config" --workdir "$run" "$@"
 "$elva" evaluate --checkpoint "$run" --split test --json "$run/test.json" --figure "$run/test.png"
 "$elva" data show moving_shapes/easy --data-dir "$data" --split test --index 0 --out "$run/example" >/dev/null
 question=$(cat "$run/example/question.txt")
