@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -26,8 +27,21 @@ def enable_compilation_cache(folder: str | Path | None = None) -> None:
             return
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = cache / "elva_jax" / "programs"
+    _remove_incomplete(Path(folder))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     # Inference compiles many small programs, so even those that take less than a second are stored.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """Removes programs that a killed process has not written to the end.
+
+    JAX 0.10 and 0.11 write a program, then the time of its last use. A program without a time would
+    make every later write fail, with a warning for each program.
+    """
+    with contextlib.suppress(OSError):  # JAX says so when it cannot use the folder
+        for program in folder.glob("*-cache"):
+            if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+                program.unlink(missing_ok=True)

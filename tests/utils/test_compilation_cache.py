@@ -49,16 +49,29 @@ print(counts["cache_hits"], counts["cache_misses"], np.asarray(prefix.layers[-1]
 """
 
 
-def test_a_second_start_compiles_nothing(tmp_path):
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+def start(folder):
+    """Hits, misses and the result of a process, and what it says."""
+    env = os.environ | {"XDG_CACHE_HOME": str(folder)}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
-    first, second = (
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=env, check=True, capture_output=True, text=True
-        ).stdout.split()
-        for _ in range(2)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=env, check=True, capture_output=True, text=True
     )
-    assert int(first[1]) > 5
-    assert int(second[1]) == 0
-    assert int(second[0]) >= int(first[1])
-    assert second[2] == first[2]
+    hits, misses, result = ended.stdout.split()
+    return int(hits), int(misses), result, ended.stderr
+
+
+def test_a_later_start_compiles_only_what_a_killed_process_left_incomplete(tmp_path):
+    _, first_misses, first_result, _ = start(tmp_path)
+    hits, misses, result, _ = start(tmp_path)
+    assert first_misses > 5
+    assert (misses, result) == (0, first_result)
+    assert hits >= first_misses
+
+    programs = sorted((tmp_path / "elva_jax" / "programs").glob("*-cache"))
+    for program in programs[:3]:  # the time of the last use is written after the program
+        program.write_bytes(program.read_bytes()[:50])
+        program.with_name(program.name.replace("-cache", "-atime")).unlink()
+    hits, misses, result, said = start(tmp_path)
+    assert (misses, result) == (3, first_result)
+    assert "persistent compilation cache" not in said
+    assert start(tmp_path)[1] == 0
