@@ -171,11 +171,11 @@ def _by_processes(args: argparse.Namespace, count: int) -> list[float]:
         ]
         for worker in workers:
             worker.start()
-        for _ in range(args.repeats):
+        for repeat in range(args.repeats + 1):  # the first one compiles
             begin.wait(SECONDS)
             start = time.perf_counter()
             end.wait(SECONDS)
-            seconds.append(time.perf_counter() - start)
+            seconds += [time.perf_counter() - start] * (repeat > 0)
         for worker in workers:
             worker.join(SECONDS)
     return seconds
@@ -188,14 +188,24 @@ def _work(
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[process[0] % len(cores)]})
 
+    try:
+        _repeat(args, process, begin, end, folder)
+    except BaseException:
+        begin.abort()  # the others would wait for this one
+        end.abort()
+        raise
+
+
+def _repeat(
+    args: argparse.Namespace, process: tuple[int, int], begin: Any, end: Any, folder: str
+) -> None:
     import elva_jax
     from elva_jax.evaluation.models import open_elva
 
     elva_jax.enable_compilation_cache()
     elva, _ = open_elva(args.checkpoint)
     benchmark = _benchmark(args, elva)
-    _evaluate(elva, benchmark, args)
-    for repeat in range(args.repeats):
+    for repeat in range(args.repeats + 1):
         begin.wait(SECONDS)
         _evaluate(elva, benchmark, args, output=Path(folder) / str(repeat), process=process)
         end.wait(SECONDS)
