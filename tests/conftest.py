@@ -67,7 +67,6 @@ def few_programs():
 @pytest.fixture
 def config_dir():
     """The repository's configs."""
-
     return Path(__file__).parents[1] / "configs"
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import grain
 from absl import flags
-from grain._src.python.dataset.transformations import process_prefetch
 
 from elva_jax.config.schema import Config
 from elva_jax.data import mixture as mixing
@@ -37,10 +36,6 @@ from elva_jax.data.worker_stream import WorkerStream
 from elva_jax.errors import DataError
 from elva_jax.utils.workers import prepare_worker
 from elva_jax.video.layout import Counts
-
-# A worker blocks until its last samples are read. To stop, Grain 0.2.18 waits 25 seconds for each
-# worker, one after the other, then kills it; no public option changes that time.
-process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
 
 BUFFER_BYTES = 2**28  # limit of the decoded samples that are prefetched
 HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")

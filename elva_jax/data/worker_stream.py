@@ -22,6 +22,10 @@ from grain._src.python.dataset.transformations import process_prefetch
 from elva_jax.errors import DataError
 from elva_jax.utils.workers import shielded_from_signals
 
+# A worker blocks until its last samples are read. To stop, Grain 0.2.18 waits 25 seconds for each
+# worker, one after the other, then kills it; no public option changes that time.
+process_prefetch._PROCESS_KILL_TIMEOUT_S = 1
+
 POLL_SECONDS = 1.0
 NAME = "grain-process-prefetch"  # the beginning of the name of Grain's worker processes
 

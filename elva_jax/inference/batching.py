@@ -65,6 +65,14 @@ class Prompt:
     prefix: tuple[Text | Clip, ...]  # chat header and clips; without clips, the first token
     question: tuple[int, ...]  # token ids of the rest, up to where the answer begins
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Length of the prefix, before any merging."""
+        return sum(
+            len(part.token_ids) if isinstance(part, Text) else layouts.clip_tokens(part)
+            for part in self.prefix
+        )
+
 
 def text_tokens(parts: Iterable[Text | Clip]) -> list[int]:
     """The vocabulary ids of a prompt's text, without what stands for its clips."""

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elva_jax.errors import ConfigError
-from elva_jax.utils.failures import reason, repr_path
-from elva_jax.utils.files import write_atomic
-from elva_jax.utils.read import check_output
+from elva_jax.utils.read import check_output, open_output
 
 
 def save_json(result: Any, path: str | Path) -> Path:
@@ -22,13 +19,8 @@ def save_json(result: Any, path: str | Path) -> Path:
     """
     path = check_output(path, "--json")
     text = json.dumps(jsonable(result), indent=1, allow_nan=False, ensure_ascii=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path.resolve(), text + "\n")  # through a link, as it was given
-    except OSError as error:
-        raise ConfigError(
-            f"--json {repr_path(path)}: cannot be written {reason(error, path)}"
-        ) from error
+    with open_output(path, "--json") as file:
+        file.write(text + "\n")
     return path
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar
 
 from elva_jax.errors import ConfigError, DataError, ElvaError, first_line
 from elva_jax.utils.failures import reason, repr_path
+from elva_jax.utils.files import open_atomic
 
 MEBIBYTE = 2**20
 LARGEST_TEXT = 256 * MEBIBYTE  # of configurations, tokenizers, manifests, lines and tar members
@@ -299,6 +300,30 @@ def check_output(path: str | Path, name: str = "", error: type[ElvaError] = Conf
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         _check_folder(path.parent, path.name)
     return path
+
+
+@contextlib.contextmanager
+def open_output(path: Path, name: str, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a file that `check_output` has allowed; it is replaced as a whole by `open_atomic`.
+
+    Missing folders above it are made. A link keeps its place: the file that it names is replaced.
+
+    Args:
+      path: the file.
+      name: of the option, in messages.
+      mode: "w" or "wb".
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_atomic(path.resolve(), mode) as file:
+            yield file
+    except OSError as error:
+        raise ConfigError(
+            f"{name} {repr_path(path)}: cannot be written {reason(error, path)}"
+        ) from error
 
 
 def check_output_folder(

@@ -17,7 +17,7 @@ from elva_jax.inference.batching import grid_batch, split_prompt
 from elva_jax.inference.long_context import rope_factor
 from elva_jax.inference.prompts import PromptReader
 from elva_jax.video.clip import Visual
-from elva_jax.video.layout import Clip, Text, clip_tokens
+from elva_jax.video.layout import Clip, Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,10 +98,7 @@ def render(model: PromptReader, wish: Wish, max_new_tokens: int) -> Rendered:
     example = Example("the prompt", (), turns)
     parts = conversation.render(example, model.tokenizer, clips, system)[:-2]
     prompt = split_prompt(parts)
-    prefix_tokens = sum(
-        len(part.token_ids) if isinstance(part, Text) else clip_tokens(part)
-        for part in prompt.prefix
-    )
+    prefix_tokens = prompt.prefix_tokens
     option: tuple[int, ...] = ()
     if wish.option is not None:
         option = tuple(conversation.answer_ids(wish.option, model.tokenizer))

@@ -7,12 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Evaluation, Metric
 from elva_jax.evaluation.results import settings
-from elva_jax.utils.failures import reason, repr_path
-from elva_jax.utils.files import open_atomic
-from elva_jax.utils.read import check_output
+from elva_jax.utils.read import check_output, open_output
 
 HEAD = ("benchmark", "answer", "axis", "category", "number", "score", "low", "high", "maximum")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet's formula begins
@@ -35,18 +32,12 @@ def save(evaluations: Sequence[Evaluation], path: str | Path, option: str = "--c
     path = check_output(path, option)
     described = [settings.flat(evaluation.settings) for evaluation in evaluations]
     names = list(dict.fromkeys(name for values in described for name in values))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(path.resolve()) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*HEAD, "count", *names])
-            for evaluation, values in zip(evaluations, described, strict=True):
-                last = [_text(values.get(name, "")) for name in names]
-                writer.writerows([*row, *last] for row in _rows(evaluation))
-    except OSError as error:
-        raise ConfigError(
-            f"{option} {repr_path(path)}: cannot be written {reason(error, path)}"
-        ) from error
+    with open_output(path, option) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*HEAD, "count", *names])
+        for evaluation, values in zip(evaluations, described, strict=True):
+            last = [_text(values.get(name, "")) for name in names]
+            writer.writerows([*row, *last] for row in _rows(evaluation))
     return path
 
 

@@ -18,14 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from elva_jax.errors import ConfigError, DataError
+from elva_jax.errors import DataError
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Response, Scores
 from elva_jax.evaluation.columns import printable
 from elva_jax.evaluation.results.codec import decode, encode
-from elva_jax.utils.failures import reason, repr_path
-from elva_jax.utils.files import open_atomic
+from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
-from elva_jax.utils.read import LARGEST_ARRAY, check_output, parse_json, read_bytes
+from elva_jax.utils.read import LARGEST_ARRAY, check_output, open_output, parse_json, read_bytes
 
 FORMAT, VERSION = "elva_jax.evaluation", 1
 GRADE = tuple(f.name for f in dataclasses.fields(Grade) if f.name != "response")
@@ -45,19 +44,13 @@ def save(evaluations: Sequence[Evaluation], path: str | Path, option: str = "--j
       ConfigError: the file cannot be written.
     """
     path = check_output(path, option)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(path.resolve()) as file:
-            # A line per prediction: a run of ten thousand can be searched with grep.
-            file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "evaluations": [')
-            for number, evaluation in enumerate(evaluations):
-                file.write(",\n" if number else "\n")
-                _write(file.write, evaluation)
-            file.write("\n]}\n")
-    except OSError as error:
-        raise ConfigError(
-            f"{option} {repr_path(path)}: cannot be written {reason(error, path)}"
-        ) from error
+    with open_output(path, option) as file:
+        # A line per prediction: a run of ten thousand can be searched with grep.
+        file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "evaluations": [')
+        for number, evaluation in enumerate(evaluations):
+            file.write(",\n" if number else "\n")
+            _write(file.write, evaluation)
+        file.write("\n]}\n")
     return path
 
 

@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.data.example import Media
-from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Response
 from elva_jax.evaluation.results import settings, thumbnails
 from elva_jax.evaluation.results.codec import encode
 from elva_jax.evaluation.results.table import COUNTED, interval, metric_rows, number
 from elva_jax.evaluation.results.thumbnails import Thumbnails
-from elva_jax.utils.failures import reason, repr_path
-from elva_jax.utils.files import write_atomic
-from elva_jax.utils.read import check_output
+from elva_jax.utils.read import check_output, open_output
 
 LONGEST = 4000  # characters of one text; the JSON file has all of it
 FRAMES = 100  # media whose frames are shown
@@ -52,13 +49,8 @@ def save(
     """
     path = check_output(path, option)
     page = build(evaluations, frames=frames)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path.resolve(), page)
-    except OSError as error:
-        raise ConfigError(
-            f"{option} {repr_path(path)}: cannot be written {reason(error, path)}"
-        ) from error
+    with open_output(path, option) as file:
+        file.write(page)
     return path
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Evaluation, Metric
 from elva_jax.evaluation.results import settings
-from elva_jax.utils.failures import reason, repr_path
-from elva_jax.utils.files import open_atomic
-from elva_jax.utils.read import check_output
+from elva_jax.utils.failures import repr_path
+from elva_jax.utils.read import check_output, open_output
 
 CAPTION = ("model", "checkpoint", "step", "weights_hash", "dtype", "frames", "merging")
 COLUMNS = 110  # characters of a line of the caption
@@ -60,14 +59,8 @@ def save(evaluations: Sequence[Evaluation], path: str | Path, option: str = "--f
         ncols=len(ways), fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1)
     )
     fig.supxlabel(_plain(_caption(evaluations)), fontsize=7)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(path.resolve(), "wb") as file:
-            fig.savefig(file, dpi=150, format=path.suffix[1:].lower())
-    except OSError as error:
-        raise ConfigError(
-            f"{option} {repr_path(path)}: cannot be written {reason(error, path)}"
-        ) from error
+    with open_output(path, option, "wb") as file:
+        fig.savefig(file, dpi=150, format=path.suffix[1:].lower())
     return path
 
 

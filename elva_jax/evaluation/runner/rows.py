@@ -20,7 +20,7 @@ from elva_jax.inference.batching import split_prompt
 from elva_jax.inference.long_context import rope_factor
 from elva_jax.inference.prompts import PromptReader
 from elva_jax.video.clip import Visual
-from elva_jax.video.layout import Clip, Text, clip_tokens
+from elva_jax.video.layout import Clip, Text
 
 ROW_QUESTIONS = 16  # most questions of a row
 
@@ -163,10 +163,7 @@ def _read_prompt(
         )
     parts = model.prompt_parts(question.prompt, visuals)
     prompt = split_prompt(parts)
-    start = sum(
-        len(part.token_ids) if isinstance(part, Text) else clip_tokens(part)
-        for part in prompt.prefix
-    )
+    start = prompt.prefix_tokens
     length = start + len(prompt.question)
     tokens = [length + 2]  # a letter and the end
     if "generated" in ways:
