@@ -171,8 +171,7 @@ class Checkpoints:
 
     def _handle_failure(self, step: int, reason: str) -> None:
         if jax.process_index() == 0:
-            for entry in self._folder.glob(f"{step}{TEMPORARY}*"):
-                _remove(entry)
+            self._remove_unfinished()
         self._writer = open_writer()  # the state of the old one is unknown
         before = self.latest
         good = (
@@ -264,6 +263,21 @@ class Checkpoints:
                 # Renamed first, so that half a step never looks complete.
                 deleted = (self._folder / str(step)).rename(self._folder / f"{step}{DELETED}")
                 shutil.rmtree(deleted, ignore_errors=True)
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what failed saves have left; no save is in progress.
+
+        Their threads may still be writing for a moment, and longer on a busy machine: what appears
+        after this is removed by the next call.
+        """
+        for _ in range(50):
+            unfinished = [entry for entry in self._folder.iterdir() if TEMPORARY in entry.name]
+            if not unfinished:
+                return
+            for entry in unfinished:
+                shutil.rmtree(entry, ignore_errors=True)
+            time.sleep(0.1)
 
 
 def save_weights(
@@ -290,15 +304,6 @@ def save_weights(
     with ocp.Checkpointer(StepHandler(**handlers)) as writer:
         path = Path(folder).absolute() / "checkpoints" / str(step)
         writer.save(path, args=StepArgs(params=ocp.args.PyTreeSave(params), meta=meta))
-
-
-def _remove(folder: Path) -> None:
-    """Removes what a failed save has left, whose threads may still be writing for a moment."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
 
 
 def _read_temporary(step: Path) -> bool:

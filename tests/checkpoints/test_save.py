@@ -295,8 +295,9 @@ def test_a_full_disk_leaves_the_last_good_step(tmp_path, config, disk, size):
         checkpoints.wait()
         disk(resource.RLIM_INFINITY)
         assert saved_steps(tmp_path) == [4]
-        assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["4"]
         checkpoints.save(12, state, {"at": 12}, config, "video")
+    # Threads of the failed save may write for a moment after it; the next save removes that, too.
+    assert {entry.name for entry in (tmp_path / "checkpoints").iterdir()} == {"4", "12"}
     (line,) = reported
     assert "step 8 could not be saved (" in line
     assert "File too large" in line
