@@ -13,6 +13,7 @@ if __name__ == "__main__":
     signals.end_on_signals()
 
 import argparse
+import gc
 import importlib
 import importlib.metadata
 import io
@@ -104,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(sys.argv[1:])
     except KeyboardInterrupt as error:
         signals.end(signals.announce(error))
+    finally:
+        gc.freeze()  # the interpreter would look for garbage among all objects before it ends
 
 
 def _report(argv: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import elva_jax
 from elva_jax.commands import flags
 from elva_jax.errors import DataError, LayoutError, printable
+from elva_jax.utils import garbage
 
 GENERATE_HELP = """\
 Answers questions about videos, images or folders of frames.
@@ -57,12 +58,16 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_answering(chat, 512)
 
 
-def _open(args: argparse.Namespace) -> tuple[elva_jax.ElvaModel, int | elva_jax.Hybrid | None]:
-    """The model, and how its videos are sampled."""
-    given = flags.hybrid_settings(args)
-    elva_jax.enable_compilation_cache()
-    model = elva_jax.load(args.checkpoint)
-    return model, model.hybrid(**given) if given else args.frames
+def _open(
+    args: argparse.Namespace,
+) -> tuple[elva_jax.ElvaModel, int | elva_jax.Hybrid | None, elva_jax.Sampling]:
+    """The model, how its videos are sampled, and how tokens are chosen."""
+    with garbage.paused():
+        sampling = flags.sampling(args)
+        given = flags.hybrid_settings(args)
+        elva_jax.enable_compilation_cache()
+        model = elva_jax.load(args.checkpoint)
+    return model, model.hybrid(**given) if given else args.frames, sampling
 
 
 def _show(pieces: Iterable[str]) -> None:
@@ -74,8 +79,7 @@ def _show(pieces: Iterable[str]) -> None:
 
 @flags.library_notices()
 def _generate(args: argparse.Namespace, _: list[str]) -> int:
-    sampling = flags.sampling(args)
-    model, frames = _open(args)
+    model, frames, sampling = _open(args)
     media = [model.read_media(video, frames=frames) for video in args.video]
     placed = [model.place_media(text) for text in args.prompt]
     prompts = placed if args.markers else args.prompt
@@ -97,8 +101,7 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
 
 @flags.library_notices()
 def _chat(args: argparse.Namespace, _: list[str]) -> int:
-    sampling = flags.sampling(args)
-    model, frames = _open(args)
+    model, frames, sampling = _open(args)
     chat = model.chat(
         args.video,
         max_new_tokens=args.max_new_tokens,
