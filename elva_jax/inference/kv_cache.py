@@ -124,13 +124,22 @@ def append_tokens(
     x = weights.embed_tokens[token.reshape(batch, -1)]
     cos, sin = rope_cos_sin(config, position.reshape(batch, -1))
     layer = DecoderLayer(config, parent=None)
-    written = []
-    for params, before, own in zip(weights.layers, prefix, suffix, strict=True):
 
-        def attend(q, k, v, before=before, own=own):
+    # Within a program it is traced and lowered once for all layers of the same shapes.
+    @jax.jit
+    def run_layer(params, x, before, own):
+        written: list[SuffixCache] = []
+
+        def attend(q, k, v):
             out, new = grouped_attention(q, k, v, before, own, attention_mask, slot)
             written.append(new)
             return out
 
         x, _ = layer.apply({"params": params}, x, cos, sin, attend)
+        return x, written[0]
+
+    written = []
+    for params, before, own in zip(weights.layers, prefix, suffix, strict=True):
+        x, new = run_layer(params, x, before, own)
+        written.append(new)
     return x.reshape(*token.shape, -1), tuple(written)
