@@ -7,14 +7,15 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from elva_jax.evaluation.lmms.asking import Asker, Reply
-from elva_jax.evaluation.lmms.generation import Generation, read_generation
+from elva_jax.evaluation.lmms.generation import read_generation
 from elva_jax.evaluation.lmms.media import Medium, Pictures, frames_of
 from elva_jax.evaluation.lmms.opened import Opened
 from elva_jax.evaluation.lmms.options import Options
-from elva_jax.evaluation.lmms.pipeline import Job, Pipeline
+from elva_jax.evaluation.lmms.pipeline import Job, Pipeline, Reply
 from elva_jax.evaluation.lmms.requests import chat_ask, simple_ask
 from elva_jax.evaluation.lmms.rounds import Rounds, chat_rounds, simple_rounds
+from elva_jax.inference.batches.queries import Writing
+from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.video.clip import Visual
 
 Docs = Mapping[str, Any]  # by task, then split: its documents
@@ -39,7 +40,9 @@ class Adapter:
         self.opened, self.options = opened, options
         self._docs, self._chat = docs, chat
         self._frames = opened.model.hybrid(**options.hybrid) or options.frames
-        self._asker = Asker(opened.model, merging=options.merging)
+        self._scheduler = Scheduler(
+            opened.model, self._read, batch_size=options.batch, merging=options.merging
+        )
         self._noted: set[str] = set()
         self.refused = 0
 
@@ -49,8 +52,8 @@ class Adapter:
         jobs = []
         for request in requests:
             make, given = self._question(request)
-            generation = self._generation(given, seeds.number(request))
-            jobs.append(Job(make=make, generation=generation, **_common(request)))
+            writing = self._writing(given, seeds.number(request))
+            jobs.append(Job(make=make, writing=writing, **_common(request)))
         yield from self._counted(pipeline, pipeline.run(jobs))
 
     def score(self, requests: Sequence[Any]) -> Iterator[Reply]:
@@ -69,9 +72,9 @@ class Adapter:
                 open_rounds = []
                 for request in requests[start : start + pipeline.window]:
                     given = next(arg for arg in request.args if isinstance(arg, Mapping))
-                    generation = self._generation(given, seeds.number(request))
+                    writing = self._writing(given, seeds.number(request))
                     open_rounds.append(
-                        begin(request, self._doc(request), generation, **_common(request))
+                        begin(request, self._doc(request), writing, **_common(request))
                     )
                 while alive := [each for each in open_rounds if each.job is not None]:
                     answers = pipeline.run([each.job for each in alive if each.job is not None])
@@ -89,13 +92,12 @@ class Adapter:
         return -(reply.likelihood.mean if mean else reply.likelihood.total)
 
     def _pipeline(self) -> Pipeline:
-        return Pipeline(self._asker, self._read, self.options.batch)
+        return Pipeline(self._scheduler, self.options.batch)
 
     def _read(self, medium: Medium, name: str) -> Visual:
         model = self.opened.model
         if isinstance(medium, Pictures):
-            return model.read_media(frames_of(medium), frames=self._frames, name=f"image of {name}")
-        name = name if isinstance(medium.source, bytes) else None  # type: ignore[assignment]
+            return model.read_media(frames_of(medium), frames=self._frames, name=name)
         return model.read_media(medium.source, frames=self._frames, name=name, span=medium.span)
 
     def _doc(self, request: Any) -> Any:
@@ -125,14 +127,14 @@ class Adapter:
             **_common(request),
         )
 
-    def _generation(self, given: Mapping[str, Any], repeat: int) -> Generation:
-        generation, ignored = read_generation(
+    def _writing(self, given: Mapping[str, Any], repeat: int) -> Writing:
+        writing, ignored = read_generation(
             given, max_new_tokens=self.options.max_new_tokens, seed=self.options.seed + repeat
         )
         if new := set(ignored) - self._noted:
             self._noted |= new
             _LOG.info("generation_kwargs that do not apply are ignored: %s", ", ".join(sorted(new)))
-        return generation
+        return writing
 
     def _counted(self, pipeline: Pipeline, replies: Iterator[Any]) -> Iterator[Any]:
         """The same replies; says at the end, or where the harness stops, what was refused."""

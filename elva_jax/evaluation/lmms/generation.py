@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elva_jax.errors import ConfigError
+from elva_jax.inference.batches.queries import Writing
 from elva_jax.inference.sampling import Sampling
 from elva_jax.utils import numbers
 
@@ -22,17 +22,9 @@ TRIVIAL: Mapping[str, tuple[Any, ...]] = {
 USED = ("max_new_tokens", "max_gen_toks", "until", "temperature", "top_p", "do_sample")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """How an answer is written; requests with equal ones are answered together."""
-
-    max_new_tokens: int
-    sampling: Sampling
-
-
 def read_generation(
     given: Mapping[str, Any], *, max_new_tokens: int, seed: int = 0
-) -> tuple[Generation, tuple[str, ...]]:
+) -> tuple[Writing, tuple[str, ...]]:
     """Reads the keys that mean something here.
 
     As in transformers, a temperature matters only where an answer is drawn: with `do_sample`, or
@@ -74,7 +66,7 @@ def read_generation(
         for name, value in given.items()
         if name not in known and value not in TRIVIAL.get(name, ())
     )
-    return Generation(max_new_tokens=longest, sampling=sampling), ignored
+    return Writing(max_new_tokens=longest, sampling=sampling), ignored
 
 
 def _number(given: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -21,11 +21,22 @@ ENDS = ("video_end", "end_time", "end")
 SOURCES = ("bytes", "path", "video", "image", "url")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """Frames at hand, uint8 [H, W, 3] each: one image, or the frames of a video."""
+    """Frames at hand, uint8 [H, W, 3] each: one image, or the frames of a video.
+
+    Two are equal if their pixels are.
+    """
 
     frames: tuple[np.ndarray, ...]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the pixels are the same."""
+        return isinstance(other, Pictures) and self.key == other.key
+
+    def __hash__(self) -> int:
+        """Of the pixels."""
+        return hash(self.key)
 
     @functools.cached_property
     def key(self) -> Hashable:
@@ -38,11 +49,6 @@ class Pictures:
 
 
 Medium = Media | Pictures
-
-
-def media_key(medium: Medium) -> Hashable:
-    """What tells media apart: a file and its excerpt, or the pixels."""
-    return medium.key if isinstance(medium, Pictures) else medium
 
 
 def read_visuals(visuals: Any) -> tuple[Medium, ...]:

@@ -15,9 +15,9 @@ from lmms_eval.caching.response_cache import ResponseCache
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from elva_jax.evaluation.lmms.adapter import Adapter
-from elva_jax.evaluation.lmms.asking import Reply
 from elva_jax.evaluation.lmms.opened import open_options
 from elva_jax.evaluation.lmms.options import parse_options
+from elva_jax.evaluation.lmms.pipeline import Reply
 from elva_jax.evaluation.lmms.ranks import choose_devices
 from elva_jax.evaluation.lmms.response_cache import is_stored, key_by_weights
 from elva_jax.utils.compilation_cache import enable_compilation_cache

@@ -1,6 +1,6 @@
 """Questions in the order of the requests in, replies in the same order out.
 
-    windows of a few batches: task code → media read in threads, one window ahead → rows → batches
+    windows of a few batches: task code → items → `inference.batches` → replies in order
 
 A window is what a killed run loses at most: every reply is handed over as soon as all before it
 are there.
@@ -9,25 +9,25 @@ are there.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 
-from elva_jax.errors import DataError, ElvaError
-from elva_jax.evaluation.lmms.asking import Asker, Reply
-from elva_jax.evaluation.lmms.generation import Generation
-from elva_jax.evaluation.lmms.media import Medium, media_key
+from elva_jax.data import conversation
+from elva_jax.errors import DataError
 from elva_jax.evaluation.lmms.requests import Ask, guarded
-from elva_jax.evaluation.lmms.rows import Rendered, Wish, batches, render, rows_of
-from elva_jax.inference.long_context import rope_factor
+from elva_jax.inference.batches import queries
+from elva_jax.inference.batches.dialogue import dialogue_parts
+from elva_jax.inference.batches.queries import Group, Item, Query, Scoring, Writing
+from elva_jax.inference.batches.rows import MOST_QUERIES
+from elva_jax.inference.batches.schedule import Scheduler
+from elva_jax.inference.batching import split_prompt
+from elva_jax.inference.prefilled import Answer
+from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.scoring import Likelihood
 from elva_jax.video.clip import Visual
 
 WINDOW = 4  # batches whose questions are sorted by length
-MOST_READERS = 8
 SKIPPED = "nobody waits for it"
-
-Read = Callable[[Medium, str], Visual]
-Reading = dict[Hashable, Future[Visual]]
+OPTION = "option"  # name of the scoring
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Job:
     Attributes:
       name: in messages.
       make: runs the task's code, and returns the question.
-      generation: how the answer is written; None: an option is scored.
+      writing: how the answer is written; None: an option is scored.
       option: the option's text.
       greedy: whether to find out if the option is what the model would write.
       skipped: whether nobody waits for the reply.
@@ -45,35 +45,46 @@ class Job:
 
     name: str
     make: Callable[[], Ask]
-    generation: Generation | None = None
+    writing: Writing | None = None
     option: str = ""
     greedy: bool = False
     skipped: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Window:
-    """A window's questions while their media are read."""
+class Reply:
+    """What the model says to one question.
 
-    jobs: Sequence[Job]
-    asks: Sequence[Ask]
-    reading: Reading
+    Attributes:
+      text: the written answer.
+      input_tokens: length of the prompt before merging.
+      output_tokens: length of the answer.
+      likelihood: of the option, where it was asked for.
+      greedy: whether the model would write the option, where that was asked for.
+      refused: why there is no answer; "": there is one.
+    """
+
+    text: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    likelihood: Likelihood | None = None
+    greedy: bool = False
+    refused: str = ""
 
 
 class Pipeline:
     """Asks a model the questions of requests.
 
     Args:
-      asker: asks the model.
-      read: reads one medium, whose name in errors it is given.
+      scheduler: asks the model.
       batch: most questions that are asked together.
 
     Attributes:
       refused: name of the request and reason, for every question that could not be asked.
     """
 
-    def __init__(self, asker: Asker, read: Read, batch: int) -> None:
-        self._asker, self._read, self._batch = asker, read, batch
+    def __init__(self, scheduler: Scheduler, batch: int) -> None:
+        self._scheduler, self._batch = scheduler, batch
         self.refused: list[tuple[str, str]] = []
 
     @property
@@ -83,78 +94,79 @@ class Pipeline:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Reply]:
         """The replies in order; the media of the next window are read meanwhile."""
-        starts = range(0, len(jobs), self.window)
-        windows = [jobs[start : start + self.window] for start in starts]
-        pool = ThreadPoolExecutor(min(MOST_READERS, os.cpu_count() or 1))
-        try:
-            begun = self._begin(pool, windows[0], {}) if windows else None
-            for following in [*windows[1:], ()]:
-                if (current := begun) is not None:
-                    begun = self._begin(pool, following, current.reading)
-                    yield from self._replies(current)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _begin(self, pool: ThreadPoolExecutor, jobs: Sequence[Job], before: Reading) -> _Window:
-        """Runs the task code of a window, and starts to read its media, each once."""
-        asks = [Ask(refused=SKIPPED) if job.skipped else guarded(job.make) for job in jobs]
-        reading: Reading = {}
-        for job, ask in zip(jobs, asks, strict=True):
-            for medium in ask.media:
-                key = media_key(medium)
-                if key not in reading:
-                    reading[key] = before.get(key) or pool.submit(self._read, medium, job.name)
-        return _Window(jobs=jobs, asks=asks, reading=reading)
-
-    def _replies(self, window: _Window) -> Iterator[Reply]:
-        """The replies of a window, each as soon as those before it are there."""
         done: dict[int, Reply] = {}
-        alike: dict[Generation | None, list[tuple[Wish, Rendered]]] = {}
-        for index, job in enumerate(window.jobs):
-            try:
-                found = self._render(index, job, window)
-            except ElvaError as error:
-                done[index] = Reply(refused=str(error))
-                if not job.skipped:
-                    self.refused.append((job.name, str(error)))
-            else:
-                alike.setdefault(job.generation, []).append(found)
         given = 0
-        for answered in self._answers(alike):
-            done |= answered
+        for replies in self._scheduler.run(self._windows(jobs), ahead=self.window):
+            for reply in replies:
+                index = reply.tag
+                done[index] = self._reply(jobs[index], reply)
             while given in done:
                 yield done.pop(given)
                 given += 1
 
-    def _render(self, index: int, job: Job, window: _Window) -> tuple[Wish, Rendered]:
-        """A question with its media read.
+    def _windows(self, jobs: Sequence[Job]) -> Iterator[list[Group]]:
+        """Runs the task code of a window when its first group is wanted."""
+        model = self._scheduler.model
+        for start in range(0, len(jobs), self.window):
+            window = enumerate(jobs[start : start + self.window], start)
+            items = (item_of(model, index, job) for index, job in window)
+            yield queries.group_by_media(items, MOST_QUERIES)
 
-        Raises:
-          ElvaError: it cannot be asked.
-        """
-        ask, model = window.asks[index], self._asker.model
+    def _reply(self, job: Job, found: queries.Reply) -> Reply:
+        if found.error:
+            if not job.skipped:
+                self.refused.append((job.name, found.error))
+            return Reply(refused=found.error)
+        answer, options = found.answer, found.likelihoods.get(OPTION, ())
+        if answer is not None and not options:
+            text, tokens = answer.text, len(answer.tokens)
+            return Reply(text=text, input_tokens=found.tokens[0], output_tokens=tokens)
+        return Reply(
+            input_tokens=found.tokens[0],
+            output_tokens=options[0].tokens,
+            likelihood=options[0],
+            greedy=answer is not None and writes(answer, self._option(job)),
+        )
+
+    def _option(self, job: Job) -> tuple[int, ...]:
+        return conversation.answer_ids(job.option, self._scheduler.model.tokenizer)
+
+
+def item_of(model: PromptReader, index: int, job: Job) -> Item:
+    """The item of a job, whose number is its tag; runs the task's code."""
+    ask = Ask(refused=SKIPPED) if job.skipped else guarded(job.make)
+
+    def make(visuals: tuple[Visual, ...]) -> Query:
         if ask.refused:
             raise DataError(ask.refused)
-        wish = Wish(
-            index=index,
-            ask=ask,
-            visuals=tuple(window.reading[media_key(medium)].result() for medium in ask.media),
-            option=None if job.generation else job.option,
-            greedy=job.greedy,
-        )
-        rendered = render(model, wish, job.generation.max_new_tokens if job.generation else 0)
-        rope_factor(model.model_config, rendered.tokens)  # one question alone may be too long
-        return wish, rendered
+        return query_of(model, index, ask, visuals, job)
 
-    def _answers(
-        self, alike: Mapping[Generation | None, Sequence[tuple[Wish, Rendered]]]
-    ) -> Iterator[dict[int, Reply]]:
-        """The replies of each batch by number; an empty one at the start."""
-        yield {}
-        for generation, questions in alike.items():
-            rows = rows_of(self._asker.model, questions, self._batch)
-            for batch in batches(rows, self._batch):
-                if generation is None:
-                    yield self._asker.score(batch)
-                else:
-                    yield self._asker.write(batch, generation)
+    return Item(tag=index, name=job.name, media=ask.media, make=make)
+
+
+def query_of(
+    model: PromptReader, index: int, ask: Ask, visuals: Sequence[Visual], job: Job
+) -> Query:
+    """Renders a conversation up to its last answer.
+
+    Raises:
+      DataError: an empty answer of an earlier turn, or markers that do not match the media.
+      LayoutError: the prompt ends with a medium, or is too long.
+    """
+    parts = dialogue_parts(model, ask.turns, visuals, ask.system)
+    if job.writing:
+        return queries.make_query(model.model_config, index, parts, job.writing)
+    option = conversation.answer_ids(job.option, model.tokenizer)
+    question = split_prompt(parts).question
+    return queries.make_query(
+        model.model_config,
+        index,
+        parts,
+        Writing(max_new_tokens=len(option)) if job.greedy else None,
+        {OPTION: Scoring(question=question, options=(option,))},
+    )
+
+
+def writes(answer: Answer, option: tuple[int, ...]) -> bool:
+    """Whether an answer of at most the option's length and its end is the option."""
+    return (*answer.tokens, option[-1]) == option

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from elva_jax.errors import ElvaError
-from elva_jax.evaluation.lmms.asking import Reply
-from elva_jax.evaluation.lmms.generation import Generation
-from elva_jax.evaluation.lmms.pipeline import Job
+from elva_jax.evaluation.lmms.pipeline import Job, Reply
 from elva_jax.evaluation.lmms.requests import Ask, chat_ask, simple_ask
+from elva_jax.inference.batches.queries import Writing
 
 MOST_ROUNDS = 256
 _LOG = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Rounds:
     Args:
       first: makes the first question.
       following: makes the others.
-      generation: how answers are written.
+      writing: how answers are written.
       name: of the request.
       skipped: see `Job`.
 
@@ -44,12 +43,12 @@ class Rounds:
         self,
         first: Callable[[], Ask],
         following: Next,
-        generation: Generation,
+        writing: Writing,
         *,
         name: str,
         skipped: bool,
     ) -> None:
-        self._following, self._generation = following, generation
+        self._following, self._writing = following, writing
         self._name, self._skipped = name, skipped
         self._info: Any = None
         self.outputs: list[Any] = []
@@ -83,12 +82,12 @@ class Rounds:
         return Job(
             name=f"{self._name} round {len(self.replies) + 1}",
             make=make,
-            generation=self._generation,
+            writing=self._writing,
             skipped=self._skipped,
         )
 
 
-def simple_rounds(request: Any, doc: Any, generation: Generation, **common: Any) -> Rounds:
+def simple_rounds(request: Any, doc: Any, writing: Writing, **common: Any) -> Rounds:
     """The rounds of a request of the simple interface."""
     context, _, visuals, doc_to_text, *_ = request.args
 
@@ -104,10 +103,10 @@ def simple_rounds(request: Any, doc: Any, generation: Generation, **common: Any)
         left = outputs if left is None else left
         return None if ended else simple_ask(text, media), left, info
 
-    return Rounds(lambda: simple_ask(context, visuals(doc)), following, generation, **common)
+    return Rounds(lambda: simple_ask(context, visuals(doc)), following, writing, **common)
 
 
-def chat_rounds(request: Any, doc: Any, generation: Generation, **common: Any) -> Rounds:
+def chat_rounds(request: Any, doc: Any, writing: Writing, **common: Any) -> Rounds:
     """The rounds of a request of the chat interface."""
     _, messages, *_ = request.args
 
@@ -119,4 +118,4 @@ def chat_rounds(request: Any, doc: Any, generation: Generation, **common: Any) -
         left = outputs if left is None else left
         return None if ended else chat_ask(said), left, info
 
-    return Rounds(lambda: chat_ask(messages(doc)), following, generation, **common)
+    return Rounds(lambda: chat_ask(messages(doc)), following, writing, **common)

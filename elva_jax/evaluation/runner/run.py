@@ -21,15 +21,15 @@ from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
 from elva_jax.evaluation.judge.judge import Judge, judged
 from elva_jax.evaluation.models import open_elva
 from elva_jax.evaluation.results.intervals import with_intervals
-from elva_jax.evaluation.runner.asking import ask
-from elva_jax.evaluation.runner.batches import Buckets
 from elva_jax.evaluation.runner.grading import evaluation_of
 from elva_jax.evaluation.runner.identity import describe_model, describe_reading, prompts_hash
-from elva_jax.evaluation.runner.reading import read_ahead
-from elva_jax.evaluation.runner.rows import Group, group_by_media, rows_of
+from elva_jax.evaluation.runner.queries import item_of, reader, response_of
 from elva_jax.evaluation.runner.settings import BenchmarkConfig, ways_of
 from elva_jax.evaluation.runner.shares import Answers, Share, divide, in_turn
 from elva_jax.evaluation.runner.tasks import read_questions, resolve
+from elva_jax.inference.batches.queries import Group, group_by_media
+from elva_jax.inference.batches.rows import MOST_QUERIES
+from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
@@ -184,12 +184,25 @@ class _Runner:
     def _alone(self, job: _Job) -> dict[str, Response]:
         start = time.monotonic()
         found: dict[str, Response] = {}
-        buckets = Buckets(self.config.batch_size)
-        for responses in self._ask(job, group_by_media(job.questions), buckets):
+        for responses in self._ask(self._groups(job), self._scheduler()):
             found |= {response.question.key: response for response in responses}
             self.progress(job.benchmark.name, len(found), len(job.questions))
         job.seconds = time.monotonic() - start
         return found
+
+    def _groups(self, job: _Job) -> list[Group]:
+        items = [item_of(self.model, q, job.ways, job.max_new_tokens) for q in job.questions]
+        return group_by_media(items, MOST_QUERIES)
+
+    def _scheduler(self) -> Scheduler:
+        config = self.config
+        return Scheduler(
+            self.model,
+            reader(self.model, self.hybrid or config.num_frames),
+            batch_size=config.batch_size,
+            merging=config.merging,
+            workers=config.workers,
+        )
 
     def _with_others(self, jobs: Sequence[_Job], output: Path) -> list[dict[str, Response]]:
         """Asks whatever no living process asks, until everything is answered."""
@@ -198,17 +211,17 @@ class _Runner:
         for job in jobs:
             name = job.benchmark.name
             answers = Answers(output / name, name, job.settings, job.all_questions)
-            shares = divide(group_by_media(job.questions), count, size)
-            works.append((job, answers, in_turn(shares, *self.process), Buckets(size)))
+            shares = divide(self._groups(job), count, size)
+            works.append((job, answers, in_turn(shares, *self.process), self._scheduler()))
         pause, longest = POLL_SECONDS
         while True:
             left, found = False, []
-            for job, answers, shares, buckets in works:
+            for job, answers, shares, scheduler in works:
                 start = time.monotonic()
                 found.append(answers.load())
                 for share in shares:
                     if _rest(share, found[-1]):
-                        left |= not self._ask_share(job, answers, share, buckets)
+                        left |= not self._ask_share(job, answers, share, scheduler)
                 job.seconds += time.monotonic() - start
             if all(
                 question.key in responses
@@ -220,56 +233,34 @@ class _Runner:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
 
-    def _ask_share(self, job: _Job, answers: Answers, share: Share, buckets: Buckets) -> bool:
+    def _ask_share(self, job: _Job, answers: Answers, share: Share, scheduler: Scheduler) -> bool:
         """Asks what is left of a share; False if another process is asking it."""
         with answers.own(share) as owned:
             if owned is None:
                 return False
             journal, answered = owned
             done = sum(question.key in answered for question in job.questions)
-            for responses in self._ask(job, _rest(share, answered), buckets):
+            for responses in self._ask(_rest(share, answered), scheduler):
                 journal.append(responses)
                 done += len(responses)
                 self.progress(job.benchmark.name, done, len(job.questions))
         return True
 
-    def _ask(
-        self, job: _Job, groups: Sequence[Group], buckets: Buckets
-    ) -> Iterator[Sequence[Response]]:
+    @staticmethod
+    def _ask(groups: Sequence[Group], scheduler: Scheduler) -> Iterator[Sequence[Response]]:
         """The responses to all questions of some groups, some at a time."""
-        config, model = self.config, self.model
-
-        def answer(batches):
-            for batch in batches:
-                yield ask(model, batch, job.ways, job.max_new_tokens, merging=config.merging)
-
-        reading = read_ahead(
-            model,
-            groups,
-            self.hybrid or config.num_frames,
-            window=config.batch_size,
-            workers=config.workers,
-        )
-        with contextlib.closing(reading):
-            for group, media in reading:
-                if isinstance(media, str):
-                    yield [Response(question=q, error=media) for q in group.questions]
-                    continue
-                rows, refused = rows_of(model, group, media, job.ways, job.max_new_tokens)
-                if refused:
-                    yield [Response(question=each.question, error=each.reason) for each in refused]
-                for row in rows:
-                    yield from answer(buckets.add(row))
-            yield from answer(buckets.flush())
+        with contextlib.closing(scheduler.run([groups])) as asked:
+            for replies in asked:
+                yield [response_of(reply) for reply in replies]
 
 
 def _rest(share: Share, answered: Mapping[str, Response]) -> list[Group]:
     """The groups of a share with the questions that are not answered."""
     rest = []
     for group in share.groups:
-        left = tuple(question for question in group.questions if question.key not in answered)
+        left = tuple(item for item in group.items if item.tag.key not in answered)
         if left:
-            rest.append(Group(media=group.media, questions=left))
+            rest.append(Group(media=group.media, items=left))
     return rest
 
 

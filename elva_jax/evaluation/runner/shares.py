@@ -20,7 +20,7 @@ from elva_jax.errors import StartError
 from elva_jax.evaluation.benchmarks.base import Question, Response
 from elva_jax.evaluation.runner import journal
 from elva_jax.evaluation.runner.identity import question_hash
-from elva_jax.evaluation.runner.rows import Group
+from elva_jax.inference.batches.queries import Group
 from elva_jax.utils import owner
 
 FOLDER, FILE = "answers", "answers.jsonl"
@@ -38,7 +38,7 @@ class Share:
 
 def divide(groups: Sequence[Group], processes: int, batch_size: int) -> list[Share]:
     """Divides groups evenly among shares: one per process, or several if there are many batches."""
-    questions = sum(len(group.questions) for group in groups)
+    questions = sum(len(group.items) for group in groups)
     each = questions // (processes * batch_size * LEAST_BATCHES)
     count = max(min(processes * min(max(each, 1), MOST_SHARES), len(groups)), 1)
     return [

@@ -8,9 +8,9 @@ import elva_jax
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Turn
 from elva_jax.evaluation.lmms.adapter import Adapter
-from elva_jax.evaluation.lmms.asking import writes
 from elva_jax.evaluation.lmms.opened import Opened
 from elva_jax.evaluation.lmms.options import parse_options
+from elva_jax.evaluation.lmms.pipeline import writes
 from elva_jax.inference.prefilled import Answer
 from elva_jax.inference.sampling import Sampling
 

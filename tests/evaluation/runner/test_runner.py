@@ -13,14 +13,14 @@ import pytest
 import shapes
 
 from elva_jax import testing
-from elva_jax.errors import ConfigError, DataError, StartError
+from elva_jax.errors import ConfigError, DataError, LayoutError, StartError
 from elva_jax.evaluation.benchmarks.base import Question
-from elva_jax.evaluation.runner import rows
-from elva_jax.evaluation.runner.batches import Buckets
-from elva_jax.evaluation.runner.reading import read_ahead
+from elva_jax.evaluation.runner.queries import item_of, query_of, reader
 from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
 from elva_jax.evaluation.runner.settings import WAYS, BenchmarkConfig
 from elva_jax.evaluation.runner.shares import divide, in_turn
+from elva_jax.inference.batches.queries import Group, group_by_media
+from elva_jax.inference.batches.reading import read_ahead
 from elva_jax.inference.media import Request
 
 QUESTIONS = 23
@@ -262,13 +262,11 @@ def test_impossible_settings():
 
 
 def test_shares_are_even_and_everyones_first_is_another():
-    groups = [rows.Group(media=(), questions=(k,)) for k in range(1000)]
+    groups = [Group(media=(), items=(k,)) for k in range(1000)]
     shares = divide(groups, 4, 8)
     assert len(shares) == 12  # each of about ten full batches
     assert {len(share.groups) for share in shares} == {83, 84}
-    assert sorted(q for share in shares for g in share.groups for q in g.questions) == [
-        *range(1000)
-    ]
+    assert sorted(q for share in shares for g in share.groups for q in g.items) == [*range(1000)]
     assert [in_turn(shares, i, 4)[0].name for i in range(4)] == [
         f"{i:04d}-of-0012" for i in (0, 3, 6, 9)
     ]
@@ -280,17 +278,15 @@ def question(key, words, options=()):
     return Question(key=key, media=(), prompt="What? " * words, text="What?", options=options)
 
 
-def test_each_question_has_the_rope_scaling_that_it_needs_alone(model):
-    visuals = (model.read_media(testing.tiny_video(20)),)  # 420 tokens of at most 512
-    questions = [question(f"{k}", words) for k, words in enumerate((1, 2, 40, 3, 40, 4000))]
-    questions += [question("empty", 1, ("red", " ")), question("many", 1, ("x",) * 27)]
-    group = rows.Group(media=(), questions=tuple(questions))
-    found, refused = rows.rows_of(model, group, visuals, WAYS, 16)
-    asked = {each.rope_factor: [q.key for q in each.questions] for each in found}
-    assert asked == {1: ["0", "1", "3"], 2: ["2", "4"]}
-    assert all(each.tokens <= 512 * each.rope_factor for each in found)
-    assert {each.question.key for each in refused} == {"5", "empty", "many"}
-    assert "longest sequence is 512" in refused[0].reason
+def test_questions_that_cannot_be_asked_are_refused(model):
+    visuals = (model.read_media(testing.tiny_video(20)),)
+    for asked, message in (
+        (question("long", 4000), "longest sequence is 512"),
+        (question("empty", 1, ("red", " ")), "has an empty option"),
+        (question("many", 1, ("x",) * 27), "has 27 options, more than there are letters"),
+    ):
+        with pytest.raises(LayoutError, match=message):
+            query_of(model, asked, visuals, WAYS, 16)
 
 
 def test_media_are_read_once_and_ahead(model, root, monkeypatch):
@@ -302,37 +298,14 @@ def test_media_are_read_once_and_ahead(model, root, monkeypatch):
         return real(source, **more)
 
     monkeypatch.setattr(model, "read_media", watched)
-    groups = rows.group_by_media(shapes.read(root))
-    media = [medium.source for group in groups for medium in group.media]
-    ahead = read_ahead(model, groups, None, window=3, workers=1)
+    items = [item_of(model, each, WAYS, 6) for each in shapes.read(root)]
+    groups = group_by_media(items, 16)
+    media = {medium for group in groups for medium in group.media}
+    ahead = read_ahead(groups, reader(model, None), ahead=len(groups), workers=1)
+    assert [group for group, _ in ahead] == groups
+    assert sorted(map(str, read)) == sorted(str(medium.source) for medium in media)
+    # The next ones are read before the first one is used, and not many more.
+    read.clear()
+    ahead = read_ahead(groups, reader(model, None), ahead=3, workers=1)
     next(ahead)
-    assert len(read) >= 1
-    assert [group for group, _ in ahead] == groups[1:]
-    assert sorted(map(str, read)) == sorted(map(str, media))
-
-
-def row(prefix, questions=1):
-    return rows.Row(
-        questions=tuple(range(questions)), visuals=(), parts=(), prefix_tokens=prefix,
-        question_tokens=(), tokens=0, rope_factor=1,
-    )  # fmt: skip
-
-
-def test_rows_of_similar_length_share_a_batch():
-    buckets, batches = Buckets(4), []
-    for prefix in (100, 400, 97, 390, 99, 20, 110, 385):
-        batches += buckets.add(row(prefix))
-    assert [sorted(r.prefix_tokens for r in batch.rows) for batch in batches] == [
-        [97, 99, 100, 110]
-    ]
-    batches = list(buckets.flush())
-    # Short rows fill up the batch of longer ones.
-    assert [[r.prefix_tokens for r in batch.rows] for batch in batches] == [[400, 390, 385, 20]]
-    assert batches[0].shapes.prefix("prefix", 400) >= 400
-
-
-def test_few_rows_wait():
-    buckets, asked = Buckets(2), 0
-    for k in range(40):
-        asked += sum(len(batch.rows) for batch in buckets.add(row(100 + 100 * k)))
-        assert k + 1 - asked <= 8
+    assert 1 <= len(read) <= 4

@@ -1,0 +1,1 @@
+"""Many questions in batches: media read once and ahead, rows with shared prefixes, few shapes."""

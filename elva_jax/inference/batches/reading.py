@@ -1,0 +1,87 @@
+"""Media read ahead of the model, in threads, each once."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Hashable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from elva_jax.data.example import Media
+from elva_jax.errors import ConfigError, ElvaError, VideoError
+from elva_jax.inference.batches.queries import Group
+from elva_jax.utils.failures import repr_path
+from elva_jax.video.clip import Visual
+
+MOST_WORKERS = 16
+Read = Callable[[Any, str], Visual]  # a medium, and its name in messages
+
+
+def read_ahead(
+    groups: Iterable[Group | None], read: Read, *, ahead: int, workers: int | None = None
+) -> Generator[tuple[Group | None, tuple[Visual, ...] | str]]:
+    """The groups in order with their media, while those of the next ones are being read.
+
+    A medium of several groups that follow one another is read once.
+
+    Args:
+      groups: the groups; a None among them is yielded in its place.
+      read: reads one medium.
+      ahead: most groups whose media are in memory.
+      workers: threads; None: one per core, at most MOST_WORKERS.
+
+    Yields:
+      A group, and its media or else the name of the first one that cannot be read and the reason.
+    """
+    workers = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read")
+    pending: deque[Group | None] = deque()
+    reading: dict[Hashable, Future[Visual | str]] = {}
+    users: Counter[Hashable] = Counter()
+
+    def finished() -> tuple[Group | None, tuple[Visual, ...] | str]:
+        group = pending.popleft()
+        found = [reading[medium].result() for medium in group.media] if group else []
+        for medium in group.media if group else ():
+            users[medium] -= 1
+            if not users[medium]:
+                del users[medium], reading[medium]
+        failed = next((each for each in found if isinstance(each, str)), None)
+        return group, failed or tuple(each for each in found if not isinstance(each, str))
+
+    try:
+        for group in groups:
+            pending.append(group)
+            for medium in group.media if group else ():
+                if medium not in reading:
+                    name = _name(medium, group.items[0].name) if group else ""
+                    reading[medium] = pool.submit(_attempt, read, medium, name)
+                users[medium] += 1
+            if len(pending) > ahead:
+                yield finished()
+        while pending:
+            yield finished()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _attempt(read: Read, medium: Hashable, name: str) -> Visual | str:
+    """The medium, or its name and why it cannot be read."""
+    try:
+        return read(medium, name)
+    except VideoError as error:
+        return str(error)
+    except (ConfigError, MemoryError):
+        raise
+    except ElvaError as error:
+        return f"{name}: {error}"
+    except Exception as error:  # decoders may raise any type
+        return f"{name}: {type(error).__name__}: {error}"[:300]
+
+
+def _name(medium: Hashable, item: str) -> str:
+    source = medium.source if isinstance(medium, Media) else b""
+    if isinstance(source, bytes):
+        return f"medium of {item}"
+    return repr_path(source if isinstance(source, str) else next(iter(source), "no frames"))
