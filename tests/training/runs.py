@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from tensorboardX.proto import event_pb2
 
 from elva_jax.checkpoints import format
 from elva_jax.training.metric_writers import read_metrics
@@ -143,4 +144,16 @@ def differences(one, two, stages):
             for name in ours.keys() | theirs.keys()
             if ours.get(name) != theirs.get(name)
         ]
+    return found
+
+
+def tensorboard_scalars(stage):
+    """(step, name, value) of every scalar in a stage's only file of events."""
+    (events,) = (stage / "tensorboard").iterdir()
+    data, found = events.read_bytes(), []
+    while data:  # length, checksum, event, checksum
+        size = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + size :]
     return found

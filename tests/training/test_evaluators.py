@@ -83,6 +83,17 @@ def stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def check_copies(folder, kept, scalars, evaluated):
+    """The mirror has the best weights, and TensorBoard the numbers of every evaluation."""
+    mirrored = load_run(folder / "mirror" / "sft.best")
+    assert mirrored.step == kept.step
+    jax.tree.map(np.testing.assert_array_equal, mirrored.params, kept.params)
+    assert {step: value for step, name, value in scalars if name == "eval/loss"} == {
+        step: pytest.approx(line["eval/loss"], rel=1e-6)  # events have single precision
+        for step, line in evaluated.items()
+    }
+
+
 def test_training_is_bitwise_the_same_also_when_interrupted(tiny_run, runs, data_dir, tmp_path):
     """Without evaluations; with them; also with SIGTERM in the first and a crash after the next."""
     config = smallest(held_out(tiny_run, data_dir, keep_best="loss", better="larger"))
@@ -90,7 +101,10 @@ def test_training_is_bitwise_the_same_also_when_interrupted(tiny_run, runs, data
     plain.stages.sft.eval.every = 0
     assert train.run(plain, tmp_path / "plain") == 0
     told = io.StringIO()
-    assert train.run(config, tmp_path / "whole", console=Console(file=told, width=200)) == 0
+    shown = config.copy_and_resolve_references()
+    shown.log.tensorboard = True
+    shown.checkpoint.mirror = str(tmp_path / "mirror")
+    assert train.run(shown, tmp_path / "whole", console=Console(file=told, width=200)) == 0
     stopping = Interrupting("sft 2/6", stop)
     assert train.run(config, tmp_path / "cut", console=Console(file=stopping, width=200)) == 75
     assert "sft: step 2 is evaluated at the next start" in stopping.getvalue()
@@ -121,6 +135,7 @@ def test_training_is_bitwise_the_same_also_when_interrupted(tiny_run, runs, data
         assert kept.tokenizer_dir.is_dir()
         steps = tmp_path / name / "sft.best" / "checkpoints"
         assert [entry.name for entry in steps.iterdir()] == [str(best)]
+    check_copies(tmp_path, kept, runs.tensorboard_scalars(tmp_path / "whole" / "sft"), evaluated)
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert summary["evaluate"] > 0
     assert 0 < summary["evaluate_share"] < 1

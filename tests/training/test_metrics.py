@@ -9,7 +9,6 @@ import time
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
-from tensorboardX.proto import event_pb2
 
 from elva_jax.errors import ConfigError
 from elva_jax.tasks.base import MergeMetrics
@@ -78,17 +77,10 @@ def test_lines_of_a_run_that_was_cut_off_are_removed(tmp_path, config):
     ]
 
 
-def test_tensorboard_has_the_same_numbers(tmp_path, config):
+def test_tensorboard_has_the_same_numbers(tmp_path, config, runs):
     with open_writers(config, tmp_path, 0) as file:
         file.write(2, {"loss": 0.5})
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    data, found = events.read_bytes(), []
-    while data:  # length, checksum, event, checksum
-        size = int.from_bytes(data[:8], "little")
-        event = event_pb2.Event.FromString(data[12 : 12 + size])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-        data = data[16 + size :]
-    assert found == [(2, "loss", 0.5)]
+    assert runs.tensorboard_scalars(tmp_path) == [(2, "loss", 0.5)]
 
 
 VALUES = {

@@ -4,7 +4,7 @@
 """
 
 import pytest
-from tests.evaluation.benchmarks.helpers import grades, score, values, write
+from tests.evaluation.benchmarks.helpers import grades, parquet, score, values, write
 
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
 
@@ -66,3 +66,12 @@ def test_cinepiles_score_is_over_all_categories(tmp_path):
     assert questions[0].prompt.startswith("Subtitles of the scene:\nHello <video>\n\nWhat?\nA. a b")
     assert questions[0].text.startswith("Subtitles")  # what likelihoods are measured after
     assert questions[0].media[0].source == str(tmp_path / "videos" / "abc-123.mp4")
+
+
+def test_cinepile_as_the_hub_has_it(tmp_path):
+    rows = [cinepile_row(category) for category in CATEGORIES]
+    write(tmp_path / "test.json", rows)
+    questions = BENCHMARKS["cinepile"].read(tmp_path)
+    (tmp_path / "test.json").unlink()
+    parquet(tmp_path / "data" / "test-0.parquet", rows)
+    assert BENCHMARKS["cinepile"].read(tmp_path) == questions

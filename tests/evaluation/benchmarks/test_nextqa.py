@@ -1,7 +1,7 @@
 """Tests of NExT-QA: a small copy of its files and its scores."""
 
 import pytest
-from tests.evaluation.benchmarks.helpers import score, touch, values, write
+from tests.evaluation.benchmarks.helpers import parquet, score, touch, values, write
 
 from elva_jax.errors import DataError, RecordError
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
@@ -31,3 +31,16 @@ def test_nextqa_by_type(tmp_path):
     write(tmp_path / "map_vid_vidorID.json", {"10": "../../etc/x"})
     with pytest.raises(RecordError, match="leaves the root folder"):
         benchmark.read(tmp_path)
+
+
+def test_nextqa_as_the_hub_has_it(tmp_path):
+    row = {"video": 10, "question": "why, then", "answer": 1, "qid": 0, "type": "CW"}
+    row |= {f"a{k}": text for k, text in enumerate(("sit", "jump over", "run", "a, b", "stand"))}
+    line = '10,"why, then",1,0,CW,sit,jump over,run,"a, b",stand'
+    write(tmp_path / "csv" / "test.csv", f"{','.join(row)}\n{line}\n")
+    parquet(tmp_path / "hub" / "MC" / "test-0.parquet", [row])
+    read = BENCHMARKS["nextqa"].read
+    (csv,), (hub,) = (read(tmp_path / name) for name in ("csv", "hub"))
+    for name in ("key", "prompt", "options", "answer", "categories"):
+        assert getattr(hub, name) == getattr(csv, name)
+    assert hub.media[0].source == str(tmp_path / "hub" / "NExTVideo" / "10.mp4")

@@ -137,3 +137,12 @@ def test_video_chatgpts_copy_of_the_hub(tmp_path):
     parquet(tmp_path / "Consistency" / "test-0.parquet", [{**row, **pair}])
     questions = BENCHMARKS["video_chatgpt"].read(tmp_path)
     assert [question.text for question in questions] == ["?", "?", "Why?", "How?"]
+
+
+def test_questions_as_the_hub_has_them(tmp_path):
+    row = {"video_name": "v1", "question_id": "v1_0", "question": "what is it", "answer": "dog"}
+    parquet(tmp_path / "data" / "test-0.parquet", [row])
+    video = touch(tmp_path / "videos" / "v1.avi")
+    (question,) = BENCHMARKS["msvd_qa"].read(tmp_path)
+    assert (question.key, question.references, question.text) == ("v1_0", ("dog",), "What is it?")
+    assert question.media[0].source == video
