@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # their modules import JAX
 
     from elva_jax.evaluation.benchmarks.base import Evaluation
 
-INCOMPLETE = 3  # exit status: done, but some media could not be read, or answers not judged
+INCOMPLETE = 3  # exit status: done, but some questions or answers could not be asked or judged
 RESULTS = "results.json"  # in --output
 LOG_SECONDS = 60.0  # between two lines of progress where no one watches
 MOST_NAMED = 5  # unreadable media that are named
@@ -154,6 +154,8 @@ def run_tasks(args: argparse.Namespace) -> int:
             mesh=_mesh(args.mesh),
             progress=report,
         )
+    from elva_jax.evaluation.runner.tasks import resolve
+
     if index == 0:
         from elva_jax.evaluation.results import files, submission
 
@@ -162,7 +164,9 @@ def run_tasks(args: argparse.Namespace) -> int:
             for path in submission.save(evaluations, args.output):
                 print(f"for the benchmark's server: {path}", file=sys.stderr)
         evaluate_results.write_results(evaluations, args)
-    return _status(evaluations, say=index == 0)
+    wanted = 1 if own else len(resolve(args.tasks))
+    status = _status(evaluations, say=index == 0)
+    return INCOMPLETE if len(evaluations) < wanted else status  # a log line names those left out
 
 
 def _meet(args: argparse.Namespace) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import tensorflow_datasets as tfds
 from elva_jax.config.schema import SourceConfig
 from elva_jax.data import record as built
 from elva_jax.data.example import Example
-from elva_jax.data.readers import moving_shapes
+from elva_jax.data.readers import moving_shapes, paths
 from elva_jax.data.readers.huggingface import HuggingFaceFolder
 from elva_jax.data.readers.json_file import JsonFile
 from elva_jax.data.readers.webdataset import WebDataset
@@ -70,10 +69,11 @@ def check_media(examples: Sequence[Example], where: str) -> None:
         with contextlib.suppress(RecordError):  # counted when it is read
             sources = [medium.source for medium in examples[index].media]
             media += [source for source in sources if isinstance(source, str)]
-    if len(media) >= FEWEST and not any(os.path.exists(path) for path in media):
-        raise DataError(
+    if len(media) >= FEWEST:
+        paths.check_some_exist(
+            media,
             f"{where}: none of {len(media)} media of {examples.files[0]} exists, such as"
-            f" {media[0]}; set its root to the folder that its paths are relative to"
+            f" {media[0]}; set its root to the folder that its paths are relative to",
         )
 
 

@@ -56,14 +56,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        for name, allowed in (
-            ("limit", numbers.whole(1)),
-            ("num_frames", numbers.FRAMES),
-            ("batch_size", numbers.ROWS),
-            ("max_new_tokens", numbers.TOKENS),
-        ):
-            if (value := getattr(self, name)) is not None:
-                allowed.check(name, value)
+        numbers.check_fields(self, numbers.ASKING)
 
 
 @dataclass(frozen=True, kw_only=True)

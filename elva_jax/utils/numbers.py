@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,17 @@ def real(minimum: float, maximum: float = LARGEST_FLOAT, *, open: bool = False) 
     return Range(kind=float, minimum=minimum, maximum=maximum, open=open)
 
 
+def check_fields(settings: object, ranges: Mapping[str, Range]) -> None:
+    """Refuses values of a dataclass's fields; None is what was not given.
+
+    Raises:
+      ConfigError: naming the field and its range.
+    """
+    for name, allowed in ranges.items():
+        if (value := getattr(settings, name)) is not None:
+            allowed.check(name, value)
+
+
 def _plain(bound: float) -> str:
     """A bound without the digits of its binary form."""
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
@@ -123,3 +135,9 @@ SHARE, POSITIVE, TEMPERATURE = real(0, 1, open=True), real(0, open=True), real(0
 SECONDS = real(0, MOST_SECONDS, open=True)
 RATE = real(0, 1e6)
 SEED = whole(-(2**63), 2**63 - 1)
+ASKING = {  # fields of the settings that ask many questions
+    "limit": whole(1),
+    "num_frames": FRAMES,
+    "batch_size": ROWS,
+    "max_new_tokens": TOKENS,
+}

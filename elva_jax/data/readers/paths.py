@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from elva_jax.errors import DataError, RecordError
+from elva_jax.errors import DataError, ElvaError, RecordError
 
 
 def root_folder(root: str, annotations: Path) -> Path:
@@ -20,6 +21,23 @@ def root_folder(root: str, annotations: Path) -> Path:
             f"{folder}: no such folder; set root to the folder of the media of {annotations}"
         )
     return folder.resolve()
+
+
+def check_some_exist(
+    media: Sequence[str | Path], message: str, error: type[ElvaError] = DataError
+) -> None:
+    """Refuses a folder of media that holds none of some that are expected there.
+
+    Args:
+      media: their paths; where there are none, nothing is refused.
+      message: of the error.
+      error: its type.
+
+    Raises:
+      ElvaError: of the type `error`: not one of the paths exists.
+    """
+    if media and not any(map(os.path.exists, media)):
+        raise error(message)
 
 
 def inside(root: Path, name: object, key: str) -> str:

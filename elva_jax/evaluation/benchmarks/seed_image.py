@@ -15,6 +15,7 @@ from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
+    as_records,
     find,
     read_records,
     unique,
@@ -58,13 +59,7 @@ def _listed(path: Path) -> list[Record]:
     questions = read_json(path).get("questions")
     if not isinstance(questions, list):
         raise RecordError(path.name, "has no list 'questions'")
-    records = []
-    for number, fields in enumerate(questions):
-        key = f"{path.name}[{number}]"
-        if not isinstance(fields, dict):
-            raise RecordError(key, "is no object with fields")
-        records.append(Record(key, fields))
-    return records
+    return as_records(questions, path.name)
 
 
 def _question(record: Record, kind: int, media: MediaFolder) -> Question:

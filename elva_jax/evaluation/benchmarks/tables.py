@@ -146,6 +146,15 @@ def _read(file: Path) -> list[Record]:
         rows = _lines(file)
     else:
         rows = read_json(file, DataError, list)
+    return as_records(rows, name)
+
+
+def as_records(rows: Iterable[Any], name: str) -> list[Record]:
+    """The rows of a file as records, whose keys have its name.
+
+    Raises:
+      RecordError: a row is no object.
+    """
     records = []
     for number, row in enumerate(rows):
         key = f"{name}[{number}]"

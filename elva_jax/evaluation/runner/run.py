@@ -68,6 +68,10 @@ def evaluate_benchmarks(
       mesh: devices of this process over which the weights are sharded; None: the first one.
       progress: called after each batch, and after each verdict of a judge.
 
+    Returns:
+      One evaluation per benchmark. Those without options are left out, with a warning, where
+      `config.answers` has only ways that need them.
+
     Raises:
       ElvaError: no such checkpoint or benchmark, missing or damaged benchmark files, an output
         folder with answers of another model or setting, or one that another run is using.
@@ -82,7 +86,7 @@ def evaluate_benchmarks(
     config = config or BenchmarkConfig()
     if process[1] > 1 and output is None:
         raise ConfigError("several processes share their answers in a folder: give output")
-    jobs = [_Job(benchmark, Path(data_root), config) for benchmark in resolve(tasks)]
+    jobs = _askable([_Job(each, Path(data_root), config) for each in resolve(tasks)])
     judge = _open_judge(config, jobs) if process[0] == 0 else None
     elva, origin = open_elva(model, mesh)
     runner = _Runner(elva, config, process, progress or (lambda *_: None))
@@ -99,6 +103,24 @@ def evaluate_benchmarks(
         return evaluations
     pairs = zip(evaluations, jobs, strict=True)
     return [_finish(each, job, judge, runner.progress) for each, job in pairs]
+
+
+def _askable(jobs: Sequence[_Job]) -> list[_Job]:
+    """The jobs that can be asked in one of the wanted ways; names the others.
+
+    Raises:
+      ConfigError: none can.
+    """
+    without = [job.benchmark.name for job in jobs if not job.ways]
+    if without:
+        message = (
+            f"answers: {', '.join(without)} has no options whose likelihood could be measured; add"
+            " 'generated'"
+        )
+        if len(without) == len(jobs):
+            raise ConfigError(message)
+        _LOG.warning("%s. It is left out, and the others are asked", message)
+    return [job for job in jobs if job.ways]
 
 
 def _finish(

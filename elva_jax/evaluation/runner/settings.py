@@ -58,15 +58,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        for name, allowed in (
-            ("limit", numbers.whole(1)),
-            ("num_frames", numbers.FRAMES),
-            ("batch_size", numbers.ROWS),
-            ("max_new_tokens", numbers.TOKENS),
-            ("workers", numbers.WORKERS),
-        ):
-            if (value := getattr(self, name)) is not None:
-                allowed.check(name, value)
+        numbers.check_fields(self, numbers.ASKING | {"workers": numbers.WORKERS})
         if self.answers is not None:
             check_ways(self.answers)
 
@@ -89,15 +81,10 @@ def ways_of(
 ) -> tuple[Way, ...]:
     """The ways in which a benchmark is asked.
 
-    Raises:
-      ConfigError: only ways that need options are wanted, and the benchmark has none.
+    Returns:
+      The ways; () where only ways that need options are wanted, and the benchmark has none.
     """
     wanted = DEFAULT_WAYS[benchmark.kind] if config.answers is None else check_ways(config.answers)
     if any(question.options for question in questions):
         return wanted
-    if "generated" not in wanted:
-        raise ConfigError(
-            f"answers: {benchmark.name} has no options whose likelihood could be measured; add"
-            " 'generated'"
-        )
-    return ("generated",)
+    return ("generated",) if "generated" in wanted else ()

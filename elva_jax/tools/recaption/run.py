@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from elva_jax.data.readers.paths import check_some_exist
 from elva_jax.errors import ConfigError, ElvaError, VideoError
 from elva_jax.tools.progress import record_bar
 from elva_jax.tools.recaption import filters, media
@@ -83,12 +84,13 @@ def check_media(plan: Plan, media_dir: Path) -> None:
     """
     if not media_dir.is_dir():
         raise ConfigError(f"--media-dir {media_dir}: no such folder")
-    paths = [item.path for item in plan.items[:FIRST] if item.path is not None]
-    if paths and not any(path.exists() for path in paths):
-        raise ConfigError(
-            f"--media-dir {media_dir}: none of the first {len(paths)} media of the manifest is in"
-            f" it, such as {plan.items[0].medium}"
-        )
+    items = [item for item in plan.items[:FIRST] if item.path is not None]
+    check_some_exist(
+        [item.path for item in items if item.path is not None],
+        f"--media-dir {media_dir}: none of the first {len(items)} media of the manifest is in it,"
+        f" such as {items[0].medium if items else None}",
+        ConfigError,
+    )
 
 
 def run(

@@ -71,6 +71,27 @@ def test_results_are_written_and_missing_media_end_with_status_3(
     assert len((next(output.glob("*/answers/*/answers.jsonl"))).read_text().splitlines()) == 4
 
 
+def test_a_task_without_options_is_named_and_the_others_are_asked(
+    checkpoint, root, tmp_path, capsys
+):
+    (tmp_path / "videomme").symlink_to(root / "videomme")
+    open_qa = tmp_path / "msrvtt_qa"
+    open_qa.mkdir()
+    asked = [{"question": "what moves?", "answer": "square", "video_id": 7, "id": 1}]
+    (open_qa / "test_qa.json").write_text(json.dumps(asked))
+    words = ("--checkpoint", checkpoint, "--data-root", tmp_path, "--answers", "letter", "--tasks")
+    saved = tmp_path / "r.json"
+    tasks = "msrvtt_qa,videomme"
+    assert evaluate(*words, tasks, "--limit", 2, "--json", saved) == 3
+    err = capsys.readouterr().err
+    assert "answers: msrvtt_qa has no options" in err
+    assert "It is left out, and the others are asked" in err
+    (evaluation,) = json.loads(saved.read_text())["evaluations"]
+    assert evaluation["benchmark"] == "videomme"
+    assert evaluate(*words, "msrvtt_qa") == 2
+    assert "add 'generated'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
