@@ -33,7 +33,8 @@ def item_of(
     def make(visuals: tuple[Visual, ...]) -> Query:
         return query_of(model, question, visuals, ways, max_new_tokens)
 
-    return Item(tag=question, name=question.key, media=question.media_key, make=make)
+    key = question.key
+    return Item(tag=question, name=key, media=question.media_key, make=make, key=key)
 
 
 def query_of(

@@ -23,19 +23,19 @@ from elva_jax.evaluation.models import open_elva
 from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.grading import evaluation_of
 from elva_jax.evaluation.runner.identity import describe_model, describe_reading, prompts_hash
+from elva_jax.evaluation.runner.journal import FOLDER, make_head, reader_of, to_record
 from elva_jax.evaluation.runner.queries import item_of, reader, response_of
 from elva_jax.evaluation.runner.settings import BenchmarkConfig, ways_of
-from elva_jax.evaluation.runner.shares import Answers, Share, divide, in_turn
 from elva_jax.evaluation.runner.tasks import read_questions, resolve
 from elva_jax.inference.batches.queries import Group, group_by_media
 from elva_jax.inference.batches.rows import MOST_QUERIES
 from elva_jax.inference.batches.schedule import Scheduler
+from elva_jax.inference.batches.shares import Journals, Work, divide, in_turn, work_through
 from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
 
 _LOG = logging.getLogger(__name__)
-POLL_SECONDS = 0.05, 2.0  # from the first to the last pauses between looks at others' shares
 Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, questions in all)
 
 
@@ -228,45 +228,27 @@ class _Runner:
 
     def _with_others(self, jobs: Sequence[_Job], output: Path) -> list[dict[str, Response]]:
         """Asks whatever no living process asks, until everything is answered."""
-        count, size = self.process[1], self.config.batch_size
-        works = []
-        for job in jobs:
-            name = job.benchmark.name
-            answers = Answers(output / name, name, job.settings, job.all_questions)
-            shares = divide(self._groups(job), count, size)
-            works.append((job, answers, in_turn(shares, *self.process), self._scheduler()))
-        pause, longest = POLL_SECONDS
-        while True:
-            left, found = False, []
-            for job, answers, shares, scheduler in works:
-                start = time.monotonic()
-                found.append(answers.load())
-                for share in shares:
-                    if _rest(share, found[-1]):
-                        left |= not self._ask_share(job, answers, share, scheduler)
-                job.seconds += time.monotonic() - start
-            if all(
-                question.key in responses
-                for job, responses in zip(jobs, found, strict=True)
-                for question in job.questions
-            ):
-                return found
-            if left:
-                time.sleep(pause)
-                pause = min(2 * pause, longest)
+        works = [self._work(job, output / job.benchmark.name) for job in jobs]
+        work_through(works)
+        for job, work in zip(jobs, works, strict=True):
+            job.seconds = work.seconds
+        return [work.journals.load() for work in works]
 
-    def _ask_share(self, job: _Job, answers: Answers, share: Share, scheduler: Scheduler) -> bool:
-        """Asks what is left of a share; False if another process is asking it."""
-        with answers.own(share) as owned:
-            if owned is None:
-                return False
-            journal, answered = owned
-            done = sum(question.key in answered for question in job.questions)
-            for responses in self._ask(_rest(share, answered), scheduler):
-                journal.append(responses)
-                done += len(responses)
-                self.progress(job.benchmark.name, done, len(job.questions))
-        return True
+    def _work(self, job: _Job, folder: Path) -> Work[Response]:
+        name, scheduler = job.benchmark.name, self._scheduler()
+        journals = Journals(
+            folder / FOLDER, make_head(name, job.settings), reader_of(job.all_questions)
+        )
+        shares = divide(self._groups(job), self.process[1], self.config.batch_size)
+
+        def ask(groups: Sequence[Group]) -> Iterator[list[dict[str, Any]]]:
+            for responses in self._ask(groups, scheduler):
+                yield list(map(to_record, responses))
+
+        def progress(done: int) -> None:
+            self.progress(name, done, len(job.questions))
+
+        return Work(journals, in_turn(shares, *self.process), ask, progress)
 
     @staticmethod
     def _ask(groups: Sequence[Group], scheduler: Scheduler) -> Iterator[Sequence[Response]]:
@@ -274,16 +256,6 @@ class _Runner:
         with contextlib.closing(scheduler.run([groups])) as asked:
             for replies in asked:
                 yield [response_of(reply) for reply in replies]
-
-
-def _rest(share: Share, answered: Mapping[str, Response]) -> list[Group]:
-    """The groups of a share with the questions that are not answered."""
-    rest = []
-    for group in share.groups:
-        left = tuple(item for item in group.items if item.tag.key not in answered)
-        if left:
-            rest.append(Group(media=group.media, items=left))
-    return rest
 
 
 def _facts(model: ElvaModel, origin: Mapping[str, Any], config: BenchmarkConfig) -> dict[str, Any]:

@@ -127,12 +127,14 @@ class Item:
       name: in messages about media without a path.
       media: what it is about, in order; equal ones are read once.
       make: the query, from the media as they were read; may raise ElvaError.
+      key: in journals, where it is the only one of this key.
     """
 
     tag: Any
     name: str
     media: tuple[Hashable, ...]
     make: Callable[[tuple[Visual, ...]], Query]
+    key: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

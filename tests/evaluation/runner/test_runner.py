@@ -18,9 +18,9 @@ from elva_jax.evaluation.benchmarks.base import Question
 from elva_jax.evaluation.runner.queries import item_of, query_of, reader
 from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
 from elva_jax.evaluation.runner.settings import WAYS, BenchmarkConfig
-from elva_jax.evaluation.runner.shares import divide, in_turn
 from elva_jax.inference.batches.queries import Group, group_by_media
 from elva_jax.inference.batches.reading import read_ahead
+from elva_jax.inference.batches.shares import divide, in_turn
 from elva_jax.inference.media import Request
 
 QUESTIONS = 23
