@@ -42,6 +42,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     flags.add_frames(evaluate)
     flags.add_no_merging(evaluate)
+    flags.add_mesh(evaluate)
     text = "skip the three baselines"
     add("--no-baselines", dest="baselines", action="store_false", help=text)
     add("--json", type=flags.output_file("--json"), metavar="FILE", help="write all numbers here")
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         baselines=args.baselines,
     )
     elva_jax.enable_compilation_cache()
-    result = elva_jax.evaluate(args.checkpoint, config).to_dict()
+    result = elva_jax.evaluate(args.checkpoint, config, mesh=flags.open_mesh(args)).to_dict()
     report.table(result)
     if args.json:
         save_json(result, args.json)

@@ -20,15 +20,12 @@ from elva_jax.utils import numbers, signals
 from elva_jax.utils.terminal import is_watched
 
 if TYPE_CHECKING:  # their modules import JAX
-    from jax.sharding import Mesh
-
     from elva_jax.evaluation.benchmarks.base import Evaluation
 
 INCOMPLETE = 3  # exit status: done, but some questions or answers could not be asked or judged
 RESULTS = "results.json"  # in --output
 LOG_SECONDS = 60.0  # between two lines of progress where no one watches
 MOST_NAMED = 5  # unreadable media that are named
-AXES = ("fsdp", "tensor")
 JUDGE = ("judge", "judge_model", "judge_cache")
 
 
@@ -51,8 +48,6 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=numbers.TOKENS, metavar="N", help=text)
     text = "threads that read media ahead (default: one per core, at most 16)"
     add("--workers", type=numbers.WORKERS, metavar="N", help=text)
-    text = "devices of each process over which the weights are sharded, such as tensor=4"
-    add("--mesh", type=mesh_axes, metavar="AXIS=N,…", help=text)
     flags.add_processes(parser)
     add_judge(parser)
 
@@ -89,7 +84,7 @@ def judge_of(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
 
 def refuse_tasks_options(args: argparse.Namespace) -> None:
     """Refuses options of benchmarks where none is asked."""
-    for name in ("data_root", "output", "answers", "workers", "mesh", *JUDGE):
+    for name in ("data_root", "output", "answers", "workers", *JUDGE):
         if getattr(args, name) is not None:
             args.parser.error(f"--{name.replace('_', '-')} needs --tasks, or --data FILE.json")
 
@@ -102,20 +97,6 @@ def is_own(args: argparse.Namespace) -> bool:
 def names(text: str) -> tuple[str, ...]:
     """Names separated by commas; for `type=` of an option."""
     return tuple(filter(None, (name.strip() for name in text.split(","))))
-
-
-def mesh_axes(text: str) -> dict[str, int]:
-    """Axes of a mesh with their sizes; for `type=` of an option."""
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in AXES or axis in sizes:
-            raise argparse.ArgumentTypeError(
-                f"'{text[:40]}' is not like tensor=4 or fsdp=2,tensor=2; questions are divided by"
-                " starting several processes"
-            )
-        sizes[axis] = numbers.ROWS(size)
-    return sizes
 
 
 def run_tasks(args: argparse.Namespace) -> int:
@@ -151,7 +132,7 @@ def run_tasks(args: argparse.Namespace) -> int:
             config,
             output=args.output,
             process=(index, count),
-            mesh=_mesh(args.mesh),
+            mesh=flags.open_mesh(args),
             progress=report,
         )
     from elva_jax.evaluation.runner.tasks import resolve
@@ -178,16 +159,6 @@ def _meet(args: argparse.Namespace) -> tuple[int, int]:
     options = {name: str(value) for name, value in vars(args).items() if name not in apart}
     facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
     return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
-
-
-def _mesh(sizes: dict[str, int] | None) -> Mesh | None:
-    """A mesh of all devices of this process."""
-    if not sizes:
-        return None
-    from elva_jax.config.schema import MeshConfig
-    from elva_jax.parallel.mesh import make_mesh
-
-    return make_mesh(MeshConfig(data=1, fsdp=sizes.get("fsdp", 1), tensor=sizes.get("tensor", 1)))
 
 
 def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:

@@ -7,11 +7,15 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import elva_jax
+from elva_jax.errors import ConfigError
 from elva_jax.utils import notices, numbers
 from elva_jax.utils.read import check_output, check_output_folder
+
+if TYPE_CHECKING:  # imports JAX
+    from jax.sharding import Mesh
 
 
 @contextlib.contextmanager
@@ -92,6 +96,38 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) ->
     """Adds --checkpoint."""
     text = "a run's --workdir, one stage in it, one saved step, or an exported folder"
     parser.add_argument("--checkpoint", required=required, metavar="DIR", help=text)
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """Axes of a mesh with their sizes, such as tensor=4,data=2; for `type=` of an option."""
+    from elva_jax.config.mesh_axes import parse_axes
+
+    try:
+        return parse_axes(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_mesh(parser: argparse._ActionsContainer) -> None:
+    """Adds --mesh; `open_mesh` reads it."""
+    text = "devices of this process, such as tensor=4,data=2: weights are split over tensor and"
+    text += " fsdp, rows of a batch over data and fsdp; -1 is all that are left. Several processes"
+    text += " have a mesh of their own each (default: the first device)"
+    parser.add_argument("--mesh", type=mesh_axes, metavar="AXIS=N,…", help=text)
+
+
+def open_mesh(args: argparse.Namespace) -> Mesh | None:
+    """The mesh that --mesh asks for, over all devices of this process; None without one.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices.
+    """
+    if not args.mesh:
+        return None
+    from elva_jax.config.mesh_axes import mesh_config
+    from elva_jax.parallel.mesh import make_mesh
+
+    return make_mesh(mesh_config(args.mesh))
 
 
 def add_no_merging(parser: argparse.ArgumentParser) -> None:

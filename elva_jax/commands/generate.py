@@ -50,12 +50,14 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--markers", action="store_true", help=text)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
+    flags.add_mesh(generate)
 
     chat = command("chat", CHAT_HELP, _chat)
     flags.add_checkpoint(chat)
     chat.add_argument("--video", action="append", default=[], metavar="FILE", help=MEDIUM)
     flags.add_frames(chat)
     flags.add_answering(chat, 512)
+    flags.add_mesh(chat)
 
 
 def _open(
@@ -66,7 +68,7 @@ def _open(
         sampling = flags.sampling(args)
         given = flags.hybrid_settings(args)
         elva_jax.enable_compilation_cache()
-        model = elva_jax.load(args.checkpoint)
+        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args))
     return model, model.hybrid(**given) if given else args.frames, sampling
 
 

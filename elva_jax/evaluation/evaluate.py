@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 import elva_jax
 from elva_jax.checkpoints.restore import Run
@@ -31,6 +32,7 @@ def evaluate(
     model: str | Path | Run | ElvaModel,
     config: EvalConfig | None = None,
     *,
+    mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Measures a model on questions with an open answer and options.
@@ -41,6 +43,7 @@ def evaluate(
     Args:
       model: path of a run, a saved step or an exported folder; or the model itself.
       config: what to ask and measure; the default asks the whole test split of moving_shapes/easy.
+      mesh: devices over which the weights and every batch are split; None: the first one.
       progress: called with (videos done, videos in all) after each batch.
 
     Raises:
@@ -57,7 +60,7 @@ def evaluate(
       True
     """
     start, config = time.monotonic(), config or EvalConfig()
-    elva, origin = open_elva(model)
+    elva, origin = open_elva(model, mesh)
     data_dir = Path(config.data_dir or elva.config.data_dir)
     videos = read_split(config.dataset, config.split, data_dir, config.limit)
     hybrid = elva.hybrid(**config.hybrid)

@@ -22,7 +22,8 @@ def open_elva(
 
     Args:
       model: path of a run, a saved step or an exported folder; or the model itself.
-      mesh: devices over which weights that are read here are sharded; None: the first one.
+      mesh: devices of a model that is read here: its weights and every batch are split over them;
+        None: the first one.
 
     Raises:
       ElvaError: no such checkpoint, or a damaged one.

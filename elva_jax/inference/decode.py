@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, append_tokens, empty_suffix
 from elva_jax.inference.params import Weights, logits
 from elva_jax.inference.sampling import SamplingParams, choose
+from elva_jax.utils.arrays import AnyArray
 
 
 class DecodeState(NamedTuple):
@@ -34,12 +34,13 @@ class DecodeState(NamedTuple):
     step: Int32[Array, ""]  # tokens of the answer before it
 
 
+@partial(jax.jit, static_argnums=(0, 2, 3))
 def new_state(
     config: ModelConfig,
-    length: Int[np.ndarray, " B"],
+    length: Int[AnyArray, " B"],
     groups: int,
     slots: int,
-    repetition_mask: Bool[np.ndarray, "B G V"],
+    repetition_mask: Bool[AnyArray, "B G V"],
 ) -> DecodeState:
     """Suffixes without a token yet, at the positions where the prefixes of their rows end."""
     batch = len(length)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from elva_jax.config.schema import ModelConfig
@@ -18,6 +19,7 @@ from elva_jax.inference.batching import GRID, ChooseLength, Rows, text_tokens
 from elva_jax.inference.hidden import HiddenStates, collect
 from elva_jax.inference.long_context import rope_scaled
 from elva_jax.inference.params import Weights
+from elva_jax.inference.placement import Placement
 from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling, SamplingParams
 from elva_jax.inference.scoring import Likelihood, OptionTree, branch_scores
@@ -64,12 +66,20 @@ class Engine:
       weights: its parameters.
       vocab_size: only ids below it are chosen.
       end_ids: tokens that end an answer.
+      mesh: devices over which the weights and every batch are split; None: the first one.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, *, vocab_size: int, end_ids: tuple[int, ...]
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        vocab_size: int,
+        end_ids: tuple[int, ...],
+        mesh: Mesh | None = None,
     ) -> None:
         self.config = config
+        self.placement = Placement(config, mesh)
         self.weights = weights
         self.vocab_size = min(vocab_size, config.vocab_size)
         self.end_ids = end_ids
@@ -87,15 +97,19 @@ class Engine:
         `tokens` is the length of the longest row with everything that will follow it; RoPE is
         scaled for it where it exceeds the model's longest sequence.
         """
-        config = rope_scaled(self.config, tokens)
-        return prefill.prefill(config, self.weights, rows, self._rules(merging=merging), lengths)
+        config, rules = rope_scaled(self.config, tokens), self._rules(merging=merging)
+        rows = self.placement.place(rows)
+        with self.placement.on(len(rows.length)):
+            return prefill.prefill(config, self.weights, rows, rules, lengths)
 
     def hidden_states(
         self, rows: Rows, layers: Sequence[int] | None, *, merging: bool | Merging = True
     ) -> HiddenStates:
         """The hidden states of one prompt; see `ElvaModel.hidden_states`."""
-        config = rope_scaled(self.config, int(rows.length[0]))
-        return collect(config, self.weights, rows, layers, self._rules(merging=merging))
+        config, rules = rope_scaled(self.config, int(rows.length[0])), self._rules(merging=merging)
+        rows = self.placement.place(rows)
+        with self.placement.on(len(rows.length)):
+            return collect(config, self.weights, rows, layers, rules)
 
     def _rules(self, *, merging: bool | Merging) -> Merging:
         if isinstance(merging, bool):
@@ -127,7 +141,8 @@ class Engine:
             if sampling.penalizes:
                 repetition_mask[b, :, text_tokens(prefix_parts[b])] = True
         slots = queries + decoding.capacity
-        state = decode.new_state(prefix.config, prefix.length, groups, slots, repetition_mask)
+        with self.placement.on(batch):
+            state = decode.new_state(prefix.config, prefix.length, groups, slots, repetition_mask)
         return self.feed(prefix, state, token, length, sampling)
 
     def feed(
@@ -139,8 +154,9 @@ class Engine:
         sampling: Sampling,
     ) -> decode.DecodeState:
         """Feeds one more text to every suffix; see `decode.feed`."""
-        params = self._params(sampling)
-        return decode.feed(prefix.config, self.weights, prefix.layers, state, text, length, params)
+        params, weights = self._params(sampling), self.weights
+        with self.placement.on(len(prefix.length)):
+            return decode.feed(prefix.config, weights, prefix.layers, state, text, length, params)
 
     def decode(
         self, prefix: Prefix, state: decode.DecodeState, counts: Sequence[int], decoding: Decoding
@@ -154,9 +170,16 @@ class Engine:
         ended = [[False]]
         while left > 0 and not all(map(all, ended)):
             steps = min(decoding.interval, left)
-            out, state = decode.advance(
-                prefix.config, self.weights, prefix.layers, state, decoding.capacity, steps, params
-            )
+            with self.placement.on(len(prefix.length)):
+                out, state = decode.advance(
+                    prefix.config,
+                    self.weights,
+                    prefix.layers,
+                    state,
+                    decoding.capacity,
+                    steps,
+                    params,
+                )
             out, alive, left = np.asarray(out), np.asarray(state.alive), left - steps
             tokens = [
                 [ids + tuple(out[b, g][out[b, g] >= 0].tolist()) for g, ids in enumerate(row)]
@@ -189,7 +212,8 @@ class Engine:
                 for name, array in arrays.items():
                     values = getattr(tree, name)
                     array[b, g, : len(values)] = values
-        scores = branch_scores(prefix.config, self.weights, prefix.layers, *arrays.values())
+        with self.placement.on(len(prefix.length)):
+            scores = branch_scores(prefix.config, self.weights, prefix.layers, *arrays.values())
         scores = np.asarray(scores, np.float64)
         return [
             [tree.likelihoods(scores[b, g]) for g, tree in enumerate(row)]

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.inference.params import Weights
+from elva_jax.inference.params import Weights, text_embeddings
 from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
 
 LOW = float(jnp.finfo(jnp.float32).min)
@@ -45,10 +46,16 @@ def empty_suffix(
 ) -> tuple[SuffixCache, ...]:
     """The suffix cache of every layer, with `slots` free slots."""
     shape = (batch, config.num_kv_heads, groups, slots, config.head_dim)
-    return tuple(
-        SuffixCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        for _ in range(config.num_layers)
-    )
+
+    def zeros() -> Float[Array, "B K G T Dh"]:
+        return split_heads(jnp.zeros(shape, config.dtype))
+
+    return tuple(SuffixCache(zeros(), zeros()) for _ in range(config.num_layers))
+
+
+def split_heads(cache: Float[Array, "B K *rest"]) -> Float[Array, "B K *rest"]:
+    """A cache, split over the mesh in use by rows and key-value heads."""
+    return nn.with_logical_constraint(cache, ("batch", "kv_heads", *(None,) * (cache.ndim - 2)))
 
 
 def grouped_attention(
@@ -72,7 +79,8 @@ def grouped_attention(
 
     def write(old, new):
         new = new.reshape(batch, groups, queries, kv_heads, width).transpose(0, 3, 1, 2, 4)
-        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=3)
+        new = split_heads(new.astype(old.dtype))
+        return split_heads(jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=3))
 
     suffix = SuffixCache(write(suffix.k, k), write(suffix.v, v))
     grouped = q.reshape(batch, groups, queries, kv_heads, share, width)
@@ -121,7 +129,7 @@ def append_tokens(
     Returns the last layer's output and the suffix caches with the new tokens.
     """
     batch = token.shape[0]
-    x = weights.embed_tokens[token.reshape(batch, -1)]
+    x = text_embeddings(weights, token.reshape(batch, -1))
     cos, sin = rope_cos_sin(config, position.reshape(batch, -1))
     layer = DecoderLayer(config, parent=None)
 

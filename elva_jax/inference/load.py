@@ -26,8 +26,8 @@ def load(
       path_or_hub: a run's workdir, one stage in it, one saved step, a converted checkpoint, or a
         Hugging Face folder or hub name of an exported ELVA.
       dtype: the compute type; None: the run's.
-      mesh: devices over which the parameters are sharded, with axes named data, fsdp, context or
-        tensor; None: the first device.
+      mesh: devices over which the parameters and every batch are split, with axes named data, fsdp
+        or tensor; None: the first device.
       stage: of a run's workdir, the stage whose weights and data settings are taken; None: the last
         one that has been started.
 

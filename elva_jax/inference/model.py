@@ -55,7 +55,8 @@ class ElvaModel(PromptReader):
       tokenizer: a ChatML tokenizer.
       stage: whose data settings (frames, longest edge, system prompt) apply; None: the last ELVA
         stage of the curriculum.
-      mesh: devices over which the parameters are sharded; None: as they are.
+      mesh: devices over which the parameters and every batch are split, with axes named data, fsdp
+        or tensor; None: the first device.
 
     Attributes:
       config: the run's configuration; `config.model` describes the model.
@@ -88,6 +89,7 @@ class ElvaModel(PromptReader):
             unstack_layers(self.model_config, params),
             vocab_size=min(visual, default=len(tokenizer)),
             end_ids=tuple(sorted(ends)),
+            mesh=mesh,
         )
 
     @classmethod

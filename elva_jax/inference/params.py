@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.errors import ConfigError
 from elva_jax.models import lora
 from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
-from elva_jax.parallel.mesh import AXES, replicated
-from elva_jax.parallel.sharding import parameter_shardings
+from elva_jax.parallel.mesh import replicated, with_all_axes
+from elva_jax.parallel.sharding import MeshAxes, activation_rules, parameter_shardings
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import TokenLayout
@@ -87,16 +87,19 @@ def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     Raises:
       ConfigError: an axis of another name.
     """
-    unknown = set(mesh.axis_names) - set(AXES)
-    if unknown:
-        raise ConfigError(f"mesh: no such axis '{unknown.pop()}'; use {', '.join(AXES)}")
-    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
-    sizes = [mesh.shape.get(axis, 1) for axis in AXES]
-    whole = Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
+    return parameter_shardings(*_described(config, with_all_axes(mesh)))
+
+
+def mesh_rules(config: ModelConfig, mesh: Mesh) -> tuple[tuple[str, MeshAxes], ...]:
+    """How `mesh` splits the model's activations, in Linen's form; arguments as above."""
+    return activation_rules(*_described(config, with_all_axes(mesh)))
+
+
+def _described(config: ModelConfig, mesh: Mesh) -> tuple[Any, Mesh, dict[str, int]]:
+    """The boxed parameters of `Elva`, the mesh, and the sizes that no parameter shows."""
     init = Elva(config).init
     boxed = jax.eval_shape(init, jax.random.key(0), *dummy_inputs(config))["params"]
-    counts = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
-    return parameter_shardings(boxed, whole, counts)
+    return boxed, mesh, {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
 
 
 def saved_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Sharding]:
@@ -112,7 +115,15 @@ def embed(
 ) -> Float[Array, "B S D"]:
     """Input embeddings, as `Elva.embed`."""
     visual = visual_embed(config).apply({"params": weights.visual}, patches, layout)
-    return input_embeddings(weights.embed_tokens.__getitem__, cast(jax.Array, visual), layout)
+    x = input_embeddings(lambda ids: text_embeddings(weights, ids), cast(jax.Array, visual), layout)
+    return nn.with_logical_constraint(x, ("batch", "seq", None))
+
+
+def text_embeddings(weights: Weights, ids: Int[AnyArray, "B S"]) -> Float[Array, "B S D"]:
+    """Rows of the embedding table."""
+    # As in `Qwen2.embed`: the table is gathered over fsdp, not the batch.
+    table = nn.with_logical_constraint(weights.embed_tokens, ("vocab", None))
+    return nn.with_logical_constraint(table[ids], ("batch", "seq", None))
 
 
 def final_norm(

@@ -22,10 +22,10 @@ from jaxtyping import Array, Float, Float32, Int32
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import params as params_module
 from elva_jax.inference.batching import GRID, ChooseLength, Rows
-from elva_jax.inference.kv_cache import PrefixCache
+from elva_jax.inference.kv_cache import PrefixCache, split_heads
 from elva_jax.inference.params import Weights
 from elva_jax.models.elva import LayerBlock, layer_blocks, merge_batch, with_merging
-from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
+from elva_jax.models.qwen2 import DecoderLayer, attention_split, rope_cos_sin
 from elva_jax.ops.attention import packed_attention
 from elva_jax.ops.merging import NO_MERGING, Merged, Merging
 from elva_jax.video.layout import Kind, TokenLayout
@@ -146,12 +146,17 @@ def apply_layer(
 ) -> tuple[Float[Array, "B C D"], PrefixCache]:
     """One decoder layer on rows that each hold one example, with its padding after it."""
     attend = partial(
-        packed_attention, segment=inputs.segment, single=True, implementation=config.attention
+        packed_attention,
+        segment=inputs.segment,
+        single=True,
+        implementation=config.attention,
+        split=attention_split(),
     )
     layer = DecoderLayer(config, parent=None)
     applied: Any = layer.apply({"params": params}, x, inputs.cos, inputs.sin, attend)
     x, (k, v) = applied
-    return x, PrefixCache(k.swapaxes(1, 2), v.swapaxes(1, 2), inputs.segment > 0)
+    k, v = split_heads(k.swapaxes(1, 2)), split_heads(v.swapaxes(1, 2))
+    return x, PrefixCache(k, v, inputs.segment > 0)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

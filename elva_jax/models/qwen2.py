@@ -99,6 +99,14 @@ def _logits_of(
     return nn.with_logical_constraint(logits, (None, None, "vocab"))
 
 
+def attention_split() -> PartitionSpec:
+    """How the mesh in use splits rows, sequence and heads where attention is computed."""
+    split = activation_spec("batch", "seq", "heads")
+    if split != activation_spec("batch", "seq", "kv_heads"):
+        split = PartitionSpec(*split[:2], None)  # query heads stay with their key heads
+    return split
+
+
 class DecoderLayer(nn.Module):
     """One layer; kernels are [in, out], heads flattened in the order (head, head_dim)."""
 
@@ -202,15 +210,12 @@ class Qwen2(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Hidden states after layers start … stop - 1."""
         cos, sin = rope_cos_sin(self.config, position, rope_length)
-        split = activation_spec("batch", "seq", "heads")
-        if split != activation_spec("batch", "seq", "kv_heads"):
-            split = PartitionSpec(*split[:2], None)  # query heads stay with their key heads
         attend = partial(
             packed_attention,
             segment=segment,
             turn=turn,
             implementation=self.config.attention,
-            split=split,
+            split=attention_split(),
         )
         layer = self._layer()
 

@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from elva_jax.config.mesh_axes import AXES
 from elva_jax.config.schema import MeshConfig
 from elva_jax.errors import ConfigError
 
-AXES = ("data", "fsdp", "context", "tensor")  # from the outermost to the innermost
 BATCH_AXES = ("data", "fsdp")  # the axes that split the batch
 
 
@@ -63,6 +63,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
             " for all devices of a host"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def with_all_axes(mesh: Mesh) -> Mesh:
+    """The same devices on a mesh of `AXES`; those that it lacks have one device.
+
+    Raises:
+      ConfigError: an axis of another name.
+    """
+    if unknown := set(mesh.axis_names) - set(AXES):
+        raise ConfigError(f"mesh: no such axis '{unknown.pop()}'; use {', '.join(AXES)}")
+    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
+    sizes = [mesh.shape.get(axis, 1) for axis in AXES]
+    return Mesh(mesh.devices.transpose(order).reshape(sizes), AXES)
 
 
 def describe_mesh(mesh: Mesh) -> str:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -130,28 +131,8 @@ def test_the_library_prints_nothing(run_dir):
     assert python(QUIET, run_dir) == ("", "")
 
 
-MESH = """
-import json, sys
-import jax
-import elva_jax
-from elva_jax import testing
-
-video = testing.tiny_video()
-for path, shape, names in json.loads(sys.argv[1]):
-    mesh = jax.make_mesh(shape, names) if shape else None
-    model = elva_jax.load(path, mesh=mesh)
-    kernel = model.engine.weights.layers[0]["q_proj"]["kernel"]
-    chat = model.chat(video, max_new_tokens=4)
-    print(json.dumps({
-        "tokens": [chat.ask(question).tokens for question in ("What color?", "And now?")],
-        "scores": [score.total for score in model.score(video, "What color?", ["red", "blue"])],
-        "part": kernel.addressable_shards[0].data.size / kernel.size,
-    }))
-"""
-
-
 def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
-    """Runs over two axes and an exported folder over one, against one device."""
+    """A run on three axes and an exported folder on two, against one device."""
     out = tmp_path / "out"
     model.save_pretrained(out)
     # Factors that are 0 change nothing, but they are merged into sharded matrices.
@@ -161,18 +142,23 @@ def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
     save_weights(tmp_path / "lora" / "video", {"elva": params}, model.config, "video")
     model.tokenizer.save_pretrained(tmp_path / "lora" / "tokenizer")
     cases = [
-        (str(run_dir), [], []),
-        (str(tmp_path / "lora" / "video"), [2, 2], ["tensor", "fsdp"]),
-        (str(out), [4], ["fsdp"]),
+        (str(tmp_path / "lora" / "video"), [2, 2, 2], ["tensor", "fsdp", "data"]),
+        (str(out), [4, 2], ["tensor", "data"]),
     ]
-    flags = f"--xla_force_host_platform_device_count=4 {os.environ.get('XLA_FLAGS', '')}"
-    printed, err = python(MESH, json.dumps(cases), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    script = Path(__file__).with_name("on_mesh.py")
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    printed, err = python(script.read_text(), json.dumps(cases), **environment)
     assert err == ""
-    one, *others = map(json.loads, printed.splitlines())
-    assert [found["part"] for found in (one, *others)] == [1, 1 / 4, 1 / 4]
-    for found in others:
-        assert found["tokens"] == one["tokens"]
-        np.testing.assert_allclose(found["scores"], one["scores"], rtol=1e-5)
+    one = runpy.run_path(str(script))["facts"](model, chats=True)
+    found = list(map(json.loads, printed.splitlines()))
+    assert [facts["part"] for facts in (one, *found)] == [1, 1 / 4, 1 / 4]
+    # Rows split over data x fsdp, and two key-value heads over two devices, but not over four.
+    assert [facts["cache"] for facts in (one, *found)] == [[1], [1 / 8], [1 / 2]]
+    assert found[0]["chat"] == one["chat"]
+    for facts in found:
+        assert (facts["tokens"], facts["merged"]) == (one["tokens"], one["merged"])
+        np.testing.assert_allclose(facts["scores"], one["scores"], rtol=1e-5)
 
 
 def test_a_mesh_axis_of_another_name_is_refused(run_dir):

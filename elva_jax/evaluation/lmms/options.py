@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from elva_jax.config.check import nearest
+from elva_jax.config.mesh_axes import AXES, mesh_config, parse_axes
 from elva_jax.config.schema import MeshConfig
 from elva_jax.errors import ConfigError
 from elva_jax.utils import numbers
@@ -20,7 +21,6 @@ from elva_jax.video.hybrid import POLICIES
 AUTO_BATCH = 8  # questions that are asked together, where `--batch_size auto` is given
 NONE = ("", "none", "null")
 Dtype = Literal["float32", "bfloat16"]
-AXES = ("data", "fsdp", "context", "tensor")
 IGNORED = ("device", "max_batch_size")  # what lmms-eval gives beside the model_args
 
 
@@ -82,9 +82,9 @@ class Options:
         if not self.mesh:
             return None
         sizes = dict(self.mesh)
-        if -1 in sizes.values():
-            sizes.setdefault("data", 1)
-        return dataclasses.replace(MeshConfig(), **sizes)  # type: ignore[arg-type]  # axes only
+        if -1 not in sizes.values():
+            sizes.setdefault("data", -1)
+        return mesh_config(sizes)
 
 
 def _whole(allowed: numbers.Range) -> Callable[[str, Any], int]:
@@ -137,16 +137,10 @@ def _one_of(*allowed: str) -> Callable[[str, Any], Any]:
 
 def _mesh(name: str, value: Any) -> tuple[tuple[str, int], ...]:
     """`fsdp:2/tensor:4` as axes and sizes."""
-    found: dict[str, int] = {}
-    for part in str(value).split("/"):
-        axis, _, size = part.partition(":")
-        if axis not in AXES or not re.fullmatch("-1|[1-9][0-9]{0,8}", size) or axis in found:
-            raise ConfigError(
-                f"{name}: '{numbers.shown(value)}' is not like fsdp:2/tensor:4, with the axes"
-                f" {', '.join(AXES)}; -1 takes all remaining devices"
-            )
-        found[axis] = int(size)
-    return tuple(found.items())
+    try:
+        return tuple(parse_axes(str(value), axes=AXES, separators=("/", ":")).items())
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 READERS: Mapping[str, Callable[[str, Any], Any]] = {

@@ -65,7 +65,8 @@ def evaluate_benchmarks(
       process: (index, count) of this process, where several share the questions through `output`
         on a file system that all of them see. Only the first one computes intervals and asks the
         judge.
-      mesh: devices of this process over which the weights are sharded; None: the first one.
+      mesh: devices of this process over which the weights and every batch are split; None: the
+        first one.
       progress: called after each batch, and after each verdict of a judge.
 
     Returns:

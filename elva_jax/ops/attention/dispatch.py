@@ -75,8 +75,23 @@ def packed_attention(
     if parts > 1 and length % parts == 0:
         return context_parallel_attention(q, k, v, segment, turn, split)
     if single and length > LONG:
-        return tiled_attention(q, k, v)
+        return _on_each_device(tiled_attention, split)(q, k, v)
     return blocked_attention(q, k, v, segment, turn, single=single)
+
+
+def _on_each_device(
+    attend: Callable[..., jax.Array], split: PartitionSpec
+) -> Callable[..., jax.Array]:
+    """`attend` of q, k and v, by each device for its own rows and heads.
+
+    The partitioner cannot split a loop over rows and heads: every device would compute all of them.
+    """
+    names = set(mesh_axes(*split))
+    if not names:
+        return attend
+    return jax.shard_map(
+        attend, in_specs=(split,) * 3, out_specs=split, axis_names=names, check_vma=False
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

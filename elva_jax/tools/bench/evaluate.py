@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=numbers.TOKENS, default=8, metavar="N", help=text)
     text = f"processes that are compared with one; 1: none {default}"
     add("--processes", type=numbers.WORKERS, default=2, metavar="N", help=text)
+    flags.add_mesh(parser)
     add_repeats(parser, 3)
 
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from elva_jax.inference.media import Request
 
     elva_jax.enable_compilation_cache()
-    elva, _ = open_elva(args.checkpoint)
+    elva, _ = open_elva(args.checkpoint, flags.open_mesh(args))
     benchmark = _benchmark(args, elva)
     questions = benchmark.read(Path())
     seconds: dict[str, list[float]] = {"one by one": [], "runner": []}
@@ -203,7 +204,7 @@ def _repeat(
     from elva_jax.evaluation.models import open_elva
 
     elva_jax.enable_compilation_cache()
-    elva, _ = open_elva(args.checkpoint)
+    elva, _ = open_elva(args.checkpoint, flags.open_mesh(args))
     benchmark = _benchmark(args, elva)
     for repeat in range(args.repeats + 1):
         begin.wait(SECONDS)

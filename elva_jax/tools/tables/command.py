@@ -58,6 +58,7 @@ class TableBench:
         )
         flags.add_frames(parser)
         flags.add_no_merging(parser)
+        flags.add_mesh(parser)
         evaluate_tasks.add_judge(parser)
 
     @flags.library_notices()
@@ -84,6 +85,7 @@ class TableBench:
             merging=args.merging,
             answers=args.answers,
             judge=evaluate_tasks.judge_of(args),
+            mesh=flags.open_mesh(args),
         )
         if sources:
             elva_jax.enable_compilation_cache()

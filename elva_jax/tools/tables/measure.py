@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jax.sharding import Mesh
+
 from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation
@@ -48,6 +50,7 @@ class Asked:
       merging: whether tokens merge.
       answers: ways of answering, the first of which is shown; the paper's models write.
       judge: the judge of open answers; None: exact match.
+      mesh: devices over which weights and batches are split; None: the first one.
     """
 
     benchmarks: Sequence[Benchmark]
@@ -59,6 +62,7 @@ class Asked:
     merging: bool = True
     answers: Sequence[str] = ("generated",)
     judge: JudgeConfig | None = None
+    mesh: Mesh | None = None
 
 
 Progress = Callable[[str, str, int, int], None]  # row, benchmark, questions answered, in all
@@ -110,6 +114,7 @@ def measure(
             asked.root,
             config_of(protocol, row, asked),
             output=None if asked.output is None else asked.output / protocol.name / label,
+            mesh=asked.mesh,
             progress=lambda *done, label=label: progress(label, *done),
         )
         judges = {benchmark.name: benchmark.judge for benchmark in asked.benchmarks}

@@ -98,7 +98,9 @@ def test_a_task_without_options_is_named_and_the_others_are_asked(
         (["--tasks", "videomne", "--data-root", "."], "no such benchmark; did you mean videomme?"),
         (["--tasks", "videomme"], "--tasks needs --data-root"),
         (["--output", "x"], "--output needs --tasks"),
-        (["--tasks", "videomme", "--mesh", "data=2"], "--mesh: 'data=2' is not like tensor=4"),
+        (["--mesh", "context=2"], "--mesh: 'context=2' is not like fsdp=2,tensor=4, with the axes"),
+        (["--mesh", "data=-1,fsdp=-1"], "only one axis can take the remaining devices"),
+        (["--mesh", "data=2"], "mesh: data=2, fsdp=1, context=1, tensor=1 does not divide"),
         (["--tasks", "videomme", "--data-root", ".", "--answers", "x"], "answers: 'x' is unknown"),
         (
             [*("--tasks", "videomme", "--data-root", "."), "--mesh", "tensor=64"],

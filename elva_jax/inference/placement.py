@@ -1,0 +1,87 @@
+"""The devices of an engine, and how the arrays of a batch are split over them.
+
+    rows [B, ...]                  data x fsdp
+    caches [B, K, ...]             data x fsdp, and key-value heads over tensor
+    weights                        fsdp x tensor, as in training
+
+A batch of one row is not split: every group of `tensor` devices computes it. A larger one is filled
+up with copies of its last row until it splits evenly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from elva_jax.config.schema import ModelConfig
+from elva_jax.inference.batching import Rows
+from elva_jax.inference.params import mesh_rules
+from elva_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated, with_all_axes
+from elva_jax.parallel.sharding import on_mesh
+
+_LOG = logging.getLogger(__name__)
+
+
+class Placement:
+    """Where an engine computes.
+
+    Args:
+      config: the model.
+      mesh: its devices; None: the first device alone.
+
+    Raises:
+      ConfigError: the mesh has an axis of another name.
+    """
+
+    def __init__(self, config: ModelConfig, mesh: Mesh | None = None) -> None:
+        self.mesh = None if mesh is None or mesh.size == 1 else with_all_axes(mesh)
+        if self.mesh is None:
+            return
+        self._parts = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        # Merging and decoding need whole sequences.
+        rules = {**dict(mesh_rules(config, self.mesh)), "seq": None}
+        self._rules = {
+            split: tuple((rules if split else {**rules, "batch": None}).items())
+            for split in (False, True)
+        }
+        tensor = self.mesh.shape["tensor"]
+        if config.num_kv_heads % tensor:
+            _LOG.info(
+                "mesh: tensor = %d does not divide the %d key-value heads, so every device of the"
+                " axis holds whole caches; the weights are split",
+                tensor,
+                config.num_kv_heads,
+            )
+
+    def on(self, rows: int) -> contextlib.AbstractContextManager[None]:
+        """Within it, programs about a batch of `rows` rows are traced for the mesh."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        return on_mesh(self.mesh, self._rules[self._splits(rows)])
+
+    def place(self, rows: Rows) -> Rows:
+        """The batch on its devices, filled up where that is needed."""
+        if self.mesh is None:
+            return rows
+        batch = len(rows.length)
+        more = 0 if batch == 1 else -batch % self._parts
+
+        def fill(leaf: np.ndarray) -> np.ndarray:
+            return np.concatenate([leaf, np.repeat(leaf[-1:], more, axis=0)]) if more else leaf
+
+        split = self._splits(batch + more)
+        sharding = batch_sharding(self.mesh) if split else replicated(self.mesh)
+
+        def put(tree: Any) -> Any:
+            return jax.device_put(jax.tree.map(fill, tree), sharding)
+
+        return Rows(patches=put(rows.patches), layout=put(rows.layout), length=fill(rows.length))
+
+    def _splits(self, rows: int) -> bool:
+        return rows % self._parts == 0
