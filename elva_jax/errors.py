@@ -93,6 +93,18 @@ class StartError(ElvaError):
     """The processes of a run did not come together, or one of them was lost."""
 
 
+class ServeError(ElvaError):
+    """A request that a running engine does not take."""
+
+
+class QueueFullError(ServeError):
+    """Too many requests are waiting; try again later."""
+
+
+class ClosedError(ServeError):
+    """The engine is draining or has ended, and takes no more requests."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, or its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

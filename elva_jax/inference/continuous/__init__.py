@@ -1,0 +1,20 @@
+"""Continuous batching: requests join and leave a running batch at token boundaries.
+
+    submit ─ queue ─ prefill (once per prefix) ─ feed the question ─┐
+                                                                    ▼
+                      slots 0 … R-1:  one decode program for all that run ─ tickets
+
+`requests` has what goes in and what comes out, `engine` the thread that owns the devices.
+"""
+
+from elva_jax.inference.continuous.requests import (
+    Delta,
+    Done,
+    EngineSettings,
+    GenerationRequest,
+    Seconds,
+    Stats,
+)
+from elva_jax.inference.continuous.ticket import Ticket
+
+__all__ = ["Delta", "Done", "EngineSettings", "GenerationRequest", "Seconds", "Stats", "Ticket"]
