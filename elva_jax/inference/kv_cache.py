@@ -129,7 +129,7 @@ def append_tokens(
     Returns the last layer's output and the suffix caches with the new tokens.
     """
     batch = token.shape[0]
-    x = text_embeddings(weights, token.reshape(batch, -1))
+    x = text_embeddings(config, weights, token.reshape(batch, -1))
     cos, sin = rope_cos_sin(config, position.reshape(batch, -1))
     layer = DecoderLayer(config, parent=None)
 

@@ -7,6 +7,7 @@ the layers once.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -19,6 +20,8 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.models import lora
 from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
+from elva_jax.ops import quantized
+from elva_jax.ops.quantized import Quantized
 from elva_jax.parallel.mesh import replicated, with_all_axes
 from elva_jax.parallel.sharding import MeshAxes, activation_rules, parameter_shardings
 from elva_jax.utils.arrays import AnyArray
@@ -30,9 +33,9 @@ class Weights(NamedTuple):
     """The parameters of `Elva` with its decoder layers unstacked."""
 
     visual: Any  # of the patch embedding
-    embed_tokens: Float[Array, "V D"]
+    embed_tokens: Float[Array, "V D"] | Quantized
     norm: Any  # of the final norm
-    lm_head: Float[Array, "D V"] | None  # None where the embedding table is the head
+    lm_head: Float[Array, "D V"] | Quantized | None  # None where the embedding table is the head
     layers: tuple[Any, ...]  # of each `DecoderLayer`
 
 
@@ -63,6 +66,12 @@ def unstack_layers(config: ModelConfig, params: Any) -> Weights:
 @jax.jit
 def _nth(leaf, index):
     return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+
+def parameter_count(weights: Weights) -> int:
+    """The number of parameters, however they are stored."""
+    leaves = jax.tree.leaves(weights, is_leaf=quantized.is_quantized)
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def stack_layers(weights: Weights) -> dict[str, Any]:
@@ -115,15 +124,24 @@ def embed(
 ) -> Float[Array, "B S D"]:
     """Input embeddings, as `Elva.embed`."""
     visual = visual_embed(config).apply({"params": weights.visual}, patches, layout)
-    x = input_embeddings(lambda ids: text_embeddings(weights, ids), cast(jax.Array, visual), layout)
+    x = input_embeddings(
+        lambda ids: text_embeddings(config, weights, ids), cast(jax.Array, visual), layout
+    )
     return nn.with_logical_constraint(x, ("batch", "seq", None))
 
 
-def text_embeddings(weights: Weights, ids: Int[AnyArray, "B S"]) -> Float[Array, "B S D"]:
-    """Rows of the embedding table."""
+def text_embeddings(
+    config: ModelConfig, weights: Weights, ids: Int[AnyArray, "B S"]
+) -> Float[Array, "B S D"]:
+    """Rows of the embedding table, in the compute type."""
     # As in `Qwen2.embed`: the table is gathered over fsdp, not the batch.
-    table = nn.with_logical_constraint(weights.embed_tokens, ("vocab", None))
-    return nn.with_logical_constraint(table[ids], ("batch", "seq", None))
+    table = jax.tree.map(
+        lambda leaf: nn.with_logical_constraint(leaf, ("vocab", None)), weights.embed_tokens
+    )
+    rows = (
+        quantized.rows(table, ids, config.dtype) if quantized.is_quantized(table) else table[ids]
+    )
+    return nn.with_logical_constraint(rows, ("batch", "seq", None))
 
 
 def final_norm(

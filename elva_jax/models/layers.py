@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from elva_jax.ops import linear
+from elva_jax.ops import linear, quantized
 
 
 def normal(*axes: str | None) -> nn.initializers.Initializer:
     """Qwen2's initializer, with the logical axis names of the parameter."""
     return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+
+
+class Linear(nn.Dense):
+    """`nn.Dense` whose kernel may be quantized, which inference passes in; init makes a plain one."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Inputs [..., in] times the kernel, plus the bias."""
+        kernel = self.get_variable("params", "kernel")
+        if not quantized.is_quantized(kernel):
+            return super().__call__(inputs)
+        dtype = self.dtype or inputs.dtype
+        y = quantized.product(inputs.astype(dtype), kernel).astype(dtype)
+        if not self.use_bias:
+            return y
+        bias = jnp.asarray(self.get_variable("params", "bias"), dtype)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def dense(
@@ -21,9 +38,9 @@ def dense(
     *,
     use_bias: bool = True,
     name: str | None = None,
-) -> nn.Dense:
+) -> Linear:
     """A linear map whose kernel [in, out] has these logical axes, computed in `dtype`."""
-    return nn.Dense(
+    return Linear(
         features,
         use_bias=use_bias,
         dtype=jnp.dtype(dtype),

@@ -26,8 +26,9 @@ from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
 from elva_jax.models import lora
 from elva_jax.models.layers import dense, normal
-from elva_jax.ops import linear, rope
+from elva_jax.ops import linear, quantized, rope
 from elva_jax.ops.attention import packed_attention
+from elva_jax.ops.quantized import Quantized
 from elva_jax.parallel.sharding import activation_spec
 from elva_jax.utils.arrays import AnyArray
 
@@ -75,11 +76,13 @@ def rope_cos_sin(
 
 def vocabulary_logits(
     hidden: Float[Array, "*batch D"],
-    embed_tokens: Float[AnyArray, "V D"] | None,
-    lm_head: Float[AnyArray, "D V"] | None,
+    embed_tokens: Float[AnyArray, "V D"] | Quantized | None,
+    lm_head: Float[AnyArray, "D V"] | Quantized | None,
 ) -> Float32[Array, "*batch V"]:
     """Logits of normed hidden states; without a head, the embedding table serves as one."""
     table, axis = (embed_tokens, 1) if lm_head is None else (lm_head, 0)
+    if quantized.is_quantized(table):
+        return quantized.product(hidden, table, axis)
     return linear.logits(hidden, table, axis)
 
 
