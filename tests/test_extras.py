@@ -146,6 +146,7 @@ def test_the_core_answers_saves_and_loads_without_the_extras(installed):
         ("tensorboardX", "train"),
         ("pyarrow.parquet", "data"),
         ("matplotlib", "plots"),
+        ("qwix", "quant"),
         ("wandb", "wandb"),
         ("optax", None),
         ("elva_jax.nothing", None),

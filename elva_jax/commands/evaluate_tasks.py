@@ -121,6 +121,7 @@ def run_tasks(args: argparse.Namespace) -> int:
         batch_size=args.batch_size or elva_jax.BenchmarkConfig().batch_size,
         workers=args.workers,
         judge=judge_of(args),
+        weights=args.weights,
     )
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(OnceEach())

@@ -130,6 +130,13 @@ def open_mesh(args: argparse.Namespace) -> Mesh | None:
     return make_mesh(mesh_config(args.mesh))
 
 
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    """Adds --weights, which is the argument `weights` of `elva_jax.load`."""
+    text = "quantize the decoder's matrices: a half or a third of bfloat16's memory; needs"
+    text += ' pip install "elva_jax[quant]" (default: the compute type)'
+    parser.add_argument("--weights", choices=("int8", "int4"), help=text)
+
+
 def add_no_merging(parser: argparse.ArgumentParser) -> None:
     """Adds --no-merging."""
     text = "leave token merging off"

@@ -51,6 +51,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
     flags.add_mesh(generate)
+    flags.add_weights(generate)
 
     chat = command("chat", CHAT_HELP, _chat)
     flags.add_checkpoint(chat)
@@ -58,6 +59,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_frames(chat)
     flags.add_answering(chat, 512)
     flags.add_mesh(chat)
+    flags.add_weights(chat)
 
 
 def _open(
@@ -68,7 +70,7 @@ def _open(
         sampling = flags.sampling(args)
         given = flags.hybrid_settings(args)
         elva_jax.enable_compilation_cache()
-        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args))
+        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args), weights=args.weights)
     return model, model.hybrid(**given) if given else args.frames, sampling
 
 

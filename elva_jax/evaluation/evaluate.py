@@ -21,6 +21,7 @@ from elva_jax.evaluation.models import open_elva
 from elva_jax.evaluation.questions import Video, read_split
 from elva_jax.evaluation.result import EvalConfig, EvalResult
 from elva_jax.inference.model import ElvaModel
+from elva_jax.inference.params import parameter_count
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -60,7 +61,7 @@ def evaluate(
       True
     """
     start, config = time.monotonic(), config or EvalConfig()
-    elva, origin = open_elva(model, mesh)
+    elva, origin = open_elva(model, mesh, config.weights)
     data_dir = Path(config.data_dir or elva.config.data_dir)
     videos = read_split(config.dataset, config.split, data_dir, config.limit)
     hybrid = elva.hybrid(**config.hybrid)
@@ -79,7 +80,7 @@ def evaluate(
     families, macro = measured.scores()
     built = elva.model_config
     attention = choose_implementation(built.head_dim, built.dtype, built.attention)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(elva.engine.weights))
+    parameters = parameter_count(elva.engine.weights)
     return EvalResult(
         model={"stage": elva.stage, "parameters": parameters, **origin},
         families=families,
@@ -120,6 +121,8 @@ def _settings(elva: ElvaModel, config: EvalConfig, hybrid: Hybrid | None) -> dic
         "longest_edge": elva.data.longest_edge,
         "patch_size": elva.config.model.patch_size,
         "training_seed": elva.config.seed,
+        # Without the key where it says nothing, as in records of older versions.
+        **({"weights": elva.weights} if elva.weights else {}),
     }
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from elva_jax.checkpoints.restore import Run
 from elva_jax.config.schema import Config
+from elva_jax.errors import ConfigError
 from elva_jax.evaluation.weights import weights_hash
 from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import saved_shardings
+from elva_jax.inference.quantization import Scheme, check_scheme
 
 
 def open_elva(
-    model: str | Path | Run | ElvaModel, mesh: Mesh | None = None
+    model: str | Path | Run | ElvaModel, mesh: Mesh | None = None, weights: Scheme | None = None
 ) -> tuple[ElvaModel, dict[str, Any]]:
     """The model, and its checkpoint and step (None where they are not known) and weights_hash.
 
@@ -24,19 +27,33 @@ def open_elva(
       model: path of a run, a saved step or an exported folder; or the model itself.
       mesh: devices of a model that is read here: its weights and every batch are split over them;
         None: the first one.
+      weights: how matrices are quantized; None: not at all, or as the model itself has them.
 
     Raises:
-      ElvaError: no such checkpoint, or a damaged one.
+      ElvaError: no such checkpoint, a damaged one, or a model with other weights.
     """
     if isinstance(model, ElvaModel):
-        return model, _origin(None, None, model.params)
+        if weights not in (None, model.weights):
+            have = model.weights or model.model_config.dtype
+            raise ConfigError(f"weights: the model that was passed has {have}, not {weights}")
+        params = _stored(model) if model.weights else model.params
+        return model, _origin(None, None, params)
+    if weights is not None:
+        check_scheme(weights)
 
     def place(config: Config) -> dict[str, Any]:
         return {} if mesh is None else saved_shardings(config.model, mesh)
 
     path = None if isinstance(model, Run) else str(model)
     run = model if isinstance(model, Run) else open_run_or_folder(model, place)
-    return ElvaModel.from_run(run, mesh=mesh), _origin(path, int(run.step), run.params)
+    origin = _origin(path, int(run.step), run.params)
+    return ElvaModel.from_run(run, mesh=mesh, weights=weights), origin
+
+
+def _stored(model: ElvaModel) -> dict[str, Any]:
+    """The arrays of quantized weights by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(model.engine.weights)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _origin(path: str | None, step: int | None, params: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from elva_jax.evaluation.scores import Score
 from elva_jax.inference.prefilled import Answer
+from elva_jax.inference.quantization import Scheme
 from elva_jax.utils import numbers
 
 if TYPE_CHECKING:  # its module needs TensorFlow Datasets, an extra
@@ -34,6 +35,8 @@ class EvalConfig:
       written: whether answers are written and compared by exact match (column open).
       letters: whether options are also listed in the prompt, and their letters scored (letter).
       baselines: whether to measure the baselines blind, single_frame and any_object as well.
+      weights: int8 or int4: the model's matrices are quantized, as by `elva_jax.load`; None: as the
+        model has them.
 
     Example:
       >>> import elva_jax
@@ -53,6 +56,7 @@ class EvalConfig:
     written: bool = True
     letters: bool = True
     baselines: bool = True
+    weights: Scheme | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""

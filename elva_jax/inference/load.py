@@ -11,6 +11,7 @@ from elva_jax.config.schema import Config
 from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import saved_shardings
+from elva_jax.inference.quantization import Scheme, check_scheme
 
 
 def load(
@@ -19,6 +20,7 @@ def load(
     dtype: Literal["float32", "bfloat16"] | None = None,
     mesh: Mesh | None = None,
     stage: str | None = None,
+    weights: Scheme | None = None,
 ) -> ElvaModel:
     """Loads a trained model.
 
@@ -30,11 +32,15 @@ def load(
         or tensor; None: the first device.
       stage: of a run's workdir, the stage whose weights and data settings are taken; None: the last
         one that has been started.
+      weights: int8 or int4: quantizes the decoder's matrices and the vocabulary's tables, which
+        takes a half or a third of bfloat16's memory (docs/guides/quantization.md); None: they are
+        in the compute type.
 
     Raises:
       CheckpointError: nothing to load there, or it is damaged.
       ConvertError: a folder of another kind, or a damaged one.
-      ConfigError: a stage that the run does not have, or a mesh axis of another name.
+      ConfigError: a stage that the run does not have, a mesh axis of another name, another value
+        of `weights`, or Qwix, which int8 and int4 need, is not installed.
 
     Example:
       >>> import tempfile
@@ -46,6 +52,8 @@ def load(
       >>> model.answer(testing.tiny_video(), "What moves?", max_new_tokens=4)
       '...'
     """
+    if weights is not None:
+        check_scheme(weights)  # before anything is read
     path = Path(path_or_hub)
     if stage is not None and (path / stage / "checkpoints").is_dir():
         path_or_hub = path / stage
@@ -58,4 +66,4 @@ def load(
     run = open_run_or_folder(path_or_hub, place)
     if dtype is not None:
         run = run.with_dtype(dtype)
-    return ElvaModel.from_run(run, stage=stage, mesh=mesh)
+    return ElvaModel.from_run(run, stage=stage, mesh=mesh, weights=weights)

@@ -15,7 +15,7 @@ from elva_jax.checkpoints.restore import Run
 from elva_jax.config.schema import Config
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.data.tokenizer import load as load_tokenizer
-from elva_jax.errors import LayoutError
+from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.hf.export import save_pretrained
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
@@ -25,6 +25,7 @@ from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import END, Answer, Prefilled
 from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.quantization import Scheme, quantize_weights, scheme_of
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.ops.merging import Merging
@@ -57,6 +58,8 @@ class ElvaModel(PromptReader):
         stage of the curriculum.
       mesh: devices over which the parameters and every batch are split, with axes named data, fsdp
         or tensor; None: the first device.
+      weights: int8 or int4: the decoder's matrices are quantized; None: they are in the compute
+        type.
 
     Attributes:
       config: the run's configuration; `config.model` describes the model.
@@ -64,7 +67,7 @@ class ElvaModel(PromptReader):
       tokenizer: the tokenizer.
 
     Raises:
-      ConfigError: there is no such stage, or it is not an ELVA stage.
+      ConfigError: there is no such stage, or it is not an ELVA stage; or Qwix is not installed.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ElvaModel(PromptReader):
         stage: str | None = None,
         *,
         mesh: Mesh | None = None,
+        weights: Scheme | None = None,
     ) -> None:
         super().__init__(config, tokenizer, stage)
         params = params.get("elva", params)
@@ -84,26 +88,48 @@ class ElvaModel(PromptReader):
         words = tokenizer.get_vocab()
         # Tokens that stand for visual ones are the tokenizer's last, and never an answer.
         visual = [words[token] for token in VISUAL_TOKENS if token in words]
+        unstacked = unstack_layers(self.model_config, params)
         self.engine = Engine(
             self.model_config,
-            unstack_layers(self.model_config, params),
+            quantize_weights(unstacked, weights) if weights else unstacked,
             vocab_size=min(visual, default=len(tokenizer)),
             end_ids=tuple(sorted(ends)),
             mesh=mesh,
         )
 
     @classmethod
-    def from_run(cls, run: Run, *, stage: str | None = None, mesh: Mesh | None = None) -> ElvaModel:
+    def from_run(
+        cls,
+        run: Run,
+        *,
+        stage: str | None = None,
+        mesh: Mesh | None = None,
+        weights: Scheme | None = None,
+    ) -> ElvaModel:
         """Takes a saved run whose weights have been read; `stage` replaces its stage."""
         tokenizer = load_tokenizer(run.tokenizer_dir)
-        return cls(run.config, run.params, tokenizer, stage or run.stage, mesh=mesh)
+        stage = stage or run.stage
+        return cls(run.config, run.params, tokenizer, stage, mesh=mesh, weights=weights)
+
+    @property
+    def weights(self) -> Scheme | None:
+        """How the decoder's matrices are quantized: int8, int4, or None for not at all."""
+        return scheme_of(self.engine.weights)
 
     @property
     def params(self) -> dict[str, Any]:
         """The parameter tree of `models.elva.Elva`, in the types that inference keeps.
 
         Matrices of the decoder are in the compute type. The layers are stacked for each access.
+
+        Raises:
+          ConfigError: the weights are quantized.
         """
+        if self.weights:
+            raise ConfigError(
+                f"the weights are quantized to {self.weights}, which loses what they were; load the"
+                " checkpoint without weights= for its parameters"
+            )
         return stack_layers(self.engine.weights)
 
     def answer(
@@ -304,6 +330,7 @@ class ElvaModel(PromptReader):
         Raises:
           ConvertError: an encoder-based model, an unknown dtype, weights that `dtype` cannot hold,
             or a folder with something in it.
+          ConfigError: the weights are quantized; what was rounded cannot be restored.
         """
         save_pretrained(
             folder, self.params, self.config, self.tokenizer, stage=self.stage, dtype=dtype

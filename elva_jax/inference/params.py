@@ -138,9 +138,7 @@ def text_embeddings(
     table = jax.tree.map(
         lambda leaf: nn.with_logical_constraint(leaf, ("vocab", None)), weights.embed_tokens
     )
-    rows = (
-        quantized.rows(table, ids, config.dtype) if quantized.is_quantized(table) else table[ids]
-    )
+    rows = quantized.rows(table, ids, config.dtype) if quantized.is_quantized(table) else table[ids]
     return nn.with_logical_constraint(rows, ("batch", "seq", None))
 
 

@@ -55,9 +55,10 @@ def quantize_weights(weights: Weights, scheme: Scheme) -> Weights:
             for name, part in params.items()
         }
 
-    head = weights.lm_head
+    table: Any = weights.embed_tokens
+    head: Any = weights.lm_head
     return weights._replace(
-        embed_tokens=quantize_matrix(weights.embed_tokens, "int8", axis=1),
+        embed_tokens=quantize_matrix(table, "int8", axis=1),
         lm_head=None if head is None else quantize_matrix(head, "int8"),
         layers=tuple(map(layer, weights.layers)),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from elva_jax.ops import linear, quantized
+from elva_jax.utils.arrays import AnyArray
 
 
 def normal(*axes: str | None) -> nn.initializers.Initializer:
@@ -16,11 +19,11 @@ def normal(*axes: str | None) -> nn.initializers.Initializer:
 
 
 class Linear(nn.Dense):
-    """`nn.Dense` whose kernel may be quantized, which inference passes in; init makes a plain one."""
+    """`nn.Dense` that also takes a quantized kernel, as inference has it."""
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: AnyArray) -> jax.Array:
         """Inputs [..., in] times the kernel, plus the bias."""
-        kernel = self.get_variable("params", "kernel")
+        kernel: Any = self.get_variable("params", "kernel")
         if not quantized.is_quantized(kernel):
             return super().__call__(inputs)
         dtype = self.dtype or inputs.dtype

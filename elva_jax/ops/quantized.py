@@ -7,7 +7,8 @@ computed in the type of the activations: integers of 8 bits are exact in bfloat1
 per column the product is scaled, and not the matrix.
 
 No program may keep a matrix that has been widened to the compute type. On accelerators XLA widens
-it within the product. On CPUs it does not, so large matrices are multiplied block by block:
+it within the product. On CPUs it does not, so large matrices are multiplied block by block there;
+and while a program runs, XLA's CPU backend reads int4 as int8:
 
     value [K, N] --> [blocks, K / blocks, N] --> widened and multiplied one after the other
 """
@@ -35,6 +36,7 @@ class Quantized(Protocol):
     qvalue: Any  # int8 or int4
     scale: Any  # float, with 1 or K / g entries along the axis that is summed over
     zero_point: Any  # None: scales alone
+    shape: Any  # of the matrix
 
 
 def is_quantized(array: Any) -> TypeGuard[Quantized]:
@@ -47,15 +49,12 @@ def product(
 ) -> Float32[Array, "*batch N"]:
     """Multiplies x by a quantized matrix whose dimension `axis` is K; accumulates in float32."""
     # Without the barrier XLA would widen the weights once before a decoding loop, and keep them.
-    values, x = lax.optimization_barrier((matrix.qvalue, jnp.asarray(x)))
+    values, array = lax.optimization_barrier((matrix.qvalue, jnp.asarray(x)))
     per_column = matrix.scale.shape[axis] == 1
     parts = (values,) if per_column else (values, matrix.scale)
     count = _blocks(parts)
-    if count == 1:
-        y = _multiply(x, parts, axis)
-    else:
-        y = _in_blocks(x, parts, axis, count)
-    return y * _row(matrix.scale, x.ndim) if per_column else y
+    y = _in_blocks(array, parts, axis, count) if count > 1 else _multiply(array, parts, axis)
+    return y * _row(matrix.scale, array.ndim) if per_column else y
 
 
 def rows(table: Quantized, index: Int[AnyArray, "*batch"], dtype: DTypeLike) -> Float[Array, "..."]:

@@ -1,4 +1,4 @@
-"""What models say on a mesh: `python …/on_mesh.py [[PATH, SIZES, AXES], …]` prints a JSON each."""
+"""What models say on a mesh: `on_mesh.py [[PATH, SIZES, AXES, WEIGHTS], …]` prints a JSON each."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def facts(model, *, chats):
     *_, last = model.engine.decode(prefilled.prefix, state, [1, 1, 1], decoding)
     caches = [*prefilled.prefix.layers, *last.state.suffix]
     arrays = [array for cache in caches for array in (cache.k, cache.v)]
-    kernel = model.engine.weights.layers[0]["q_proj"]["kernel"]
+    kernel = jax.tree.leaves(model.engine.weights.layers[0]["q_proj"]["kernel"])[0]
     chat = model.chat(videos[0], max_new_tokens=4)
     return {
         "tokens": [list(row) for rows in last.tokens for row in rows],
@@ -36,6 +36,6 @@ def facts(model, *, chats):
 
 
 if __name__ == "__main__":
-    for number, (path, sizes, axes) in enumerate(json.loads(sys.argv[1])):
-        model = elva_jax.load(path, mesh=jax.make_mesh(sizes, axes))
+    for number, (path, sizes, axes, weights) in enumerate(json.loads(sys.argv[1])):
+        model = elva_jax.load(path, mesh=jax.make_mesh(sizes, axes), weights=weights)
         print(json.dumps(facts(model, chats=number == 0)))

@@ -132,7 +132,7 @@ def test_the_library_prints_nothing(run_dir):
 
 
 def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
-    """A run on three axes and an exported folder on two, against one device."""
+    """A run on three axes, an exported folder on two, and int4 weights, against one device."""
     out = tmp_path / "out"
     model.save_pretrained(out)
     # Factors that are 0 change nothing, but they are merged into sharded matrices.
@@ -142,23 +142,26 @@ def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
     save_weights(tmp_path / "lora" / "video", {"elva": params}, model.config, "video")
     model.tokenizer.save_pretrained(tmp_path / "lora" / "tokenizer")
     cases = [
-        (str(tmp_path / "lora" / "video"), [2, 2, 2], ["tensor", "fsdp", "data"]),
-        (str(out), [4, 2], ["tensor", "data"]),
+        (str(tmp_path / "lora" / "video"), [2, 2, 2], ["tensor", "fsdp", "data"], None),
+        (str(out), [4, 2], ["tensor", "data"], None),
+        (str(out), [2, 2, 2], ["tensor", "fsdp", "data"], "int4"),
     ]
     script = Path(__file__).with_name("on_mesh.py")
     flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
     environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     printed, err = python(script.read_text(), json.dumps(cases), **environment)
     assert err == ""
-    one = runpy.run_path(str(script))["facts"](model, chats=True)
+    facts_of = runpy.run_path(str(script))["facts"]
+    one = facts_of(model, chats=True)
     found = list(map(json.loads, printed.splitlines()))
-    assert [facts["part"] for facts in (one, *found)] == [1, 1 / 4, 1 / 4]
+    assert [facts["part"] for facts in (one, *found)] == [1, 1 / 4, 1 / 4, 1 / 4]
     # Rows split over data x fsdp, and two key-value heads over two devices, but not over four.
-    assert [facts["cache"] for facts in (one, *found)] == [[1], [1 / 8], [1 / 2]]
+    assert [facts["cache"] for facts in (one, *found)] == [[1], [1 / 8], [1 / 2], [1 / 8]]
     assert found[0]["chat"] == one["chat"]
-    for facts in found:
-        assert (facts["tokens"], facts["merged"]) == (one["tokens"], one["merged"])
-        np.testing.assert_allclose(facts["scores"], one["scores"], rtol=1e-5)
+    int4 = facts_of(elva_jax.load(out, weights="int4"), chats=False)
+    for facts, expected in zip(found, (one, one, int4), strict=True):
+        assert (facts["tokens"], facts["merged"]) == (expected["tokens"], expected["merged"])
+        np.testing.assert_allclose(facts["scores"], expected["scores"], rtol=1e-5)
 
 
 def test_a_mesh_axis_of_another_name_is_refused(run_dir):

@@ -36,6 +36,8 @@ def describe_model(model: ElvaModel) -> dict[str, Any]:
         "model_hash": model_hash(model),
         "versions": {"elva_jax": elva_jax.__version__},
         "dtype": model.model_config.dtype,
+        # Without the key where it says nothing: journals of older versions continue.
+        **({"weights": model.weights} if model.weights else {}),
     }
 
 

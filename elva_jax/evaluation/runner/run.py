@@ -32,6 +32,7 @@ from elva_jax.inference.batches.rows import MOST_QUERIES
 from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.inference.batches.shares import Journals, Work, divide, in_turn, work_through
 from elva_jax.inference.model import ElvaModel
+from elva_jax.inference.params import parameter_count
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
 
@@ -89,7 +90,7 @@ def evaluate_benchmarks(
         raise ConfigError("several processes share their answers in a folder: give output")
     jobs = _askable([_Job(each, Path(data_root), config) for each in resolve(tasks)])
     judge = _open_judge(config, jobs) if process[0] == 0 else None
-    elva, origin = open_elva(model, mesh)
+    elva, origin = open_elva(model, mesh, config.weights)
     runner = _Runner(elva, config, process, progress or (lambda *_: None))
     with contextlib.ExitStack() as stack:
         if output is not None:
@@ -265,7 +266,7 @@ def _facts(model: ElvaModel, origin: Mapping[str, Any], config: BenchmarkConfig)
     return {
         **origin,
         "stage": model.stage,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.engine.weights)),
+        "parameters": parameter_count(model.engine.weights),
         "limit": config.limit,
         "batch_size": config.batch_size,
         "attention": str(choose_implementation(built.head_dim, built.dtype, built.attention)),

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
 from elva_jax.evaluation.judge.config import JudgeConfig
+from elva_jax.inference.quantization import Scheme
 from elva_jax.utils import numbers
 
 Way = Literal["generated", "likelihood", "letter"]
@@ -39,6 +40,8 @@ class BenchmarkConfig:
       batch_size: most questions that are asked together.
       workers: threads that read media ahead; None: one per core, at most 16.
       judge: the judge of open answers; None: exact match and token F1.
+      weights: int8 or int4: the model's matrices are quantized, as by `elva_jax.load`; None: as the
+        model has them.
 
     Example:
       >>> import elva_jax
@@ -55,6 +58,7 @@ class BenchmarkConfig:
     batch_size: int = 32
     workers: int | None = None
     judge: JudgeConfig | None = None
+    weights: Scheme | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
