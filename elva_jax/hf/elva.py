@@ -49,7 +49,14 @@ _SAME = {
 _AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
     "AutoModel": "modeling_elva.ElvaModel",
-    "AutoModelForCausalLM": "modeling_elva.ElvaForCausalLM",
+    **dict.fromkeys(
+        # Causal language models, those of `pipeline("image-text-to-text")` and of "any-to-any".
+        ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        "modeling_elva.ElvaForCausalLM",
+    ),
+    "AutoProcessor": "processing_elva.ElvaProcessor",
+    "AutoImageProcessor": "image_processing_elva.ElvaImageProcessor",
+    "AutoVideoProcessor": "video_processing_elva.ElvaVideoProcessor",
 }
 
 

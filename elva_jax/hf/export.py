@@ -242,6 +242,11 @@ def _processor_config(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
             "low_longest_edge": data.low_longest_edge if data.num_low_frames > 0 else low_edge,
             "hybrid_policy": data.hybrid_policy,
         },
+        # It has the settings of the image processor.
+        "video_processor": {
+            "video_processor_type": "ElvaVideoProcessor",
+            "auto_map": {"AutoVideoProcessor": "video_processing_elva.ElvaVideoProcessor"},
+        },
     }
 
 

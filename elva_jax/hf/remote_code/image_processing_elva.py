@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
@@ -184,6 +185,31 @@ class ElvaImageProcessor(BaseImageProcessor):
             options,
         )
 
+    def preprocess(self, images, return_tensors=None, **options) -> BatchFeature:
+        """Patches of images; `ElvaProcessor` makes whole prompts of images and text.
+
+        Args:
+          images: one or several: paths, URLs, PIL images, or arrays uint8 [H, W, 3].
+          return_tensors: None and "np" for NumPy arrays, "pt" for PyTorch's.
+          **options: other values of the settings, such as `longest_edge`.
+
+        Returns:
+          BatchFeature of pixel_values, uint8 [B, N, P*P*3], zeros after the patches of an image,
+          and grids, for each image the (rows, columns) of its only frame.
+        """
+        found = [self.image(image, **options) for image in flat_images(images)]
+        return self._features(found, return_tensors)
+
+    def _features(self, found: Sequence[Visual], return_tensors: str | None) -> BatchFeature:
+        if not found:
+            raise ValueError("nothing to do: there are no images or videos")
+        width = found[0].patches.shape[1]
+        pixels = np.zeros((len(found), max(len(each.patches) for each in found), width), np.uint8)
+        for out, each in zip(pixels, found, strict=True):
+            out[: len(each.patches)] = each.patches
+        data = {"pixel_values": pixels, "grids": [each.grids for each in found]}
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["grids"])
+
     def _options(self, given: dict) -> dict:
         names = ElvaImagesKwargs.__annotations__
         return {
@@ -263,6 +289,33 @@ def frame_change(frames: Sequence[np.ndarray]) -> np.ndarray:
         for frame in frames
     ]
     return np.concatenate([[np.inf], np.abs(np.diff(gray, axis=0)).sum(axis=(1, 2))])
+
+
+def _is_frame(item) -> bool:
+    return isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3
+
+
+def flat_images(images) -> list:
+    """All images in a nested list."""
+    if images is None:
+        return []
+    if isinstance(images, (str, Path)) or _is_frame(images):
+        return [images]
+    return [image for item in images for image in flat_images(item)]
+
+
+def flat_videos(videos) -> list:
+    """All videos in a nested list; a list of frames is one video, a list of strings several."""
+    if videos is None:
+        return []
+    if isinstance(videos, (str, Path, dict)) or getattr(videos, "ndim", 0) == 4:
+        return [videos]
+    if _is_frame(videos):
+        return [[videos]]
+    videos = list(videos)
+    if videos and all(map(_is_frame, videos)):
+        return [videos]
+    return [video for item in videos for video in flat_videos(item)]
 
 
 __all__ = ["ElvaImageProcessor"]

@@ -3,16 +3,14 @@
 import copy
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
-from .image_processing_elva import ElvaImagesKwargs, Visual, excerpt_of
+from .image_processing_elva import ElvaImagesKwargs, Visual, excerpt_of, flat_images, flat_videos
 
 MARKER = re.compile(r"(<image>|<video>)")
 FRAME, PATCH, LINE = "<FRAME>", "<PATCH>", "<LINE>"
@@ -138,11 +136,11 @@ class ElvaProcessor(ProcessorMixin):
         queues = {
             "<image>": [
                 self.image_processor.image(image, **options["images_kwargs"])
-                for image in _flat_images(images)
+                for image in flat_images(images)
             ],
             "<video>": [
                 self.image_processor.video(video, **options["videos_kwargs"])
-                for video in _flat_videos(videos)
+                for video in flat_videos(videos)
             ],
         }
         for marker, queue in queues.items():
@@ -209,32 +207,6 @@ class ElvaProcessor(ProcessorMixin):
                 for name, values in data.items()
             }
         return BatchFeature(dict(data), tensor_type=tensors)
-
-
-def _is_frame(item) -> bool:
-    return isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3
-
-
-def _flat_images(images) -> list:
-    if images is None:
-        return []
-    if isinstance(images, (str, Path)) or _is_frame(images):
-        return [images]
-    return [image for item in images for image in _flat_images(item)]
-
-
-def _flat_videos(videos) -> list:
-    """All videos in a nested list; a list of frames is one video, a list of strings several."""
-    if videos is None:
-        return []
-    if isinstance(videos, (str, Path, dict)) or getattr(videos, "ndim", 0) == 4:
-        return [videos]
-    if _is_frame(videos):
-        return [[videos]]
-    videos = list(videos)
-    if videos and all(map(_is_frame, videos)):
-        return [videos]
-    return [video for item in videos for video in _flat_videos(item)]
 
 
 __all__ = ["ElvaProcessor"]
