@@ -77,6 +77,10 @@ class RecordError(_NamedError, DataError):
     """One record of a data set is malformed; its name is its key or its place in the file."""
 
 
+class RequestError(_NamedError, DataError):
+    """A request for an answer is malformed; its name is the key that is wrong."""
+
+
 class CheckpointError(ElvaError):
     """A checkpoint is missing, is damaged, does not match the run, or could not be saved."""
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import elva_jax
-from elva_jax.commands import evaluate_results, flags
+from elva_jax.commands import evaluate_results, flags, many
 from elva_jax.errors import ConfigError
-from elva_jax.parallel import launchers
 from elva_jax.utils import numbers, signals
-from elva_jax.utils.terminal import is_watched
 
 if TYPE_CHECKING:  # their modules import JAX
     from elva_jax.evaluation.benchmarks.base import Evaluation
 
-INCOMPLETE = 3  # exit status: done, but some questions or answers could not be asked or judged
 RESULTS = "results.json"  # in --output
-LOG_SECONDS = 60.0  # between two lines of progress where no one watches
 MOST_NAMED = 5  # unreadable media that are named
 JUDGE = ("judge", "judge_model", "judge_cache")
 
@@ -108,7 +102,7 @@ def run_tasks(args: argparse.Namespace) -> int:
         args.parser.error("--tasks needs --data-root, the folder with the benchmarks' files")
     if args.output:  # everything is saved, and the same command continues
         signals.name_command("elva evaluate", terminated=os.EX_TEMPFAIL)
-    index, count = _meet(args)
+    index, count = many.meet(args)
     if count > 1 and not args.output:
         args.parser.error("several processes need --output, the folder where they share answers")
     config = elva_jax.BenchmarkConfig(
@@ -124,8 +118,8 @@ def run_tasks(args: argparse.Namespace) -> int:
         weights=args.weights,
     )
     elva_jax.enable_compilation_cache()
-    logging.getLogger("elva_jax.inference.long_context").addFilter(OnceEach())
-    with progress() as report:
+    logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())
+    with many.progress() as report:
         evaluations = elva_jax.evaluate_benchmarks(
             args.checkpoint,
             [elva_jax.load_own(args.data, args.data_root)] if own else args.tasks,
@@ -148,18 +142,9 @@ def run_tasks(args: argparse.Namespace) -> int:
         evaluate_results.write_results(evaluations, args)
     wanted = 1 if own else len(resolve(args.tasks))
     status = _status(evaluations, say=index == 0)
-    return INCOMPLETE if len(evaluations) < wanted else status  # a log line names those left out
-
-
-def _meet(args: argparse.Namespace) -> tuple[int, int]:
-    """This process among those that share the questions; all have the same options."""
-    if args.distributed == "off":
-        return 0, 1
-    process = launchers.detect_process(os.environ, **flags.process_options(args))
-    apart = {"run", "parser", "process_id", "local_devices", "debug"}
-    options = {name: str(value) for name, value in vars(args).items() if name not in apart}
-    facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
-    return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
+    return (
+        many.INCOMPLETE if len(evaluations) < wanted else status
+    )  # a log line names those left out
 
 
 def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
@@ -174,52 +159,10 @@ def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
         ):
             if not reasons:
                 continue
-            status = INCOMPLETE
+            status = many.INCOMPLETE
             if say:
                 listed = "; ".join(list(reasons)[:MOST_NAMED])
                 more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
                 message = f"{evaluation.benchmark}: {sum(reasons.values())} {text}"
                 print(f"{message}: {listed}{more}", file=sys.stderr)
     return status
-
-
-class OnceEach(logging.Filter):
-    """Lets the first notice of a kind pass, where every batch would repeat it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message, whatever its numbers, is a new one."""
-        new = record.msg not in self._seen
-        self._seen.add(record.msg)
-        return new
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Takes the questions answered of each benchmark: bars on a terminal, or a line per minute."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    console = Console(stderr=True)
-    watched = is_watched(console)
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn())
-    columns += (MofNCompleteColumn(), Remaining())
-    bars: dict[str, Any] = {}
-    last = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not watched) as shown:
-
-        def report(name: str, done: int, total: int) -> None:
-            nonlocal last
-            if watched:
-                if name not in bars:
-                    bars[name] = shown.add_task(name, total=total)
-                shown.update(bars[name], completed=done)
-            elif time.monotonic() - last > LOG_SECONDS or done == total:
-                last = time.monotonic()
-                print(f"{name}: {done} of {total} questions", file=sys.stderr, flush=True)
-
-        yield report

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import elva_jax
-from elva_jax.commands import flags
+from elva_jax.commands import flags, generate_file
 from elva_jax.errors import DataError, LayoutError, printable
 from elva_jax.utils import garbage
 
-GENERATE_HELP = """\
+GENERATE_HELP = (
+    """\
 Answers questions about videos, images or folders of frames.
 
 examples:
@@ -21,12 +22,17 @@ examples:
     --markers --prompt "What differs between <video> and <video>?"
   elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" \\
     --high-frames 32 --low-frames 32 --low-edge 336
+  elva generate --checkpoint runs/7b --input questions.jsonl --output answers.jsonl
 
 Several prompts are answered independently, one line each, from one reading of the videos. The
 answer to a single prompt is shown while it is decoded. A prompt is text, whatever it says, and the
 videos stand before it; with --markers, <video> and <image> in a prompt say where they stand.
 Any of the --high-… and --low-… options turns on hybrid resolution: frames of two sizes, sampled
-uniformly in time."""
+uniformly in time.
+
+"""
+    + generate_file.HELP
+)
 
 CHAT_HELP = """\
 Talks about a video. Questions are read from the terminal, one per line, until the input ends
@@ -43,15 +49,16 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     generate = command("generate", GENERATE_HELP, _generate)
     flags.add_checkpoint(generate)
     add = generate.add_argument
-    add("--video", required=True, action="append", metavar="FILE", help=MEDIUM)
+    add("--video", action="append", metavar="FILE", help=MEDIUM)
     text = "the question; may be given several times"
-    add("--prompt", required=True, action="append", metavar="TEXT", help=text)
+    add("--prompt", action="append", metavar="TEXT", help=text)
     text = "<video> and <image> in the prompts are places of the videos (\\<video>: the word)"
     add("--markers", action="store_true", help=text)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
     flags.add_mesh(generate)
     flags.add_weights(generate)
+    generate_file.add_file(generate)
 
     chat = command("chat", CHAT_HELP, _chat)
     flags.add_checkpoint(chat)
@@ -83,6 +90,9 @@ def _show(pieces: Iterable[str]) -> None:
 
 @flags.library_notices()
 def _generate(args: argparse.Namespace, _: list[str]) -> int:
+    generate_file.check(args)
+    if args.input:
+        return generate_file.run(args)
     model, frames, sampling = _open(args)
     media = [model.read_media(video, frames=frames) for video in args.video]
     placed = [model.place_media(text) for text in args.prompt]

@@ -74,16 +74,21 @@ class JsonFile(Sequence[Example]):
         Raises:
           RecordError: it is not JSON.
         """
-        number = self.spans_Nx3[index, 2]
-        key = f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
-        return key, records.decode_json(self._bytes(index), key)
+        key = self.place(index)
+        return key, records.decode_json(self.text(index), key)
 
-    def _bytes(self, index: int) -> bytes:
+    def place(self, index: int) -> str:
+        """The name of a record in messages."""
+        number = self.spans_Nx3[index, 2]
+        return f"{self.path.name}:{number}" if self.lines else f"{self.path.name}[{number}]"
+
+    def text(self, index: int) -> bytes:
+        """The text of a record."""
         return records.read_span(self.path, *self.spans_Nx3[index, :2].tolist())
 
     def _is_json(self, index: int) -> bool:
         try:
-            parse_json(self._bytes(index).decode("latin-1"), unique=False, finite=False)
+            parse_json(self.text(index).decode("latin-1"), unique=False, finite=False)
         except ValueError:
             return False
         return True

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from elva_jax.data.conversation import question_text
 from elva_jax.data.example import Example, Media, Turn
-from elva_jax.data.readers import chat, fields, paths
+from elva_jax.data.readers import chat, fields, paths, plain
 from elva_jax.data.readers.json_file import JsonFile
 from elva_jax.errors import DataError, RecordError
 from elva_jax.evaluation.benchmarks import choice
@@ -36,16 +36,6 @@ from elva_jax.evaluation.benchmarks.tables import Record
 from elva_jax.utils.failures import repr_path
 
 SUFFIXES = (".json", ".jsonl")
-QUESTIONS = ("question", "Q", "query", "prompt", "text", "instruction")
-IDS = ("question_id", "qid", "id", "uid", "key")
-MEDIA: Mapping[str, str] = {  # other names of the fields of `chat.KINDS`
-    "video_path": "video",
-    "video_name": "video",
-    "video_file": "video",
-    "image_path": "image",
-    "image_name": "image",
-    "image_file": "image",
-}
 AXES = ("category", "task_type", "question_type", "type", "task", "domain", "duration_group")
 OPEN_TOKENS = 64
 
@@ -122,18 +112,11 @@ def _read(path: Path, media_dir: str) -> Iterator[Question]:
         place, value = file.record(number)
         if not isinstance(value, dict):
             raise RecordError(place, "is not a JSON object")
-        record = Record(place, _with_media_names(value))
+        record = Record(place, plain.with_media_names(value))
         for question in _questions(record, file.root):
             key = question.key if question.key not in used else f"{question.key} ({place})"
             used.add(key)
             yield dataclasses.replace(question, key=key)
-
-
-def _with_media_names(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same record with the names of media that the other readers know."""
-    known = any(name in record for name in chat.KINDS)
-    renamed = {} if known else {new: record[old] for old, new in MEDIA.items() if old in record}
-    return {**record, **renamed}
 
 
 def _questions(record: Record, root: Path) -> Iterator[Question]:
@@ -142,14 +125,16 @@ def _questions(record: Record, root: Path) -> Iterator[Question]:
     def locate(name: object) -> str:
         return paths.inside(root, name, record.key)
 
-    name = record.key if record.get(*IDS) is None else record.text(*IDS)
+    name = record.key if record.get(*plain.IDS) is None else record.text(*plain.IDS)
     if not chat.has_turns(record.fields):
         found = chat.media(record.fields, record.key, locate)
-        media = _checked(record, fields.excerpts(record.fields, found, record.key))
+        media = fields.excerpts(record.fields, found, record.key)
+        media = plain.with_frames(record.fields, media, record.key)
         yield _question(record, name, media)
         return
     example = chat.to_example(record.fields, record.key, locate)
-    example = dataclasses.replace(example, media=_checked(record, example.media))
+    media = plain.with_frames(record.fields, example.media, record.key)
+    example = dataclasses.replace(example, media=media)
     if not example.turns:
         raise RecordError(record.key, "the conversation is empty")
     alone = len(example.turns) == 1
@@ -161,32 +146,8 @@ def _questions(record: Record, root: Path) -> Iterator[Question]:
         yield dataclasses.replace(question, categories=categories)
 
 
-def _checked(record: Record, media: tuple[Media, ...]) -> tuple[Media, ...]:
-    """The media of a record, with the number of frames that it has for them.
-
-    Raises:
-      RecordError: there are none, and the record does not say so.
-    """
-    if not media and not any(name in record.fields for name in chat.KINDS):
-        listed = ", ".join((*chat.KINDS, *MEDIA))
-        raise RecordError(
-            record.key, f'names no medium ({listed}); write "video": null for a question without'
-        )
-    counts = {name: record.fields[name] for name in fields.COUNTS if name in record.fields}
-    return tuple(
-        fields.of_part(medium, {**_bounds(medium), **counts}, record.key)
-        if counts and medium.kind == "video"
-        else medium
-        for medium in media
-    )
-
-
-def _bounds(medium: Media) -> dict[str, float | None]:
-    return {"start": medium.start, "end": medium.end}
-
-
 def _question(record: Record, name: str, media: tuple[Media, ...]) -> Question:
-    text, options = record.text(*QUESTIONS), options_of(record)
+    text, options = record.text(*plain.QUESTIONS), options_of(record)
     if options:
         answer = right_option(record, options)
         categories = _categories(record)

@@ -17,8 +17,7 @@ from typing import Any
 from elva_jax.data import conversation
 from elva_jax.errors import DataError, ElvaError
 from elva_jax.evaluation.lmms.media import Medium, read_visual, read_visuals
-
-MARKER = "<video>"  # the place of a medium, image or video, in a question
+from elva_jax.inference.batches import dialogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +50,7 @@ def guarded(make: Callable[[], Ask]) -> Ask:
 
 def simple_ask(context: str, visuals: Any) -> Ask:
     """The question of the simple interface: media first, unless the text has a place for each."""
-    media = read_visuals(visuals)
-    if media and len(conversation.MARKER.findall(context)) == len(media):
-        return Ask(turns=((context, ""),), media=media)
-    question = "\n".join([MARKER] * len(media) + [conversation.escape(context)])
-    return Ask(turns=((question, ""),), media=media)
+    return _ask(dialogue.single_turn(context, read_visuals(visuals)))
 
 
 def chat_ask(messages: Sequence[Mapping[str, Any]]) -> Ask:
@@ -64,31 +59,11 @@ def chat_ask(messages: Sequence[Mapping[str, Any]]) -> Ask:
     Raises:
       DataError: roles out of order, or a content that is neither text nor a medium.
     """
-    system: list[str] = []
-    turns: list[list[str]] = []
-    media: list[Medium] = []
-    for message in messages:
-        text, found = _content(message.get("content"))
-        role = message.get("role")
-        if role == "system" and not turns and not found:
-            system.append(conversation.unescape(text))
-        elif role == "user":
-            if turns and not turns[-1][1]:
-                turns[-1][0] += f"\n{text}"
-            else:
-                turns.append([text, ""])
-        elif role == "assistant" and turns and not turns[-1][1] and text.strip() and not found:
-            turns[-1][1] = conversation.unescape(text)
-        else:
-            raise DataError(f"a message of the role {role!r} cannot stand where it stands")
-        media += found
-    if not turns or turns[-1][1]:
-        raise DataError("the messages do not end with a question")
-    return Ask(
-        turns=tuple((question, answer) for question, answer in turns),
-        media=tuple(media),
-        system="\n".join(system),
-    )
+    return _ask(dialogue.from_messages(messages, _content))
+
+
+def _ask(said: dialogue.Dialogue[Medium]) -> Ask:
+    return Ask(turns=said.turns, media=said.media, system=said.system)
 
 
 def _content(content: Any) -> tuple[str, list[Medium]]:
@@ -103,7 +78,7 @@ def _content(content: Any) -> tuple[str, list[Medium]]:
             texts.append(conversation.escape(str(part.get("text", ""))))
         elif kind in ("video", "image") or _is_webm(part):
             media.append(read_visual(part.get("url", part.get(str(kind))), dict(part)))
-            texts.append(MARKER)
+            texts.append(dialogue.MARKER)
         else:
             raise DataError(
                 f"a message has a part of type {kind!r}; text, image and video are read"

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elva_jax.commands import evaluate_tasks, flags
+from elva_jax.commands import evaluate_tasks, flags, many
 from elva_jax.config.check import nearest
 from elva_jax.errors import ConfigError
 from elva_jax.tools.tables.protocols import PROTOCOLS, Protocol
@@ -89,7 +89,7 @@ class TableBench:
         )
         if sources:
             elva_jax.enable_compilation_cache()
-        with evaluate_tasks.progress() as report:
+        with many.progress() as report:
             return measure(
                 protocol, sources, asked, lambda row, name, *done: report(f"{row}: {name}", *done)
             )

@@ -1,0 +1,73 @@
+"""What the commands that ask many questions share: processes, progress, notices."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import elva_jax
+from elva_jax.commands import flags
+from elva_jax.parallel import launchers
+from elva_jax.utils.terminal import is_watched
+
+INCOMPLETE = 3  # exit status: done, but some questions or answers could not be asked or judged
+LOG_SECONDS = 60.0  # between two lines of progress where no one watches
+
+
+def meet(args: argparse.Namespace) -> tuple[int, int]:
+    """This process among those that share the questions; all have the same options."""
+    if args.distributed == "off":
+        return 0, 1
+    process = launchers.detect_process(os.environ, **flags.process_options(args))
+    apart = {"run", "parser", "process_id", "local_devices", "debug"}
+    options = {name: str(value) for name, value in vars(args).items() if name not in apart}
+    facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
+    return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
+
+
+class OnceEach(logging.Filter):
+    """Lets the first notice of a kind pass, where every batch would repeat it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message, whatever its numbers, is a new one."""
+        new = record.msg not in self._seen
+        self._seen.add(record.msg)
+        return new
+
+
+@contextlib.contextmanager
+def progress(noun: str = "questions") -> Iterator[Callable[[str, int, int], None]]:
+    """Takes the questions answered of each list: bars on a terminal, or a line per minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    watched = is_watched(console)
+    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn())
+    columns += (MofNCompleteColumn(), Remaining())
+    bars: dict[str, Any] = {}
+    last = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not watched) as shown:
+
+        def report(name: str, done: int, total: int) -> None:
+            nonlocal last
+            if watched:
+                if name not in bars:
+                    bars[name] = shown.add_task(name, total=total)
+                shown.update(bars[name], completed=done)
+            elif time.monotonic() - last > LOG_SECONDS or done == total:
+                last = time.monotonic()
+                print(f"{name}: {done} of {total} {noun}", file=sys.stderr, flush=True)
+
+        yield report

@@ -1,0 +1,1 @@
+"""`elva generate --input FILE`: a file of questions in, a file of answers out."""
