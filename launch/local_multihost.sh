@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs N real processes on this machine, as on N hosts, to try a configuration without a cluster.
-# Usage: launch/local_multihost.sh N [train|evaluate] [arguments of that command; train is the default]
+# Usage: launch/local_multihost.sh N [train|evaluate|generate] [arguments of that command; train is the default]
 #   launch/local_multihost.sh 2 --config configs/tiny.py --workdir runs/two --config.mesh.fsdp=2 --config.mesh.data=1
 #   launch/local_multihost.sh 2 evaluate --checkpoint runs/two --tasks mvbench --data-root data --output runs/two/scores
+#   launch/local_multihost.sh 2 generate --checkpoint runs/two --input questions.jsonl --output answers.jsonl
 # Every line of output begins with the index of its process. Ctrl-C reaches all of them; the first that fails ends the others.
 # DEVICES: fake devices per process on a CPU (default 1); GPUs are divided evenly. PYTHON: the interpreter (default: .venv, created if necessary).
 set -euo pipefail
@@ -12,10 +13,10 @@ if [ -z "${ELVA_SIGNALS_RESET:-}" ]; then
   if env --default-signal=INT,TERM true 2>/dev/null; then exec env --default-signal=INT,TERM bash "${BASH_SOURCE[0]}" "$@"; fi
 fi
 unset ELVA_SIGNALS_RESET
-case "${1:-}" in "" | *[!0-9]* | 0) echo "usage: launch/local_multihost.sh N [train|evaluate] [its arguments]" >&2 && exit 2 ;; esac
+case "${1:-}" in "" | *[!0-9]* | 0) echo "usage: launch/local_multihost.sh N [train|evaluate|generate] [its arguments]" >&2 && exit 2 ;; esac
 count=$1 && shift
 command=train
-case "${1:-}" in train | evaluate) command=$1 && shift ;; esac
+case "${1:-}" in train | evaluate | generate) command=$1 && shift ;; esac
 if [ -n "${PYTHON:-}" ]; then
   python=$PYTHON
 else
@@ -71,7 +72,7 @@ while [ "$left" -gt 0 ]; do
   if [ "$code" -ne 0 ] && [ "$status" -eq 0 ]; then
     status=$code
     # After 130 and 75 the others have saved and stop with the same status. After anything else they would only wait;
-    # in an evaluation they ask the questions of the lost process.
+    # in the other commands they ask the questions of the lost process.
     if [ "$command" = train ] && [ "$code" -ne 130 ] && [ "$code" -ne 75 ] && [ "$left" -gt 0 ]; then
       echo "a process ended with status $code; ending the other $left" >&2
       sleep 2 # time for their own messages

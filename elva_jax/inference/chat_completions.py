@@ -27,7 +27,12 @@ from elva_jax.utils.numbers import shown
 Locate = Callable[[Any], "str | bytes"]  # the path or bytes of a medium; may raise RecordError
 
 LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
-NUMBERS = ("temperature", "top_p", "repetition_penalty", "seed")
+NUMBERS: Mapping[str, numbers.Range] = {
+    "temperature": numbers.TEMPERATURE,
+    "top_p": numbers.SHARE,
+    "repetition_penalty": numbers.POSITIVE,
+    "seed": numbers.SEED,
+}
 USED = (*LENGTHS, *NUMBERS, "stop", "model", "messages", "media_io_kwargs", "frames")
 STREAMING = ("stream", "stream_options")
 # Keys that ask for what a model of one answer cannot give, and the values that do not.
@@ -104,7 +109,7 @@ def parse_writing(given: Mapping[str, Any], default: Writing) -> Writing:
     Raises:
       RequestError: a value that cannot be.
     """
-    found = {name: given[name] for name in NUMBERS if given.get(name) is not None}
+    found: dict[str, Any] = {name: given[name] for name in NUMBERS if given.get(name) is not None}
     length = next((name for name in LENGTHS if given.get(name) is not None), "")
     stop = given.get("stop")
     if stop is not None:
@@ -116,9 +121,13 @@ def parse_writing(given: Mapping[str, Any], default: Writing) -> Writing:
     try:
         if length:
             numbers.TOKENS.check(length, given[length])
-        sampling = dataclasses.replace(default.sampling, **found)
+        for name, allowed in NUMBERS.items():
+            if name in found:
+                allowed.check(name, found[name])
+                found[name] = allowed.kind(found[name])
     except ConfigError as error:
         raise _refused(error) from None
+    sampling = dataclasses.replace(default.sampling, **found)
     most = given[length] if length else default.max_new_tokens
     return Writing(max_new_tokens=most, sampling=sampling)
 
