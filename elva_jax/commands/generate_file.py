@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"keys that mean nothing here are ignored: {listed}", file=sys.stderr)
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())
-    model, origin = open_elva(args.checkpoint, flags.open_mesh(args))
+    model, origin = open_elva(args.checkpoint, flags.open_mesh(args), args.weights)
     identity = {"weights_hash": origin["weights_hash"], **describe_model(model)}
     config = FileConfig(
         writing=writing,
