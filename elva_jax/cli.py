@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": ("elva_jax.commands.evaluate", "measure a checkpoint on held-out videos"),
     "generate": ("elva_jax.commands.generate", "answer a question about a video"),
     "chat": ("elva_jax.commands.generate", "talk about a video"),
+    "compile": ("elva_jax.commands.compile", "store the programs that answers need on disk"),
     "convert": ("elva_jax.commands.convert", "weights from and to Hugging Face"),
     "plan": ("elva_jax.tools.plan.command", "compute the needs of a run on other hardware"),
     "bench": (

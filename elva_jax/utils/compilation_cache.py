@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
 MAX_BYTES = 4 << 30  # beyond it, the least recently used programs are evicted
+STORE_ALL = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 
 def enable_compilation_cache(folder: str | Path | None = None) -> None:
     """Stores what JAX compiles from now on in a folder, and loads it from there.
 
     Args:
-      folder: by default `JAX_COMPILATION_CACHE_DIR` if that is set, else `elva_jax/programs` in the
-        user's cache folder.
+      folder: by default `JAX_COMPILATION_CACHE_DIR` if that is set, whose size is then for JAX's
+        settings to limit, else `elva_jax/programs` in the user's cache folder.
 
     Example:
       >>> import elva_jax
@@ -24,15 +29,46 @@ def enable_compilation_cache(folder: str | Path | None = None) -> None:
     """
     if folder is None:
         if jax.config.values["jax_compilation_cache_dir"]:
+            _store_small_programs(set(map(str.lower, os.environ)))
             return
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = cache / "elva_jax" / "programs"
     _remove_incomplete(Path(folder))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    # Inference compiles many small programs, so even those that take less than a second are stored.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _store_small_programs(set())
+
+
+def _store_small_programs(given: set[str]) -> None:
+    """Stores programs that take less than a second, too, unless settings are `given`.
+
+    Inference compiles many of them.
+    """
+    for name in set(STORE_ALL) - given:
+        jax.config.update(name, STORE_ALL[name])
+
+
+class ProgramCount:
+    """Within it, the programs that any thread compiles, or loads from the folder.
+
+    Attributes:
+      compiled: number of programs that were not in the folder.
+      loaded: number of those that were.
+    """
+
+    def __init__(self) -> None:
+        self.compiled = self.loaded = 0
+
+    def __enter__(self) -> ProgramCount:
+        jax.monitoring.register_event_listener(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_listener(self._count)
+
+    def _count(self, event: str, **_: Any) -> None:
+        self.compiled += event == "/jax/compilation_cache/cache_misses"
+        self.loaded += event == "/jax/compilation_cache/cache_hits"
 
 
 def _remove_incomplete(folder: Path) -> None:

@@ -8,22 +8,14 @@ SCRIPT = """
 import sys
 import jax
 import numpy as np
-from jax._src import monitoring
-
 from elva_jax.tools.bench.random_model import random_patches, random_weights
 from elva_jax.inference.prefill import prefill
-from elva_jax.utils.compilation_cache import enable_compilation_cache
+from elva_jax.utils.compilation_cache import ProgramCount, enable_compilation_cache
 from elva_jax.inference.batching import build_rows
 from elva_jax.config.schema import ModelConfig
 from elva_jax.models.elva import merging_of
 from elva_jax.video.layout import Clip, Text
 
-counts = {"cache_misses": 0, "cache_hits": 0}
-def listen(event, **_):
-    name = event.rsplit("/", 1)[-1]
-    if name in counts:
-        counts[name] += 1
-monitoring.register_event_listener(listen)
 enable_compilation_cache()
 config = ModelConfig(
     vocab_size=64,
@@ -44,15 +36,19 @@ config = ModelConfig(
 )
 clip = Clip(((2, 2),) * 4)
 rows = build_rows([(Text((1, 2)), clip)], [random_patches(clip.grids, 48, "slow")], 48)
-prefix = prefill(config, random_weights(config), rows, merging_of(config))
-print(counts["cache_hits"], counts["cache_misses"], np.asarray(prefix.layers[-1].k).sum())
+with ProgramCount() as programs:
+    prefix = prefill(config, random_weights(config), rows, merging_of(config))
+print(programs.loaded, programs.compiled, np.asarray(prefix.layers[-1].k).sum())
 """
 
 
-def start(folder):
+def start(folder, **variables):
     """Hits, misses and the result of a process, and what it says."""
     env = os.environ | {"XDG_CACHE_HOME": str(folder)}
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for name in list(env):
+        if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")):
+            del env[name]
+    env |= variables
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=env, check=True, capture_output=True, text=True
     )
@@ -75,3 +71,14 @@ def test_a_later_start_compiles_only_what_a_killed_process_left_incomplete(tmp_p
     assert (misses, result) == (3, first_result)
     assert "persistent compilation cache" not in said
     assert start(tmp_path)[1] == 0
+
+
+def test_a_folder_of_ones_own_has_all_programs_and_loses_none(tmp_path):
+    """Such a folder has no times of last use, as JAX writes them where the size is limited."""
+    foreign = tmp_path / "jit_other-0123-cache"
+    foreign.write_bytes(b"of another program")
+    first = start(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    second = start(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    assert first[1] > 5
+    assert (second[1], second[2]) == (0, first[2])
+    assert foreign.exists()
