@@ -54,12 +54,12 @@ def test_a_later_start_loads_all_programs(tmp_path, programs, capsys):
 def test_made_videos_and_wrong_options(tmp_path, programs, capsys):
     tiny_model().save_pretrained(tmp_path / "tiny")
     words = ["compile", "--checkpoint", str(tmp_path / "tiny"), "--frames", "2"]
-    assert cli.main([*words, "--size", "64x32", "--question-tokens", "12:12"]) == 0
+    assert cli.main([*words, "--picture-size", "64x32", "--question-tokens", "12:12"]) == 0
     assert re.findall(r"^(\d+%) of the picture changes: ", capsys.readouterr().out, re.M) == [
         *("0%", "50%", "100%")
     ]
     for wrong, line in (
-        (["--size", "64"], "'64' is not WxH, such as 1280x720"),
+        (["--picture-size", "64"], "'64' is not WxH, such as 1280x720"),
         (["--high-frames", "2"], "hybrid resolution needs a --video"),
     ):
         with pytest.raises(SystemExit):

@@ -23,7 +23,7 @@ elva_jax/programs in the cache folder of the user. Later starts of every command
 
 examples:
   elva compile --checkpoint runs/7b --video film.mp4 --video clip.mp4
-  elva compile --checkpoint runs/7b --frames 64 --size 1920x1080 --question-tokens 16:64
+  elva compile --checkpoint runs/7b --frames 64 --picture-size 1920x1080 --question-tokens 16:64
 
 Programs depend on the lengths of prompts, questions and answers, and on how many tokens merging
 leaves. So give videos like those that will be asked about, and the options that `elva generate`
@@ -41,7 +41,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "a video like those that will be asked about; may be given several times"
     add("--video", action="append", default=[], metavar="FILE", help=text)
     text = "width and height of the made videos (default: %(default)s)"
-    add("--size", type=_size, default="1280x720", metavar="WxH", help=text)
+    add("--picture-size", type=_size, default="1280x720", metavar="WxH", help=text)
     text = "shortest and longest question, in tokens with what the chat template adds"
     text += " (default: %(default)s)"
     add("--question-tokens", type=_lengths, default="12:32", metavar="A:B", help=text)
@@ -101,7 +101,7 @@ def _videos(args: argparse.Namespace, model: ElvaModel) -> Iterator[tuple[str, S
     if not args.video:
         count = args.frames or model.data.num_frames
         for share in (0.0, 0.5, 1.0):
-            yield f"{share:.0%} of the picture changes", _made(count, args.size, share)
+            yield f"{share:.0%} of the picture changes", _made(count, args.picture_size, share)
 
 
 def _made(frames: int, size: tuple[int, int], share: float) -> list[np.ndarray]:
