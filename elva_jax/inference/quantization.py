@@ -12,6 +12,7 @@ the compute type: only the weights are quantized. `ops/quantized.py` has the pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -158,6 +159,16 @@ def scheme_of(weights: Weights) -> Scheme | None:
     """How weights are quantized; None: not at all."""
     kernel = weights.layers[0]["q_proj"]["kernel"]
     return str(kernel.qvalue.dtype) if is_quantized(kernel) else None  # type: ignore[return-value]
+
+
+def weights_bytes(tree: Any) -> int:
+    """Bytes of a tree of arrays or shapes on their devices; int4 takes half a byte."""
+    return sum(
+        -(-math.prod(leaf.shape) * jnp.iinfo(leaf.dtype).bits // 8)
+        if jnp.issubdtype(leaf.dtype, jnp.integer)
+        else math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _qwix(scheme: str) -> Any:

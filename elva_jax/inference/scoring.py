@@ -108,7 +108,33 @@ def branch_scores(
     source: Int[Array, "B G M"],
     target: Int[Array, "B G M"],
 ) -> Float32[Array, "B G M"]:
-    """Log-probabilities of the option tokens of G trees per row.
+    """Log-probabilities of the option tokens of G trees per row, which `branch_logits` explains.
+
+    Args:
+      config: the model.
+      weights: its parameters.
+      prefix: of every layer.
+      token: tokens of the trees.
+      position: RoPE positions.
+      branch: the branch of each token.
+      source: the index in Q whose prediction is asked for.
+      target: the token whose probability is asked for there.
+    """
+    scores = branch_logits(config, weights, prefix, token, position, branch, source)
+    chosen = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(scores, axis=-1)
+
+
+def branch_logits(
+    config: ModelConfig,
+    weights: Weights,
+    prefix: tuple[PrefixCache, ...],
+    token: Int[Array, "B G Q"],
+    position: Int[Array, "B G Q"],
+    branch: Int[Array, "B G Q"],
+    source: Int[Array, "B G M"],
+) -> Float32[Array, "B G M V"]:
+    """Logits at the tokens of G trees per row that predict an option's tokens.
 
     Args:
       config: the model.
@@ -119,7 +145,6 @@ def branch_scores(
       branch: 0 for the question, 1, 2 … for options, -1 for padding. A token attends to the
         question and to its own option.
       source: the index in Q whose prediction is asked for.
-      target: the token whose probability is asked for there.
     """
     batch, groups, queries = token.shape
     keys = branch[:, :, None, :]
@@ -131,6 +156,4 @@ def branch_scores(
     suffix = empty_suffix(config, batch, groups, queries)
     x, _ = append_tokens(config, weights, prefix, suffix, 0, token, position, attention_mask)
     picked = jnp.take_along_axis(x, source[..., None], axis=2)
-    scores = logits(config, weights, picked)
-    chosen = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(scores, axis=-1)
+    return logits(config, weights, picked)
