@@ -50,6 +50,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--max-new-tokens", type=numbers.TOKENS, default=64, metavar="N", help=text)
     flags.add_no_merging(parser)
     flags.add_mesh(parser)
+    flags.add_weights(parser)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -77,7 +78,7 @@ def _compile(args: argparse.Namespace, _: list[str]) -> int:
                 "hybrid resolution needs a --video like those that will be asked about"
             )
         elva_jax.enable_compilation_cache()
-        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args))
+        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args), weights=args.weights)
     frames = model.hybrid(**given) if given else args.frames
     for name, source in _videos(args, model):
         start = time.monotonic()
