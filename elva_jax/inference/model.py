@@ -22,7 +22,7 @@ from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.inspection import Inspection
 from elva_jax.inference.media import Media, Prompt, Request
-from elva_jax.inference.params import mesh_shardings, stack_layers, unstack_layers
+from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import END, Answer, Prefilled
 from elva_jax.inference.quantization import Scheme, quantize_weights, scheme_of
 from elva_jax.inference.sampling import GREEDY, Sampling
@@ -51,7 +51,8 @@ class ElvaModel(Inspection):
 
     Args:
       config: the run's configuration.
-      params: parameters of `models.elva.Elva`, or the tree of a stage that holds them as "elva".
+      params: parameters of `models.elva.Elva`, the tree of a stage that holds them as "elva", or
+        `Weights` on the devices of `mesh`.
       tokenizer: a ChatML tokenizer.
       stage: whose data settings (frames, longest edge, system prompt) apply; None: the last ELVA
         stage of the curriculum.
@@ -80,17 +81,18 @@ class ElvaModel(Inspection):
         weights: Scheme | None = None,
     ) -> None:
         super().__init__(config, tokenizer, stage)
-        params = params.get("elva", params)
-        if mesh is not None:
-            params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
+        if not isinstance(params, Weights):
+            params = params.get("elva", params)
+            if mesh is not None:
+                params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
+            params = unstack_layers(self.model_config, params)
         ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
         words = tokenizer.get_vocab()
         # Tokens that stand for visual ones are the tokenizer's last, and never an answer.
         visual = [words[token] for token in VISUAL_TOKENS if token in words]
-        unstacked = unstack_layers(self.model_config, params)
         self.engine = Engine(
             self.model_config,
-            quantize_weights(unstacked, weights) if weights else unstacked,
+            quantize_weights(params, weights) if weights else params,
             vocab_size=min(visual, default=len(tokenizer)),
             end_ids=tuple(sorted(ends)),
             mesh=mesh,
