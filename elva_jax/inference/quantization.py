@@ -68,7 +68,7 @@ def quantize_weights(weights: Weights, scheme: Scheme) -> Weights:
 
 
 def quantizing(config: ModelConfig, scheme: Scheme) -> Keep:
-    """`quantize_weights` of each tensor as it is read; see `load_weights`.
+    """Quantizes each tensor as it is read, from the type of the source; see `load_weights`.
 
     Raises:
       ConfigError: an unknown scheme, or Qwix is not installed.
@@ -77,12 +77,11 @@ def quantizing(config: ModelConfig, scheme: Scheme) -> Keep:
     plain, dtype = compute_type(config), jnp.dtype(config.dtype)
 
     def keep(path: str, array: jax.Array) -> Any:
-        leaf = plain(path, array)
         if path in ("decoder/embed_tokens", "decoder/lm_head"):
-            return quantize_matrix(leaf, "int8", axis=int(path.endswith("tokens")))
+            return quantize_matrix(array, "int8", axis=int(path.endswith("tokens")))
         if path.endswith("/kernel") and path.split("/")[-2] in MATRICES:
-            return quantize_matrix(leaf, scheme, scale_dtype=dtype)
-        return leaf
+            return quantize_matrix(array, scheme, scale_dtype=dtype)
+        return plain(path, array)
 
     return keep
 

@@ -27,8 +27,9 @@ class Opened:
 
     @property
     def identity(self) -> str:
-        """The step and the hash, as they stand in the name of the model."""
-        return f"step{self.step}-{self.weights}"
+        """Step, hash and quantization, as they stand in the name of the model."""
+        scheme = self.model.weights
+        return f"step{self.step}-{self.weights}" + (f"-{scheme}" if scheme else "")
 
 
 def open_options(options: Options) -> Opened:
@@ -47,7 +48,14 @@ def open_options(options: Options) -> Opened:
                 f"{options.pretrained}: is of step {source.step}, not {options.step}"
             )
         hashed = HashedWeights(source)
-        model = load_source(source, dtype=options.dtype, mesh=mesh, stage=options.stage, see=hashed)
+        model = load_source(
+            source,
+            dtype=options.dtype,
+            mesh=mesh,
+            stage=options.stage,
+            weights=options.quantize,
+            see=hashed,
+        )
         step, weights = source.step, hashed.hexdigest()
     if options.weights is not None and not weights.startswith(options.weights):
         raise CheckpointError(
