@@ -19,15 +19,13 @@ from elva_jax.checkpoints.format import (
     ITEMS,
     STORAGE_ERRORS,
     DamagedStepError,
-    explain_damage,
-    saved_steps,
-    short_reason,
-)
-from elva_jax.checkpoints.handlers import (
     StepArgs,
     StepHandler,
+    explain_damage,
     open_reader,
     open_writer,
+    saved_steps,
+    short_reason,
     step_metadata,
 )
 from elva_jax.checkpoints.state import TrainState

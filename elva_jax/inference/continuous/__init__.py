@@ -7,6 +7,7 @@
 `requests` has what goes in and what comes out, `engine` the thread that owns the devices.
 """
 
+from elva_jax.inference.continuous.engine import ContinuousEngine
 from elva_jax.inference.continuous.requests import (
     Delta,
     Done,
@@ -14,7 +15,20 @@ from elva_jax.inference.continuous.requests import (
     GenerationRequest,
     Seconds,
     Stats,
+    from_parts,
+    request,
 )
 from elva_jax.inference.continuous.ticket import Ticket
 
-__all__ = ["Delta", "Done", "EngineSettings", "GenerationRequest", "Seconds", "Stats", "Ticket"]
+__all__ = [
+    "ContinuousEngine",
+    "Delta",
+    "Done",
+    "EngineSettings",
+    "GenerationRequest",
+    "Seconds",
+    "Stats",
+    "Ticket",
+    "from_parts",
+    "request",
+]

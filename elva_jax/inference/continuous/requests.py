@@ -32,6 +32,7 @@ class EngineSettings:
       prefix_bytes: most bytes of device memory for the prefixes that nobody is reading; those in
         use come on top.
       context: most tokens of a request's prefix, before merging.
+      smallest: shorter prefixes are padded to this length, so that there are fewer programs.
       question: most tokens after the prefix, up to where the answer begins.
       max_new_tokens: most tokens of an answer.
       joins: most requests that join between two steps of the running batch.
@@ -45,15 +46,17 @@ class EngineSettings:
     queue: int = 64
     prefix_bytes: int = 2 << 30
     context: int = 4096
+    smallest: int = 64
     question: int = 512
     max_new_tokens: int = 512
     joins: int = 4
     dispatch_seconds: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("slots", "queue", "context", "question", "max_new_tokens", "joins"):
-            numbers.TOKENS.check(name, getattr(self, name))
-        numbers.whole(0).check("prefix_bytes", self.prefix_bytes)
+        for field in dataclasses.fields(self):
+            if field.name not in ("prefix_bytes", "dispatch_seconds"):
+                numbers.TOKENS.check(field.name, getattr(self, field.name))
+        numbers.whole(0, 1 << 50).check("prefix_bytes", self.prefix_bytes)
         numbers.SECONDS.check("dispatch_seconds", self.dispatch_seconds)
 
 

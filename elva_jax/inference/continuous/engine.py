@@ -1,0 +1,383 @@
+"""`ContinuousEngine`: one thread owns the devices; requests come and go while it decodes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from elva_jax.errors import ClosedError, ElvaError, LayoutError, QueueFullError, first_line
+from elva_jax.inference.continuous.batch import MOST_STEPS, RunningBatch
+from elva_jax.inference.continuous.compilations import count_this_thread
+from elva_jax.inference.continuous.grid import make_grid
+from elva_jax.inference.continuous.joining import Group, Joining, mark_prefilled
+from elva_jax.inference.continuous.prefixes import PrefixStore
+from elva_jax.inference.continuous.requests import EngineSettings, GenerationRequest, Stats
+from elva_jax.inference.continuous.running import Running
+from elva_jax.inference.continuous.slots import Static
+from elva_jax.inference.continuous.ticket import Ticket
+from elva_jax.inference.continuous.warm_up import Programs
+from elva_jax.inference.prefilled import STOP_INTERVAL
+from elva_jax.models.elva import with_merging
+from elva_jax.ops.merging import NO_MERGING, Merging
+
+if TYPE_CHECKING:
+    from elva_jax.inference.model import ElvaModel
+
+_LOG = logging.getLogger(__name__)
+MOST_FAILURES = 3  # dispatches in a row that may fail before the devices count as lost
+
+
+class ContinuousEngine:
+    """Answers many requests at once with one model.
+
+    Every answer equals that of `ElvaModel.generate` alone. Any thread may call any method.
+
+    Args:
+      model: what answers; its devices belong to the engine from now on.
+      settings: limits.
+
+    Raises:
+      ConfigError: settings that are out of range.
+
+    Example:
+      >>> from elva_jax import testing
+      >>> from elva_jax.inference.continuous import ContinuousEngine, request
+      >>> model = testing.tiny_model()
+      >>> video = model.read_all(testing.tiny_video())
+      >>> with ContinuousEngine(model) as engine:
+      ...     ticket = engine.submit(request(model, video, "What moves?", max_new_tokens=4))
+      ...     pieces = "".join(event.text for event in ticket if hasattr(event, "text"))
+      >>> pieces == model.answer(testing.tiny_video(), "What moves?", max_new_tokens=4)
+      True
+    """
+
+    def __init__(self, model: ElvaModel, settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self._model = model
+        engine = model.engine
+        static = Static(with_merging(engine.config, NO_MERGING), engine.vocab_size, engine.end_ids)
+        self._grid = make_grid(engine.config, self.settings)
+        self._batch = RunningBatch(static, engine.weights, self._grid)
+        self._joining = Joining(model, static, self._grid)
+        self._programs = Programs(
+            static=static, weights=engine.weights, joining=self._joining, grid=self._grid
+        )
+        self._prefixes = PrefixStore(self.settings.prefix_bytes)
+        self._changed = threading.Condition()
+        self._queue: deque[Running] = deque()
+        self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._busy = False  # whether the worker holds requests or tasks that are not in the queue
+        self._draining = self._closing = self._lost = False
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._failures, self._warm_compilations = 0, 0
+        self._seconds_per_step = 0.0
+        self._thread = threading.Thread(target=self._work, name="elva-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ContinuousEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the worker thread lives and its devices answer."""
+        return self._thread.is_alive() and not self._lost
+
+    def submit(self, request: GenerationRequest) -> Ticket:
+        """Queues a request.
+
+        Raises:
+          QueueFullError: too many requests wait.
+          ClosedError: the engine is draining or has ended.
+          LayoutError: the request is longer than the engine's settings or the model allow.
+        """
+        most = self._check(request)
+        ticket = Ticket(request)
+        running = Running(
+            ticket=ticket, tokenizer=self._model.tokenizer, submitted=time.perf_counter(), most=most
+        )
+        with self._changed:
+            if self._draining or not self.healthy:
+                raise ClosedError("the engine takes no more requests: it is about to end")
+            if len(self._queue) >= self.settings.queue:
+                raise QueueFullError(
+                    f"{len(self._queue)} requests are waiting, which is the most; try again later"
+                )
+            self._queue.append(running)
+            self._changed.notify_all()
+        return ticket
+
+    def warm_up(self, merging: Sequence[bool | Merging] = (True,)) -> float:
+        """Compiles every program that requests with these mergings may need.
+
+        Returns the seconds that it took. Compilations are counted in `stats` from here on.
+        """
+        start = time.perf_counter()
+        self._on_worker(lambda: self._programs.warm_up(merging))
+        return time.perf_counter() - start
+
+    def stats(self) -> Stats:
+        """Counters, and what the engine is doing."""
+        with self._changed:
+            queued = len(self._queue)
+        return Stats(
+            healthy=self.healthy,
+            draining=self._draining,
+            running=len(self._batch.requests),
+            queued=queued,
+            slots=self.settings.slots,
+            finished=dict(self._finished),
+            prefix_hits=self._counts["hits"],
+            prefix_misses=self._counts["misses"],
+            prefix_bytes=self._prefixes.nbytes,
+            prompt_tokens=self._counts["prompt"],
+            completion_tokens=self._counts["completion"],
+            steps=self._counts["steps"],
+            compilations=self._counts["compilations"],
+        )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuses new requests and waits for the others; returns whether all have ended."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            return self._changed.wait_for(
+                lambda: not (self._queue or self._busy) or not self._thread.is_alive(), timeout
+            )
+
+    def close(self) -> None:
+        """Ends the engine; requests that have not ended are cancelled."""
+        with self._changed:
+            self._draining = self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _check(self, request: GenerationRequest) -> int:
+        """The most tokens that the answer may have."""
+        prompt, limits = request.prompt, self.settings
+        for what, value, most in (
+            ("the prompt up to its last video", prompt.prefix_tokens, self._grid.prefixes[-1]),
+            ("the text after it", len(prompt.question), limits.question),
+            ("max_new_tokens", request.max_new_tokens, limits.max_new_tokens),
+        ):
+            if value > most:
+                raise LayoutError(f"{what}: {value} tokens, but this engine takes at most {most}")
+        longest = self._model.engine.config.max_position
+        left = longest - prompt.prefix_tokens - len(prompt.question)
+        if left < 1:
+            raise LayoutError(
+                f"the prompt takes {longest - left} tokens, the model's longest sequence is"
+                f" {longest}; use fewer or smaller frames"
+            )
+        return min(request.max_new_tokens, left)
+
+    def _on_worker(self, task: Callable[[], Any]) -> None:
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._draining or not self.healthy:
+                raise ClosedError("the engine is about to end")
+            self._tasks.append((task, future))
+            self._changed.notify_all()
+        future.result()
+
+    # The rest runs on the worker thread.
+
+    def _work(self) -> None:
+        count_this_thread()
+        try:
+            with self._model.engine.placement.on(1):
+                while self._wait():
+                    self._turn()
+        except BaseException:
+            _LOG.exception("the engine's thread ended")
+        finally:
+            with self._changed:
+                self._draining = self._lost = True
+                left = [*self._batch.requests, *self._queue]
+                self._queue.clear()
+            for running in left:
+                if not running.ticket.done:
+                    self._finish(running, "cancelled")
+            for _, future in self._tasks:
+                future.cancel()
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _wait(self) -> bool:
+        """Waits for something to do; False: the engine ends."""
+        with self._changed:
+            self._busy = bool(self._batch.requests)
+            if not (self._queue or self._tasks or self._busy):
+                self._changed.notify_all()  # for `drain`
+            self._changed.wait_for(
+                lambda: self._queue or self._tasks or self._batch.requests or self._closing
+            )
+            self._busy = True
+            return not self._closing
+
+    def _turn(self) -> None:
+        """Lets requests join, and decodes for one dispatch."""
+        while self._tasks and not self._batch.requests:
+            task, future = self._tasks.popleft()
+            try:
+                future.set_result(task())
+            except BaseException as error:
+                future.set_exception(error)
+            self._warm_compilations = count_this_thread()
+        self._drop_cancelled()
+        joining = self._next()
+        if joining:
+            self._join(joining)
+        if self._batch.requests:
+            self._advance()
+        self._counts["compilations"] = count_this_thread() - self._warm_compilations
+
+    def _next(self) -> list[Running]:
+        """Requests from the queue that join now."""
+        free = self.settings.slots - len(self._batch.requests)
+        with self._changed:
+            if self._tasks:
+                return []
+            count = min(free, self.settings.joins, len(self._queue))
+            joining = [self._queue.popleft() for _ in range(count)]
+        now = time.perf_counter()
+        for running in joining:
+            prompt = running.ticket.request.prompt
+            self._counts["prompt"] += prompt.prefix_tokens + len(prompt.question)
+            running.began = now
+        return joining
+
+    def _join(self, joining: Sequence[Running]) -> None:
+        """Prefills what is missing, feeds the questions and gives slots."""
+        missing: dict[str, Running] = {}
+        waiting = []
+        for running in joining:
+            key = running.ticket.request.prefix_key
+            running.entry = self._prefixes.acquire(key)
+            running.shared = running.entry is not None or key in missing
+            self._counts["hits" if running.shared else "misses"] += 1
+            if running.shared:
+                waiting.append(running)
+            else:
+                missing[key] = running
+        for batch in self._joining.batches(list(missing.values())):
+            group = self._guarded(batch, partial(self._prefill, batch))
+            if group is not None:
+                self._feed(group)
+        ready = []
+        for running in waiting:
+            running.prefilled = time.perf_counter()
+            if running.entry is None:
+                running.entry = self._prefixes.acquire(running.ticket.request.prefix_key)
+            if running.entry is None:
+                self._finish(running, "error", error="the prefix of this request failed")
+            else:
+                ready.append(running)
+        for group in self._joining.groups(ready):
+            self._feed(group)
+
+    def _prefill(self, batch: list[Running]) -> Group:
+        layers, entries = self._joining.prefill(batch)
+        for entry in entries:
+            self._prefixes.add(entry)
+        mark_prefilled(batch, entries)
+        return Group(layers=layers, rows=[[running] for running in batch])
+
+    def _feed(self, group: Group) -> None:
+        """Runs the questions of a group, sends first tokens and gives slots."""
+        requests = [running for row in group.rows for running in row]
+        fed = self._guarded(requests, lambda: self._joining.feed(group))
+        if fed is None:
+            return
+        staying: dict[int, Running] = {}
+        for place, running in fed.requests.items():
+            tokens = [] if fed.ended[place] else [int(fed.token[place])]
+            alive = bool(fed.alive[place])
+            self._counts["completion"] += len(tokens)
+            if running.add(tokens, alive=alive, ended=bool(fed.ended[place])):
+                self._forget(running)
+            else:
+                staying[place] = running
+        if staying:
+            everyone = [*self._batch.requests, *staying.values()]
+            join = partial(self._batch.join, staying, fed.arrays)
+            self._guarded(everyone, join, running_state=True)
+
+    def _advance(self) -> None:
+        """One dispatch of the running batch."""
+        steps = MOST_STEPS
+        if self._seconds_per_step:
+            steps = int(self.settings.dispatch_seconds / self._seconds_per_step)
+        if any(running.ticket.request.sampling.stop for running in self._batch.requests):
+            steps = min(steps, STOP_INTERVAL)
+        steps = max(1, min(steps, MOST_STEPS))
+        start = time.perf_counter()
+        advance = partial(self._batch.advance, steps)
+        results = self._guarded(self._batch.requests, advance, running_state=True)
+        if results is None:
+            return
+        self._failures = 0
+        done = max(len(tokens) for _, tokens, _, _ in results)
+        self._counts["steps"] += done
+        self._seconds_per_step = (time.perf_counter() - start) / max(done, 1)
+        for running, tokens, alive, ended in results:
+            self._counts["completion"] += len(tokens)
+            if running.add(tokens, alive=alive, ended=ended):
+                self._batch.leave(running, alive=alive)
+                self._forget(running)
+
+    def _guarded(
+        self, requests: Sequence[Running], work: Callable[[], Any], *, running_state: bool = False
+    ) -> Any:
+        """Runs some work; an error ends the requests that it was for, and no other.
+
+        With `running_state`, the state of the running batch is lost by an error.
+        """
+        try:
+            return work()
+        except Exception as error:
+            message = str(error) if isinstance(error, ElvaError) else first_line(error)
+            if not isinstance(error, ElvaError):
+                _LOG.exception("%d requests end with an error", len(requests))
+                self._failures += 1
+            if running_state:
+                self._batch.clear()
+                self._prefixes.clear()
+            for running in requests:
+                if not running.ticket.done:
+                    self._finish(running, "error", error=message)
+            if self._failures >= MOST_FAILURES:
+                raise
+        return None
+
+    def _drop_cancelled(self) -> None:
+        for running in self._batch.requests:
+            if running.ticket.cancelled:
+                self._batch.leave(running, alive=True)
+                self._finish(running, "cancelled")
+        with self._changed:
+            gone = [running for running in self._queue if running.ticket.cancelled]
+            for running in gone:
+                self._queue.remove(running)
+        for running in gone:
+            self._finish(running, "cancelled")
+
+    def _finish(self, running: Running, reason: Any, *, error: str = "") -> None:
+        running.finish(reason, error=error)
+        self._forget(running)
+
+    def _forget(self, running: Running) -> None:
+        """Counts the end of a request and gives up its prefix."""
+        self._finished[running.ticket.result().finish_reason] += 1
+        if running.entry is not None:
+            self._prefixes.release(running.entry)

@@ -1,0 +1,235 @@
+"""What a request needs before it can run: its prefix, and its question after the prefix."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from elva_jax.inference.batching import text_tokens
+from elva_jax.inference.continuous import slots as device
+from elva_jax.inference.continuous.grid import Class, Grid, at_least
+from elva_jax.inference.continuous.pool import Layers
+from elva_jax.inference.continuous.prefixes import PrefixEntry
+from elva_jax.inference.continuous.running import Running
+from elva_jax.inference.continuous.slots import Fed, Questions, Static
+from elva_jax.inference.kv_cache import PrefixCache, split_heads
+from elva_jax.inference.sampling import GREEDY, RowSampling
+from elva_jax.models.elva import merging_of
+from elva_jax.ops.merging import Merging
+from elva_jax.utils.arrays import AnyArray
+from elva_jax.video.clip import Visual
+from elva_jax.video.layout import Clip, Text
+
+if TYPE_CHECKING:
+    from elva_jax.inference.model import ElvaModel
+
+BATCHED = 1024  # tokens; a longer prefix keeps the device busy alone
+
+
+@partial(jax.jit, static_argnums=1)
+def pad_layer(layer: PrefixCache, length: int) -> PrefixCache:
+    """A prefix's keys and values in one layer, padded on the right."""
+    more = length - layer.valid.shape[1]
+    k, v = (split_heads(jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)])) for x in layer[:2])
+    return PrefixCache(k, v, jnp.pad(layer.valid, [(0, 0), (0, more)]))
+
+
+@jax.jit
+def take_row(layers: Layers, row: Int[AnyArray, ""]) -> Layers:
+    """One prefix of a batch."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), layers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Prefixes on the device, and the requests that ask about each of them."""
+
+    layers: Layers  # B rows
+    rows: list[list[Running]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Requests whose questions have been fed."""
+
+    arrays: Fed  # on the device
+    requests: dict[int, Running]  # by place among the B * G questions
+    token: np.ndarray  # int32 [B * G], first token of each answer
+    alive: np.ndarray  # bool [B * G], whether the answer continues
+    ended: np.ndarray  # bool [B * G], whether that token is an ending one
+
+
+class Joining:
+    """Prefills prefixes and feeds questions, in shapes of the grid.
+
+    Args:
+      model: what answers.
+      static: the model as programs take it.
+      grid: the shapes.
+    """
+
+    def __init__(self, model: ElvaModel, static: Static, grid: Grid) -> None:
+        self._model, self._static, self._grid = model, static, grid
+
+    def batches(self, missing: Sequence[Running]) -> list[list[Running]]:
+        """Splits requests without a prefix into batches that are prefilled together."""
+        by_length: dict[object, list[Running]] = {}
+        for running in missing:
+            request = running.ticket.request
+            length = at_least(self._grid.prefixes, request.prompt.prefix_tokens)
+            alone = length > BATCHED
+            by_length.setdefault(running if alone else (length, request.merging), []).append(
+                running
+            )
+        return list(by_length.values())
+
+    def prefill(self, batch: Sequence[Running]) -> tuple[Layers, list[PrefixEntry]]:
+        """Prefills the prefixes of a batch, all with the same merging.
+
+        Returns:
+          the padded batch, and an entry for each of its requests.
+        """
+        requests = [running.ticket.request for running in batch]
+        layers, tokens, length = self.run_prefix(
+            [request.prompt.prefix for request in requests],
+            [request.media for request in requests],
+            merging=requests[0].merging,
+        )
+        rows = len(layers[0].valid)
+        entries = [
+            PrefixEntry(
+                key=request.prefix_key,
+                layers=layers if rows == 1 else take_row(layers, np.int32(row)),
+                lengths=tuple(layer.valid.shape[1] for layer in layers),
+                tokens=tuple(int(n) for n in tokens[:, row]),
+                length=int(length[row]),
+            )
+            for row, request in enumerate(requests)
+        ]
+        return layers, entries
+
+    def merging_layers(self, *, merging: bool | Merging) -> int:
+        """The number of merging layers that act on a prefix."""
+        if isinstance(merging, bool):
+            return len(merging_of(self._model.engine.config).layers) if merging else 0
+        return len(merging.layers)
+
+    def run_prefix(
+        self,
+        prefixes: Sequence[Sequence[Text | Clip]],
+        media: Sequence[Sequence[Visual]],
+        *,
+        merging: bool | Merging,
+        forced: Sequence[int] = (),
+    ) -> tuple[Layers, np.ndarray, np.ndarray]:
+        """Runs prefixes through the decoder, padded to a class of the grid.
+
+        `forced` are the lengths after the merging layers, which the warm-up sets.
+
+        Returns:
+          the keys and values, the tokens per layer block, and the position after each prefix.
+        """
+        grid, merges = self._grid, iter(forced)
+
+        def lengths(name: str, tokens: int, smallest: int = 0) -> int:
+            del smallest
+            if forced and name.startswith("merge"):
+                return next(merges)
+            return at_least(grid.prefixes, tokens)
+
+        more = at_least(grid.joins, len(prefixes)) - len(prefixes)
+        prefixes, media = [*prefixes, *[prefixes[-1]] * more], [*media, *[media[-1]] * more]
+        rows = self._model.rows(prefixes, media, lengths)
+        prefix = self._model.engine.prefill(
+            rows, tokens=int(rows.length.max()), merging=merging, lengths=lengths
+        )
+        target = grid.class_of([layer.valid.shape[1] for layer in prefix.layers])
+        return self.pad(prefix.layers, target), prefix.tokens, prefix.length
+
+    def pad(self, layers: Layers, target: Class) -> Layers:
+        """Prefixes in the lengths of a class."""
+        return tuple(
+            layer if layer.valid.shape[1] == length else pad_layer(layer, length)
+            for layer, length in zip(layers, target, strict=True)
+        )
+
+    def groups(self, ready: Sequence[Running]) -> list[Group]:
+        """Requests whose prefixes are there, by prefix, as many as are fed together."""
+        most = self._grid.joins[-1]
+        found: dict[int, tuple[PrefixEntry, list[Running]]] = {}
+        for running in ready:
+            if running.entry is not None:
+                found.setdefault(id(running.entry), (running.entry, []))[1].append(running)
+        return [
+            Group(layers=entry.layers, rows=[requests[start : start + most]])
+            for entry, requests in found.values()
+            for start in range(0, len(requests), most)
+        ]
+
+    def feed(self, group: Group) -> Asked:
+        """Feeds the questions of a group and waits for the first tokens."""
+        batch = len(group.layers[0].valid)
+        groups = at_least(self._grid.joins, max(map(len, group.rows)))
+        requests = {
+            b * groups + g: running
+            for b, row in enumerate(group.rows)
+            for g, running in enumerate(row)
+        }
+        fed = self.run_questions(group.layers, batch, groups, requests)
+        token, alive, ended = map(np.asarray, (fed.slots.token, fed.slots.alive, fed.slots.ended))
+        return Asked(arrays=fed, requests=requests, token=token, alive=alive, ended=ended)
+
+    def run_questions(
+        self,
+        layers: Layers,
+        batch: int,
+        groups: int,
+        requests: dict[int, Running],
+        queries: int = 0,
+    ) -> Fed:
+        """Feeds the questions at places of [B, G]; Q holds `queries` and the longest of them."""
+        count, static = batch * groups, self._static
+        asked = {place: running.ticket.request for place, running in requests.items()}
+        longest = max((len(each.prompt.question) for each in asked.values()), default=queries)
+        text = np.zeros((count, at_least(self._grid.questions, longest)), np.int32)
+        length, position, left = (np.zeros(count, np.int32) for _ in range(3))
+        mask = np.zeros((count, static.vocab_size), bool)
+        sampling = [GREEDY] * count
+        for place, request in asked.items():
+            ids, entry = request.prompt.question, requests[place].entry
+            assert entry is not None
+            text[place, : len(ids)], length[place] = ids, len(ids)
+            position[place], left[place] = entry.length, requests[place].most
+            sampling[place] = request.sampling
+            if request.sampling.penalizes:
+                held = np.asarray([*text_tokens(request.prompt.prefix), *ids])
+                mask[place, held[held < static.vocab_size]] = True
+        shape = (batch, groups)
+        return device.feed(
+            static,
+            self._model.engine.weights,
+            layers,
+            Questions(
+                text.reshape(*shape, -1),
+                length.reshape(shape),
+                position.reshape(shape),
+                left.reshape(shape),
+            ),
+            RowSampling.of(sampling),
+            mask,
+        )
+
+
+def mark_prefilled(batch: Sequence[Running], entries: Sequence[PrefixEntry]) -> None:
+    """Gives requests the prefixes that were prefilled for them."""
+    now = time.perf_counter()
+    for running, entry in zip(batch, entries, strict=True):
+        running.entry, running.prefilled = entry, now
