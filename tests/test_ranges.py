@@ -204,7 +204,7 @@ SINGLE = [option for option in OPTIONS if option not in LISTS and option[2].dest
 )
 def test_an_option_with_one_value_is_given_once(words, action, capsys):
     option = action.option_strings[-1]
-    sound = {"shard": "0/2", "profile": "1:2", "mesh": "tensor=2"}
+    sound = {"shard": "0/2", "profile": "1:2", "mesh": "tensor=2", "save_merge_map": "m.png"}
     sound |= {"picture_size": "8x8", "question_tokens": "1:2"}
     value = sound.get(action.dest, str(next(iter(action.choices or "1"))))
     given = [option, *[value] * (action.nargs or 1)]

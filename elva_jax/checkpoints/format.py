@@ -18,38 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import flax
-import jax
-import optax
-import orbax.checkpoint as ocp
-
-import elva_jax
-from elva_jax.checkpoints.checksums import write_checksums
-from elva_jax.config.schema import Config
-from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import CheckpointError, first_line
 
 STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's folder
 ITEMS = ("params", "optimizer", "data", "meta")
 STORAGE_ERRORS = (OSError, ValueError, RuntimeError)  # what Orbax raises when storage fails
-
-
-class StepHandler(ocp.CompositeCheckpointHandler):
-    """Writes the checksums of a step's items before the step gets its name."""
-
-    def finalize(self, directory: Any) -> None:
-        """Called by the first process alone, after all processes have written."""
-        super().finalize(directory)
-        write_checksums(Path(directory))
-
-
-@ocp.args.register_with_handler(StepHandler, for_save=True, for_restore=True)
-class StepArgs(ocp.args.Composite):
-    """Arguments for `StepHandler`: Orbax finds a handler by the type of its arguments."""
 
 
 class DamagedStepError(CheckpointError):
@@ -73,21 +49,6 @@ def has_checkpoint(folder: str | Path) -> bool:
     return bool(saved_steps(folder))
 
 
-def open_writer() -> ocp.AsyncCheckpointer:
-    """Writes whole steps in the background."""
-    return ocp.AsyncCheckpointer(StepHandler(**_handlers(ITEMS)))
-
-
-def open_reader(items: Sequence[str] = ITEMS) -> ocp.Checkpointer:
-    """Reads these items of a step, and does not touch the others."""
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers(items)))
-
-
-def _handlers(items: Sequence[str]) -> dict[str, Any]:
-    kinds = {"params": ocp.StandardCheckpointHandler, "optimizer": ocp.StandardCheckpointHandler}
-    return {item: kinds.get(item, ocp.JsonCheckpointHandler)() for item in items}
-
-
 def short_reason(error: BaseException) -> str:
     """The operating system's message inside an error, else its first line, else its type."""
     before, found, _ = str(error).partition(" [os_error_code=")
@@ -107,15 +68,3 @@ def explain_damage(step: Path) -> Iterator[None]:
             " step before",
             reason,
         ) from error
-
-
-def step_metadata(config: Config, stage: str, step: int) -> dict[str, Any]:
-    """The item `meta` of a step."""
-    modules = {"elva_jax": elva_jax, "jax": jax, "flax": flax, "optax": optax, "orbax": ocp}
-    return {
-        "config": config_to_dict(config),
-        "stage": stage,
-        "step": step,
-        "processes": jax.process_count(),
-        "versions": {name: module.__version__ for name, module in modules.items()},
-    }

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
+from elva_jax.checkpoints.arrays import Index, SavedArrays
 from elva_jax.checkpoints.checksums import find_damage
-from elva_jax.checkpoints.format import explain_damage, has_checkpoint, open_reader, saved_steps
+from elva_jax.checkpoints.format import explain_damage, has_checkpoint, saved_steps
+from elva_jax.checkpoints.source import needed, place
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict
 from elva_jax.config.validate import check_model
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.models import lora
+from elva_jax.utils.arrays import aligned_copy
+from elva_jax.utils.background import checking
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_json
-from elva_jax.utils.trees import flatten_paths, key_path, unflatten_paths
+from elva_jax.utils.trees import unflatten_paths
 
 ITEMS = ("params", "meta")  # the items of a step that are read here
 WHAT_TO_GIVE = "give a run's workdir, a stage's directory in it, or one saved step"
@@ -60,37 +65,69 @@ class SavedRun:
     stage: str
     tokenizer_dir: Path
     step: int
-    shapes: dict[str, jax.ShapeDtypeStruct]  # by '/'-joined path
+    arrays: SavedArrays  # parameters and LoRA factors as they were saved
     path: Path  # the directory of the step
-    factors: frozenset[str] = frozenset()  # paths of LoRA factors, which `read` merges
 
-    def read(self, name: str) -> np.ndarray:
-        """One parameter, in host memory.
+    @functools.cached_property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and saved dtype of each parameter, by '/'-joined path; without LoRA's factors."""
+        saved = self.arrays.shapes.items()
+        return {name: leaf for name, leaf in saved if not lora.is_factor(name)}
+
+    @functools.cached_property
+    def factors(self) -> frozenset[str]:
+        """The paths of LoRA's factors, which every method but `read_raw` merges."""
+        return frozenset(filter(lora.is_factor, self.arrays.shapes))
+
+    def read(self, name: str, index: Index = (), dtype: Any = None) -> np.ndarray:
+        """A parameter or a slice of it, in host memory.
+
+        Args:
+          name: its path.
+          index: a slice of each of its first axes.
+          dtype: the type of the result, and of the matrix to which factors are added in float32;
+            None: as saved.
 
         Raises:
           CheckpointError: it is damaged.
         """
-        leaf, (a, b) = self.read_raw(name), (lora.factor_of(name, factor) for factor in "ab")
+        leaf = self.read_raw(name, index, dtype)
+        a, b = (lora.factor_of(name, factor) for factor in "ab")
         if a not in self.factors:
             return leaf
-        factors, alpha = (self.read_raw(a), self.read_raw(b)), _alpha(self.config, self.stage)
-        return np.asarray(lora.adapted(leaf, *factors, alpha))
-
-    def read_raw(self, name: str) -> np.ndarray:
-        """A factor, or a parameter without its factors, as it was saved; errors as `read`."""
-        args = ocp.args.PyTreeRestore(
-            item=unflatten_paths({name: 0}),
-            restore_args=unflatten_paths({name: ocp.RestoreArgs(restore_type=np.ndarray)}),
-            partial_restore=True,
+        # [..., K, R] and [..., R, N] of a matrix [..., K, N]
+        *stack, inputs, outputs = (*index, *(slice(None),) * (leaf.ndim - len(index)))
+        factors = (
+            self.read_raw(a, (*stack, inputs)),
+            self.read_raw(b, (*stack, slice(None), outputs)),
         )
-        with explain_damage(self.path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            (leaf,) = jax.tree.leaves(reader.restore(self.path / "params", args=args))
-        return leaf
+        return np.asarray(lora.adapted(leaf, *factors, _alpha(self.config, self.stage)))
+
+    def read_raw(self, name: str, index: Index = (), dtype: Any = None) -> np.ndarray:
+        """A factor, or a parameter without its factors; arguments and errors as `read`."""
+        with explain_damage(self.path):
+            return self.arrays.read(name, index, dtype)
+
+    def rows_at_once(self, name: str) -> int:
+        """See `ParamSource`."""
+        return self.arrays.rows_at_once(name)
+
+    @contextlib.contextmanager
+    def rows(
+        self, name: str, rows: range | None, index: Index, dtype: Any
+    ) -> Iterator[Sequence[np.ndarray]]:
+        """See `ParamSource`; factors are added to float32 matrices before these are cast."""
+        whole = index if rows is None else (slice(rows.start, rows.stop), *index)
+        merged = lora.factor_of(name, "a") in self.factors
+        read = self.read(name, whole, np.float32 if merged else dtype)
+        if dtype is not None and read.dtype != dtype:
+            read = aligned_copy(read, dtype)
+        yield [read] if rows is None else list(read)
 
     def load_float32(self, shardings: Mapping[str, Any] | None = None) -> Run:
         """All parameters, as `load_run` returns them, in float32."""
         float32 = dict.fromkeys(self.shapes, np.dtype(np.float32))
-        return _load(self.path, shardings or {}, float32)
+        return _load(self, shardings or {}, float32)
 
 
 def load_run(
@@ -112,7 +149,8 @@ def load_run(
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    return _load(_find_intact(path, kind), shardings or {}, dtypes or {})
+    with opening_run(path, kind=kind) as run:
+        return _load(run, shardings or {}, dtypes or {})
 
 
 def load_run_params(
@@ -128,18 +166,16 @@ def load_run_params(
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    run = load_run(
-        path,
-        kind=kind,
-        shardings={name: leaf.sharding for name, leaf in targets.items()},
-        dtypes={name: leaf.dtype for name, leaf in targets.items()},
-    )
-    saved = flatten_paths(run.params)
-    return Loaded(
-        params={name: leaf for name, leaf in saved.items() if name in targets},
-        unused=tuple(sorted(saved.keys() - targets.keys())),
-        origin=f"stage {run.stage}, step {run.step}",
-    )
+    with opening_run(path, kind=kind) as run:
+        wanted = {name: leaf for name, leaf in targets.items() if name in run.shapes}
+        params = {
+            name: _whole(run, name, leaf.sharding, leaf.dtype) for name, leaf in wanted.items()
+        }
+        return Loaded(
+            params=params,
+            unused=tuple(sorted(run.shapes.keys() - targets.keys())),
+            origin=f"stage {run.stage}, step {run.step}",
+        )
 
 
 def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:
@@ -148,50 +184,57 @@ def open_run(path: str | Path, *, kind: str = "elva") -> SavedRun:
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    step = _find_intact(path, kind)
-    with explain_damage(step), open_reader(ITEMS) as reader:
-        tree = reader.metadata(step).item_metadata["params"].tree
-        meta = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    shapes = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for name, leaf in flatten_paths(dict(tree)).items()
-    }
-    return SavedRun(
-        **_common_fields(step, meta),
-        shapes={name: leaf for name, leaf in shapes.items() if not lora.is_factor(name)},
-        path=step,
-        factors=frozenset(filter(lora.is_factor, shapes)),
-    )
+    step = _find(Path(path).absolute(), kind)
+    _refuse_damage(step)
+    return _open(step)
 
 
-def _load(step: Path, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -> Run:
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+@contextlib.contextmanager
+def opening_run(path: str | Path, *, kind: str = "elva") -> Iterator[SavedRun]:
+    """`open_run` that compares checksums while the block reads; the block ends when all are right.
 
-    def target(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
-        name, dtype = key_path(path), leaf.dtype
-        if jnp.issubdtype(dtype, jnp.floating):
-            dtype = dtypes.get(name, dtype)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings.get(name, default))
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    step = _find(Path(path).absolute(), kind)
+    with checking(functools.partial(_refuse_damage, step)):
+        yield _open(step)
 
-    with explain_damage(step), open_reader(ITEMS) as reader:
-        tree = reader.metadata(step).item_metadata["params"].tree
-        params = ocp.args.StandardRestore(jax.tree_util.tree_map_with_path(target, dict(tree)))
-        out = reader.restore(
-            step, args=ocp.args.Composite(params=params, meta=ocp.args.JsonRestore())
+
+def _open(step: Path) -> SavedRun:
+    with explain_damage(step):
+        meta = read_json(step / "meta" / "metadata", CheckpointError)
+        return SavedRun(
+            config=saved_config(meta["config"], step),
+            stage=meta["stage"],
+            tokenizer_dir=step.parents[2] / "tokenizer",
+            step=int(step.name),
+            arrays=SavedArrays(step / "params"),
+            path=step,
         )
-    fields = _common_fields(step, out["meta"])
+
+
+def _load(run: SavedRun, shardings: Mapping[str, Any], dtypes: Mapping[str, Any]) -> Run:
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = {}
+    for name, leaf in run.shapes.items():
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        dtype = dtypes.get(name, leaf.dtype) if floating else leaf.dtype
+        params[name] = _whole(run, name, shardings.get(name, default), dtype)
     return Run(
-        **fields, params=lora.merge(out["params"], _alpha(fields["config"], fields["stage"]))
+        config=run.config,
+        stage=run.stage,
+        params=unflatten_paths(params),
+        tokenizer_dir=run.tokenizer_dir,
+        step=run.step,
     )
 
 
-def _common_fields(step: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "config": saved_config(meta["config"], step),
-        "stage": meta["stage"],
-        "tokenizer_dir": step.parents[2] / "tokenizer",
-        "step": int(step.name),
-    }
+def _whole(run: SavedRun, name: str, sharding: Any, dtype: Any) -> jax.Array:
+    """One parameter on its devices."""
+    shape = run.shapes[name].shape
+    index = needed(shape, sharding)
+    return place(run.read(name, index, dtype), shape, index, sharding)
 
 
 def saved_config(values: Any, where: Path) -> Config:
@@ -218,19 +261,17 @@ def _alpha(config: Config, stage: str) -> float:
     return float(config.stages[stage].optimizer.lora.alpha) if stage in config.stages else 1.0
 
 
-def _find_intact(path: str | Path, kind: str) -> Path:
-    """The directory of the saved step that a path means, with its weights checked.
+def _refuse_damage(step: Path) -> None:
+    """Checks the weights of a saved step.
 
     Several processes divide the files among them; one that finds damage ends the run for all.
     """
-    step = _find(Path(path).absolute(), kind)
     if problem := find_damage(step, ITEMS):
         before = [other for other in saved_steps(step.parents[1]) if other < int(step.name)]
         hint = "there is no step before"
         if before:
             hint = f"give {step.with_name(str(before[-1]))}, the step before"
         raise CheckpointError(f"{step}: is damaged ({problem}); {hint}")
-    return step
 
 
 def _find(path: Path, kind: str) -> Path:

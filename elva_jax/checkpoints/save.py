@@ -19,13 +19,15 @@ from elva_jax.checkpoints.format import (
     ITEMS,
     STORAGE_ERRORS,
     DamagedStepError,
-    StepArgs,
-    StepHandler,
     explain_damage,
-    open_reader,
-    open_writer,
     saved_steps,
     short_reason,
+)
+from elva_jax.checkpoints.handlers import (
+    StepArgs,
+    StepHandler,
+    open_reader,
+    open_writer,
     step_metadata,
 )
 from elva_jax.checkpoints.state import TrainState

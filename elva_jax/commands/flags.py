@@ -137,13 +137,13 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--weights", choices=("int8", "int4"), help=text)
 
 
-def add_no_merging(parser: argparse.ArgumentParser) -> None:
+def add_no_merging(parser: argparse._ActionsContainer) -> None:
     """Adds --no-merging."""
     text = "leave token merging off"
     parser.add_argument("--no-merging", dest="merging", action="store_false", help=text)
 
 
-def add_frames(parser: argparse.ArgumentParser) -> None:
+def add_frames(parser: argparse._ActionsContainer) -> None:
     """Adds how a video is sampled; `hybrid_settings` reads the fields of a `Hybrid`."""
     add = parser.add_argument
     text = "frames sampled from a video (default: as in the last stage)"

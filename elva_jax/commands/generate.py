@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import elva_jax
 from elva_jax.commands import flags, generate_file
 from elva_jax.errors import DataError, LayoutError, printable
 from elva_jax.utils import garbage
+from elva_jax.utils.json import jsonable
+
+if TYPE_CHECKING:  # their modules import JAX
+    from elva_jax.inference.media import Prompt
+    from elva_jax.inference.prefilled import Prefilled
+    from elva_jax.inference.trace import Trace
+    from elva_jax.video.clip import Visual
 
 GENERATE_HELP = (
     """\
@@ -44,6 +56,16 @@ LONGEST = 1_000_000  # characters of a question
 MEDIUM = "a video, an image, or a folder of frames; may be given several times"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The model, how its videos are sampled, how tokens are chosen, and what --json says of it."""
+
+    model: elva_jax.ElvaModel
+    frames: int | elva_jax.Hybrid | None
+    sampling: elva_jax.Sampling
+    facts: dict[str, Any]
+
+
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds both with `command(name, text, run)`, which makes a sub-command of `elva`."""
     generate = command("generate", GENERATE_HELP, _generate)
@@ -56,6 +78,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--markers", action="store_true", help=text)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
+    _add_inspection(generate, "prompt")
     flags.add_mesh(generate)
     flags.add_weights(generate)
     generate_file.add_file(generate)
@@ -65,20 +88,56 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     chat.add_argument("--video", action="append", default=[], metavar="FILE", help=MEDIUM)
     flags.add_frames(chat)
     flags.add_answering(chat, 512)
+    _add_inspection(chat, "question")
     flags.add_mesh(chat)
     flags.add_weights(chat)
 
 
-def _open(
-    args: argparse.Namespace,
-) -> tuple[elva_jax.ElvaModel, int | elva_jax.Hybrid | None, elva_jax.Sampling]:
-    """The model, how its videos are sampled, and how tokens are chosen."""
+def _add_inspection(parser: argparse.ArgumentParser, asked: str) -> None:
+    """Adds the options that show what an answer takes."""
+    add = parser.add_argument_group("looking inside").add_argument
+    text = f"print a JSON object per {asked}: answer, tokens around each merging layer, seconds of"
+    text += " each stage, memory, media, seed and weights"
+    add("--json", action="store_true", help=text)
+    text = "draw which patches merged and how many each other one stands for: a film, or a sheet"
+    add("--save-merge-map", type=_merge_map_file, metavar="FILE.mp4|png", help=text)
+    text = "after the last merging layer, or all of them side by side (default: %(default)s)"
+    add("--merge-map-layers", choices=("last", "all"), default="last", help=text)
+
+
+def _merge_map_file(text: str) -> Path:
+    from elva_jax.inference.draw_merges import check_path
+
+    return check_path(text)
+
+
+def _open(args: argparse.Namespace) -> Opened:
+    """Loads the model; with --json its weights are named, as in the results of evaluations."""
     with garbage.paused():
         sampling = flags.sampling(args)
         given = flags.hybrid_settings(args)
         elva_jax.enable_compilation_cache()
-        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args), weights=args.weights)
-    return model, model.hybrid(**given) if given else args.frames, sampling
+        model, facts = _load(args)
+    frames = model.hybrid(**given) if given else args.frames
+    return Opened(model=model, frames=frames, sampling=sampling, facts=facts)
+
+
+def _load(args: argparse.Namespace) -> tuple[elva_jax.ElvaModel, dict[str, Any]]:
+    """The model, and with --json what tells it and this program from others."""
+    mesh = flags.open_mesh(args)
+    if not args.json:
+        return elva_jax.load(args.checkpoint, mesh=mesh, weights=args.weights), {}
+    import jax
+
+    from elva_jax.evaluation.models import open_elva
+
+    model, origin = open_elva(args.checkpoint, mesh, args.weights)
+    versions = {
+        "elva_jax": elva_jax.__version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+    return model, {"model": {"stage": model.stage, **origin}, "versions": versions}
 
 
 def _show(pieces: Iterable[str]) -> None:
@@ -88,22 +147,45 @@ def _show(pieces: Iterable[str]) -> None:
     print()
 
 
+def _print_trace(args: argparse.Namespace, opened: Opened, prompt: str, trace: Trace) -> None:
+    """Prints a line of JSON, which holds no character that rules a terminal."""
+    found = trace.to_dict()
+    named = zip(args.video, found["media"], strict=True)
+    found["media"] = [{"source": source, **medium} for source, medium in named]
+    print(json.dumps(jsonable({"prompt": prompt, **found, **opened.facts})), flush=True)
+
+
+def _save_merge_map(
+    args: argparse.Namespace, opened: Opened, media: Sequence[Visual], prompt: Prompt = "?"
+) -> None:
+    if args.save_merge_map:
+        merges = opened.model.merge_map(media, prompt, merging=args.merging)
+        merges.save(args.save_merge_map, args.merge_map_layers)
+
+
 @flags.library_notices()
 def _generate(args: argparse.Namespace, _: list[str]) -> int:
     generate_file.check(args)
     if args.input:
         return generate_file.run(args)
-    model, frames, sampling = _open(args)
-    media = [model.read_media(video, frames=frames) for video in args.video]
+    opened = _open(args)
+    model, sampling = opened.model, opened.sampling
+    with _measured(args) as shared:
+        media = [model.read_media(video, frames=opened.frames) for video in args.video]
     placed = [model.place_media(text) for text in args.prompt]
     prompts = placed if args.markers else args.prompt
     if not args.markers and any(len(found) > 1 for found in placed):
         print("<video> in a prompt is text; --markers makes it a place", file=sys.stderr)
     lengths = [len(model.tokenizer.encode(text)) for text in args.prompt]
     longest = prompts[lengths.index(max(lengths))]
-    prefilled = model.prefill(
-        [media], prompts=[longest], merging=args.merging, capacity=args.max_new_tokens
-    )
+    _save_merge_map(args, opened, media, longest)
+    with _measured(args) as before:
+        prefilled = model.prefill(
+            [media], prompts=[longest], merging=args.merging, capacity=args.max_new_tokens
+        )
+    if args.json:
+        _trace_each(args, opened, prefilled, prompts, _sum(shared, before))
+        return 0
     if len(prompts) == 1:
         _show(prefilled.stream(prompts[0], args.max_new_tokens, sampling=sampling))
         return 0
@@ -113,18 +195,58 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _trace_each(
+    args: argparse.Namespace,
+    opened: Opened,
+    prefilled: Prefilled,
+    prompts: Sequence[Prompt],
+    shared: Mapping[str, float],
+) -> None:
+    """Answers one prompt after another; all have the seconds that they share."""
+    from elva_jax.inference.trace import prompt_tokens, trace_of
+
+    for text, prompt in zip(args.prompt, prompts, strict=True):
+        with _measured(args) as own:
+            ((answer,),) = prefilled.generate(
+                [[prompt]], args.max_new_tokens, sampling=opened.sampling
+            )
+        count, seconds = prompt_tokens(prefilled, prompt), _sum(shared, own)
+        trace = trace_of(prefilled, answer, count, seconds, opened.sampling)
+        _print_trace(args, opened, text, trace)
+
+
+def _measured(args: argparse.Namespace) -> contextlib.AbstractContextManager[dict[str, float]]:
+    """Measures stages for --json."""
+    from elva_jax.inference.stages import measured
+
+    return measured() if args.json else contextlib.nullcontext({})
+
+
+def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {name: seconds + second[name] for name, seconds in first.items()}
+
+
 @flags.library_notices()
 def _chat(args: argparse.Namespace, _: list[str]) -> int:
-    model, frames, sampling = _open(args)
-    chat = model.chat(
-        args.video,
+    opened = _open(args)
+    with _measured(args) as read:
+        media = [opened.model.read_media(video, frames=opened.frames) for video in args.video]
+    _save_merge_map(args, opened, media)
+    chat = opened.model.chat(
+        media,
         max_new_tokens=args.max_new_tokens,
         merging=args.merging,
-        frames=frames,
-        sampling=sampling,
+        frames=opened.frames,
+        sampling=opened.sampling,
     )
     for question in _lines():
         try:
+            if args.json:
+                trace = chat.trace(question)
+                trace = dataclasses.replace(trace, seconds=_sum(trace.seconds, read))
+                read = dict.fromkeys(read, 0.0)  # by the first question
+                _print_trace(args, opened, question, trace)
+                continue
             _show(chat.stream(question))
         except (DataError, LayoutError) as error:  # of this question alone
             print(f"elva chat: {error}", file=sys.stderr)

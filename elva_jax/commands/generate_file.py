@@ -59,6 +59,8 @@ def check(args: argparse.Namespace) -> None:
         return
     if given or args.markers:
         args.parser.error("--input holds the questions; leave out --video, --prompt and --markers")
+    if args.json or args.save_merge_map:
+        args.parser.error("--json and --save-merge-map are for --video and --prompt, not --input")
     if args.output is None:
         args.parser.error("--input needs --output, the file of the answers")
 

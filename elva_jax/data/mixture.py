@@ -5,7 +5,6 @@ Every position of the endless stream determines one record, so a restart needs o
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config
 from elva_jax.data import sources
 from elva_jax.data.example import Example
+from elva_jax.data.seeds import stage_seed
 from elva_jax.errors import DataError
 
 MIN_SHARE = 10_000  # the least integer share by size, so that rounding changes it by 0.01 % at most
@@ -126,12 +126,6 @@ class SampledIndices(Sequence[int]):
                 index, max_index=self._total - 1, seed=self._seed, rounds=4
             )
         return index + (self._total - self._length if self._kind == "end" else 0)
-
-
-def stage_seed(seed: int, *words: str | int) -> int:
-    """A 31-bit seed for one purpose, the same on every machine."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def stream(

@@ -29,9 +29,9 @@ from elva_jax.data.iterator_state import (
     saved_positions,
     trace,
 )
-from elva_jax.data.mixture import stage_seed
 from elva_jax.data.packing import Packer
 from elva_jax.data.safe_read import Rejected, RejectionLog
+from elva_jax.data.seeds import stage_seed
 from elva_jax.data.worker_stream import WorkerStream
 from elva_jax.errors import DataError
 from elva_jax.utils.workers import prepare_worker

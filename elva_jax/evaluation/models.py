@@ -9,12 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from elva_jax.checkpoints.restore import Run
-from elva_jax.config.schema import Config
 from elva_jax.errors import ConfigError
-from elva_jax.evaluation.weights import weights_hash
-from elva_jax.hf.open_model import open_run_or_folder
+from elva_jax.evaluation.weights import HashedWeights, weights_hash
+from elva_jax.hf.open_model import opening_source
+from elva_jax.inference.load import load_source
 from elva_jax.inference.model import ElvaModel
-from elva_jax.inference.params import saved_shardings
 from elva_jax.inference.quantization import Scheme, check_scheme
 
 
@@ -37,17 +36,16 @@ def open_elva(
             have = model.weights or model.model_config.dtype
             raise ConfigError(f"weights: the model that was passed has {have}, not {weights}")
         params = _stored(model) if model.weights else model.params
-        return model, _origin(None, None, params)
+        return model, _origin(None, None, weights_hash(params))
     if weights is not None:
         check_scheme(weights)
-
-    def place(config: Config) -> dict[str, Any]:
-        return {} if mesh is None else saved_shardings(config.model, mesh)
-
-    path = None if isinstance(model, Run) else str(model)
-    run = model if isinstance(model, Run) else open_run_or_folder(model, place)
-    origin = _origin(path, int(run.step), run.params)
-    return ElvaModel.from_run(run, mesh=mesh, weights=weights), origin
+    if isinstance(model, Run):
+        origin = _origin(None, int(model.step), weights_hash(model.params))
+        return ElvaModel.from_run(model, mesh=mesh, weights=weights), origin
+    with opening_source(model) as source:
+        hashed = HashedWeights(source)
+        elva = load_source(source, mesh=mesh, weights=weights, see=hashed)
+    return elva, _origin(str(model), int(source.step), hashed.hexdigest())
 
 
 def _stored(model: ElvaModel) -> dict[str, Any]:
@@ -56,5 +54,5 @@ def _stored(model: ElvaModel) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _origin(path: str | None, step: int | None, params: Any) -> dict[str, Any]:
-    return {"checkpoint": path, "step": step, "weights_hash": weights_hash(params)}
+def _origin(path: str | None, step: int | None, weights: str) -> dict[str, Any]:
+    return {"checkpoint": path, "step": step, "weights_hash": weights}

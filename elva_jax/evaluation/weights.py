@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 
+from elva_jax.checkpoints.source import ParamSource
+from elva_jax.inference.load_weights import ELVA, stacked_path
 from elva_jax.utils.trees import flatten_paths
 
 HASH_DIGITS = 16
@@ -28,6 +31,37 @@ def weights_hash(params: Any) -> str:
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten_paths(params.get("elva", params)).items()):
         values = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(_header(name, values.dtype, values.shape))
         digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+class HashedWeights:
+    """Hashes weights in float32 while they are read, as `weights_hash` hashes those of a `Run`.
+
+    `load_source` calls it with every tensor.
+
+    Args:
+      source: where the weights come from.
+    """
+
+    def __init__(self, source: ParamSource):
+        self._shapes = source.shapes
+        self._digest = hashlib.sha256()
+
+    def __call__(self, path: str, array: jax.Array) -> None:
+        """Adds a tensor."""
+        name, layer = stacked_path(path)
+        values = np.ascontiguousarray(np.asarray(array), np.float32)
+        if not layer:
+            shape = self._shapes[f"{ELVA}{name}"].shape
+            self._digest.update(_header(name, values.dtype, shape))
+        self._digest.update(values.reshape(-1).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """The hash, when all weights have been read."""
+        return self._digest.hexdigest()[:HASH_DIGITS]
+
+
+def _header(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    return f"{name} {dtype} {shape}\n".encode()

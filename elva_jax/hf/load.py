@@ -5,14 +5,16 @@ A source is a Hugging Face folder, a hub name, a converted checkpoint or a run.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from elva_jax.checkpoints.arrays import Index
 from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.config.schema import Config
 from elva_jax.errors import ConvertError
@@ -26,10 +28,11 @@ from elva_jax.hf.tensor_store import (
     open_store,
     read_json,
 )
+from elva_jax.models.build import parameter_shapes
+from elva_jax.utils.arrays import aligned_copy, aligned_empty
 
 BAND = 64  # rows of a matrix that are transposed at a time
 STAGE_KIND = {"vision": "teacher"}  # kinds of stages that are not named after their subtree
-Index = tuple[slice, ...]
 
 
 def is_hf_source(path: str | Path) -> bool:
@@ -85,13 +88,7 @@ def load_store(
     wanted = {
         path.removeprefix(prefix): leaf for path, leaf in targets.items() if path.startswith(prefix)
     }
-    sources = param_mapping.plan(
-        table,
-        {name: store.shape(name) for name in store.names()},
-        {name: store.dtype(name) for name in store.names()},
-        {path: leaf.shape for path, leaf in wanted.items()},
-        str(store.path),
-    )
+    sources = _plan(store, table, {path: leaf.shape for path, leaf in wanted.items()})
     # A parameter is in memory twice while it moves to its device, so the largest go first, while
     # little else is there; waiting for each keeps such copies from piling up on the host.
     largest_first = sorted(sources, key=lambda path: math.prod(wanted[path].shape), reverse=True)
@@ -100,6 +97,82 @@ def load_store(
         for path in largest_first
     }
     return Loaded(params=params, unused=(), origin=describe(store.config))
+
+
+class SavedFolder:
+    """An ELVA's open Hugging Face folder as a `ParamSource`, which says what its members are.
+
+    Args:
+      store: the folder.
+      config: the configuration of its run.
+      stage: the stage that it was exported from.
+      step: the training step.
+
+    Raises:
+      ConvertError: it does not fit the configuration.
+    """
+
+    def __init__(self, store: TensorStore, config: Config, stage: str, step: int):
+        self.config, self.stage, self.step = config, stage, step
+        self.tokenizer_dir = store.path
+        self._store = store
+        shapes = parameter_shapes(config, "elva")
+        self._table, self._prefix = _table(store, config, "elva")
+        wanted = {path.removeprefix(self._prefix): shape for path, shape in shapes.items()}
+        self._sources = _plan(store, self._table, wanted)
+        self.shapes = {
+            path: jax.ShapeDtypeStruct(shape, self._dtype(path.removeprefix(self._prefix)))
+            for path, shape in shapes.items()
+        }
+
+    def _dtype(self, path: str) -> np.dtype:
+        """The type that holds every value of a parameter."""
+        names = filter(None, self._sources[path].names)
+        found = {self._store.dtype(name) for name in names} - {np.dtype(np.float64)}
+        return next(iter(found)) if len(found) == 1 else np.dtype(np.float32)
+
+    def rows_at_once(self, name: str) -> int:
+        """One: each layer is a tensor of its own."""
+        return 1
+
+    @contextlib.contextmanager
+    def rows(
+        self, name: str, rows: range | None, index: Index, dtype: Any
+    ) -> Iterator[Sequence[np.ndarray]]:
+        """See `ParamSource`; a matrix that PyTorch has transposed is a view of the file."""
+        source, leaf = self._sources[name.removeprefix(self._prefix)], self.shapes[name]
+        shape = leaf.shape if rows is None else leaf.shape[1:]
+        at = index or tuple(slice(0, size) for size in shape)
+        names = [source.names[row] for row in rows or (0,)]
+        dtype = leaf.dtype if dtype is None else np.dtype(dtype)
+        try:
+            yield [self._part(source, theirs, at, shape, dtype) for theirs in names]
+        finally:
+            for theirs in filter(None, names):
+                self._store.release(theirs)
+
+    def _part(
+        self, source: Source, name: str | None, at: Index, shape: tuple[int, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        if name is None:
+            return np.zeros([i.stop - i.start for i in at], dtype)
+        self._store.prefetch(name)
+        stored = self._store.read(name)
+        value = self._table.to_ours(source.rule, stored)
+        part = value[at]
+        if value.shape != shape or stored.dtype == np.float64:
+            out = np.empty([i.stop - i.start for i in at], np.float32)
+            _copy(out, value, at, shape)
+            self._store.refuse_non_finite(name, out)
+            return out if dtype == np.float32 else aligned_copy(out, dtype)
+        # Whole tensors are checked in the order of the file.
+        self._store.refuse_non_finite(name, stored if part.shape == value.shape else part)
+        if part.dtype == dtype and not part.flags.c_contiguous:
+            return part
+        # Also so that no array on a device is the file, which may change.
+        out = aligned_empty(part.shape, dtype)
+        _assign(out, part)
+        return out
 
 
 def make_targets(
@@ -155,6 +228,18 @@ def _table(store: TensorStore, config: Config, subtree: str) -> tuple[Table, str
         return tower.table(store.config, config.teacher, store), ""
     decoder = elva if store.config["model_type"] == elva.MODEL_TYPE else qwen2
     return decoder.table(store.config, config.model, store), "elva/"
+
+
+def _plan(
+    store: TensorStore, table: Table, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, Source]:
+    return param_mapping.plan(
+        table,
+        {name: store.shape(name) for name in store.names()},
+        {name: store.dtype(name) for name in store.names()},
+        wanted,
+        str(store.path),
+    )
 
 
 def _read(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
-import ml_dtypes
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from elva_jax.errors import ConvertError, first_line
 from elva_jax.hf.config_values import check_values
+from elva_jax.hf.pickles import unpickle
 from elva_jax.hf.safetensors_io import Entry, all_finite, read_header
 from elva_jax.utils import read
+from elva_jax.utils.background import checking
 from elva_jax.utils.files import sha256
 from elva_jax.utils.numbers import shown
 
@@ -92,6 +93,13 @@ class TensorStore:
         flat = np.frombuffer(self._map(entry.file), entry.dtype, count, entry.begin)
         return flat.reshape(entry.shape)
 
+    def prefetch(self, name: str) -> None:
+        """Lets the system start to read a tensor, without waiting for it."""
+        entry = self._entry(name)
+        if self._tensors is None and entry.nbytes:
+            first = entry.begin - entry.begin % mmap.PAGESIZE
+            self._map(entry.file).madvise(mmap.MADV_WILLNEED, first, entry.end - first)
+
     def release(self, name: str) -> None:
         """Lets the system reclaim the memory of a tensor, which may be read again."""
         entry = self._entry(name)
@@ -138,14 +146,42 @@ def open_store(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
       ConvertError: nothing to open, an adapter without its base, a pickle without allow_pickle, or
         files that are damaged or contradict each other.
     """
-    folder = Path(path) if Path(path).is_dir() else _download(str(path), allow_pickle=allow_pickle)
-    refuse_adapter(folder)
-    config = read_config_file(folder)
+    folder, config = _open_folder(path, allow_pickle=allow_pickle)
     if files := _weight_files(folder, SAFE_INDEX, (".safetensors",)):
+        _check_bytes(folder, files)
         return _open_safe(folder, config, files)
     if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
         return _open_pickles(folder, config, files, allow_pickle=allow_pickle)
-    raise ConvertError(
+    raise _nothing_to_open(folder)
+
+
+@contextlib.contextmanager
+def opening_store(path: str | Path) -> Iterator[TensorStore]:
+    """`open_store` of safetensors files that compares checksums while the block reads.
+
+    The block ends when all are right.
+
+    Raises:
+      ConvertError: as `open_store`.
+    """
+    folder, config = _open_folder(path)
+    if not (files := _weight_files(folder, SAFE_INDEX, (".safetensors",))):
+        if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
+            _refuse_pickle(files[0])
+        raise _nothing_to_open(folder)
+    with checking(partial(_check_bytes, folder, files)):
+        yield _open_safe(folder, config, files)
+
+
+def _open_folder(path: str | Path, *, allow_pickle: bool = False) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model, and its configuration."""
+    folder = Path(path) if Path(path).is_dir() else _download(str(path), allow_pickle=allow_pickle)
+    refuse_adapter(folder)
+    return folder, read_config_file(folder)
+
+
+def _nothing_to_open(folder: Path) -> ConvertError:
+    return ConvertError(
         f"{folder}: no model.safetensors, nor {SAFE_INDEX}; give a folder in Hugging Face's layout"
     )
 
@@ -163,6 +199,7 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> TensorStore
         )
     config = read_json(folder / ADAPTER_CONFIG)
     if (folder / ADAPTER_FILE).is_file():
+        _check_bytes(folder, [folder / ADAPTER_FILE])
         return _open_safe(folder, config, [folder / ADAPTER_FILE])
     if (folder / ADAPTER_PICKLE).is_file():
         files = [folder / ADAPTER_PICKLE]
@@ -194,7 +231,6 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def _open_safe(folder: Path, config: dict[str, Any], files: Sequence[Path]) -> TensorStore:
-    _check_bytes(folder, files)
     headers = {file: read_header(file) for file in files}
     return TensorStore(folder, config, _check_index(folder / SAFE_INDEX, headers))
 
@@ -203,12 +239,9 @@ def _open_pickles(
     folder: Path, config: dict[str, Any], files: Sequence[Path], *, allow_pickle: bool
 ) -> TensorStore:
     if not allow_pickle:
-        raise ConvertError(
-            f"{files[0]}: a pickle can run code when it is opened; convert it to safetensors on a"
-            " machine that you trust with it, or give --allow-pickle"
-        )
+        _refuse_pickle(files[0])
     _check_bytes(folder, files)
-    loaded = {file: _unpickle(file) for file in files}
+    loaded = {file: unpickle(file) for file in files}
     headers = {
         file: {
             name: Entry(file=file, dtype=value.dtype, shape=value.shape, begin=0, end=value.nbytes)
@@ -219,6 +252,13 @@ def _open_pickles(
     entries = _check_index(folder / PICKLE_INDEX, headers)
     tensors = {name: value for held in loaded.values() for name, value in held.items()}
     return TensorStore(folder, config, entries, tensors)
+
+
+def _refuse_pickle(file: Path) -> NoReturn:
+    raise ConvertError(
+        f"{file}: a pickle can run code when it is opened; convert it to safetensors on a"
+        " machine that you trust with it, or give --allow-pickle"
+    )
 
 
 def is_hub_name(path: str) -> bool:
@@ -329,31 +369,3 @@ def _download(name: str, *, allow_pickle: bool) -> Path:
             f"{name}: no such folder, and the hub could not provide it ({first_line(error)});"
             " download it on a machine with a network"
         ) from error
-
-
-def _unpickle(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch file; no code in it is run."""
-    import torch  # noqa: PLC0415 (optional)
-
-    try:
-        held = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ConvertError(
-            f"{file}: holds more than tensors, or is damaged ({first_line(error)})"
-        ) from error
-    for key in ("state_dict", "model", "module"):
-        held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
-    if not isinstance(held, dict) or not all(
-        isinstance(value, torch.Tensor) for value in held.values()
-    ):
-        raise ConvertError(f"{file}: is not a dictionary of tensors; save a model's state_dict()")
-    out = {}
-    for name, value in held.items():
-        tensor = value.detach().contiguous()
-        if tensor.dtype == torch.bfloat16:  # NumPy lacks it, PyTorch lacks ml_dtypes
-            out[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        else:
-            out[name] = tensor.numpy()
-    return out

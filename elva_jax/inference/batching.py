@@ -68,10 +68,7 @@ class Prompt:
     @property
     def prefix_tokens(self) -> int:
         """Length of the prefix, before any merging."""
-        return sum(
-            len(part.token_ids) if isinstance(part, Text) else layouts.clip_tokens(part)
-            for part in self.prefix
-        )
+        return sum(map(layouts.part_tokens, self.prefix))
 
 
 def text_tokens(parts: Iterable[Text | Clip]) -> list[int]:

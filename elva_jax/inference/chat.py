@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from elva_jax.inference.media import Media, Prompt, as_list
 from elva_jax.inference.parts import question as asked
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
 from elva_jax.inference.sampling import GREEDY, Sampling
+from elva_jax.inference.stages import measured
+from elva_jax.inference.trace import Trace, trace_of
 from elva_jax.ops.merging import Merging
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
-from elva_jax.video.layout import Clip, Text
+from elva_jax.video.layout import Clip, Text, part_tokens
 
 if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
@@ -55,6 +57,7 @@ class Chat:
         self._next = model.read_all(media, frames)  # media that no question has been asked about
         self._parts: list[Text | Clip] = []  # the conversation so far, as the model reads it
         self._media: list[Visual] = []
+        self._prompt_tokens = 0  # of the conversation up to the last answer, before any merging
         self._prefilled: Prefilled | None = None
         self._state: decode.DecodeState | None = None  # after the last answer
 
@@ -78,6 +81,14 @@ class Chat:
         """
         yield from pieces(self._turn(question, media))
 
+    def trace(self, question: Prompt, media: Media = None) -> Trace:
+        """As `ask`, with tokens before and after each merging layer, time and memory."""
+        sampling = self._sampling
+        with measured() as seconds:
+            answer = self.ask(question, media)
+        prefilled = cast(Prefilled, self._prefilled)
+        return trace_of(prefilled, answer, self._prompt_tokens, seconds, sampling)
+
     def _turn(self, question: Prompt, media: Media) -> Iterator[Answer]:
         model = self._model
         given = (*self._next, *as_list(media))
@@ -87,6 +98,7 @@ class Chat:
             parts = conversation.follow_up(asked(question), clips, model.tokenizer)
         else:
             parts = model.prompt_parts(question, new)
+        self._prompt_tokens = sum(map(part_tokens, [*self._parts, *parts]))
         # Below the state is used up; a turn that is broken off starts from the text again.
         prefilled, state, self._state = self._prefilled, self._state, None
         decoding = Decoding(

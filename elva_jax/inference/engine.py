@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.inference import decode, prefill
+from elva_jax.inference import decode, prefill, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, text_tokens
 from elva_jax.inference.hidden import HiddenStates, collect
 from elva_jax.inference.long_context import rope_scaled
@@ -99,8 +99,10 @@ class Engine:
         """
         config, rules = rope_scaled(self.config, tokens), self._rules(merging=merging)
         rows = self.placement.place(rows)
-        with self.placement.on(len(rows.length)):
-            return prefill.prefill(config, self.weights, rows, rules, lengths)
+        with stages.stage("prefill"), self.placement.on(len(rows.length)):
+            prefix = prefill.prefill(config, self.weights, rows, rules, lengths)
+            stages.wait(prefix.layers)
+        return prefix
 
     def hidden_states(
         self, rows: Rows, layers: Sequence[int] | None, *, merging: bool | Merging = True
@@ -155,7 +157,7 @@ class Engine:
     ) -> decode.DecodeState:
         """Feeds one more text to every suffix; see `decode.feed`."""
         params, weights = self._params(sampling), self.weights
-        with self.placement.on(len(prefix.length)):
+        with stages.stage("decode"), self.placement.on(len(prefix.length)):
             return decode.feed(prefix.config, weights, prefix.layers, state, text, length, params)
 
     def decode(
@@ -170,7 +172,7 @@ class Engine:
         ended = [[False]]
         while left > 0 and not all(map(all, ended)):
             steps = min(decoding.interval, left)
-            with self.placement.on(len(prefix.length)):
+            with stages.stage("decode"), self.placement.on(len(prefix.length)):
                 out, state = decode.advance(
                     prefix.config,
                     self.weights,
@@ -180,7 +182,7 @@ class Engine:
                     steps,
                     params,
                 )
-            out, alive, left = np.asarray(out), np.asarray(state.alive), left - steps
+                out, alive, left = np.asarray(out), np.asarray(state.alive), left - steps
             tokens = [
                 [ids + tuple(out[b, g][out[b, g] >= 0].tolist()) for g, ids in enumerate(row)]
                 for b, row in enumerate(tokens)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jax.sharding import Mesh
 
-from elva_jax.config.schema import Config
-from elva_jax.hf.open_model import open_run_or_folder
+from elva_jax.checkpoints.source import ParamSource
+from elva_jax.data.tokenizer import load as load_tokenizer
+from elva_jax.hf.open_model import opening_source
+from elva_jax.inference.load_weights import See, compute_type, load_weights, watched
 from elva_jax.inference.model import ElvaModel
-from elva_jax.inference.params import saved_shardings
-from elva_jax.inference.quantization import Scheme, check_scheme
+from elva_jax.inference.quantization import Scheme, check_scheme, quantizing
 
 
 def load(
@@ -57,13 +59,29 @@ def load(
     path = Path(path_or_hub)
     if stage is not None and (path / stage / "checkpoints").is_dir():
         path_or_hub = path / stage
+    with opening_source(path_or_hub) as source:
+        return load_source(source, dtype=dtype, mesh=mesh, stage=stage, weights=weights)
 
-    def place(config: Config) -> dict[str, Any]:
-        if mesh is None:
-            return {}
-        return saved_shardings(config.model, mesh)
 
-    run = open_run_or_folder(path_or_hub, place)
+def load_source(
+    source: ParamSource,
+    *,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    mesh: Mesh | None = None,
+    stage: str | None = None,
+    weights: Scheme | None = None,
+    see: See | None = None,
+) -> ElvaModel:
+    """`load` from a source that is open.
+
+    `see` is called with every tensor in the type of the source; see `load_weights`.
+    """
+    config = source.config
     if dtype is not None:
-        run = run.with_dtype(dtype)
-    return ElvaModel.from_run(run, stage=stage, mesh=mesh, weights=weights)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    keep = quantizing(config.model, weights) if weights else None
+    if see is not None:
+        keep = watched(see, keep or compute_type(config.model))
+    tokenizer = load_tokenizer(source.tokenizer_dir)
+    found = load_weights(source, config.model, mesh, keep)
+    return ElvaModel(config, found, tokenizer, stage or source.stage, mesh=mesh)

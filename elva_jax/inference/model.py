@@ -20,11 +20,10 @@ from elva_jax.hf.export import save_pretrained
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
-from elva_jax.inference.hidden import HiddenStates
+from elva_jax.inference.inspection import Inspection
 from elva_jax.inference.media import Media, Prompt, Request
-from elva_jax.inference.params import mesh_shardings, stack_layers, unstack_layers
+from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import END, Answer, Prefilled
-from elva_jax.inference.prompts import PromptReader
 from elva_jax.inference.quantization import Scheme, quantize_weights, scheme_of
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
@@ -35,7 +34,7 @@ from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
 
 
-class ElvaModel(PromptReader):
+class ElvaModel(Inspection):
     """A trained model with its tokenizer; `elva_jax.load` makes one.
 
     Wherever a method takes `media`, it is a video, an image or several of them, or None for none.
@@ -52,7 +51,8 @@ class ElvaModel(PromptReader):
 
     Args:
       config: the run's configuration.
-      params: parameters of `models.elva.Elva`, or the tree of a stage that holds them as "elva".
+      params: parameters of `models.elva.Elva`, the tree of a stage that holds them as "elva", or
+        `Weights` on the devices of `mesh`.
       tokenizer: a ChatML tokenizer.
       stage: whose data settings (frames, longest edge, system prompt) apply; None: the last ELVA
         stage of the curriculum.
@@ -81,17 +81,18 @@ class ElvaModel(PromptReader):
         weights: Scheme | None = None,
     ) -> None:
         super().__init__(config, tokenizer, stage)
-        params = params.get("elva", params)
-        if mesh is not None:
-            params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
+        if not isinstance(params, Weights):
+            params = params.get("elva", params)
+            if mesh is not None:
+                params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
+            params = unstack_layers(self.model_config, params)
         ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
         words = tokenizer.get_vocab()
         # Tokens that stand for visual ones are the tokenizer's last, and never an answer.
         visual = [words[token] for token in VISUAL_TOKENS if token in words]
-        unstacked = unstack_layers(self.model_config, params)
         self.engine = Engine(
             self.model_config,
-            quantize_weights(unstacked, weights) if weights else unstacked,
+            quantize_weights(params, weights) if weights else params,
             vocab_size=min(visual, default=len(tokenizer)),
             end_ids=tuple(sorted(ends)),
             mesh=mesh,
@@ -278,47 +279,6 @@ class ElvaModel(PromptReader):
         visuals, prompt = self.read_prompt(prompt, media, frames)
         prefilled = self.prefill([visuals], prompts=[prompt], merging=merging)
         return prefilled.score([[Choice(prompt, tuple(options))]])[0][0]
-
-    def hidden_states(
-        self,
-        media: Media,
-        prompt: Prompt,
-        *,
-        layers: Sequence[int] | None = None,
-        merging: bool | Merging = True,
-        frames: int | Hybrid | None = None,
-    ) -> HiddenStates:
-        """The hidden states of one prompt, up to where its answer begins.
-
-        Args:
-          media: what the prompt is about.
-          prompt: the question.
-          layers: the numbers of layers after which states are kept: 0 is the decoder's input, and
-            the model's number of layers its output before the final norm; None: all.
-          merging: whether the model's merging layers act, or others instead.
-          frames: how videos are sampled.
-
-        Returns:
-          HiddenStates: per layer [C, D], C being the tokens that are left there, with what each of
-          them is, how many tokens it stands for, and the map from the prompt's tokens to them.
-
-        Raises:
-          ConfigError: a layer that the model does not have; and the errors of `answer`.
-
-        Example:
-          >>> from elva_jax import testing
-          >>> model, video = testing.tiny_model(), testing.tiny_video()
-          >>> hidden = model.hidden_states(video, "What moves?", layers=[0, 2])
-          >>> hidden.states[0].shape[0] == hidden.layout.length
-          True
-          >>> hidden.states[2].shape[0] == hidden.block(2).layout.length < hidden.layout.length
-          True
-        """
-        visuals, prompt = self.read_prompt(prompt, media, frames)
-        parts = self.prompt_parts(prompt, visuals)
-        split_prompt(parts)
-        rows = self.rows([parts], [visuals])
-        return self.engine.hidden_states(rows, layers, merging=merging)
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Writes a Hugging Face folder that loads with transformers alone or with `elva_jax.load`.

@@ -13,19 +13,17 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.models import lora
 from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
 from elva_jax.ops import quantized
 from elva_jax.ops.quantized import Quantized
-from elva_jax.parallel.mesh import replicated, with_all_axes
+from elva_jax.parallel.mesh import with_all_axes
 from elva_jax.parallel.sharding import MeshAxes, activation_rules, parameter_shardings
 from elva_jax.utils.arrays import AnyArray
-from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import TokenLayout
 
 
@@ -109,14 +107,6 @@ def _described(config: ModelConfig, mesh: Mesh) -> tuple[Any, Mesh, dict[str, in
     init = Elva(config).init
     boxed = jax.eval_shape(init, jax.random.key(0), *dummy_inputs(config))["params"]
     return boxed, mesh, {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
-
-
-def saved_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Sharding]:
-    """The sharding of every saved parameter by '/'-joined path; LoRA's factors are replicated."""
-    shardings = flatten_paths({"elva": mesh_shardings(config, mesh)})
-    whole = replicated(next(iter(shardings.values())).mesh)
-    factors = {lora.factor_of(path, factor): whole for path in shardings for factor in "ab"}
-    return {**factors, **shardings}
 
 
 def embed(

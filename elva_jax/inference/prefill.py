@@ -80,6 +80,7 @@ def prefill(
         if block.merge is not None:
             tokens, merged = merge_tokens(merges, tokens, block.merge, lengths)
             survivors = np.asarray(merged.stats.survivors)
+            del merged  # its hidden states have the length before the cut
         inputs, x = layer_inputs(config, tokens.layout), tokens.x
         for index in range(block.start, block.stop):
             if index < last:

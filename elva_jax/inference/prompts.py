@@ -17,7 +17,7 @@ from elva_jax.config.stages import stages_of_kind
 from elva_jax.data import conversation, example
 from elva_jax.data.decode_example import clip_settings
 from elva_jax.errors import ConfigError, VideoError
-from elva_jax.inference import parts
+from elva_jax.inference import parts, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
 from elva_jax.inference.media import Media, Medium, Part, Prompt, as_list
 from elva_jax.utils import numbers
@@ -78,9 +78,10 @@ class PromptReader:
             settings = dataclasses.replace(settings, fps=0.0, num_frames=frames)
         limit = self.data.time_limit and max(self.data.time_limit, READ_SECONDS)
         try:
-            return run_with_time_limit(
-                limit, lambda: read_clip(source, settings, name=name, span=span)
-            )
+            with stages.stage("read"):
+                return run_with_time_limit(
+                    limit, lambda: read_clip(source, settings, name=name, span=span)
+                )
         except TimeLimitExceeded as error:
             path = repr_path(source) if isinstance(source, (str, Path)) else "<media>"
             raise VideoError(
@@ -163,8 +164,9 @@ class PromptReader:
         """A padded batch of the texts and clips of each row, whose media they are in order."""
         width = self.model_config.patch_size**2 * 3
         none = np.zeros((0, width), np.uint8)
-        patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
-        return build_rows(prompts, patches, width, lengths, self.model_config.frame_patches)
+        with stages.stage("prefill"):
+            patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
+            return build_rows(prompts, patches, width, lengths, self.model_config.frame_patches)
 
 
 def elva_stage(config: Config, name: str | None = None) -> str:

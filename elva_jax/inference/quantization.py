@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
+from elva_jax.inference.load_weights import Keep, compute_type
 from elva_jax.inference.params import Weights
 from elva_jax.ops.quantized import is_quantized
 from elva_jax.utils.arrays import AnyArray
@@ -63,6 +65,25 @@ def quantize_weights(weights: Weights, scheme: Scheme) -> Weights:
         lm_head=None if head is None else quantize_matrix(head, "int8"),
         layers=tuple(map(layer, weights.layers)),
     )
+
+
+def quantizing(config: ModelConfig, scheme: Scheme) -> Keep:
+    """Quantizes each tensor as it is read, from the type of the source; see `load_weights`.
+
+    Raises:
+      ConfigError: an unknown scheme, or Qwix is not installed.
+    """
+    check_scheme(scheme)
+    plain, dtype = compute_type(config), jnp.dtype(config.dtype)
+
+    def keep(path: str, array: jax.Array) -> Any:
+        if path in ("decoder/embed_tokens", "decoder/lm_head"):
+            return quantize_matrix(array, "int8", axis=int(path.endswith("tokens")))
+        if path.endswith("/kernel") and path.split("/")[-2] in MATRICES:
+            return quantize_matrix(array, scheme, scale_dtype=dtype)
+        return plain(path, array)
+
+    return keep
 
 
 def quantize_matrix(

@@ -27,7 +27,7 @@ class Linear(nn.Dense):
         if not quantized.is_quantized(kernel):
             return super().__call__(inputs)
         dtype = self.dtype or inputs.dtype
-        y = quantized.product(inputs.astype(dtype), kernel).astype(dtype)
+        y = quantized.product(inputs.astype(dtype), kernel)
         if not self.use_bias:
             return y
         bias = jnp.asarray(self.get_variable("params", "bias"), dtype)

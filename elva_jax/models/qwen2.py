@@ -82,7 +82,7 @@ def vocabulary_logits(
     """Logits of normed hidden states; without a head, the embedding table serves as one."""
     table, axis = (embed_tokens, 1) if lm_head is None else (lm_head, 0)
     if quantized.is_quantized(table):
-        return quantized.product(hidden, table, axis)
+        return quantized.product(hidden, table, axis, jnp.float32)
     return linear.logits(hidden, table, axis)
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from elva_jax.utils.arrays import AnyArray
 
@@ -45,16 +45,17 @@ def is_quantized(array: Any) -> TypeGuard[Quantized]:
 
 
 def product(
-    x: Float[AnyArray, "*batch K"], matrix: Quantized, axis: int = 0
-) -> Float32[Array, "*batch N"]:
-    """Multiplies x by a quantized matrix whose dimension `axis` is K; accumulates in float32."""
+    x: Float[AnyArray, "*batch K"], matrix: Quantized, axis: int = 0, dtype: DTypeLike | None = None
+) -> Float[Array, "*batch N"]:
+    """Multiplies x by a quantized matrix whose dimension `axis` is K, in `dtype` or that of x."""
     # Without the barrier XLA would widen the weights once before a decoding loop, and keep them.
     values, array = lax.optimization_barrier((matrix.qvalue, jnp.asarray(x)))
     per_column = matrix.scale.shape[axis] == 1
     parts = (values,) if per_column else (values, matrix.scale)
-    count = _blocks(parts)
-    y = _in_blocks(array, parts, axis, count) if count > 1 else _multiply(array, parts, axis)
-    return y * _row(matrix.scale, array.ndim) if per_column else y
+    count, out = _blocks(parts), jnp.dtype(dtype or array.dtype)
+    multiply = partial(_multiply, dtype=out) if count == 1 else partial(_in_blocks, count=count)
+    y = multiply(array, parts, axis)
+    return (y * _row(matrix.scale, array.ndim) if per_column else y).astype(out)
 
 
 def rows(table: Quantized, index: Int[AnyArray, "*batch"], dtype: DTypeLike) -> Float[Array, "..."]:
@@ -79,10 +80,12 @@ def _widen(parts: tuple[jax.Array, ...], dtype: jnp.dtype) -> jax.Array:
     return (values.reshape(grouped) * scale.reshape(shape)).reshape(values.shape)
 
 
-def _multiply(x: jax.Array, parts: tuple[jax.Array, ...], axis: int) -> jax.Array:
+def _multiply(
+    x: jax.Array, parts: tuple[jax.Array, ...], axis: int, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     matrix = _widen(parts, x.dtype)
     contraction = (((x.ndim - 1,), (axis,)), ((), ()))
-    return lax.dot_general(x, matrix, contraction, preferred_element_type=jnp.float32)
+    return lax.dot_general(x, matrix, contraction, preferred_element_type=dtype)
 
 
 def _blocks(parts: tuple[jax.Array, ...]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 from flax import struct
@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.schema import Config, StageConfig
 from elva_jax.config.serialize import typed
-from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models.lora import is_factor
 from elva_jax.parallel.mesh import check_batch, check_length
 from elva_jax.utils.trees import flatten_paths
+
+if TYPE_CHECKING:
+    from elva_jax.data.pipeline import BatchIterator
 
 # Scalars by name; `merge`, if there are merging layers, is a tuple of their MergeMetrics.
 Metrics = dict[str, Any]

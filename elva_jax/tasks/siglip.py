@@ -8,20 +8,21 @@ captions [B, L]        -> text tower  ------------------------------> [B, C] -+
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.data.batches import caption_batches
-from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models import flops
 from elva_jax.models.towers.common import to_pixels
 from elva_jax.models.towers.siglip import Siglip
 from elva_jax.tasks import losses
 from elva_jax.tasks.base import Content, Metrics, Task, TrainedMatrices, over_processes
+
+if TYPE_CHECKING:
+    from elva_jax.data.pipeline import BatchIterator
 
 
 class SiglipTask(Task):
@@ -48,6 +49,9 @@ class SiglipTask(Task):
         self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         """Clips with their captions, one to a row."""
+        # A step on batches from elsewhere needs none of the extra `train`.
+        from elva_jax.data.batches import caption_batches  # noqa: PLC0415
+
         return caption_batches(
             self.config,
             self.name,

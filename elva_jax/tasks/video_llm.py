@@ -11,7 +11,7 @@ teacher_frames -> frozen vision tower -> features -^ (targets of L_tube and L_co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.schema import Config, ModelConfig
-from elva_jax.data.batches import conversation_batches, conversations_per_step
 from elva_jax.data.packing import RowCapacity
-from elva_jax.data.pipeline import BatchIterator
 from elva_jax.models import flops
 from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva, ElvaOutput, LayerBlock, dummy_inputs, layer_blocks
@@ -40,6 +38,9 @@ from elva_jax.tasks.base import (
 )
 from elva_jax.tasks.teacher import teacher_features
 from elva_jax.video.layout import Kind, TokenLayout
+
+if TYPE_CHECKING:
+    from elva_jax.data.pipeline import BatchIterator
 
 TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
 
@@ -104,6 +105,9 @@ class VideoLlmTask(Task):
         self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
         """Packed conversations, with the teacher's frames if it is needed."""
+        # A step on batches from elsewhere needs none of the extra `train`.
+        from elva_jax.data.batches import conversation_batches  # noqa: PLC0415
+
         return conversation_batches(
             self.config,
             self.name,
@@ -130,6 +134,8 @@ class VideoLlmTask(Task):
 
     def examples_per_step(self, tokenizer: PreTrainedTokenizerBase) -> float:
         """Estimated from the first rows if short examples share them."""
+        from elva_jax.data.batches import conversations_per_step  # noqa: PLC0415
+
         return conversations_per_step(self.config, self.name, tokenizer)
 
     def init(self, key: jax.Array) -> Any:

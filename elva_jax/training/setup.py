@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from elva_jax.checkpoints.state import TrainState, create
-from elva_jax.data.mixture import stage_seed
+from elva_jax.data.seeds import stage_seed
 from elva_jax.parallel.sharding import (
     activation_rules,
     logical_axes,

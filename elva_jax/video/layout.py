@@ -179,6 +179,11 @@ def clip_tokens(clip: Clip) -> int:
     return sum(frame_tokens(*grid, bare=clip.bare) for grid in clip.grids)
 
 
+def part_tokens(part: Text | Clip) -> int:
+    """Number of tokens of a text or a clip."""
+    return len(part.token_ids) if isinstance(part, Text) else clip_tokens(part)
+
+
 class _Frame(NamedTuple):
     """The arrays that all frames of a grid have in common; read-only, because they are cached."""
 

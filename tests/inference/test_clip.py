@@ -202,7 +202,7 @@ def test_the_command_reads_at_two_resolutions(model, tmp_path, monkeypatch, caps
     path = tmp_path / "film.mp4"
     path.write_bytes(film(8))
     seen = []
-    monkeypatch.setattr("elva_jax.load", lambda path, mesh: model)
+    monkeypatch.setattr("elva_jax.load", lambda path, **options: model)
     read = model.read_media
     monkeypatch.setattr(
         model,

@@ -90,6 +90,26 @@ def test_its_scores_are_close_to_those_of_the_float_model(tiny, scheme, off):
     assert 0 < np.abs(np.subtract(float_, small)).max() < off
 
 
+def test_loading_rounds_what_was_saved_once(tiny, tmp_path):
+    """The float32 weights of a folder, not those of the compute type."""
+    tiny[None].save_pretrained(tmp_path / "out")
+    small = elva_jax.load(tmp_path / "out", dtype="bfloat16", weights="int4").engine.weights
+    saved = tiny[None].engine.weights
+    for found, plain, scheme, axis in (
+        (small.layers[2]["down_proj"]["kernel"], saved.layers[2]["down_proj"]["kernel"], "int4", 0),
+        (small.lm_head, saved.lm_head, "int8", 0),
+        (small.embed_tokens, saved.embed_tokens, "int8", 1),
+    ):
+        expected = quantize_matrix(plain, scheme, axis=axis, scale_dtype=jnp.bfloat16)
+        assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(
+            lambda leaf: leaf.dtype, expected
+        )
+        for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(leaf.astype(jnp.float32), wanted.astype(jnp.float32))
+    assert small.layers[2]["q_proj"]["bias"].dtype == jnp.bfloat16
+    assert small.norm["scale"].dtype == jnp.float32
+
+
 def test_what_was_rounded_is_not_given_as_parameters(tiny, tmp_path):
     assert [model.weights for model in tiny.values()] == [None, "int8", "int4"]
     with pytest.raises(ConfigError, match=r"quantized to int8.*without weights="):

@@ -42,6 +42,10 @@ def test_products_equal_numpy(name, block, monkeypatch):
     y = jax.jit(lambda x, q: quantized.product(x, q, axis))(x, q)
     expected = x @ (dense if axis == 0 else dense.T)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+    half = jnp.asarray(x, jnp.bfloat16)
+    rounded, logits = (quantized.product(half, q, axis, kind) for kind in (None, jnp.float32))
+    assert (rounded.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(np.asarray(rounded, np.float32), expected, rtol=0.05, atol=0.5)
 
 
 def test_rows_of_a_table():
@@ -62,7 +66,7 @@ def test_a_decoding_loop_never_holds_widened_weights(dtype, group):
         def step(loop):
             done, x = loop
             for each in matrices:
-                x = quantized.product(x, each).astype(x.dtype)
+                x = quantized.product(x, each)
             return done + 1, x
 
         return jax.lax.while_loop(lambda loop: loop[0] < 5, step, (0, x))

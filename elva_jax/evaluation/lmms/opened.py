@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from elva_jax.checkpoints.format import saved_steps
 from elva_jax.checkpoints.restore import open_run
-from elva_jax.config.schema import Config
 from elva_jax.errors import CheckpointError
 from elva_jax.evaluation.lmms.options import Options
-from elva_jax.evaluation.weights import weights_hash
+from elva_jax.evaluation.weights import HashedWeights
 from elva_jax.hf.load import is_hf_source
-from elva_jax.hf.open_model import open_run_or_folder
+from elva_jax.hf.open_model import opening_source
+from elva_jax.inference.load import load_source
 from elva_jax.inference.model import ElvaModel
-from elva_jax.inference.params import saved_shardings
 from elva_jax.parallel.mesh import make_mesh
 
 
@@ -29,8 +27,9 @@ class Opened:
 
     @property
     def identity(self) -> str:
-        """The step and the hash, as they stand in the name of the model."""
-        return f"step{self.step}-{self.weights}"
+        """Step, hash and quantization, as they stand in the name of the model."""
+        scheme = self.model.weights
+        return f"step{self.step}-{self.weights}" + (f"-{scheme}" if scheme else "")
 
 
 def open_options(options: Options) -> Opened:
@@ -43,24 +42,29 @@ def open_options(options: Options) -> Opened:
     mesh_config = options.mesh_config
     mesh = None if mesh_config is None else make_mesh(mesh_config)
 
-    def place(config: Config) -> dict[str, Any]:
-        return {} if mesh is None else saved_shardings(config.model, mesh)
-
-    run = open_run_or_folder(_saved(options), place)
-    if options.step not in (None, run.step):
-        raise CheckpointError(f"{options.pretrained}: is of step {run.step}, not {options.step}")
-    weights = weights_hash(run.params)
+    with opening_source(_saved(options)) as source:
+        if options.step not in (None, source.step):
+            raise CheckpointError(
+                f"{options.pretrained}: is of step {source.step}, not {options.step}"
+            )
+        hashed = HashedWeights(source)
+        model = load_source(
+            source,
+            dtype=options.dtype,
+            mesh=mesh,
+            stage=options.stage,
+            weights=options.quantize,
+            see=hashed,
+        )
+        step, weights = source.step, hashed.hexdigest()
     if options.weights is not None and not weights.startswith(options.weights):
         raise CheckpointError(
-            f"{options.pretrained}: the weights of step {run.step} have the hash {weights}, not"
+            f"{options.pretrained}: the weights of step {step} have the hash {weights}, not"
             f" {options.weights}; they have changed: leave out weights=, or name the step"
         )
-    if options.dtype is not None:
-        run = run.with_dtype(options.dtype)
-    model = ElvaModel.from_run(run, stage=options.stage, mesh=mesh)
     if options.longest_edge is not None:
         model.data = dataclasses.replace(model.data, longest_edge=options.longest_edge)
-    return Opened(model=model, step=int(run.step), weights=weights)
+    return Opened(model=model, step=step, weights=weights)
 
 
 def _saved(options: Options) -> str | Path:

@@ -15,6 +15,7 @@ from elva_jax.config.check import nearest
 from elva_jax.config.mesh_axes import AXES, mesh_config, parse_axes
 from elva_jax.config.schema import MeshConfig
 from elva_jax.errors import ConfigError
+from elva_jax.inference.quantization import SCHEMES, Scheme
 from elva_jax.utils import numbers
 from elva_jax.video.hybrid import POLICIES
 
@@ -34,6 +35,7 @@ class Options:
       step: the saved step; None: the last one.
       weights: the beginning of the hash that the weights must have; None: any.
       dtype: the compute type; None: the run's.
+      quantize: int8 or int4, as `weights` of `elva_jax.load`; None: the compute type.
       mesh: axes and sizes of the devices over which the weights are sharded; (): one device.
       frames: frames sampled from a video; None: as in the stage.
       longest_edge: longest edge of frames and images in pixels; None: as in the stage.
@@ -55,6 +57,7 @@ class Options:
     step: int | None = None
     weights: str | None = None
     dtype: Dtype | None = None
+    quantize: Scheme | None = None
     mesh: tuple[tuple[str, int], ...] = ()
     frames: int | None = None
     longest_edge: int | None = None
@@ -149,6 +152,7 @@ READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "step": _whole(numbers.whole(0)),
     "weights": _hash,
     "dtype": _one_of(*get_args(Dtype)),
+    "quantize": _one_of(*SCHEMES),
     "mesh": _mesh,
     "frames": _whole(numbers.FRAMES),
     "longest_edge": _whole(numbers.EDGE),

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"processes that are compared with one; 1: none {default}"
     add("--processes", type=numbers.WORKERS, default=2, metavar="N", help=text)
     flags.add_mesh(parser)
+    flags.add_weights(parser)
     add_repeats(parser, 3)
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from elva_jax.inference.media import Request
 
     elva_jax.enable_compilation_cache()
-    elva, _ = open_elva(args.checkpoint, flags.open_mesh(args))
+    elva, _ = open_elva(args.checkpoint, flags.open_mesh(args), args.weights)
     benchmark = _benchmark(args, elva)
     questions = benchmark.read(Path())
     seconds: dict[str, list[float]] = {"one by one": [], "runner": []}
@@ -204,7 +205,7 @@ def _repeat(
     from elva_jax.evaluation.models import open_elva
 
     elva_jax.enable_compilation_cache()
-    elva, _ = open_elva(args.checkpoint, flags.open_mesh(args))
+    elva, _ = open_elva(args.checkpoint, flags.open_mesh(args), args.weights)
     benchmark = _benchmark(args, elva)
     for repeat in range(args.repeats + 1):
         begin.wait(SECONDS)

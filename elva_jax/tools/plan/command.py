@@ -9,6 +9,7 @@ from typing import Any
 
 from elva_jax.commands import flags
 from elva_jax.tools.bench.table import text_table
+from elva_jax.tools.plan import inference_command
 from elva_jax.tools.plan.hardware import DEVICES, EFFICIENCY, GIB, USABLE
 from elva_jax.utils import numbers
 from elva_jax.utils.json import save_json
@@ -19,10 +20,14 @@ traffic, the time of a step and of the whole stage, whether it fits, and what to
 not. The training step is compiled over as many fake devices. Nothing is allocated, no data set is
 needed, and two cores are enough.
 
+With --inference it prints the memory that answering takes on one card, with weights in the compute
+type, int8 and int4, how many frames fit, and what to change.
+
 examples:
   elva plan --config configs/elva.py:size=7b --devices 32 --device-kind a100-80g
   elva plan --config configs/elva.py:size=7b,stage=2 --devices 32 --config.mesh.fsdp=8
   elva plan --config configs/elva.py:size=1_5b,stage=3 --devices 1 --json plan.json
+  elva plan --inference --config configs/elva.py:size=7b --frames 64 --edge 336 --memory 24,16,12
 
 docs/plan.md explains where the numbers come from, and how far to trust them."""
 
@@ -31,11 +36,12 @@ PARTS = ("parameters", "optimizer", "gradients", "teacher", "batch", "activation
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds `plan` with `command(name, text, run)`, which makes a sub-command."""
-    add = command("plan", HELP, run).add_argument
+    parser = command("plan", HELP, run)
+    add = parser.add_argument
     text = "config file, and the string for its get_config"
-    add("--config", required=True, metavar="FILE.py[:ARG]", help=text)
+    add("--config", metavar="FILE.py[:ARG]", help=text)
     text = "accelerators of the whole run"
-    add("--devices", type=numbers.whole(1, 65_536), required=True, metavar="N", help=text)
+    add("--devices", type=numbers.whole(1, 65_536), metavar="N", help=text)
     text = "their kind (default: %(default)s)"
     add("--device-kind", choices=list(DEVICES), default="a100-80g", help=text)
     text = "plan this stage only; can be repeated (default: all stages)"
@@ -44,6 +50,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--json", type=file, metavar="FILE", help="write all numbers here")
     text = "change a value of the config; can be repeated"
     add("--config.KEY=VALUE", dest="_", metavar="", help=text)
+    inference_command.add_inference(parser)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -53,6 +60,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
       ConfigError: a config that cannot work, or a stage that is not in its curriculum.
       ElvaError: a compiled program that cannot be read.
     """
+    if args.inference:
+        if (args.config is None) == (args.checkpoint is None):
+            args.parser.error("--inference needs --config or --checkpoint")
+        return inference_command.run(args, overrides)
+    missing = [f"--{name}" for name in ("config", "devices") if getattr(args, name) is None]
+    if missing:
+        args.parser.error(f"the following arguments are required: {', '.join(missing)}")
     from elva_jax.config.load import choose, load, resolve
     from elva_jax.parallel.mesh import make_mesh
     from elva_jax.tasks.registry import make_task

@@ -88,8 +88,9 @@ def test_an_exported_folder_opens_with_its_step_and_hash(tmp_path):
     testing.tiny_model(seed=1).save_pretrained(tmp_path / "b")
     first = open_options(parse_options({"pretrained": tmp_path.joinpath("a").as_posix()}))
     given = {"pretrained": str(tmp_path / "a"), "weights": first.weights[:8], "longest_edge": 16}
-    again = open_options(parse_options({**given, "dtype": "bfloat16", "mesh": "tensor:-1"}))
-    assert (again.identity, again.model.data.longest_edge) == (f"step0-{first.weights}", 16)
+    given |= {"dtype": "bfloat16", "quantize": "int8", "mesh": "tensor:-1"}
+    again = open_options(parse_options(given))
+    assert (again.identity, again.model.data.longest_edge) == (f"step0-{first.weights}-int8", 16)
     assert again.model.model_config.dtype == "bfloat16"
     with pytest.raises(ElvaError, match=f"have the hash [0-9a-f]{{16}}, not {first.weights[:8]}"):
         open_options(parse_options({**given, "pretrained": str(tmp_path / "b")}))

@@ -9,7 +9,7 @@ def test_it_compares_with_one_by_one_asking(generator, data_dir, tmp_path, capsy
     generator.save_pretrained(tmp_path / "model")
     where = ["--checkpoint", str(tmp_path / "model"), "--data-dir", str(data_dir)]
     size = ["--data", "moving_shapes/small", "--limit", "1", "--batch-size", "8"]
-    times = ["--max-new-tokens", "2", "--repeats", "1", "--processes", "1"]
+    times = ["--max-new-tokens", "2", "--repeats", "1", "--processes", "1", "--weights", "int8"]
     file = tmp_path / "bench.json"
     assert main(["bench", "evaluate", *where, *size, *times, "--json", str(file)]) == 0
     shown = capsys.readouterr().out

@@ -1,0 +1,142 @@
+"""What goes on inside a model: hidden states, merges, and what an answer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from elva_jax.errors import LayoutError
+from elva_jax.inference.batching import split_prompt
+from elva_jax.inference.engine import Engine
+from elva_jax.inference.hidden import HiddenStates
+from elva_jax.inference.media import Media, Prompt
+from elva_jax.inference.merge_map import MergeMap, merge_map_of
+from elva_jax.inference.prefilled import Prefilled
+from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.sampling import GREEDY, Sampling
+from elva_jax.inference.stages import measured
+from elva_jax.inference.trace import Trace, prompt_tokens, trace_of
+from elva_jax.models.elva import merging_of
+from elva_jax.ops.merging import Merging
+from elva_jax.utils import numbers
+from elva_jax.video.hybrid import Hybrid
+
+
+class Inspection(PromptReader):
+    """The methods of `ElvaModel` that look inside."""
+
+    engine: Engine
+    prefill: Callable[..., Prefilled]
+
+    def hidden_states(
+        self,
+        media: Media,
+        prompt: Prompt,
+        *,
+        layers: Sequence[int] | None = None,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+    ) -> HiddenStates:
+        """The hidden states of one prompt, up to where its answer begins.
+
+        Args:
+          media: what the prompt is about.
+          prompt: the question.
+          layers: the numbers of layers after which states are kept: 0 is the decoder's input, and
+            the model's number of layers its output before the final norm; None: all.
+          merging: whether the model's merging layers act, or others instead.
+          frames: how videos are sampled.
+
+        Returns:
+          HiddenStates: per layer [C, D], C being the tokens that are left there, with what each of
+          them is, how many tokens it stands for, and the map from the prompt's tokens to them.
+
+        Raises:
+          ConfigError: a layer that the model does not have; and the errors of `answer`.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> hidden = model.hidden_states(video, "What moves?", layers=[0, 2])
+          >>> hidden.states[0].shape[0] == hidden.layout.length
+          True
+          >>> hidden.states[2].shape[0] == hidden.block(2).layout.length < hidden.layout.length
+          True
+        """
+        visuals, prompt = self.read_prompt(prompt, media, frames)
+        parts = self.prompt_parts(prompt, visuals)
+        split_prompt(parts)
+        rows = self.rows([parts], [visuals])
+        return self.engine.hidden_states(rows, layers, merging=merging)
+
+    def merge_map(
+        self,
+        media: Media,
+        prompt: Prompt = "?",
+        *,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+    ) -> MergeMap:
+        """Which patches of a prompt merge, frame by frame, and how many the others stand for.
+
+        The decoder is causal, so the text after the media changes nothing.
+
+        Args:
+          media: what the prompt is about.
+          prompt: the question; it matters where it says something before its media.
+          merging: whether the model's merging layers act, or others instead.
+          frames: how videos are sampled.
+
+        Raises:
+          LayoutError: no media, or no merging layer that acts; and the errors of `answer`.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> merges = model.merge_map(video)
+          >>> merges.layers[0].sizes[0].shape  # the patch grid of the first frame
+          (4, 4)
+          >>> int(sum(size.sum() for size in merges.layers[0].sizes))  # all patches of four frames
+          64
+          >>> merges.draw("all")[0].dtype
+          dtype('uint8')
+        """
+        layers = merging.layers if isinstance(merging, Merging) else None
+        if merging is True:
+            layers = merging_of(self.model_config).layers
+        if not layers:
+            raise LayoutError("nothing merges: no merging layer acts")
+        visuals, prompt = self.read_prompt(prompt, media, frames)
+        if not visuals:
+            raise LayoutError("nothing merges: the prompt has no videos or images")
+        rows = self.rows([self.prompt_parts(prompt, visuals)], [visuals])
+        return merge_map_of(self.engine.hidden_states(rows, (), merging=merging), visuals)
+
+    def trace(
+        self,
+        media: Media,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 64,
+        merging: bool | Merging = True,
+        frames: int | Hybrid | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> Trace:
+        """As `answer`, with tokens before and after each merging layer, time and memory.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> trace = model.trace(video, "What moves?", max_new_tokens=4)
+          >>> trace.answer.text == model.answer(video, "What moves?", max_new_tokens=4)
+          True
+          >>> [merge.before_layer for merge in trace.merges]
+          [1, 2]
+        """
+        numbers.TOKENS.check("max_new_tokens", max_new_tokens)
+        with measured() as seconds:
+            visuals, prompt = self.read_prompt(prompt, media, frames)
+            prefilled = self.prefill(
+                [visuals], prompts=[prompt], merging=merging, capacity=max_new_tokens
+            )
+            ((answer,),) = prefilled.generate([[prompt]], max_new_tokens, sampling=sampling)
+        return trace_of(prefilled, answer, prompt_tokens(prefilled, prompt), seconds, sampling)
