@@ -1,6 +1,6 @@
 """The console command `elva`: finds the sub-command, runs it, and turns errors into exit statuses.
 
-0 done, 1 failed with a message, 2 misused, 3 evaluated without media that could not be read, 70
+0 done, 1 failed with a message, 2 misused, 3 done, but some questions could not be asked, 70
 failed by a bug of ours, 75 stopped by SIGTERM with everything saved (start the same command again),
 130 interrupted, 143 terminated. --debug or ELVA_DEBUG=1 shows the trace of any error.
 """

@@ -16,6 +16,7 @@ from elva_jax.inference.batch_file.rows import Label, Row, label_of, read_row
 from elva_jax.inference.batches.queries import Writing
 from elva_jax.utils.failures import repr_path
 
+MOST_IGNORED = 100  # keys that are remembered
 FEWEST = 4  # files that say enough about a folder of media
 
 
@@ -39,6 +40,7 @@ class QuestionFile:
     Attributes:
       problems: by row, why it cannot be asked.
       media: by row, what it is about.
+      ignored: keys of rows that mean nothing here.
 
     Raises:
       DataError: the file or folder is missing, the file has another format or no rows, or none of
@@ -95,7 +97,8 @@ class QuestionFile:
         except DataError as error:
             self.problems[row] = error
             return ()
-        self.ignored.update(found.ignored)
+        if len(self.ignored) < MOST_IGNORED:
+            self.ignored.update(found.ignored)
         return tuple(_key(m, row, number) for number, m in enumerate(found.dialogue.media))
 
     def _check_folder(self, path: Path) -> None:

@@ -10,6 +10,7 @@ record has to it is the reference.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from elva_jax.utils.numbers import shown
 from elva_jax.video.read import IMAGE_SUFFIXES
 
 URL = "/v1/chat/completions"
+LONGEST_ID, LONGEST_LABEL = 1000, 2**20  # characters
 OPTIONS = ("options", "candidates", "choices")
 SETTINGS = (*LENGTHS, *NUMBERS, "stop")
 
@@ -101,14 +103,17 @@ def read_row(value: Any, place: str, media_dir: Path, default: Writing) -> Row:
 
 
 def label_of(value: Any, model: str = "") -> Label:
-    """What the answer of a row repeats of it, whatever else is wrong with the row."""
+    """What the answer of a row repeats of it, whatever else is wrong with the row.
+
+    What has more than LONGEST_LABEL characters is left out.
+    """
     if not isinstance(value, Mapping):
         return Label(form="record")
     if is_openai(value):
         body = value["body"]
-        name = body.get("model") if isinstance(body, Mapping) else None
+        name = _short(body.get("model")) if isinstance(body, Mapping) else None
         name = name if isinstance(name, str) else model
-        return Label(form="openai", id=value["custom_id"], model=name)
+        return Label(form="openai", id=_short(value["custom_id"]), model=name)
     found = next((value[name] for name in plain.IDS if value.get(name) is not None), None)
     reference = value.get("answer") or value.get("reference")
     turns = value.get("conversations") or value.get("messages")
@@ -116,12 +121,20 @@ def label_of(value: Any, model: str = "") -> Label:
         last = turns[-1]
         role, text = last.get("from", last.get("role")), last.get("value", last.get("content"))
         reference = text if chat.ROLES.get(str(role)) == "assistant" else None
-    return Label(form="record", id=found, reference=reference if isinstance(reference, str) else "")
+    reference = _short(reference) if isinstance(reference, str) else None
+    return Label(form="record", id=_short(found), reference=reference or "")
+
+
+def _short(value: Any) -> Any:
+    """The value, or None where it is too long to be repeated."""
+    return value if len(json.dumps(value)) <= LONGEST_LABEL else None
 
 
 def _openai(value: Mapping[str, Any], locate: chat.Locate, default: Writing) -> Row:
     if not isinstance(value["custom_id"], str):
         raise RequestError("custom_id", f"is {shown(value['custom_id'])}, no text")
+    if len(value["custom_id"]) > LONGEST_ID:
+        raise RequestError("custom_id", f"has more than {LONGEST_ID} characters")
     if value.get("method", "POST") != "POST":
         raise RequestError("method", f"is {shown(value['method'])}; only POST is answered")
     if not str(value.get("url", URL)).endswith(URL):

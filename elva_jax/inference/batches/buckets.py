@@ -9,20 +9,17 @@ from elva_jax.inference.batches.rows import Row
 from elva_jax.inference.batching import grid_batch, grid_length
 
 MOST_WAITING = 4  # batches' worth of queries that wait for others of their length
+LONGER, MORE = 2, 4  # times its length and number are rows padded at most, to spare compilations
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Key:
     """What the rows of a batch have in common."""
 
     prefix: int  # padded length
     width: int  # columns per row
-    kind_number: int  # of the rows' kind, in the order of their appearance
-
-    @property
-    def programs(self) -> tuple[int, int]:
-        """Equal for rows that longer ones can take along."""
-        return self.kind_number, self.width
+    kind: Hashable
+    program: Hashable
 
 
 class BucketLengths:
@@ -41,13 +38,12 @@ class BucketLengths:
 class Shapes:
     """The padded lengths of one bucket's batches, by what is done: prefill, writing, scoring."""
 
-    def __init__(self, key: Key) -> None:
-        self._key = key
+    def __init__(self, prefix: int, width: int) -> None:
+        self._prefix, self._width = prefix, width
         self._lengths: dict[str, BucketLengths] = {}
 
     def __getitem__(self, name: str) -> BucketLengths:
-        key = self._key
-        return self._lengths.setdefault(name, BucketLengths(key.prefix, key.width))
+        return self._lengths.setdefault(name, BucketLengths(self._prefix, self._width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +65,12 @@ class Buckets:
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
         self._waiting: dict[Key, list[Row]] = {}
-        self._shapes: dict[Key, Shapes] = {}
-        self._kinds: dict[Hashable, int] = {}
+        # Shapes that have been used, for each width and program: by prefix and number of rows.
+        self._shapes: dict[tuple[int, Hashable], dict[tuple[int, int], Shapes]] = {}
 
     def add(self, row: Row) -> Iterator[Batch]:
         """Adds a row; yields a batch if one is full, or if too many rows wait."""
-        kind = self._kinds.setdefault(row.kind, len(self._kinds))
-        key = Key(grid_length(row.prefix_tokens), row.width, kind)
+        key = Key(grid_length(row.prefix_tokens), row.width, row.kind, row.program)
         self._waiting.setdefault(key, []).append(row)
         if len(self._waiting[key]) >= self._rows(key):
             yield self._batch(key, self._waiting.pop(key))
@@ -86,38 +81,29 @@ class Buckets:
             yield self._batch(largest, self._waiting.pop(largest))
 
     def flush(self) -> Iterator[Batch]:
-        """The batches of all rows that wait; shorter ones fill up those of longer ones.
-
-        They take the programs of a bucket of longer rows, where there has been one.
-        """
-        alike: dict[tuple[int, int], list[Key]] = {}
-        for key in sorted(self._waiting, reverse=True):
-            alike.setdefault(key.programs, []).append(key)
+        """The batches of all rows that wait; shorter ones fill up those of longer ones."""
+        alike: dict[Hashable, list[Key]] = {}
+        for key in sorted(self._waiting, key=lambda key: key.prefix, reverse=True):
+            alike.setdefault((key.kind, key.width), []).append(key)
         for keys in alike.values():
             rows = [(key, row) for key in keys for row in self._waiting.pop(key)]
             size = self._rows(keys[0])
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
-                yield self._batch(self._longer(part[0][0]), [row for _, row in part])
-
-    def _longer(self, key: Key) -> Key:
-        """The shortest bucket that has had a batch and holds the rows of `key`, or else `key`."""
-        holds = [
-            known
-            for known in self._shapes
-            if known.prefix >= key.prefix and known.programs == key.programs
-        ]
-        return min(holds, default=key)
+                yield self._batch(part[0][0], [row for _, row in part])
 
     def _rows(self, key: Key) -> int:
         """Rows of a full batch, a power of two as `build_rows` pads to."""
         return 1 << max(self._batch_size // key.width, 1).bit_length() - 1
 
     def _batch(self, key: Key, rows: Sequence[Row]) -> Batch:
-        """A batch with the shapes of a bucket, whose programs may exist for the full size."""
-        full = self._rows(key)
-        size = full if key in self._shapes or len(rows) == full else grid_batch(len(rows))
-        shapes = self._shapes.get(key) or Shapes(key)
-        if size == full:
-            self._shapes[key] = shapes
+        """A batch with shapes that have been used before, where some hold the rows."""
+        known, count = self._shapes.setdefault((key.width, key.program), {}), grid_batch(len(rows))
+        holding = [
+            (prefix, size)
+            for prefix, size in known
+            if key.prefix <= prefix <= LONGER * key.prefix and count <= size <= MORE * count
+        ]
+        prefix, size = min(holding, default=(key.prefix, count))
+        shapes = known.setdefault((prefix, size), Shapes(prefix, key.width))
         return Batch(rows=tuple(rows), size=size, shapes=shapes)

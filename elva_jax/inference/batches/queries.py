@@ -40,6 +40,13 @@ class Writing:
             sampling = dataclasses.replace(sampling, top_p=1.0, seed=0)
         return sampling, grid_batch(self.max_new_tokens)
 
+    @property
+    def program(self) -> Hashable:
+        """Equal for answers that the same compiled program may decode."""
+        sampling = self.sampling
+        draws, length = sampling.temperature > 0, grid_batch(self.max_new_tokens)
+        return draws, draws and sampling.top_p < 1, sampling.penalizes, length
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring:
@@ -67,6 +74,7 @@ class Query:
       writing: how the answer is written; None: it is not.
       scorings: options to score, by a name under which many queries are scored together.
       kind: only queries with the same one are asked together.
+      program: equal for queries that the same compiled programs may serve.
     """
 
     tag: Any
@@ -78,6 +86,7 @@ class Query:
     scorings: Mapping[str, Scoring]
     tokens: int  # with everything that may follow
     kind: Hashable
+    program: Hashable = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -104,7 +113,7 @@ def make_query(
     for scoring in scorings.values():
         longest = max(map(len, scoring.options))
         tokens = max(tokens, start + len(scoring.question) + longest)
-    kind = (writing.kind if writing else None), rope_factor(config, tokens)
+    factor = rope_factor(config, tokens)
     return Query(
         tag=tag,
         parts=parts,
@@ -114,7 +123,8 @@ def make_query(
         writing=writing,
         scorings=scorings,
         tokens=tokens,
-        kind=kind,
+        kind=(writing.kind if writing else None, factor),
+        program=(writing.program if writing else None, factor),
     )
 
 

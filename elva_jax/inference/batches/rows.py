@@ -60,6 +60,11 @@ class Row:
         """Only rows with the same one are asked together."""
         return self.queries[0].kind
 
+    @property
+    def program(self) -> Hashable:
+        """Equal for rows that the same compiled programs may serve."""
+        return self.queries[0].program
+
 
 def rows_of(queries: Sequence[Query], visuals: tuple[Visual, ...], most: int) -> list[Row]:
     """The rows of queries about the same media, with at most `most` queries each."""

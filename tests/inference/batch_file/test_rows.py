@@ -110,6 +110,7 @@ def test_markers_in_text_are_text_where_they_place_nothing(read):
         ({"video": None, "prompt": "What?", "stop": 3}, "stop: must be at most 16 texts"),
         ({"image": "a", "conversations": []}, "the conversation is empty"),
         ({**openai(), "custom_id": 3}, "custom_id: is 3, no text"),
+        ({**openai(), "custom_id": "x" * 1001}, "custom_id: has more than 1000 characters"),
         ({**openai(), "method": "GET"}, "only POST"),
         ({**openai(), "url": "/v1/embeddings"}, "only /v1/chat/completions"),
         ({**openai(), "body": []}, "body: is [], no JSON object"),
@@ -137,6 +138,15 @@ def test_rows_that_cannot_be_asked_say_why(read, value, message):
     if "custom_id" in (value if isinstance(value, dict) else ()):
         assert isinstance(error.value, RequestError)
     label_of(value)
+
+
+def test_what_is_too_long_is_not_repeated():
+    long = "x" * 2**20
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": long}]
+    assert label_of({"id": [long], "conversations": turns}) == Label(form="record")
+    assert label_of({"custom_id": long, "body": {"model": long}}, "m") == Label(
+        form="openai", model="m"
+    )
 
 
 def test_media_within_rows_are_not_held_and_equal_ones_are_one(tmp_path):

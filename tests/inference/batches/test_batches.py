@@ -1,5 +1,7 @@
 """Rows, batches and windows of the scheduler."""
 
+import dataclasses
+
 import pytest
 
 from elva_jax import testing
@@ -38,6 +40,28 @@ def test_rows_of_similar_length_share_a_batch():
     # Short rows fill up the batch of longer ones.
     assert [[r.prefix_tokens for r in batch.rows] for batch in batches] == [[400, 390, 385, 20]]
     assert batches[0].shapes["prefix"]("prefix", 400) >= 400
+
+
+def test_shapes_that_have_been_used_are_used_again():
+    buckets, used = Buckets(4), []
+    for prefixes in ((100,) * 4, (90,), (30,), (60, 60), (100,), (28,), (200, 200), (128,)):
+        for prefix in prefixes:
+            used += buckets.add(row(prefix))
+        used += buckets.flush()
+    found = [(len(b.rows), b.size, b.shapes["prefix"]("prefix", 1)) for b in used]
+    # A row of 30 is not padded to 112 tokens, and a batch of 4 serves one row of 90.
+    assert found == [
+        (4, 4, 112), (1, 4, 112), (1, 1, 32), (2, 4, 112), (1, 4, 112), (1, 1, 32), (2, 2, 224),
+        (1, 2, 224),
+    ]  # fmt: skip
+    # Programs do not know seeds.
+    shapes = []
+    for seed in range(3):
+        drawn = dataclasses.replace(query(50), kind=seed, program="draw")
+        assert not list(buckets.add(Row(queries=(drawn,), visuals=())))
+        shapes += [batch.shapes for batch in buckets.flush()]
+    assert len(shapes) == 3
+    assert all(each is shapes[0] for each in shapes)
 
 
 def test_few_rows_wait():
