@@ -19,6 +19,10 @@ from elva_jax.checkpoints.checksums import write_checksums
 from elva_jax.checkpoints.format import ITEMS
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
+from elva_jax.utils.trees import key_path
+
+LAYERS = "/layers/"  # in the path of a parameter that stacks layers
+CHUNK_BYTES = 2**25  # of an array, before compression; smaller arrays are one chunk
 
 
 class StepHandler(ocp.CompositeCheckpointHandler):
@@ -48,6 +52,21 @@ def open_reader(items: Sequence[str] = ITEMS) -> ocp.Checkpointer:
 def _handlers(items: Sequence[str]) -> dict[str, Any]:
     kinds = {"params": ocp.StandardCheckpointHandler, "optimizer": ocp.StandardCheckpointHandler}
     return {item: kinds.get(item, ocp.JsonCheckpointHandler)() for item in items}
+
+
+def save_args(params: Any) -> Any:
+    """How the parameters are cut into chunks, each of which is read and decoded on its own.
+
+    A chunk is part of one layer, so that inference can read a stack of layers one by one.
+    """
+
+    def cut(path: tuple[Any, ...], leaf: Any) -> ocp.SaveArgs:
+        if leaf.nbytes <= CHUNK_BYTES:
+            return ocp.SaveArgs()
+        stacked = LAYERS in f"/{key_path(path)}"
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+
+    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def step_metadata(config: Config, stage: str, step: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from elva_jax import testing
+from elva_jax.checkpoints import handlers
+from elva_jax.checkpoints.restore import SavedRun
 from elva_jax.checkpoints.save import save_weights
 from elva_jax.config.serialize import freeze
 from elva_jax.errors import CheckpointError, ConvertError
@@ -95,11 +97,14 @@ def assert_same(weights, expected):
         )
 
 
-@pytest.mark.parametrize("together", [0, module.TOGETHER], ids=["by layer", "stacks"])
+@pytest.mark.parametrize("layers", [1, 3], ids=["by layer", "stacks"])
 def test_every_source_gives_the_weights_of_its_whole_tree(
-    config, params, tmp_path, monkeypatch, together
+    config, params, tmp_path, monkeypatch, layers
 ):
-    monkeypatch.setattr(module, "TOGETHER", together)
+    """Also from steps of large models, whose arrays are cut into a chunk per layer."""
+    if layers == 1:
+        monkeypatch.setattr(module, "TOGETHER", 0)
+        monkeypatch.setattr(handlers, "CHUNK_BYTES", 1024)
     for path, tree in sources(config, params, tmp_path):
         expected = unstack_layers(config.model, tree)
         with opening_source(path) as source:
@@ -108,6 +113,8 @@ def test_every_source_gives_the_weights_of_its_whole_tree(
             keep = watched(hashed, compute_type(config.model))
             assert_same(load_weights(source, config.model, keep=keep), expected)
         assert hashed.hexdigest() == weights_hash(tree)
+        if isinstance(source, SavedRun):
+            assert source.rows_at_once("elva/decoder/layers/q_proj/kernel") == layers
         assert weights_hash(open_run_or_folder(path).params) == weights_hash(tree)
 
 
