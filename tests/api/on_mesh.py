@@ -1,14 +1,21 @@
 """What models say on a mesh: `on_mesh.py [[PATH, SIZES, AXES, WEIGHTS], …]` prints a JSON each."""
 
+import dataclasses
 import json
+import re
 import sys
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo
 
 import elva_jax
 from elva_jax import testing
+from elva_jax.inference import prefill
 from elva_jax.inference.engine import Decoding
 from elva_jax.inference.scoring import Choice
+from elva_jax.ops.attention import cudnn
 
 QUESTIONS = ("What color?", "And now?")
 
@@ -35,7 +42,29 @@ def facts(model, *, chats):
     }
 
 
+def kernels_of_cuda(model, rows=4, tokens=2048):
+    """q of one device in each call of cuDNN's attention in a layer of prefill in bfloat16."""
+
+    def shape(*dims, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((rows, tokens, *dims), dtype)
+
+    config = dataclasses.replace(model.engine.config, dtype="bfloat16")
+    angles, half = shape(config.head_dim // 2, dtype=jnp.float32), (jnp.bfloat16, jnp.float16)
+    inputs = prefill.LayerInputs(angles, angles, shape(dtype=jnp.int32))
+    x, layer = shape(config.hidden_size), model.engine.weights.layers[0]
+    with (
+        mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", return_value=91_000),
+        mock.patch.object(cudnn, "obstacle", lambda _, dtype: "" if dtype in half else "type"),
+        model.engine.placement.on(rows),
+    ):
+        traced = prefill.run_layer.trace(config, layer, x, inputs)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    q = re.findall(r"@__cudnn\$fmhaSoftmax\(.*?: \(tensor<([0-9x]+)xbf16>", text)
+    return [[int(size) for size in each.split("x")] for each in q]
+
+
 if __name__ == "__main__":
     for number, (path, sizes, axes, weights) in enumerate(json.loads(sys.argv[1])):
         model = elva_jax.load(path, mesh=jax.make_mesh(sizes, axes), weights=weights)
-        print(json.dumps(facts(model, chats=number == 0)))
+        cuda = {"cuda": kernels_of_cuda(model)}
+        print(json.dumps(facts(model, chats=number == 0) | cuda))

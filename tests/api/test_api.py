@@ -157,6 +157,9 @@ def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
     assert [facts["part"] for facts in (one, *found)] == [1, 1 / 4, 1 / 4, 1 / 4]
     # Rows split over data x fsdp, and two key-value heads over two devices, but not over four.
     assert [facts["cache"] for facts in (one, *found)] == [[1], [1 / 8], [1 / 2], [1 / 8]]
+    # The rows and heads of one device go to cuDNN's kernel.
+    kernels = [facts["cuda"] for facts in found]
+    assert kernels == [[[1, 2048, 2, 8]], [[2, 2048, 4, 8]], [[1, 2048, 2, 8]]]
     assert found[0]["chat"] == one["chat"]
     int4 = facts_of(elva_jax.load(out, weights="int4"), chats=False)
     for facts, expected in zip(found, (one, one, int4), strict=True):

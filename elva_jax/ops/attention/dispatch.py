@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,27 +72,29 @@ def packed_attention(
     length, sizes = q.shape[1], jax.sharding.get_abstract_mesh().shape
     parts = math.prod(sizes[name] for name in mesh_axes(split[1]))
     if choose_implementation(q.shape[-1], q.dtype, implementation, parts).name == "cudnn":
-        return cudnn.fused_attention(q, k, v, segment, turn, single=single)
+        if single:
+            fused = partial(cudnn.fused_attention, turn=None, single=True)
+            return _on_each_device(fused, split)(q, k, v, segment)
+        return cudnn.fused_attention(q, k, v, segment, turn, single=False)
     if parts > 1 and length % parts == 0:
         return context_parallel_attention(q, k, v, segment, turn, split)
     if single and length > LONG:
-        return _on_each_device(tiled_attention, split)(q, k, v)
+        return _on_each_device(lambda q, k, v, _: tiled_attention(q, k, v), split)(q, k, v, segment)
     return blocked_attention(q, k, v, segment, turn, single=single)
 
 
 def _on_each_device(
     attend: Callable[..., jax.Array], split: PartitionSpec
 ) -> Callable[..., jax.Array]:
-    """`attend` of q, k and v, by each device for its own rows and heads.
+    """`attend` of q, k, v and segment, by each device of the mesh for its own rows and heads.
 
     The partitioner cannot split a loop over rows and heads: every device would compute all of them.
+    And it may split the heads of q but not of k, which cuDNN's kernel refuses.
     """
-    names = set(mesh_axes(*split))
-    if not names:
+    if jax.sharding.get_abstract_mesh().empty:
         return attend
-    return jax.shard_map(
-        attend, in_specs=(split,) * 3, out_specs=split, axis_names=names, check_vma=False
-    )
+    specs = (split, split, split, PartitionSpec(*split[:2]))
+    return jax.shard_map(attend, in_specs=specs, out_specs=split, check_vma=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
