@@ -6,15 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from elva_jax.inference.continuous import slots as device
 from elva_jax.inference.continuous.grid import Grid, at_least
-from elva_jax.inference.continuous.pool import Pool
 from elva_jax.inference.continuous.prefixes import PrefixEntry
+from elva_jax.inference.continuous.programs import Programs
+from elva_jax.inference.continuous.readers import Readers
 from elva_jax.inference.continuous.running import Running
-from elva_jax.inference.continuous.slots import Fed, Slots, Static
-from elva_jax.inference.params import Weights
+from elva_jax.inference.continuous.slots import Fed, Slots
 
-MOST_STEPS = 16  # tokens per dispatch
 PATIENCE = 32  # dispatches for which smaller shapes must have sufficed before they are taken
 
 
@@ -24,14 +22,13 @@ class RunningBatch:
     Shapes grow as soon as requests need it and shrink when they have been too large for a while.
 
     Args:
-      static: the model.
-      weights: its parameters.
+      programs: what runs on the devices.
       grid: the shapes.
     """
 
-    def __init__(self, static: Static, weights: Weights, grid: Grid) -> None:
-        self._static, self._weights, self._grid = static, weights, grid
-        self._pool = Pool(static.config, grid)
+    def __init__(self, programs: Programs, grid: Grid) -> None:
+        self._programs, self._grid = programs, grid
+        self._readers = Readers(programs, grid)
         self._slots: Slots | None = None
         self._requests: list[Running | None] = []
         self._capacity = 0
@@ -60,8 +57,8 @@ class RunningBatch:
         self._dropped = [slot for slot in self._dropped if self._requests[slot] is None]
         self._end_dropped()
         assert self._slots is not None
-        self._slots = device.put(self._slots, fed, index)
-        self._pool.arrange(self._entries(), len(self._requests), afresh=False)
+        self._slots = self._programs.put(self._slots, fed, index)
+        self._readers.arrange(self._entries(), len(self._requests), afresh=False)
 
     def leave(self, running: Running, *, alive: bool) -> None:
         """Frees the slot of a request; one that is still alive ends before the next dispatch."""
@@ -81,17 +78,14 @@ class RunningBatch:
         self._shrink()
         self._end_dropped()
         assert self._slots is not None
-        out, alive, ended, self._slots = device.advance(
-            self._static,
-            self._weights,
-            self._pool.layers,
+        *found, self._slots = self._programs.advance(
+            self._readers.layers,
             self._slots,
-            self._pool.where(len(self._requests)),
-            np.int32(steps),
-            self._pool.layout[1],
-            MOST_STEPS,
+            self._readers.where(len(self._requests)),
+            steps,
+            self._readers.layout[1],
         )
-        out, alive, ended = np.asarray(out), np.asarray(alive), np.asarray(ended)
+        out, alive, ended = map(np.asarray, found)
         return [
             (running, out[r][out[r] >= 0].tolist(), bool(alive[r]), bool(ended[r]))
             for r, running in enumerate(self._requests)
@@ -102,7 +96,7 @@ class RunningBatch:
         """Gives up all slots and their memory."""
         self._slots, self._requests, self._capacity = None, [], 0
         self._idle_dispatches, self._dropped = 0, []
-        self._pool.clear()
+        self._readers.clear()
 
     def _entries(self) -> dict[int, PrefixEntry]:
         return {
@@ -115,7 +109,7 @@ class RunningBatch:
         if self._dropped and self._slots is not None:
             kept = np.ones(len(self._requests), bool)
             kept[self._dropped] = False
-            self._slots, self._dropped = device.release(self._slots, kept), []
+            self._slots, self._dropped = self._programs.release(self._slots, kept), []
 
     def _resize(self, count: int, capacity: int) -> None:
         """Makes R and T what they should be; running slots keep their order.
@@ -123,7 +117,7 @@ class RunningBatch:
         After a change of R the pool has to be arranged again.
         """
         if self._slots is None:
-            self._slots = device.empty_slots(self._static, count, capacity)
+            self._slots = self._programs.empty_slots(count, capacity)
             self._requests, self._capacity = [None] * count, capacity
             return
         if count != len(self._requests):
@@ -131,19 +125,19 @@ class RunningBatch:
             kept = [slot for slot, held in enumerate(self._requests) if held is not None]
             source = np.full(count, -1, np.int32)
             source[: len(kept)] = kept
-            self._slots = device.rearrange(self._slots, source, self._capacity)
+            self._slots = self._programs.rearrange(self._slots, source, self._capacity)
             requests = self.requests
             self._requests = [*requests, *[None] * (count - len(requests))]
         if capacity != self._capacity:
             source = np.arange(count, dtype=np.int32)
-            self._slots = device.rearrange(self._slots, source, capacity)
+            self._slots = self._programs.rearrange(self._slots, source, capacity)
             self._capacity = capacity
 
     def _shrink(self) -> None:
         requests = self.requests
         count = at_least(self._grid.counts, len(requests))
         entries = list(self._entries().values())
-        if count == len(self._requests) and not self._pool.smaller(entries, count):
+        if count == len(self._requests) and not self._readers.smaller(entries, count):
             self._idle_dispatches = 0
             return
         self._idle_dispatches += 1
@@ -151,4 +145,4 @@ class RunningBatch:
             return
         self._idle_dispatches = 0
         self._resize(count, self._capacity)
-        self._pool.arrange(self._entries(), count, afresh=True)
+        self._readers.arrange(self._entries(), count, afresh=True)

@@ -12,16 +12,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from elva_jax.errors import ClosedError, ElvaError, LayoutError, QueueFullError, first_line
-from elva_jax.inference.continuous.batch import MOST_STEPS, RunningBatch
+from elva_jax.inference.continuous.batch import RunningBatch
 from elva_jax.inference.continuous.compilations import count_this_thread
 from elva_jax.inference.continuous.grid import make_grid
 from elva_jax.inference.continuous.joining import Group, Joining, mark_prefilled
 from elva_jax.inference.continuous.prefixes import PrefixStore
+from elva_jax.inference.continuous.programs import Programs
 from elva_jax.inference.continuous.requests import EngineSettings, GenerationRequest, Stats
 from elva_jax.inference.continuous.running import Running
-from elva_jax.inference.continuous.slots import Static
+from elva_jax.inference.continuous.slots import MOST_STEPS, Static
 from elva_jax.inference.continuous.ticket import Ticket
-from elva_jax.inference.continuous.warm_up import Programs
+from elva_jax.inference.continuous.warm_up import WarmUp
 from elva_jax.inference.prefilled import STOP_INTERVAL
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, Merging
@@ -63,11 +64,10 @@ class ContinuousEngine:
         engine = model.engine
         static = Static(with_merging(engine.config, NO_MERGING), engine.vocab_size, engine.end_ids)
         self._grid = make_grid(engine.config, self.settings)
-        self._batch = RunningBatch(static, engine.weights, self._grid)
-        self._joining = Joining(model, static, self._grid)
-        self._programs = Programs(
-            static=static, weights=engine.weights, joining=self._joining, grid=self._grid
-        )
+        programs = Programs(static, engine.weights, engine.placement.mesh)
+        self._batch = RunningBatch(programs, self._grid)
+        self._joining = Joining(model, programs, self._grid)
+        self._warm_up = WarmUp(programs=programs, joining=self._joining, grid=self._grid)
         self._prefixes = PrefixStore(self.settings.prefix_bytes)
         self._changed = threading.Condition()
         self._queue: deque[Running] = deque()
@@ -122,7 +122,7 @@ class ContinuousEngine:
         Returns the seconds that it took. Compilations are counted in `stats` from here on.
         """
         start = time.perf_counter()
-        self._on_worker(lambda: self._programs.warm_up(merging))
+        self._on_worker(lambda: self._warm_up.run(merging))
         return time.perf_counter() - start
 
     def stats(self) -> Stats:

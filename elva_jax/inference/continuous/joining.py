@@ -5,26 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from elva_jax.inference.batching import text_tokens
-from elva_jax.inference.continuous import slots as device
-from elva_jax.inference.continuous.grid import Class, Grid, at_least
+from elva_jax.inference.continuous.grid import Grid, at_least
 from elva_jax.inference.continuous.pool import Layers
 from elva_jax.inference.continuous.prefixes import PrefixEntry
+from elva_jax.inference.continuous.programs import Programs
 from elva_jax.inference.continuous.running import Running
-from elva_jax.inference.continuous.slots import Fed, Questions, Static
-from elva_jax.inference.kv_cache import PrefixCache, split_heads
+from elva_jax.inference.continuous.slots import Fed, Questions
 from elva_jax.inference.sampling import GREEDY, RowSampling
 from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import Merging
-from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Clip, Text
 
@@ -32,20 +26,6 @@ if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
 
 BATCHED = 1024  # tokens; a longer prefix keeps the device busy alone
-
-
-@partial(jax.jit, static_argnums=1)
-def pad_layer(layer: PrefixCache, length: int) -> PrefixCache:
-    """A prefix's keys and values in one layer, padded on the right."""
-    more = length - layer.valid.shape[1]
-    k, v = (split_heads(jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)])) for x in layer[:2])
-    return PrefixCache(k, v, jnp.pad(layer.valid, [(0, 0), (0, more)]))
-
-
-@jax.jit
-def take_row(layers: Layers, row: Int[AnyArray, ""]) -> Layers:
-    """One prefix of a batch."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), layers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +52,12 @@ class Joining:
 
     Args:
       model: what answers.
-      static: the model as programs take it.
+      programs: what runs on the devices.
       grid: the shapes.
     """
 
-    def __init__(self, model: ElvaModel, static: Static, grid: Grid) -> None:
-        self._model, self._static, self._grid = model, static, grid
+    def __init__(self, model: ElvaModel, programs: Programs, grid: Grid) -> None:
+        self._model, self._programs, self._grid = model, programs, grid
 
     def batches(self, missing: Sequence[Running]) -> list[list[Running]]:
         """Splits requests without a prefix into batches that are prefilled together."""
@@ -107,7 +87,7 @@ class Joining:
         entries = [
             PrefixEntry(
                 key=request.prefix_key,
-                layers=layers if rows == 1 else take_row(layers, np.int32(row)),
+                layers=layers if rows == 1 else self._programs.take_row(layers, row),
                 lengths=tuple(layer.valid.shape[1] for layer in layers),
                 tokens=tuple(int(n) for n in tokens[:, row]),
                 length=int(length[row]),
@@ -152,14 +132,7 @@ class Joining:
             rows, tokens=int(rows.length.max()), merging=merging, lengths=lengths
         )
         target = grid.class_of([layer.valid.shape[1] for layer in prefix.layers])
-        return self.pad(prefix.layers, target), prefix.tokens, prefix.length
-
-    def pad(self, layers: Layers, target: Class) -> Layers:
-        """Prefixes in the lengths of a class."""
-        return tuple(
-            layer if layer.valid.shape[1] == length else pad_layer(layer, length)
-            for layer, length in zip(layers, target, strict=True)
-        )
+        return self._programs.pad(prefix.layers, target), prefix.tokens, prefix.length
 
     def groups(self, ready: Sequence[Running]) -> list[Group]:
         """Requests whose prefixes are there, by prefix, as many as are fed together."""
@@ -196,7 +169,7 @@ class Joining:
         queries: int = 0,
     ) -> Fed:
         """Feeds the questions at places of [B, G]; Q holds `queries` and the longest of them."""
-        count, static = batch * groups, self._static
+        count, static = batch * groups, self._programs.static
         asked = {place: running.ticket.request for place, running in requests.items()}
         longest = max((len(each.prompt.question) for each in asked.values()), default=queries)
         text = np.zeros((count, at_least(self._grid.questions, longest)), np.int32)
@@ -213,9 +186,7 @@ class Joining:
                 held = np.asarray([*text_tokens(request.prompt.prefix), *ids])
                 mask[place, held[held < static.vocab_size]] = True
         shape = (batch, groups)
-        return device.feed(
-            static,
-            self._model.engine.weights,
+        return self._programs.feed(
             layers,
             Questions(
                 text.reshape(*shape, -1),

@@ -25,6 +25,8 @@ from elva_jax.inference.sampling import RowSampling, choose_rows
 from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
 from elva_jax.utils.arrays import AnyArray
 
+MOST_STEPS = 16  # tokens per dispatch
+
 
 class KV(NamedTuple):
     """Keys and values of every slot in one decoder layer."""
@@ -185,7 +187,7 @@ def rearrange(slots: Slots, source: Int[AnyArray, " R2"], capacity: int) -> Slot
     return taken._replace(suffix=suffix, alive=taken.alive & (source >= 0))
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=3)
+@partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
 def advance(
     static: Static,
     weights: Weights,
@@ -194,9 +196,8 @@ def advance(
     where: tuple[Int[AnyArray, " R"], Int[AnyArray, " R"]],
     steps: Int[AnyArray, ""] | int,
     groups: int,
-    most: int,
-) -> tuple[Int32[Array, "R most"], Bool[Array, " R"], Bool[Array, " R"], Slots]:
-    """Continues every answer by up to `steps` tokens, at most `most` (static).
+) -> tuple[Int32[Array, "R N"], Bool[Array, " R"], Bool[Array, " R"], Slots]:
+    """Continues every answer by up to `steps` tokens, at most N = MOST_STEPS.
 
     Args:
       static: the model.
@@ -207,7 +208,6 @@ def advance(
         beyond P for unused slots.
       steps: tokens to decode.
       groups: G, the most slots of one prefix.
-      most: length of the result.
 
     Returns:
       The new tokens, -1 where there are none; which answers continue; which had an ending token;
@@ -241,7 +241,7 @@ def advance(
         )
         return done + 1, out.at[:, done].set(jnp.where(said, token, -1)), slots
 
-    out = jnp.full((len(slots.used), most), -1, jnp.int32)
+    out = jnp.full((len(slots.used), MOST_STEPS), -1, jnp.int32)
     _, out, slots = jax.lax.while_loop(unfinished, step, (jnp.int32(0), out, slots))
     return out, slots.alive, slots.ended, slots
 

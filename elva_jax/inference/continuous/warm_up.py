@@ -8,15 +8,14 @@ import logging
 import time
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
-from elva_jax.inference.continuous import slots as device
-from elva_jax.inference.continuous.batch import MOST_STEPS
-from elva_jax.inference.continuous.grid import Class, Grid
-from elva_jax.inference.continuous.joining import BATCHED, Joining, pad_layer, take_row
-from elva_jax.inference.continuous.pool import Layers, empty_pool, insert
-from elva_jax.inference.continuous.slots import Fed, Slots, Static
-from elva_jax.inference.params import Weights
+from elva_jax.inference.continuous.grid import Grid
+from elva_jax.inference.continuous.joining import BATCHED, Joining
+from elva_jax.inference.continuous.programs import Programs
+from elva_jax.inference.continuous.slots import Fed, Slots
+from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.ops.merging import Merging
 from elva_jax.video.layout import Text
 
@@ -24,23 +23,23 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Programs:
-    """The programs of one engine."""
+class WarmUp:
+    """What runs the programs of one engine."""
 
-    static: Static
-    weights: Weights
+    programs: Programs
     joining: Joining
     grid: Grid
 
-    def warm_up(self, merging: Sequence[bool | Merging]) -> None:
+    def run(self, merging: Sequence[bool | Merging]) -> None:
         """Runs them all on arrays of zeros; `merging` are those that requests will ask for."""
         start = time.perf_counter()
         for each in merging:
             self._prefill(merging=each)
-        pools = self._pools()
-        fed = self._feed(pools)
-        for slots in self._slots(fed):
-            self._advance(slots, pools)
+        self._pad()
+        self._insert()
+        fed = self._feed()
+        for count, capacity in itertools.product(self.grid.counts, self.grid.capacities):
+            self._decode(self._slots(fed, count, capacity))
         _LOG.info("programs for all shapes are ready after %.1f s", time.perf_counter() - start)
 
     def _prefill(self, *, merging: bool | Merging) -> None:
@@ -61,72 +60,65 @@ class Programs:
             for path in sorted(paths) or [()]:
                 joining.run_prefix([prefix] * rows, [()] * rows, merging=merging, forced=path)
 
-    def _pools(self) -> dict[tuple[int, Class], Layers]:
-        """Pools of every number of prefixes and class, with every prefix copied into them."""
-        grid = self.grid
+    def _pad(self) -> None:
+        """Prefixes from every length of the prefill to every length of a class."""
+        config, programs = self.programs.config, self.programs
+        wide = {length for lengths in self.grid.classes for length in lengths}
+        for rows, length, padded in itertools.product(self.grid.joins, self.grid.prefixes, wide):
+            if length < padded:
+                shape = (rows, config.num_kv_heads, length, config.head_dim)
+                zeros = np.zeros(shape, jnp.dtype(config.dtype))
+                layer = PrefixCache(*(jnp.asarray(zeros),) * 2, jnp.zeros(shape[::2], bool))
+                programs.pad((layer,), (padded,))
+
+    def _insert(self) -> None:
+        """Every prefix into every pool, and out of every batch."""
+        grid, programs = self.grid, self.programs
         counts = {rows for count in grid.counts for rows, _ in grid.layouts(count)}
-        pools = {
-            (rows, lengths): empty_pool(self.static.config, rows, lengths)
-            for rows in sorted({1, *counts, *grid.joins})
-            for lengths in grid.classes
-        }
-        for (rows, lengths), pool in pools.items():
+        for rows, lengths in itertools.product(sorted(counts - {1}), grid.classes):
+            pool = programs.empty_pool(rows, lengths)
             for shorter in grid.classes:
-                if rows > 1 and all(a <= b for a, b in zip(shorter, lengths, strict=True)):
-                    pool = insert(pool, pools[1, shorter], np.int32(0))
-            pools[rows, lengths] = pool
-        wide = {length for lengths in grid.classes for length in lengths}
+                if all(a <= b for a, b in zip(shorter, lengths, strict=True)):
+                    pool = programs.insert(pool, programs.empty_pool(1, shorter), 0)
         for rows, lengths in itertools.product(grid.joins, grid.classes):
             if rows > 1:
-                take_row(pools[rows, lengths], np.int32(0))
-            for layer, length in itertools.product(set(lengths), wide):
-                if layer < length:
-                    pad_layer(pools[rows, lengths][lengths.index(layer)], length)
-        return pools
+                programs.take_row(programs.empty_pool(rows, lengths), 0)
 
-    def _feed(self, pools: dict[tuple[int, Class], Layers]) -> list[Fed]:
+    def _feed(self) -> list[Fed]:
         """Questions about every class of prefixes; returns one result of each shape."""
         grid, fed = self.grid, {}
         shapes = {(1, joins) for joins in grid.joins} | {(joins, 1) for joins in grid.joins}
         for (rows, groups), lengths in itertools.product(sorted(shapes), grid.classes):
+            prefix = self.programs.empty_pool(rows, lengths)
             for queries in grid.questions:
                 fed[rows * groups, queries] = self.joining.run_questions(
-                    pools[rows, lengths], rows, groups, {}, queries
+                    prefix, rows, groups, {}, queries
                 )
         return list(fed.values())
 
-    def _slots(self, fed: Sequence[Fed]) -> list[Slots]:
-        """Slots of every number and capacity, after all that happens to them between dispatches."""
-        grid, out = self.grid, []
-        for count, capacity in itertools.product(grid.counts, grid.capacities):
-            slots = device.empty_slots(self.static, count, capacity)
-            for each in fed:
-                if each.suffix[0].k.shape[2] <= capacity:
-                    index = np.full(len(each.slots.used), count, np.int32)
-                    slots = device.put(slots, each, index)
-            slots = device.release(slots, np.zeros(count, bool))
-            for other in grid.counts:
-                device.rearrange(slots, np.full(other, -1, np.int32), capacity)
-            for other in grid.capacities:
-                if other > capacity:
-                    device.rearrange(slots, np.arange(count, dtype=np.int32), other)
-            out.append(slots)
-        return out
+    def _slots(self, fed: Sequence[Fed], count: int, capacity: int) -> Slots:
+        """Slots after all that happens to them between dispatches."""
+        grid, programs = self.grid, self.programs
+        slots = programs.empty_slots(count, capacity)
+        for each in fed:
+            if each.suffix[0].k.shape[2] <= capacity:
+                index = np.full(len(each.slots.used), count, np.int32)
+                slots = programs.put(slots, each, index)
+        slots = programs.release(slots, np.zeros(count, bool))
+        for other in grid.counts:
+            programs.rearrange(slots, np.full(other, -1, np.int32), capacity)
+        for other in grid.capacities:
+            if other > capacity:
+                programs.rearrange(slots, np.arange(count, dtype=np.int32), other)
+        return slots
 
-    def _advance(self, slots: Slots, pools: dict[tuple[int, Class], Layers]) -> None:
-        """Decoding with every layout and class."""
+    def _decode(self, slots: Slots) -> None:
+        """Every layout and class."""
         count = len(slots.used)
+        where_none = np.zeros(count, np.int32)
         for (rows, groups), lengths in itertools.product(
             self.grid.layouts(count), self.grid.classes
         ):
-            where = np.full(count, rows, np.int32), np.zeros(count, np.int32)
-            *_, slots = device.advance(
-                self.static,
-                self.weights,
-                pools[rows, lengths],
-                slots,
-                where,
-                np.int32(0),
-                groups,
-                MOST_STEPS,
-            )
+            pool = self.programs.empty_pool(rows, lengths)
+            where = np.full(count, rows, np.int32), where_none
+            *_, slots = self.programs.advance(pool, slots, where, 0, groups)

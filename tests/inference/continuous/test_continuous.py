@@ -18,8 +18,10 @@ from elva_jax.inference.continuous import (
     request,
 )
 from elva_jax.inference.continuous.grid import make_grid
-from elva_jax.inference.continuous.pool import Pool
 from elva_jax.inference.continuous.prefixes import PrefixEntry, PrefixStore
+from elva_jax.inference.continuous.programs import Programs
+from elva_jax.inference.continuous.readers import Readers
+from elva_jax.inference.continuous.slots import Static
 from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.models.elva import with_merging
@@ -279,7 +281,8 @@ def test_the_pool_holds_the_prefix_of_every_slot(config, model):
         with_merging(model.model_config, NO_MERGING), num_kv_heads=1, head_dim=2, num_layers=1
     )
     grid = make_grid(small, EngineSettings(slots=8, context=16, smallest=8))
-    rng, pool, count = np.random.default_rng(0), Pool(small, grid), 2
+    programs = Programs(Static(small, 0, ()), model.engine.weights, None)
+    rng, pool, count = np.random.default_rng(0), Readers(programs, grid), 2
     entries = [entry(str(n), grid.classes[n % len(grid.classes)], n + 1.0) for n in range(6)]
     slots = {}
     for turn in range(24):
