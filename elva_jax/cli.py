@@ -38,6 +38,7 @@ COMMANDS = {
     "generate": ("elva_jax.commands.generate", "answer a question about a video"),
     "chat": ("elva_jax.commands.generate", "talk about a video"),
     "compile": ("elva_jax.commands.compile", "store the programs that answers need on disk"),
+    "serve": ("elva_jax.commands.serve", "answer over HTTP, for clients of OpenAI's API"),
     "convert": ("elva_jax.commands.convert", "weights from and to Hugging Face"),
     "plan": ("elva_jax.tools.plan.command", "compute the needs of a run on other hardware"),
     "bench": (

@@ -53,6 +53,7 @@ class PromptReader:
         frames: int | Hybrid | None = None,
         name: str | None = None,
         span: Span = WHOLE,
+        seconds: float | None = None,
     ) -> Visual:
         """Reads one video or image as the model takes it.
 
@@ -61,10 +62,11 @@ class PromptReader:
           frames: how it is sampled.
           name: what errors call the source.
           span: the seconds between which frames are sampled; see `read_video`.
+          seconds: the longest time that reading may take; None: READ_SECONDS, or the run's
+            data.time_limit if that is longer.
 
         Raises:
-          VideoError: the source cannot be read, has no frames, or takes longer than READ_SECONDS
-            and the run's data.time_limit.
+          VideoError: the source cannot be read, has no frames, or takes too long.
         """
         tower = self.model_config.tower
         settings = clip_settings(
@@ -76,7 +78,9 @@ class PromptReader:
             settings = dataclasses.replace(settings, fps=0.0, hybrid=frames)
         elif frames is not None:
             settings = dataclasses.replace(settings, fps=0.0, num_frames=frames)
-        limit = self.data.time_limit and max(self.data.time_limit, READ_SECONDS)
+        limit = seconds
+        if limit is None:
+            limit = self.data.time_limit and max(self.data.time_limit, READ_SECONDS)
         try:
             with stages.stage("read"):
                 return run_with_time_limit(

@@ -1,0 +1,102 @@
+"""One real server for all tests: a tiny model, its engine, and clients over sockets."""
+
+import base64
+import socket
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from elva_jax import testing
+from elva_jax.inference.continuous import ContinuousEngine, EngineSettings
+from elva_jax.serving.server import Server, bind
+from elva_jax.serving.settings import ServeSettings
+
+KEY = "sk-of-the-tests"
+SETTINGS = EngineSettings(slots=4, queue=64, context=256, question=128, max_new_tokens=32)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return testing.tiny_model()
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory):
+    """A folder of media with ways out of it, and a secret beside it."""
+    above = tmp_path_factory.mktemp("serve")
+    folder = above / "media"
+    folder.mkdir()
+    for color in ("red", "blue"):
+        testing.write_video(folder / f"{color}.mp4", testing.tiny_video(8, color=color))
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    testing.write_video(above / "secret.mp4", testing.tiny_video(4))
+    (folder / "link.mp4").symlink_to(above / "secret.mp4")
+    (folder / "above").symlink_to(above)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(model):
+    with ContinuousEngine(model, SETTINGS) as made:
+        yield made
+
+
+def settings(media, **more):
+    """Those of the tests' servers."""
+    fields = {"api_key": KEY, "media_dir": media, "max_new_tokens": 32, "max_prompt_tokens": 384}
+    fields |= {"max_body": 2**20, "header_seconds": 1.0, "body_seconds": 1.0}
+    return ServeSettings(**(fields | more))
+
+
+@pytest.fixture(scope="session")
+def server(model, engine, media):
+    with Server(model, engine, settings(media), bind("127.0.0.1", 0)) as started:
+        yield started
+
+
+@pytest.fixture
+def client(server):
+    """OpenAI's client."""
+    with openai.OpenAI(base_url=server.url, api_key=KEY, max_retries=0, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture
+def http(server):
+    """Bare requests; `raw` opens a socket."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture
+def raw(server):
+    """Opens sockets to the server."""
+    opened = []
+
+    def connect():
+        url = httpx.URL(server.url)
+        opened.append(socket.create_connection((url.host, url.port), timeout=30))
+        return opened[-1]
+
+    yield connect
+    for each in opened:
+        each.close()
+
+
+def part(url, kind="video_url"):
+    """A medium of a message."""
+    return {"type": kind, kind: {"url": str(url)}}
+
+
+def ask(*parts, **more):
+    """The body of a request with one message."""
+    parts = [{"type": "text", "text": each} if isinstance(each, str) else each for each in parts]
+    return {"model": "elva", "messages": [{"role": "user", "content": parts}], **more}
+
+
+def inline(path: Path, kind="video/mp4"):
+    """A file as a data: URL."""
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
