@@ -4,17 +4,21 @@ import base64
 import socket
 from pathlib import Path
 
+import sys
+
 import httpx
 import openai
 import pytest
 
 from elva_jax import testing
-from elva_jax.inference.continuous import ContinuousEngine, EngineSettings
+
 from elva_jax.serving.server import Server, bind
 from elva_jax.serving.settings import ServeSettings
 
+sys.path.insert(0, str(Path(__file__).parent))
+from one_by_one import OneByOne  # noqa: E402
+
 KEY = "sk-of-the-tests"
-SETTINGS = EngineSettings(slots=4, queue=64, context=256, question=128, max_new_tokens=32)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +43,7 @@ def media(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engine(model):
-    with ContinuousEngine(model, SETTINGS) as made:
+    with OneByOne(model) as made:
         yield made
 
 
@@ -86,17 +90,28 @@ def raw(server):
         each.close()
 
 
-def part(url, kind="video_url"):
-    """A medium of a message."""
-    return {"type": kind, kind: {"url": str(url)}}
+@pytest.fixture
+def ask():
+    """Makes the body of a request with one message, of texts and media by their type and URL."""
+
+    def make(*parts, **more):
+        content = []
+        for each in parts:
+            if isinstance(each, str):
+                content.append({"type": "text", "text": each})
+            else:
+                kind, url = each
+                content.append({"type": kind, kind: {"url": str(url)}})
+        return {"model": "elva", "messages": [{"role": "user", "content": content}], **more}
+
+    return make
 
 
-def ask(*parts, **more):
-    """The body of a request with one message."""
-    parts = [{"type": "text", "text": each} if isinstance(each, str) else each for each in parts]
-    return {"model": "elva", "messages": [{"role": "user", "content": parts}], **more}
+@pytest.fixture
+def inline(media):
+    """A file of the folder as a data: URL."""
 
+    def make(name, kind="video/mp4"):
+        return f"data:{kind};base64,{base64.b64encode((media / name).read_bytes()).decode()}"
 
-def inline(path: Path, kind="video/mp4"):
-    """A file as a data: URL."""
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return make
