@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException

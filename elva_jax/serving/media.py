@@ -1,4 +1,4 @@
-"""Images and videos of requests: found, read, and kept in memory for the next question about them."""
+"""Images and videos of requests: found, read, and kept for the next question about them."""
 
 from __future__ import annotations
 

@@ -2,23 +2,19 @@
 
 import base64
 import socket
-from pathlib import Path
-
-import sys
 
 import httpx
 import openai
 import pytest
 
 from elva_jax import testing
-
+from elva_jax.inference.continuous.engine import ContinuousEngine
+from elva_jax.inference.continuous.requests import EngineSettings
 from elva_jax.serving.server import Server, bind
 from elva_jax.serving.settings import ServeSettings
 
-sys.path.insert(0, str(Path(__file__).parent))
-from one_by_one import OneByOne  # noqa: E402
-
 KEY = "sk-of-the-tests"
+SETTINGS = EngineSettings(slots=4, queue=64, context=256, question=128, max_new_tokens=32)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +39,7 @@ def media(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engine(model):
-    with OneByOne(model) as made:
+    with ContinuousEngine(model, SETTINGS) as made:
         yield made
 
 
