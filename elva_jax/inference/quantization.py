@@ -78,10 +78,12 @@ def quantizing(config: ModelConfig, scheme: Scheme) -> Keep:
 
     def keep(path: str, array: jax.Array) -> Any:
         if path in ("decoder/embed_tokens", "decoder/lm_head"):
-            return quantize_matrix(array, "int8", axis=int(path.endswith("tokens")))
-        if path.endswith("/kernel") and path.split("/")[-2] in MATRICES:
-            return quantize_matrix(array, scheme, scale_dtype=dtype)
-        return plain(path, array)
+            made = quantize_matrix(array, "int8", axis=int(path.endswith("tokens")))
+        elif path.endswith("/kernel") and path.split("/")[-2] in MATRICES:
+            made = quantize_matrix(array, scheme, scale_dtype=dtype)
+        else:
+            return plain(path, array)
+        return jax.block_until_ready(made)  # dispatched ahead, many tensors would be held at once
 
     return keep
 
