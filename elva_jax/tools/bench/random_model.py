@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,8 +19,16 @@ from elva_jax.models.elva import Elva, dummy_inputs
 CONTENT = {"static": 0.0, "slow": 0.25, "typical": 0.5, "fast": 0.75, "noise": 1.0}
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
-    """Random weights on the device, in the types of inference, without a second copy."""
+def random_weights(
+    config: ModelConfig, seed: int = 0, decoder_of: Weights | None = None
+) -> Weights:
+    """Random weights on the device, in the types of inference, without a second copy.
+
+    Args:
+      config: the model.
+      seed: of the random numbers.
+      decoder_of: weights whose decoder is taken instead of another one.
+    """
 
     def init(key):
         params = nn.unbox(Elva(config).init(key, *dummy_inputs(config)))["params"]
@@ -26,14 +36,24 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
 
     shapes = jax.eval_shape(init, jax.random.key(seed))
     keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(shapes))))
+    if decoder_of is not None:
+        visual = jax.tree_util.tree_map_with_path(partial(_draw, keys), shapes.visual)
+        return decoder_of._replace(visual=visual)
+    return jax.tree_util.tree_map_with_path(partial(_draw, keys), shapes)
 
-    def draw(path, leaf):
-        name, key = jax.tree_util.keystr(path), next(keys)
-        if "scale" in name:
-            return jnp.ones(leaf.shape, leaf.dtype)
-        return (0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+def _draw(keys: Iterator[jax.Array], path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    name, key = jax.tree_util.keystr(path), next(keys)
+    return (
+        jnp.ones(leaf.shape, leaf.dtype)
+        if "scale" in name
+        else _normal(key, leaf.shape, leaf.dtype)
+    )
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _normal(key, shape, dtype):
+    return (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype)
 
 
 def random_patches(

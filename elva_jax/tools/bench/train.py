@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from elva_jax.config.load import choose
@@ -54,10 +55,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stages = list(config.curriculum)
     name = choose("--stage", args.stage or stages[0], stages)
     task = make_task(config, name)
+    measure: Callable[[Task, int], dict[str, Any]] = measure_step
     if args.trainer == "pytorch":
-        from elva_jax.tools.bench.train_pytorch import measure
-    else:
-        measure = _measure
+        from elva_jax.tools.bench import train_pytorch
+
+        measure = train_pytorch.measure
     return {
         "config": args.config,
         "overrides": args.overrides,
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measure(task: Task, repeats: int) -> dict[str, Any]:
+def measure_step(task: Task, repeats: int) -> dict[str, Any]:
     """Times our step, and reads the allocator's high-water mark."""
     import jax
 

@@ -12,8 +12,13 @@ from elva_jax.tools.bench.train_step import random_batch, summary, time_steps
 from elva_jax.training.mfu import PEAKS
 
 
-def measure(task: Task, repeats: int) -> dict[str, Any]:
+def measure(task: Task, repeats: int, *, compiled: bool = False) -> dict[str, Any]:
     """Times the step on rows of as many tokens as ours, all of which are text.
+
+    Args:
+      task: of the stage.
+      repeats: timed steps.
+      compiled: by torch.compile.
 
     Raises:
       ConfigError: PyTorch is missing.
@@ -35,6 +40,7 @@ def measure(task: Task, repeats: int) -> dict[str, Any]:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
+    forward = torch.compile(model.model) if compiled else model.model
     ids_1xS = torch.as_tensor(layout.token_id[:1], device=device).long()
     learned_S = torch.as_tensor(layout.loss_weight[0] > 0, device=device)
     target_N = torch.as_tensor(layout.target[0], device=device).long()[learned_S]
@@ -42,7 +48,7 @@ def measure(task: Task, repeats: int) -> dict[str, Any]:
     def step() -> None:
         for _ in range(size):
             with torch.autocast(device, torch.bfloat16):
-                hidden_1xSxD = model.model(input_ids=ids_1xS, use_cache=False).last_hidden_state
+                hidden_1xSxD = forward(input_ids=ids_1xS, use_cache=False).last_hidden_state
                 logits_NxV = model.lm_head(hidden_1xSxD[0, learned_S])
             loss = torch.nn.functional.cross_entropy(logits_NxV.float(), target_N)
             (loss / size).backward()

@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     # In the order of tokens, because a GPU's high-water mark of memory only rises.
     ordered = sorted(
-        dict.fromkeys(cases + by_content), key=lambda case: models[case[0]].tokens(case[1])
+        dict.fromkeys(cases + by_content),
+        key=lambda case: (models[case[0]].tokens(case[1]), not models[case[0]].merging),
     )
     results = {
         case: models[case[0]].measure(*case[1:], args.new_tokens, args.repeats) for case in ordered

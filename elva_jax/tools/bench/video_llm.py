@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,13 +12,13 @@ import numpy as np
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.inference import decode
-from elva_jax.inference.batching import build_rows, grid_length
+from elva_jax.inference.batching import Rows, build_rows, grid_length
 from elva_jax.inference.params import Weights
 from elva_jax.inference.prefill import Prefix, prefill
 from elva_jax.inference.sampling import GREEDY
 from elva_jax.models.elva import merging_of, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
-from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B
+from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B, VARIANTS
 from elva_jax.tools.bench.arguments import Dtype
 from elva_jax.tools.bench.memory import peak_bytes
 from elva_jax.tools.bench.random_model import random_patches, random_weights
@@ -53,6 +54,10 @@ class VideoLLM:
         """Tokens of the prompt."""
         return HEADER + clip_tokens(self.clip(frames)) + QUESTION
 
+    def question(self, frames: int, content: str, new_tokens: int) -> Question:
+        """A question about a random video, whose answer has room for `new_tokens`."""
+        return Question(self, frames, content, new_tokens)
+
     def measure(self, frames: int, content: str, new_tokens: int, repeats: int) -> dict[str, Any]:
         """Measures the answer to a question about one video.
 
@@ -67,70 +72,108 @@ class VideoLLM:
           "ttft" seconds to the first token, "tokens_per_second" after it, and "peak_bytes" of
           memory including the weights.
         """
-        clip = self.clip(frames)
-        patch_width = self.config.patch_size**2 * 3
-        patches = random_patches(clip.grids, patch_width, content)
-        parts = (Text(tuple(range(HEADER))), clip)
-        capacity = grid_length(new_tokens)
-        sampling = GREEDY.params(self.config.vocab_size, (-1,))
-        merging = merging_of(self.config) if self.merging else NO_MERGING
-
-        def first() -> tuple[Prefix, decode.DecodeState]:
-            rows = build_rows(
-                [parts], [patches], patch_width, frame_patches=self.config.frame_patches
-            )
-            prefix = prefill(self.config, self.weights, rows, merging)
-            state = decode.new_state(
-                self.config, prefix.length, 1, QUESTION + capacity, np.zeros((1, 1, 0), bool)
-            )
-            question = np.arange(QUESTION, dtype=np.int32).reshape(1, 1, -1)
-            length = np.full((1, 1), QUESTION, np.int32)
-            return prefix, decode.feed(
-                self.config, self.weights, prefix.layers, state, question, length, sampling
-            )
-
-        def rest(prefix: Prefix, state: decode.DecodeState) -> Any:
-            return decode.advance(
-                self.config, self.weights, prefix.layers, state, capacity, new_tokens, sampling
-            )[0]
+        question = self.question(frames, content, new_tokens)
 
         def everything() -> Any:
-            return rest(*first())
+            return question.rest(*question.first())
 
-        jax.block_until_ready(everything())  # compiles
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
-        peak = peak_bytes(everything)
+        if jax.devices()[0].memory_stats():
+            # A device's high-water mark only rises, so the first run has to show it.
+            peak = peak_bytes(everything)
+        else:
+            jax.block_until_ready(everything())  # compiles
+            peak = peak_bytes(everything)
         seconds, speed = [], []
         for _ in range(repeats):
             start = time.perf_counter()
-            prefix, state = jax.block_until_ready(first())
+            prefix, state = jax.block_until_ready(question.first())
             middle = time.perf_counter()
-            jax.block_until_ready(rest(prefix, state))
+            jax.block_until_ready(question.rest(prefix, state))
             seconds.append(middle - start)
             speed.append(new_tokens / (time.perf_counter() - middle))
         return {
             "tokens": self.tokens(frames),
-            "kept": _kept(prefix),
+            "kept": kept_share(prefix),
             "ttft": spread(seconds),
             "tokens_per_second": float(np.median(speed)),
-            "peak_bytes": None if peak is None else held + peak,
+            "peak_bytes": None if peak is None else self.held_bytes() + peak,
         }
 
+    def held_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
 
-def _kept(prefix: Prefix) -> float:
+
+class Question:
+    """A question about one random video; nothing is computed before a method is called."""
+
+    def __init__(self, model: VideoLLM, frames: int, content: str, new_tokens: int):
+        self._model, self._new_tokens = model, new_tokens
+        config, clip = model.config, model.clip(frames)
+        self._patch_width = config.patch_size**2 * 3
+        self._patches = random_patches(clip.grids, self._patch_width, content)
+        self._parts = (Text(tuple(range(HEADER))), clip)
+        self._capacity = grid_length(new_tokens)
+        self._sampling = GREEDY.params(config.vocab_size, (-1,))
+        self._merging = merging_of(config) if model.merging else NO_MERGING
+
+    def rows(self) -> Rows:
+        """The prompt up to the question, on the host."""
+        return build_rows(
+            [self._parts],
+            [self._patches],
+            self._patch_width,
+            frame_patches=self._model.config.frame_patches,
+        )
+
+    def prefill(self, rows: Rows | None = None) -> Prefix:
+        """The prompt through the decoder, on the device."""
+        model = self._model
+        return prefill(model.config, model.weights, rows or self.rows(), self._merging)
+
+    def feed_arguments(self, prefix: Prefix) -> tuple[Any, ...]:
+        """The arguments of `decode.feed` for the question."""
+        config, slots = self._model.config, QUESTION + self._capacity
+        state = decode.new_state(config, prefix.length, 1, slots, np.zeros((1, 1, 0), bool))
+        text = np.arange(QUESTION, dtype=np.int32).reshape(1, 1, -1)
+        length = np.full((1, 1), QUESTION, np.int32)
+        return config, self._model.weights, prefix.layers, state, text, length, self._sampling
+
+    def first(self) -> tuple[Prefix, decode.DecodeState]:
+        """All up to the first token of the answer."""
+        prefix = self.prefill()
+        return prefix, decode.feed(*self.feed_arguments(prefix))
+
+    def rest(self, prefix: Prefix, state: decode.DecodeState) -> jax.Array:
+        """The answer after the first token: [1, 1, capacity]."""
+        return self.advance(prefix, state, self._new_tokens)[0]
+
+    def advance(
+        self, prefix: Prefix, state: decode.DecodeState, steps: int
+    ) -> tuple[jax.Array, decode.DecodeState]:
+        """`decode.advance` by so many tokens."""
+        config, weights = self._model.config, self._model.weights
+        return decode.advance(
+            config, weights, prefix.layers, state, self._capacity, steps, self._sampling
+        )
+
+
+def kept_share(prefix: Prefix) -> float:
     """Share of the visual tokens left, averaged over the layers."""
     layers = np.asarray([block.stop - block.start for block in prefix.blocks])
     visual = int(prefix.length[0]) - HEADER
     return float((layers * (prefix.tokens[:, 0] - HEADER)).sum() / (layers.sum() * visual))
 
 
-def paper_models(size: str, dtype: Dtype) -> dict[str, VideoLLM]:
+def paper_models(
+    size: str, dtype: Dtype, only: Collection[str] = tuple(VARIANTS)
+) -> dict[str, VideoLLM]:
     """The paper's sizes: frames of 336 px, low ones of 112 px, CLIP-ViT-L/14-336 as the encoder."""
     decoder = {"1_5b": QWEN2_1_5B, "7b": QWEN2_7B}[size]
-    return build(dataclasses.replace(decoder, dtype=dtype), CLIP_L_336, EDGE, LOW_EDGE)
+    return build(dataclasses.replace(decoder, dtype=dtype), CLIP_L_336, EDGE, LOW_EDGE, only)
 
 
-def small_models(dtype: Dtype) -> dict[str, VideoLLM]:
+def small_models(dtype: Dtype, only: Collection[str] = tuple(VARIANTS)) -> dict[str, VideoLLM]:
     """Small models for a CPU, in the paper's proportions.
 
     Frames have 112 px and 21 tokens, or 64 tokens from the tower; low ones have 56 px.
@@ -148,13 +191,36 @@ def small_models(dtype: Dtype) -> dict[str, VideoLLM]:
     tower = TeacherConfig(
         image_size=112, hidden_size=192, intermediate_size=768, num_layers=6, num_heads=3
     )
-    return build(model, tower, 112, 56)
+    return build(model, tower, 112, 56, only)
+
+
+def tiny_models(dtype: Dtype, only: Collection[str] = tuple(VARIANTS)) -> dict[str, VideoLLM]:
+    """The smallest models in which all of this happens, to see that a measurement works."""
+    widths: Any = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "patch_width": 8}
+    counts: Any = {"num_layers": 4, "num_heads": 2, "num_kv_heads": 1}
+    model = ModelConfig(vocab_size=64, patch_size=4, dtype=dtype, **widths, **counts)
+    tower = TeacherConfig(
+        image_size=12, patch_size=3, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2
+    )
+    return build(model, tower, 12, 8, only)
 
 
 def build(
-    model: ModelConfig, tower: TeacherConfig, edge: int, low_edge: int
+    model: ModelConfig,
+    tower: TeacherConfig,
+    edge: int,
+    low_edge: int,
+    only: Collection[str] = tuple(VARIANTS),
 ) -> dict[str, VideoLLM]:
-    """The four models on one decoder, for square frames of `edge` and `low_edge` pixels."""
+    """Models on one decoder, for square frames of `edge` and `low_edge` pixels.
+
+    Args:
+      model: the decoder.
+      tower: of the encoder-based model.
+      edge: of all frames, or of the high ones.
+      low_edge: of the low frames of `merge_hr`.
+      only: keys of `VARIANTS`; the weights of others are not made.
+    """
     model = dataclasses.replace(model, max_position=max(model.max_position, 1 << 18))
     rules = (
         MergeLayer(CUTS[0] * model.num_layers // 28),
@@ -165,14 +231,14 @@ def build(
         model, patch_size=tower.patch_size, patch_embed="encoder", tower=tower
     )
     weights = random_weights(free)
-    # All share one decoder, and differ only in the modules before it.
-    other = random_weights(based)._replace(
-        **{name: getattr(weights, name) for name in ("embed_tokens", "norm", "lm_head", "layers")}
-    )
     grid, low = (edge // model.patch_size,) * 2, (low_edge // model.patch_size,) * 2
-    return {
-        "encoder_based": VideoLLM(config=based, weights=other, grid=(tower.grid, tower.grid)),
+    models = {
         "encoder_free": VideoLLM(config=free, weights=weights, grid=grid),
         "merge": VideoLLM(config=free, weights=weights, grid=grid, merging=True),
         "merge_hr": VideoLLM(config=free, weights=weights, grid=grid, low_grid=low, merging=True),
     }
+    if "encoder_based" in only:
+        # All share one decoder, and differ only in the modules before it.
+        other, squares = random_weights(based, decoder_of=weights), (tower.grid, tower.grid)
+        models["encoder_based"] = VideoLLM(config=based, weights=other, grid=squares)
+    return {name: models[name] for name in VARIANTS if name in only}

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.tools.bench.random_model import CONTENT, random_patches
-from elva_jax.tools.bench.video_llm import HEADER, QUESTION, build
+from elva_jax.tools.bench.video_llm import HEADER, QUESTION, tiny_models
 from elva_jax.video.layout import Text, build_layout
 
 
@@ -71,13 +70,7 @@ def test_videos_have_the_redundancy_that_they_are_named_after(content):
 
 @pytest.fixture(scope="module")
 def models():
-    widths = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "patch_width": 8}
-    counts = {"num_layers": 4, "num_heads": 2, "num_kv_heads": 1}
-    model = ModelConfig(vocab_size=64, patch_size=4, dtype="float32", **widths, **counts)
-    tower = TeacherConfig(
-        image_size=12, patch_size=3, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2
-    )
-    return build(model, tower, 12, 8)
+    return tiny_models("float32")
 
 
 def test_four_models_are_measured_on_one_decoder(models):

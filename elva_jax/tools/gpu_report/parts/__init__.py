@@ -1,0 +1,1 @@
+"""The parts: each module has `run(context, *options)`."""
