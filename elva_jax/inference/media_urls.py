@@ -43,11 +43,19 @@ def locate(root: Path, name: Any, key: str) -> str | bytes:
             raise RecordError(
                 key, f"names a medium by the URL {shown(name)}; files and data: URLs are read"
             )
-        url = urllib.parse.urlsplit(name)
-        if url.netloc not in ("", "localhost"):
-            raise RecordError(key, f"the file {shown(name)} is on another host")
-        name = urllib.parse.unquote(url.path)
+        name = _file_path(name[len("file:") :], key)
     return paths.inside(root, name, key)
+
+
+def _file_path(rest: str, key: str) -> str:
+    """The path of a `file:` URL, from what follows the scheme: //HOST/PATH, or PATH."""
+    host = ""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        rest = slash + path
+    if host not in ("", "localhost"):
+        raise RecordError(key, f"the file {shown(f'//{host}{rest}')} is on another host")
+    return urllib.parse.unquote(rest)
 
 
 def _decode(url: str, key: str) -> bytes:

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     data = "data:video/mp4;base64," + base64.b64encode((folder / "1.mp4").read_bytes()).decode()
     turns = [("human", "<video>\nWhat?"), ("gpt", "Red."), ("human", "Where?"), ("gpt", "Left.")]
     rows = [
-        {"id": "a", "video": "0.mp4", "prompt": "What moves?", "max_tokens": 2},
+        {"id": "a", "video": "0.mp4", "prompt": "What moves?", "max_tokens": 3},
         {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body("2.mp4")},
         {"question_id": 7, "media": ["1.mp4"], "text": "What moves?"},
         {"id": "gone", "image": "gone.png", "prompt": "What?"},
@@ -87,7 +87,7 @@ def test_answers_are_the_model_s_own_in_the_order_of_the_rows(folder, done):
     model = elva_jax.load(folder / "tiny")
     own = [
         model.answer(str(folder / f"{k}.mp4"), "What moves?", max_new_tokens=most)
-        for k, most in ((0, 2), (2, NEW), (1, NEW))
+        for k, most in ((0, 3), (2, NEW), (1, NEW))
     ]
     assert [text_of(line) for line in lines[:3]] == own
     assert text_of(lines[5]) == own[2]
@@ -95,7 +95,7 @@ def test_answers_are_the_model_s_own_in_the_order_of_the_rows(folder, done):
     drawn = model.answer(str(folder / "0.mp4"), "Where to?", max_new_tokens=NEW, sampling=chat)
     assert text_of(lines[7]) == drawn
     assert (lines[4]["reference"], lines[0]["finish_reason"]) == ("Left.", "length")
-    assert lines[0]["usage"] == {"prompt_tokens": 112, "completion_tokens": 2, "total_tokens": 114}
+    assert lines[0]["usage"] == {"prompt_tokens": 112, "completion_tokens": 3, "total_tokens": 115}
     assert lines[0]["merged_tokens"][0] < 112
     assert [line["index"] for line in lines if "index" in line] == [0, 2, 3, 4, 7, 8, 9]
 
@@ -215,7 +215,7 @@ def ask(folder):
         watched = object.__new__(Watched)
         watched.__dict__.update(model.__dict__)
         questions = QuestionFile(folder / "q.jsonl", None, writing)
-        config = FileConfig(writing=writing, batch_size=4, **more)
+        config = FileConfig(writing=writing, **more)
         return answer_file(watched, questions, output, {}, config), seen
 
     return answer

@@ -101,6 +101,7 @@ def test_markers_in_text_are_text_where_they_place_nothing(read):
         ({"video": "/etc/passwd", "prompt": "What?"}, "leaves the root folder"),
         ({"video": "http://10.0.0.1/a.mp4", "prompt": "What?"}, "by the URL http://10.0.0.1/a.mp4"),
         ({"video": "file://host/a.mp4", "prompt": "What?"}, "is on another host"),
+        ({"video": "file://[x/a.mp4", "prompt": "What?"}, "//[x/a.mp4 is on another host"),
         ({"media": 3, "prompt": "What?"}, "'media' has 3, no path"),
         ({"video": "data:video/mp4;base64,?", "prompt": "What?"}, "is not base64"),
         ({"video": "data:text/html,x", "prompt": "What?"}, "is not like data:video/mp4;base64"),
