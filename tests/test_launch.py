@@ -111,17 +111,23 @@ def test_slurm_signals_early_and_requeues():
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.M))
     assert options["signal"] == "TERM@600"
     assert "requeue" in options
-    fake = (
-        'srun() { return "$CODE"; }; scontrol() { echo "scontrol $*"; }; export -f srun scontrol; '
-    )
-    for code, said in (("75", "scontrol requeue 7"), ("0", ""), ("1", "")):
+    fake = 'srun() { echo "$*"; return "$CODE"; }; scontrol() { echo "scontrol $*"; };'
+    fake += " export -f srun scontrol; "
+    for code, said, words in (
+        ("75", "scontrol requeue 7", "--config x"),
+        ("75", "scontrol requeue 7", "generate --input q.jsonl --output a.jsonl"),
+        ("0", "", "--config x"),
+        ("1", "", "--config x"),
+    ):
         done = bash(
-            f"{fake} cd {LAUNCH.parent} && bash launch/slurm.sbatch --config x",
+            f"{fake} cd {LAUNCH.parent} && bash launch/slurm.sbatch {words}",
             CODE=code,
             SLURM_JOB_ID="7",
         )
         assert done.returncode == int(code)
         assert ("scontrol requeue 7" in done.stdout) == bool(said), done.stdout
+        command = words if words.startswith("generate") else f"train {words}"
+        assert f"-m elva_jax.cli {command}" in done.stdout
 
 
 STAND_IN = r"""#!/usr/bin/env bash
@@ -174,10 +180,10 @@ def test_local_processes_end_together(stand_in):
     assert crash.returncode == 7, output
     assert "a process ended with status 7; ending the other 1" in output
 
-    lost = multihost(stand_in, "lose", "evaluate", "--checkpoint", "run")
+    lost = multihost(stand_in, "lose", "generate", "--checkpoint", "run")
     output, _ = lost.communicate(timeout=60)
     assert lost.returncode == 7, output
-    assert "-u -m elva_jax.cli evaluate --checkpoint run --coordinator" in output
+    assert "-u -m elva_jax.cli generate --checkpoint run --coordinator" in output
     assert "[0] asked the rest" in output
 
 
