@@ -24,6 +24,7 @@ from elva_jax.utils.arrays import aligned_empty
 from elva_jax.utils.read import read_json
 
 Index = tuple[slice, ...]
+NUMBERS = "fiubV"  # kinds of dtypes; NumPy counts bfloat16 as V
 NODES = 100 * 2**20  # bytes of the store's tree that are kept, so that it is read once
 
 
@@ -51,6 +52,9 @@ class SavedArrays:
             for keys in _names(metadata)
         }
         self._arrays = {name: future.result() for name, future in opened.items()}
+        for name, array in self._arrays.items():
+            if array.dtype.numpy_dtype.kind not in NUMBERS:
+                raise ValueError(f"{name} is an array of {array.dtype.name}")
         self.shapes = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
             for name, array in self._arrays.items()

@@ -7,7 +7,7 @@ more, and neither a float32 copy nor stacked layers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,9 @@ from elva_jax.utils.trees import flatten_paths, unflatten_paths
 Keep = Callable[[str, jax.Array], Any]
 See = Callable[[str, jax.Array], None]
 ELVA, LAYERS = "elva/", "decoder/layers/"  # beginnings of paths: in a source, and in `Elva`
-AHEAD = 4  # tensors that are read at the same time
+AT_ONCE = 2**27  # bytes of tensors that are read at the same time, or
+THREADS = 8
+SHARE = 1 / 48  # of the source's, if that is more
 TOGETHER = 2**22  # bytes; smaller stacks are read as a whole
 
 
@@ -81,11 +83,11 @@ def load_weights(
     names = sorted(name for name in source.shapes if name.startswith(ELVA))
     shardings = _shardings(config, mesh, names)
     types = {name: kept_dtype(config, name.removeprefix(ELVA)) for name in names}
-    jobs = (
+    jobs = [
         _Job(source, name, rows, shardings[name], None if keep else types[name])
         for name in names
         for rows in _rows(source, name)
-    )
+    ]
     leaves = {path: keep(path, array) if keep else array for path, array in _in_order(jobs)}
     return _assemble(leaves, config.num_layers, source)
 
@@ -103,6 +105,13 @@ class _Job:
     ):
         self.source, self.name, self.rows = source, name, rows
         self.sharding, self.dtype = sharding, dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the source's type."""
+        leaf = self.source.shapes[self.name]
+        size = leaf.size * leaf.dtype.itemsize
+        return size if self.rows is None else size // leaf.shape[0] * len(self.rows)
 
     def __call__(self) -> list[tuple[str, jax.Array]]:
         """Path and array of each tensor, on its devices."""
@@ -127,16 +136,17 @@ def _rows(source: ParamSource, name: str) -> list[range | None]:
     return [range(first, min(first + step, layers)) for first in range(0, layers, step)]
 
 
-def _in_order(jobs: Iterator[_Job]) -> Iterator[tuple[str, jax.Array]]:
+def _in_order(jobs: Sequence[_Job]) -> Iterator[tuple[str, jax.Array]]:
     """The results of the jobs, of which a few run ahead."""
-    pending: deque[Future[list[tuple[str, jax.Array]]]] = deque()
-    with ThreadPoolExecutor(AHEAD) as pool:
+    limit = max(AT_ONCE, int(SHARE * sum(job.nbytes for job in jobs)))
+    pending: deque[tuple[int, Future[list[tuple[str, jax.Array]]]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
         for job in jobs:
-            pending.append(pool.submit(job))
-            if len(pending) == AHEAD:
-                yield from pending.popleft().result()
+            while pending and sum(size for size, _ in pending) + job.nbytes > limit:
+                yield from pending.popleft()[1].result()
+            pending.append((job.nbytes, pool.submit(job)))
         while pending:
-            yield from pending.popleft().result()
+            yield from pending.popleft()[1].result()
 
 
 def _shardings(config: ModelConfig, mesh: Mesh | None, names: list[str]) -> dict[str, Sharding]:
