@@ -79,11 +79,7 @@ class RunningBatch:
         self._end_dropped()
         assert self._slots is not None
         *found, self._slots = self._programs.advance(
-            self._readers.layers,
-            self._slots,
-            self._readers.where(len(self._requests)),
-            steps,
-            self._readers.layout[1],
+            self._readers.layers, self._slots, self._readers.where(len(self._requests)), steps
         )
         out, alive, ended = map(np.asarray, found)
         return [

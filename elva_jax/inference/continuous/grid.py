@@ -22,7 +22,6 @@ from elva_jax.models.elva import layer_blocks
 
 SMALLEST_CAPACITY, SMALLEST_QUESTION = 64, 32
 FACTOR = 4  # between neighboring numbers of slots, questions and capacities
-SHARED = 4  # most slots of one copy of a prefix where several prefixes run
 
 Class = tuple[int, ...]  # the padded length of a prefix in every layer
 Layout = tuple[int, int]  # P prefixes, G slots of each
@@ -40,14 +39,14 @@ class Grid:
     joins: tuple[int, ...]
 
     def layouts(self, count: int) -> tuple[Layout, ...]:
-        """The layouts for `count` slots, the fewest prefixes first."""
-        if count <= SHARED:
-            return tuple(sorted({(1, count), (count, count)}))
-        between = {(rows, count // rows) for rows in self.counts if rows < count}
-        return tuple(sorted(between | {(1, count), (count, 1), (count, SHARED)}))
+        """The layouts for `count` slots, the fewest prefixes first; the last one always fits."""
+        found = {(1, count), (count, 1)}
+        if count > FACTOR:
+            found |= {(count // FACTOR, FACTOR), (count // 2, FACTOR)}
+        return tuple(sorted(found))
 
     def layout(self, count: int, users: Sequence[int]) -> Layout:
-        """The first layout that holds prefixes with so many slots each."""
+        """The first layout for prefixes with so many slots each; some may take several rows."""
         return next(
             (rows, groups)
             for rows, groups in self.layouts(count)

@@ -18,13 +18,12 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.continuous import pool, slots
 from elva_jax.inference.continuous.grid import Class
 from elva_jax.inference.continuous.pool import Layers
-from elva_jax.inference.continuous.slots import Fed, Questions, Slots, Static
+from elva_jax.inference.continuous.slots import Fed, Questions, Slots, Static, Where
 from elva_jax.inference.params import Weights
 from elva_jax.inference.sampling import RowSampling
 from elva_jax.parallel.mesh import replicated
 
 Tree = TypeVar("Tree")
-Where = tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]
 
 
 class Programs:
@@ -115,10 +114,10 @@ class Programs:
         return self._kept(slots.rearrange(running, source, capacity))
 
     def advance(
-        self, layers: Layers, running: Slots, where: Where, steps: int, groups: int
+        self, layers: Layers, running: Slots, where: Where, steps: int
     ) -> tuple[jax.Array, jax.Array, jax.Array, Slots]:
         """See `slots.advance`."""
         tokens, alive, ended, running = slots.advance(
-            self.static, self._weights, layers, running, where, np.int32(steps), groups
+            self.static, self._weights, layers, running, where, np.int32(steps)
         )
         return tokens, alive, ended, self._kept(running)

@@ -15,6 +15,7 @@ from elva_jax.inference.continuous.grid import Class, Grid, Layout
 from elva_jax.inference.continuous.pool import Layers
 from elva_jax.inference.continuous.prefixes import PrefixEntry
 from elva_jax.inference.continuous.programs import Programs
+from elva_jax.inference.continuous.slots import Where
 
 
 class Readers:
@@ -69,15 +70,16 @@ class Readers:
         )
         return rows * sum(lengths) < self.layout[0] * sum(self.lengths)
 
-    def where(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The row of every slot and its place among the readers of that row."""
-        rows = np.full(count, self.layout[0], np.int32)
-        places = np.zeros(count, np.int32)
+    def where(self, count: int) -> Where:
+        """Which of so many slots reads which row."""
+        rows, places = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        slots = np.zeros(self.layout, np.int32)
         readers: Counter[int] = Counter()
         for slot, (_, row) in self._readers.items():
             rows[slot], places[slot] = row, readers[row]
+            slots[row, readers[row]] = slot
             readers[row] += 1
-        return rows, places
+        return Where(rows, places, slots)
 
     def _add(self, entries: Mapping[int, PrefixEntry]) -> bool:
         """Finds rows for the slots, where the layout has them."""

@@ -4,7 +4,7 @@
     slots   R suffixes   [R, K, T, Dh]   written from `used[r]` on, each at its own place
 
 The prefix of a video is attended to by all of its slots in one product and without a copy: the
-queries, which are small, are gathered to [P, G] (slot r at row[r], place[r]) and scattered back.
+queries, which are small, are gathered to [P, G] (slot r at row[r], place[r]) and back.
 
     `feed` runs questions after their prefix, `put` gives them slots, `advance` decodes all slots
 """
@@ -64,6 +64,14 @@ class Fed(NamedTuple):
 
     suffix: tuple[KV, ...]  # [R, K, Q, Dh] of every layer
     slots: Slots  # R = B * G, without suffixes
+
+
+class Where(NamedTuple):
+    """Which slot reads which prefix; of what is unused, every value is as good."""
+
+    row: Int[AnyArray, " R"]  # the prefix of each slot
+    place: Int[AnyArray, " R"]  # its place among the G readers of that prefix
+    slot: Int[AnyArray, "P G"]  # the slot of each reader
 
 
 class Static(NamedTuple):
@@ -187,15 +195,14 @@ def rearrange(slots: Slots, source: Int[AnyArray, " R2"], capacity: int) -> Slot
     return taken._replace(suffix=suffix, alive=taken.alive & (source >= 0))
 
 
-@partial(jax.jit, static_argnums=(0, 6), donate_argnums=3)
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
 def advance(
     static: Static,
     weights: Weights,
     pool: tuple[PrefixCache, ...],
     slots: Slots,
-    where: tuple[Int[AnyArray, " R"], Int[AnyArray, " R"]],
+    where: Where,
     steps: Int[AnyArray, ""] | int,
-    groups: int,
 ) -> tuple[Int32[Array, "R N"], Bool[Array, " R"], Bool[Array, " R"], Slots]:
     """Continues every answer by up to `steps` tokens, at most N = MOST_STEPS.
 
@@ -204,10 +211,8 @@ def advance(
       weights: its parameters.
       pool: P prefixes.
       slots: is used up.
-      where: the prefix of each slot, and its place among the G slots of that prefix; a prefix
-        beyond P for unused slots.
+      where: the prefix of each slot.
       steps: tokens to decode.
-      groups: G, the most slots of one prefix.
 
     Returns:
       The new tokens, -1 where there are none; which answers continue; which had an ending token;
@@ -220,7 +225,7 @@ def advance(
 
     def step(loop):
         done, out, slots = loop
-        x, suffix = _run_token(static.config, weights, pool, slots, where, groups)
+        x, suffix = _run_token(static.config, weights, pool, slots, where)
         scores = logits(static.config, weights, x[:, 0])[:, : static.vocab_size]
         token = choose_rows(scores, slots.sampling, slots.repetition_mask, slots.step)
         ending = jnp.isin(token, jnp.asarray(static.end_ids))
@@ -247,12 +252,7 @@ def advance(
 
 
 def _run_token(
-    config: ModelConfig,
-    weights: Weights,
-    pool: tuple[PrefixCache, ...],
-    slots: Slots,
-    where: tuple[Int[AnyArray, " R"], Int[AnyArray, " R"]],
-    groups: int,
+    config: ModelConfig, weights: Weights, pool: tuple[PrefixCache, ...], slots: Slots, where: Where
 ) -> tuple[Float[Array, "R 1 D"], tuple[KV, ...]]:
     """Runs the next token of every slot through the decoder."""
     x = text_embeddings(config, weights, slots.token[:, None])
@@ -265,7 +265,7 @@ def _run_token(
         written: list[KV] = []
 
         def attend(q, k, v):
-            out, new = pooled_attention(q, k, v, prefix, own, slots.used, where, groups)
+            out, new = pooled_attention(q, k, v, prefix, own, slots.used, where)
             written.append(new)
             return out
 
@@ -286,8 +286,7 @@ def pooled_attention(
     prefix: PrefixCache,
     own: KV,
     used: Int[Array, " R"],
-    where: tuple[Int[AnyArray, " R"], Int[AnyArray, " R"]],
-    groups: int,
+    where: Where,
 ) -> tuple[Float[Array, "R 1 H Dh"], KV]:
     """Attention of one new token per slot to the slot's prefix and to its own suffix.
 
@@ -296,32 +295,33 @@ def pooled_attention(
     """
     slots, _, heads, width = q.shape
     kv_heads, capacity = k.shape[2], own.k.shape[2]
-    share, rows = heads // kv_heads, prefix.k.shape[0]
+    share, (rows, groups) = heads // kv_heads, where.slot.shape
 
     def write(old, new):
         place = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=1))
         return split_heads(place(old, split_heads(new.astype(old.dtype).swapaxes(1, 2)), used))
 
-    def to_pool(values):  # [R, ...] -> [P, G, ...], zero where there is no slot
-        empty = jnp.zeros((rows, groups, *values.shape[1:]), values.dtype)
-        return empty.at[where].set(values, mode="drop")
+    def to_pool(values):  # [R, K, share, N] -> [P, K, G * share, N]
+        readers = values[where.slot].transpose(0, 2, 1, 3, 4)
+        return readers.reshape(rows, kv_heads, groups * share, values.shape[-1])
 
     own = KV(write(own.k, k), write(own.v, v))
     grouped = q.reshape(slots, kv_heads, share, width) * width**-0.5
-    asked = to_pool(grouped).transpose(0, 2, 1, 3, 4).reshape(rows, kv_heads, -1, width)
-    before = jnp.einsum("pknd,pkcd->pknc", asked, prefix.k, preferred_element_type=jnp.float32)
+    before = jnp.einsum(
+        "pknd,pkcd->pknc", to_pool(grouped), prefix.k, preferred_element_type=jnp.float32
+    )
     before = jnp.where(prefix.valid[:, None, None], before, LOW)
     after = jnp.einsum("rksd,rktd->rkst", grouped, own.k, preferred_element_type=jnp.float32)
     after = jnp.where((jnp.arange(capacity)[None] <= used[:, None])[:, None, None], after, LOW)
     # The long part stays where its prefix is, and only the suffix's scores move.
-    moved = to_pool(after).transpose(0, 2, 1, 3, 4).reshape(rows, kv_heads, -1, capacity)
-    weight = jax.nn.softmax(jnp.concatenate([before, moved], axis=-1), axis=-1).astype(v.dtype)
+    scores = jnp.concatenate([before, to_pool(after)], axis=-1)
+    weight = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     length = prefix.k.shape[2]
     over = jnp.einsum("pknc,pkcd->pknd", weight[..., :length], prefix.v)
 
     def to_slots(values):  # [P, K, G * share, ...] -> [R, K, share, ...]
         split = values.reshape(rows, kv_heads, groups, share, -1).transpose(0, 2, 1, 3, 4)
-        return split[where]
+        return split[where.row, where.place]
 
     out = to_slots(over)
     out += jnp.einsum("rkst,rktd->rksd", to_slots(weight[..., length:]), own.v)

@@ -14,7 +14,7 @@ import numpy as np
 from elva_jax.inference.continuous.grid import Grid
 from elva_jax.inference.continuous.joining import BATCHED, Joining
 from elva_jax.inference.continuous.programs import Programs
-from elva_jax.inference.continuous.slots import Fed, Slots
+from elva_jax.inference.continuous.slots import Fed, Slots, Where
 from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.ops.merging import Merging
 from elva_jax.video.layout import Text
@@ -115,10 +115,10 @@ class WarmUp:
     def _decode(self, slots: Slots) -> None:
         """Every layout and class."""
         count = len(slots.used)
-        where_none = np.zeros(count, np.int32)
+        none = np.zeros(count, np.int32)
         for (rows, groups), lengths in itertools.product(
             self.grid.layouts(count), self.grid.classes
         ):
             pool = self.programs.empty_pool(rows, lengths)
-            where = np.full(count, rows, np.int32), where_none
-            *_, slots = self.programs.advance(pool, slots, where, 0, groups)
+            where = Where(none, none, np.zeros((rows, groups), np.int32))
+            *_, slots = self.programs.advance(pool, slots, where, 0)

@@ -292,9 +292,10 @@ def test_the_pool_holds_the_prefix_of_every_slot(config, model):
         for s in rng.permutation(count)[: 1 + turn % 3]:
             slots.setdefault(int(s), entries[int(rng.integers(6))])
         pool.arrange(slots, count, afresh=turn % 7 == 0)
-        rows, places = pool.where(count)
+        rows, places, readers = pool.where(count)
+        assert pool.layout == readers.shape
         assert pool.layout in grid.layouts(count)
-        assert all(rows[s] == pool.layout[0] for s in range(count) if s not in slots)
+        assert all(readers[rows[s], places[s]] == s for s in slots)
         assert len({(rows[s], places[s]) for s in slots}) == len(slots)
         assert all(places[s] < pool.layout[1] for s in slots)
         for s, each in slots.items():
