@@ -135,17 +135,39 @@ class Joining:
         return self._programs.pad(prefix.layers, target), prefix.tokens, prefix.length
 
     def groups(self, ready: Sequence[Running]) -> list[Group]:
-        """Requests whose prefixes are there, by prefix, as many as are fed together."""
+        """Requests whose prefixes are there, as many as are fed together.
+
+        Those about one prefix share it; single ones about several are fed beside each other.
+        """
         most = self._grid.joins[-1]
         found: dict[int, tuple[PrefixEntry, list[Running]]] = {}
         for running in ready:
             if running.entry is not None:
                 found.setdefault(id(running.entry), (running.entry, []))[1].append(running)
-        return [
+        shared = [each for each in found.values() if len(each[1]) > 1]
+        single = [each for each in found.values() if len(each[1]) == 1]
+        groups = [
             Group(layers=entry.layers, rows=[requests[start : start + most]])
-            for entry, requests in found.values()
+            for entry, requests in shared
             for start in range(0, len(requests), most)
         ]
+        for start in range(0, len(single), most):
+            some = single[start : start + most]
+            layers = self._beside([entry for entry, _ in some])
+            groups.append(Group(layers=layers, rows=[requests for _, requests in some]))
+        return groups
+
+    def _beside(self, entries: Sequence[PrefixEntry]) -> Layers:
+        """Several prefixes as one batch."""
+        if len(entries) == 1:
+            return entries[0].layers
+        lengths = self._grid.class_of(
+            [max(each) for each in zip(*(entry.lengths for entry in entries), strict=True)]
+        )
+        layers = self._programs.empty_pool(at_least(self._grid.joins, len(entries)), lengths)
+        for row, entry in enumerate(entries):
+            layers = self._programs.insert(layers, entry.layers, row)
+        return layers
 
     def feed(self, group: Group) -> Asked:
         """Feeds the questions of a group and waits for the first tokens."""

@@ -75,6 +75,7 @@ class WarmUp:
         """Every prefix into every pool, and out of every batch."""
         grid, programs = self.grid, self.programs
         counts = {rows for count in grid.counts for rows, _ in grid.layouts(count)}
+        counts |= set(grid.joins)
         for rows, lengths in itertools.product(sorted(counts - {1}), grid.classes):
             pool = programs.empty_pool(rows, lengths)
             for shorter in grid.classes:
