@@ -19,11 +19,13 @@ from elva_jax.utils import numbers
 if TYPE_CHECKING:
     from elva_jax.inference.continuous import ContinuousEngine, Done, GenerationRequest
     from elva_jax.inference.model import ElvaModel
+    from elva_jax.inference.prefilled import Answer
+    from elva_jax.video.clip import Visual
 
 HELP = """\
 Clients ask an engine about videos of noise over a still picture, each one question after another.
-Answers have a fixed length. With one client, requests are served one by one; the answers of every
-number of clients are compared with those. Starts and compilations are not timed.
+Answers have a fixed length. First, `ElvaModel.generate` answers one question after another; all
+answers are compared with those. Starts and compilations are not timed.
 
 example:
   elva bench serve --checkpoint runs/tiny --clients 1,16"""
@@ -65,7 +67,8 @@ def measure(model: ElvaModel, args: argparse.Namespace) -> dict[str, Any]:
     from elva_jax.inference.continuous import ContinuousEngine, EngineSettings
 
     model.engine.end_ids = (-1,)
-    requests = _requests(model, args)
+    videos = _videos(model, args)
+    requests = _requests(model, videos, args)
     prompts = [request.prompt for request in requests]
     settings = EngineSettings(
         slots=args.slots,
@@ -76,7 +79,8 @@ def measure(model: ElvaModel, args: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens=args.tokens,
     )
     found: dict[int, list[dict[str, Any]]] = {clients: [] for clients in args.clients}
-    answers = []
+    alone = [_one_by_one(model, videos, args) for _ in range(args.repeats + 1)]  # the first compiles
+    answers = [alone[0][1]]
     with ContinuousEngine(model, settings) as engine:
         warm = engine.warm_up()
         for _ in range(args.repeats):
@@ -99,6 +103,7 @@ def measure(model: ElvaModel, args: argparse.Namespace) -> dict[str, Any]:
         "compilations": compilations,
         "same": same,
         "ok": same and compilations == 0,
+        "one_by_one": len(requests) * args.tokens / statistics.median(s for s, _ in alone[1:]),
         "clients": {str(n): _medians(runs) for n, runs in found.items()},
     }
 
@@ -106,12 +111,13 @@ def measure(model: ElvaModel, args: argparse.Namespace) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> str:
     """Formats the report."""
     found = report["clients"]
-    base = next(iter(found.values()))
-    rows = [
+    base = report["one_by_one"]
+    rows = [["generate", f"{base:.0f}", "1.00", *["-"] * 5]]
+    rows += [
         [
             clients,
             f"{each['tokens_per_second']:.0f}",
-            f"{each['tokens_per_second'] / base['tokens_per_second']:.2f}",
+            f"{each['tokens_per_second'] / base:.2f}",
             *(f"{1e3 * each[name]:.0f}" for name in ("first_50", "first_95", "first_100")),
             f"{1e3 * each['queue_50']:.0f}",
             f"{1e3 * each['token_gap']:.1f}",
@@ -138,11 +144,8 @@ def show(report: dict[str, Any]) -> str:
     return f"{head}\n{text_table(columns, rows)}"
 
 
-def _requests(model: ElvaModel, args: argparse.Namespace) -> list[GenerationRequest]:
-    """Requests about every video in turn, each with another question."""
+def _videos(model: ElvaModel, args: argparse.Namespace) -> list[tuple[Visual, ...]]:
     import numpy as np
-
-    from elva_jax.inference.continuous import request
 
     rng, videos = np.random.default_rng(0), []
     for _ in range(args.videos):
@@ -151,11 +154,37 @@ def _requests(model: ElvaModel, args: argparse.Namespace) -> list[GenerationRequ
         half = args.edge // 2
         frames[:, :half] = rng.integers(0, 256, frames[:, :half].shape, np.uint8)
         videos.append((model.read_media(list(frames), frames=args.frames),))
+    return videos
+
+
+def _question(number: int) -> str:
+    return f"What moves in part {number % 10} of the video?"
+
+
+def _one_by_one(
+    model: ElvaModel, videos: Sequence[tuple[Visual, ...]], args: argparse.Namespace
+) -> tuple[float, list[Answer]]:
+    """Answers all requests without an engine; returns the seconds and the answers."""
+    from elva_jax.inference.media import Request
+
+    start, answers = time.perf_counter(), []
+    for number in range(args.requests):
+        asked = Request(videos[number % len(videos)], _question(number))
+        answers += model.generate([asked], max_new_tokens=args.tokens)
+    return time.perf_counter() - start, answers
+
+
+def _requests(
+    model: ElvaModel, videos: Sequence[tuple[Visual, ...]], args: argparse.Namespace
+) -> list[GenerationRequest]:
+    """Requests about every video in turn, each with another question."""
+    from elva_jax.inference.continuous import request
+
     requests = [
         request(
             model,
             videos[number % len(videos)],
-            f"What moves in part {number % 10} of the video?",
+            _question(number),
             max_new_tokens=args.tokens,
         )
         for number in range(args.requests)
