@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
 
 _LOG = logging.getLogger(__name__)
+EAGERNESS = 4  # by which dispatches are shorter while a request could join
 MOST_FAILURES = 3  # dispatches in a row that may fail before the devices count as lost
 
 
@@ -315,13 +316,7 @@ class ContinuousEngine:
 
     def _advance(self) -> None:
         """One dispatch of the running batch."""
-        steps = MOST_STEPS
-        if self._seconds_per_step:
-            steps = int(self.settings.dispatch_seconds / self._seconds_per_step)
-        if any(running.ticket.request.sampling.stop for running in self._batch.requests):
-            steps = min(steps, STOP_INTERVAL)
-        steps = max(1, min(steps, MOST_STEPS))
-        start = time.perf_counter()
+        steps, start = self._steps(), time.perf_counter()
         advance = partial(self._batch.advance, steps)
         results = self._guarded(self._batch.requests, advance, running_state=True)
         if results is None:
@@ -329,12 +324,26 @@ class ContinuousEngine:
         self._failures = 0
         done = max(len(tokens) for _, tokens, _, _ in results)
         self._counts["steps"] += done
-        self._seconds_per_step = (time.perf_counter() - start) / max(done, 1)
+        if steps > 1:  # a single one would count what every dispatch costs
+            self._seconds_per_step = (time.perf_counter() - start) / max(done, 1)
         for running, tokens, alive, ended in results:
             self._counts["completion"] += len(tokens)
             if running.add(tokens, alive=alive, ended=ended):
                 self._batch.leave(running, alive=alive)
                 self._forget(running)
+
+    def _steps(self) -> int:
+        """The number of tokens after which requests may join or leave."""
+        running, seconds, steps = self._batch.requests, self.settings.dispatch_seconds, MOST_STEPS
+        if len(running) < self.settings.slots:
+            if self._queue:
+                return 1
+            seconds /= EAGERNESS
+        if self._seconds_per_step:
+            steps = int(seconds / self._seconds_per_step)
+        if any(each.ticket.request.sampling.stop for each in running):
+            steps = min(steps, STOP_INTERVAL)
+        return max(1, min(steps, MOST_STEPS))
 
     def _guarded(
         self, requests: Sequence[Running], work: Callable[[], Any], *, running_state: bool = False

@@ -36,7 +36,8 @@ class EngineSettings:
       question: most tokens after the prefix, up to where the answer begins.
       max_new_tokens: most tokens of an answer.
       joins: most requests that join between two steps of the running batch.
-      dispatch_seconds: about how long one dispatch decodes before requests may join or leave.
+      dispatch_seconds: about how long one dispatch decodes before requests may join or leave; while
+        slots are free, a quarter of it.
 
     Raises:
       ConfigError: a value that is out of range.

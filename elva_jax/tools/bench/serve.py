@@ -79,7 +79,9 @@ def measure(model: ElvaModel, args: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens=args.tokens,
     )
     found: dict[int, list[dict[str, Any]]] = {clients: [] for clients in args.clients}
-    alone = [_one_by_one(model, videos, args) for _ in range(args.repeats + 1)]  # the first compiles
+    alone = [
+        _one_by_one(model, videos, args) for _ in range(args.repeats + 1)
+    ]  # the first compiles
     answers = [alone[0][1]]
     with ContinuousEngine(model, settings) as engine:
         warm = engine.warm_up()
@@ -147,7 +149,8 @@ def show(report: dict[str, Any]) -> str:
 def _videos(model: ElvaModel, args: argparse.Namespace) -> list[tuple[Visual, ...]]:
     import numpy as np
 
-    rng, videos = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    videos: list[tuple[Visual, ...]] = []
     for _ in range(args.videos):
         still = rng.integers(0, 256, (args.edge, args.edge, 3), np.uint8)
         frames = np.repeat(still[None], args.frames, axis=0)
@@ -181,12 +184,7 @@ def _requests(
     from elva_jax.inference.continuous import request
 
     requests = [
-        request(
-            model,
-            videos[number % len(videos)],
-            _question(number),
-            max_new_tokens=args.tokens,
-        )
+        request(model, videos[number % len(videos)], _question(number), max_new_tokens=args.tokens)
         for number in range(args.requests)
     ]
     if not args.no_sharing:
