@@ -31,7 +31,15 @@ def bash(command, **environment):
 
 @pytest.mark.parametrize(
     "name",
-    ["env_gpu.sh", "local_multihost.sh", "slurm.sbatch", "quickstart.sh", "test.sh", "venv.sh"],
+    [
+        "env_gpu.sh",
+        "gpu_report.sh",
+        "local_multihost.sh",
+        "slurm.sbatch",
+        "quickstart.sh",
+        "test.sh",
+        "venv.sh",
+    ],
 )
 def test_bash_parses_it(name):
     done = bash(f"bash -n {LAUNCH / name}")
