@@ -112,6 +112,8 @@ def parse_writing(given: Mapping[str, Any], default: Writing) -> Writing:
     found: dict[str, Any] = {name: given[name] for name in NUMBERS if given.get(name) is not None}
     length = next((name for name in LENGTHS if given.get(name) is not None), "")
     stop = given.get("stop")
+    if not found and not length and stop is None:
+        return default
     if stop is not None:
         stops = [stop] if isinstance(stop, str) else stop
         texts = isinstance(stops, list) and all(isinstance(text, str) for text in stops)
