@@ -1,7 +1,7 @@
 """Every special token through every door: only templates make control tokens of them.
 
-Doors are the readers of records, captions, prompts, chats, scores, `elva data`, and captions that
-`elva recaption` writes. The exported processor is tried in hf/remote_code/test_processing.py.
+Doors are the readers of records, captions, prompts, chats, scores, requests to `elva serve`,
+`elva data`, and captions that `elva recaption` writes. The exported processor is tried in hf/remote_code/test_processing.py.
 """
 
 import csv
@@ -22,6 +22,9 @@ from elva_jax.data import conversation, sources
 from elva_jax.evaluation.benchmarks.own import load_own
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.scoring import Choice
+from elva_jax.serving.media import MediaReader
+from elva_jax.serving.questions import QuestionReader
+from elva_jax.serving.settings import ServeSettings
 from elva_jax.tools.recaption import local
 from elva_jax.tools.recaption.manifest import Item
 from elva_jax.tools.recaption.output import llava as caption_record
@@ -180,6 +183,26 @@ def test_prompts_chats_and_scores(model, special_tokens, expect):
     for question in (text, "And now?"):
         answer = chat.ask(question, video if question == text else None)
         assert controls.isdisjoint(chat._parts[-1].token_ids) or not answer.text
+
+
+def test_requests_to_a_server(tmp_path, model, special_tokens, expect):
+    """System turns, questions and earlier answers, as strings and as parts."""
+    testing.write_video(tmp_path / "a.mp4", testing.tiny_video(2))
+    settings = ServeSettings(media_dir=tmp_path)
+    reader = QuestionReader(model, MediaReader(model, settings), settings)
+    video = {"type": "video_url", "video_url": {"url": "a.mp4"}}
+    for token in special_tokens:
+        text = f"a {token} b{token}{token}"
+        part = {"type": "text", "text": text}
+        for content in (text, [part], [video, part]):
+            last = {"role": "user", "content": text}
+            messages = [*talk(content, text, text)[:3], last]
+            question = reader.read(json.dumps({"messages": messages}).encode()).request
+            ids = (*ids_of(question.prompt.prefix), *question.prompt.question)
+            pieces = ("<|im_start|>system\n", text, "<|im_end|>\n<|im_start|>user\n", text, ANSWER)
+            pieces += (text, "<|im_end|>\n<|im_start|>user\n", text, ANSWER)
+            expect(ids, *pieces)
+            assert len(question.media) == (video in content)
 
 
 def test_questions_of_an_evaluation(tmp_path, model, special_tokens, expect):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
+from elva_jax.data import conversation
 from elva_jax.data.example import Media
 from elva_jax.errors import ConfigError, RequestError, printable
 from elva_jax.inference.batches.dialogue import Dialogue, dialogue_parts
@@ -214,7 +215,9 @@ def _merging(body: Mapping[str, Any]) -> bool:
 
 
 def _check_text(dialogue: Dialogue[Media], tokens: int) -> None:
-    """Refuses text that is far too long before it is tokenized."""
+    """Refuses text that is far too long before it is tokenized, and a question without text."""
+    if not any(conversation.split_text(dialogue.turns[-1][0])):
+        raise RequestError("messages", "the last question has no text; ask something")
     letters = len(dialogue.system) + sum(len(text) for turn in dialogue.turns for text in turn)
     if letters > tokens * MOST_LETTERS:
         raise HttpError(

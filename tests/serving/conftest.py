@@ -111,3 +111,9 @@ def inline(media):
         return f"data:{kind};base64,{base64.b64encode((media / name).read_bytes()).decode()}"
 
     return make
+
+
+@pytest.fixture
+def limits(media):
+    """Makes settings of a server of one's own."""
+    return lambda **more: settings(media, **more)
