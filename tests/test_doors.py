@@ -1,7 +1,8 @@
 """Every special token through every door: only templates make control tokens of them.
 
 Doors are the readers of records, captions, prompts, chats, scores, requests to `elva serve`,
-`elva data`, and captions that `elva recaption` writes. The exported processor is tried in hf/remote_code/test_processing.py.
+`elva data`, and captions that `elva recaption` writes. The exported processor is tried in
+hf/remote_code/test_processing.py.
 """
 
 import csv
@@ -202,7 +203,7 @@ def test_requests_to_a_server(tmp_path, model, special_tokens, expect):
             pieces = ("<|im_start|>system\n", text, "<|im_end|>\n<|im_start|>user\n", text, ANSWER)
             pieces += (text, "<|im_end|>\n<|im_start|>user\n", text, ANSWER)
             expect(ids, *pieces)
-            assert len(question.media) == (video in content)
+            assert len(question.media) == (content == [video, part])
 
 
 def test_questions_of_an_evaluation(tmp_path, model, special_tokens, expect):

@@ -24,7 +24,7 @@ from elva_jax.video.hybrid import Hybrid
 
 KEEP_ALIVE_SECONDS = 30
 START_SECONDS = 30.0
-CUT_SECONDS = 5.0  # for answers that were cut off to say so
+CUT_SECONDS = 1.0  # for answers that were cut off to say so
 BACKLOG = 1024
 
 
