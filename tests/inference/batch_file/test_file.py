@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from openai.types.chat import ChatCompletion
 
 import elva_jax
 from elva_jax import testing
@@ -105,7 +106,7 @@ def test_openai_s_lines_and_rows_that_cannot_be_asked(folder, done):
     response, failed = lines[1]["response"], lines[6]
     assert (response["status_code"], lines[1]["error"]) == (200, None)
     found = response["body"]
-    assert found["object"] == "chat.completion"
+    ChatCompletion.model_validate(found, strict=True)
     assert found["model"] == str(folder / "tiny")
     assert found["choices"][0]["finish_reason"] == "length"
     assert found["usage"]["completion_tokens"] == NEW
