@@ -84,8 +84,7 @@ def _compile(args: argparse.Namespace, _: list[str]) -> int:
         start = time.monotonic()
         with ProgramCount() as programs:
             media = [[model.read_media(source, frames=frames)]]
-            capacity = args.max_new_tokens
-            prefilled = model.prefill(media, merging=args.merging, capacity=capacity)
+            prefilled = model.prefill(media, merging=args.merging)
             for question in _questions(model, *args.question_tokens):
                 prefilled.generate([[question]], args.max_new_tokens)
         print(

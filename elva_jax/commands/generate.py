@@ -180,9 +180,7 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     longest = prompts[lengths.index(max(lengths))]
     _save_merge_map(args, opened, media, longest)
     with _measured(args) as before:
-        prefilled = model.prefill(
-            [media], prompts=[longest], merging=args.merging, capacity=args.max_new_tokens
-        )
+        prefilled = model.prefill([media], prompts=[longest], merging=args.merging)
     if args.json:
         _trace_each(args, opened, prefilled, prompts, _sum(shared, before))
         return 0

@@ -100,6 +100,7 @@ class Rows:
     patches: np.ndarray  # [B, N, P*P*3] uint8
     layout: TokenLayout  # [B, S]
     length: np.ndarray  # [B] tokens of each row, which is the position where its text continues
+    stretch: np.ndarray  # int32 [B], how RoPE is scaled for each row
 
 
 def build_rows(
@@ -108,6 +109,7 @@ def build_rows(
     patch_width: int,
     lengths: ChooseLength = GRID,
     frame_patches: int = 1,
+    stretch: Sequence[int] = (),
 ) -> Rows:
     """Lays out and pads a batch, which is filled up with copies of its last row.
 
@@ -118,6 +120,7 @@ def build_rows(
       lengths: chooses S.
       frame_patches: the model's `frame_patches`. Above 1, N is a whole number of such frames,
         because a vision tower pays for every one of them.
+      stretch: [b] how RoPE is scaled (`inference.long_context`); empty: nowhere.
 
     Returns:
       Rows of B = grid_batch(b), S that holds the longest row, and N = S, so that shapes do not
@@ -147,4 +150,7 @@ def build_rows(
     padded += padded[-1:] * (batch - len(padded))
     stacked = TokenLayout.stack(padded)
     tokens = [int((row.segment > 0).sum()) for row in padded]
-    return Rows(patches=out, layout=stacked, length=np.asarray(tokens, np.int32))
+    stretches = np.zeros(batch, np.int32)
+    if stretch:
+        stretches[: len(stretch)], stretches[len(stretch) :] = stretch, stretch[-1]
+    return Rows(patches=out, layout=stacked, length=np.asarray(tokens, np.int32), stretch=stretches)

@@ -12,7 +12,8 @@ from elva_jax.data import conversation
 from elva_jax.data.chat_tokens import added_ids, plain_ids
 from elva_jax.inference import decode
 from elva_jax.inference.batching import grid_length, split_prompt, text_tokens
-from elva_jax.inference.engine import Decoding
+from elva_jax.inference.engine import Decoding, Progress
+from elva_jax.inference.long_context import FACTORS, longest_of, stretch_of
 from elva_jax.inference.media import Media, Prompt, as_list
 from elva_jax.inference.parts import question as asked
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
@@ -99,33 +100,8 @@ class Chat:
         else:
             parts = model.prompt_parts(question, new)
         self._prompt_tokens = sum(map(part_tokens, [*self._parts, *parts]))
-        # Below the state is used up; a turn that is broken off starts from the text again.
-        prefilled, state, self._state = self._prefilled, self._state, None
-        decoding = Decoding(
-            max_new_tokens=self._max_new_tokens,
-            capacity=grid_length(self._max_new_tokens, 8),
-            interval=1,
-            sampling=self._sampling,
-        )
-        tokens = text_tokens(parts)
-        if (
-            prefilled is not None
-            and state is not None
-            and not new
-            and self._fits(prefilled, state, len(tokens))
-        ):
-            state = self._continue(prefilled, state, tokens, decoding)
-        else:
-            self._prefilled = prefilled = self._prefill(parts, new)
-            state = self._start(prefilled, [*self._parts, *parts], decoding)
-        for progress in model.engine.decode(prefilled.prefix, state, [1], decoding):
-            ((answer,),) = as_answers(model.tokenizer, progress, self._sampling)
-            state, fed = progress.state, int(progress.state.step)
+        for answer in self._decode(parts, new):
             yield answer
-            if answer.finished:
-                break
-        # A stop string may have cut off tokens that were fed; the next turn must not see them.
-        self._state = decode.rollback(state, fed - len(answer.tokens))
         said = answer.tokens
         if not added_ids(model.tokenizer).isdisjoint(said):
             # The next turn reads the conversation again, with the text that was shown.
@@ -135,27 +111,92 @@ class Chat:
         self._next = ()
         self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)
 
-    def _fits(self, prefilled: Prefilled, state: decode.DecodeState, tokens: int) -> bool:
-        """Whether a question and its answer stay within the length that was prefilled for."""
-        longest = prefilled.prefix.config.max_position
-        return int(state.position[0, 0]) + tokens + self._max_new_tokens <= longest
+    def _decode(self, parts: Sequence[Text | Clip], new: Sequence[Visual]) -> Iterator[Answer]:
+        """The answer to a question as it grows; after it, the state is ready for the next turn.
+
+        Where the conversation becomes longer than RoPE is scaled for, it is read again.
+        """
+        engine, tokens = self._model.engine, text_tokens(parts)
+        said: tuple[int, ...] = ()
+        # Below the state is used up; a turn that is broken off starts from the text again.
+        prefilled, state, self._state = self._prefilled, self._state, None
+        if new or not self._fits(prefilled, state, len(tokens)):
+            prefilled = state = None
+        while True:
+            decoding = self._decoding(self._max_new_tokens - len(said))
+            if prefilled is None or state is None:
+                whole = [*parts, *([Text(said)] if said else [])]
+                self._prefilled = prefilled = self._prefill(whole, new)
+                state = self._start(prefilled, [*self._parts, *whole], decoding, len(said))
+            else:
+                state = self._continue(prefilled, state, tokens, decoding)
+            length = int(state.position[0, 0])
+            choices = longest_of(self._model.model_config, _stretch(prefilled)) - length + 1
+            room = self._longest - (length - len(said)) + 1
+            decoding = self._decoding(min(decoding.max_new_tokens, choices))
+            for progress in engine.decode(prefilled.prefix, state, [1], decoding):
+                answer = self._answer(progress, said, choices, room)
+                state = progress.state
+                yield answer
+                if answer.finished:
+                    break
+            if answer.finished or len(answer.tokens) >= min(self._max_new_tokens, room):
+                break
+            said, state = answer.tokens, None
+        # A stop string may have cut off tokens that were fed; the next turn must not see them.
+        if len(answer.tokens) >= len(said):
+            self._state = decode.rollback(state, int(state.step) - len(answer.tokens))
+
+    def _answer(self, progress: Progress, said: tuple[int, ...], choices: int, room: int) -> Answer:
+        """The answer with what is new after `said`, of which the first `choices` choices count.
+
+        The whole answer has at most `room` tokens.
+        """
+        ((new,),), ((ended,),) = progress.tokens, progress.ended
+        tokens = said + new
+        whole = dataclasses.replace(
+            progress,
+            tokens=[[tokens]],
+            ended=[[ended and len(new) < choices]],
+            last=len(tokens) >= min(self._max_new_tokens, room),
+        )
+        return as_answers(self._model.tokenizer, whole, self._sampling)[0][0]
+
+    def _decoding(self, most: int) -> Decoding:
+        return Decoding(
+            max_new_tokens=most,
+            capacity=grid_length(self._max_new_tokens, 8),
+            interval=1,
+            sampling=self._sampling,
+        )
+
+    @property
+    def _longest(self) -> int:
+        """The most tokens that may precede another one."""
+        return longest_of(self._model.model_config, len(FACTORS) - 1)
+
+    def _fits(
+        self, prefilled: Prefilled | None, state: decode.DecodeState | None, tokens: int
+    ) -> bool:
+        """Whether a question can follow what was prefilled, with RoPE scaled as it was there."""
+        if prefilled is None or state is None:
+            return False
+        length = int(state.position[0, 0]) + tokens
+        return stretch_of(self._model.model_config, length) == _stretch(prefilled)
 
     def _prefill(self, parts: Sequence[Text | Clip], media: Sequence[Visual]) -> Prefilled:
         """Reads the whole conversation, up to the next question."""
         return self._model.prefill_parts(
-            [[*self._parts, *parts]],
-            [[*self._media, *media]],
-            merging=self._merging,
-            capacity=self._max_new_tokens,
+            [[*self._parts, *parts]], [[*self._media, *media]], merging=self._merging
         )
 
     def _start(
-        self, prefilled: Prefilled, parts: Sequence[Text | Clip], decoding: Decoding
+        self, prefilled: Prefilled, parts: Sequence[Text | Clip], decoding: Decoding, step: int
     ) -> decode.DecodeState:
-        """Feeds the text after the last video of the conversation."""
+        """Feeds the text after the last video, which ends with `step` tokens of the answer."""
         questions = [[split_prompt(parts).question]]
         return self._model.engine.start(
-            prefilled.prefix, questions, decoding, prefix_parts=prefilled.prefixes
+            prefilled.prefix, questions, decoding, prefix_parts=prefilled.prefixes, step=step
         )
 
     def _continue(
@@ -174,3 +215,8 @@ class Chat:
         padded[0, 0, : len(tokens)] = tokens
         length = np.full((1, 1), len(tokens), np.int32)
         return self._model.engine.feed(prefilled.prefix, state, padded, length, decoding.sampling)
+
+
+def _stretch(prefilled: Prefilled) -> int:
+    """How RoPE is scaled for the only row."""
+    return int(prefilled.prefix.stretch[0])

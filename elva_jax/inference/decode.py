@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, Int32
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, append_tokens, empty_suffix
+from elva_jax.inference.long_context import row_cos_sin
 from elva_jax.inference.params import Weights, logits
 from elva_jax.inference.sampling import SamplingParams, choose
 from elva_jax.utils.arrays import AnyArray
@@ -31,6 +32,7 @@ class DecodeState(NamedTuple):
     position: Int32[Array, "B G"]  # RoPE position of the next token
     token: Int32[Array, "B G"]  # the chosen next token
     alive: Bool[Array, "B G"]  # whether that token belongs to the answer
+    stretch: Int32[Array, " B"]  # how RoPE is scaled for each row
     step: Int32[Array, ""]  # tokens of the answer before it
 
 
@@ -41,6 +43,7 @@ def new_state(
     groups: int,
     slots: int,
     repetition_mask: Bool[AnyArray, "B G V"],
+    stretch: Int[AnyArray, " B"],
 ) -> DecodeState:
     """Suffixes without a token yet, at the positions where the prefixes of their rows end."""
     batch = len(length)
@@ -53,6 +56,7 @@ def new_state(
         position=jnp.broadcast_to(position[:, None], (batch, groups)),
         token=jnp.zeros((batch, groups), jnp.int32),
         alive=jnp.zeros((batch, groups), bool),
+        stretch=jnp.asarray(stretch, jnp.int32),
         step=jnp.int32(0),
     )
 
@@ -86,11 +90,12 @@ def feed(
     text: Int[Array, "B G Q"],
     length: Int[Array, "B G"],
     sampling: SamplingParams,
+    step: Int[Array, ""] | int = 0,
 ) -> DecodeState:
     """Appends a text to every suffix and chooses the first token of the answer.
 
     Texts are padded on the right; Q slots must be free, and a length of 0 leaves a suffix unused.
-    The state is used up.
+    `step` is the number of tokens of the answer that the text ends with. The state is used up.
     """
     slots = jnp.arange(state.filled.shape[-1])[None, None]
     place = jnp.arange(text.shape[2])[None, None]
@@ -100,7 +105,14 @@ def feed(
     attention_mask = filled[:, :, None] & causal
     position = state.position[..., None] + place
     x, suffix = append_tokens(
-        config, weights, prefix, state.suffix, state.slot, text, position, attention_mask
+        config,
+        weights,
+        prefix,
+        state.suffix,
+        state.slot,
+        text,
+        row_cos_sin(config, position.reshape(len(text), -1), state.stretch),
+        attention_mask,
     )
     last = jnp.maximum(length - 1, 0)[..., None, None]
     scores = logits(config, weights, jnp.take_along_axis(x, last, axis=2)[:, :, 0])
@@ -110,7 +122,7 @@ def feed(
         group = jnp.arange(mask.shape[1])[None, :, None]
         mask = mask.at[row, group, text].max(place < length[..., None])
     size = sampling.vocab_size
-    token = choose(scores[..., :size], sampling, mask[..., :size], 0)
+    token = choose(scores[..., :size], sampling, mask[..., :size], step)
     return DecodeState(
         suffix=suffix,
         filled=filled,
@@ -119,7 +131,8 @@ def feed(
         position=state.position + length,
         token=token,
         alive=(length > 0) & ~jnp.isin(token, jnp.asarray(sampling.end_ids)),
-        step=jnp.int32(0),
+        stretch=state.stretch,
+        step=jnp.asarray(step, jnp.int32),
     )
 
 
@@ -161,7 +174,7 @@ def advance(
             state.suffix,
             state.slot,
             state.token[..., None],
-            state.position[..., None],
+            row_cos_sin(config, state.position, state.stretch),
             attention_mask,
         )
         scores = logits(config, weights, x[:, :, 0])[..., :size]
@@ -174,6 +187,7 @@ def advance(
             position=state.position + state.alive,
             token=token,
             alive=state.alive & ~jnp.isin(token, end_ids),
+            stretch=state.stretch,
             step=state.step + 1,
         )
         return done + 1, out, state

@@ -17,12 +17,12 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import decode, prefill, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, text_tokens
 from elva_jax.inference.hidden import HiddenStates, collect
-from elva_jax.inference.long_context import rope_scaled
+from elva_jax.inference.long_context import announce
 from elva_jax.inference.params import Weights
 from elva_jax.inference.placement import Placement
 from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling, SamplingParams
-from elva_jax.inference.scoring import Likelihood, OptionTree, branch_scores
+from elva_jax.inference.scoring import Likelihood, OptionTree, Trees, branch_scores
 from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import NO_MERGING, Merging
 from elva_jax.video.layout import Clip, Text
@@ -85,22 +85,13 @@ class Engine:
         self.end_ids = end_ids
 
     def prefill(
-        self,
-        rows: Rows,
-        *,
-        tokens: int,
-        merging: bool | Merging = True,
-        lengths: ChooseLength = GRID,
+        self, rows: Rows, *, merging: bool | Merging = True, lengths: ChooseLength = GRID
     ) -> Prefix:
-        """Runs a batch of prompt prefixes through the decoder.
-
-        `tokens` is the length of the longest row with everything that will follow it; RoPE is
-        scaled for it where it exceeds the model's longest sequence.
-        """
-        config, rules = rope_scaled(self.config, tokens), self._rules(merging=merging)
-        rows = self.placement.place(rows)
+        """Runs a batch of prompt prefixes through the decoder."""
+        rules, rows = self._rules(merging=merging), self.placement.place(rows)
+        announce(self.config, rows.length, rows.stretch)
         with stages.stage("prefill"), self.placement.on(len(rows.length)):
-            prefix = prefill.prefill(config, self.weights, rows, rules, lengths)
+            prefix = prefill.prefill(self.config, self.weights, rows, rules, lengths)
             stages.wait(prefix.layers)
         return prefix
 
@@ -108,10 +99,10 @@ class Engine:
         self, rows: Rows, layers: Sequence[int] | None, *, merging: bool | Merging = True
     ) -> HiddenStates:
         """The hidden states of one prompt; see `ElvaModel.hidden_states`."""
-        config, rules = rope_scaled(self.config, int(rows.length[0])), self._rules(merging=merging)
-        rows = self.placement.place(rows)
+        rules, rows = self._rules(merging=merging), self.placement.place(rows)
+        announce(self.config, rows.length, rows.stretch)
         with self.placement.on(len(rows.length)):
-            return collect(config, self.weights, rows, layers, rules)
+            return collect(self.config, self.weights, rows, layers, rules)
 
     def _rules(self, *, merging: bool | Merging) -> Merging:
         if isinstance(merging, bool):
@@ -125,10 +116,12 @@ class Engine:
         decoding: Decoding,
         lengths: ChooseLength = GRID,
         prefix_parts: Sequence[Parts] = (),
+        step: int = 0,
     ) -> decode.DecodeState:
         """Feeds the questions of every row and chooses the first token of each answer.
 
-        `prefix_parts` is what each row's prefix holds, for the repetition penalty.
+        `prefix_parts` is what each row's prefix holds, for the repetition penalty. `step` is the
+        number of tokens of its answer that every question ends with.
         """
         batch, sampling = len(prefix.length), decoding.sampling
         groups = lengths("questions", max(map(len, questions)), 1)
@@ -144,8 +137,10 @@ class Engine:
                 repetition_mask[b, :, text_tokens(prefix_parts[b])] = True
         slots = queries + decoding.capacity
         with self.placement.on(batch):
-            state = decode.new_state(prefix.config, prefix.length, groups, slots, repetition_mask)
-        return self.feed(prefix, state, token, length, sampling)
+            state = decode.new_state(
+                prefix.config, prefix.length, groups, slots, repetition_mask, prefix.stretch
+            )
+        return self.feed(prefix, state, token, length, sampling, step)
 
     def feed(
         self,
@@ -154,11 +149,12 @@ class Engine:
         text: Int[np.ndarray, "B G Q"],
         length: Int[np.ndarray, "B G"],
         sampling: Sampling,
+        step: int = 0,
     ) -> decode.DecodeState:
         """Feeds one more text to every suffix; see `decode.feed`."""
-        params, weights = self._params(sampling), self.weights
+        params, weights, layers = self._params(sampling), self.weights, prefix.layers
         with stages.stage("decode"), self.placement.on(len(prefix.length)):
-            return decode.feed(prefix.config, weights, prefix.layers, state, text, length, params)
+            return decode.feed(prefix.config, weights, layers, state, text, length, params, step)
 
     def decode(
         self, prefix: Prefix, state: decode.DecodeState, counts: Sequence[int], decoding: Decoding
@@ -215,7 +211,9 @@ class Engine:
                     values = getattr(tree, name)
                     array[b, g, : len(values)] = values
         with self.placement.on(len(prefix.length)):
-            scores = branch_scores(prefix.config, self.weights, prefix.layers, *arrays.values())
+            target = arrays.pop("target")
+            padded = Trees(**arrays, stretch=prefix.stretch)
+            scores = branch_scores(prefix.config, self.weights, prefix.layers, padded, target)
         scores = np.asarray(scores, np.float64)
         return [
             [tree.likelihoods(scores[b, g]) for g, tree in enumerate(row)]

@@ -103,7 +103,7 @@ def collect(
             survivor = np.asarray(merged.survivor)[0][survivor]
             stats = jax.tree.map(lambda count: int(count[0]), merged.stats)
             length = int(merged.stats.survivors[0])
-        inputs, x = layer_inputs(config, tokens.layout), tokens.x
+        inputs, x = layer_inputs(config, tokens.layout, rows.stretch), tokens.x
         for index in range(block.start, block.stop):
             x, _ = run_layer(config, weights.layers[index], x, inputs)
             if index + 1 in wanted:

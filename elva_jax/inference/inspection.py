@@ -8,6 +8,7 @@ from elva_jax.errors import LayoutError
 from elva_jax.inference.batching import split_prompt
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.hidden import HiddenStates
+from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt
 from elva_jax.inference.merge_map import MergeMap, merge_map_of
 from elva_jax.inference.prefilled import Prefilled
@@ -19,6 +20,7 @@ from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import Merging
 from elva_jax.utils import numbers
 from elva_jax.video.hybrid import Hybrid
+from elva_jax.video.layout import Clip, Text
 
 
 class Inspection(PromptReader):
@@ -64,8 +66,7 @@ class Inspection(PromptReader):
         """
         visuals, prompt = self.read_prompt(prompt, media, frames)
         parts = self.prompt_parts(prompt, visuals)
-        split_prompt(parts)
-        rows = self.rows([parts], [visuals])
+        rows = self.rows([parts], [visuals], stretch=[self._stretch(parts)])
         return self.engine.hidden_states(rows, layers, merging=merging)
 
     def merge_map(
@@ -108,7 +109,8 @@ class Inspection(PromptReader):
         visuals, prompt = self.read_prompt(prompt, media, frames)
         if not visuals:
             raise LayoutError("nothing merges: the prompt has no videos or images")
-        rows = self.rows([self.prompt_parts(prompt, visuals)], [visuals])
+        parts = self.prompt_parts(prompt, visuals)
+        rows = self.rows([parts], [visuals], stretch=[self._stretch(parts)])
         return merge_map_of(self.engine.hidden_states(rows, (), merging=merging), visuals)
 
     def trace(
@@ -135,8 +137,11 @@ class Inspection(PromptReader):
         numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         with measured() as seconds:
             visuals, prompt = self.read_prompt(prompt, media, frames)
-            prefilled = self.prefill(
-                [visuals], prompts=[prompt], merging=merging, capacity=max_new_tokens
-            )
+            prefilled = self.prefill([visuals], prompts=[prompt], merging=merging)
             ((answer,),) = prefilled.generate([[prompt]], max_new_tokens, sampling=sampling)
         return trace_of(prefilled, answer, prompt_tokens(prefilled, prompt), seconds, sampling)
+
+    def _stretch(self, parts: Sequence[Text | Clip]) -> int:
+        """How RoPE is scaled for a whole prompt, which must end with text."""
+        prompt = split_prompt(parts)
+        return stretch_of(self.model_config, prompt.prefix_tokens + len(prompt.question))

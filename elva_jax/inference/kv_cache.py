@@ -17,11 +17,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights, text_embeddings
-from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
+from elva_jax.models.qwen2 import DecoderLayer
 
 LOW = float(jnp.finfo(jnp.float32).min)
 
@@ -121,16 +121,17 @@ def append_tokens(
     suffix: tuple[SuffixCache, ...],
     slot: Int[Array, ""] | int,
     token: Int[Array, "B G Q"],
-    position: Int[Array, "B G Q"],
+    cos_sin: tuple[Float32[Array, "B S F"], Float32[Array, "B S F"]],
     attention_mask: Bool[Array, "B G Q T"],
 ) -> tuple[Float[Array, "B G Q D"], tuple[SuffixCache, ...]]:
     """Runs Q new text tokens of every suffix through the decoder.
 
+    `cos_sin` are RoPE's of the S = G * Q tokens of each row (`long_context.row_cos_sin`).
     Returns the last layer's output and the suffix caches with the new tokens.
     """
     batch = token.shape[0]
     x = text_embeddings(config, weights, token.reshape(batch, -1))
-    cos, sin = rope_cos_sin(config, position.reshape(batch, -1))
+    cos, sin = cos_sin
     layer = DecoderLayer(config, parent=None)
 
     # Within a program it is traced and lowered once for all layers of the same shapes.

@@ -21,6 +21,7 @@ from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.inspection import Inspection
+from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import END, Answer, Prefilled
@@ -199,7 +200,7 @@ class ElvaModel(Inspection):
             return []
         read = [self.read_prompt(each.prompt, each.media, frames) for each in requests]
         media, prompts = [found for found, _ in read], [bare for _, bare in read]
-        prefilled = self.prefill(media, prompts=prompts, merging=merging, capacity=max_new_tokens)
+        prefilled = self.prefill(media, prompts=prompts, merging=merging)
         questions = [[prompt] for prompt in prompts]
         rows = prefilled.generate(questions, max_new_tokens, sampling=sampling)
         return [answer for (answer,) in rows]
@@ -225,9 +226,7 @@ class ElvaModel(Inspection):
         """
         numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         visuals, prompt = self.read_prompt(prompt, media, frames)
-        prefilled = self.prefill(
-            [visuals], prompts=[prompt], merging=merging, capacity=max_new_tokens
-        )
+        prefilled = self.prefill([visuals], prompts=[prompt], merging=merging)
         yield from prefilled.stream(prompt, max_new_tokens, sampling=sampling)
 
     def chat(
@@ -302,7 +301,6 @@ class ElvaModel(Inspection):
         *,
         prompts: Sequence[Prompt] | None = None,
         merging: bool | Merging = True,
-        capacity: int = 1,
         lengths: ChooseLength = GRID,
     ) -> Prefilled:
         """Runs the videos of several rows through the decoder, once for all questions about them.
@@ -311,8 +309,6 @@ class ElvaModel(Inspection):
           media: the videos and images of each row, in order; () for none.
           prompts: per row, a question that says where its media stand; None: before every question.
           merging: whether the model's merging layers act, or others instead.
-          capacity: tokens that will follow the prompts. Where all together exceed the model's
-            longest sequence, RoPE is scaled.
           lengths: chooses padded lengths.
 
         Raises:
@@ -323,7 +319,7 @@ class ElvaModel(Inspection):
             raise LayoutError("nothing to do: the batch has no rows")
         prompts = prompts or ["?"] * len(media)
         parts = [self.prompt_parts(text, row) for text, row in zip(prompts, media, strict=True)]
-        return self.prefill_parts(parts, media, merging=merging, capacity=capacity, lengths=lengths)
+        return self.prefill_parts(parts, media, merging=merging, lengths=lengths)
 
     def prefill_parts(
         self,
@@ -331,20 +327,24 @@ class ElvaModel(Inspection):
         media: Sequence[Sequence[Visual]],
         *,
         merging: bool | Merging = True,
-        capacity: int = 1,
         lengths: ChooseLength = GRID,
     ) -> Prefilled:
-        """`prefill` of rendered prompts; the clips of a row's parts are its media in order."""
+        """`prefill` of rendered prompts; the clips of a row's parts are its media in order.
+
+        RoPE is scaled for the length of each prompt.
+        """
         prompts = [split_prompt(row) for row in parts]
-        rows = self.rows([prompt.prefix for prompt in prompts], media, lengths)
-        counts = [int(n) for n in rows.length[: len(media)]]
-        longest = max(n + len(p.question) for n, p in zip(counts, prompts, strict=True))
+        counts = [prompt.prefix_tokens for prompt in prompts]
+        stretch = [
+            stretch_of(self.model_config, count + len(prompt.question))
+            for count, prompt in zip(counts, prompts, strict=True)
+        ]
+        rows = self.rows([prompt.prefix for prompt in prompts], media, lengths, stretch)
         return Prefilled(
             model=self,
             media=tuple(map(tuple, media)),
             prefixes=tuple(prompt.prefix for prompt in prompts),
             prefix_tokens=tuple(counts),
-            prefix=self.engine.prefill(
-                rows, tokens=longest + capacity, merging=merging, lengths=lengths
-            ),
+            prefix=self.engine.prefill(rows, merging=merging, lengths=lengths),
+            merging=merging,
         )

@@ -81,7 +81,12 @@ class Placement:
         def put(tree: Any) -> Any:
             return jax.device_put(jax.tree.map(fill, tree), sharding)
 
-        return Rows(patches=put(rows.patches), layout=put(rows.layout), length=fill(rows.length))
+        return Rows(
+            patches=put(rows.patches),
+            layout=put(rows.layout),
+            length=fill(rows.length),
+            stretch=fill(rows.stretch),
+        )
 
     def _splits(self, rows: int) -> bool:
         return rows % self._parts == 0

@@ -23,11 +23,13 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import params as params_module
 from elva_jax.inference.batching import GRID, ChooseLength, Rows
 from elva_jax.inference.kv_cache import PrefixCache, split_heads
+from elva_jax.inference.long_context import row_cos_sin
 from elva_jax.inference.params import Weights
 from elva_jax.models.elva import LayerBlock, layer_blocks, merge_batch, with_merging
-from elva_jax.models.qwen2 import DecoderLayer, attention_split, rope_cos_sin
+from elva_jax.models.qwen2 import DecoderLayer, attention_split
 from elva_jax.ops.attention import packed_attention
 from elva_jax.ops.merging import NO_MERGING, Merged, Merging
+from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
 
@@ -40,6 +42,7 @@ class Prefix:
     blocks: tuple[LayerBlock, ...]  # the decoder's layer blocks
     tokens: np.ndarray  # int32 [blocks, B], tokens that each block worked on
     length: np.ndarray  # int32 [B], the position where each row's text continues
+    stretch: np.ndarray  # int32 [B], how RoPE is scaled for each row
 
 
 class Tokens(NamedTuple):
@@ -81,7 +84,7 @@ def prefill(
             tokens, merged = merge_tokens(merges, tokens, block.merge, lengths)
             survivors = np.asarray(merged.stats.survivors)
             del merged  # its hidden states have the length before the cut
-        inputs, x = layer_inputs(config, tokens.layout), tokens.x
+        inputs, x = layer_inputs(config, tokens.layout, rows.stretch), tokens.x
         for index in range(block.start, block.stop):
             if index < last:
                 x, cache = run_layer(config, weights.layers[index], x, inputs)
@@ -96,6 +99,7 @@ def prefill(
         blocks=blocks,
         tokens=np.asarray(counts, np.int32),
         length=np.asarray(rows.length, np.int32),
+        stretch=rows.stretch,
     )
 
 
@@ -136,10 +140,12 @@ def _cut(tree, length):
 
 
 @partial(jax.jit, static_argnums=0)
-def layer_inputs(config: ModelConfig, layout: TokenLayout) -> LayerInputs:
-    """RoPE angles and segments of a block's tokens."""
+def layer_inputs(
+    config: ModelConfig, layout: TokenLayout, stretch: Int32[AnyArray, " B"]
+) -> LayerInputs:
+    """RoPE angles and segments of a block's tokens; `stretch` says how each row's are scaled."""
     position, segment = jnp.asarray(layout.position), jnp.asarray(layout.segment)
-    return LayerInputs(*rope_cos_sin(config, position), segment)
+    return LayerInputs(*row_cos_sin(config, position, stretch), segment)
 
 
 def apply_layer(

@@ -10,14 +10,17 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data import conversation
 from elva_jax.errors import LayoutError
+from elva_jax.inference import long_answers
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
-from elva_jax.inference.engine import Decoding, Progress
+from elva_jax.inference.engine import Decoding, Progress, Questions
+from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.parts import shown
 from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling
-from elva_jax.inference.scoring import Choice, Likelihood, OptionTree, option_tree
+from elva_jax.inference.scoring import Choice, Likelihood, Options
+from elva_jax.ops.merging import Merging
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Clip, Text
@@ -53,6 +56,7 @@ class Prefilled:
     prefixes: tuple[tuple[Text | Clip, ...], ...]  # of each row: chat header and clips
     prefix_tokens: tuple[int, ...]  # of each row, before any merging
     prefix: Prefix  # of grid_batch(rows) rows
+    merging: bool | Merging  # as it was prefilled with
 
     def generate(
         self,
@@ -93,10 +97,34 @@ class Prefilled:
           LayoutError: an empty question or option, a question without options, or more tokens than
             fit the model.
         """
-        trees = [[self._tree(b, choice) for choice in row] for b, row in enumerate(choices)]
-        if not any(trees):
-            return [[] for _ in trees]
-        return self.model.engine.score(self.prefix, trees, lengths)
+        ids = [[self._choice(b, choice) for choice in row] for b, row in enumerate(choices)]
+        return self.score_ids(ids, lengths)
+
+    def score_ids(
+        self, choices: Sequence[Sequence[Options]], lengths: ChooseLength = GRID
+    ) -> list[list[list[Likelihood]]]:
+        """`score` of token ids: per row, questions with their options."""
+        return long_answers.score(self, choices, lengths)
+
+    def decode(
+        self, questions: Questions, decoding: Decoding, lengths: ChooseLength = GRID
+    ) -> Iterator[Progress]:
+        """The answers to questions given as token ids, after every interval; at the end `last`."""
+        return long_answers.decode(self, questions, decoding, lengths)
+
+    def again(
+        self, rows: Sequence[int], texts: Sequence[Sequence[int]], lengths: ChooseLength
+    ) -> Prefilled:
+        """Some of the rows, prefilled for the lengths that they have with texts after them."""
+        return self.model.prefill_parts(
+            [
+                [*self.prefixes[row], Text(tuple(text))]
+                for row, text in zip(rows, texts, strict=True)
+            ],
+            [self.media[row] for row in rows],
+            merging=self.merging,
+            lengths=lengths,
+        )
 
     def _answers(
         self,
@@ -109,17 +137,13 @@ class Prefilled:
         """The answers so far, after every `interval` tokens."""
         numbers.TOKENS.check("max_new_tokens", max_new_tokens)
         ids = [[self._question(b, text) for text in row] for b, row in enumerate(questions)]
-        longest = max(self.prefix_tokens[b] + len(q) for b, row in enumerate(ids) for q in row)
-        most = min(max_new_tokens, self.prefix.config.max_position - longest)
         decoding = Decoding(
-            max_new_tokens=most,
-            capacity=lengths("answer", most, 8),
+            max_new_tokens=max_new_tokens,
+            capacity=lengths("answer", max_new_tokens, 8),
             interval=interval,
             sampling=sampling,
         )
-        engine = self.model.engine
-        state = engine.start(self.prefix, ids, decoding, lengths, self.prefixes)
-        for progress in engine.decode(self.prefix, state, list(map(len, ids)), decoding):
+        for progress in self.decode(ids, decoding, lengths):
             answers = as_answers(self.model.tokenizer, progress, sampling)
             yield answers
             if all(answer.finished for row in answers for answer in row):
@@ -133,27 +157,18 @@ class Prefilled:
                 f"the question '{shown(question)}' places its media differently from the prefilled"
                 " prompt; prefill with this question"
             )
-        self._check_length(self.prefix_tokens[row] + len(prompt.question) + 1)
+        stretch_of(self.model.model_config, self.prefix_tokens[row] + len(prompt.question))
         return prompt.question
 
-    def _tree(self, row: int, choice: Choice) -> OptionTree:
-        question, start = self._question(row, choice.question), self.prefix_tokens[row]
+    def _choice(self, row: int, choice: Choice) -> Options:
+        question = self._question(row, choice.question)
         if not choice.options or not all(option.strip() for option in choice.options):
             raise LayoutError(
                 f"the question '{shown(choice.question)}' needs options, none of them empty"
             )
         tokenizer = self.model.tokenizer
-        options = [list(conversation.answer_ids(option, tokenizer)) for option in choice.options]
-        self._check_length(start + len(question) + max(map(len, options)))
-        return option_tree(question, options, start)
-
-    def _check_length(self, tokens: int) -> None:
-        longest = self.prefix.config.max_position
-        if tokens > longest:
-            raise LayoutError(
-                f"the prompt and its answer take {tokens} tokens, the prefilled model's longest"
-                f" sequence is {longest}; use fewer frames, or prefill with a larger capacity"
-            )
+        options = [tuple(conversation.answer_ids(option, tokenizer)) for option in choice.options]
+        return question, options
 
 
 def as_answers(

@@ -164,13 +164,15 @@ class PromptReader:
         prompts: Sequence[Sequence[Text | Clip]],
         media: Sequence[Sequence[Visual]],
         lengths: ChooseLength = GRID,
+        stretch: Sequence[int] = (),
     ) -> Rows:
         """A padded batch of the texts and clips of each row, whose media they are in order."""
         width = self.model_config.patch_size**2 * 3
         none = np.zeros((0, width), np.uint8)
+        frame_patches = self.model_config.frame_patches
         with stages.stage("prefill"):
             patches = [np.concatenate([none, *(item.patches for item in row)]) for row in media]
-            return build_rows(prompts, patches, width, lengths, self.model_config.frame_patches)
+            return build_rows(prompts, patches, width, lengths, frame_patches, stretch)
 
 
 def elva_stage(config: Config, name: str | None = None) -> str:

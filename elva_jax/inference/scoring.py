@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,13 @@ from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
+from elva_jax.inference.long_context import row_cos_sin
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.params import Weights, logits
+from elva_jax.utils.arrays import AnyArray
+
+Ids = tuple[int, ...]
+Options = tuple[Ids, Sequence[Ids]]  # token ids of a question, and of its options with their ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,55 +103,46 @@ def option_tree(
     )
 
 
+class Trees(NamedTuple):
+    """G option trees of each of B rows, padded."""
+
+    token: Int[AnyArray, "B G Q"]  # a question, then its options one after the other
+    position: Int[AnyArray, "B G Q"]  # every option continues from the question's end
+    branch: Int[AnyArray, "B G Q"]  # 0 for the question, 1, 2 … for options, -1 for padding
+    source: Int[AnyArray, "B G M"]  # the index in Q whose prediction is asked for
+    stretch: Int[AnyArray, " B"]  # how RoPE is scaled for each row
+
+
 @partial(jax.jit, static_argnums=0)
 def branch_scores(
     config: ModelConfig,
     weights: Weights,
     prefix: tuple[PrefixCache, ...],
-    token: Int[Array, "B G Q"],
-    position: Int[Array, "B G Q"],
-    branch: Int[Array, "B G Q"],
-    source: Int[Array, "B G M"],
-    target: Int[Array, "B G M"],
+    trees: Trees,
+    target: Int[AnyArray, "B G M"],
 ) -> Float32[Array, "B G M"]:
-    """Log-probabilities of the option tokens of G trees per row, which `branch_logits` explains.
+    """Log-probabilities of the option tokens of G trees per row.
 
     Args:
       config: the model.
       weights: its parameters.
       prefix: of every layer.
-      token: tokens of the trees.
-      position: RoPE positions.
-      branch: the branch of each token.
-      source: the index in Q whose prediction is asked for.
-      target: the token whose probability is asked for there.
+      trees: questions with their options.
+      target: the token whose probability is asked for at each of `trees.source`.
     """
-    scores = branch_logits(config, weights, prefix, token, position, branch, source)
+    scores = branch_logits(config, weights, prefix, trees)
     chosen = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(scores, axis=-1)
 
 
 def branch_logits(
-    config: ModelConfig,
-    weights: Weights,
-    prefix: tuple[PrefixCache, ...],
-    token: Int[Array, "B G Q"],
-    position: Int[Array, "B G Q"],
-    branch: Int[Array, "B G Q"],
-    source: Int[Array, "B G M"],
+    config: ModelConfig, weights: Weights, prefix: tuple[PrefixCache, ...], trees: Trees
 ) -> Float32[Array, "B G M V"]:
     """Logits at the tokens of G trees per row that predict an option's tokens.
 
-    Args:
-      config: the model.
-      weights: its parameters.
-      prefix: of every layer.
-      token: a question, then its options one after the other, then padding.
-      position: RoPE positions; every option continues from the question's end.
-      branch: 0 for the question, 1, 2 … for options, -1 for padding. A token attends to the
-        question and to its own option.
-      source: the index in Q whose prediction is asked for.
+    A token attends to the question and to its own option.
     """
+    token, position, branch, source, stretch = map(jnp.asarray, trees)
     batch, groups, queries = token.shape
     keys = branch[:, :, None, :]
     attention_mask = (
@@ -154,6 +151,7 @@ def branch_logits(
         & jnp.tril(jnp.ones((1, 1, queries, queries), bool))
     )
     suffix = empty_suffix(config, batch, groups, queries)
-    x, _ = append_tokens(config, weights, prefix, suffix, 0, token, position, attention_mask)
+    cos_sin = row_cos_sin(config, position.reshape(batch, -1), stretch)
+    x, _ = append_tokens(config, weights, prefix, suffix, 0, token, cos_sin, attention_mask)
     picked = jnp.take_along_axis(x, source[..., None], axis=2)
     return logits(config, weights, picked)

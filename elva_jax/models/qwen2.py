@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
@@ -68,10 +69,16 @@ def rope_cos_sin(
     whatever the actual length: a token's keys must not depend on how examples are packed or on how
     many tokens have been generated.
     """
-    frequency, factor = rope.frequencies(
+    return rope.cos_sin(position, *rope_frequencies(config, rope_length))
+
+
+def rope_frequencies(
+    config: ModelConfig, rope_length: int = 0
+) -> tuple[Float32[np.ndarray, " F"], float]:
+    """RoPE's frequencies and the factor on cosine and sine; `rope_length` as in `rope_cos_sin`."""
+    return rope.frequencies(
         config.head_dim, config.rope_theta, rope_scaling(config), rope_length or config.max_position
     )
-    return rope.cos_sin(position, frequency, factor)
 
 
 def vocabulary_logits(

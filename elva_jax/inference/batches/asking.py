@@ -11,7 +11,7 @@ from elva_jax.inference.batches.queries import Ids, Query, Reply
 from elva_jax.inference.engine import Decoding, Progress
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.prefilled import STOP_INTERVAL, Answer, Prefilled, as_answers
-from elva_jax.inference.scoring import Likelihood, option_tree
+from elva_jax.inference.scoring import Likelihood
 from elva_jax.ops.merging import Merging
 
 Likelihoods = list[list[tuple[Likelihood, ...]]]  # of each row's queries, per option
@@ -28,18 +28,15 @@ def ask(model: ElvaModel, batch: Batch, *, merging: bool | Merging) -> list[Repl
     start = time.monotonic()
     rows, shapes = batch.rows, batch.shapes
     padded = [*rows, *rows[-1:] * (batch.size - len(rows))]
-    # The capacity decides how RoPE is scaled: as for the longest row by itself.
-    capacity = max(row.tokens for row in rows) - max(row.prompt_tokens for row in rows)
     prefilled = model.prefill_parts(
         [row.parts for row in padded],
         [row.visuals for row in padded],
         merging=merging,
-        capacity=max(capacity, 1),
         lengths=shapes["prefix"],
     )
-    written = _write(model, prefilled, batch)
+    written = _write(prefilled, batch)
     names = dict.fromkeys(name for row in rows for q in row.queries for name in q.scorings)
-    scored = {name: _score(model, prefilled, batch, name) for name in names}
+    scored = {name: _score(prefilled, batch, name) for name in names}
     count = sum(len(row.queries) for row in rows)
     seconds = (time.monotonic() - start) / count
     return [
@@ -55,7 +52,7 @@ def ask(model: ElvaModel, batch: Batch, *, merging: bool | Merging) -> list[Repl
     ]
 
 
-def _write(model: ElvaModel, prefilled: Prefilled, batch: Batch) -> list[list[Answer | None]]:
+def _write(prefilled: Prefilled, batch: Batch) -> list[list[Answer | None]]:
     """The written answers of each row's queries; [] if none is wanted.
 
     Equal questions of a row are decoded once, and each query takes as many tokens as it wants.
@@ -67,19 +64,17 @@ def _write(model: ElvaModel, prefilled: Prefilled, batch: Batch) -> list[list[An
         return []
     most = max(writing.max_new_tokens for writing in writings)
     stops = any(writing.sampling.stop for writing in writings)
-    lengths, engine = batch.shapes["generated"], model.engine
+    lengths = batch.shapes["generated"]
     decoding = Decoding(
         max_new_tokens=most,
         capacity=lengths("answer", most, 8),
         interval=STOP_INTERVAL if stops else most,
         sampling=writings[0].sampling,
     )
-    ids = [*map(list, columns), *[[]] * (batch.size - len(rows))]
-    state = engine.start(prefilled.prefix, ids, decoding, lengths, prefilled.prefixes)
     answers: list[list[Answer | None]] = []
-    for progress in engine.decode(prefilled.prefix, state, list(map(len, ids)), decoding):
+    for progress in prefilled.decode([*map(list, columns)], decoding, lengths):
         answers = [
-            [_answer(model, progress, b, columns[b], query) for query in row.queries]
+            [_answer(prefilled.model, progress, b, columns[b], query) for query in row.queries]
             for b, row in enumerate(rows)
         ]
         if all(answer is None or answer.finished for row in answers for answer in row):
@@ -104,12 +99,12 @@ def _answer(
     return as_answers(model.tokenizer, own, query.writing.sampling)[0][0]
 
 
-def _score(model: ElvaModel, prefilled: Prefilled, batch: Batch, name: str) -> Likelihoods:
+def _score(prefilled: Prefilled, batch: Batch, name: str) -> Likelihoods:
     """The likelihoods of the options under one name; () for queries that have none there.
 
     Options after the same question of a row stand in one tree.
     """
-    trees, places = [], []
+    choices, places = [], []
     for row in batch.rows:
         options: dict[Ids, list[Ids]] = {}
         found: list[tuple[Ids, slice]] = []
@@ -120,10 +115,9 @@ def _score(model: ElvaModel, prefilled: Prefilled, batch: Batch, name: str) -> L
             after = options.setdefault(scoring.question, [])
             found.append((scoring.question, slice(len(after), len(after) + len(scoring.options))))
             after += scoring.options
-        trees.append([option_tree(ids, each, row.prefix_tokens) for ids, each in options.items()])
+        choices.append(list(options.items()))
         places.append((_distinct(options), found))
-    trees += [[]] * (batch.size - len(batch.rows))
-    scores = model.engine.score(prefilled.prefix, trees, batch.shapes[name])
+    scores = prefilled.score_ids(choices, batch.shapes[name])
     return [
         [tuple(scores[b][columns[ids]][part]) if ids in columns else () for ids, part in found]
         for b, (columns, found) in enumerate(places)

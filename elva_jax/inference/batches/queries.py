@@ -14,7 +14,7 @@ from typing import Any
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.batching import grid_batch, split_prompt
-from elva_jax.inference.long_context import rope_factor
+from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.prefilled import Answer
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Likelihood
@@ -84,14 +84,8 @@ class Query:
     prefix_tokens: int
     writing: Writing | None
     scorings: Mapping[str, Scoring]
-    tokens: int  # with everything that may follow
     kind: Hashable
     program: Hashable = None
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Length up to where the answer begins, before merging."""
-        return self.prefix_tokens + len(self.question)
 
 
 def make_query(
@@ -109,11 +103,11 @@ def make_query(
     """
     prompt, scorings = split_prompt(parts), scorings or {}
     start = prompt.prefix_tokens
-    tokens = start + len(prompt.question) + (writing.max_new_tokens if writing else 1)
+    longest = start + len(prompt.question)
     for scoring in scorings.values():
-        longest = max(map(len, scoring.options))
-        tokens = max(tokens, start + len(scoring.question) + longest)
-    factor = rope_factor(config, tokens)
+        option = max(map(len, scoring.options))
+        longest = max(longest, start + len(scoring.question) + option - 1)
+    stretch_of(config, longest)
     return Query(
         tag=tag,
         parts=parts,
@@ -122,9 +116,8 @@ def make_query(
         prefix_tokens=start,
         writing=writing,
         scorings=scorings,
-        tokens=tokens,
-        kind=(writing.kind if writing else None, factor),
-        program=(writing.program if writing else None, factor),
+        kind=writing.kind if writing else None,
+        program=writing.program if writing else None,
     )
 
 

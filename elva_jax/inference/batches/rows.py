@@ -41,16 +41,6 @@ class Row:
         return self.queries[0].prefix_tokens
 
     @property
-    def prompt_tokens(self) -> int:
-        """Length of the longest prompt."""
-        return self.longest.prompt_tokens
-
-    @property
-    def tokens(self) -> int:
-        """Length of the longest prompt with all that may follow it."""
-        return max(query.tokens for query in self.queries)
-
-    @property
     def width(self) -> int:
         """Columns of a batch that the row needs, a power of two."""
         return grid_batch(len(self.queries))

@@ -128,9 +128,7 @@ class Joining:
         more = at_least(grid.joins, len(prefixes)) - len(prefixes)
         prefixes, media = [*prefixes, *[prefixes[-1]] * more], [*media, *[media[-1]] * more]
         rows = self._model.rows(prefixes, media, lengths)
-        prefix = self._model.engine.prefill(
-            rows, tokens=int(rows.length.max()), merging=merging, lengths=lengths
-        )
+        prefix = self._model.engine.prefill(rows, merging=merging, lengths=lengths)
         target = grid.class_of([layer.valid.shape[1] for layer in prefix.layers])
         return self._programs.pad(prefix.layers, target), prefix.tokens, prefix.length
 

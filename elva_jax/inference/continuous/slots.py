@@ -132,7 +132,7 @@ def feed(
         empty_suffix(static.config, batch, groups, queries),
         0,
         text,
-        position[..., None] + place,
+        rope_cos_sin(static.config, (position[..., None] + place).reshape(batch, -1)),
         attention_mask,
     )
     last = jnp.maximum(length - 1, 0)[..., None, None]

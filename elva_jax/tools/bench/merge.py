@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         built = build_rows([(Clip(grids),)], [patches], patches.shape[1], unpadded)
         layout = jax.tree.map(jnp.asarray, built.layout)
         x = jax.random.normal(jax.random.key(0), (1, layout.length, model.hidden_size), dtype)
-        inputs = prefill.layer_inputs(model, layout)
+        inputs = prefill.layer_inputs(model, layout, built.stretch)
         size = jnp.ones((1, layout.length), jnp.float32)
         layer = jax.jit(partial(prefill.apply_layer, model))
         runs = {

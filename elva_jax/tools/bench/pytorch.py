@@ -144,7 +144,8 @@ def _ours(config: ModelConfig, weights: Weights, tokens: np.ndarray) -> Callable
         rows = build_rows([(Text(tuple(tokens[:-1])),)], [none], none.shape[1])
         prefix = prefill.prefill(config, weights, rows)
         capacity = grid_length(count)
-        state = decode.new_state(config, prefix.length, 1, 1 + capacity, np.zeros((1, 1, 0), bool))
+        mask = np.zeros((1, 1, 0), bool)
+        state = decode.new_state(config, prefix.length, 1, 1 + capacity, mask, prefix.stretch)
         last, one = np.asarray(tokens[-1:]).reshape(1, 1, 1), np.ones((1, 1), np.int32)
         state = decode.feed(config, weights, prefix.layers, state, last, one, sampling)
         if count == 1:

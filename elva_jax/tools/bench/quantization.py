@@ -176,7 +176,7 @@ def answer_logits(
     """Logits [B, G, M, V] where the tokens of the right answers are predicted, and which count."""
     from elva_jax.data.conversation import answer_ids
     from elva_jax.inference.batching import split_prompt
-    from elva_jax.inference.scoring import option_tree
+    from elva_jax.inference.scoring import Trees, option_tree
 
     prefilled = model.prefill([(seen,) for seen, _ in videos], merging=merging, lengths=lengths)
     trees = []
@@ -200,8 +200,9 @@ def answer_logits(
                 array[b, g, : len(tree.token)] = getattr(tree, name)
             source[b, g, : len(tree.source)] = tree.source
             valid[b, g, : len(tree.source)] = True
-    prefix, trees_of = prefilled.prefix, (token, position, branch, source)
-    return _program()(prefix.config, model.engine.weights, prefix.layers, *trees_of), valid
+    prefix = prefilled.prefix
+    padded = Trees(token, position, branch, source, prefix.stretch)
+    return _program()(prefix.config, model.engine.weights, prefix.layers, padded), valid
 
 
 @cache

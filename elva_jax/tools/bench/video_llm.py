@@ -134,7 +134,8 @@ class Question:
     def feed_arguments(self, prefix: Prefix) -> tuple[Any, ...]:
         """The arguments of `decode.feed` for the question."""
         config, slots = self._model.config, QUESTION + self._capacity
-        state = decode.new_state(config, prefix.length, 1, slots, np.zeros((1, 1, 0), bool))
+        mask = np.zeros((1, 1, 0), bool)
+        state = decode.new_state(config, prefix.length, 1, slots, mask, prefix.stretch)
         text = np.arange(QUESTION, dtype=np.int32).reshape(1, 1, -1)
         length = np.full((1, 1), QUESTION, np.int32)
         return config, self._model.weights, prefix.layers, state, text, length, self._sampling

@@ -211,7 +211,9 @@ def _decoding(model: ModelConfig, rows: int, length: int, slots: int) -> int:
     for new in (grid_length(QUESTION), 1):
         token = _shape(rows, 1, new, dtype=np.int32)
         mask = _shape(rows, 1, new, slots, dtype=bool)
-        arguments = (weights, prefix, suffix, _shape(dtype=np.int32), token, token, mask)
+        angle = _shape(rows, new, model.head_dim // 2, dtype=np.float32)
+        cos_sin = (angle, angle)
+        arguments = (weights, prefix, suffix, _shape(dtype=np.int32), token, cos_sin, mask)
         function = partial(append_tokens, small)
         found.append(_temporaries(function, *arguments, donate_argnums=2))
     # The head is left out, since the CPU backend would widen its table: the logits, and two

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from elva_jax.inference.long_context import LARGEST_FACTOR
+from elva_jax.inference.long_context import FACTORS
 from elva_jax.inference.quantization import SCHEMES
 from elva_jax.tools.plan.hardware import GIB
 from elva_jax.tools.plan.inference import Memory, memory_of, prefix_bytes, suffix_bytes
@@ -27,9 +27,9 @@ def estimate(case: Case, known: Case, memory: Memory) -> int:
 def most_frames(case: Case, memory: Memory, usable: float) -> int:
     """The most frames of the case's sizes that fit; 0: not one does.
 
-    RoPE cannot be scaled for more than `LARGEST_FACTOR` times the model's longest sequence.
+    RoPE cannot be scaled for more than `FACTORS[-1]` times the model's longest sequence.
     """
-    longest = LARGEST_FACTOR * case.model.max_position
+    longest = FACTORS[-1] * case.model.max_position
 
     def fits(frames: int) -> bool:
         other = with_frames(case, frames)

@@ -21,7 +21,7 @@ def model():
 def query(prefix):
     return Query(
         tag=0, parts=(), prefix=(), question=(1,), prefix_tokens=prefix, writing=None, scorings={},
-        tokens=prefix + 2, kind=None,
+        kind=None,
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_each_query_has_its_own_length_stop_strings_and_draws(model):
         found |= {reply.tag: reply for reply in replies}
     assert sorted(read) == [0, 1]
     for k, text, most, sampling in wanted:
-        answer = model.prefill([(model.read_media(frames[k % 2]),)], capacity=most)
+        answer = model.prefill([(model.read_media(frames[k % 2]),)])
         ((alone,),) = answer.generate([[text]], most, sampling=sampling)
         assert found[k].answer == alone, k
     assert len({reply.answer.text for reply in found.values()}) > 2

@@ -93,7 +93,9 @@ def test_prefill_lowers_for_cuda(config):
         shape(rows, length, model.hidden_size),
         shape(rows, patches, model.patch_size**2 * 3, dtype=np.uint8),
     )
-    inputs = jax.eval_shape(lambda layout: prefill.layer_inputs(model, layout), layout)
+    inputs = jax.eval_shape(
+        lambda layout: prefill.layer_inputs(model, layout, np.zeros(rows, np.int32)), layout
+    )
 
     def lower(program, *arguments):
         return program.trace(model, *arguments).lower(lowering_platforms=("cuda",))
