@@ -46,6 +46,6 @@ PARTS: tuple[Part, ...] = (
     ),
     _part("answer_7b_int8", 60, "int8", module="answer"),
     _part("answer_7b_int4", 60, "int4", module="answer"),
-    _part("serve", 80),
+    _part("serve", 150),
     _part("pytorch_stage2", 80, "stage2", module="train_pytorch", **ON_CPU),
 )

@@ -275,10 +275,18 @@ def _error(value: float | str | None) -> str:
 
 
 def serving(parts: Parts) -> str:
-    """Throughput of the serving engine."""
-    rows = [
-        (str(row["clients"]), f"{row['tokens_per_second']:.1f}", f"{row['times_as_fast']:.2f}")
-        for row in measured(parts, "serve")
-        if "tokens_per_second" in row
-    ]
-    return table(("clients", "tokens/s", "times one by one"), rows)
+    """Throughput of the serving engine, and its time to the first token."""
+    rows = []
+    for row in measured(parts, "serve"):
+        alone = row["one_by_one"]
+        rows.append(("one by one", f"{alone:.1f}", "1.00", "–"))
+        rows += [
+            (
+                f"{count} client(s)",
+                f"{each['tokens_per_second']:.1f}",
+                f"{each['tokens_per_second'] / alone:.2f}",
+                f"{1e3 * each['first_50']:.0f} / {1e3 * each['first_95']:.0f}",
+            )
+            for count, each in row["clients"].items()
+        ]
+    return table(("asked by", "tokens/s", "times", "first token ms, 50 / 95 %"), rows)
