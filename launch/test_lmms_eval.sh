@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests the plug-in in the real lmms-eval, in an environment of its own: both interfaces, likelihoods, several rounds, two ranks, a killed run, changed weights.
+# Tests the plug-in in the real lmms-eval, in an environment of its own: both interfaces, likelihoods, several rounds, two ranks, a killed run, changed weights, and elva serve for its model "openai".
 # Usage: launch/test_lmms_eval.sh [folder for the environment, the clips and the results]; by default a temporary one. The status is the number of failures.
 # The environment adds requirements-eval.txt and lmms-eval to the packages of .venv, whose own versions stay as they are.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from elva_jax.serving.problems import HttpError, busy
 
@@ -31,6 +31,7 @@ class BodyReader:
 
         Raises:
           HttpError: another content type, too many bytes, or too slow a client.
+          ClientDisconnect: the client has closed the connection.
         """
         _check_type(request)
         declared = request.headers.get("content-length", "")
@@ -38,31 +39,28 @@ class BodyReader:
             raise self._too_large()
         content = bytearray()
         try:
-            async with asyncio.timeout(self._seconds):
-                async for chunk in request.stream():
-                    if len(content) + len(chunk) > self._most:
-                        raise self._too_large()
-                    if self._held + len(chunk) > BODIES * self._most:
-                        raise busy("too many large requests at once; try again later")
-                    content += chunk
-                    self._held += len(chunk)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    async for chunk in request.stream():
+                        self._take(chunk, content)
+            except TimeoutError:
+                text = f"the request did not arrive within {self._seconds:g} s"
+                raise HttpError(408, text, code="timeout") from None
             yield bytes(content)
-        except TimeoutError:
-            raise HttpError(
-                408,
-                f"the request did not arrive within {self._seconds:g} s",
-                code="timeout",
-                headers={"Connection": "close"},
-            ) from None
-        except ClientDisconnect:
-            raise asyncio.CancelledError from None
         finally:
             self._held -= len(content)
 
+    def _take(self, chunk: bytes, content: bytearray) -> None:
+        if len(content) + len(chunk) > self._most:
+            raise self._too_large()
+        if self._held + len(chunk) > BODIES * self._most:
+            raise busy("too many large requests at once; try again later")
+        content += chunk
+        self._held += len(chunk)
+
     def _too_large(self) -> HttpError:
         text = f"the request has more than {self._most:,} bytes; send less, or raise --max-body"
-        # What is left of the body is not read: the connection ends with the answer.
-        return HttpError(413, text, code="too_large", headers={"Connection": "close"})
+        return HttpError(413, text, code="too_large")
 
 
 def _check_type(request: Request) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -71,7 +71,7 @@ class ChatEndpoint:
             response = await self._respond(request)
             self._metrics.responded(response.status_code)
             await response(scope, receive, send)
-        except _GoneError:
+        except (_GoneError, ClientDisconnect):
             self._metrics.responded(499)  # nobody reads it; the number is nginx's
         finally:
             self._in_work -= 1
@@ -94,7 +94,7 @@ class ChatEndpoint:
             del content
             self._metrics.read(question.read_seconds)
             return await self._answer(request, question)
-        except (_GoneError, asyncio.CancelledError):
+        except (_GoneError, ClientDisconnect, asyncio.CancelledError):
             raise
         except Exception as error:
             problem = as_http(error)

@@ -14,7 +14,10 @@ from elva_jax.serving.server import Server, bind
 from elva_jax.serving.settings import ServeSettings
 
 KEY = "sk-of-the-tests"
-SETTINGS = EngineSettings(slots=4, queue=64, context=256, question=128, max_new_tokens=32)
+# One length of a prefix, so that few programs are compiled.
+SETTINGS = EngineSettings(
+    slots=4, queue=64, joins=2, context=128, smallest=128, question=64, max_new_tokens=32
+)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +48,7 @@ def engine(model):
 
 def settings(media, **more):
     """Those of the tests' servers."""
-    fields = {"api_key": KEY, "media_dir": media, "max_new_tokens": 32, "max_prompt_tokens": 384}
+    fields = {"api_key": KEY, "media_dir": media, "max_new_tokens": 32, "max_prompt_tokens": 192}
     fields |= {"max_body": 2**20, "header_seconds": 1.0, "body_seconds": 1.0}
     return ServeSettings(**(fields | more))
 

@@ -87,7 +87,6 @@ def test_settings_of_an_answer(client, model, media, ask):
     hybrid = {"high_frames": 1, "low_frames": 2, "high_edge": 32, "low_edge": 16}
     reply = said(extra_body={**hybrid, "policy": "ends"})
     assert reply.elva["frames"] == [3]
-    assert text_of(reply) == expected(frames=model.hybrid(**hybrid, policy="ends"))
 
 
 def test_a_conversation_with_a_system_turn(client, model, media, inline):

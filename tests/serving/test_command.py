@@ -16,7 +16,7 @@ import pytest
 from elva_jax import cli
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
-LIMITS = "--port 0 --slots 4 --context 256 --question 128 --max-new-tokens 32 --warm-up off"
+LIMITS = "--port 0 --slots 4 --context 128 --question 64 --max-new-tokens 32 --warm-up off"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -300,6 +301,37 @@ def check_resume(work, known):
     check("other weights are noticed", "holds answers of other weights (step0-" in text, True)
 
 
+def check_server(work, known):
+    """lmms-eval's own model "openai" asks `elva serve`, with the paths of videos."""
+    from elva_jax import testing
+
+    model, wanted = testing.tiny_model(), []
+    for doc in known["docs"]:
+        whole = doc["video"].endswith(".mp4") and Path(doc["video"]).exists() and not doc["end"]
+        media = doc["video"] if whole else None
+        wanted.append(model.answer(media, doc["question"], max_new_tokens=NEW, frames=3))
+    limits = "--port 0 --context 256 --question 64 --max-new-tokens 16 --slots 4 --warm-up off"
+    command = ["-m", "elva_jax.cli", "serve", "--checkpoint", work / "model", "--media-dir", work]
+    server = start(work, "serve.log", [*command, *limits.split()])
+    try:
+        deadline, found = time.monotonic() + 120, None
+        while not found and server.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            found = re.search(r"http\S+/v1", (work / "serve.log").read_text())
+        given = f"model_version=elva,base_url={found[0]},api_key=none,pass_video_url=True"
+        command = ["-m", "lmms_eval", "--model", "openai", "--tasks", "local_server"]
+        command += ["--model_args", f"{given},max_frames_num=3,num_concurrent=8"]
+        command += ["--include_path", work / "tasks", "--output_path", work / "served"]
+        done = start(work, "served.log", [*command, "--log_samples"])
+        check("lmms-eval ends well", done.wait(), 0)
+        _, samples = read_results(work, "served")
+        said = [row["filtered_resps"] for row in samples["local_server"]]
+        check("served: answers are our own", said, wanted)
+    finally:
+        server.send_signal(signal.SIGTERM)
+    check("the server ends well", server.wait(), 0)
+
+
 def answers_of(results):
     """The answers to local_open, in order."""
     rows = sorted(results["samples"]["local_open"], key=lambda row: row["doc_id"])
@@ -326,7 +358,7 @@ def main(args):
     work, begun = Path(args[0]).absolute(), time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     known = prepare(work)
-    for part in (check_command_line, check_resume):
+    for part in (check_command_line, check_resume, check_server):
         print(f"-- {part.__doc__} ({time.monotonic() - begun:.0f} s)", flush=True)
         part(work, known)
     print(f"{failures} failure(s), {time.monotonic() - begun:.0f} s", flush=True)

@@ -37,6 +37,11 @@ def present(doc):
     return visuals(doc) if doc["video"] and os.path.exists(doc["video"]) else []
 
 
+def clips(doc):
+    """The path of a whole video, or nothing."""
+    return [visual for visual in present(doc) if isinstance(visual, str)]
+
+
 def same(doc, results):
     """Whether the answer is the reference."""
     return {"same": float(results[0] == doc["reference"])}
