@@ -180,7 +180,7 @@ def test_half_requests_end(raw):
     headless.sendall(head.encode())
     bodiless.sendall(f"{head}{body}".encode())
     garbage.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
-    assert b"invalid_request_error" in garbage.recv(1000)
+    assert garbage.makefile("rb").read().endswith(b"}}")
     assert bodiless.recv(20).startswith(b"HTTP/1.1 408")
     for each in (silent, headless):
         with contextlib.suppress(ConnectionResetError):
