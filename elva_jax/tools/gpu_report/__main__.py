@@ -27,6 +27,7 @@ It needs Python 3.11 or newer with jax 0.10 or 0.11 for CUDA, flax, optax, orbax
 transformers, torch for CUDA, ml_collections, einops, jaxtyping and rich, and neither grain nor
 tensorflow_datasets. Where there is no network, carry ml_collections as a wheel:
   pip install --no-index --no-deps ml_collections-*.whl
+int8 and int4 need qwix as well, and are left out without it.
 
 examples:
   launch/gpu_report.sh

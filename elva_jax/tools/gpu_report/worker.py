@@ -34,11 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         enable_compilation_cache(args.programs)
     part = next(part for part in PARTS if part.name == args.part)
+    if not (args.dry_run or dict(part.environment).get("JAX_PLATFORMS") or _sees_a_gpu()):
+        print("JAX sees no GPU; install jax[cuda13], or try --dry-run", file=sys.stderr)
+        return 2
     card = card_of(args.card, args.peak_tflops, args.bandwidth)
     module = importlib.import_module(f"elva_jax.tools.gpu_report.parts.{part.module}")
     module.run(Context(args.rows, card, dry=args.dry_run), *part.options)
     faulthandler.cancel_dump_traceback_later()
     return 0
+
+
+def _sees_a_gpu() -> bool:
+    import jax
+
+    return jax.default_backend() == "gpu"
 
 
 if __name__ == "__main__":

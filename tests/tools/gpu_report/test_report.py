@@ -69,6 +69,13 @@ def test_the_page_has_every_table(rows):
     assert "fails" not in text
 
 
+def test_without_a_gpu_no_large_model_is_made(tmp_path, capsys):
+    file = tmp_path / "rows"
+    assert worker.main(["answer_7b", "--rows", str(file)]) == 2
+    assert "JAX sees no GPU" in capsys.readouterr().err
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("stage", list(train.SETTINGS))
 def test_the_real_steps_have_sound_configs(tmp_path, stage):
     """All that a dry run replaces in the parts about training."""

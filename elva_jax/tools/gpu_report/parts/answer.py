@@ -25,7 +25,7 @@ def run(context: Context, scheme: str) -> None:
         row["bytes"] = model.held_bytes()
     if "error" in row:
         return
-    question = model.question(frames, "typical", ROUNDS * tokens)
+    question = model.question(frames, "typical", ROUNDS * tokens + 1)
     rows = question.rows()
     prefix = jax.block_until_ready(question.prefill(rows))
     with context.case("prefill", scheme=scheme) as row:
