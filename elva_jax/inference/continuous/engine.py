@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
 
 _LOG = logging.getLogger(__name__)
-EAGERNESS = 4  # by which dispatches are shorter while a request could join
 MOST_FAILURES = 3  # dispatches in a row that may fail before the devices count as lost
 
 
@@ -324,8 +323,9 @@ class ContinuousEngine:
         self._failures = 0
         done = max(len(tokens) for _, tokens, _, _ in results)
         self._counts["steps"] += done
-        if steps > 1:  # a single one would count what every dispatch costs
-            self._seconds_per_step = (time.perf_counter() - start) / max(done, 1)
+        measured = (time.perf_counter() - start) / max(done, 1)
+        # Bounded, because a pause of the machine must not make the next dispatches short.
+        self._seconds_per_step = min(measured, 2 * (self._seconds_per_step or measured))
         for running, tokens, alive, ended in results:
             self._counts["completion"] += len(tokens)
             if running.add(tokens, alive=alive, ended=ended):
@@ -334,13 +334,11 @@ class ContinuousEngine:
 
     def _steps(self) -> int:
         """The number of tokens after which requests may join or leave."""
-        running, seconds, steps = self._batch.requests, self.settings.dispatch_seconds, MOST_STEPS
-        if len(running) < self.settings.slots:
-            if self._queue:
-                return 1
-            seconds /= EAGERNESS
+        running, steps = self._batch.requests, MOST_STEPS
+        if self._queue and len(running) < self.settings.slots:
+            return 1
         if self._seconds_per_step:
-            steps = int(seconds / self._seconds_per_step)
+            steps = int(self.settings.dispatch_seconds / self._seconds_per_step)
         if any(each.ticket.request.sampling.stop for each in running):
             steps = min(steps, STOP_INTERVAL)
         return max(1, min(steps, MOST_STEPS))

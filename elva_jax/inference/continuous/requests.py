@@ -37,7 +37,7 @@ class EngineSettings:
       max_new_tokens: most tokens of an answer.
       joins: most requests that join between two steps of the running batch.
       dispatch_seconds: about how long one dispatch decodes before requests may join or leave; while
-        slots are free, a quarter of it.
+        requests wait for a free slot to be filled, it decodes one token.
 
     Raises:
       ConfigError: a value that is out of range.
