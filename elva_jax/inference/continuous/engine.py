@@ -23,6 +23,7 @@ from elva_jax.inference.continuous.running import Running
 from elva_jax.inference.continuous.slots import MOST_STEPS, Static
 from elva_jax.inference.continuous.ticket import Ticket
 from elva_jax.inference.continuous.warm_up import WarmUp
+from elva_jax.inference.long_context import FACTORS, longest_of, stretch_of
 from elva_jax.inference.prefilled import STOP_INTERVAL
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, Merging
@@ -71,6 +72,7 @@ class ContinuousEngine:
         self._prefixes = PrefixStore(self.settings.prefix_bytes)
         self._changed = threading.Condition()
         self._queue: deque[Running] = deque()
+        self._crossing: deque[Running] = deque()  # they have run and will join again
         self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._busy = False  # whether the worker holds requests or tasks that are not in the queue
         self._draining = self._closing = self._lost = False
@@ -171,14 +173,9 @@ class ContinuousEngine:
         ):
             if value > most:
                 raise LayoutError(f"{what}: {value} tokens, but this engine takes at most {most}")
-        longest = self._model.engine.config.max_position
-        left = longest - prompt.prefix_tokens - len(prompt.question)
-        if left < 1:
-            raise LayoutError(
-                f"the prompt takes {longest - left} tokens, the model's longest sequence is"
-                f" {longest}; use fewer or smaller frames"
-            )
-        return min(request.max_new_tokens, left)
+        config, tokens = self._model.engine.config, prompt.prefix_tokens + len(prompt.question)
+        stretch_of(config, tokens)
+        return min(request.max_new_tokens, longest_of(config, len(FACTORS) - 1) - tokens + 1)
 
     def _on_worker(self, task: Callable[[], Any]) -> None:
         future: Future[Any] = Future()
@@ -202,7 +199,7 @@ class ContinuousEngine:
         finally:
             with self._changed:
                 self._draining = self._lost = True
-                left = [*self._batch.requests, *self._queue]
+                left = [*self._batch.requests, *self._crossing, *self._queue]
                 self._queue.clear()
             for running in left:
                 if not running.ticket.done:
@@ -216,11 +213,11 @@ class ContinuousEngine:
     def _wait(self) -> bool:
         """Waits for something to do; False: the engine ends."""
         with self._changed:
-            self._busy = bool(self._batch.requests)
+            self._busy = bool(self._batch.requests or self._crossing)
             if not (self._queue or self._tasks or self._busy):
                 self._changed.notify_all()  # for `drain`
             self._changed.wait_for(
-                lambda: self._queue or self._tasks or self._batch.requests or self._closing
+                lambda: self._queue or self._tasks or self._busy or self._closing
             )
             self._busy = True
             return not self._closing
@@ -248,13 +245,15 @@ class ContinuousEngine:
         with self._changed:
             if self._tasks:
                 return []
-            count = min(free, self.settings.joins, len(self._queue))
-            joining = [self._queue.popleft() for _ in range(count)]
+            count = min(free, self.settings.joins, len(self._crossing) + len(self._queue))
+            joining = [(self._crossing or self._queue).popleft() for _ in range(count)]
         now = time.perf_counter()
         for running in joining:
-            prompt = running.ticket.request.prompt
-            self._counts["prompt"] += prompt.prefix_tokens + len(prompt.question)
-            running.began = now
+            if not running.began:
+                running.began = now
+                prompt = running.ticket.request.prompt
+                self._counts["prompt"] += prompt.prefix_tokens + len(prompt.question)
+            running.begin(self._model.engine.config)
         return joining
 
     def _join(self, joining: Sequence[Running]) -> None:
@@ -262,7 +261,7 @@ class ContinuousEngine:
         missing: dict[str, Running] = {}
         waiting = []
         for running in joining:
-            key = running.ticket.request.prefix_key
+            key = running.key
             running.entry = self._prefixes.acquire(key)
             running.shared = running.entry is not None or key in missing
             self._counts["hits" if running.shared else "misses"] += 1
@@ -276,9 +275,9 @@ class ContinuousEngine:
                 self._feed(group)
         ready = []
         for running in waiting:
-            running.prefilled = time.perf_counter()
+            running.prefilled = running.prefilled or time.perf_counter()
             if running.entry is None:
-                running.entry = self._prefixes.acquire(running.ticket.request.prefix_key)
+                running.entry = self._prefixes.acquire(running.key)
             if running.entry is None:
                 self._finish(running, "error", error="the prefix of this request failed")
             else:
@@ -306,6 +305,8 @@ class ContinuousEngine:
             self._counts["completion"] += len(tokens)
             if running.add(tokens, alive=alive, ended=bool(fed.ended[place])):
                 self._forget(running)
+            elif running.crosses:
+                self._cross(running)
             else:
                 staying[place] = running
         if staying:
@@ -331,6 +332,9 @@ class ContinuousEngine:
             if running.add(tokens, alive=alive, ended=ended):
                 self._batch.leave(running, alive=alive)
                 self._forget(running)
+            elif running.crosses:
+                self._batch.leave(running, alive=alive)
+                self._cross(running)
 
     def _steps(self) -> int:
         """The number of tokens after which requests may join or leave."""
@@ -373,15 +377,25 @@ class ContinuousEngine:
                 self._batch.leave(running, alive=True)
                 self._finish(running, "cancelled")
         with self._changed:
-            gone = [running for running in self._queue if running.ticket.cancelled]
-            for running in gone:
-                self._queue.remove(running)
+            waiting = (self._queue, self._crossing)
+            gone = [running for some in waiting for running in some if running.ticket.cancelled]
+            for some in waiting:
+                kept = [running for running in some if running not in gone]
+                some.clear()
+                some.extend(kept)
         for running in gone:
             self._finish(running, "cancelled")
 
     def _finish(self, running: Running, reason: Any, *, error: str = "") -> None:
         running.finish(reason, error=error)
         self._forget(running)
+
+    def _cross(self, running: Running) -> None:
+        """Lets a request join again, with its prefix for the length that it has now."""
+        if running.entry is not None:
+            self._prefixes.release(running.entry)
+        running.entry = None
+        self._crossing.append(running)
 
     def _forget(self, running: Running) -> None:
         """Counts the end of a request and gives up its prefix."""

@@ -76,10 +76,13 @@ def make_grid(config: ModelConfig, settings: EngineSettings) -> Grid:
     capacity = -(-(settings.question + settings.max_new_tokens) // 16) * 16
     shorter = itertools.takewhile(lambda n: n < context, (smallest << n for n in itertools.count()))
     octaves = [*shorter, context]
+    questions = set(_fractions(settings.question, SMALLEST_QUESTION))
+    if context + capacity > config.max_position:  # answers may be fed again, after the question
+        questions.add(capacity)
     return Grid(
         prefixes=_with_halves(octaves),
         classes=_classes(config, octaves, smallest),
-        questions=_fractions(settings.question, SMALLEST_QUESTION),
+        questions=tuple(sorted(questions)),
         capacities=_fractions(capacity, SMALLEST_CAPACITY),
         counts=_fractions(settings.slots, 1),
         joins=tuple(sorted({1, min(settings.joins, settings.slots)})),

@@ -82,15 +82,17 @@ class Joining:
             [request.prompt.prefix for request in requests],
             [request.media for request in requests],
             merging=requests[0].merging,
+            stretch=[running.stretch for running in batch],
         )
         rows = len(layers[0].valid)
         entries = [
             PrefixEntry(
-                key=request.prefix_key,
+                key=batch[row].key,
                 layers=layers if rows == 1 else self._programs.take_row(layers, row),
                 lengths=tuple(layer.valid.shape[1] for layer in layers),
                 tokens=tuple(int(n) for n in tokens[:, row]),
                 length=int(length[row]),
+                stretch=batch[row].stretch,
             )
             for row, request in enumerate(requests)
         ]
@@ -108,6 +110,7 @@ class Joining:
         media: Sequence[Sequence[Visual]],
         *,
         merging: bool | Merging,
+        stretch: Sequence[int] = (),
         forced: Sequence[int] = (),
     ) -> tuple[Layers, np.ndarray, np.ndarray]:
         """Runs prefixes through the decoder, padded to a class of the grid.
@@ -127,7 +130,8 @@ class Joining:
 
         more = at_least(grid.joins, len(prefixes)) - len(prefixes)
         prefixes, media = [*prefixes, *[prefixes[-1]] * more], [*media, *[media[-1]] * more]
-        rows = self._model.rows(prefixes, media, lengths)
+        stretch = [*stretch, *list(stretch[-1:]) * more]
+        rows = self._model.rows(prefixes, media, lengths, stretch)
         prefix = self._model.engine.prefill(rows, merging=merging, lengths=lengths)
         target = grid.class_of([layer.valid.shape[1] for layer in prefix.layers])
         return self._programs.pad(prefix.layers, target), prefix.tokens, prefix.length
@@ -190,17 +194,18 @@ class Joining:
     ) -> Fed:
         """Feeds the questions at places of [B, G]; Q holds `queries` and the longest of them."""
         count, static = batch * groups, self._programs.static
-        asked = {place: running.ticket.request for place, running in requests.items()}
-        longest = max((len(each.prompt.question) for each in asked.values()), default=queries)
+        longest = max((len(running.text) for running in requests.values()), default=queries)
         text = np.zeros((count, at_least(self._grid.questions, longest)), np.int32)
-        length, position, left = (np.zeros(count, np.int32) for _ in range(3))
+        length, position, left, step = (np.zeros(count, np.int32) for _ in range(4))
+        stretch = np.zeros(batch, np.int32)
         mask = np.zeros((count, static.vocab_size), bool)
         sampling = [GREEDY] * count
-        for place, request in asked.items():
-            ids, entry = request.prompt.question, requests[place].entry
+        for place, running in requests.items():
+            request, ids, entry = running.ticket.request, running.text, running.entry
             assert entry is not None
             text[place, : len(ids)], length[place] = ids, len(ids)
-            position[place], left[place] = entry.length, requests[place].most
+            position[place], stretch[place // groups] = entry.length, entry.stretch
+            left[place], step[place] = running.left, running.said
             sampling[place] = request.sampling
             if request.sampling.penalizes:
                 held = np.asarray([*text_tokens(request.prompt.prefix), *ids])
@@ -213,6 +218,8 @@ class Joining:
                 length.reshape(shape),
                 position.reshape(shape),
                 left.reshape(shape),
+                step.reshape(shape),
+                stretch,
             ),
             RowSampling.of(sampling),
             mask,
@@ -223,4 +230,4 @@ def mark_prefilled(batch: Sequence[Running], entries: Sequence[PrefixEntry]) -> 
     """Gives requests the prefixes that were prefilled for them."""
     now = time.perf_counter()
     for running, entry in zip(batch, entries, strict=True):
-        running.entry, running.prefilled = entry, now
+        running.entry, running.prefilled = entry, running.prefilled or now

@@ -18,6 +18,7 @@ class PrefixEntry:
     lengths: Class
     tokens: tuple[int, ...]  # that each layer block worked on
     length: int  # the position where its text continues
+    stretch: int = 0  # how RoPE is scaled (`long_context`)
     users: int = 0  # requests that read it
 
     @property

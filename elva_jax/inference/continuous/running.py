@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.continuous.prefixes import PrefixEntry
 from elva_jax.inference.continuous.requests import Delta, Done, FinishReason, Seconds
 from elva_jax.inference.continuous.ticket import Ticket
 from elva_jax.inference.detokenize import tokens_before, visible
+from elva_jax.inference.long_context import longest_of, stretch_of
 from elva_jax.inference.prefilled import Answer
 
 
@@ -23,6 +25,9 @@ class Running:
     tokenizer: PreTrainedTokenizerBase
     submitted: float
     most: int  # tokens that the answer may have
+    stretch: int = 0  # how RoPE is scaled for the next token (`long_context`)
+    choices: int = 0  # tokens that may be chosen with it
+    said: int = 0  # tokens of the answer before the first of these
     began: float = 0.0  # when it left the queue
     prefilled: float = 0.0  # when its prefix was there
     first: float = 0.0  # when its first token came
@@ -36,10 +41,42 @@ class Running:
         """Tokens that its slot must hold."""
         return len(self.ticket.request.prompt.question) + self.most
 
+    @property
+    def key(self) -> str:
+        """Of its prefix; RoPE is part of what that holds."""
+        return f"{self.ticket.request.prefix_key} {self.stretch}"
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """What follows its prefix: the question, and the answer so far."""
+        return (*self.ticket.request.prompt.question, *self.tokens)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may be chosen before RoPE is scaled otherwise."""
+        return min(self.most - self.said, self.choices)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether its next token needs its prefix with RoPE scaled otherwise."""
+        return len(self.tokens) - self.said >= self.choices and len(self.tokens) < self.most
+
+    def begin(self, config: ModelConfig) -> None:
+        """Decides how RoPE is scaled for the next tokens."""
+        length = self.ticket.request.prompt.prefix_tokens + len(self.text)
+        self.stretch, self.said = stretch_of(config, length), len(self.tokens)
+        self.choices = longest_of(config, self.stretch) - length + 1
+
     def add(self, tokens: Sequence[int], *, alive: bool, ended: bool) -> bool:
-        """Takes new tokens and sends what is new of the text; returns whether that was the end."""
+        """Takes new tokens and sends what is new of the text; returns whether that was the end.
+
+        Where the answer crosses a length for which RoPE is scaled otherwise, it is not.
+        """
         self.first = self.first or time.perf_counter()
         self.tokens += tokens
+        # What was chosen beyond the last choice was chosen with the wrong RoPE.
+        ended = ended and len(self.tokens) - self.said < self.choices
+        alive = alive or (self.crosses and not ended)
         request = self.ticket.request
         stop, text, stopped = request.sampling.stop, None, False
         if stop or (request.stream and alive):

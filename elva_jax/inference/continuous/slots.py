@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.kv_cache import LOW, PrefixCache, append_tokens, empty_suffix, split_heads
+from elva_jax.inference.long_context import row_cos_sin
 from elva_jax.inference.params import Weights, logits, text_embeddings
 from elva_jax.inference.sampling import RowSampling, choose_rows
-from elva_jax.models.qwen2 import DecoderLayer, rope_cos_sin
+from elva_jax.models.qwen2 import DecoderLayer
 from elva_jax.utils.arrays import AnyArray
 
 MOST_STEPS = 16  # tokens per dispatch
@@ -44,6 +45,7 @@ class Slots(NamedTuple):
     used: Int32[Array, " R"]  # tokens in the suffix; the next one is written there
     position: Int32[Array, " R"]  # RoPE position of the next token
     token: Int32[Array, " R"]  # the next token of the suffix, which the answer has already
+    stretch: Int32[Array, " R"]  # how RoPE is scaled (`long_context`)
     step: Int32[Array, " R"]  # tokens of the answer
     left: Int32[Array, " R"]  # tokens that the answer may still get
     alive: Bool[Array, " R"]  # whether the answer continues
@@ -56,7 +58,9 @@ class Questions(NamedTuple):
     text: Int[AnyArray, "B G Q"]  # token ids, padded on the right
     length: Int[AnyArray, "B G"]
     position: Int[AnyArray, "B G"]  # of the first token
-    left: Int[AnyArray, "B G"]  # tokens that each answer may have
+    left: Int[AnyArray, "B G"]  # tokens that each answer may still have
+    step: Int[AnyArray, "B G"]  # tokens of the answer that the text ends with
+    stretch: Int[AnyArray, " B"]  # how RoPE is scaled (`long_context`)
 
 
 class Fed(NamedTuple):
@@ -100,6 +104,7 @@ def empty_slots(static: Static, slots: int, capacity: int) -> Slots:
         used=none,
         position=none,
         token=none,
+        stretch=none,
         step=none,
         left=none,
         alive=none > 0,
@@ -120,7 +125,7 @@ def feed(
 
     `repetition_mask` has the tokens of prefixes and questions.
     """
-    text, length, position, left = map(jnp.asarray, questions)
+    text, length, position, left, step, stretch = map(jnp.asarray, questions)
     batch, groups, queries = text.shape
     place = jnp.arange(queries)[None, None]
     filled = (place < length[..., None])[:, :, None]
@@ -132,13 +137,13 @@ def feed(
         empty_suffix(static.config, batch, groups, queries),
         0,
         text,
-        rope_cos_sin(static.config, (position[..., None] + place).reshape(batch, -1)),
+        row_cos_sin(static.config, (position[..., None] + place).reshape(batch, -1), stretch),
         attention_mask,
     )
     last = jnp.maximum(length - 1, 0)[..., None, None]
     x = jnp.take_along_axis(x, last, axis=2).reshape(batch * groups, -1)
     scores = logits(static.config, weights, x)[:, : static.vocab_size]
-    step, left, length = jnp.zeros((batch * groups,), jnp.int32), left.ravel(), length.ravel()
+    step, left, length = step.ravel().astype(jnp.int32), left.ravel(), length.ravel()
     token = choose_rows(scores, sampling, repetition_mask, step)
     ended = jnp.isin(token, jnp.asarray(static.end_ids))
     slots = Slots(
@@ -148,6 +153,7 @@ def feed(
         used=length.astype(jnp.int32),
         position=(position.ravel() + length).astype(jnp.int32),
         token=token,
+        stretch=jnp.repeat(stretch.astype(jnp.int32), groups),
         step=step + 1,
         left=left.astype(jnp.int32) - 1,
         alive=~ended & (length > 0),
@@ -239,6 +245,7 @@ def advance(
             used=slots.used + alive,
             position=slots.position + alive,
             token=token,
+            stretch=slots.stretch,
             step=slots.step + alive,
             left=slots.left - said,
             alive=said,
@@ -256,7 +263,7 @@ def _run_token(
 ) -> tuple[Float[Array, "R 1 D"], tuple[KV, ...]]:
     """Runs the next token of every slot through the decoder."""
     x = text_embeddings(config, weights, slots.token[:, None])
-    cos, sin = rope_cos_sin(config, slots.position[:, None])
+    cos, sin = row_cos_sin(config, slots.position[:, None], slots.stretch)
     layer = DecoderLayer(config, parent=None)
 
     # Within a program it is traced and lowered once for all layers of the same shapes.

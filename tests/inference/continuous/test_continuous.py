@@ -87,7 +87,7 @@ def test_answers_under_load_equal_those_alone(engine, model, shown, alone, seed)
         assert done.seconds.total >= done.seconds.first_token > 0
     after = engine.stats()
     assert after.compilations == 0
-    assert after.prefix_misses + after.prefix_hits == len(cases) + (
+    assert after.prefix_misses + after.prefix_hits >= len(cases) + (
         before.prefix_misses + before.prefix_hits
     )
     assert (after.running, after.queued) == (0, 0)
@@ -98,7 +98,7 @@ def test_one_prefill_serves_all_who_ask_about_a_video(model, shown, alone):
         tickets = [engine.submit(ask(model, shown, 2, q)) for q in (0, 1, 2, 0)]
         done = [ticket.result(60) for ticket in tickets]
         stats = engine.stats()
-        cache = engine._prefixes.acquire(tickets[0].request.prefix_key).layers
+        cache = engine._prefixes.acquire(f"{tickets[0].request.prefix_key} 0").layers
     assert [each.answer for each in done] == [alone[2, q, GREEDY] for q in (0, 1, 2, 0)]
     assert (stats.prefix_misses, stats.prefix_hits) == (1, 3)
     assert [each.shared_prefix for each in done] == [False, True, True, True]
@@ -106,6 +106,17 @@ def test_one_prefill_serves_all_who_ask_about_a_video(model, shown, alone):
     first = done[0]
     assert first.merged_tokens[0] > first.merged_tokens[-1] > 0
     assert first.prompt_tokens == first.merged_tokens[0] + len(tickets[0].request.prompt.question)
+
+
+def test_rope_is_scaled_for_the_length_that_an_answer_has(engine, model, batch, shown):
+    """An answer that crosses the model's longest sequence continues with a prefix of its own."""
+    (expected,), *_ = batch[True].generate([[QUESTIONS[2]]] * 4, 16)
+    ticket = engine.submit(ask(model, shown, 0, 2, tokens=16))
+    prompt = ticket.request.prompt
+    longest, tokens = model.model_config.max_position, prompt.prefix_tokens + len(prompt.question)
+    assert tokens < longest < tokens + len(expected.tokens)
+    assert ticket.result(60).answer == expected
+    assert text_of(ticket) == expected.text
 
 
 def test_a_stop_string_ends_an_answer_and_is_not_shown(engine, model, shown, alone):
