@@ -26,7 +26,8 @@ def read_ahead(
     A medium of several groups that follow one another is read once.
 
     Args:
-      groups: the groups; a None among them is yielded in its place.
+      groups: the groups; a None among them ends a window, and is yielded in its place. Groups are
+        taken from one window beyond the one that is being yielded.
       read: reads one medium.
       ahead: most groups whose media are in memory.
       workers: threads; None: one per core, at most MOST_WORKERS.
@@ -58,7 +59,7 @@ def read_ahead(
                     name = _name(medium, group.items[0].name) if group else ""
                     reading[medium] = pool.submit(_attempt, read, medium, name)
                 users[medium] += 1
-            if len(pending) > ahead:
+            while len(pending) > ahead or pending.count(None) > 1:
                 yield finished()
         while pending:
             yield finished()

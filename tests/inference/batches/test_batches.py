@@ -7,7 +7,15 @@ import pytest
 from elva_jax import testing
 from elva_jax.inference.batches.buckets import Buckets
 from elva_jax.inference.batches.dialogue import dialogue_parts
-from elva_jax.inference.batches.queries import Item, Query, Writing, group_by_media, make_query
+from elva_jax.inference.batches.queries import (
+    Group,
+    Item,
+    Query,
+    Writing,
+    group_by_media,
+    make_query,
+)
+from elva_jax.inference.batches.reading import read_ahead
 from elva_jax.inference.batches.rows import Row, rows_of
 from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.inference.sampling import Sampling
@@ -81,6 +89,22 @@ def test_rows_have_one_kind_of_writing_and_a_bounded_number_of_queries(model):
     queries += [make(4, 8, temperature=1.0), make(5, 8, temperature=1.0, seed=1), make(6, 5)]
     found = [[q.tag for q in row.queries] for row in rows_of(queries, (), 3)]
     assert found == [[0, 1, 2], [6], [3], [4], [5]]
+
+
+def test_only_one_more_window_is_read_ahead():
+    taken = []
+
+    def windows():
+        for k in range(5):
+            taken.append(k)
+            yield from (Group(media=(k,), items=(item(k),)), None)
+
+    def item(k):
+        return Item(tag=k, name=str(k), media=(k,), make=lambda visuals: query(1))
+
+    ahead = read_ahead(windows(), lambda medium, name: medium, ahead=100, workers=1)
+    for group, _ in ahead:
+        assert taken[-1] == min((group.media[0] if group else taken[-2]) + 1, 4)
 
 
 def test_each_query_has_its_own_length_stop_strings_and_draws(model):
