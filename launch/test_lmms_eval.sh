@@ -24,7 +24,7 @@ mkdir "$work/source"
 cp -r pyproject.toml README.md LICENSE elva_jax "$work/source"
 pip() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
 pip -r requirements-eval.txt
-pip --no-deps "lmms-eval==$lmms_eval"
+pip --no-deps "lmms-eval==$lmms_eval" "python-dotenv==1.2.4"  # its model "openai" imports dotenv
 pip --no-deps --force-reinstall "$work/source"
 cd "$work"
 "$python" "$OLDPWD/tests/evaluation/lmms/real_harness.py" "$work/run"
