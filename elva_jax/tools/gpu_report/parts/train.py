@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from elva_jax.tools.gpu_report import stages
 from elva_jax.tools.gpu_report.context import Context
 
@@ -28,6 +30,11 @@ def run(context: Context, stage: str) -> None:
     for name in list(settings)[: 1 if context.dry else None]:
         with context.case(name, stage=stage) as row:
             task = stages.make(context, stage, *settings[name])
-            row |= measure_step(task, 1 if context.dry else REPEATS)
-            row["flops"] = row["tflops"] * 1e12 * row["seconds"]["median"]
-            row["share"] = context.share(row["flops"], row["seconds"]["median"], context.card.flops)
+            row |= with_share(context, measure_step(task, 1 if context.dry else REPEATS))
+
+
+def with_share(context: Context, report: dict[str, Any]) -> dict[str, Any]:
+    """A trainer's report with the FLOPs of a step, and their share of the card's peak."""
+    seconds = report["seconds"]["median"]
+    work = report["tflops"] * 1e12 * seconds
+    return {**report, "flops": work, "share": context.share(work, seconds, context.card.flops)}

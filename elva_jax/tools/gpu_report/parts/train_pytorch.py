@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from elva_jax.tools.gpu_report import stages
 from elva_jax.tools.gpu_report.context import Context
+from elva_jax.tools.gpu_report.parts.train import with_share
 
 REPEATS = 3
 
@@ -15,6 +16,4 @@ def run(context: Context, stage: str) -> None:
     for name in ("eager",) if context.dry else ("eager", "torch.compile"):
         with context.case(name, stage=stage) as row:
             task, repeats = stages.make(context, stage), 1 if context.dry else REPEATS
-            row |= measure(task, repeats, compiled=name != "eager")
-            row["flops"] = row["tflops"] * 1e12 * row["seconds"]["median"]
-            row["share"] = context.share(row["flops"], row["seconds"]["median"], context.card.flops)
+            row |= with_share(context, measure(task, repeats, compiled=name != "eager"))
