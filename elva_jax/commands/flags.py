@@ -137,6 +137,14 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--weights", choices=("int8", "int4"), help=text)
 
 
+def add_prefill_chunk(parser: argparse._ActionsContainer) -> None:
+    """Adds --prefill-chunk, which is the argument `prefill_chunk` of `elva_jax.load`."""
+    text = "tokens of a prompt that go through the model at a time, which bounds memory; 0: all"
+    text += " (default: all of up to 16384, and 4096 of a longer prompt)"
+    most = numbers.whole(0, numbers.MOST_TOKENS)
+    parser.add_argument("--prefill-chunk", type=most, metavar="N", help=text)
+
+
 def add_no_merging(parser: argparse._ActionsContainer) -> None:
     """Adds --no-merging."""
     text = "leave token merging off"

@@ -81,6 +81,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_inspection(generate, "prompt")
     flags.add_mesh(generate)
     flags.add_weights(generate)
+    flags.add_prefill_chunk(generate)
     generate_file.add_file(generate)
 
     chat = command("chat", CHAT_HELP, _chat)
@@ -91,6 +92,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_inspection(chat, "question")
     flags.add_mesh(chat)
     flags.add_weights(chat)
+    flags.add_prefill_chunk(chat)
 
 
 def _add_inspection(parser: argparse.ArgumentParser, asked: str) -> None:
@@ -118,6 +120,7 @@ def _open(args: argparse.Namespace) -> Opened:
         given = flags.hybrid_settings(args)
         elva_jax.enable_compilation_cache()
         model, facts = _load(args)
+        model.engine.prefill_chunk = args.prefill_chunk
     frames = model.hybrid(**given) if given else args.frames
     return Opened(model=model, frames=frames, sampling=sampling, facts=facts)
 

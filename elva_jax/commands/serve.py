@@ -46,6 +46,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_frames(serve)
     flags.add_mesh(serve)
     flags.add_weights(serve)
+    flags.add_prefill_chunk(serve)
     _add_network(serve.add_argument_group("network").add_argument)
     _add_media(serve.add_argument_group("media").add_argument)
     _add_limits(serve.add_argument_group("limits").add_argument)
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     with garbage.paused():
         elva_jax.enable_compilation_cache()
         model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args), weights=args.weights)
+        model.engine.prefill_chunk = args.prefill_chunk
     frames = model.hybrid(**hybrid) if hybrid else args.frames
     with ContinuousEngine(model, limits) as engine:
         if args.warm_up != "off":

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import decode, prefill, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, text_tokens
+from elva_jax.inference.chunked_prefill import chunk_for, prefill_in_chunks
 from elva_jax.inference.hidden import HiddenStates, collect
 from elva_jax.inference.long_context import announce
 from elva_jax.inference.params import Weights
@@ -67,6 +68,8 @@ class Engine:
       vocab_size: only ids below it are chosen.
       end_ids: tokens that end an answer.
       mesh: devices over which the weights and every batch are split; None: the first one.
+      prefill_chunk: tokens of a row that prefill takes at a time; 0: all; None: all up to 16,384,
+        and 4,096 of a longer row.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Engine:
         vocab_size: int,
         end_ids: tuple[int, ...],
         mesh: Mesh | None = None,
+        prefill_chunk: int | None = None,
     ) -> None:
         self.config = config
+        self.prefill_chunk = prefill_chunk
         self.placement = Placement(config, mesh)
         self.weights = weights
         self.vocab_size = min(vocab_size, config.vocab_size)
@@ -88,10 +93,23 @@ class Engine:
         self, rows: Rows, *, merging: bool | Merging = True, lengths: ChooseLength = GRID
     ) -> Prefix:
         """Runs a batch of prompt prefixes through the decoder."""
-        rules, rows = self._rules(merging=merging), self.placement.place(rows)
+        rules, rows = self._rules(merging=merging), self.placement.fill(rows)
         announce(self.config, rows.length, rows.stretch)
+        chunk = chunk_for(rows.layout.length, self.prefill_chunk)
         with stages.stage("prefill"), self.placement.on(len(rows.length)):
-            prefix = prefill.prefill(self.config, self.weights, rows, rules, lengths)
+            if chunk is None:
+                rows = self.placement.place(rows)
+                prefix = prefill.prefill(self.config, self.weights, rows, rules, lengths)
+            else:
+                prefix = prefill_in_chunks(
+                    self.config,
+                    self.weights,
+                    rows,
+                    rules,
+                    chunk=chunk,
+                    put=self.placement.put,
+                    lengths=lengths,
+                )
             stages.wait(prefix.layers)
         return prefix
 

@@ -23,6 +23,7 @@ def load(
     mesh: Mesh | None = None,
     stage: str | None = None,
     weights: Scheme | None = None,
+    prefill_chunk: int | None = None,
 ) -> ElvaModel:
     """Loads a trained model.
 
@@ -37,6 +38,8 @@ def load(
       weights: int8 or int4: quantizes the decoder's matrices and the vocabulary's tables, which
         takes a half or a third of bfloat16's memory (docs/guides/quantization.md); None: they are
         in the compute type.
+      prefill_chunk: tokens of a prompt that prefill takes at a time, which bounds its memory; 0:
+        all; None: all of up to 16,384, and 4,096 of a longer prompt.
 
     Raises:
       CheckpointError: nothing to load there, or it is damaged.
@@ -60,7 +63,9 @@ def load(
     if stage is not None and (path / stage / "checkpoints").is_dir():
         path_or_hub = path / stage
     with opening_source(path_or_hub) as source:
-        return load_source(source, dtype=dtype, mesh=mesh, stage=stage, weights=weights)
+        model = load_source(source, dtype=dtype, mesh=mesh, stage=stage, weights=weights)
+    model.engine.prefill_chunk = prefill_chunk
+    return model
 
 
 def load_source(

@@ -61,6 +61,8 @@ class ElvaModel(Inspection):
         or tensor; None: the first device.
       weights: int8 or int4: the decoder's matrices are quantized; None: they are in the compute
         type.
+      prefill_chunk: tokens of a prompt that prefill takes at a time, which bounds its memory; 0:
+        all; None: all of up to 16,384, and 4,096 of a longer prompt.
 
     Attributes:
       config: the run's configuration; `config.model` describes the model.
@@ -80,6 +82,7 @@ class ElvaModel(Inspection):
         *,
         mesh: Mesh | None = None,
         weights: Scheme | None = None,
+        prefill_chunk: int | None = None,
     ) -> None:
         super().__init__(config, tokenizer, stage)
         if not isinstance(params, Weights):
@@ -97,6 +100,7 @@ class ElvaModel(Inspection):
             vocab_size=min(visual, default=len(tokenizer)),
             end_ids=tuple(sorted(ends)),
             mesh=mesh,
+            prefill_chunk=prefill_chunk,
         )
 
     @classmethod

@@ -11,11 +11,13 @@ up with copies of its last row until it splits evenly.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -69,24 +71,35 @@ class Placement:
         """The batch on its devices, filled up where that is needed."""
         if self.mesh is None:
             return rows
+        rows = self.fill(rows)
+        return dataclasses.replace(
+            rows, patches=self.put(rows.patches), layout=self.put(rows.layout)
+        )
+
+    def fill(self, rows: Rows) -> Rows:
+        """The batch on the host, filled up where its rows would not split evenly."""
         batch = len(rows.length)
-        more = 0 if batch == 1 else -batch % self._parts
+        more = 0 if self.mesh is None or batch == 1 else -batch % self._parts
+        if not more:
+            return rows
 
         def fill(leaf: np.ndarray) -> np.ndarray:
-            return np.concatenate([leaf, np.repeat(leaf[-1:], more, axis=0)]) if more else leaf
-
-        split = self._splits(batch + more)
-        sharding = batch_sharding(self.mesh) if split else replicated(self.mesh)
-
-        def put(tree: Any) -> Any:
-            return jax.device_put(jax.tree.map(fill, tree), sharding)
+            return np.concatenate([leaf, np.repeat(leaf[-1:], more, axis=0)])
 
         return Rows(
-            patches=put(rows.patches),
-            layout=put(rows.layout),
+            patches=fill(rows.patches),
+            layout=jax.tree.map(fill, rows.layout),
             length=fill(rows.length),
             stretch=fill(rows.stretch),
         )
+
+    def put(self, tree: Any) -> Any:
+        """Arrays [B, ...] of a batch that `fill` returned, on its devices."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        rows = len(jax.tree.leaves(tree)[0])
+        splits = self._splits(rows)
+        return jax.device_put(tree, batch_sharding(self.mesh) if splits else replicated(self.mesh))
 
     def _splits(self, rows: int) -> bool:
         return rows % self._parts == 0

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import params as params_module
@@ -106,7 +106,7 @@ def prefill(
 def embed_rows(config: ModelConfig, weights: Weights, rows: Rows) -> Tokens:
     """The decoder's input."""
     layout: TokenLayout = jax.tree.map(jnp.asarray, rows.layout)
-    x = _embed(config, weights._replace(layers=()), rows.patches, layout)
+    x = embed_program(config, weights._replace(layers=()), rows.patches, layout)
     return Tokens(x, layout, jnp.ones(layout.kind.shape, jnp.float32))
 
 
@@ -124,7 +124,10 @@ def merge_tokens(
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(config, weights, patches, layout):
+def embed_program(
+    config: ModelConfig, weights: Weights, patches: UInt8[AnyArray, "B N K"], layout: TokenLayout
+) -> Float[Array, "B S D"]:
+    """`params.embed`, compiled."""
     return params_module.embed(config, weights, patches, layout)
 
 

@@ -192,22 +192,53 @@ def merge(
       >>> merged.size.tolist()
       [1.0, 1.0, 1.0, 2.0, 1.0, 0.0]
     """
-    policy = _policy(rule)
     if bucket is not None and bucket < 1:
         raise ConfigError(
             f"a merge bucket of {bucket} holds nothing; use at least 1, or None for no compaction"
         )
     length = x.shape[0]
-    capacity = length if bucket is None else bucket
-
     layout = jax.tree.map(jnp.asarray, layout)
+    other_S = jnp.minimum(successor(layout, merge_lines=merge_lines), length - 1)
+    chosen = choose(layout, similarity(x, other_S), rule, merge_lines=merge_lines, bucket=bucket)
+    capacity = chosen.layout.kind.shape[0]
+    place_S = jnp.where(chosen.survivor >= 0, chosen.survivor, capacity)
+    x_CxD, size_C = weighted_means(x, size.astype(jnp.float32), place_S, capacity)
+    x_CxD = jnp.where(chosen.stats.overflow > 0, jnp.full_like(x_CxD, jnp.nan), x_CxD)
+    return Merged(x_CxD, chosen.layout, size_C, chosen.survivor, chosen.stats)
+
+
+class Chosen(NamedTuple):
+    """What a merging layer does with a sequence, without its features; fields as in `Merged`."""
+
+    layout: TokenLayout
+    survivor: Int32[Array, " S"]
+    stats: MergeStats
+
+
+def successor(layout: TokenLayout, *, merge_lines: bool = False) -> Int32[Array, " S"]:
+    """The next token of each token's tube in an unbatched layout, S where there is none."""
+    mergeable_S = is_mergeable(layout, merge_lines=merge_lines)
+    tube_S, order_S = sort_by_tube(layout.tube, mergeable_S)
+    return successors(tube_S, order_S, mergeable_S)
+
+
+def choose(
+    layout: TokenLayout,
+    similarity: Float32[Array, " S"],
+    rule: MergeLayer,
+    *,
+    merge_lines: bool = False,
+    bucket: int | None = None,
+) -> Chosen:
+    """The part of `merge` that needs no features but the cosine of each token and its successor."""
+    policy, length = _policy(rule), layout.kind.shape[0]
+    capacity = length if bucket is None else bucket
     used_S = layout.kind != Kind.PAD
     mergeable_S = is_mergeable(layout, merge_lines=merge_lines)
     tube_S, order_S = sort_by_tube(layout.tube, mergeable_S)
-    successor_S = successors(tube_S, order_S, mergeable_S)
     neighbors = Neighbors(
-        similarity=similarity(x, jnp.minimum(successor_S, length - 1)),
-        has_successor=successor_S < length,
+        similarity=similarity,
+        has_successor=successors(tube_S, order_S, mergeable_S) < length,
         mergeable=mergeable_S,
         segment=layout.segment,
         place=unsort(order_S, place_in_group(tube_S)),
@@ -233,9 +264,6 @@ def merge(
     survivor_S = jnp.where(used_S, index_S[last_S], capacity)
     survivors = _count(kept_S)
     overflow = jnp.maximum(survivors - capacity, 0)
-
-    x_CxD, size_C = weighted_means(x, size.astype(jnp.float32), survivor_S, capacity)
-    x_CxD = jnp.where(overflow > 0, jnp.full_like(x_CxD, jnp.nan), x_CxD)
     merged_layout = compact(layout, kept_S, index_S, capacity)
     kind_C = merged_layout.kind
     stats = MergeStats(
@@ -249,8 +277,7 @@ def merge(
         visual=_count((kind_C != Kind.PAD) & (kind_C != Kind.TEXT)),
         padding=_count(kind_C == Kind.PAD),
     )
-    survivor_S = jnp.where(survivor_S < capacity, survivor_S, -1)
-    return Merged(x_CxD, merged_layout, size_C, survivor_S, stats)
+    return Chosen(merged_layout, jnp.where(survivor_S < capacity, survivor_S, -1), stats)
 
 
 def is_mergeable(layout: TokenLayout, *, merge_lines: bool = False) -> Bool[Array, "*S"]:
@@ -269,10 +296,24 @@ def compose(first: Int[AnyArray, " S"], second: Int[AnyArray, " C"]) -> Int[Arra
 def similarity(x: Float[AnyArray, "S D"], other: Int[Array, " S"]) -> Float32[Array, " S"]:
     """Cosine of every token with token `other`, without gradient; 0 where either is all zeros."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    norm_S = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
-    dot_S = jnp.sum(x * x[other], axis=-1)
-    scale_S = norm_S * norm_S[other]
-    return jnp.where(scale_S == 0, 0.0, dot_S / jnp.where(scale_S == 0, 1.0, scale_S))
+    norm_S = _norm(x)
+    return _cosine(jnp.sum(x * x[other], axis=-1), norm_S * norm_S[other])
+
+
+def similarity_of(
+    x: Float[AnyArray, "*S D"], other: Float[AnyArray, "*S D"]
+) -> Float32[Array, "*S"]:
+    """Cosine of each token of `x` with the one at its place in `other`, as `similarity`."""
+    x, other = x.astype(jnp.float32), other.astype(jnp.float32)
+    return _cosine(jnp.sum(x * other, axis=-1), _norm(x) * _norm(other))
+
+
+def _norm(x: Float32[AnyArray, "*S D"]) -> Float32[Array, "*S"]:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
+
+
+def _cosine(dot: Float32[Array, "*S"], scale: Float32[Array, "*S"]) -> Float32[Array, "*S"]:
+    return jnp.where(scale == 0, 0.0, dot / jnp.where(scale == 0, 1.0, scale))
 
 
 def rank_in_group(similarity: Float[Array, " S"], group: Int[Array, " S"]) -> Int32[Array, " S"]:

@@ -100,7 +100,7 @@ def test_prefill_lowers_for_cuda(config):
     def lower(program, *arguments):
         return program.trace(model, *arguments).lower(lowering_platforms=("cuda",))
 
-    lower(prefill._embed, weights, pixels, layout)
+    lower(prefill.embed_program, weights, pixels, layout)
     lower(prefill._merge, x, layout, shape(rows, length, dtype=jnp.float32), 0)
     assert calls(lower(prefill.run_layer, layer, x, inputs), SINGLE) == 1
     last = lower(prefill.run_last_layer, layer, x, inputs)
