@@ -37,7 +37,18 @@ YARN = {
     "attention_factor": (None,),
     "mscale": (None,),
     "mscale_all_dim": (None,),
+    "truncate": (True,),
 }
+# What else `rope_parameters` may hold; any other key would change the result unnoticed.
+ROPE_KEYS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    *YARN,
+)
 
 _LAYER = "model.layers.{}."
 _ATTENTION = {f"{name}_proj": f"{_LAYER}self_attn.{name}_proj" for name in "qkvo"}
@@ -124,6 +135,11 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ConvertError(
             f"{where}: rotates only a part of each head (partial_rotary_factor), which the decoder"
             " does not support"
+        )
+    if unknown := sorted(set(rope) - set(ROPE_KEYS)):
+        raise ConvertError(
+            f"{where}: RoPE scaling sets {', '.join(unknown)}, which the decoder does not know;"
+            " use a checkpoint without it"
         )
     for key, allowed in YARN.items():
         if rope.get(key, allowed[0]) not in allowed:

@@ -190,6 +190,8 @@ def test_parameters_have_the_requested_dtype(save, params_of, dtype):
         ),
         (rope("yarn", factor=4.0, beta_fast=64), "sets beta_fast to 64"),
         (rope("yarn", factor=4.0, attention_factor=1.5), "sets attention_factor to 1.5"),
+        (rope("yarn", factor=4.0, truncate=False), "sets truncate to False"),
+        (rope("default", mrope_section=[2, 1, 1]), "sets mrope_section"),
         (rope("default", partial_rotary_factor=0.5), "partial_rotary_factor"),
         ({"model_type": "llama", "attention_bias": True}, "has attention_bias"),
         ({"model_type": "llama", "mlp_bias": True}, "has mlp_bias"),
