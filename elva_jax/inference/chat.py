@@ -13,7 +13,7 @@ from elva_jax.data.chat_tokens import added_ids, plain_ids
 from elva_jax.inference import decode
 from elva_jax.inference.batching import grid_length, split_prompt, text_tokens
 from elva_jax.inference.engine import Decoding, Progress
-from elva_jax.inference.long_context import FACTORS, longest_of, stretch_of
+from elva_jax.inference.long_context import longest_of, most_tokens, stretch_of
 from elva_jax.inference.media import Media, Prompt, as_list
 from elva_jax.inference.parts import question as asked
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
@@ -173,7 +173,7 @@ class Chat:
     @property
     def _longest(self) -> int:
         """The most tokens that may precede another one."""
-        return longest_of(self._model.model_config, len(FACTORS) - 1)
+        return most_tokens(self._model.model_config)
 
     def _fits(
         self, prefilled: Prefilled | None, state: decode.DecodeState | None, tokens: int

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from elva_jax.inference.batching import ChooseLength
 from elva_jax.inference.engine import Decoding, Progress, Questions
-from elva_jax.inference.long_context import FACTORS, longest_of, stretch_of
+from elva_jax.inference.long_context import longest_of, most_tokens, stretch_of
 from elva_jax.inference.scoring import Ids, Likelihood, Options, option_tree
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Answers:
     def unfinished(self, place: Place) -> bool:
         """Whether another token is wanted, and possible."""
         b, g = place
-        longest = longest_of(self.prefilled.model.model_config, len(FACTORS) - 1)
+        longest = most_tokens(self.prefilled.model.model_config)
         wanted = not self.ended[b][g] and len(self.tokens[b][g]) < self.most
         return wanted and self.length(place) <= longest
 

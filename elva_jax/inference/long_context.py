@@ -5,8 +5,11 @@ n <= f * max_position. The row's earlier keys have the same factor: where an ans
 f * max_position, its row is prefilled again with the next one. So neither the other rows of a batch
 nor the room for an answer changes it.
 
-A model without RoPE scaling gets YaRN, as Qwen2 documents for long input; one that has a scaling
-keeps its kind. In arrays and arguments, `stretch` is the logarithm of f to base 2.
+A model without RoPE scaling gets YaRN, as Qwen2 documents for long input; linear scaling and YaRN
+become stronger. Dynamic scaling is refused beyond the longest sequence: in transformers it changes
+with every token, while the keys of earlier tokens keep theirs.
+
+In arrays and arguments, `stretch` is the logarithm of f to base 2.
 """
 
 from __future__ import annotations
@@ -37,10 +40,11 @@ def stretch_of(config: ModelConfig, tokens: int) -> int:
     """
     longest = config.max_position
     stretch = max(-(-tokens // longest) - 1, 0).bit_length()
-    if stretch >= len(FACTORS):
+    if tokens > most_tokens(config):
+        further = f", or {most_tokens(config)} with RoPE scaled as far as it goes"
         raise LayoutError(
             f"the prompt and its answer take {tokens} tokens; the model's longest sequence is"
-            f" {longest}, or {FACTORS[-1] * longest} with RoPE scaled as far as it goes;"
+            f" {longest}{further if most_tokens(config) > longest else ''};"
             " use fewer or smaller frames"
         )
     return stretch
@@ -49,6 +53,11 @@ def stretch_of(config: ModelConfig, tokens: int) -> int:
 def longest_of(config: ModelConfig, stretch: int) -> int:
     """The most tokens that may precede one of this stretch."""
     return FACTORS[stretch] * config.max_position
+
+
+def most_tokens(config: ModelConfig) -> int:
+    """The most tokens that may precede another one."""
+    return longest_of(config, 0 if config.rope_scaling == "dynamic" else len(FACTORS) - 1)
 
 
 def announce(config: ModelConfig, tokens: Iterable[int], stretches: Iterable[int]) -> None:
@@ -94,6 +103,4 @@ def _stretched(config: ModelConfig, stretch: int) -> ModelConfig:
             rope_factor=float(factor),
             rope_original_max_position=longest,
         )
-    if config.rope_scaling != "dynamic":  # dynamic scaling counts with the longest sequence
-        changed = dataclasses.replace(changed, rope_factor=config.rope_factor * factor)
-    return changed
+    return dataclasses.replace(changed, rope_factor=config.rope_factor * factor)

@@ -17,6 +17,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, eag
 from .configuration_elva import ElvaConfig
 from .merging_elva import Tokens, merge_tokens
 
+STRETCHES = 4  # RoPE is scaled by 1, 2, 4 and 8, for sequences of as many times the longest one
+
 
 @dataclass
 class ElvaModelOutput(BaseModelOutputWithPast):
@@ -41,12 +43,30 @@ class ElvaCausalLMOutput(CausalLMOutputWithPast):
 
 
 class ElvaCache(DynamicCache):
-    """Keys and values, fewer of them after every merging layer, and masks that exclude padding."""
+    """Keys and values, fewer of them after every merging layer, and masks that exclude padding.
+
+    It keeps the inputs too: where a sequence becomes longer than RoPE is scaled for, all of it is
+    run again.
+    """
 
     def __init__(self, config: ElvaConfig):
         super().__init__(config=config)
         self.seen = 0  # input tokens, before any merging
         self.masks: dict[int, torch.Tensor] = {}  # first layer of a block -> bool [B, T]
+        self.inputs: dict[str, torch.Tensor | None] = {}  # of all calls; their first axis is B
+        self.stretch: torch.Tensor | None = None  # int64 [B], how RoPE is scaled
+
+    def keep_inputs(self, input_ids, pixel_values, tube_ids):
+        """Adds the inputs of a call; without ids nothing can be run again."""
+        if self.seen and self.inputs.get("input_ids") is not None and input_ids is not None:
+            input_ids = torch.cat([self.inputs["input_ids"], input_ids], dim=1)
+            if self.inputs["tube_ids"] is not None:
+                more = input_ids.shape[1] - self.inputs["tube_ids"].shape[1]
+                tube_ids = nn.functional.pad(self.inputs["tube_ids"], (0, more), value=-1)
+            pixel_values = self.inputs["pixel_values"]
+        elif self.seen:
+            input_ids = None
+        self.inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "tube_ids": tube_ids}
 
     def extended_mask(self, start: int, valid: torch.Tensor) -> torch.Tensor:
         """Appends the mask [B, S] of new tokens to that of the block at `start`: [B, T + S]."""
@@ -60,7 +80,7 @@ class ElvaCache(DynamicCache):
 
     def reset(self):
         super().reset()
-        self.seen, self.masks = 0, {}
+        self.seen, self.masks, self.inputs, self.stretch = 0, {}, {}, None
 
     def reorder_cache(self, beam_idx):
         super().reorder_cache(beam_idx)
@@ -71,13 +91,18 @@ class ElvaCache(DynamicCache):
         self.batch_select_masks(indices)
 
     def batch_select_masks(self, indices):
-        self.masks = {start: mask[indices.to(mask.device)] for start, mask in self.masks.items()}
+        self._each_row(lambda leaf: leaf[indices.to(leaf.device)])
 
     def batch_repeat_interleave(self, repeats):
         super().batch_repeat_interleave(repeats)
-        self.masks = {
-            start: mask.repeat_interleave(repeats, dim=0) for start, mask in self.masks.items()
+        self._each_row(lambda leaf: leaf.repeat_interleave(repeats, dim=0))
+
+    def _each_row(self, change):
+        self.masks = {start: change(mask) for start, mask in self.masks.items()}
+        self.inputs = {
+            name: None if value is None else change(value) for name, value in self.inputs.items()
         }
+        self.stretch = None if self.stretch is None else change(self.stretch)
 
     def crop(self, tokens_to_remove):
         """Removes the last -n tokens, which must be text, because text never merges."""
@@ -85,6 +110,9 @@ class ElvaCache(DynamicCache):
         if tokens_to_remove < 0:
             self.seen += tokens_to_remove
             self.masks = {start: mask[:, :tokens_to_remove] for start, mask in self.masks.items()}
+            for name in ("input_ids", "tube_ids"):
+                if self.inputs.get(name) is not None:
+                    self.inputs[name] = self.inputs[name][:, :tokens_to_remove]
 
 
 class ElvaPatchEmbedding(nn.Module):
@@ -162,19 +190,47 @@ class ElvaRotaryEmbedding(nn.Module):
 
     def __init__(self, config: ElvaConfig):
         super().__init__()
-        self.frequencies, self.factor = rope_frequencies(config)
+        self.tables = [rope_frequencies(config, stretch) for stretch in range(STRETCHES)]
+        self.frequencies, self.factor = self.tables[0]
 
     @torch.no_grad()
-    def forward(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [B, S, head_dim / 2] of positions [B, S]."""
-        frequency = torch.tensor(self.frequencies, dtype=torch.float32, device=position.device)
+    def forward(
+        self, position: torch.Tensor, stretch: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [B, S, head_dim / 2] of positions [B, S], for rows of any stretch [B]."""
+        frequencies, factors = zip(*self.tables, strict=True)
+        frequency, factor = (
+            torch.tensor(table, dtype=torch.float32, device=position.device)[stretch]
+            for table in (frequencies, factors)
+        )
         with torch.autocast(position.device.type, enabled=False):
-            angle = position[..., None].float() * frequency
-        return angle.cos() * self.factor, angle.sin() * self.factor
+            angle = position[..., None].float() * frequency[:, None]
+        factor = factor[:, None, None]
+        return angle.cos() * factor, angle.sin() * factor
 
 
-def rope_frequencies(config: ElvaConfig) -> tuple[list[float], float]:
-    """Inverse frequencies [head_dim / 2] and the factor on cos and sin."""
+def stretches(config: ElvaConfig, lengths: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: logarithms to base 2 of the factors of RoPE, for rows of `lengths` tokens.
+
+    The next token after n tokens has the smallest factor f with n <= f * max_position_embeddings.
+    """
+    limits = config.max_position_embeddings * 2 ** torch.arange(STRETCHES, device=lengths.device)
+    if config.rope_parameters.get("rope_type") == "dynamic":
+        limits = limits[:1]
+    if bool((lengths > limits[-1]).any()):
+        raise ValueError(
+            f"{int(lengths.max())} tokens: the model's longest sequence is"
+            f" {config.max_position_embeddings}, or {int(limits[-1])} with RoPE scaled as far as it"
+            " goes; use fewer or smaller frames"
+        )
+    return (lengths[:, None] > limits).sum(1)
+
+
+def rope_frequencies(config: ElvaConfig, stretch: int = 0) -> tuple[list[float], float]:
+    """Inverse frequencies [head_dim / 2] and the factor on cos and sin.
+
+    For longer sequences a scaling becomes stronger; without one, YaRN is used.
+    """
     rope, dim = config.rope_parameters, config.head_dim
     kind, theta, factor = (
         rope.get("rope_type", "default"),
@@ -182,6 +238,9 @@ def rope_frequencies(config: ElvaConfig) -> tuple[list[float], float]:
         float(rope.get("factor") or 1.0),
     )
     original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    if stretch and kind == "default":
+        kind, factor, original = "yarn", 1.0, config.max_position_embeddings
+    factor *= 2**stretch if kind != "dynamic" else 1
     if kind == "dynamic":
         stretch = max(config.max_position_embeddings, original) / original
         theta *= (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
@@ -334,6 +393,14 @@ class ElvaModel(ElvaPreTrainedModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training:
             use_cache = False
+        cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
+        stretch, whole = self._stretch(input_ids, inputs_embeds, attention_mask, cache)
+        if cache is not None:
+            cache.keep_inputs(input_ids, pixel_values, tube_ids)
+        if whole:
+            return self._run_again(
+                cache, attention_mask, merging, output_hidden_states, output_attentions
+            )
         tokens = self._enter(
             input_ids,
             inputs_embeds,
@@ -344,14 +411,13 @@ class ElvaModel(ElvaPreTrainedModel):
             tube_ids,
             merging,
         )
-        cache = self._cache(past_key_values) if use_cache or past_key_values is not None else None
         states, attentions = [], []
         for start, stop, rule in self._blocks():
             if rule is not None and merging and pixel_values is not None:
                 tokens = merge_tokens(tokens, *rule)
             seen = tokens.valid if cache is None else cache.extended_mask(start, tokens.valid)
             mask = self._mask(tokens, seen)
-            cos, sin = self.rotary_emb(tokens.position)
+            cos, sin = self.rotary_emb(tokens.position, stretch)
             for layer in self.layers[start:stop]:
                 states.append(tokens.x)
                 x, weights = layer(tokens.x, cos, sin, mask, past_key_values=cache)
@@ -367,6 +433,54 @@ class ElvaModel(ElvaPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
             token_index=tokens.index,
             token_size=tokens.size,
+        )
+
+    def _stretch(
+        self, input_ids, inputs_embeds, attention_mask, cache
+    ) -> tuple[torch.Tensor, bool]:
+        """How RoPE is scaled for each row, and whether all earlier tokens have to be run again."""
+        new = input_ids if inputs_embeds is None else inputs_embeds
+        seen = 0 if cache is None else cache.seen
+        if attention_mask is None or attention_mask.dim() != 2:
+            lengths = torch.full((len(new),), seen + new.shape[1], device=new.device)
+        else:
+            lengths = attention_mask.long().sum(1)
+        stretch = stretches(self.config, lengths)
+        if cache is None:
+            return stretch, False
+        before, cache.stretch = cache.stretch, stretch
+        return stretch, seen > 0 and before is not None and bool((before != stretch).any())
+
+    def _run_again(self, cache, attention_mask, merging, output_hidden_states, output_attentions):
+        """Runs all tokens of a cache, with RoPE scaled for their number; returns the new ones."""
+        inputs, new = dict(cache.inputs), cache.inputs["input_ids"]
+        if new is None:
+            raise ValueError(
+                "the sequence has become longer than RoPE is scaled for, and inputs_embeds cannot"
+                " be run again; give input_ids"
+            )
+        count = new.shape[1] - cache.seen
+        if inputs["pixel_values"] is None:
+            del inputs["pixel_values"], inputs["tube_ids"]
+        cache.reset()
+        out = self(
+            **inputs,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            merging=merging,
+            use_cache=True,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        index = torch.arange(count, device=new.device).expand(len(new), -1)
+        return ElvaModelOutput(
+            last_hidden_state=out.last_hidden_state[:, -count:],
+            past_key_values=cache,
+            hidden_states=out.hidden_states
+            and tuple(state[:, -count:] for state in out.hidden_states),
+            attentions=out.attentions,
+            token_index=torch.where(out.token_index[:, -count:] < 0, -1, index),
+            token_size=out.token_size[:, -count:],
         )
 
     def _blocks(self) -> list[tuple[int, int, tuple[str, float, float] | None]]:

@@ -23,7 +23,7 @@ from elva_jax.inference.continuous.running import Running
 from elva_jax.inference.continuous.slots import MOST_STEPS, Static
 from elva_jax.inference.continuous.ticket import Ticket
 from elva_jax.inference.continuous.warm_up import WarmUp
-from elva_jax.inference.long_context import FACTORS, longest_of, stretch_of
+from elva_jax.inference.long_context import most_tokens, stretch_of
 from elva_jax.inference.prefilled import STOP_INTERVAL
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, Merging
@@ -175,7 +175,7 @@ class ContinuousEngine:
                 raise LayoutError(f"{what}: {value} tokens, but this engine takes at most {most}")
         config, tokens = self._model.engine.config, prompt.prefix_tokens + len(prompt.question)
         stretch_of(config, tokens)
-        return min(request.max_new_tokens, longest_of(config, len(FACTORS) - 1) - tokens + 1)
+        return min(request.max_new_tokens, most_tokens(config) - tokens + 1)
 
     def _on_worker(self, task: Callable[[], Any]) -> None:
         future: Future[Any] = Future()

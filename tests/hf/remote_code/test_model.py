@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from elva_jax.evaluation.compare import check
 from elva_jax.hf.export import export
@@ -74,6 +75,31 @@ def test_logits_survivors_and_64_greedy_tokens_equal_jax(name, write_run, tmp_pa
     run = write_run(tmp_path / "run", **MODELS[name])
     export(run, tmp_path / "hf")
     assert_same(check(run, tmp_path / "hf", video=videos[2], prompt=QUESTION), shrinks=True)
+
+
+@pytest.mark.parametrize("beyond", [-20, 20], ids=["while it answers", "from the start"])
+def test_longer_than_the_longest_sequence_as_in_jax(beyond, write_run, processor, tmp_path, videos):
+    """Where the answer crosses the limit, all tokens are run again; each row by its own length."""
+    together = inputs_of(processor, [videos[2], videos[0]])
+    lengths = together["attention_mask"].sum(1).tolist()
+    run = write_run(tmp_path / "run", max_position=lengths[0] - beyond, num_layers=2)
+    export(run, tmp_path / "hf")
+    assert_same(check(run, tmp_path / "hf", video=videos[2], prompt=QUESTION), shrinks=True)
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    options = {"max_new_tokens": 30, "eos_token_id": -1}
+    both = answers_of(processor, model, together, **options)
+    for row, frames in enumerate((videos[2], videos[0])):
+        alone = inputs_of(processor, [frames])
+        assert torch.equal(both[row], answers_of(processor, model, alone, **options)[0])
+    again = answers_of(processor, model, together, **options, use_cache=False)
+    assert torch.equal(both, again)
+
+
+def test_more_tokens_than_rope_is_scaled_for_are_refused(model):
+    most = 8 * model.config.max_position_embeddings
+    with pytest.raises(ValueError, match=rf"{most + 1} tokens: .* 400, or {most} with RoPE scaled"):
+        model(input_ids=torch.ones((1, most + 1), dtype=torch.long))
 
 
 @pytest.mark.parametrize("merging", [True, False])
