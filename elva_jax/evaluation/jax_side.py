@@ -13,6 +13,7 @@ from elva_jax.checkpoints.restore import Run, SavedRun
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.evaluation.side import Answered, TextModel, square_pixels
 from elva_jax.inference.batching import text_tokens
+from elva_jax.inference.long_context import stretch_of, stretched
 from elva_jax.inference.model import ElvaModel
 from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva
@@ -43,7 +44,8 @@ class JaxSide:
         answer = prefilled.generate([[prompt]], new_tokens)[0][0]
         parts = elva.prompt_parts(prompt, [visual])
         layout = build_layout(parts)
-        model = Elva(elva.model_config)
+        stretch = stretch_of(elva.model_config, layout.length)
+        model = Elva(stretched(elva.model_config, stretch))
 
         @jax.jit
         def forward(params, patches, layout):

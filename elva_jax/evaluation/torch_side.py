@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Sig
 
 from elva_jax.errors import ConvertError
 from elva_jax.evaluation.side import Answered, TextModel, square_pixels
+from elva_jax.inference.long_context import FACTORS
 from elva_jax.utils.read import opening
 
 
@@ -43,7 +44,9 @@ class TorchSide:
             return_tensors="pt",
         )
         ids = inputs["input_ids"][0].tolist()
-        longest = self.config["max_position_embeddings"] - len(ids)  # where ours stops too
+        dynamic = (self.config.get("rope_parameters") or {}).get("rope_type") == "dynamic"
+        most = self.config["max_position_embeddings"] * (1 if dynamic else FACTORS[-1])
+        longest = most - len(ids) + 1  # where ours stops too
         with torch.no_grad():
             out = model(**inputs, merging=merging, use_cache=False)
             model.generation_config.eos_token_id = None

@@ -102,6 +102,7 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
     rope = config.get("rope_parameters") or {}
     if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in config]:
         raise ConvertError(f"config.json: lacks {', '.join(missing)}")
+    qwen2.check_rope(rope, "config.json")
     model = schema.model()
     for ours, theirs in _SAME.items():
         value = tuple(config[theirs]) if isinstance(config[theirs], list) else config[theirs]

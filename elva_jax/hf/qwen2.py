@@ -126,15 +126,34 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (earlier)."""
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling not in KINDS:
-        known = ", ".join(KINDS)
-        raise ConvertError(
-            f"{where}: RoPE scaling {scaling!r} is not one of {known}; use a checkpoint without it"
-        )
+    check_rope(rope, where)
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ConvertError(
             f"{where}: rotates only a part of each head (partial_rotary_factor), which the decoder"
             " does not support"
+        )
+    trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    if scaling == "dynamic":
+        trained = config["max_position_embeddings"]  # as transformers does
+    return {
+        "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or THETA),
+        "rope_scaling": scaling,
+        "rope_factor": float(rope.get("factor") or 1.0),
+        "rope_original_max_position": int(trained),
+    }
+
+
+def check_rope(rope: Mapping[str, Any], where: str) -> None:
+    """Refuses a RoPE scaling that the configuration cannot say.
+
+    Raises:
+      ConvertError: the kind, or a key of the scaling.
+    """
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling not in KINDS:
+        known = ", ".join(KINDS)
+        raise ConvertError(
+            f"{where}: RoPE scaling {scaling!r} is not one of {known}; use a checkpoint without it"
         )
     if unknown := sorted(set(rope) - set(ROPE_KEYS)):
         raise ConvertError(
@@ -147,15 +166,6 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: RoPE scaling sets {key} to {rope[key]}; the configuration has no key for"
                 f" it, only {allowed[-1]} is supported"
             )
-    trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    if scaling == "dynamic":
-        trained = config["max_position_embeddings"]  # as transformers does
-    return {
-        "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or THETA),
-        "rope_scaling": scaling,
-        "rope_factor": float(rope.get("factor") or 1.0),
-        "rope_original_max_position": int(trained),
-    }
 
 
 def table(config: Mapping[str, Any], model: ModelConfig, store: TensorStore) -> Table:

@@ -69,7 +69,7 @@ def announce(config: ModelConfig, tokens: Iterable[int], stretches: Iterable[int
                 length,
                 config.max_position,
                 FACTORS[stretch],
-                _stretched(config, stretch).rope_scaling,
+                stretched(config, stretch).rope_scaling,
             )
 
 
@@ -86,11 +86,11 @@ def row_cos_sin(
 @functools.lru_cache
 def _tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     """By stretch: float32 [4, F] frequencies, float32 [4] factors on cos and sin."""
-    rows = [rope_frequencies(_stretched(config, stretch)) for stretch in range(len(FACTORS))]
+    rows = [rope_frequencies(stretched(config, stretch)) for stretch in range(len(FACTORS))]
     return np.stack([row for row, _ in rows]), np.array([scale for _, scale in rows], np.float32)
 
 
-def _stretched(config: ModelConfig, stretch: int) -> ModelConfig:
+def stretched(config: ModelConfig, stretch: int) -> ModelConfig:
     """The model with RoPE scaled for sequences that are longer by the factor."""
     longest, factor = config.max_position, FACTORS[stretch]
     if factor == 1:

@@ -82,7 +82,7 @@ def test_longer_than_the_longest_sequence_as_in_jax(beyond, write_run, processor
     """Where the answer crosses the limit, all tokens are run again; each row by its own length."""
     together = inputs_of(processor, [videos[2], videos[0]])
     lengths = together["attention_mask"].sum(1).tolist()
-    run = write_run(tmp_path / "run", max_position=lengths[0] - beyond, num_layers=2)
+    run = write_run(tmp_path / "run", max_position=lengths[0] - beyond)
     export(run, tmp_path / "hf")
     assert_same(check(run, tmp_path / "hf", video=videos[2], prompt=QUESTION), shrinks=True)
 
