@@ -1,4 +1,4 @@
-"""What goes on inside a model: hidden states, merges, and what an answer takes."""
+"""Inside a model: hidden states, merges, and the time and memory of an answer."""
 
 from __future__ import annotations
 

@@ -118,7 +118,10 @@ class MediaReader:
                 "names a URL, and this server downloads nothing (its --allow-urls is not set);"
                 " send the medium as a data: URL",
             )
-        host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+        try:
+            host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
+        except ValueError:
+            raise RecordError("messages", "names a URL that cannot be read") from None
         return download(
             url,
             most=settings.max_media_bytes,

@@ -60,7 +60,7 @@ class Server:
 
     Args:
       model: renders the prompts.
-      engine: answers; whoever made it closes it, after `stop`.
+      engine: answers; the caller closes it, after `stop`.
       settings: names, keys and limits.
       bound: from `bind`; it is closed at the end.
       frames: how videos are sampled where a request does not say.

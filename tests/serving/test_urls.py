@@ -5,8 +5,11 @@ import threading
 
 import pytest
 
-from elva_jax.errors import VideoError
+from elva_jax import testing
+from elva_jax.errors import RecordError, VideoError
 from elva_jax.serving import urls
+from elva_jax.serving.media import MediaReader
+from elva_jax.serving.settings import ServeSettings
 from elva_jax.serving.urls import download, is_public
 
 PRIVATE = (
@@ -128,6 +131,13 @@ def test_a_slow_site(site):
 def test_urls_that_are_none(url):
     with pytest.raises(VideoError, match="URL"):
         download(url, most=10, seconds=1, name="it")
+
+
+def test_a_request_whose_url_cannot_be_read():
+    media = MediaReader(testing.tiny_model(), ServeSettings(allow_urls=True))
+    for url in ("http://[x/a.mp4", "https://[::1"):
+        with pytest.raises(RecordError, match="URL that cannot be read"):
+            media.locate(url)
 
 
 def test_the_default_refuses_this_machine(site):
