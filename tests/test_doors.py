@@ -177,9 +177,11 @@ def test_prompts_chats_and_scores(model, special_tokens, expect):
         expect(ids_of(follow), "<|im_end|>\n<|im_start|>user\n", text, ANSWER)
     prefilled = model.prefill([(video,)])
     text = "".join(special_tokens)
-    tree = prefilled._tree(0, Choice(text, (text, f"b{text}")))
+    _, options = prefilled._choice(0, Choice(text, (text, f"b{text}")))
     controls = set(model.tokenizer.get_added_vocab().values())
-    assert controls.isdisjoint(tree.token[-sum(tree.counts) :])
+    for option in options:
+        assert controls.isdisjoint(option[:-1])
+        assert option[-1] in model.engine.end_ids
     assert len(model.generate([Request(video, text)], max_new_tokens=2)) == 1
     for question in (text, "And now?"):
         answer = chat.ask(question, video if question == text else None)

@@ -111,6 +111,7 @@ class Shapes:
             position=number,
             token=number,
             alive=by_rows(1, dtype=bool),
+            stretch=by_rows(dtype=jnp.int32),
             step=scalar,
         )
 
@@ -168,12 +169,12 @@ def test_decoding_and_scoring_are_split(shapes):
         return decode.feed(c, weights, prefix, state, text, length, sampling)
 
     ready = (shapes.weights, shapes.prefix())
+    stretch = by_rows(dtype=jnp.int32)
+    trees = scoring.Trees(*map(number, (64, 64, 64, 16)), stretch)
     programs = {
         "advance": shapes.lower(advance, *ready, shapes.state()),
         "feed": shapes.lower(feed, *ready, shapes.state(), number(32), number()),
-        "scores": shapes.lower(
-            partial(scoring.branch_scores, c), *ready, *map(number, (64, 64, 64, 16, 16))
-        ),
+        "scores": shapes.lower(partial(scoring.branch_scores, c), *ready, trees, number(16)),
     }
     assert "stablehlo.while" in programs["advance"]
     for name, text in programs.items():

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX.proto import event_pb2
 
-from elva_jax.checkpoints import format
+from elva_jax.checkpoints import handlers
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.metrics import TIMING
 
@@ -103,7 +103,7 @@ def everything(workdir, stage):
     """The contents of the newest step: arrays as bytes by path, and data positions."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # on any devices it was saved from
     step = (workdir / stage / "checkpoints" / str(newest(workdir, stage))).absolute()
-    with format.open_reader() as reader:
+    with handlers.open_reader() as reader:
         trees = {
             item: dict(reader.metadata(step).item_metadata[item].tree)
             for item in ("params", "optimizer")
