@@ -1,10 +1,15 @@
 """`elva bench load`: what it reports, and that loading holds the weights once."""
 
 import dataclasses
+import gc
 
+import jax
 import pytest
 
-from elva_jax.tools.bench.load_measure import PRESETS, measure, read_seconds, write_random
+from elva_jax.hf.open_model import opening_source
+from elva_jax.inference import load_weights
+from elva_jax.inference.load import load_source
+from elva_jax.tools.bench.load_measure import PRESETS, read_seconds, write_random
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +22,27 @@ def sources(tmp_path_factory):
 
 
 @pytest.mark.parametrize("source", ["run, float32", "folder, bfloat16"])
-def test_loading_holds_the_weights_once(sources, source):
-    """A float32 copy beside them would be three times their size; a second one twice."""
-    measure(sources[source], "bfloat16", None)  # what the first load imports stays
-    found = measure(sources[source], "bfloat16", None)
-    assert found["weight_bytes"] > 40e6
-    assert found["peak_bytes"] < 1.6 * found["weight_bytes"]
+def test_loading_holds_the_weights_once(sources, source, monkeypatch):
+    """Bytes on the device when each tensor arrives: those kept, and the ones in flight.
+
+    A float32 copy beside the weights would be three times their size, a second copy twice. Resident
+    memory at this size is mostly what allocators keep; `elva bench load` measures it at 1.5B.
+    """
+    monkeypatch.setattr(load_weights, "AT_ONCE", 2**22)  # small beside the weights, as at 1.5B
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    held = []
+
+    def see(path, array):
+        held.append(sum(each.nbytes for each in jax.live_arrays()) - before)
+
+    with opening_source(sources[source]) as opened:
+        model = load_source(opened, dtype="bfloat16", see=see)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.engine.weights))
+    assert weights > 40e6
+    # A run's arrays below 32 MiB are saved, and so read, as one chunk of all layers in float32.
+    stack = 4 * 12 * 384 * 1536 if source.startswith("run") else 0
+    assert weights / 2 < max(held) < weights + stack + 2 * load_weights.AT_ONCE
     assert read_seconds(sources[source]) > 0
 
 
