@@ -306,12 +306,14 @@ def check_server(work, known):
     from elva_jax import testing
 
     model, wanted = testing.tiny_model(), []
+    model.save_pretrained(work / "served_model")  # the other one has other weights by now
     for doc in known["docs"]:
         whole = doc["video"].endswith(".mp4") and Path(doc["video"]).exists() and not doc["end"]
         media = doc["video"] if whole else None
         wanted.append(model.answer(media, doc["question"], max_new_tokens=NEW, frames=3))
     limits = "--port 0 --context 256 --question 64 --max-new-tokens 16 --slots 4 --warm-up off"
-    command = ["-m", "elva_jax.cli", "serve", "--checkpoint", work / "model", "--media-dir", work]
+    command = ["-m", "elva_jax.cli", "serve", "--checkpoint", work / "served_model"]
+    command += ["--media-dir", work]
     server = start(work, "serve.log", [*command, *limits.split()])
     try:
         deadline, found = time.monotonic() + 120, None
