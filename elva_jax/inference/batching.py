@@ -70,6 +70,11 @@ class Prompt:
         """Length of the prefix, before any merging."""
         return sum(map(layouts.part_tokens, self.prefix))
 
+    @property
+    def tokens(self) -> int:
+        """Length up to where the answer begins, before any merging."""
+        return self.prefix_tokens + len(self.question)
+
 
 def text_tokens(parts: Iterable[Text | Clip]) -> list[int]:
     """The vocabulary ids of a prompt's text, without what stands for its clips."""

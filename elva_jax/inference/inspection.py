@@ -143,5 +143,4 @@ class Inspection(PromptReader):
 
     def _stretch(self, parts: Sequence[Text | Clip]) -> int:
         """How RoPE is scaled for a whole prompt, which must end with text."""
-        prompt = split_prompt(parts)
-        return stretch_of(self.model_config, prompt.prefix_tokens + len(prompt.question))
+        return stretch_of(self.model_config, split_prompt(parts).tokens)

@@ -339,10 +339,7 @@ class ElvaModel(Inspection):
         """
         prompts = [split_prompt(row) for row in parts]
         counts = [prompt.prefix_tokens for prompt in prompts]
-        stretch = [
-            stretch_of(self.model_config, count + len(prompt.question))
-            for count, prompt in zip(counts, prompts, strict=True)
-        ]
+        stretch = [stretch_of(self.model_config, prompt.tokens) for prompt in prompts]
         rows = self.rows([prompt.prefix for prompt in prompts], media, lengths, stretch)
         return Prefilled(
             model=self,

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import jax
 
+from elva_jax.utils.compilation_cache import on_compilation
+
 Stage = Literal["read", "prefill", "decode"]
 STAGES: tuple[Stage, ...] = ("read", "prefill", "decode")
-COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 _seconds: ContextVar[dict[str, float] | None] = ContextVar("_seconds", default=None)
 
@@ -34,17 +35,16 @@ def measured() -> Iterator[dict[str, float]]:
     """
     seconds = dict.fromkeys((*STAGES, "compile"), 0.0)
 
-    def compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == COMPILATION and _seconds.get() is seconds:
-            seconds["compile"] += duration_secs
+    def compiled(duration: float) -> None:
+        if _seconds.get() is seconds:
+            seconds["compile"] += duration
 
-    jax.monitoring.register_event_duration_secs_listener(compiled)
     token = _seconds.set(seconds)
     try:
-        yield seconds
+        with on_compilation(compiled):
+            yield seconds
     finally:
         _seconds.reset(token)
-        jax.monitoring.unregister_event_duration_listener(compiled)
 
 
 @contextlib.contextmanager

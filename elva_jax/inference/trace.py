@@ -132,8 +132,7 @@ def trace_of(
 
 def prompt_tokens(prefilled: Prefilled, question: Prompt) -> int:
     """Tokens of the prompt that asks `question` about the only row, before any merging."""
-    prompt = split_prompt(prefilled.model.prompt_parts(question, prefilled.media[0]))
-    return prompt.prefix_tokens + len(prompt.question)
+    return split_prompt(prefilled.model.prompt_parts(question, prefilled.media[0])).tokens
 
 
 def _merges(prefilled: Prefilled, prompt_tokens: int) -> Iterator[MergeCount]:

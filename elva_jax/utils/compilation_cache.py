@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def _store_small_programs(given: set[str]) -> None:
     """
     for name in set(STORE_ALL) - given:
         jax.config.update(name, STORE_ALL[name])
+
+
+@contextlib.contextmanager
+def on_compilation(heard: Callable[[float], None]) -> Iterator[None]:
+    """Within it, calls `heard` with the seconds of each program that is compiled or loaded.
+
+    The call is on the thread that needs the program.
+    """
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            heard(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 class ProgramCount:

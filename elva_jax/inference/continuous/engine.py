@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from elva_jax.errors import ClosedError, ElvaError, LayoutError, QueueFullError, first_line
 from elva_jax.inference.continuous.batch import RunningBatch
-from elva_jax.inference.continuous.compilations import count_this_thread
 from elva_jax.inference.continuous.grid import make_grid
 from elva_jax.inference.continuous.joining import Group, Joining, mark_prefilled
 from elva_jax.inference.continuous.prefixes import PrefixStore
@@ -27,6 +26,7 @@ from elva_jax.inference.long_context import most_tokens, stretch_of
 from elva_jax.inference.prefilled import STOP_INTERVAL
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, Merging
+from elva_jax.utils.compilation_cache import on_compilation
 
 if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
@@ -78,7 +78,7 @@ class ContinuousEngine:
         self._draining = self._closing = self._lost = False
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
-        self._failures, self._warm_compilations = 0, 0
+        self._failures = 0
         self._seconds_per_step = 0.0
         self._thread = threading.Thread(target=self._work, name="elva-engine", daemon=True)
         self._thread.start()
@@ -173,7 +173,7 @@ class ContinuousEngine:
         ):
             if value > most:
                 raise LayoutError(f"{what}: {value} tokens, but this engine takes at most {most}")
-        config, tokens = self._model.engine.config, prompt.prefix_tokens + len(prompt.question)
+        config, tokens = self._model.engine.config, prompt.tokens
         stretch_of(config, tokens)
         return min(request.max_new_tokens, most_tokens(config) - tokens + 1)
 
@@ -189,9 +189,8 @@ class ContinuousEngine:
     # The rest runs on the worker thread.
 
     def _work(self) -> None:
-        count_this_thread()
         try:
-            with self._model.engine.placement.on(1):
+            with self._model.engine.placement.on(1), on_compilation(self._compiled):
                 while self._wait():
                     self._turn()
         except BaseException:
@@ -227,17 +226,23 @@ class ContinuousEngine:
         while self._tasks and not self._batch.requests:
             task, future = self._tasks.popleft()
             try:
-                future.set_result(task())
+                result = task()
             except BaseException as error:
+                self._counts["compilations"] = 0
                 future.set_exception(error)
-            self._warm_compilations = count_this_thread()
+            else:
+                self._counts["compilations"] = 0
+                future.set_result(result)
         self._drop_cancelled()
         joining = self._next()
         if joining:
             self._join(joining)
         if self._batch.requests:
             self._advance()
-        self._counts["compilations"] = count_this_thread() - self._warm_compilations
+
+    def _compiled(self, _: float) -> None:
+        """Counts the programs of this thread; other threads may compile for themselves."""
+        self._counts["compilations"] += threading.current_thread() is self._thread
 
     def _next(self) -> list[Running]:
         """Requests from the queue that join now."""
@@ -252,7 +257,7 @@ class ContinuousEngine:
             if not running.began:
                 running.began = now
                 prompt = running.ticket.request.prompt
-                self._counts["prompt"] += prompt.prefix_tokens + len(prompt.question)
+                self._counts["prompt"] += prompt.tokens
             running.begin(self._model.engine.config)
         return joining
 

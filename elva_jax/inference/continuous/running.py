@@ -101,7 +101,7 @@ class Running:
                 finish_reason=reason,
                 answer=Answer(text=text, tokens=tuple(self.tokens), finished=reason == "stop"),
                 error=error,
-                prompt_tokens=prompt.prefix_tokens + len(prompt.question),
+                prompt_tokens=prompt.tokens,
                 completion_tokens=len(self.tokens),
                 merged_tokens=entry.tokens if entry else (),
                 shared_prefix=self.shared,
