@@ -120,7 +120,6 @@ def _open(args: argparse.Namespace) -> Opened:
         given = flags.hybrid_settings(args)
         elva_jax.enable_compilation_cache()
         model, facts = _load(args)
-        model.engine.prefill_chunk = args.prefill_chunk
     frames = model.hybrid(**given) if given else args.frames
     return Opened(model=model, frames=frames, sampling=sampling, facts=facts)
 
@@ -129,12 +128,15 @@ def _load(args: argparse.Namespace) -> tuple[elva_jax.ElvaModel, dict[str, Any]]
     """The model, and with --json what tells it and this program from others."""
     mesh = flags.open_mesh(args)
     if not args.json:
-        return elva_jax.load(args.checkpoint, mesh=mesh, weights=args.weights), {}
+        model = elva_jax.load(
+            args.checkpoint, mesh=mesh, weights=args.weights, prefill_chunk=args.prefill_chunk
+        )
+        return model, {}
     import jax
 
     from elva_jax.evaluation.models import open_elva
 
-    model, origin = open_elva(args.checkpoint, mesh, args.weights)
+    model, origin = open_elva(args.checkpoint, mesh, args.weights, args.prefill_chunk)
     versions = {
         "elva_jax": elva_jax.__version__,
         "jax": jax.__version__,

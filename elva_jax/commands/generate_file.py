@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"keys that mean nothing here are ignored: {listed}", file=sys.stderr)
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())
-    model, origin = open_elva(args.checkpoint, flags.open_mesh(args), args.weights)
-    model.engine.prefill_chunk = args.prefill_chunk
+    mesh = flags.open_mesh(args)
+    model, origin = open_elva(args.checkpoint, mesh, args.weights, args.prefill_chunk)
     identity = {"weights_hash": origin["weights_hash"], **describe_model(model)}
     config = FileConfig(
         writing=writing,

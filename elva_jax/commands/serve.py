@@ -122,8 +122,12 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     bound = bind(args.host, args.port)
     with garbage.paused():
         elva_jax.enable_compilation_cache()
-        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args), weights=args.weights)
-        model.engine.prefill_chunk = args.prefill_chunk
+        model = elva_jax.load(
+            args.checkpoint,
+            mesh=flags.open_mesh(args),
+            weights=args.weights,
+            prefill_chunk=args.prefill_chunk,
+        )
     frames = model.hybrid(**hybrid) if hybrid else args.frames
     with ContinuousEngine(model, limits) as engine:
         if args.warm_up != "off":

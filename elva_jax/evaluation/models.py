@@ -18,7 +18,10 @@ from elva_jax.inference.quantization import Scheme, check_scheme
 
 
 def open_elva(
-    model: str | Path | Run | ElvaModel, mesh: Mesh | None = None, weights: Scheme | None = None
+    model: str | Path | Run | ElvaModel,
+    mesh: Mesh | None = None,
+    weights: Scheme | None = None,
+    prefill_chunk: int | None = None,
 ) -> tuple[ElvaModel, dict[str, Any]]:
     """The model, and its checkpoint and step (None where they are not known) and weights_hash.
 
@@ -27,6 +30,7 @@ def open_elva(
       mesh: devices of a model that is read here: its weights and every batch are split over them;
         None: the first one.
       weights: how matrices are quantized; None: not at all, or as the model itself has them.
+      prefill_chunk: of a model that is read from a path; see `elva_jax.load`.
 
     Raises:
       ElvaError: no such checkpoint, a damaged one, or a model with other weights.
@@ -44,7 +48,9 @@ def open_elva(
         return ElvaModel.from_run(model, mesh=mesh, weights=weights), origin
     with opening_source(model) as source:
         hashed = HashedWeights(source)
-        elva = load_source(source, mesh=mesh, weights=weights, see=hashed)
+        elva = load_source(
+            source, mesh=mesh, weights=weights, prefill_chunk=prefill_chunk, see=hashed
+        )
     return elva, _origin(str(model), int(source.step), hashed.hexdigest())
 
 

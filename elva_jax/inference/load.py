@@ -63,9 +63,14 @@ def load(
     if stage is not None and (path / stage / "checkpoints").is_dir():
         path_or_hub = path / stage
     with opening_source(path_or_hub) as source:
-        model = load_source(source, dtype=dtype, mesh=mesh, stage=stage, weights=weights)
-    model.engine.prefill_chunk = prefill_chunk
-    return model
+        return load_source(
+            source,
+            dtype=dtype,
+            mesh=mesh,
+            stage=stage,
+            weights=weights,
+            prefill_chunk=prefill_chunk,
+        )
 
 
 def load_source(
@@ -75,6 +80,7 @@ def load_source(
     mesh: Mesh | None = None,
     stage: str | None = None,
     weights: Scheme | None = None,
+    prefill_chunk: int | None = None,
     see: See | None = None,
 ) -> ElvaModel:
     """`load` from a source that is open.
@@ -89,4 +95,6 @@ def load_source(
         keep = watched(see, keep or compute_type(config.model))
     tokenizer = load_tokenizer(source.tokenizer_dir)
     found = load_weights(source, config.model, mesh, keep)
-    return ElvaModel(config, found, tokenizer, stage or source.stage, mesh=mesh)
+    return ElvaModel(
+        config, found, tokenizer, stage or source.stage, mesh=mesh, prefill_chunk=prefill_chunk
+    )
