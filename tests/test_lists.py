@@ -10,7 +10,7 @@ from elva_jax.data import sources
 from elva_jax.errors import DataError, ElvaError
 from elva_jax.evaluation.compare import HF_KINDS, open_side
 from elva_jax.evaluation.questions import read_split
-from elva_jax.hf import elva, export, import_checkpoint, load, qwen2, siglip
+from elva_jax.hf import elva, export, import_checkpoint, load, qwen2
 from elva_jax.ops import attention, rope
 from elva_jax.ops.attention.dispatch import IMPLEMENTATIONS
 from elva_jax.tools.datasets.moving_shapes import builder
@@ -36,7 +36,7 @@ DOORS = {
     ),
     "weights": (
         lambda name, _: load.read_config({"model_type": name}, "folder"),
-        (*qwen2.MODEL_TYPES, elva.MODEL_TYPE, *siglip.MODEL_TYPES),
+        (*qwen2.MODEL_TYPES, elva.MODEL_TYPE, *load.TOWER_TYPES),
     ),
     "elva convert check": (lambda name, folder: open_side(written(folder, name)), HF_KINDS),
     "import's dtype": (

@@ -25,6 +25,7 @@ from elva_jax.hf.siglip import (
 )
 from elva_jax.hf.tensor_store import TensorStore
 
+MODEL_TYPES: tuple[str, ...] = ()  # the authors' files have none; see `is_eva_clip`
 # The text tower, CLIP's projection, tables that follow from the configuration, and the mask token,
 # which only masked pre-training needs.
 IGNORED = (

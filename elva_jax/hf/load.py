@@ -9,14 +9,14 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from elva_jax.checkpoints.arrays import Index
 from elva_jax.checkpoints.restore import Loaded, load_run_params
-from elva_jax.config.schema import Config
+from elva_jax.config.schema import Config, TeacherConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva, eva_clip, param_mapping, qwen2, siglip
 from elva_jax.hf.param_mapping import Source, Table
@@ -33,6 +33,26 @@ from elva_jax.utils.arrays import aligned_copy, aligned_empty
 
 BAND = 64  # rows of a matrix that are transposed at a time
 STAGE_KIND = {"vision": "teacher"}  # kinds of stages that are not named after their subtree
+
+
+class TowerFormat(Protocol):
+    """The module of a family of vision towers: it reads their folders."""
+
+    MODEL_TYPES: tuple[str, ...]  # of its config.json; empty where that has no model_type
+
+    def read_config(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Values of `config.teacher` from config.json."""
+        ...
+
+    def table(self, config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore) -> Table:
+        """The tensor names of a folder for a run's `config.teacher`."""
+        ...
+
+
+TOWERS: tuple[TowerFormat, ...] = (siglip,)
+# Kinds that cannot be read, and the module whose refusal says what to do instead.
+REFUSED: dict[str, TowerFormat] = {"siglip2": siglip}
+TOWER_TYPES = {kind: tower for tower in TOWERS for kind in tower.MODEL_TYPES}
 
 
 def is_hf_source(path: str | Path) -> bool:
@@ -199,19 +219,24 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
       ConvertError: a kind of model that cannot be read.
     """
     kind = config.get("model_type")
-    if eva_clip.is_eva_clip(config):
-        return "teacher", eva_clip.read_config(config, where)
+    if tower := _tower_format(config):
+        return "teacher", tower.read_config(config, where)
     if kind in qwen2.MODEL_TYPES:
         return "model", qwen2.read_config(config, where)
     if kind == elva.MODEL_TYPE:
         return "model", elva.from_hf_config(config).to_dict()
-    if kind in siglip.MODEL_TYPES or kind == "siglip2":
-        return "teacher", siglip.read_config(config, where)
-    known = ", ".join((*qwen2.MODEL_TYPES, elva.MODEL_TYPE, *siglip.MODEL_TYPES))
+    known = ", ".join((*qwen2.MODEL_TYPES, elva.MODEL_TYPE, *TOWER_TYPES))
     raise ConvertError(
         f"{where}: its config.json has model_type {kind!r}; one of {known}, or the vision_cfg of an"
         " EVA-CLIP, can be read"
     )
+
+
+def _tower_format(config: Mapping[str, Any]) -> TowerFormat | None:
+    """The module that reads a vision tower's folder; None: it holds a language model or nothing."""
+    if eva_clip.is_eva_clip(config):
+        return eva_clip
+    return (TOWER_TYPES | REFUSED).get(str(config.get("model_type")))
 
 
 def _table(store: TensorStore, config: Config, subtree: str) -> tuple[Table, str]:
@@ -223,8 +248,7 @@ def _table(store: TensorStore, config: Config, subtree: str) -> tuple[Table, str
             f"{store.path}: is of {describe(store.config)}, but {wants} is wanted here; see"
             " init_from and teacher.init_from"
         )
-    if subtree == "vision":
-        tower = eva_clip if eva_clip.is_eva_clip(store.config) else siglip
+    if tower := _tower_format(store.config):
         return tower.table(store.config, config.teacher, store), ""
     decoder = elva if store.config["model_type"] == elva.MODEL_TYPE else qwen2
     return decoder.table(store.config, config.model, store), "elva/"

@@ -11,7 +11,7 @@ from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore
 
-MODEL_TYPES = ("siglip", "siglip_vision_model")
+MODEL_TYPES: tuple[str, ...] = ("siglip", "siglip_vision_model")
 # Our name in config.teacher -> theirs, and the default of transformers' SiglipVisionConfig, which
 # published files leave out.
 SAME = {
