@@ -86,6 +86,33 @@ def test_gradients_equal_pytorch(length):
         np.testing.assert_allclose(x, y.grad.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize("length", [9, 1025, 1100])
+def test_full_attention_equals_pytorch(length):
+    q, k, v = random_inputs(2, length, 2, 2, 4)
+    out = jax.jit(cudnn.full_attention)(q, k, v)
+    everything = np.ones((2, length, length), bool)
+    np.testing.assert_allclose(out, reference(q, k, v, everything), atol=2e-6)
+
+
+def test_full_attention_never_holds_all_scores():
+    """Forward and backward, by the compiler's own account."""
+    length, heads = 2048, 4
+    shape = jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32)
+    scores = heads * length**2 * 4
+
+    def loss(attend, *x):
+        return jnp.sum(attend(*x) ** 2)
+
+    def temporary(function):
+        program = jax.jit(function).lower(shape, shape, shape).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    # A block is an eighth of the scores; it exists with its softmax, and twice as much backward.
+    assert temporary(cudnn.full_attention) < 0.3 * scores
+    assert temporary(jax.grad(partial(loss, cudnn.full_attention), (0, 1, 2))) < 0.6 * scores
+    assert temporary(jax.nn.dot_product_attention) >= scores
+
+
 def test_large_scores_stay_finite():
     q, k, v = random_inputs(1, 12, 2, 2, 4)
     out, grad = jax.value_and_grad(

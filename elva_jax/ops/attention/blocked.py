@@ -9,6 +9,8 @@ computed, and no S x S array exists; only the tile on the diagonal is masked for
             2 #  \  .  .
             3 #  #  \  .
             4 #  #  #  \
+
+Without causality, in `full_blocked_attention`, every block meets all keys.
 """
 
 from __future__ import annotations
@@ -60,6 +62,24 @@ def blocked_attention(
         blocks.append(attend(q_block, k_BxKxSxDh[:, :, :stop], v_BxKxSxDh[:, :, :stop], mask_BxQxT))
     out = jnp.concatenate(blocks, axis=3)
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
+
+
+def full_blocked_attention(
+    q: Float[AnyArray, "B S H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
+) -> Float[Array, "B S H Dh"]:
+    """Attention of all tokens to all tokens; the scores of one block of queries exist at a time."""
+    length = q.shape[1]
+    count = -(-length // LARGE_BLOCK)
+    size = -(-length // count)
+    padded = jnp.pad(q, ((0, 0), (0, count * size - length), (0, 0), (0, 0)))
+    blocks = padded.reshape(q.shape[0], count, size, *q.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint  # so that the backward pass, too, holds the scores of one block only
+    def attend(block):
+        return jax.nn.dot_product_attention(block, k, v)
+
+    out = jax.lax.map(attend, blocks).swapaxes(0, 1)
+    return out.reshape(padded.shape)[:, :length]
 
 
 def fold_queries(q: Float[AnyArray, "B S H Dh"], kv_heads: int) -> Float[Array, "B K G S Dh"]:

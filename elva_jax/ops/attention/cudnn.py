@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from elva_jax.ops.attention.blocked import same_example
+from elva_jax.ops.attention.blocked import LONG, full_blocked_attention, same_example
 from elva_jax.utils.arrays import AnyArray
 
 
@@ -51,9 +51,15 @@ def fused_attention(
 def full_attention(
     q: Float[AnyArray, "B S H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
 ) -> Float[Array, "B S H Dh"]:
-    """Attention of all tokens to all tokens, by the kernel where it can run."""
-    fused = not obstacle(q.shape[-1], q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else None)
+    """Attention of all tokens to all tokens, by the kernel where it can run.
+
+    Elsewhere long sequences are attended block by block: scores of all pairs would not fit.
+    """
+    if not obstacle(q.shape[-1], q.dtype):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    if q.shape[1] > LONG:
+        return full_blocked_attention(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v)
 
 
 _causal = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
