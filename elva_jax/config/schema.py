@@ -22,6 +22,7 @@ from elva_jax.config.stage_schema import (
     SourceConfig,
     StageConfig,
 )
+from elva_jax.config.tower_schema import MervConfig, TeacherConfig
 from elva_jax.utils import numbers
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "LogConfig",
     "LoraConfig",
     "LossConfig",
+    "MervConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -45,52 +47,10 @@ __all__ = [
     "source",
     "stage",
     "to_config_dict",
+    "tower",
 ]
 
 MergePolicy = Literal["threshold", "ratio", "both", "pool"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """The vision tower, SigLIP-so400m by default.
-
-    It is the frozen teacher of the guidance losses (paper, section 3.3), or a part of the
-    encoder-based baseline.
-    """
-
-    kind: Literal["siglip", "eva_clip", "eva02_clip"] = key(
-        "siglip", "architecture; eva_clip is EVA01-CLIP, such as EVA-CLIP-g, eva02_clip EVA02-CLIP"
-    )
-    init_from: str = key(
-        "",
-        "run, converted checkpoint, Hugging Face folder or hub name with its weights;"
-        ' "": this run\'s stage named "teacher"',
-    )
-    image_size: int = key(
-        384, "side of its square input in pixels", minimum=1, most=numbers.MOST_PIXELS
-    )
-    patch_size: int = key(14, "side of its patches in pixels", minimum=1, most=numbers.MOST_PIXELS)
-    hidden_size: int = key(1152, "width of its features", minimum=1, most=numbers.MOST_WIDTH)
-    intermediate_size: int = key(
-        4304, "inner width of its MLPs", minimum=1, most=numbers.MOST_WIDTH
-    )
-    num_layers: int = key(27, "number of vision layers", minimum=1, most=numbers.MOST_LAYERS)
-    num_heads: int = key(16, "number of attention heads", minimum=1, most=numbers.MOST_LAYERS)
-    text_layers: int = key(
-        0,
-        "number of layers of the text tower, needed only to train a teacher",
-        minimum=0,
-        most=numbers.MOST_LAYERS,
-    )
-    text_length: int = key(64, "tokens of a caption", minimum=1, most=numbers.MOST_TOKENS)
-    dtype: Literal["float32", "bfloat16"] = key(
-        "float32", "compute type during guidance; its parameters stay in float32"
-    )
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of the square input."""
-        return self.image_size // self.patch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,12 +97,13 @@ class ModelConfig:
     patch_width: int = key(
         1024, "E, width of the patch embedding", minimum=1, most=numbers.MOST_WIDTH
     )
-    patch_embed: Literal["video", "naive", "encoder"] = key(
+    patch_embed: Literal["video", "naive", "encoder", "merv"] = key(
         "video",
         "video: cross-attention into <FRAME> and <LINE>; naive: plain learned vectors (Table 3);"
         " encoder: the baseline, in which the teacher's tower and an MLP see each frame, squashed"
-        " to the tower's square",
+        " to the tower's square; merv: MERV, whose encoders are fused (arXiv 2501.01426)",
     )
+    merv: MervConfig = dataclasses.field(default_factory=MervConfig)
     patch_heads: int = key(
         1, "heads of the patch embedding's cross-attention", minimum=1, most=numbers.MOST_LAYERS
     )
@@ -185,13 +146,20 @@ class ModelConfig:
     )
     # The group `teacher`, where patch_embed is encoder: Config.__post_init__ sets it.
     tower: TeacherConfig | None = dataclasses.field(default=None, metadata={"key": False})
+    # The entries of the group `encoders` that merv.encoders names, in that order, where
+    # patch_embed is merv: Config.__post_init__ sets them.
+    encoders: tuple[tuple[str, TeacherConfig], ...] = dataclasses.field(
+        default=(), metadata={"key": False}
+    )
 
     @property
     def frame_patches(self) -> int:
-        """Patches that go together: those of a frame where a tower sees it, otherwise 1.
+        """Patches that go together, which divide N of every patch array.
 
-        It divides N of every patch array.
+        They are those of a frame where a tower sees it, those of a clip in MERV, otherwise 1.
         """
+        if self.encoders:
+            return self.merv.slots * self.merv.grid**2
         return 1 if self.tower is None else self.tower.grid**2
 
 
@@ -289,16 +257,27 @@ class Config:
     curriculum: tuple[str, ...] = key((), "names of the stages to run, in order")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    teachers: Mapping[str, TeacherConfig] = named(
+        TeacherConfig,
+        "several teachers, by names of your own, whose guidance is summed by weight; none: the"
+        " group teacher alone",
+    )
+    encoders: Mapping[str, TeacherConfig] = named(
+        TeacherConfig, "the vision towers that model.merv.encoders chooses from, by name"
+    )
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     stages: Mapping[str, StageConfig] = named(StageConfig, "the stages, by name")
 
     def __post_init__(self) -> None:
-        """Gives the encoder-based baseline its vision tower, and no other model one."""
-        tower = self.teacher if self.model.patch_embed == "encoder" else None
-        if self.model.tower != tower:
-            model = dataclasses.replace(self.model, tower=tower)
+        """Gives the encoder-based baseline its vision tower, MERV its encoders."""
+        embed, names = self.model.patch_embed, self.model.merv.encoders
+        tower = self.teacher if embed == "encoder" else None
+        chosen = [name for name in names if name in self.encoders] if embed == "merv" else []
+        encoders = tuple((name, self.encoders[name]) for name in chosen)
+        if (self.model.tower, self.model.encoders) != (tower, encoders):
+            model = dataclasses.replace(self.model, tower=tower, encoders=encoders)
             object.__setattr__(self, "model", model)
 
 
@@ -320,6 +299,11 @@ def mesh() -> ConfigDict:
 def stage() -> ConfigDict:
     """An entry of `stages` with defaults."""
     return to_config_dict(StageConfig())
+
+
+def tower() -> ConfigDict:
+    """An entry of `teachers` or `encoders` with defaults."""
+    return to_config_dict(TeacherConfig())
 
 
 def optimizer() -> ConfigDict:

@@ -27,7 +27,7 @@ from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConfigError
 from elva_jax.utils.arrays import AnyArray
 
-LAYER_NORM_EPS = 1e-6  # of every tower
+LAYER_NORM_EPS = 1e-6  # of every tower but LanguageBind's
 ZEROS, ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
 HEADS = ("heads", "head_dim")  # logical axes
 
@@ -148,10 +148,12 @@ def to_heads(x: Float[Array, "*batch C"], params: Params, name: str) -> Float[Ar
     return _add_bias(y, params[f"{name}_bias"]) if f"{name}_bias" in params else y
 
 
-def from_heads(x: Float[Array, "*batch H D"], params: Params) -> Float[Array, "*batch C"]:
-    """Projects attended values of all heads by the kernel "out" [H, D, C]."""
-    y = jnp.einsum("...hd,hdc->...c", x, params["out_kernel"].astype(x.dtype))
-    return _add_bias(y, params["out_bias"])
+def from_heads(
+    x: Float[Array, "*batch H D"], params: Params, name: str = "out"
+) -> Float[Array, "*batch C"]:
+    """Projects attended values of all heads by the kernel [H, D, C] of that name."""
+    y = jnp.einsum("...hd,hdc->...c", x, params[f"{name}_kernel"].astype(x.dtype))
+    return _add_bias(y, params[f"{name}_bias"])
 
 
 def _add_bias(x: jax.Array, bias: AnyArray) -> jax.Array:
@@ -159,12 +161,14 @@ def _add_bias(x: jax.Array, bias: AnyArray) -> jax.Array:
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
-def layer_norm(x: Float[Array, "*batch C"], params: Params, name: str) -> Float[Array, "*batch C"]:
+def layer_norm(
+    x: Float[Array, "*batch C"], params: Params, name: str, eps: float = LAYER_NORM_EPS
+) -> Float[Array, "*batch C"]:
     """The layer norm of that name, in float32 whatever the compute type."""
     scale, bias = params[f"{name}_scale"], params[f"{name}_bias"]
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + LAYER_NORM_EPS)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     shape = (1,) * (x.ndim - 1) + scale.shape
     return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
 

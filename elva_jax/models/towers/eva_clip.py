@@ -37,6 +37,7 @@ from elva_jax.models.towers.common import (
     run_layers,
     to_heads,
 )
+from elva_jax.models.towers.encoder import ACTIVATIONS, block
 from elva_jax.ops.attention.cudnn import full_attention
 from elva_jax.utils.arrays import AnyArray
 
@@ -113,30 +114,25 @@ class EvaClipLayers(nn.Module):
         for name in ("gate", "fc1") if second else ("fc1",):
             params.dense(name, (width, inner), ("embed", "mlp"), matrix)
         params.dense("fc2", (inner, width), ("mlp", "embed"), matrix)
-        angles = rope_angles(c.grid, head_dim) if second else None
-        return run_layers(partial(block, angles=angles), x, params)
+        if second:
+            step = partial(eva02_block, angles=rope_angles(c.grid, head_dim))
+        else:
+            step = partial(block, activation=ACTIVATIONS["gelu"])
+        return run_layers(step, x, params)
 
 
-def block(
-    x: Float[Array, "n T C"], params: Params, *, angles: Float32[np.ndarray, "P F"] | None
+def eva02_block(
+    x: Float[Array, "n T C"], params: Params, *, angles: Float32[np.ndarray, "P F"]
 ) -> Float[Array, "n T C"]:
-    """One pre-norm block with the parameters of one layer; of EVA02 where there are angles."""
+    """One pre-norm block of EVA02 with the parameters of one layer."""
     y = layer_norm(x, params, "norm1")
     query, value, key = (to_heads(y, params, name) for name in ("query", "value", "key"))
-    if angles is None:
-        y = full_attention(query, key, value)
-    else:
-        query, key = rotate(query, angles), rotate(key, angles)
-        y = full_attention(query, key, value)
-        y = layer_norm(y.reshape(*y.shape[:2], -1), params, "attention_norm").reshape(y.shape)
+    y = full_attention(rotate(query, angles), rotate(key, angles), value)
+    y = layer_norm(y.reshape(*y.shape[:2], -1), params, "attention_norm").reshape(y.shape)
     x = x + from_heads(y, params)
     y = layer_norm(x, params, "norm2")
-    inner = linear(y, params, "fc1")
-    if angles is None:
-        inner = nn.gelu(inner, approximate=False)
-    else:
-        inner = layer_norm(nn.silu(linear(y, params, "gate")) * inner, params, "mlp_norm")
-    return x + linear(inner, params, "fc2")
+    gated = nn.silu(linear(y, params, "gate")) * linear(y, params, "fc1")
+    return x + linear(layer_norm(gated, params, "mlp_norm"), params, "fc2")
 
 
 def rope_angles(grid: int, head_dim: int) -> Float32[np.ndarray, "P F"]:

@@ -4,8 +4,8 @@
              then a residual MLP                                                        -> pooled
     text:    token ids -> embeddings + positions -> blocks -> norm -> the last position -> head
 
-The mathematics is that of transformers' `SiglipModel`: the MLP of a block is
-fc2(gelu_tanh(fc1(x))). See `towers.common` for the blocks and the stacked parameters.
+The mathematics is that of transformers' `SiglipModel`; see `towers.encoder` for the blocks. Its
+GELU is by tanh; timm's SigLIP, which MERV reads, has the exact one (`teacher.activation`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from elva_jax.errors import ConfigError
 from elva_jax.models.towers.common import (
     HEADS,
     ZEROS,
-    Params,
     ParamTable,
     VisionFeatures,
     embed_patches,
@@ -31,10 +30,9 @@ from elva_jax.models.towers.common import (
     layer_norm,
     linear,
     position_embedding,
-    run_layers,
     to_heads,
 )
-from elva_jax.ops.attention.cudnn import full_attention
+from elva_jax.models.towers.encoder import ACTIVATIONS, EncoderLayers, mlp
 from elva_jax.utils.arrays import AnyArray
 
 LECUN = nn.initializers.lecun_normal()
@@ -93,7 +91,7 @@ class SiglipVision(nn.Module):
         x = embed_patches(params, pixels.astype(self.dtype), c)
         x = x + position_embedding(params, c.grid**2, c.hidden_size).astype(self.dtype)[None]
         x = nn.with_logical_constraint(x, ("batch", None, "embed"))
-        penultimate, x = SiglipLayers(c, c.num_layers, name="layers")(x)
+        penultimate, x = EncoderLayers(c, c.num_layers, name="layers")(x)
         params.norm("post_norm", c.hidden_size)
         last = layer_norm(x, params, "post_norm")
         return VisionFeatures(penultimate, last, SiglipHead(c, name="head")(last))
@@ -131,39 +129,11 @@ class SiglipText(nn.Module):
         table = nn.with_logical_constraint(jnp.asarray(table), ("vocab", None))  # see `Qwen2.embed`
         position = position_embedding(params, c.text_length, width)[:length]
         x = (table[token_ids] + position[None]).astype(self.dtype)
-        _, x = SiglipLayers(c, c.text_layers, name="layers")(x)
+        _, x = EncoderLayers(c, c.text_layers, name="layers")(x)
         params.norm("final_norm", width)
         params.add("head_kernel", (width, width), ("embed", None), LECUN)
         params.add("head_bias", (width,), (None,), ZEROS)
         return linear(layer_norm(x, params, "final_norm")[:, -1], params, "head")
-
-
-class SiglipLayers(nn.Module):
-    """The stack of blocks of one tower."""
-
-    config: TeacherConfig
-    num_layers: int
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n T C"]
-    ) -> tuple[Float[Array, "n T C"], Float[Array, "n T C"]]:
-        """The last block's input and output."""
-        c, width, inner = self.config, self.config.hidden_size, self.config.intermediate_size
-        per_head = (c.num_heads, head_dim_of(c))
-        params = ParamTable(self, self.num_layers)
-
-        def xavier(in_axis, out_axis):
-            return nn.initializers.xavier_uniform(in_axis, out_axis, batch_axis=(0,))
-
-        params.norm("norm1", width)
-        params.norm("norm2", width)
-        for name in ("query", "key", "value"):
-            params.dense(name, (width, *per_head), ("embed", *HEADS), xavier(1, (2, 3)))
-        params.dense("out", (*per_head, width), (*HEADS, "embed"), xavier((1, 2), 3), contracted=2)
-        params.dense("fc1", (width, inner), ("embed", "mlp"), xavier(-2, -1))
-        params.dense("fc2", (inner, width), ("mlp", "embed"), xavier(-2, -1))
-        return run_layers(block, x, params)
 
 
 class SiglipHead(nn.Module):
@@ -189,16 +159,4 @@ class SiglipHead(nn.Module):
         query = jnp.broadcast_to(query, (x.shape[0], *query.shape[1:]))
         key, value = (to_heads(x, params, name) for name in ("key", "value"))
         y = from_heads(jax.nn.dot_product_attention(query, key, value)[:, 0], params)
-        return y + _mlp(layer_norm(y, params, "norm"), params)
-
-
-def block(x: Float[Array, "n T C"], params: Params) -> Float[Array, "n T C"]:
-    """One pre-norm block with the parameters of one layer."""
-    y = layer_norm(x, params, "norm1")
-    query, key, value = (to_heads(y, params, name) for name in ("query", "key", "value"))
-    x = x + from_heads(full_attention(query, key, value), params)
-    return x + _mlp(layer_norm(x, params, "norm2"), params)
-
-
-def _mlp(x: Float[Array, "*batch C"], params: Params) -> Float[Array, "*batch C"]:
-    return linear(nn.gelu(linear(x, params, "fc1"), approximate=True), params, "fc2")
+        return y + mlp(layer_norm(y, params, "norm"), params, ACTIVATIONS[c.activation])
