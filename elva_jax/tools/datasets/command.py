@@ -27,7 +27,8 @@ examples:
   elva data build my/notes.json --root my/videos --name my_notes --longest-edge 448 --workers 8
   elva data inspect my/notes.json --root my/videos --out /tmp/notes
   elva data inspect my_notes --verify
-  elva data show moving_shapes/easy --split test --index 3 --out /tmp/record"""
+  elva data show moving_shapes/easy --split test --index 3 --out /tmp/record
+  elva data contents --out /tmp/contents --count 20"""
 
 BUILD_HELP = """\
 Converts a source into ArrayRecord files, which a config names as schema.source(NAME, SPLIT), with a
@@ -56,6 +57,13 @@ examples:
   elva data show moving_shapes/easy --split test --index 3 --out /tmp/record
   elva data show my/notes.json --root my/videos --out /tmp/record"""
 
+CONTENTS_HELP = """\
+Renders clips of three kinds: shapes that move (motion), a word (text), and shapes that stay where
+they are (static). `elva bench fusion` reads the folder.
+
+example:
+  elva data contents --out /tmp/contents --count 20"""
+
 RENDERED = ("moving_shapes/easy", "moving_shapes/hard")
 
 
@@ -69,6 +77,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_inspect(command("inspect", INSPECT_HELP, _inspect, actions, summary))
     summary = "write one record to a folder: media, frames, annotation"
     _add_show(command("show", SHOW_HELP, _show, actions, summary))
+    summary = "render clips of motion, of text and of static pictures"
+    _add_contents(command("contents", CONTENTS_HELP, _contents, actions, summary))
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +126,15 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=flags.not_negative, default=0, metavar="I", help=text)
     text, folder = "folder to write to", flags.output_folder("--out")
     parser.add_argument("--out", type=folder, required=True, metavar="DIR", help=text)
+
+
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    add, text = parser.add_argument, "folder to write to; a folder is made for each kind"
+    add("--out", type=flags.output_folder("--out"), required=True, metavar="DIR", help=text)
+    text = "clips of each kind (default: %(default)s)"
+    add("--count", type=numbers.whole(1, 10_000), default=20, metavar="N", help=text)
+    text = "seed of the scenes (default: %(default)s)"
+    add("--seed", type=flags.not_negative, default=0, metavar="N", help=text)
 
 
 def _add_source(parser: argparse.ArgumentParser, split: str, about_split: str) -> None:
@@ -269,6 +288,15 @@ def _show(args: argparse.Namespace, _: list[str]) -> int:
     from elva_jax.tools.datasets.show import show
 
     print(show(args.data_dir, args.source, args.split, args.index, args.out, args.root))
+    return 0
+
+
+def _contents(args: argparse.Namespace, _: list[str]) -> int:
+    from elva_jax.tools.datasets.moving_shapes import contents
+
+    files = contents.write(Path(args.out), args.count, seed=args.seed)
+    for group, written in files.items():
+        print(f"{Path(args.out) / group}: {len(written)} clips")
     return 0
 
 
