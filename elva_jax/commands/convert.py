@@ -19,8 +19,9 @@ examples:
   elva convert check runs/tiny exported/tiny --video clip.mp4 --prompt "What moves?\""""
 
 IMPORT_HELP = """\
-Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA, SigLIP, EVA-CLIP)
-and writes a checkpoint with its tokenizer for --config.init_from, --config.teacher.init_from, elva
+Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA; of vision towers
+SigLIP, EVA-CLIP, DINOv2 with registers, ViViT, LanguageBind-Video) and writes a checkpoint with its
+tokenizer for --config.init_from, --config.teacher.init_from, --config.encoders.NAME.init_from, elva
 generate and elva convert check. With --adapter, SRC may also be a run, and a LoRA adapter of PEFT
 is put on it. Names, shapes and bytes are checked before anything is written."""
 

@@ -28,6 +28,7 @@ NUMBERS: dict[str, Range] = {
     **dict.fromkeys(("layers", "patch_heads"), _COUNT),
     **dict.fromkeys(("image_size", "patch_size", "pt_hw_seq_len"), _EDGE),
     **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), _LENGTH),
+    "num_register_tokens": whole(0, MOST_LAYERS),
     "sliding_window": whole(0),
     "max_window_layers": whole(0),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), real(0)),

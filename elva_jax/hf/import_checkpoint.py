@@ -67,8 +67,8 @@ def import_weights(
     nothing is left at `out`.
 
     Args:
-      source: a folder or hub name with a Qwen2, Llama, exported ELVA, SigLIP or EVA-CLIP. With an
-        adapter, also a run or a converted checkpoint.
+      source: a folder or hub name with a Qwen2, Llama, exported ELVA or vision tower (see
+        `hf.load.TOWERS`). With an adapter, also a run or a converted checkpoint.
       out: a folder that does not exist yet, or is empty.
       config: the run configuration that the weights must fit; None: made from config.json.
       dtype: dtype of the weights on disk; keep: as in the source.

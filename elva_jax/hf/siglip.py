@@ -23,6 +23,14 @@ SAME = {
     "num_heads": ("num_attention_heads", 12),
 }
 EPS = 1e-6
+# Theirs -> our `activation`; several names of theirs are one function.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
 PATCHES = "width channel row column -> (row column channel) width"  # of the convolution
 HEADS_IN, HEADS_IN_BIAS = "(heads dim) width -> width heads dim", "(heads dim) -> heads dim"
 HEADS_OUT = "width (heads dim) -> heads dim width"
@@ -89,15 +97,11 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         known = ", ".join(MODEL_TYPES)
         raise ConvertError(f"{where}: model_type is {kind!r}; the tower reads {known}")
     vision = _vision_config(config)
-    activation = vision.get("hidden_act", "gelu_pytorch_tanh")
-    eps = vision.get("layer_norm_eps", EPS)
-    if activation != "gelu_pytorch_tanh" or eps != EPS:
-        raise ConvertError(
-            f"{where}: hidden_act {activation!r} with layer_norm_eps {eps}; the tower supports only"
-            f" gelu_pytorch_tanh and {EPS}"
-        )
+    if (eps := vision.get("layer_norm_eps", EPS)) != EPS:
+        raise ConvertError(f"{where}: layer_norm_eps {eps}; the tower supports only {EPS}")
     shape = {ours: vision.get(theirs, default) for ours, (theirs, default) in SAME.items()}
-    return {"kind": "siglip", **shape}
+    activation = read_activation(vision, "gelu_pytorch_tanh", where)
+    return {"kind": "siglip", **shape, "activation": activation}
 
 
 def table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore) -> Table:
@@ -106,7 +110,11 @@ def table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore)
     Raises:
       ConvertError: numbers of config.json that differ from the run's.
     """
-    refuse_differences(read_config(config, str(store.path)), teacher, store)
+    theirs = read_config(config, str(store.path))
+    if teacher.activation == "gelu" and theirs["activation"] == "gelu_tanh":
+        # The published weights were trained by tanh; timm and MERV run them with the exact GELU.
+        del theirs["activation"]
+    refuse_differences(theirs, teacher, store)
     rules = RULES
     if not _vision_config(config).get("vision_use_head", True):
         rules = tuple(
@@ -119,6 +127,20 @@ def table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore)
 def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json about the vision tower, which may be all of it."""
     return config.get("vision_config") or {} if config["model_type"] == "siglip" else config
+
+
+def read_activation(config: Mapping[str, Any], default: str, where: str) -> str:
+    """`config.teacher.activation` from the `hidden_act` of a tower's configuration.
+
+    Raises:
+      ConvertError: an activation that our towers lack.
+    """
+    name = config.get("hidden_act", default)
+    if name not in ACTIVATIONS:
+        raise ConvertError(
+            f"{where}: hidden_act {name!r}; the tower supports only {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]
 
 
 def axis_sizes(teacher: TeacherConfig) -> dict[str, int]:

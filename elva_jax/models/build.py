@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +12,7 @@ from ml_collections import ConfigDict
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import typed
 from elva_jax.models.elva import Elva, dummy_inputs
-from elva_jax.models.towers.eva_clip import EvaClipVision
-from elva_jax.models.towers.siglip import SiglipVision
+from elva_jax.models.towers.build import input_shape, make_tower
 from elva_jax.utils.trees import flatten_paths
 
 
@@ -30,22 +28,13 @@ def _init_elva(config: ConfigDict | Config) -> Any:
 
 
 def _init_vision(config: ConfigDict | Config) -> Any:
-    side = config.teacher.image_size
-    return vision_tower(config).init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    tower = vision_tower(config)
+    return tower.init(jax.random.key(0), jnp.zeros(input_shape(tower.config)))
 
 
 INIT = {"elva": _init_elva, "vision": _init_vision}
 
 
-# By `teacher.kind`.
-TOWERS: dict[str, Callable[..., SiglipVision | EvaClipVision]] = {
-    "siglip": SiglipVision,
-    "eva_clip": EvaClipVision,
-    "eva02_clip": EvaClipVision,
-}
-
-
-def vision_tower(config: ConfigDict | Config) -> SiglipVision | EvaClipVision:
+def vision_tower(config: ConfigDict | Config) -> Any:
     """The teacher's tower: pixels in [-1, 1] to `penultimate`, `last` and `pooled` features."""
-    teacher = typed(Config, config).teacher
-    return TOWERS[teacher.kind](teacher, teacher.dtype)
+    return make_tower(typed(Config, config).teacher)

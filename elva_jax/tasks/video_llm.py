@@ -26,6 +26,7 @@ from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva, ElvaOutput, LayerBlock, dummy_inputs, layer_blocks
 from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
+from elva_jax.models.towers.features import tower_features
 from elva_jax.ops.pooling import adaptive_average_pool
 from elva_jax.tasks import losses
 from elva_jax.tasks.base import (
@@ -36,7 +37,6 @@ from elva_jax.tasks.base import (
     TrainedMatrices,
     over_processes,
 )
-from elva_jax.tasks.teacher import teacher_features
 from elva_jax.video.layout import Kind, TokenLayout
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class VideoLlmTask(Task):
     ) -> tuple[Any, jax.Array, jax.Array]:
         """The heads' output, the teacher's features [B, F, G, G, C], and which frames exist."""
         frames_BxFxHxWx3 = batch["teacher_frames"]
-        features_BxFxGxGxC = teacher_features(
+        features_BxFxGxGxC = tower_features(
             vision_tower(self.config), teacher_params, frames_BxFxHxWx3
         )
         frame_hidden, valid_BxF = losses.gather_frames(

@@ -12,7 +12,7 @@ from elva_jax.config import schema
 from elva_jax.config.serialize import freeze
 from elva_jax.hf import load
 from elva_jax.hf.tensor_store import open_store
-from elva_jax.models.build import parameter_shapes
+from elva_jax.models.build import parameter_shapes, vision_tower
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.utils.trees import unflatten_paths
 
@@ -70,6 +70,18 @@ def params_of(config_of):
         return unflatten_paths(load.load_params(folder, targets, config, subtree=subtree).params)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def features_of(config_of, params_of):
+    """Features of pixels by our vision tower with the weights of a folder."""
+
+    def run(folder, pixels, config=None):
+        config = config or config_of(folder)
+        params = params_of(folder, config, "teacher")["vision"]
+        return jax.jit(vision_tower(config).apply)({"params": params}, pixels)
+
+    return run
 
 
 @pytest.fixture(scope="session")

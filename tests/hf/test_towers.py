@@ -36,18 +36,6 @@ TEXT = {
 }
 
 
-@pytest.fixture
-def features_of(config_of, params_of):
-    """Our features of pixels with the weights of a folder."""
-
-    def run(folder, pixels, config=None):
-        config = config or config_of(folder)
-        params = params_of(folder, config, "teacher")["vision"]
-        return jax.jit(vision_tower(config).apply)({"params": params}, pixels)
-
-    return run
-
-
 def siglip_features(model, pixels):
     with torch.no_grad():
         return model(
@@ -62,7 +50,9 @@ def assert_siglip(got, out):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"num_attention_heads": 2, "patch_size": 5, "num_hidden_layers": 2}], ids=str
+    "change",
+    [{}, {"num_attention_heads": 2, "patch_size": 5, "num_hidden_layers": 2, "hidden_act": "gelu"}],
+    ids=str,
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_siglip_features_equal_transformers(tmp_path, randomise, features_of, change, whole):
@@ -132,7 +122,7 @@ def test_defaults_missing_in_public_files(config_of, tmp_path):
     ("change", "message"),
     [
         ({"model_type": "siglip2"}, "variable resolution"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'; the tower supports only gelu, gelu_pytorch"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05"),
     ],
 )
@@ -155,6 +145,23 @@ def test_tower_that_contradicts_the_run_is_refused(tmp_path, config_of, features
         features_of(tmp_path, PIXELS, config)
     with pytest.raises(ConvertError, match="but an ELVA, a Qwen2 or a Llama is wanted here"):
         load.load_params(tmp_path, {}, config)
+
+
+def test_exact_gelu_is_a_choice_but_gelu_by_tanh_is_not(tmp_path, edit, config_of, params_of):
+    """MERV runs weights trained with GELU by tanh with the exact one, as timm does."""
+    transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**TINY)).save_pretrained(
+        tmp_path
+    )
+    config = config_of(tmp_path)
+    assert config.teacher.activation == "gelu_tanh"
+    config.teacher.activation = "gelu"
+    assert params_of(tmp_path, config, "teacher")
+    edit(tmp_path, hidden_act="gelu")
+    config.teacher.activation = "gelu_tanh"
+    with pytest.raises(
+        ConvertError, match=r"activation is gelu, the run has teacher\.activation ="
+    ):
+        params_of(tmp_path, config, "teacher")
 
 
 EVA = {
