@@ -51,6 +51,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_no_merging(parser)
     flags.add_mesh(parser)
     flags.add_weights(parser)
+    flags.add_prefill_chunk(parser)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -78,7 +79,12 @@ def _compile(args: argparse.Namespace, _: list[str]) -> int:
                 "hybrid resolution needs a --video like those that will be asked about"
             )
         elva_jax.enable_compilation_cache()
-        model = elva_jax.load(args.checkpoint, mesh=flags.open_mesh(args), weights=args.weights)
+        model = elva_jax.load(
+            args.checkpoint,
+            mesh=flags.open_mesh(args),
+            weights=args.weights,
+            prefill_chunk=args.prefill_chunk,
+        )
     frames = model.hybrid(**given) if given else args.frames
     for name, source in _videos(args, model):
         start = time.monotonic()

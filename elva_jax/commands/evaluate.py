@@ -44,6 +44,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_no_merging(evaluate)
     flags.add_mesh(evaluate)
     flags.add_weights(evaluate)
+    flags.add_prefill_chunk(evaluate)
     text = "skip the three baselines"
     add("--no-baselines", dest="baselines", action="store_false", help=text)
     add("--json", type=flags.output_file("--json"), metavar="FILE", help="write all numbers here")
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         max_new_tokens=args.max_new_tokens or default.max_new_tokens,
         baselines=args.baselines,
         weights=args.weights,
+        prefill_chunk=args.prefill_chunk,
     )
     elva_jax.enable_compilation_cache()
     result = elva_jax.evaluate(args.checkpoint, config, mesh=flags.open_mesh(args)).to_dict()

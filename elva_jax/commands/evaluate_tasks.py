@@ -116,6 +116,7 @@ def run_tasks(args: argparse.Namespace) -> int:
         workers=args.workers,
         judge=judge_of(args),
         weights=args.weights,
+        prefill_chunk=args.prefill_chunk,
     )
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())

@@ -61,7 +61,7 @@ def evaluate(
       True
     """
     start, config = time.monotonic(), config or EvalConfig()
-    elva, origin = open_elva(model, mesh, config.weights)
+    elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
     data_dir = Path(config.data_dir or elva.config.data_dir)
     videos = read_split(config.dataset, config.split, data_dir, config.limit)
     hybrid = elva.hybrid(**config.hybrid)

@@ -30,22 +30,30 @@ def open_elva(
       mesh: devices of a model that is read here: its weights and every batch are split over them;
         None: the first one.
       weights: how matrices are quantized; None: not at all, or as the model itself has them.
-      prefill_chunk: of a model that is read from a path; see `elva_jax.load`.
+      prefill_chunk: tokens of a prompt that prefill takes at a time; None: the default, or as the
+        model itself has it. See `elva_jax.load`.
 
     Raises:
-      ElvaError: no such checkpoint, a damaged one, or a model with other weights.
+      ElvaError: no such checkpoint, a damaged one, or a model with other weights or chunks.
     """
     if isinstance(model, ElvaModel):
         if weights not in (None, model.weights):
             have = model.weights or model.model_config.dtype
             raise ConfigError(f"weights: the model that was passed has {have}, not {weights}")
+        if prefill_chunk not in (None, model.engine.prefill_chunk):
+            raise ConfigError(
+                f"prefill_chunk: the model that was passed has {model.engine.prefill_chunk},"
+                f" not {prefill_chunk}"
+            )
         params = _stored(model) if model.weights else model.params
         return model, _origin(None, None, weights_hash(params))
     if weights is not None:
         check_scheme(weights)
     if isinstance(model, Run):
         origin = _origin(None, int(model.step), weights_hash(model.params))
-        return ElvaModel.from_run(model, mesh=mesh, weights=weights), origin
+        return ElvaModel.from_run(
+            model, mesh=mesh, weights=weights, prefill_chunk=prefill_chunk
+        ), origin
     with opening_source(model) as source:
         hashed = HashedWeights(source)
         elva = load_source(

@@ -37,6 +37,7 @@ class EvalConfig:
       baselines: whether to measure the baselines blind, single_frame and any_object as well.
       weights: int8 or int4: the model's matrices are quantized, as by `elva_jax.load`; None: as the
         model has them.
+      prefill_chunk: tokens of a prompt that prefill takes at a time, as in `elva_jax.load`.
 
     Example:
       >>> import elva_jax
@@ -57,6 +58,7 @@ class EvalConfig:
     letters: bool = True
     baselines: bool = True
     weights: Scheme | None = None
+    prefill_chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""

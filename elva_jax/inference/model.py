@@ -111,11 +111,19 @@ class ElvaModel(Inspection):
         stage: str | None = None,
         mesh: Mesh | None = None,
         weights: Scheme | None = None,
+        prefill_chunk: int | None = None,
     ) -> ElvaModel:
         """Takes a saved run whose weights have been read; `stage` replaces its stage."""
         tokenizer = load_tokenizer(run.tokenizer_dir)
-        stage = stage or run.stage
-        return cls(run.config, run.params, tokenizer, stage, mesh=mesh, weights=weights)
+        return cls(
+            run.config,
+            run.params,
+            tokenizer,
+            stage or run.stage,
+            mesh=mesh,
+            weights=weights,
+            prefill_chunk=prefill_chunk,
+        )
 
     @property
     def weights(self) -> Scheme | None:

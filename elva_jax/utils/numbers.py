@@ -140,4 +140,5 @@ ASKING = {  # fields of the settings that ask many questions
     "num_frames": FRAMES,
     "batch_size": ROWS,
     "max_new_tokens": TOKENS,
+    "prefill_chunk": whole(0, MOST_TOKENS),
 }

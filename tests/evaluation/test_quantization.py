@@ -61,3 +61,8 @@ def test_the_bench_counts_every_token_and_the_record_names_the_weights(
 def test_other_weights_than_those_of_the_model_are_refused(generator):
     with pytest.raises(ConfigError, match="the model that was passed has float32, not int8"):
         open_elva(generator, weights="int8")
+
+
+def test_other_chunks_than_those_of_the_model_are_refused(generator):
+    with pytest.raises(ConfigError, match="the model that was passed has None, not 64"):
+        open_elva(generator, prefill_chunk=64)

@@ -8,6 +8,7 @@ import pytest
 from elva_jax.inference import chunked_prefill
 from elva_jax.inference.chunked_prefill import CHUNK, LONG, chunk_for
 from elva_jax.inference.prefill import layer_inputs
+from elva_jax.inference.scoring import Choice
 from elva_jax.ops.attention import packed_attention
 from elva_jax.ops.attention.cached import Cached, cached_attention
 from elva_jax.ops.merging import MergeLayer, Merging
@@ -61,6 +62,12 @@ def test_chunks_equal_one_piece(model, shown, monkeypatch, policy):
     assert_same(whole, chunked)
     one, other = (prefilled.generate([["What moves?"]] * 4, 3) for prefilled in (whole, chunked))
     assert one == other
+    choices = [[Choice("What moves?", ("red square", "no", "up"))]] * 4
+    scores = [
+        [found.total for row in prefilled.score(choices) for option in row for found in option]
+        for prefilled in (whole, chunked)
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def layer_memory(config, length, chunk):

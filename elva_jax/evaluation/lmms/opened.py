@@ -54,6 +54,7 @@ def open_options(options: Options) -> Opened:
             mesh=mesh,
             stage=options.stage,
             weights=options.quantize,
+            prefill_chunk=options.prefill_chunk,
             see=hashed,
         )
         step, weights = source.step, hashed.hexdigest()

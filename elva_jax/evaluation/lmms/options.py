@@ -36,6 +36,7 @@ class Options:
       weights: the beginning of the hash that the weights must have; None: any.
       dtype: the compute type; None: the run's.
       quantize: int8 or int4, as `weights` of `elva_jax.load`; None: the compute type.
+      prefill_chunk: tokens of a prompt that prefill takes at a time, as in `elva_jax.load`.
       mesh: axes and sizes of the devices over which the weights are sharded; (): one device.
       frames: frames sampled from a video; None: as in the stage.
       longest_edge: longest edge of frames and images in pixels; None: as in the stage.
@@ -58,6 +59,7 @@ class Options:
     weights: str | None = None
     dtype: Dtype | None = None
     quantize: Scheme | None = None
+    prefill_chunk: int | None = None
     mesh: tuple[tuple[str, int], ...] = ()
     frames: int | None = None
     longest_edge: int | None = None
@@ -153,6 +155,7 @@ READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "weights": _hash,
     "dtype": _one_of(*get_args(Dtype)),
     "quantize": _one_of(*SCHEMES),
+    "prefill_chunk": _whole(numbers.whole(0, numbers.MOST_TOKENS)),
     "mesh": _mesh,
     "frames": _whole(numbers.FRAMES),
     "longest_edge": _whole(numbers.EDGE),

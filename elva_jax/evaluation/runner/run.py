@@ -90,7 +90,7 @@ def evaluate_benchmarks(
         raise ConfigError("several processes share their answers in a folder: give output")
     jobs = _askable([_Job(each, Path(data_root), config) for each in resolve(tasks)])
     judge = _open_judge(config, jobs) if process[0] == 0 else None
-    elva, origin = open_elva(model, mesh, config.weights)
+    elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
     runner = _Runner(elva, config, process, progress or (lambda *_: None))
     with contextlib.ExitStack() as stack:
         if output is not None:

@@ -42,6 +42,7 @@ class BenchmarkConfig:
       judge: the judge of open answers; None: exact match and token F1.
       weights: int8 or int4: the model's matrices are quantized, as by `elva_jax.load`; None: as the
         model has them.
+      prefill_chunk: tokens of a prompt that prefill takes at a time, as in `elva_jax.load`.
 
     Example:
       >>> import elva_jax
@@ -59,6 +60,7 @@ class BenchmarkConfig:
     workers: int | None = None
     judge: JudgeConfig | None = None
     weights: Scheme | None = None
+    prefill_chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""

@@ -89,9 +89,11 @@ def test_an_exported_folder_opens_with_its_step_and_hash(tmp_path):
     first = open_options(parse_options({"pretrained": tmp_path.joinpath("a").as_posix()}))
     given = {"pretrained": str(tmp_path / "a"), "weights": first.weights[:8], "longest_edge": 16}
     given |= {"dtype": "bfloat16", "quantize": "int8", "mesh": "tensor:-1"}
+    given |= {"prefill_chunk": "64"}
     again = open_options(parse_options(given))
     assert (again.identity, again.model.data.longest_edge) == (f"step0-{first.weights}-int8", 16)
     assert again.model.model_config.dtype == "bfloat16"
+    assert again.model.engine.prefill_chunk == 64
     with pytest.raises(ElvaError, match=f"have the hash [0-9a-f]{{16}}, not {first.weights[:8]}"):
         open_options(parse_options({**given, "pretrained": str(tmp_path / "b")}))
     with pytest.raises(ElvaError, match="is of step 0, not 5"):
