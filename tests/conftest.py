@@ -39,7 +39,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Types and shapes in the annotations of these are checked at every call, in tests only. It has to
 # come before the first import of the package.
 INFERENCE = ("decode", "hidden", "kv_cache", "params", "prefill", "sampling", "scoring")
-MODELS = ("elva", "encoder_embed", "guidance", "lora", "patch_embed", "qwen2", "towers")
+MODELS = ("elva", "encoder_embed", "guidance", "lora", "merv", "patch_embed", "qwen2", "towers")
 CHECKED = (
     "ops",
     *(f"inference.{name}" for name in INFERENCE),

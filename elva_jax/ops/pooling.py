@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.utils.arrays import AnyArray
@@ -59,8 +60,22 @@ def adaptive_average_pool(
     return jnp.where(is_patch_S[:, None], sum_SxC / area_S[:, None], 0.0)
 
 
+def adaptive_average_matrix(size: int, cells: int) -> Float32[np.ndarray, "{cells} {size}"]:
+    """The pooling of one axis as a matrix, made on the host: each row averages one cell.
+
+    Example:
+      >>> from elva_jax.ops.pooling import adaptive_average_matrix
+      >>> adaptive_average_matrix(5, 2).round(2).tolist()
+      [[0.33, 0.33, 0.33, 0.0, 0.0], [0.0, 0.0, 0.33, 0.33, 0.33]]
+    """
+    start_N, end_N = _interval(np.arange(cells), cells, size)
+    place_G = np.arange(size)[None]
+    inside_NxG = (place_G >= start_N[:, None]) & (place_G < end_N[:, None])
+    return (inside_NxG / (end_N - start_N)[:, None]).astype(np.float32)
+
+
 def _interval(
-    index: Int[Array, " S"], count: Int[Array, " S"], size: int
-) -> tuple[Int[Array, " S"], Int[Array, " S"]]:
+    index: Int[AnyArray, " S"], count: Int[AnyArray, " S"] | int, size: int
+) -> tuple[Int[AnyArray, " S"], Int[AnyArray, " S"]]:
     """Start and end (exclusive) of cell `index` of `count` along an axis of `size`."""
     return index * size // count, -(-(index + 1) * size // count)

@@ -15,6 +15,7 @@ import numpy as np
 from elva_jax.errors import VideoError
 from elva_jax.video.hybrid import Hybrid, SizedFrame, assign_resolution, draw_sizes
 from elva_jax.video.layout import Clip
+from elva_jax.video.merv import MervSettings, read_merv_patches
 from elva_jax.video.read import WHOLE, Frames, Span, read_frames
 from elva_jax.video.resize import LazyFrame, patch_grids, patchify
 
@@ -35,6 +36,7 @@ class ClipSettings:
       square: for an encoder-based model: side of the squares that frames are stretched to, without
         frame and line tokens; 0 keeps the native resolution.
       hybrid: frames of two sizes, instead of num_frames and longest_edge.
+      merv: for MERV: its own number and shapes of frames, instead of all others.
     """
 
     num_frames: int
@@ -44,6 +46,7 @@ class ClipSettings:
     upscale: bool = False
     square: int = 0
     hybrid: Hybrid | None = None
+    merv: MervSettings | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ def read_clip(
 
     Args:
       source: a path, the bytes of a file, paths of images, or frames in memory (uint8 [H, W, 3];
-        all are used).
+        all are used, but by MERV).
       settings: number and sizes of the frames.
       name: name of the source in errors; by default its path.
       teacher_size: side Ht of the square copies of the frames for a teacher; 0: no copies.
@@ -87,6 +90,8 @@ def read_clip(
     Raises:
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
     """
+    if settings.merv:
+        return _read_for_merv(source, settings.merv, name, span)
     hybrid = settings.hybrid or Hybrid(
         high_frames=settings.num_frames, low_frames=0, high_edge=settings.longest_edge
     )
@@ -116,6 +121,17 @@ def read_clip(
         patches=patchify(frames, settings.patch_size),
         teacher_frames=np.stack([each.teacher for each in drawn]) if teacher_size else None,
     )
+
+
+def _read_for_merv(source: Source, settings: MervSettings, name: str | None, span: Span) -> Visual:
+    """`read_clip` for MERV, whose encoders take the place of teachers."""
+    if isinstance(source, (str, Path, bytes)) or _is_paths(source):
+        medium: Any = source
+    else:
+        given: Any = source.pixels if isinstance(source, Frames) else source
+        medium = [LazyFrame.from_array(_checked(frame, name)) for frame in given]
+    patches = read_merv_patches(medium, settings, name=name, span=span)
+    return Visual(clip=settings.clip, patches=patches)
 
 
 def _is_paths(source: Source) -> TypeGuard[tuple[str, ...]]:

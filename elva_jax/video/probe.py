@@ -258,24 +258,29 @@ class PacketReader:
         return not self._any or self._length.reached_by(self._stop - self._first)
 
 
-def count_frames(
+def frame_ticks(
     source: Path | bytes, name: str, length: Length, *, stream_index: int, duration: Fraction
-) -> int:
-    """Counts the frames of a video by its packets, without decoding.
+) -> list[int]:
+    """The ticks at which the frames of a video are displayed, by its packets, in their order.
 
     Raises:
       VideoError: the file ends early, or a packet is incomplete.
     """
-    frames, starts, stops = 0, [], [0]
+    ticks: list[int] = []
+    starts, stops = [], [0]
     with reading(name), open_container(source, name) as container:
+        unnumbered = container.format.name == "avi"  # it has no display times
         for packet in container.demux(container.streams[stream_index]):
             if packet.is_corrupt:
                 raise VideoError(name, "truncated or damaged (an incomplete packet)")
-            frames += packet.size > 0 and not packet.is_discard  # before or after an edit
+            if packet.size > 0 and not packet.is_discard:  # before or after an edit
+                tick = packet.dts if unnumbered or packet.pts is None else packet.pts
+                after_last = ticks[-1] + length.frame if ticks else 0
+                ticks.append(after_last if tick is None else tick)
             if packet.size and packet.dts is not None:
                 starts.append(packet.dts)
                 stops.append(packet.dts + (packet.duration or 0))
     span = max(stops) - min(starts) if starts else 0
     if length.cut_short or (span > 0 and not length.reached_by(span)):
         raise VideoError(name, f"truncated (its packets end before {float(duration):.2f} s)")
-    return max(frames, 1)
+    return ticks

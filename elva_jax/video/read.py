@@ -203,6 +203,10 @@ class Pictures:
         """Number of images."""
         return len(self._starts)
 
+    def starts(self) -> list[Fraction]:
+        """See `VideoFile.starts`."""
+        return self._starts
+
 
 def open_media(
     source: Path | bytes | tuple[str, ...], name: str, folder_fps: float = 1.0

@@ -16,7 +16,7 @@ from elva_jax.errors import VideoError
 from elva_jax.video.notes import note_video
 from elva_jax.video.probe import (
     PacketReader,
-    count_frames,
+    frame_ticks,
     open_container,
     pixel_aspect,
     probe,
@@ -139,7 +139,19 @@ class VideoFile:
         Raises:
           VideoError: the file ends early, or a packet is incomplete.
         """
-        return count_frames(
+        return max(len(self._ticks()), 1)
+
+    def starts(self) -> list[Fraction]:
+        """When each frame is displayed, in increasing seconds from the first; nothing is decoded.
+
+        Raises:
+          VideoError: the file ends early, or a packet is incomplete.
+        """
+        shown = {self._start, *(tick for tick in self._ticks() if tick > self._start)}
+        return [(tick - self._start) * self.time_base for tick in sorted(shown)]
+
+    def _ticks(self) -> list[int]:
+        return frame_ticks(
             self._source,
             self.name,
             self._length,
