@@ -69,7 +69,7 @@ def clip_tokens(merv: MervConfig) -> int:
     return copies * merv.slots * merv.grid**2
 
 
-def patch_values(merv: MervConfig, encoders: Sequence[TeacherConfig]) -> int:
+def values_per_patch(merv: MervConfig, encoders: Sequence[TeacherConfig]) -> int:
     """K, the numbers of one patch: a clip's tokens share the pixels of its views evenly."""
     pixels = sum(view.size**2 for view in all_views(merv, encoders))
     return -(-merv.slots * pixels * 3 // clip_tokens(merv))

@@ -14,6 +14,7 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 from elva_jax.config.keys import key, named, to_config_dict
+from elva_jax.config.merv import clip_tokens, values_per_patch
 from elva_jax.config.stage_schema import (
     DataConfig,
     LoraConfig,
@@ -159,8 +160,15 @@ class ModelConfig:
         They are those of a frame where a tower sees it, those of a clip in MERV, otherwise 1.
         """
         if self.encoders:
-            return self.merv.slots * self.merv.grid**2
+            return clip_tokens(self.merv)
         return 1 if self.tower is None else self.tower.grid**2
+
+    @property
+    def patch_values(self) -> int:
+        """K, the numbers of one patch of every patch array."""
+        if self.encoders:
+            return values_per_patch(self.merv, [encoder for _, encoder in self.encoders])
+        return self.patch_size**2 * 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

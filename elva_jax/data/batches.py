@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.schema import Config
+from elva_jax.config.serialize import typed
 from elva_jax.data.collate import CaptionCollator, PackedCollator
 from elva_jax.data.conversation import check_tokenizer, vocabulary_id
 from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
@@ -51,7 +52,9 @@ def conversation_batches(
         ),
         packer=PackingBuffer(capacity) if stage.data.pack else SingleRows(),
         collator=PackedCollator(
-            capacity=capacity, patch_width=config.model.patch_size**2 * 3, teacher_size=teacher_size
+            capacity=capacity,
+            patch_width=typed(Config, config).model.patch_values,
+            teacher_size=teacher_size,
         ),
         process_index=process_index,
         process_count=process_count,

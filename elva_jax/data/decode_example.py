@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import Config, DataConfig, StageConfig
+from elva_jax.config.merv import all_views
+from elva_jax.config.schema import Config, DataConfig, ModelConfig, StageConfig
+from elva_jax.config.serialize import typed
 from elva_jax.data import conversation
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media, Turn
@@ -20,6 +22,7 @@ from elva_jax.errors import DataError, RecordError
 from elva_jax.video.clip import ClipSettings, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Counts, TokenLayout, build_layout, count
+from elva_jax.video.merv import MervSettings
 from elva_jax.video.read import read_frames
 
 if TYPE_CHECKING:  # Inference imports `clip_settings` without Grain and TFDS.
@@ -62,15 +65,29 @@ class Decoder(ABC):
         """
 
 
-def clip_settings(data: DataConfig, *, patch_size: int, square: int = 0) -> ClipSettings:
-    """The settings with which a stage reads clips; see `ClipSettings`."""
+def clip_settings(data: DataConfig, model: ModelConfig) -> ClipSettings:
+    """The settings with which a stage reads clips for a model; see `ClipSettings`."""
     return ClipSettings(
         num_frames=data.num_frames,
         longest_edge=data.longest_edge,
-        patch_size=patch_size,
+        patch_size=model.patch_size,
         fps=data.fps,
         upscale=data.upscale,
-        square=square,
+        square=model.tower.image_size if model.tower else 0,
+        merv=merv_settings(model) if model.encoders else None,
+    )
+
+
+def merv_settings(model: ModelConfig) -> MervSettings:
+    """The frames that the encoders of a MERV see."""
+    merv = model.merv
+    return MervSettings(
+        num_frames=merv.num_frames,
+        slots=merv.slots,
+        grid=merv.grid,
+        copies=len(model.encoders) if merv.fusion == "sequence" else 1,
+        views=all_views(merv, [encoder for _, encoder in model.encoders]),
+        patch_values=model.patch_values,
     )
 
 
@@ -93,15 +110,14 @@ class ConversationDecoder(Decoder):
         tokenizer: PreTrainedTokenizerBase,
         teacher_size: int | None,
     ):
-        data, model = stage.data, config.model
+        data, model = stage.data, typed(Config, config).model
         super().__init__(mixture, data.time_limit)
         self.tokenizer = tokenizer
         self.capacity = RowCapacity.of_stage(stage)
         self.merge_lines, self.merges = model.merge_lines, merges_before_bucket(stage, model)
         self.max_turns, self.system_prompt = data.max_turns, data.system_prompt
         self.teacher_size = teacher_size
-        square = config.teacher.image_size if model.patch_embed == "encoder" else 0
-        self.plain = clip_settings(data, patch_size=model.patch_size, square=square)
+        self.plain, self.patch_values = clip_settings(data, model), model.patch_values
         self.hybrid = dataclasses.replace(
             self.plain,
             hybrid=Hybrid(
@@ -119,6 +135,8 @@ class ConversationDecoder(Decoder):
             "floor": self.capacity.merged_tokens,  # the key in saved states
             "teacher_size": teacher_size,
         }
+        if self.plain.merv:
+            self.settings["merv"] = self.plain.merv.as_json()
 
     def prepare(self, example: Example, rng: np.random.Generator) -> Sample:
         """Reads the media and lays out the conversation."""
@@ -142,10 +160,10 @@ class ConversationDecoder(Decoder):
 
     def to_sample(self, layout: TokenLayout, counts: Counts, visuals: Sequence[Visual]) -> Sample:
         """A sample of a layout, whose media are the first ones of `visuals`."""
-        patch_size, side = self.plain.patch_size, self.teacher_size
+        side = self.teacher_size
         patches = [visual.patches for visual in visuals]
         frames = [visual.teacher_frames for visual in visuals if visual.teacher_frames is not None]
-        no_patches = np.zeros((0, patch_size**2 * 3), np.uint8)
+        no_patches = np.zeros((0, self.patch_values), np.uint8)
         no_frames = np.zeros((0, side, side, 3), np.uint8) if side else None
         return Sample(
             layout=layout,

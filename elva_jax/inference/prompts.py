@@ -68,12 +68,7 @@ class PromptReader:
         Raises:
           VideoError: the source cannot be read, has no frames, or takes too long.
         """
-        tower = self.model_config.tower
-        settings = clip_settings(
-            self.data,
-            patch_size=self.model_config.patch_size,
-            square=tower.image_size if tower else 0,
-        )
+        settings = clip_settings(self.data, self.model_config)
         if isinstance(frames, Hybrid):
             settings = dataclasses.replace(settings, fps=0.0, hybrid=frames)
         elif frames is not None:
@@ -167,7 +162,7 @@ class PromptReader:
         stretch: Sequence[int] = (),
     ) -> Rows:
         """A padded batch of the texts and clips of each row, whose media they are in order."""
-        width = self.model_config.patch_size**2 * 3
+        width = self.model_config.patch_values
         none = np.zeros((0, width), np.uint8)
         frame_patches = self.model_config.frame_patches
         with stages.stage("prefill"):

@@ -145,7 +145,7 @@ def input_embeddings(
 
 def dummy_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:
     """The smallest arguments for `Elva(config).init`: one row of patches, two tokens of padding."""
-    patches = np.zeros((1, config.frame_patches, config.patch_size**2 * 3), np.uint8)
+    patches = np.zeros((1, config.frame_patches, config.patch_values), np.uint8)
     return patches, TokenLayout.padding(1, 2)
 
 

@@ -125,7 +125,7 @@ class VideoLlmTask(Task):
             return jax.ShapeDtypeStruct((size, *dims), dtype)
 
         fields = zip(TokenLayout.shapes(row.tokens), TokenLayout.dtypes(), strict=True)
-        width, side = self.config.model.patch_size**2 * 3, self.config.teacher.image_size
+        width, side = self.config.model.patch_values, self.config.teacher.image_size
         layout: Any = [shape(*dims, dtype=dtype) for dims, dtype in fields]
         batch = {"patches": shape(row.patches, width), "layout": TokenLayout(*layout)}
         if self.uses_teacher:

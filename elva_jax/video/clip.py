@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from elva_jax.errors import VideoError
+from elva_jax.errors import ConfigError, VideoError
 from elva_jax.video.hybrid import Hybrid, SizedFrame, assign_resolution, draw_sizes
 from elva_jax.video.layout import Clip
 from elva_jax.video.merv import MervSettings, read_merv_patches
@@ -89,7 +89,13 @@ def read_clip(
 
     Raises:
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
+      ConfigError: MERV is combined with hybrid resolution.
     """
+    if settings.merv and settings.hybrid:
+        raise ConfigError(
+            "hybrid resolution: MERV's encoders read only squares of their own size; leave hybrid"
+            " resolution off"
+        )
     if settings.merv:
         return _read_for_merv(source, settings.merv, name, span)
     hybrid = settings.hybrid or Hybrid(
@@ -124,7 +130,7 @@ def read_clip(
 
 
 def _read_for_merv(source: Source, settings: MervSettings, name: str | None, span: Span) -> Visual:
-    """`read_clip` for MERV, whose encoders take the place of teachers."""
+    """`read_clip` for MERV, which has no teachers."""
     if isinstance(source, (str, Path, bytes)) or _is_paths(source):
         medium: Any = source
     else:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,6 +58,10 @@ class MervSettings:
     def clip(self) -> Clip:
         """The grids of every clip."""
         return Clip(((self.grid, self.grid),) * (self.copies * self.slots), bare=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as they are in a file of JSON."""
+        return {**dataclasses.asdict(self), "views": [list(view) for view in self.views]}
 
 
 def read_merv_patches(

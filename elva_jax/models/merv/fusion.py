@@ -21,6 +21,7 @@ which the paper's formula leaves out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,23 +45,23 @@ class Fusion(nn.Module):
         c, merv = self.config, self.config.merv
         width, count = merv.fusion_width, len(merv.encoders)
         if merv.fusion == "attention":
-            xavier, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
             shapes = {
-                "query": (xavier, (1, width), (None, None)),
-                "q_kernel": (xavier, (width, width), (None, None)),
-                "q_bias": (zeros, (width,), (None,)),
-                "k_kernel": (xavier, (c.hidden_size, width), ("embed", None)),
-                "k_bias": (zeros, (width,), (None,)),
+                "query": ((1, width), (None, None)),
+                "q_kernel": ((width, width), (None, None)),
+                "q_bias": ((width,), (None,)),
+                "k_kernel": ((c.hidden_size, width), ("embed", None)),
+                "k_bias": ((width,), (None,)),
             }
-            self.attention = {
-                name: self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-                for name, (init, shape, axes) in shapes.items()
-            }
+            self.attention = {name: self._param(name, *shape) for name, shape in shapes.items()}
         elif merv.fusion == "scalar":
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-            self.scores = self.param("scores", zeros, (count,), jnp.float32)
+            self.scores = self._param("scores", (count,), (None,))
         elif merv.fusion == "channels":
             self.proj = dense(c.hidden_size, ("embed", None), c.dtype)
+
+    def _param(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Any:
+        """A matrix by Xavier's initializer, as in PyTorch's attention, or a vector of zeros."""
+        init = nn.initializers.zeros if len(shape) == 1 else nn.initializers.xavier_uniform()
+        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
     def __call__(
         self, tokens: Sequence[Float[Array, "n L D"]]

@@ -24,7 +24,7 @@ def random_batch(task: Task, seed: int = 0) -> dict[str, Any]:
     change from frame to frame.
     """
     rng, stage, model = np.random.default_rng(seed), task.stage, task.config.model
-    most, width = RowCapacity.of_stage(stage), model.patch_size**2 * 3
+    most, width = RowCapacity.of_stage(stage), model.patch_values
     # The largest square frames of which a row holds one video.
     frames = min(stage.data.num_frames, most.frames)
     question, answer = (min(n, most.tokens // 8) for n in (QUESTION, ANSWER))

@@ -110,7 +110,7 @@ class Question:
     def __init__(self, model: VideoLLM, frames: int, content: str, new_tokens: int):
         self._model, self._new_tokens = model, new_tokens
         config, clip = model.config, model.clip(frames)
-        self._patch_width = config.patch_size**2 * 3
+        self._patch_width = config.patch_values
         self._patches = random_patches(clip.grids, self._patch_width, content)
         self._parts = (Text(tuple(range(HEADER))), clip)
         self._capacity = grid_length(new_tokens)

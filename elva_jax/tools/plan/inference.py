@@ -178,7 +178,7 @@ def _embedding(model: ModelConfig, rows: int, length: int) -> int:
     """Of the patch embedding, with the patches."""
     frame = model.frame_patches
     count = length if frame == 1 else frame * grid_length(-(-length // frame), 1)
-    patches = _shape(rows, count, model.patch_size**2 * 3, dtype=np.uint8)
+    patches = _shape(rows, count, model.patch_values, dtype=np.uint8)
     weights = weight_shapes(model, model.dtype)._replace(layers=())
     function = partial(params.embed, model)
     return weights_bytes(patches) + _temporaries(function, weights, patches, _layout(rows, length))

@@ -87,7 +87,7 @@ class HeldOut:
         self._decoder = ConversationDecoder(self._mixture, config, stage, tokenizer, side)
         self._capacity, self._pack = RowCapacity.of_stage(stage), data.pack
         self._collator = PackedCollator(
-            capacity=self._capacity, patch_width=config.model.patch_size**2 * 3, teacher_size=side
+            capacity=self._capacity, patch_width=config.model.patch_values, teacher_size=side
         )
         self._rows = stage.batch_size // stage.optimizer.accumulate // self._processes
         self._examples, self._options = settings.examples, options
