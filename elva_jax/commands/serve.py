@@ -60,6 +60,9 @@ def _add_network(add: Callable[..., Any]) -> None:
     add("--port", type=numbers.whole(0, 65535), default=8000, metavar="N", help=text)
     text = f"what clients must send as a bearer token (default: the variable {KEY_VARIABLE}, which"
     add("--api-key", metavar="KEY", help=f"{text} no other user of this machine can see)")
+    text = "name by which clients may call a server on a loopback address besides localhost, as a"
+    text += " proxy on this machine does; *: any; may be given several times"
+    add("--allowed-host", action="append", default=[], metavar="NAME", help=text)
     text = "let web pages of this origin read replies; *: all; may be given several times"
     add("--cors", action="append", default=[], metavar="ORIGIN", help=text)
     text = "what clients call the model; may be given several times (default: elva)"
@@ -151,6 +154,7 @@ def _settings(args: argparse.Namespace) -> ServeSettings:
     return ServeSettings(
         model_names=tuple(args.served_model_name) or ("elva",),
         api_key=key,
+        allowed_hosts=tuple(args.allowed_host),
         cors=tuple(args.cors),
         media_dir=args.media_dir,
         allow_urls=args.allow_urls,

@@ -12,8 +12,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from elva_jax.serving.access import check_key
+from elva_jax.serving.access import check_host, check_key, host_names
 from elva_jax.serving.chat import ChatEndpoint, Engine, error_response
 from elva_jax.serving.metrics import Metrics
 from elva_jax.serving.problems import HttpError, internal
@@ -24,9 +25,9 @@ OWNER = "elva_jax"
 
 
 def make_app(
-    engine: Engine, chat: ChatEndpoint, settings: ServeSettings, metrics: Metrics
+    engine: Engine, chat: ChatEndpoint, settings: ServeSettings, metrics: Metrics, address: str
 ) -> Starlette:
-    """The ASGI application.
+    """The ASGI application of a server that listens on `address`.
 
     `/v1/...` needs the key of the API, if there is one; `/health` and `/metrics` do not.
     """
@@ -70,9 +71,27 @@ def make_app(
     )
     return Starlette(
         routes=routes,
-        middleware=[cors] if settings.cors else [],
+        middleware=[
+            Middleware(_HostCheck, names=host_names(address, settings.allowed_hosts)),
+            *([cors] if settings.cors else []),
+        ],
         exception_handlers={HTTPException: _http, HttpError: _problem, Exception: _bug},
     )
+
+
+class _HostCheck:
+    """Lets requests through whose Host header is one of the names."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, app = Request(scope), self._app
+        try:
+            check_host(request, self._names)
+        except HttpError as problem:
+            app = error_response(problem, request)
+        await app(scope, receive, send)
 
 
 def _http(request: Request, error: Exception) -> Response:

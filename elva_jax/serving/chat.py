@@ -190,7 +190,7 @@ class _Refusal(JSONResponse):
 
 def error_response(problem: HttpError, request: Request) -> Response:
     """The response to a request that failed."""
-    unread = request.method == "POST" and problem.status in (401, 408, 413, 415, 429, 503)
+    unread = request.method == "POST" and problem.status in (401, 408, 413, 415, 421, 429, 503)
     headers = problem.headers | ({"Connection": "close"} if unread else {})
     kind = _Refusal if unread else JSONResponse
     return kind(problem.body, problem.status, headers)

@@ -86,7 +86,7 @@ class Server:
         self._chat = ChatEndpoint(engine, questions, settings, metrics)
         self._settings, self._bound = settings, bound
         config = uvicorn.Config(
-            make_app(engine, self._chat, settings, metrics),
+            make_app(engine, self._chat, settings, metrics, bound.getsockname()[0]),
             http=protocol(settings),
             ws="none",
             lifespan="off",

@@ -19,6 +19,8 @@ class ServeSettings:
     Attributes:
       model_names: what clients may call the model; the first one stands in replies.
       api_key: what clients must send as a bearer token; "": nothing.
+      allowed_hosts: names by which clients may call the server besides its loopback address; "*":
+        any. Without names, a server on another address than loopback answers to any.
       cors: origins of web pages that may read replies; "*": all.
       media_dir: the folder below which clients may name files; None: they may not.
       allow_urls: whether media may be downloaded from public addresses.
@@ -43,6 +45,7 @@ class ServeSettings:
 
     model_names: tuple[str, ...] = ("elva",)
     api_key: str = ""
+    allowed_hosts: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     media_dir: Path | None = None
     allow_urls: bool = False

@@ -77,7 +77,7 @@ def test_requests_are_cut_off_after_the_drain_timeout(checkpoint, capfd, raw):
     def visit(url):
         found = httpx.URL(url)
         with socket.create_connection((found.host, found.port)) as client:
-            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
             client.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGTERM)

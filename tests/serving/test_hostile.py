@@ -56,6 +56,26 @@ def test_bodies(http, media, name):
     refused(http.post(CHAT, content=body), status, words, media)
 
 
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "[::", "", "a b"])
+def test_other_names_of_the_server(http, media, host):
+    """As a web page sends that has rebound its name to this machine."""
+    for method, path in (("GET", "models"), ("POST", CHAT), ("GET", "no/such")):
+        response = http.request(method, path, headers={"Host": host}, content=b"{}")
+        if host in ("", "a b"):  # refused by the HTTP parser
+            assert response.status_code in (400, 421)
+        else:
+            refused(response, 421, "--allowed-host", media)
+
+
+def test_names_of_the_server():
+    loopback = {"localhost", "127.0.0.1", "::1"}
+    assert access.host_names("127.0.0.1", ()) == access.host_names("::1", ()) == loopback
+    assert access.host_names("127.0.0.1", ("Elva.Lan",)) == loopback | {"elva.lan"}
+    assert access.host_names("0.0.0.0", ("elva.lan",)) == loopback | {"0.0.0.0", "elva.lan"}
+    assert not access.host_names("0.0.0.0", ())
+    assert not access.host_names("127.0.0.1", ("*",))
+
+
 SETTINGS = {
     "no messages": ({"messages": None}, "messages"),
     "empty messages": ({"messages": []}, "at least one"),
@@ -155,7 +175,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch):
 
 def test_large_bodies_are_not_read(http, raw, media):
     """A gigabyte by its announcement, and one in chunks without."""
-    head = f"POST /v1/{CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/{CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += "Authorization: Bearer sk-of-the-tests\r\n"
     announced = raw()
     announced.sendall(f"{head}Content-Length: {2**30}\r\n\r\n".encode())
@@ -174,7 +194,8 @@ def test_large_bodies_are_not_read(http, raw, media):
 
 def test_half_requests_end(raw):
     """Half a head, half a body, and nothing at all; the limits of the tests are one second."""
-    head = f"POST /v1/{CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-of-the-tests\r\n"
+    head = f"POST /v1/{CHAT} HTTP/1.1\r\nHost: localhost\r\n"
+    head += "Authorization: Bearer sk-of-the-tests\r\n"
     body = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     silent, headless, bodiless, garbage = raw(), raw(), raw(), raw()
     headless.sendall(head.encode())
@@ -189,8 +210,8 @@ def test_half_requests_end(raw):
 
 def test_clients_that_leave(server, engine, raw, ask):
     """Before their answer begins, within a stream, and while their request is sent."""
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    head += "Authorization: Bearer sk-of-the-tests\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += "Content-Type: application/json\r\nAuthorization: Bearer sk-of-the-tests\r\n"
     before = engine.stats().finished.get("cancelled", 0)
     for stream in (False, True) * 3:
         body = json.dumps(ask("What moves?", max_tokens=32, stream=stream))
