@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Float32, Int32, Num
 from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
 from elva_jax.models.encoder_embed import EncoderEmbed
+from elva_jax.models.merv.embed import MervEmbed
 from elva_jax.models.patch_embed import PatchEmbed
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.ops import merging as merging_ops
@@ -132,6 +133,8 @@ def merge_batch(
 
 def visual_embed(config: ModelConfig) -> nn.Module:
     """The module that turns patches and a layout into visual tokens [B, S, D]."""
+    if config.patch_embed == "merv":
+        return MervEmbed(config)
     return EncoderEmbed(config) if config.patch_embed == "encoder" else PatchEmbed(config)
 
 
@@ -153,7 +156,8 @@ class Elva(nn.Module):
     """ELVA: patch embedding, Qwen2 decoder and merging layers.
 
     With `patch_embed = encoder` it is the encoder-based baseline: vision tower and projector take
-    the patch embedding's place, and clips are bare. `lora` is given while a model trains with it.
+    the patch embedding's place, and clips are bare; with `merv`, several towers do. `lora` is given
+    while a model trains with it.
     Methods are called through `apply(..., method="name")`.
     """
 

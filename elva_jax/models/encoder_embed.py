@@ -7,16 +7,15 @@ patches of whole frames -- unpatchify --> frames -- vision tower --> penultimate
 from __future__ import annotations
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError, LayoutError
-from elva_jax.models.layers import dense
+from elva_jax.models.layers import dense, patches_at_tokens
 from elva_jax.models.towers.common import to_pixels, unpatchify
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.utils.arrays import AnyArray
-from elva_jax.video.layout import Kind, TokenLayout
+from elva_jax.video.layout import TokenLayout
 
 
 class EncoderEmbed(nn.Module):
@@ -67,6 +66,4 @@ class EncoderEmbed(nn.Module):
         features = self.tower(to_pixels(frames)).penultimate
         x_BxNxC = features.reshape(batch, count, tower.hidden_size)
         x_BxNxD = self.fc2(nn.gelu(self.fc1(x_BxNxC), approximate=False))
-        is_patch_BxSx1 = (layout.kind == Kind.PATCH)[..., None]
-        own_BxSx1 = jnp.where(is_patch_BxSx1, layout.patch_index[..., None], 0)
-        return jnp.where(is_patch_BxSx1, jnp.take_along_axis(x_BxNxD, own_BxSx1, axis=1), 0)
+        return patches_at_tokens(x_BxNxD, layout)

@@ -1,4 +1,4 @@
-"""The linear layer of the decoder and of both visual embeddings."""
+"""Parts that the decoder and the visual embeddings share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from elva_jax.ops import linear, quantized
 from elva_jax.utils.arrays import AnyArray
+from elva_jax.video.layout import Kind, TokenLayout
 
 
 def normal(*axes: str | None) -> nn.initializers.Initializer:
@@ -32,6 +34,13 @@ class Linear(nn.Dense):
             return y
         bias = jnp.asarray(self.get_variable("params", "bias"), dtype)
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def patches_at_tokens(x: Float[Array, "B N D"], layout: TokenLayout) -> Float[Array, "B S D"]:
+    """The embedding of each patch at its own token, zeros at all other tokens."""
+    is_patch_BxSx1 = (layout.kind == Kind.PATCH)[..., None]
+    own_BxSx1 = jnp.where(is_patch_BxSx1, layout.patch_index[..., None], 0)
+    return jnp.where(is_patch_BxSx1, jnp.take_along_axis(x, own_BxSx1, axis=1), 0)
 
 
 def dense(
