@@ -44,12 +44,34 @@ def patch_embedding(config: ModelConfig, patches: float, tokens: float) -> float
     return 2.0 * patches * weights + fold + 2.0 * tokens * width * config.hidden_size
 
 
-def vision_tower(tower: TeacherConfig, images: float, layers: int | None = None) -> float:
-    """Patch embedding and the first `layers` blocks (None: all), without the pooling head."""
-    patches = tower.grid**2
+def vision_tower(tower: TeacherConfig, frames: float, layers: int | None = None) -> float:
+    """Patch embedding and the first `layers` blocks (None: all), without the pooling head.
+
+    Frames of a tower that sees clips are whole clips of `num_frames`.
+    """
+    clips = frames / tower.num_frames
+    values = tower.tubelet * tower.patch_size**2 * 3
+    embedding = 2.0 * tower.slots * tower.grid**2 * values * tower.hidden_size
     blocks = tower.num_layers if layers is None else layers
-    embedding = 2.0 * patches * tower.patch_size**2 * 3 * tower.hidden_size
-    return images * (embedding + blocks * vision_layer(tower, patches))
+    return clips * (embedding + blocks * vision_block(tower))
+
+
+def vision_block(tower: TeacherConfig) -> float:
+    """One block on one clip, or on one image where each frame is seen alone."""
+    special = 0 if tower.kind == "siglip" else 1 + tower.num_registers
+    if tower.kind != "languagebind":
+        return vision_layer(tower, tower.slots * tower.grid**2 + special)
+    tokens, frames, width = tower.grid**2 + special, tower.num_frames, tower.hidden_size
+    temporal = tokens * (2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width)
+    return temporal + frames * vision_layer(tower, tokens)
+
+
+def tower_macs(config: TeacherConfig, frames: int) -> float:
+    """Multiply-accumulates of a tower on the frames of a video, as MERV counts them.
+
+    All blocks are counted, also one whose output is not read. See `vision_tower`.
+    """
+    return vision_tower(config, frames) / 2
 
 
 def vision_layer(tower: TeacherConfig, tokens: int) -> float:

@@ -1,0 +1,40 @@
+"""Multiply-accumulates of MERV's encoders, as its paper's accounting has them."""
+
+import pytest
+
+from elva_jax.config.schema import TeacherConfig
+from elva_jax.models.flops import tower_macs
+
+LARGE = {
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_layers": 24,
+    "num_heads": 16,
+}
+BASE = {
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_layers": 12,
+    "num_heads": 12,
+}
+ENCODERS = {
+    "languagebind": (TeacherConfig(kind="languagebind", num_frames=8, **LARGE), 16, 1.712),
+    "dinov2": (TeacherConfig(kind="dinov2", num_registers=4, **LARGE), 16, 1.317),
+    "vivit": (TeacherConfig(kind="vivit", num_frames=32, tubelet=2, **BASE), 32, 0.452),
+    "siglip": (TeacherConfig(kind="siglip", **BASE), 16, 0.280),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_of_merv(name):
+    config, frames, trillions = ENCODERS[name]
+    assert round(tower_macs(config, frames) / 1e12, 3) == trillions
+
+
+def test_four_encoders_together():
+    total = sum(tower_macs(config, frames) for config, frames, _ in ENCODERS.values())
+    assert round(total / 1e12, 3) == 3.760
