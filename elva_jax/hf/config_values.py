@@ -18,7 +18,7 @@ from elva_jax.utils.numbers import (
     whole,
 )
 
-GROUPS = ("vision_config", "vision_cfg", "rope_parameters", "rope_scaling")
+GROUPS = ("vision_config", "vision_config_dict", "vision_cfg", "rope_parameters", "rope_scaling")
 _WIDTH, _COUNT, _EDGE = whole(1, MOST_WIDTH), whole(1, MOST_LAYERS), whole(1, MOST_PIXELS)
 _LENGTH, _ABOVE = whole(1, MOST_TOKENS), real(0, open=True)
 NUMBERS: dict[str, Range] = {
@@ -28,6 +28,7 @@ NUMBERS: dict[str, Range] = {
     **dict.fromkeys(("layers", "patch_heads"), _COUNT),
     **dict.fromkeys(("image_size", "patch_size", "pt_hw_seq_len"), _EDGE),
     **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), _LENGTH),
+    **dict.fromkeys(("num_frames", "num_channels"), _COUNT),
     "num_register_tokens": whole(0, MOST_LAYERS),
     "sliding_window": whole(0),
     "max_window_layers": whole(0),

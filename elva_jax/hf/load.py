@@ -18,7 +18,7 @@ from elva_jax.checkpoints.arrays import Index
 from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.config.schema import Config, TeacherConfig
 from elva_jax.errors import ConvertError
-from elva_jax.hf import dinov2, elva, eva_clip, param_mapping, qwen2, siglip
+from elva_jax.hf import dinov2, elva, eva_clip, languagebind, param_mapping, qwen2, siglip, vivit
 from elva_jax.hf.param_mapping import Source, Table
 from elva_jax.hf.tensor_store import (
     CONFIGS,
@@ -49,7 +49,7 @@ class TowerFormat(Protocol):
         ...
 
 
-TOWERS: tuple[TowerFormat, ...] = (siglip, dinov2)
+TOWERS: tuple[TowerFormat, ...] = (siglip, dinov2, vivit, languagebind)
 # Kinds that cannot be read, and the module whose refusal says what to do instead.
 REFUSED: dict[str, TowerFormat] = {"siglip2": siglip}
 TOWER_TYPES = {kind: tower for tower in TOWERS for kind in tower.MODEL_TYPES}

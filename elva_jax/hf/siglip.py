@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from elva_jax.config.schema import TeacherConfig
@@ -44,16 +44,22 @@ def weight_and_bias(ours: str, theirs: str, name: str = "kernel", pattern: str =
     ]
 
 
-def _layer_rules() -> Iterator[Rule]:
+def attention_rules(ours: str, inputs: Sequence[str], out: str) -> Iterator[Rule]:
+    """The rules of attention's projections: to queries, keys and values, and back."""
+    for name, projection in zip(("query", "key", "value"), inputs, strict=True):
+        yield Rule(f"{ours}{name}_kernel", f"{projection}.weight", HEADS_IN)
+        yield Rule(f"{ours}{name}_bias", f"{projection}.bias", HEADS_IN_BIAS)
+    yield from weight_and_bias(f"{ours}out", out, pattern=HEADS_OUT)
+
+
+def clip_layer_rules() -> Iterator[Rule]:
+    """The rules of a block with the names of CLIP, which SigLIP has kept."""
     ours, theirs = "vision/layers/", "vision_model.encoder.layers.{}."
     for i in (1, 2):
         yield from weight_and_bias(f"{ours}norm{i}", f"{theirs}layer_norm{i}", "scale")
         yield from weight_and_bias(f"{ours}fc{i}", f"{theirs}mlp.fc{i}", pattern=LINEAR)
-    for name in ("query", "key", "value"):
-        projection = f"{theirs}self_attn.{name[0]}_proj"
-        yield Rule(f"{ours}{name}_kernel", f"{projection}.weight", HEADS_IN)
-        yield Rule(f"{ours}{name}_bias", f"{projection}.bias", HEADS_IN_BIAS)
-    yield from weight_and_bias(f"{ours}out", f"{theirs}self_attn.out_proj", pattern=HEADS_OUT)
+    inputs = [f"{theirs}self_attn.{name}_proj" for name in "qkv"]
+    yield from attention_rules(ours, inputs, f"{theirs}self_attn.out_proj")
 
 
 def _head_rules() -> Iterator[Rule]:
@@ -74,7 +80,7 @@ _EMBEDDINGS = "vision_model.embeddings."
 RULES = (
     *weight_and_bias("vision/patch", f"{_EMBEDDINGS}patch_embedding", pattern=PATCHES),
     Rule("vision/position_embedding", f"{_EMBEDDINGS}position_embedding.weight"),
-    *_layer_rules(),
+    *clip_layer_rules(),
     *weight_and_bias("vision/post_norm", "vision_model.post_layernorm", "scale"),
     *_head_rules(),
 )

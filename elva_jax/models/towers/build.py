@@ -10,7 +10,9 @@ import flax.linen as nn
 from elva_jax.config.schema import TeacherConfig
 from elva_jax.models.towers.dinov2 import Dinov2
 from elva_jax.models.towers.eva_clip import EvaClipVision
+from elva_jax.models.towers.languagebind import LanguageBind
 from elva_jax.models.towers.siglip import SiglipVision
+from elva_jax.models.towers.vivit import Vivit
 
 # By `teacher.kind`.
 TOWERS: dict[str, Callable[..., nn.Module]] = {
@@ -18,6 +20,8 @@ TOWERS: dict[str, Callable[..., nn.Module]] = {
     "eva_clip": EvaClipVision,
     "eva02_clip": EvaClipVision,
     "dinov2": Dinov2,
+    "vivit": Vivit,
+    "languagebind": LanguageBind,
 }
 
 

@@ -35,11 +35,14 @@ Params = Mapping[str, AnyArray]
 
 
 class VisionFeatures(NamedTuple):
-    """Features of n images; P = grid * grid patches in row-major order, without a class token."""
+    """Features of n images or clips; P = grid * grid patches in row-major order.
 
-    penultimate: Float[Array, "n P C"]  # input of the last block, not normalized
-    last: Float[Array, "n P C"]  # after the last block and the final norm
-    pooled: Float[Array, "n C"]  # one vector per image, pooled as the tower was trained
+    Class and register tokens are left out. Clips have T = num_frames / tubelet steps in time.
+    """
+
+    penultimate: Float[Array, "n *T P C"]  # input of the last block, not normalized
+    last: Float[Array, "n *T P C"]  # after the last block and the final norm
+    pooled: Float[Array, "n C"]  # one vector per image or clip, pooled as the tower was trained
 
 
 def patchify(pixels: Num[AnyArray, "n H W 3"], patch: int, grid: int) -> Num[AnyArray, "n P K"]:
@@ -107,11 +110,19 @@ class ParamTable(dict[str, AnyArray]):
 
 
 def embed_patches(
-    params: ParamTable, pixels: Float[AnyArray, "n H W 3"], config: TeacherConfig
+    params: ParamTable,
+    pixels: Float[AnyArray, "n H W 3"],
+    config: TeacherConfig,
+    *,
+    use_bias: bool = True,
 ) -> Float[Array, "n P C"]:
     """Pixels to patch tokens, by one linear map whose parameters it declares."""
     shape, axes = (config.patch_size**2 * 3, config.hidden_size), ("patch", "embed")
-    params.dense("patch", shape, axes, nn.initializers.lecun_normal())
+    init = nn.initializers.lecun_normal()
+    if use_bias:
+        params.dense("patch", shape, axes, init)
+    else:
+        params.add("patch_kernel", shape, axes, init)
     patches = jnp.asarray(patchify(pixels, config.patch_size, config.grid))
     return linear(patches, params, "patch")
 
@@ -122,6 +133,36 @@ def position_embedding(
     """Declares a learned table."""
     init = nn.initializers.normal(1 / math.sqrt(width))
     return params.add("position_embedding", (count, width), (None, "embed"), init)
+
+
+def prepend_class_token(
+    params: ParamTable, tokens: Float[Array, "n P C"]
+) -> Float[Array, "n 1+P C"]:
+    """Declares a learned token and puts it before all others."""
+    n, _, width = tokens.shape
+    token = params.add("class_token", (1, width), (None, "embed"), nn.initializers.normal(0.02))
+    first = jnp.broadcast_to(token.astype(tokens.dtype)[None], (n, 1, width))
+    return jnp.concatenate([first, tokens], axis=1)
+
+
+def standardize(
+    pixels: Float[AnyArray, "*batch 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch 3"]:
+    """Pixels in [-1, 1] to float32 with this mean and deviation of RGB in [0, 1] taken out."""
+    shape = (1,) * (pixels.ndim - 1) + (3,)
+    center, scale = (jnp.array(values).reshape(shape) for values in (mean, std))
+    return ((jnp.asarray(pixels, jnp.float32) + 1) / 2 - center) / scale
+
+
+def refuse_other_clips(shape: tuple[int, ...], config: TeacherConfig, tower: str) -> None:
+    """Raises ConfigError for pixels that are not the images or clips of a tower."""
+    size, frames = config.image_size, config.num_frames
+    wanted = (*(() if frames == 1 else (frames,)), size, size, 3)
+    if shape[1:] != wanted:
+        raise ConfigError(
+            f"{tower} was given pixels of shape {shape[1:]};"
+            f" teacher.num_frames and teacher.image_size want {wanted}"
+        )
 
 
 def run_layers(
@@ -138,8 +179,9 @@ def run_layers(
 
 
 def linear(x: Float[Array, "*batch I"], params: Params, name: str) -> Float[Array, "*batch O"]:
-    """Multiplies by the kernel [I, O] of that name and adds its bias."""
-    return _add_bias(x @ params[f"{name}_kernel"].astype(x.dtype), params[f"{name}_bias"])
+    """Multiplies by the kernel [I, O] of that name and adds its bias, which may be missing."""
+    y = x @ params[f"{name}_kernel"].astype(x.dtype)
+    return _add_bias(y, params[f"{name}_bias"]) if f"{name}_bias" in params else y
 
 
 def to_heads(x: Float[Array, "*batch C"], params: Params, name: str) -> Float[Array, "*batch H D"]:

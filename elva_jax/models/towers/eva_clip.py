@@ -34,7 +34,9 @@ from elva_jax.models.towers.common import (
     layer_norm,
     linear,
     position_embedding,
+    prepend_class_token,
     run_layers,
+    standardize,
     to_heads,
 )
 from elva_jax.models.towers.encoder import ACTIVATIONS, block
@@ -70,16 +72,11 @@ class EvaClipVision(nn.Module):
                 f"EVA-CLIP was given images of shape {pixels.shape[1:]};"
                 f" teacher.image_size wants {(size, size, 3)}, in patches of {c.patch_size}"
             )
-        mean, std = (jnp.array(values).reshape(1, 1, 1, 3) for values in (MEAN, STD))
-        normalized = ((pixels.astype(jnp.float32) + 1) / 2 - mean) / std
+        normalized = standardize(pixels, MEAN, STD)
         params = ParamTable(self)
         patches = embed_patches(params, normalized.astype(self.dtype), c)
-        init = nn.initializers.normal(0.02)
-        class_token = params.add("class_token", (1, width), (None, "embed"), init)
-        class_token = class_token.astype(self.dtype)[None]
-        first = jnp.broadcast_to(class_token, (len(patches), 1, width))
-        position = position_embedding(params, 1 + c.grid**2, width).astype(self.dtype)
-        x = jnp.concatenate([first, patches], axis=1) + position[None]
+        x = prepend_class_token(params, patches)
+        x = x + position_embedding(params, 1 + c.grid**2, width).astype(self.dtype)[None]
         x = nn.with_logical_constraint(x, ("batch", None, "embed"))
         penultimate, x = EvaClipLayers(c, name="layers")(x)
         params.norm("post_norm", width)
