@@ -10,10 +10,8 @@ from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.siglip import (
     EPS,
-    HEADS_IN,
-    HEADS_IN_BIAS,
-    HEADS_OUT,
     PATCHES,
+    attention_rules,
     axis_sizes,
     read_activation,
     refuse_differences,
@@ -43,11 +41,8 @@ def _layer_rules() -> Iterator[Rule]:
         yield from weight_and_bias(f"{ours}norm{i}", f"{theirs}norm{i}", "scale")
         yield from weight_and_bias(f"{ours}fc{i}", f"{theirs}mlp.fc{i}", pattern=LINEAR)
         yield Rule(f"{ours}scale{i}", f"{theirs}layer_scale{i}.lambda1")
-    for name in ("query", "key", "value"):
-        projection = f"{theirs}attention.attention.{name}"
-        yield Rule(f"{ours}{name}_kernel", f"{projection}.weight", HEADS_IN)
-        yield Rule(f"{ours}{name}_bias", f"{projection}.bias", HEADS_IN_BIAS)
-    yield from weight_and_bias(f"{ours}out", f"{theirs}attention.output.dense", pattern=HEADS_OUT)
+    inputs = [f"{theirs}attention.attention.{name}" for name in ("query", "key", "value")]
+    yield from attention_rules(ours, inputs, f"{theirs}attention.output.dense")
 
 
 RULES = (

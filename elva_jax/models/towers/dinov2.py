@@ -24,6 +24,7 @@ from elva_jax.models.towers.common import (
     embed_patches,
     layer_norm,
     position_embedding,
+    standardize,
 )
 from elva_jax.models.towers.encoder import EncoderLayers
 from elva_jax.utils.arrays import AnyArray
@@ -55,8 +56,7 @@ class Dinov2(nn.Module):
                 f"DINOv2 was given images of shape {pixels.shape[1:]};"
                 f" teacher.image_size wants {(size, size, 3)}"
             )
-        mean, std = (jnp.array(values).reshape(1, 1, 1, 3) for values in (MEAN, STD))
-        normalized = ((pixels.astype(jnp.float32) + 1) / 2 - mean) / std
+        normalized = standardize(pixels, MEAN, STD)
         params, init = ParamTable(self), nn.initializers.normal(0.02)
         patches = embed_patches(params, normalized.astype(self.dtype), c)
         class_token = params.add("class_token", (1, width), (None, "embed"), init)
