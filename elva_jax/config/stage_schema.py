@@ -113,6 +113,16 @@ class DataConfig:
     system_prompt: str = key(
         "You are a helpful assistant.", 'system turn of the chat template; "": none'
     )
+    prompt_format: Literal["chatml", "llama2_base"] = key(
+        "chatml",
+        "tokens around questions and answers: chatml, Qwen2's; llama2_base: In: QUESTION, newline,"
+        " Out: ANSWER, as MERV writes for LLaMA-2, with media after the first token",
+    )
+    captions: bool = key(
+        default=False,
+        meaning="whether examples are media and one answer without its question, which is learned"
+        " from its first token on; such a stage cannot answer, only prepare later ones",
+    )
     workers: int = key(
         0,
         "decoding processes; 0: a thread of the main process",
@@ -182,6 +192,12 @@ class OptimizerConfig:
     b2: float = key(0.999, "Adam's second decay rate", minimum=0, below=1)
     eps: float = key(1e-8, "Adam's epsilon", minimum=0)
     weight_decay: float = key(0.0, "decoupled weight decay", minimum=0)
+    decay_on: Literal["kernels", "matrices", "all"] = key(
+        "kernels",
+        "AdamW's parameters with weight decay: kernels of linear maps; matrices: these, the token"
+        " embedding, the head and other learned matrices, but no bias and nothing with one axis;"
+        " all: every parameter",
+    )
     clip_norm: float = key(1.0, "maximum global gradient norm; 0: no clipping", minimum=0)
     accumulate: int = key(
         1,

@@ -357,6 +357,12 @@ def _check_merging(config: Config, stage: StageConfig, at: str) -> None:
         layers or not stage.merging, at + "merging", "is on, but model.merge_layers names no layer"
     )
     require(
+        not (stage.merging and stage.data.captions),
+        at + "data.captions",
+        "learns a caption from the last visual token on, which merging may remove; set merging ="
+        " False",
+    )
+    require(
         len(buckets) in (0, len(layers)),
         at + "merge_buckets",
         f"needs one entry for each of model.merge_layers = {layers}",

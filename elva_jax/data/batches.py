@@ -12,6 +12,7 @@ from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
 from elva_jax.data.pipeline import BatchIterator, make_batches
+from elva_jax.data.prompt_format import FORMATS
 
 ESTIMATE_ROWS = 32  # rows per batch; two batches are packed to estimate the examples per step
 
@@ -31,7 +32,7 @@ def conversation_batches(
     Args:
       config: the configuration of the run.
       stage_name: name of the stage.
-      tokenizer: a ChatML tokenizer.
+      tokenizer: a tokenizer with the tokens of the stage's `data.prompt_format`.
       teacher_size: side of the teacher's frames; None: no teacher.
       process_index: index of this process.
       process_count: number of processes.
@@ -39,10 +40,10 @@ def conversation_batches(
 
     Raises:
       DataError: the data is missing or cannot be divided among the processes, or the tokenizer
-        does not use ChatML.
+        does not fit `data.prompt_format`.
     """
-    check_tokenizer(tokenizer)
     stage = config.stages[stage_name]
+    check_tokenizer(tokenizer, FORMATS[stage.data.prompt_format])
     capacity = RowCapacity.of_stage(stage)
     return make_batches(
         config,

@@ -1,8 +1,9 @@
-"""Conversations as ChatML tokens around visual tokens, with the loss on answers only.
+"""Conversations as tokens around visual tokens, with the loss on answers only.
 
-The text tokens are the same that the tokenizer's chat template produces for these messages. The
-tokens of a medium replace its marker; without markers, they begin the first user turn. White space
-around a question, an answer or a marker is removed.
+`data.prompt_format` has the tokens around questions and answers. In ChatML the text tokens are the
+same that the tokenizer's chat template produces for these messages. The tokens of a medium replace
+its marker; without markers, they begin the first user turn. White space around a question, an
+answer or a marker is removed.
 
 Special tokens in a question, an answer or a system prompt are text. So are markers in an answer, in
 a system prompt, in the questions of a conversation without media, and after a backslash. Whoever
@@ -25,11 +26,11 @@ from transformers import PreTrainedTokenizerBase
 from elva_jax.data.chat_template import render_bounded
 from elva_jax.data.chat_tokens import token_ids
 from elva_jax.data.example import Example, Turn
+from elva_jax.data.prompt_format import CHATML, Place, PromptFormat
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Clip, Text
 
 MARKER = re.compile(r"(?<!\\)<(?:image|video)>")
-ANSWER = "<|im_end|>\n<|im_start|>assistant\n"  # between a question and its answer
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -47,70 +48,109 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     clips: Sequence[Clip],
     system_prompt: str = "",
+    form: PromptFormat = CHATML,
 ) -> list[Text | Clip]:
     """Renders a whole conversation for training.
 
-    Answers and the `<|im_end|>` after them have weight 1, everything else has weight 0. Independent
+    Answers and the end after each of them have weight 1, everything else has weight 0. Independent
     turns share the media but do not attend to each other: each is a conversation of one turn.
 
     Args:
       example: the conversation.
-      tokenizer: a ChatML tokenizer; see `check_tokenizer`.
+      tokenizer: a tokenizer with the tokens of the format; see `check_tokenizer`.
       clips: the clip of each medium.
       system_prompt: text of the system turn; "": none.
+      form: the tokens around questions and answers.
 
     Raises:
       DataError: there are no turns, an answer is empty, or the markers do not match the media.
     """
     check(example)
-    clips = list(clips)
     if example.independent and not has_markers(example):
-        return _render_branches(example, tokenizer, clips, system_prompt)
-    pieces = split_questions(example, len(clips))
-    parts: list[Text | Clip] = []
-    before = _header(system_prompt)
-    for turn, texts in zip(example.turns, pieces, strict=True):
-        parts += _question(before, texts, clips, tokenizer)
-        parts.append(_answer(turn, tokenizer))
-        before = ("\n<|im_start|>user\n",)
-    parts.append(Text(token_ids(tokenizer, "\n")))
-    return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
+        return _render_branches(example, tokenizer, clips, system_prompt, form)
+    parts = _render_turns(example, tokenizer, clips, system_prompt, form)
+    last = Text(form.answer_ids(example.turns[-1].answer, tokenizer), weight=1.0)
+    return _not_empty([*parts, last, Text(form.last_ids(tokenizer))])
 
 
-def _question(
-    before: tuple[str, ...],
-    texts: Sequence[str],
-    clips: list[Clip],
+def render_prompt(
+    example: Example,
     tokenizer: PreTrainedTokenizerBase,
+    clips: Sequence[Clip],
+    system_prompt: str = "",
+    form: PromptFormat = CHATML,
 ) -> list[Text | Clip]:
-    """A user turn up to its answer: texts with clips between them, which are taken off `clips`."""
+    """Renders a conversation for inference, up to where its last answer begins; see `render`."""
+    check(example)
+    return _not_empty(_render_turns(example, tokenizer, clips, system_prompt, form))
+
+
+def render_caption(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    clips: Sequence[Clip],
+    form: PromptFormat = CHATML,
+) -> list[Text | Clip]:
+    """Renders the first answer after the media, without any question.
+
+    Every text token after the format's first one is learned; see `build_layout`'s `captions`.
+
+    Raises:
+      DataError: there are no turns, or an answer is empty.
+    """
+    check(example)
+    first = form.first_ids(tokenizer)
+    caption = form.answer_ids(example.turns[0].answer, tokenizer)
+    if not first and not clips:  # nothing precedes the caption's first token
+        first, caption = caption[:1], caption[1:]
+    return _not_empty([Text(first), *clips, Text(caption, weight=1.0)])
+
+
+def _render_turns(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    clips: Sequence[Clip],
+    system_prompt: str,
+    form: PromptFormat,
+) -> list[Text | Clip]:
+    """A conversation up to where its last answer begins."""
     parts: list[Text | Clip] = []
-    for text in texts[:-1]:
-        parts += [Text(token_ids(tokenizer, *before, text)), clips.pop(0)]
-        before = ("",)
-    return [*parts, Text(token_ids(tokenizer, *before, texts[-1], ANSWER))]
+    left = list(clips)
+    for number, texts in enumerate(split_questions(example, len(left))):
+        if number:
+            answer = form.answer_ids(example.turns[number - 1].answer, tokenizer)
+            parts.append(Text(answer, weight=1.0))
+        own, left = left[: len(texts) - 1], left[len(texts) - 1 :]
+        place: Place = "next" if number else "first"
+        parts += form.question(texts, own, tokenizer, place=place, system=system_prompt)
+    return parts
 
 
-def _answer(turn: Turn, tokenizer: PreTrainedTokenizerBase, number: int = 0) -> Text:
-    """An answer and its end, which are learned."""
-    return Text(answer_ids(turn.answer, tokenizer), weight=1.0, turn=number)
-
-
-def answer_ids(answer: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids of an answer, without the white space around it, and its `<|im_end|>`."""
-    return token_ids(tokenizer, "", answer.strip(), "<|im_end|>")
+def answer_ids(
+    answer: str, tokenizer: PreTrainedTokenizerBase, form: PromptFormat = CHATML
+) -> tuple[int, ...]:
+    """Token ids of an answer, without the white space around it, and of its end."""
+    return form.answer_ids(answer, tokenizer)
 
 
 def _render_branches(
-    example: Example, tokenizer: PreTrainedTokenizerBase, clips: list[Clip], system_prompt: str
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    clips: Sequence[Clip],
+    system_prompt: str,
+    form: PromptFormat,
 ) -> list[Text | Clip]:
     """Renders every turn as a conversation of its own after the media that all turns share."""
-    parts: list[Text | Clip] = [Text(token_ids(tokenizer, *_header(system_prompt))), *clips]
+    parts = form.shared(clips, tokenizer, system_prompt)
     for number, turn in enumerate(example.turns, start=1):
         question = unescape(turn.question).strip()
-        parts.append(Text(token_ids(tokenizer, "", question, ANSWER), turn=number))
-        parts.append(_answer(turn, tokenizer, number))
+        parts.append(Text(form.branch(question, tokenizer, system_prompt), turn=number))
+        parts.append(Text(form.answer_ids(turn.answer, tokenizer), weight=1.0, turn=number))
     return parts
+
+
+def _not_empty(parts: Sequence[Text | Clip]) -> list[Text | Clip]:
+    return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
 
 
 def prompt_parts(
@@ -118,18 +158,22 @@ def prompt_parts(
     clips: Sequence[Clip],
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str = "",
+    form: PromptFormat = CHATML,
 ) -> list[Text | Clip]:
-    """Renders one question for inference, up to and including the assistant's header.
+    """Renders one question for inference, up to where its answer begins.
 
     Raises:
       DataError: the markers in the question do not match the clips.
     """
-    answered = Example("prompt", (), (Turn(question, "answer"),))
-    return render(answered, tokenizer, clips, system_prompt)[:-2]
+    asked = Example("prompt", (), (Turn(question, "answer"),))
+    return render_prompt(asked, tokenizer, clips, system_prompt, form)
 
 
 def follow_up(
-    question: str, clips: Sequence[Clip], tokenizer: PreTrainedTokenizerBase
+    question: str,
+    clips: Sequence[Clip],
+    tokenizer: PreTrainedTokenizerBase,
+    form: PromptFormat = CHATML,
 ) -> list[Text | Clip]:
     """Renders a later question, from the end of the previous answer to the beginning of its own.
 
@@ -138,8 +182,7 @@ def follow_up(
     """
     example = Example("prompt", (), (Turn(question, "answer"),))
     (texts,) = split_questions(example, len(clips))
-    parts = _question(("<|im_end|>\n<|im_start|>user\n",), texts, list(clips), tokenizer)
-    return [part for part in parts if isinstance(part, Clip) or len(part.token_ids)]
+    return _not_empty(form.question(texts, clips, tokenizer, place="after_answer"))
 
 
 def check(example: Example) -> None:
@@ -171,13 +214,13 @@ def truncate(example: Example, turns: int) -> Example:
     return dataclasses.replace(example, turns=kept, media=example.media[:media])
 
 
-def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase) -> int:
+def turn_tokens(turn: Turn, tokenizer: PreTrainedTokenizerBase, form: PromptFormat = CHATML) -> int:
     """Number of text tokens that a turn after the first one adds to a conversation."""
     texts = split_text(turn.question)
     clips = [Clip(())] * (len(texts) - 1)
-    parts = _question(("\n<|im_start|>user\n",), texts, clips, tokenizer)
-    text = [part for part in (*parts, _answer(turn, tokenizer)) if isinstance(part, Text)]
-    return sum(len(part.token_ids) for part in text)
+    parts = form.question(texts, clips, tokenizer, place="next")
+    text = sum(len(part.token_ids) for part in parts if isinstance(part, Text))
+    return text + len(form.answer_ids(turn.answer, tokenizer))
 
 
 def split_text(question: str) -> list[str]:
@@ -203,12 +246,16 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(?=<(?:image|video)>)", "", text)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, form: PromptFormat = CHATML) -> None:
     """Checks that the tokenizer's chat template is the ChatML that `render` writes.
 
     Raises:
-      DataError: the template differs, fails, or exceeds the limits of `render_bounded`.
+      DataError: the template differs, fails, or exceeds the limits of `render_bounded`; or the
+        tokenizer lacks the tokens of another format.
     """
+    form.check(tokenizer)
+    if form is not CHATML:
+        return
     turns = (Turn("What is it?", "A red circle."), Turn("And now?", "Gone."))
     messages = [{"role": "system", "content": "Be brief."}]
     for turn in turns:
@@ -234,12 +281,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def vocabulary_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of one token of the vocabulary."""
     return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # one id, no list
-
-
-def _header(system: str) -> tuple[str, ...]:
-    """The pieces before the first question: templates and the system prompt in turn."""
-    user = "<|im_start|>user\n"
-    return ("<|im_start|>system\n", system, f"<|im_end|>\n{user}") if system else (user,)
 
 
 def split_questions(example: Example, media: int) -> list[list[str]]:

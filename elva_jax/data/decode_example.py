@@ -17,11 +17,12 @@ from elva_jax.data import conversation
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
+from elva_jax.data.prompt_format import FORMATS
 from elva_jax.data.safe_read import read_safely
 from elva_jax.errors import DataError, RecordError
 from elva_jax.video.clip import ClipSettings, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid
-from elva_jax.video.layout import Clip, Counts, TokenLayout, build_layout, count
+from elva_jax.video.layout import Clip, Counts, Text, TokenLayout, build_layout, count
 from elva_jax.video.merv import MervSettings
 from elva_jax.video.read import read_frames
 
@@ -98,7 +99,7 @@ class ConversationDecoder(Decoder):
       mixture: the opened sources.
       config: the configuration of the run.
       stage: the stage.
-      tokenizer: a ChatML tokenizer.
+      tokenizer: a tokenizer with the tokens of `data.prompt_format`.
       teacher_size: side of the teacher's square frames; None: no teacher.
     """
 
@@ -116,6 +117,7 @@ class ConversationDecoder(Decoder):
         self.capacity = RowCapacity.of_stage(stage)
         self.merge_lines, self.merges = model.merge_lines, merges_before_bucket(stage, model)
         self.max_turns, self.system_prompt = data.max_turns, data.system_prompt
+        self.form, self.captions = FORMATS[data.prompt_format], data.captions
         self.teacher_size = teacher_size
         self.plain, self.patch_values = clip_settings(data, model), model.patch_values
         self.hybrid = dataclasses.replace(
@@ -187,9 +189,8 @@ class ConversationDecoder(Decoder):
     def lay_out(self, example: Example, clips: list[Clip]) -> tuple[TokenLayout, Counts]:
         """Lays out the example; if it is too long, its last turns and their media are dropped."""
         while True:
-            kept = clips[: len(example.media)]
-            prompt = example.system or self.system_prompt
-            layout = build_layout(conversation.render(example, self.tokenizer, kept, prompt))
+            parts = self._render(example, clips[: len(example.media)])
+            layout = build_layout(parts, captions=self.captions)
             counts = count(layout, merge_lines=self.merge_lines, merges=self.merges)
             exceeded = self.capacity.exceeded_by(counts)
             if not exceeded:
@@ -200,6 +201,13 @@ class ConversationDecoder(Decoder):
             ):
                 raise DataError(f"one example exceeds the row's {' and '.join(exceeded)}")
             example = conversation.truncate(example, self._turns_that_may_fit(example, counts))
+
+    def _render(self, example: Example, clips: list[Clip]) -> list[Text | Clip]:
+        """The example as the stage's `data.prompt_format` and `data.captions` say."""
+        if self.captions:
+            return conversation.render_caption(example, self.tokenizer, clips, self.form)
+        system = example.system or self.system_prompt
+        return conversation.render(example, self.tokenizer, clips, system, self.form)
 
     def _turns_that_may_fit(self, example: Example, counts: Counts) -> int:
         """Number of turns to keep so that the text of the dropped ones covers the excess.
@@ -214,7 +222,7 @@ class ConversationDecoder(Decoder):
         turns = len(example.turns)
         while turns > 1:
             turns -= 1
-            excess -= conversation.turn_tokens(example.turns[turns], self.tokenizer)
+            excess -= conversation.turn_tokens(example.turns[turns], self.tokenizer, self.form)
             if excess <= 0:
                 break
         return turns

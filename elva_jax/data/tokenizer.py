@@ -95,8 +95,12 @@ def _weighted(texts: Iterable[str], words: Sequence[str]) -> Iterator[str]:
         yield from (word, f" {word}") * 1000
 
 
-def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+def load(name: str | os.PathLike, *, chat: bool = True) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a transformers folder (or, with network access, a hub name).
+
+    Args:
+      name: the folder.
+      chat: whether it needs the special tokens of ChatML.
 
     Raises:
       DataError: the tokenizer cannot be loaded, or lacks the special tokens of conversations.
@@ -120,11 +124,13 @@ def load(name: str | os.PathLike) -> PreTrainedTokenizerBase:
         raise DataError(
             f"{name}: no tokenizer there ({first_line(error)}); build one with `elva data build`"
         ) from error
+    if not chat:
+        return tokenizer
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in (TURN_START, TURN_END) if token not in vocabulary]:
         raise DataError(
             f"{name}: its vocabulary lacks {', '.join(missing)}; "
-            "a tokenizer with Qwen's chat tokens is needed"
+            "a tokenizer with Qwen's chat tokens is needed, or data.prompt_format = llama2_base"
         )
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from elva_jax.checkpoints.restore import Run, SavedRun
-from elva_jax.data.tokenizer import load as load_tokenizer
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.evaluation.side import Answered, TextModel, square_pixels
 from elva_jax.inference.batching import text_tokens
 from elva_jax.inference.long_context import stretch_of, stretched
@@ -67,7 +67,7 @@ class JaxSide:
     def text_model(self) -> TextModel:
         """The decoder alone."""
         run = self._load()
-        tokenizer = load_tokenizer(run.tokenizer_dir)
+        tokenizer = load_tokenizer(run.config, run.tokenizer_dir)
         decoder = Qwen2(
             dataclasses.replace(run.config.model, dtype="float32", remat="none", attention="auto")
         )

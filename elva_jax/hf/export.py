@@ -21,8 +21,8 @@ from elva_jax.checkpoints.restore import SavedRun, open_run
 from elva_jax.config.schema import Config, DataConfig, ModelConfig
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.config.stages import stages_of_kind
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
-from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva
 from elva_jax.hf.tensor_store import refuse_adapter
@@ -90,7 +90,7 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
         out,
         {name.removeprefix("elva/"): _SavedParameter(run, name) for name in names},
         run.config,
-        load_tokenizer(run.tokenizer_dir),
+        load_tokenizer(run.config, run.tokenizer_dir),
         stage=run.stage,
         step=run.step,
         dtype=dtype,
@@ -133,6 +133,10 @@ def save_pretrained(
         raise ConvertError(
             f"{where}: has model.patch_embed = encoder; the PyTorch side has no encoder-based"
             " baseline"
+        )
+    if (form := config.stages[stage].data.prompt_format) != "chatml":
+        raise ConvertError(
+            f"{where}: has data.prompt_format = {form}; the PyTorch side asks in chatml only"
         )
     record = {"stage": stage, "step": step, "version": elva_jax.__version__}
     with tempfile.TemporaryDirectory() as temporary:

@@ -22,8 +22,8 @@ from elva_jax.checkpoints.save import save_weights
 from elva_jax.config.schema import Config, StageConfig
 from elva_jax.config.serialize import config_to_dict, freeze, typed
 from elva_jax.config.stages import stages_of_kind
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
-from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.hf import elva
 from elva_jax.hf.adapter import read_adapter
@@ -154,7 +154,7 @@ def _read_run(source: str | Path, config: ConfigDict | Config | None, dtype: str
     return _Base(
         params=params,
         config=dataclasses.replace(run.config, stages={STAGE: stage}, curriculum=(STAGE,)),
-        tokenizer=load_tokenizer(run.tokenizer_dir),
+        tokenizer=load_tokenizer(run.config, run.tokenizer_dir),
         origin=f"stage {run.stage}, step {run.step}",
         dtype=str(jnp.result_type(*(leaf.dtype for leaf in params.values()))),
         nbytes=sum(leaf.nbytes for leaf in params.values()),

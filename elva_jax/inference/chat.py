@@ -96,7 +96,7 @@ class Chat:
         new, question = model.read_prompt(question, given, self._frames)
         if self._parts:
             clips = [item.clip for item in new]
-            parts = conversation.follow_up(asked(question), clips, model.tokenizer)
+            parts = conversation.follow_up(asked(question), clips, model.tokenizer, model.form)
         else:
             parts = model.prompt_parts(question, new)
         self._prompt_tokens = sum(map(part_tokens, [*self._parts, *parts]))

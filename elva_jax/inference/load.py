@@ -9,7 +9,7 @@ from typing import Literal
 from jax.sharding import Mesh
 
 from elva_jax.checkpoints.source import ParamSource
-from elva_jax.data.tokenizer import load as load_tokenizer
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.hf.open_model import opening_source
 from elva_jax.inference.load_weights import See, compute_type, load_weights, watched
 from elva_jax.inference.model import ElvaModel
@@ -93,7 +93,7 @@ def load_source(
     keep = quantizing(config.model, weights) if weights else None
     if see is not None:
         keep = watched(see, keep or compute_type(config.model))
-    tokenizer = load_tokenizer(source.tokenizer_dir)
+    tokenizer = load_tokenizer(config, source.tokenizer_dir)
     found = load_weights(source, config.model, mesh, keep)
     return ElvaModel(
         config, found, tokenizer, stage or source.stage, mesh=mesh, prefill_chunk=prefill_chunk

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.restore import Run
 from elva_jax.config.schema import Config
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import VISUAL_TOKENS
-from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.hf.export import save_pretrained
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
@@ -24,7 +24,7 @@ from elva_jax.inference.inspection import Inspection
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
-from elva_jax.inference.prefilled import END, Answer, Prefilled
+from elva_jax.inference.prefilled import Answer, Prefilled
 from elva_jax.inference.quantization import Scheme, quantize_weights, scheme_of
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
@@ -90,7 +90,6 @@ class ElvaModel(Inspection):
             if mesh is not None:
                 params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
             params = unstack_layers(self.model_config, params)
-        ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
         words = tokenizer.get_vocab()
         # Tokens that stand for visual ones are the tokenizer's last, and never an answer.
         visual = [words[token] for token in VISUAL_TOKENS if token in words]
@@ -98,7 +97,7 @@ class ElvaModel(Inspection):
             self.model_config,
             quantize_weights(params, weights) if weights else params,
             vocab_size=min(visual, default=len(tokenizer)),
-            end_ids=tuple(sorted(ends)),
+            end_ids=tuple(sorted(self.form.end_ids(tokenizer))),
             mesh=mesh,
             prefill_chunk=prefill_chunk,
         )
@@ -114,7 +113,7 @@ class ElvaModel(Inspection):
         prefill_chunk: int | None = None,
     ) -> ElvaModel:
         """Takes a saved run whose weights have been read; `stage` replaces its stage."""
-        tokenizer = load_tokenizer(run.tokenizer_dir)
+        tokenizer = load_tokenizer(run.config, run.tokenizer_dir)
         return cls(
             run.config,
             run.params,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.data import conversation
 from elva_jax.errors import LayoutError
 from elva_jax.inference import long_answers
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
 
 STOP_INTERVAL = 8  # tokens between two looks at an answer that a stop string may end
-END = "<|im_end|>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class Prefilled:
     ) -> list[list[Answer]]:
         """Answers the questions of each row, all decoded together.
 
-        An answer ends at `<|im_end|>`, before a stop string, after `max_new_tokens`, or at the
+        An answer ends at an end token, before a stop string, after `max_new_tokens`, or at the
         model's longest sequence.
 
         Raises:
@@ -166,9 +164,7 @@ class Prefilled:
             raise LayoutError(
                 f"the question '{shown(choice.question)}' needs options, none of them empty"
             )
-        tokenizer = self.model.tokenizer
-        options = [tuple(conversation.answer_ids(option, tokenizer)) for option in choice.options]
-        return question, options
+        return question, [self.model.answer_ids(option) for option in choice.options]
 
 
 def as_answers(

@@ -16,6 +16,7 @@ from elva_jax.config.serialize import freeze
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.data import conversation, example
 from elva_jax.data.decode_example import clip_settings
+from elva_jax.data.prompt_format import FORMATS
 from elva_jax.errors import ConfigError, VideoError
 from elva_jax.inference import parts, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
@@ -43,6 +44,8 @@ class PromptReader:
         self.config = freeze(config)
         self.stage = elva_stage(self.config, stage)
         self.data = self.config.stages[self.stage].data
+        self.form = FORMATS[self.data.prompt_format]
+        self.form.check(tokenizer)
         self.tokenizer = tokenizer
         self.model_config = dataclasses.replace(self.config.model, remat="none")
 
@@ -107,7 +110,12 @@ class PromptReader:
         """
         clips = [item.clip for item in media]
         system = self.data.system_prompt
-        return conversation.prompt_parts(parts.question(prompt), clips, self.tokenizer, system)
+        asked = parts.question(prompt)
+        return conversation.prompt_parts(asked, clips, self.tokenizer, system, self.form)
+
+    def answer_ids(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer, without the white space around it, and of its end."""
+        return self.form.answer_ids(answer, self.tokenizer)
 
     @staticmethod
     def place_media(text: str) -> list[Part]:
@@ -174,7 +182,8 @@ def elva_stage(config: Config, name: str | None = None) -> str:
     """The name of a stage that trains an ELVA; by default the last one of the curriculum.
 
     Raises:
-      ConfigError: there is none, no stage of that name, or one of another kind.
+      ConfigError: there is none, no stage of that name, one of another kind, or one that has
+        learned captions without questions.
     """
     if name is not None and name not in config.stages:
         raise ConfigError(f"no stage '{name}'; the run has {', '.join(config.stages)}")
@@ -186,4 +195,10 @@ def elva_stage(config: Config, name: str | None = None) -> str:
     names = stages_of_kind(config, "elva")
     if name is None and not names:
         raise ConfigError("curriculum: no stage of kind 'elva', so there is no model that answers")
-    return name or names[-1]
+    found = name or names[-1]
+    if config.stages[found].data.captions:
+        raise ConfigError(
+            f"stage '{found}' has learned captions without questions (data.captions), so it cannot"
+            " answer; give a later stage"
+        )
+    return found

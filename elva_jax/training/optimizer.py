@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from elva_jax.utils.patterns import Matcher
 from elva_jax.utils.trees import flatten_paths, key_path
 
 Schedule = Callable[[jax.Array], jax.Array]
-DECAYED = ("kernel", "embedding")  # ends of the paths of parameters with weight decay
+KERNELS = ("kernel", "embedding")  # ends of the paths of what `decay_on = kernels` decays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,9 @@ def make_optimizer(
     Raises:
       ConfigError: a regular expression in `freeze` is broken or matches nothing.
     """
-    dimensions = _muon_dimensions(params, axes)
+    names = _axis_names(params, axes)
+    dimensions = {path: muon_dimensions(path, axis) for path, axis in names.items()}
+    decayed = {path for path, axis in names.items() if is_decayed(settings.decay_on, path, axis)}
     frozen = _matching(settings.freeze, params, "optimizer.freeze")
     frozen |= _beside_lora(settings.lora, params)
     if len(frozen) == len(dimensions):
@@ -127,7 +129,7 @@ def make_optimizer(
             settings.b2,
             settings.eps,
             weight_decay=settings.weight_decay,
-            mask=by_path(lambda path: path.endswith(DECAYED)),
+            mask=by_path(decayed.__contains__),
         ),
         "muon": muon(
             schedule(settings.muon_learning_rate),
@@ -150,13 +152,35 @@ def make_optimizer(
     )
 
 
-def _muon_dimensions(params: Any, axes: Any) -> dict[str, MuonDimensionNumbers | None]:
+def is_decayed(
+    decay_on: Literal["kernels", "matrices", "all"], path: str, names: tuple[str | None, ...]
+) -> bool:
+    """Whether AdamW's weight decay acts on a parameter.
+
+    "matrices" is the rule of PyTorch recipes, which see the layers one by one: everything with two
+    or more axes, apart from biases. A bias per head has two axes here.
+
+    Args:
+      decay_on: the key `optimizer.decay_on`.
+      path: '/'-joined.
+      names: logical names of the axes, None where an axis has none.
+    """
+    if decay_on == "all":
+        return True
+    if decay_on == "kernels":
+        return path.endswith(KERNELS)
+    axes = [name for name in names if name != "layers"]
+    return len(axes) > 1 and not path.endswith("bias")
+
+
+def _axis_names(params: Any, axes: Any) -> dict[str, tuple[str | None, ...]]:
+    """The logical names of the axes of each parameter, by path."""
     leaves = flatten_paths(params)
     specs = [PartitionSpec()] * len(leaves)
     if axes is not None:
         specs = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
     return {
-        path: muon_dimensions(path, tuple(spec) + (None,) * (leaf.ndim - len(spec)))
+        path: tuple(spec) + (None,) * (leaf.ndim - len(spec))
         for (path, leaf), spec in zip(leaves.items(), specs, strict=True)
     }
 

@@ -25,7 +25,7 @@ from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict, config_to_dict
 from elva_jax.data.mixture import examples_per_epoch
 from elva_jax.data.pipeline import BatchIterator
-from elva_jax.data.tokenizer import load as load_tokenizer
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.errors import ConfigError, StartError
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.parallel.collectives import all_gather_json, assert_equal_across_processes, barrier
@@ -248,7 +248,7 @@ def _open_workdir(config: Config, workdir: Path) -> PreTrainedTokenizerBase:
     elif any((workdir / name).exists() for name in config.curriculum):
         raise ConfigError(f"{workdir}: holds stages but no config.json; choose another --workdir")
     source = config.tokenizer or Path(config.data_dir) / "tokenizer"
-    tokenizer = load_tokenizer(folder if folder.is_dir() else source)
+    tokenizer = load_tokenizer(config, folder if folder.is_dir() else source)
     if len(tokenizer) > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's"

@@ -220,7 +220,7 @@ def _frame(rows: int, columns: int, *, bare: bool) -> _Frame:
     )
 
 
-def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
+def build_layout(parts: Sequence[Text | Clip], *, captions: bool = False) -> TokenLayout:
     """Lays out one example.
 
     Patches are numbered from 0 in the order of clips, frames and rows. Frames of a clip that have
@@ -228,6 +228,7 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
 
     Args:
       parts: text and clips in order.
+      captions: whether an answer may follow a visual token; tokens must then not merge.
 
     Returns:
       The layout [S] of the example, without padding.
@@ -269,7 +270,8 @@ def build_layout(parts: Sequence[Text | Clip]) -> TokenLayout:
         raise LayoutError("turns must come in order, after what they share")
     starts = np.flatnonzero(steps)
     learned = weight[1:] > 0
-    if weight[0] > 0 or np.any(learned & (out.kind != Kind.TEXT)) or np.any(weight[starts] > 0):
+    early = learned & (out.kind != Kind.TEXT) & (not captions)
+    if weight[0] > 0 or np.any(early) or np.any(weight[starts] > 0):
         raise LayoutError(
             "an answer must follow a text token; "
             "it cannot open the example or a turn, or follow a visual token"

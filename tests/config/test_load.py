@@ -59,6 +59,7 @@ def test_overrides_change_values_of_the_right_type(config_dir):
             r"curriculum: no stage named 'imag'.*did you mean image\?",
         ),
         ("--config.stages.sft.loss.tube=1.0", r"stages\.sft\.loss\.tube: .*merging"),
+        ("--config.stages.sft.data.captions=True", r"stages\.sft\.data\.captions: .*merging"),
         (
             "--config.stages.sft.merge_buckets=(100,)",
             r"stages\.sft\.merge_buckets: needs one entry",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -133,6 +134,84 @@ def test_vectors_have_no_weight_decay():
     layer, old = (tree["elva"]["decoder"]["layers"]["q_proj"] for tree in (updates, params))
     np.testing.assert_allclose(layer["kernel"], -0.05 * old["kernel"], rtol=1e-5)
     np.testing.assert_array_equal(layer["bias"], 0)
+
+
+def test_weight_decay_on_matrices_equals_pytorch_parameter_groups():
+    """The groups of PyTorch recipes: no decay for biases and parameters with one axis."""
+    config = settings(learning_rate=0.1, weight_decay=0.5, final_ratio=1.0, decay_on="matrices")
+    params = {
+        "decoder": {
+            "embed_tokens": np.ones((7, 4), np.float32),
+            "norm": {"scale": np.ones(4, np.float32)},
+            "layers": {
+                "q_proj": {
+                    "kernel": np.ones((2, 4, 2, 3), np.float32),
+                    "bias": np.ones((2, 2, 3), np.float32),
+                },
+                "input_layernorm": {"scale": np.ones((2, 4), np.float32)},
+            },
+        },
+        "patch_embed": {"line": np.ones(4, np.float32), "query": np.ones((1, 4), np.float32)},
+    }
+    axes = {
+        "decoder": {
+            "embed_tokens": P("vocab", "embed"),
+            "norm": {"scale": P("embed")},
+            "layers": {
+                "q_proj": {
+                    "kernel": P("layers", "embed", "heads", None),
+                    "bias": P("layers", "heads", None),
+                },
+                "input_layernorm": {"scale": P("layers", "embed")},
+            },
+        },
+        "patch_embed": {"line": P(None), "query": P(None, "embed")},
+    }
+    params = random_like(params, 1)
+    leaves = jax.tree.leaves(params)
+    in_layers = [leaf.ndim > 1 and leaf.shape[0] == 2 for leaf in leaves]
+    # Each layer is a parameter of its own there; a bias of heads is a vector.
+    theirs, shapes = [], []
+    for leaf, (path, _), stacked in zip(
+        leaves, jax.tree_util.tree_leaves_with_path(params), in_layers, strict=True
+    ):
+        vector = "bias" in jax.tree_util.keystr(path)
+        parts = list(np.asarray(leaf)) if stacked else [np.asarray(leaf)]
+        theirs.append([torch.nn.Parameter(torch.tensor(x.ravel() if vector else x)) for x in parts])
+        shapes.append(leaf.shape)
+    flat = [parameter for group in theirs for parameter in group]
+    reference = torch.optim.AdamW(
+        [
+            {"params": [x for x in flat if x.ndim > 1], "weight_decay": 0.5},
+            {"params": [x for x in flat if x.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=0.1,
+    )
+    optimizer = make_optimizer(config, 10**6, params, axes)
+    state, update = optimizer.transform.init(params), jax.jit(optimizer.transform.update)
+    for step in range(2):
+        grads = random_like(params, 2 + step)
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(np.add, params, updates)
+        for group, grad, stacked in zip(theirs, jax.tree.leaves(grads), in_layers, strict=True):
+            for parameter, part in zip(
+                group, np.asarray(grad) if stacked else [np.asarray(grad)], strict=True
+            ):
+                parameter.grad = torch.tensor(part.reshape(parameter.shape))
+        reference.step()
+    for ours, group, shape in zip(jax.tree.leaves(params), theirs, shapes, strict=True):
+        expected = np.stack([x.detach().numpy().ravel() for x in group]).reshape(shape)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_weight_decay_on_all_reaches_vectors():
+    config = settings(learning_rate=0.1, weight_decay=0.5, final_ratio=1.0, decay_on="all")
+    optimizer = make_optimizer(config, 10, PARAMS, AXES)
+    params = random_like(PARAMS, 1)
+    updates, _ = optimizer.transform.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.transform.init(params), params
+    )
+    jax.tree.map(lambda u, p: np.testing.assert_allclose(u, -0.05 * p, rtol=1e-5), updates, params)
 
 
 def test_clipping_bounds_the_global_norm():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from elva_jax.data import conversation
 from elva_jax.errors import DataError
 from elva_jax.evaluation.lmms.requests import Ask, guarded
 from elva_jax.inference.batches import queries
@@ -129,7 +128,7 @@ class Pipeline:
         )
 
     def _option(self, job: Job) -> tuple[int, ...]:
-        return conversation.answer_ids(job.option, self._scheduler.model.tokenizer)
+        return self._scheduler.model.answer_ids(job.option)
 
 
 def item_of(model: PromptReader, index: int, job: Job) -> Item:
@@ -156,7 +155,7 @@ def query_of(
     parts = dialogue_parts(model, ask.turns, visuals, ask.system)
     if job.writing:
         return queries.make_query(model.model_config, index, parts, job.writing)
-    option = conversation.answer_ids(job.option, model.tokenizer)
+    option = model.answer_ids(job.option)
     question = split_prompt(parts).question
     return queries.make_query(
         model.model_config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elva_jax.data import conversation
 from elva_jax.data.conversation import LETTERS
 from elva_jax.data.example import Media
 from elva_jax.errors import LayoutError
@@ -69,8 +68,7 @@ def query_of(
 
 
 def _scoring(model: PromptReader, question: tuple[int, ...], options: Sequence[str]) -> Scoring:
-    ids = (tuple(conversation.answer_ids(text, model.tokenizer)) for text in options)
-    return Scoring(question=question, options=tuple(ids))
+    return Scoring(question=question, options=tuple(map(model.answer_ids, options)))
 
 
 def response_of(reply: Reply) -> Response:

@@ -99,4 +99,4 @@ def dialogue_parts(
     example = Example("the prompt", (), (*(Turn(*turn) for turn in earlier), Turn(last, "answer")))
     clips = [visual.clip for visual in visuals]
     system = system or model.data.system_prompt
-    return conversation.render(example, model.tokenizer, clips, system)[:-2]
+    return conversation.render_prompt(example, model.tokenizer, clips, system, model.form)
