@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -146,8 +146,8 @@ class ChatMl(PromptFormat):
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         """`<|im_end|>`, and the tokenizer's own end."""
-        ends = (tokenizer.convert_tokens_to_ids(tokenizers.TURN_END), tokenizer.eos_token_id)
-        return frozenset(end for end in ends if end is not None)
+        end: Any = tokenizer.convert_tokens_to_ids(tokenizers.TURN_END)  # one id, no list
+        return frozenset({end, tokenizer.eos_token_id} - {None})
 
     def _header(self, system: str) -> tuple[str, ...]:
         """The pieces before the first question: templates and the system prompt in turn."""
