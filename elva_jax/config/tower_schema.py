@@ -22,7 +22,7 @@ class TeacherConfig:
     ] = key(
         "siglip",
         "architecture; eva_clip is EVA01-CLIP, such as EVA-CLIP-g, eva02_clip EVA02-CLIP, dinov2"
-        " DINOv2 with registers; vivit and languagebind see clips",
+        " DINOv2 with registers; vivit, languagebind and hiera see clips",
     )
     init_from: str = key(
         "",
@@ -54,12 +54,19 @@ class TeacherConfig:
     )
     num_frames: int = key(
         1,
-        "frames of a clip that it sees at once (vivit 32, languagebind 8); 1: each frame alone",
+        "frames of a clip that it sees at once (vivit 32, languagebind 8, hiera 16); 1: each frame"
+        " alone",
         minimum=1,
         most=numbers.MOST_FRAMES,
     )
     tubelet: int = key(
-        1, "consecutive frames in one patch (vivit: 2)", minimum=1, most=numbers.MOST_FRAMES
+        1, "consecutive frames in one patch (vivit, hiera: 2)", minimum=1, most=numbers.MOST_FRAMES
+    )
+    stages: tuple[int, ...] = key(
+        (),
+        "blocks in each stage of a hiera, whose patch_size and widths are those of its last stage",
+        minimum=1,
+        most=numbers.MOST_LAYERS,
     )
     features: Literal["penultimate", "last"] = key(
         "penultimate",

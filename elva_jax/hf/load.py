@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,17 @@ from elva_jax.checkpoints.arrays import Index
 from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.config.schema import Config, TeacherConfig
 from elva_jax.errors import ConvertError
-from elva_jax.hf import dinov2, elva, eva_clip, languagebind, param_mapping, qwen2, siglip, vivit
+from elva_jax.hf import (
+    dinov2,
+    elva,
+    eva_clip,
+    hiera,
+    languagebind,
+    param_mapping,
+    qwen2,
+    siglip,
+    vivit,
+)
 from elva_jax.hf.param_mapping import Source, Table
 from elva_jax.hf.tensor_store import (
     CONFIGS,
@@ -38,7 +48,7 @@ STAGE_KIND = {"vision": "teacher"}  # kinds of stages that are not named after t
 class TowerFormat(Protocol):
     """The module of a family of vision towers: it reads their folders."""
 
-    MODEL_TYPES: tuple[str, ...]  # of its config.json; empty where that has no model_type
+    MODEL_TYPES: tuple[str, ...]  # of its config.json; empty where that has none
 
     def read_config(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Values of `config.teacher` from config.json."""
@@ -53,6 +63,11 @@ TOWERS: tuple[TowerFormat, ...] = (siglip, dinov2, vivit, languagebind)
 # Kinds that cannot be read, and the module whose refusal says what to do instead.
 REFUSED: dict[str, TowerFormat] = {"siglip2": siglip}
 TOWER_TYPES = {kind: tower for tower in TOWERS for kind in tower.MODEL_TYPES}
+# Families whose files have no model_type: name, test of the configuration, module.
+UNTYPED: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], TowerFormat], ...] = (
+    ("EVA-CLIP", eva_clip.is_eva_clip, eva_clip),
+    ("Hiera", hiera.is_hiera, hiera),
+)
 
 
 def is_hf_source(path: str | Path) -> bool:
@@ -63,7 +78,10 @@ def is_hf_source(path: str | Path) -> bool:
     if any(folder.glob("*.safetensors")) or is_adapter(folder):
         return True
     configs = [read_json(folder / name) for name in CONFIGS if (folder / name).is_file()]
-    return any("model_type" in config or "vision_cfg" in config for config in configs)
+    return any(
+        "model_type" in config or "vision_cfg" in config or hiera.is_hiera(config)
+        for config in configs
+    )
 
 
 def load_params(
@@ -209,7 +227,8 @@ def make_targets(
 
 def describe(config: Mapping[str, Any]) -> str:
     """The kind of model that a folder's configuration describes, for messages."""
-    return "EVA-CLIP" if eva_clip.is_eva_clip(config) else f"model_type {config.get('model_type')}"
+    names = (name for name, matches, _ in UNTYPED if matches(config))
+    return next(names, f"model_type {config.get('model_type')}")
 
 
 def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -227,15 +246,16 @@ def read_config(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, A
         return "model", elva.from_hf_config(config).to_dict()
     known = ", ".join((*qwen2.MODEL_TYPES, elva.MODEL_TYPE, *TOWER_TYPES))
     raise ConvertError(
-        f"{where}: its config.json has model_type {kind!r}; one of {known}, or the vision_cfg of an"
-        " EVA-CLIP, can be read"
+        f"{where}: its config.json has model_type {kind!r}; one of {known}, or the authors'"
+        f" configuration of an {' or '.join(name for name, _, _ in UNTYPED)}, can be read"
     )
 
 
 def _tower_format(config: Mapping[str, Any]) -> TowerFormat | None:
     """The module that reads a vision tower's folder; None: it holds a language model or nothing."""
-    if eva_clip.is_eva_clip(config):
-        return eva_clip
+    for _, matches, tower in UNTYPED:
+        if matches(config):
+            return tower
     return (TOWER_TYPES | REFUSED).get(str(config.get("model_type")))
 
 

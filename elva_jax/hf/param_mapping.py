@@ -34,6 +34,7 @@ class Rule:
       pattern: einops pattern from theirs (of one layer) to ours; empty where the axes are the same.
       part: (k, n) where ours is the k-th of n equal parts of their first axis.
       optional: whether the tensor may be missing, so that the parameter is 0.
+      first: number in the folder of the first layer of ours.
     """
 
     ours: str
@@ -42,11 +43,16 @@ class Rule:
     _: dataclasses.KW_ONLY
     part: tuple[int, int] | None = None
     optional: bool = False
+    first: int = 0
 
     @property
     def stacked(self) -> bool:
         """Whether ours stacks all layers on a leading axis."""
         return "{}" in self.theirs
+
+    def name(self, layer: int | None) -> str:
+        """The name in the folder, of one of our layers where they are stacked."""
+        return self.theirs if layer is None else self.theirs.format(layer + self.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +74,11 @@ class Table:
     def match(self, name: str) -> list[tuple[Rule, int | None]]:
         """The rules for a name in a folder, each with the layer; several if one tensor is split."""
         found = ((rule, _regex(self.prefix, rule.theirs).fullmatch(name)) for rule in self.rules)
-        return [(rule, int(hit["layer"]) if rule.stacked else None) for rule, hit in found if hit]
+        return [
+            (rule, int(hit["layer"]) - rule.first if rule.stacked else None)
+            for rule, hit in found
+            if hit
+        ]
 
     def their_shape(self, rule: Rule, shape: Shape) -> Shape:
         """The shape in a folder of a parameter that has `shape` (of one layer) here."""
@@ -94,7 +104,7 @@ class Table:
         if rule is None or rule.part:
             raise ConvertError(f"{path}: the table of names has no tensor of its own for it")
         for layer, piece in enumerate(value if rule.stacked else [value]):
-            yield rule.theirs.format(layer), self._rearrange(rule, piece, reverse=True)
+            yield rule.name(layer), self._rearrange(rule, piece, reverse=True)
 
     def _rearrange(self, rule: Rule, value: np.ndarray, *, reverse: bool = False) -> np.ndarray:
         if not rule.pattern:
@@ -142,7 +152,7 @@ def plan(
         uses = [
             (rule.ours, layer)
             for rule, layer in table.match(there)
-            if rule.ours in wanted and (layer is None or layer < wanted[rule.ours][0])
+            if rule.ours in wanted and (layer is None or 0 <= layer < wanted[rule.ours][0])
         ]
         found |= dict.fromkeys(uses, there)
         if not uses:
@@ -158,7 +168,7 @@ def plan(
         for layer, name in zip(layers, names, strict=True):
             if name is None:
                 if not rule.optional:
-                    missing.append(f"{rule.theirs.format(layer)} {list(expected)} is missing")
+                    missing.append(f"{rule.name(layer)} {list(expected)} is missing")
             elif not _fits(rule, expected, shapes[name]):
                 wrong.append(f"{name} is {list(shapes[name])}, expected {list(expected)}")
             elif dtypes[name].kind not in "fV":  # NumPy counts bfloat16 as V

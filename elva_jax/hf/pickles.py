@@ -28,7 +28,7 @@ def unpickle(file: Path) -> dict[str, np.ndarray]:
         raise ConvertError(
             f"{file}: holds more than tensors, or is damaged ({first_line(error)})"
         ) from error
-    for key in ("state_dict", "model", "module"):
+    for key in ("state_dict", "model", "module", "model_state"):
         held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
     if not isinstance(held, dict) or not all(
         isinstance(value, torch.Tensor) for value in held.values()

@@ -10,6 +10,7 @@ import flax.linen as nn
 from elva_jax.config.schema import TeacherConfig
 from elva_jax.models.towers.dinov2 import Dinov2
 from elva_jax.models.towers.eva_clip import EvaClipVision
+from elva_jax.models.towers.hiera import Hiera
 from elva_jax.models.towers.languagebind import LanguageBind
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.models.towers.vivit import Vivit
@@ -22,6 +23,7 @@ TOWERS: dict[str, Callable[..., nn.Module]] = {
     "dinov2": Dinov2,
     "vivit": Vivit,
     "languagebind": LanguageBind,
+    "hiera": Hiera,
 }
 
 

@@ -59,8 +59,15 @@ def tower_features(
         side = math.isqrt(chosen.shape[-2])
         return chosen.reshape(n, -1, side, side, chosen.shape[-1])
 
-    most = max(MOST_SCORES // (config.num_heads * config.grid**4 * config.slots), 1)
+    most = max(MOST_SCORES // _scores(config), 1)
     return _in_turns(features, jnp.asarray(frames), count // clip, most)
+
+
+def _scores(config: TeacherConfig) -> int:
+    """Attention scores of one layer for an image or clip, where they are not made in blocks."""
+    if config.kind == "hiera":  # of its third stage, with half the heads on four times the patches
+        return config.num_heads // 2 * (config.slots * 4 * config.grid**2) ** 2
+    return config.num_heads * config.grid**4 * config.slots
 
 
 def _in_turns(

@@ -65,9 +65,9 @@ def blocked_attention(
 
 
 def full_blocked_attention(
-    q: Float[AnyArray, "B S H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
-) -> Float[Array, "B S H Dh"]:
-    """Attention of all tokens to all tokens; the scores of one block of queries exist at a time."""
+    q: Float[AnyArray, "B Q H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
+) -> Float[Array, "B Q H Dh"]:
+    """Attention of all queries to all keys; the scores of one block of queries exist at a time."""
     length = q.shape[1]
     count = -(-length // LARGE_BLOCK)
     size = -(-length // count)

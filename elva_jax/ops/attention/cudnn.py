@@ -49,9 +49,9 @@ def fused_attention(
 
 
 def full_attention(
-    q: Float[AnyArray, "B S H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
-) -> Float[Array, "B S H Dh"]:
-    """Attention of all tokens to all tokens, by the kernel where it can run.
+    q: Float[AnyArray, "B Q H Dh"], k: Float[AnyArray, "B S K Dh"], v: Float[AnyArray, "B S K Dh"]
+) -> Float[Array, "B Q H Dh"]:
+    """Attention of all queries to all keys, by the kernel where it can run.
 
     Elsewhere long sequences are attended block by block: scores of all pairs would not fit.
     """
