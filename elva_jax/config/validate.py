@@ -6,6 +6,7 @@ from elva_jax.config.check import nearest, require
 from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
 from elva_jax.config.stages import stages_of_kind
+from elva_jax.config.validate_guidance import check_guidance, has_teacher
 from elva_jax.errors import ConfigError
 from elva_jax.utils import numbers
 from elva_jax.utils.patterns import Matcher
@@ -125,17 +126,11 @@ def _check_encoder(config: Config) -> None:
                 " is in the model",
             )
     require(
-        not stages or config.init_from or _has_teacher(config, stages[0]),
+        not stages or config.init_from or has_teacher(config, stages[0]),
         "model.patch_embed",
         "encoder takes its vision tower from a teacher: put a stage of kind teacher first, or set"
         " teacher.init_from",
     )
-
-
-def _has_teacher(config: Config, name: str) -> bool:
-    """Whether the weights of a vision tower exist before a stage."""
-    before = config.curriculum[: config.curriculum.index(name)]
-    return bool(config.teacher.init_from or stages_of_kind(config, "teacher", among=before))
 
 
 def _check_stage(config: Config, name: str) -> None:
@@ -172,7 +167,7 @@ def _check_elva(config: Config, name: str) -> None:
         _check_hybrid(stage, config.model.patch_size, at)
     _check_sequence(config, stage.data, at)
     _check_merging(config, stage, at)
-    _check_guidance(config, name, at)
+    check_guidance(config, name)
 
 
 def _check_teacher(config: Config, name: str) -> None:
@@ -373,25 +368,4 @@ def _check_merging(config: Config, stage: StageConfig, at: str) -> None:
         sizes == sorted(sizes, reverse=True),
         at + "merge_buckets",
         f"must not grow from layer to layer or past seq_len = {length}, got {buckets}",
-    )
-
-
-def _check_guidance(config: Config, name: str, at: str) -> None:
-    loss = config.stages[name].loss
-    require(
-        loss.generation + loss.tube + loss.contrastive > 0, at + "loss", "every term has weight 0"
-    )
-    if loss.tube == 0 and loss.contrastive == 0:
-        return
-    term = "tube" if loss.tube else "contrastive"
-    require(
-        not config.stages[name].merging,
-        f"{at}loss.{term}",
-        "guidance needs every patch; it cannot be combined with merging (stage 3 uses the"
-        " generation loss alone)",
-    )
-    require(
-        _has_teacher(config, name),
-        f"{at}loss.{term}",
-        "needs a teacher: put a stage of kind teacher before it, or set teacher.init_from",
     )

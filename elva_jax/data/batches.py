@@ -13,6 +13,7 @@ from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
 from elva_jax.data.pipeline import BatchIterator, make_batches
 from elva_jax.data.prompt_format import FORMATS
+from elva_jax.data.teacher_frames import NO_TEACHER, TeacherFrames
 
 ESTIMATE_ROWS = 32  # rows per batch; two batches are packed to estimate the examples per step
 
@@ -22,7 +23,7 @@ def conversation_batches(
     stage_name: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    teacher_size: int | None = None,
+    teacher: TeacherFrames = NO_TEACHER,
     process_index: int = 0,
     process_count: int = 1,
     workers: int | None = None,
@@ -33,7 +34,7 @@ def conversation_batches(
       config: the configuration of the run.
       stage_name: name of the stage.
       tokenizer: a tokenizer with the tokens of the stage's `data.prompt_format`.
-      teacher_size: side of the teacher's frames; None: no teacher.
+      teacher: the frames that teachers see.
       process_index: index of this process.
       process_count: number of processes.
       workers: number of decoding processes; None: the value of the stage.
@@ -48,14 +49,10 @@ def conversation_batches(
     return make_batches(
         config,
         stage_name,
-        decoder=ConversationDecoder(
-            Mixture(config, stage_name), config, stage, tokenizer, teacher_size
-        ),
+        decoder=ConversationDecoder(Mixture(config, stage_name), config, stage, tokenizer, teacher),
         packer=PackingBuffer(capacity) if stage.data.pack else SingleRows(),
         collator=PackedCollator(
-            capacity=capacity,
-            patch_width=typed(Config, config).model.patch_values,
-            teacher_size=teacher_size,
+            capacity=capacity, patch_width=typed(Config, config).model.patch_values, teacher=teacher
         ),
         process_index=process_index,
         process_count=process_count,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elva_jax.data.packing import RowCapacity, Sample
+from elva_jax.data.teacher_frames import NO_TEACHER, TeacherFrames
 from elva_jax.video.layout import Counts, TokenLayout, pack
 
 
@@ -30,36 +31,43 @@ class Collator(Protocol):
 class PackedCollator:
     """Batches of packed `Sample`s for a video LLM.
 
-    A batch is a dict of patches uint8 [b, N, P*P*3], layout TokenLayout [b, S], and with a teacher
-    also teacher_frames uint8 [b, F, Ht, Ht, 3], indexed by `layout.frame`.
+    A batch is a dict of patches uint8 [b, N, P*P*3] and layout TokenLayout [b, S]; with teachers
+    also teacher_frames {Ht: uint8 [b, F, Ht, Ht, 3]}, indexed by `layout.frame`; and with a teacher
+    that sees clips teacher_media int32 [b, F], the number of each frame's video or image in its
+    row, -1 where there is no frame.
     """
 
     capacity: RowCapacity
     patch_width: int  # P*P*3
-    teacher_size: int | None = None  # Ht; None: no teacher_frames
+    teacher: TeacherFrames = NO_TEACHER
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's patches and teacher frames."""
-        frame_bytes = (self.teacher_size or 0) ** 2 * 3
-        return self.capacity.patches * self.patch_width + self.capacity.frames * frame_bytes
+        patches = self.capacity.patches * self.patch_width
+        return patches + self.capacity.frames * self.teacher.frame_bytes
 
     def __call__(self, rows: Sequence[Sequence[Sample]]) -> dict[str, Any]:
         """The arrays of a batch."""
-        most, side = self.capacity, self.teacher_size
+        most = self.capacity
         patches = np.zeros((len(rows), most.patches, self.patch_width), np.uint8)
-        frames = np.zeros((len(rows), most.frames, side, side, 3), np.uint8) if side else None
+        frames = self.teacher.empty(len(rows), most.frames)
+        media = np.full((len(rows), most.frames), -1, np.int32)
         for r, row in enumerate(rows):
             patch = frame = 0
             for sample in row:
                 next_patch, next_frame = patch + sample.counts.patches, frame + sample.counts.frames
                 patches[r, patch:next_patch] = sample.patches
-                if frames is not None and sample.teacher_frames is not None:
-                    frames[r, frame:next_frame] = sample.teacher_frames
+                for size, array in frames.items():
+                    array[r, frame:next_frame] = sample.teacher_frames[size]
+                if self.teacher.media:
+                    media[r, frame:next_frame] = sample.media + media[r].max() + 1
                 patch, frame = next_patch, next_frame
         layouts = [pack([sample.layout for sample in row], most.tokens) for row in rows]
-        batch = {"patches": patches, "layout": TokenLayout.stack(layouts)}
-        return batch if frames is None else {**batch, "teacher_frames": frames}
+        batch: dict[str, Any] = {"patches": patches, "layout": TokenLayout.stack(layouts)}
+        if frames:
+            batch["teacher_frames"] = frames
+        return {**batch, "teacher_media": media} if self.teacher.media else batch
 
     def stats(self, rows: Sequence[Sequence[Sample]]) -> dict[str, float]:
         """Number of examples, and the fractions of the rows' tokens and patches that are used."""

@@ -19,6 +19,7 @@ from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
 from elva_jax.data.prompt_format import FORMATS
 from elva_jax.data.safe_read import read_safely
+from elva_jax.data.teacher_frames import NO_TEACHER, TeacherFrames, join
 from elva_jax.errors import DataError, RecordError
 from elva_jax.video.clip import ClipSettings, Visual, read_clip
 from elva_jax.video.hybrid import Hybrid
@@ -100,7 +101,7 @@ class ConversationDecoder(Decoder):
       config: the configuration of the run.
       stage: the stage.
       tokenizer: a tokenizer with the tokens of `data.prompt_format`.
-      teacher_size: side of the teacher's square frames; None: no teacher.
+      teacher: the frames that teachers see.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class ConversationDecoder(Decoder):
         config: Config,
         stage: StageConfig,
         tokenizer: PreTrainedTokenizerBase,
-        teacher_size: int | None,
+        teacher: TeacherFrames = NO_TEACHER,
     ):
         data, model = stage.data, typed(Config, config).model
         super().__init__(mixture, data.time_limit)
@@ -118,7 +119,7 @@ class ConversationDecoder(Decoder):
         self.merge_lines, self.merges = model.merge_lines, merges_before_bucket(stage, model)
         self.max_turns, self.system_prompt = data.max_turns, data.system_prompt
         self.form, self.captions = FORMATS[data.prompt_format], data.captions
-        self.teacher_size = teacher_size
+        self.teacher = teacher
         self.plain, self.patch_values = clip_settings(data, model), model.patch_values
         self.hybrid = dataclasses.replace(
             self.plain,
@@ -135,7 +136,7 @@ class ConversationDecoder(Decoder):
             "merge_lines": model.merge_lines,
             "patch_size": model.patch_size,
             "floor": self.capacity.merged_tokens,  # the key in saved states
-            "teacher_size": teacher_size,
+            "teacher_size": teacher.setting,
         }
         if self.plain.merv:
             self.settings["merv"] = self.plain.merv.as_json()
@@ -154,7 +155,7 @@ class ConversationDecoder(Decoder):
                 medium.source,
                 self._choose_settings(medium, rng),
                 name=_name_in_errors(medium, example.key),
-                teacher_size=self.teacher_size or 0,
+                teacher_sizes=self.teacher.sizes,
                 span=medium.span,
             )
             for medium in example.media
@@ -162,17 +163,17 @@ class ConversationDecoder(Decoder):
 
     def to_sample(self, layout: TokenLayout, counts: Counts, visuals: Sequence[Visual]) -> Sample:
         """A sample of a layout, whose media are the first ones of `visuals`."""
-        side = self.teacher_size
         patches = [visual.patches for visual in visuals]
-        frames = [visual.teacher_frames for visual in visuals if visual.teacher_frames is not None]
         no_patches = np.zeros((0, self.patch_values), np.uint8)
-        no_frames = np.zeros((0, side, side, 3), np.uint8) if side else None
+        lengths = [len(visual.clip.grids) for visual in visuals]
+        media = np.repeat(np.arange(len(visuals), dtype=np.int32), lengths)
         return Sample(
             layout=layout,
             patches=_concatenate(patches, no_patches)[: counts.patches],
-            teacher_frames=None
-            if no_frames is None
-            else _concatenate(frames, no_frames)[: counts.frames],
+            teacher_frames=join(
+                [visual.teacher_frames for visual in visuals], self.teacher, counts.frames
+            ),
+            media=media[: counts.frames],
             counts=counts,
         )
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elva_jax.config.schema import ModelConfig, StageConfig
+from elva_jax.data.teacher_frames import Frames
 from elva_jax.video.layout import Counts, TokenLayout
 
 PACKING_LOOKAHEAD = 8  # waiting examples, in rows: packs about as well as if all examples waited
@@ -29,7 +30,8 @@ class Sample:
 
     layout: TokenLayout
     patches: np.ndarray  # uint8 [n, P*P*3]
-    teacher_frames: np.ndarray | None  # uint8 [f, Ht, Ht, 3]
+    teacher_frames: Frames  # uint8 [f, Ht, Ht, 3] by Ht; empty without a teacher
+    media: np.ndarray  # int32 [f], number of the video or image of each teacher frame
     counts: Counts
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import Config, StageConfig
+from elva_jax.config.schema import Config, StageConfig, TeacherConfig
 from elva_jax.config.serialize import typed
 from elva_jax.models.lora import is_factor
 from elva_jax.parallel.mesh import check_batch, check_length
@@ -50,6 +50,7 @@ class Content:
     patches: float = 0.0
     frames: float = 0.0
     pairs: float = 0.0  # pairs of query and key before any merge
+    clips: float = 0.0  # videos and images, where a teacher sees clips
 
     def __add__(self, other: Content) -> Content:
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
@@ -102,9 +103,9 @@ class Task(Protocol):
         self.stage = self.config.stages[name]
 
     @property
-    def uses_teacher(self) -> bool:
-        """Whether the loss reads the frozen tree `teacher`."""
-        return False
+    def teachers(self) -> Mapping[str, TeacherConfig]:
+        """The vision towers that the loss reads as frozen trees, by their names."""
+        return {}
 
     @property
     @abstractmethod

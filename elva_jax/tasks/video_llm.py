@@ -1,11 +1,10 @@
 """Trains ELVA on answers about images and videos, with or without a teacher (paper, section 3.3).
 
-L = w_gen L_gen + w_tube L_tube + w_con L_con
+L = w_gen L_gen + sum over teachers of weight (w_tube L_tube + w_con L_con)
 
 patches, layout -> Elva -> hidden [B, C, D] -> vocabulary head -> L_gen (answers' tokens)
-                                |-> tube head  --> L_tube (patches, averaged along time)
-                                +-> frame head --> L_con (<FRAME> tokens)
-teacher_frames -> frozen vision tower -> features -^ (targets of L_tube and L_con)
+                                +------------> tasks/guidance --> L_tube, L_con of each teacher
+teacher_frames -> frozen vision towers -> features --^
 """
 
 from __future__ import annotations
@@ -19,15 +18,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import Config, ModelConfig
+from elva_jax.config.schema import Config, ModelConfig, TeacherConfig
 from elva_jax.data.packing import RowCapacity
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.models import flops
-from elva_jax.models.build import vision_tower
 from elva_jax.models.elva import Elva, ElvaOutput, LayerBlock, dummy_inputs, layer_blocks
-from elva_jax.models.guidance import GuidanceHeads
 from elva_jax.models.qwen2 import vocabulary_head
-from elva_jax.models.towers.features import tower_features
-from elva_jax.ops.pooling import adaptive_average_pool
 from elva_jax.tasks import losses
 from elva_jax.tasks.base import (
     Content,
@@ -37,6 +33,7 @@ from elva_jax.tasks.base import (
     TrainedMatrices,
     over_processes,
 )
+from elva_jax.tasks.guidance import Guidance, number_of_clips
 from elva_jax.video.layout import Kind, TokenLayout
 
 if TYPE_CHECKING:
@@ -48,7 +45,8 @@ TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the enc
 class VideoLlmTask(Task):
     """Params are {"elva": …, "guidance": …}, the latter only with a guidance loss.
 
-    Frozen trees are {"teacher": the vision tower} with a guidance loss, otherwise none.
+    Frozen trees are the vision towers by teacher with a guidance loss (`tasks.guidance`), otherwise
+    none.
     """
 
     exports = "elva"
@@ -58,14 +56,13 @@ class VideoLlmTask(Task):
         super().__init__(config, name)
         lora, model = self.stage.optimizer.lora, self.config.model
         self._model = Elva(model, lora if lora.rank else None)
-        self._heads = GuidanceHeads(
-            self.config.teacher.hidden_size, self.stage.loss.temperature, model.dtype
-        )
+        self._guidance = Guidance(self.config, self.stage)
 
     @property
-    def uses_teacher(self) -> bool:
-        """Whether the stage has a guidance loss."""
-        return bool(self.stage.loss.tube or self.stage.loss.contrastive)
+    def teachers(self) -> dict[str, TeacherConfig]:
+        """Those of the run, if the stage has a guidance loss."""
+        guided = self.stage.loss.tube or self.stage.loss.contrastive
+        return self._guidance.teachers if guided else {}
 
     @property
     def init_from(self) -> str:
@@ -114,23 +111,21 @@ class VideoLlmTask(Task):
             tokenizer,
             process_index=process_index,
             process_count=process_count,
-            teacher_size=self.config.teacher.image_size if self.uses_teacher else None,
+            teacher=TeacherFrames.of(self.teachers.values()),
         )
 
     def batch_shapes(self) -> dict[str, Any]:
-        """Shapes of patches, layout and teacher frames."""
+        """Shapes of patches, layout and the teachers' frames."""
         row, size = RowCapacity.of_stage(self.stage), self.stage.batch_size
 
         def shape(*dims: int, dtype: Any = np.uint8) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((size, *dims), dtype)
 
         fields = zip(TokenLayout.shapes(row.tokens), TokenLayout.dtypes(), strict=True)
-        width, side = self.config.model.patch_values, self.config.teacher.image_size
+        width = self.config.model.patch_values
         layout: Any = [shape(*dims, dtype=dtype) for dims, dtype in fields]
         batch = {"patches": shape(row.patches, width), "layout": TokenLayout(*layout)}
-        if self.uses_teacher:
-            batch["teacher_frames"] = shape(row.frames, side, side, 3)
-        return batch
+        return batch | self._guidance.batch_shapes(size, row.frames) if self.teachers else batch
 
     def examples_per_step(self, tokenizer: PreTrainedTokenizerBase) -> float:
         """Estimated from the first rows if short examples share them."""
@@ -143,9 +138,8 @@ class VideoLlmTask(Task):
         model_key, heads_key = jax.random.split(key)
         inputs = dummy_inputs(self.config.model)
         params = {"elva": self._model.init(model_key, *inputs)["params"]}
-        if self.uses_teacher:
-            hidden = jnp.zeros((1, 2, self.config.model.hidden_size))
-            params["guidance"] = self._heads.init(heads_key, hidden, hidden)["params"]
+        if self.teachers:
+            params["guidance"] = self._guidance.init(heads_key)
         return params
 
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
@@ -165,8 +159,8 @@ class VideoLlmTask(Task):
             value, extra = _generation(out, head, batch, self.config.model.vocab_size)
             total += weights.generation * value
             metrics |= {"generation": value, **extra}
-        if self.uses_teacher:
-            value, extra = self._guidance(params["guidance"], frozen["teacher"], out, batch)
+        if self.teachers:
+            value, extra = self._guidance.loss(params["guidance"], frozen, out, batch)
             total, metrics = total + value, metrics | extra
         return total, metrics
 
@@ -204,6 +198,7 @@ class VideoLlmTask(Task):
                 patches=patches,
                 frames=float(np.sum([len(np.unique(row[row >= 0])) for row in layout.frame])),
                 pairs=float((lengths * (lengths + 1) / 2).sum()),
+                clips=number_of_clips(batch),
             )
         )
 
@@ -223,11 +218,7 @@ class VideoLlmTask(Task):
         total += (2 + matrices.share(table)) * flops.head(c, 1) * (text + content.visual * kept)
         total += 3 * c.num_layers * flops.layer_attention(c, pairs)
         total += 3 * 2.0 * tokens * matrices.lora_size
-        if self.uses_teacher:
-            teacher = self.config.teacher
-            total += flops.vision_tower(teacher, content.frames)
-            total += 3 * 2.0 * content.tokens * c.hidden_size * teacher.hidden_size
-        return total
+        return total + self._guidance.flops(content) if self.teachers else total
 
     def _embedding_flops(self, content: Content, matrices: TrainedMatrices) -> float:
         """Of the patch embedding, or of the encoder-based baseline's tower and projector."""
@@ -245,65 +236,9 @@ class VideoLlmTask(Task):
 
     def frame_features(
         self, params: Any, frozen: Any, out: ElvaOutput, batch: Any
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What the contrastive loss compares: ours and the teacher's [B, F, C], and valid [B, F].
-
-        Both are normalized.
-        """
-        student, features_BxFxGxGxC, valid_BxF = self._guided(
-            params["guidance"], frozen["teacher"], out, batch
-        )
-        pair = student.frame, jnp.mean(features_BxFxGxGxC, axis=(2, 3))
-        ours, theirs = (losses.l2_normalize(x.astype(jnp.float32)) for x in pair)
-        return ours, theirs, valid_BxF
-
-    def _guided(
-        self, head_params: Any, teacher_params: Any, out: ElvaOutput, batch: Any
-    ) -> tuple[Any, jax.Array, jax.Array]:
-        """The heads' output, the teacher's features [B, F, G, G, C], and which frames exist."""
-        frames_BxFxHxWx3 = batch["teacher_frames"]
-        features_BxFxGxGxC = tower_features(
-            vision_tower(self.config), teacher_params, frames_BxFxHxWx3
-        )
-        frame_hidden, valid_BxF = losses.gather_frames(
-            out.hidden, out.layout, frames_BxFxHxWx3.shape[1]
-        )
-        student = self._heads.apply({"params": head_params}, out.hidden, frame_hidden)
-        return student, features_BxFxGxGxC, valid_BxF
-
-    def _guidance(
-        self, head_params: Any, teacher_params: Any, out: ElvaOutput, batch: Any
-    ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of the tube-wise and the frame-wise term.
-
-        Each averages over its own micro-batch, and takes its negatives from there.
-        """
-        weights = self.stage.loss
-        student, features_BxFxGxGxC, valid_BxF = self._guided(
-            head_params, teacher_params, out, batch
-        )
-        total = jnp.float32(0)
-        metrics: Metrics = {}
-        if weights.tube:
-            target_BxSxC = jax.vmap(adaptive_average_pool)(
-                features_BxFxGxGxC, out.layout.frame, out.layout.cell
-            )
-            value, extra = losses.tube_loss(
-                student.tube,
-                target_BxSxC,
-                out.layout,
-                reduction=weights.tube_reduction,
-                temporal=weights.tube_temporal,
-            )
-            total, metrics = total + weights.tube * value, {**metrics, "tube": value, **extra}
-        if weights.contrastive:
-            target_BxFxC = jnp.mean(features_BxFxGxGxC, axis=(2, 3))
-            value, extra = losses.contrastive_loss(
-                student.frame, target_BxFxC, valid_BxF, student.log_temperature
-            )
-            total += weights.contrastive * value
-            metrics |= {"contrastive": value, **extra}
-        return total, metrics
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
+        """See `Guidance.frame_features`."""
+        return self._guidance.frame_features(params["guidance"], frozen, out, batch)
 
 
 def blocks_with_lengths(

@@ -1,4 +1,4 @@
-"""The weights that a stage starts from, and the frozen teacher that its loss reads."""
+"""The weights that a stage starts from, and the frozen teachers that its loss reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.config.schema import Config
+from elva_jax.config.teachers import with_teacher
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.lora import is_factor
@@ -87,16 +88,22 @@ def initial_weights(
 
 
 def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str, Any]:
-    """The trees that the stage's loss reads beside its parameters: the teacher's vision tower."""
-    if not setup.task.uses_teacher:
-        return {}
-    everywhere, shapes = replicated(setup.mesh), parameter_shapes(setup.task.config, VISION)
-    targets = {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
-        for path, shape in shapes.items()
-    }
-    params, _ = _load_teacher(setup.task, workdir, targets, load)
-    return {"teacher": unflatten_paths(params)[VISION]}
+    """The trees that the stage's loss reads beside its parameters: the teachers' vision towers.
+
+    Raises:
+      CheckpointError: a parameter is missing, or has another shape.
+      ConvertError: a Hugging Face folder that is damaged or does not fit.
+    """
+    everywhere, task, trees = replicated(setup.mesh), setup.task, {}
+    for name, teacher in task.teachers.items():
+        config = with_teacher(task.config, teacher)
+        targets = {
+            path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
+            for path, shape in parameter_shapes(config, VISION).items()
+        }
+        params, _ = _load_teacher(task, config, workdir, targets, load)
+        trees[name] = unflatten_paths(params)[VISION]
+    return trees
 
 
 def _stage_before(task: Task, exports: str) -> str | None:
@@ -122,17 +129,25 @@ def _teacher_parts(
             if path.startswith(ours)
         }
         if targets:
-            loaded, source = _load_teacher(task, workdir, targets, load)
+            loaded, source = _load_teacher(task, task.config, workdir, targets, load)
             say(f"{task.name}: takes its vision tower from {source}")
             params |= {path.replace(theirs, ours, 1): leaf for path, leaf in loaded.items()}
     return params
 
 
 def _load_teacher(
-    task: Task, workdir: Path, targets: Mapping[str, Any], load: LoadParams
+    task: Task, config: Config, workdir: Path, targets: Mapping[str, Any], load: LoadParams
 ) -> tuple[dict[str, jax.Array], str | Path]:
-    """All of `targets` by path, and their source: `teacher.init_from`, or an earlier stage."""
-    config, before = task.config, _stage_before(task, VISION)
+    """All of `targets` by path, and their source: an earlier stage, or `config.teacher.init_from`.
+
+    Args:
+      task: of the stage.
+      config: the run's, with the tower in its group `teacher`.
+      workdir: the run's.
+      targets: shapes, dtypes and shardings by path.
+      load: reads them.
+    """
+    before = _stage_before(task, VISION)
     if not (config.teacher.init_from or before):
         raise ConfigError(
             f"teacher.init_from: stage {task.name} needs a vision tower, which {config.init_from}"

@@ -55,14 +55,15 @@ class Visual:
 
     clip: Clip  # the patch grid of every frame
     patches: np.ndarray  # uint8 [N, P*P*3], in order of frames and rows
-    teacher_frames: np.ndarray | None = None  # uint8 [T, Ht, Ht, 3]; None: not requested
+    teacher_frames: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    # uint8 [T, Ht, Ht, 3] of each side Ht that was asked for
 
 
 class _Drawn(NamedTuple):
-    """A decoded frame, resized for the model and for the teacher."""
+    """A decoded frame, resized for the model and for the teachers."""
 
     sizes: SizedFrame
-    teacher: np.ndarray | None
+    teacher: tuple[np.ndarray, ...]
 
 
 def read_clip(
@@ -70,7 +71,7 @@ def read_clip(
     settings: ClipSettings,
     *,
     name: str | None = None,
-    teacher_size: int = 0,
+    teacher_sizes: Sequence[int] = (),
     span: Span = WHOLE,
 ) -> Visual:
     """Reads, samples and resizes a video or image, and cuts its frames into patches.
@@ -80,12 +81,12 @@ def read_clip(
         all are used, but by MERV).
       settings: number and sizes of the frames.
       name: name of the source in errors; by default its path.
-      teacher_size: side Ht of the square copies of the frames for a teacher; 0: no copies.
+      teacher_sizes: sides Ht of the square copies of the frames for teachers.
       span: the seconds between which frames are sampled; see `read_frames`.
 
     Returns:
-      The grids, patches uint8 [N, P*P*3] and, with `teacher_size`, teacher_frames
-      uint8 [T, Ht, Ht, 3] of the clip.
+      The grids, patches uint8 [N, P*P*3], and teacher_frames uint8 [T, Ht, Ht, 3] of the clip for
+      each of `teacher_sizes`.
 
     Raises:
       VideoError: the source cannot be read, has no frames, or a frame is not uint8 [H, W, 3].
@@ -110,7 +111,7 @@ def read_clip(
             upscale=settings.upscale,
             square=settings.square,
         )
-        return _Drawn(sizes, frame.at((teacher_size, teacher_size)) if teacher_size else None)
+        return _Drawn(sizes, tuple(frame.at((side, side)) for side in teacher_sizes))
 
     if isinstance(source, (str, Path, bytes)) or _is_paths(source):
         drawn = read_frames(
@@ -125,7 +126,10 @@ def read_clip(
     return Visual(
         clip=Clip(patch_grids(frames, settings.patch_size), bare=settings.square > 0),
         patches=patchify(frames, settings.patch_size),
-        teacher_frames=np.stack([each.teacher for each in drawn]) if teacher_size else None,
+        teacher_frames={
+            side: np.stack([each.teacher[k] for each in drawn])
+            for k, side in enumerate(teacher_sizes)
+        },
     )
 
 
@@ -163,9 +167,9 @@ def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
     starts = np.concatenate([[0], ends[:-1]])
     grids = tuple(visual.clip.grids[i] for i in indices)
     patches = np.concatenate([visual.patches[starts[i] : ends[i]] for i in indices])
-    teacher = visual.teacher_frames
+    kept = list(indices)
     return Visual(
         clip=dataclasses.replace(visual.clip, grids=grids),
         patches=patches,
-        teacher_frames=None if teacher is None else teacher[list(indices)],
+        teacher_frames={side: frames[kept] for side, frames in visual.teacher_frames.items()},
     )

@@ -8,6 +8,7 @@ from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder, ch
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.safe_read import Rejected
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.errors import RecordError
 from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid
@@ -20,8 +21,9 @@ TURNS = tuple(Turn(f"Question {'very ' * k}number {k}?", f"Answer {k}.") for k i
 def make(config, tokenizer):
     def make(teacher_size=None, **data):
         config.stages.video.data.update(data)
+        teacher = TeacherFrames(sizes=(teacher_size,) if teacher_size else ())
         return ConversationDecoder(
-            Mixture(config, "video"), config, config.stages.video, tokenizer, teacher_size
+            Mixture(config, "video"), config, config.stages.video, tokenizer, teacher
         )
 
     return make
@@ -97,7 +99,8 @@ def test_several_media_keep_their_order(make, still, data_dir):
     np.testing.assert_allclose(
         made.patches.mean(1), [15] * 6 + [20] * 4 + [60] * 4 + [100] * 4, atol=4
     )
-    np.testing.assert_allclose(made.teacher_frames.mean((1, 2, 3)), [15, 20, 60, 100], atol=4)
+    np.testing.assert_allclose(made.teacher_frames[20].mean((1, 2, 3)), [15, 20, 60, 100], atol=4)
+    assert made.media.tolist() == [0, 1, 1, 1]
     where = [np.flatnonzero(made.layout.frame == f)[0] for f in range(4)]
     between = made.layout.kind[where[0] : where[1]]
     assert (between == Kind.TEXT).any()
@@ -133,7 +136,7 @@ def test_hybrid_resolution_equals_inference_and_the_teacher_has_the_same_frames(
         grid for grid in seen.clip.grids for _ in range(grid[0] * grid[1])
     ]
     brightness = [5, 25, 65, 85, 105]
-    np.testing.assert_allclose(made.teacher_frames.mean((1, 2, 3)), brightness, atol=4)
+    np.testing.assert_allclose(made.teacher_frames[20].mean((1, 2, 3)), brightness, atol=4)
     np.testing.assert_allclose(
         made.patches.mean(1), np.repeat(brightness, [r * c for r, c in seen.clip.grids]), atol=4
     )
@@ -154,7 +157,7 @@ def test_media_of_dropped_turns_are_dropped(make, still):
         (Turn("<image> Who?", "A dog."), Turn("<image> And " + "who " * 60 + "?", "A cat.")),
     )
     made = make(seq_len=100, teacher_size=20).prepare(example, np.random.default_rng(0))
-    assert made.counts.frames == len(made.teacher_frames) == 1
+    assert made.counts.frames == len(made.teacher_frames[20]) == len(made.media) == 1
     assert len(made.patches) == made.counts.patches == 6
 
 
@@ -170,12 +173,12 @@ def test_encoder_reads_the_frames_of_the_teacher(make, config, still):
     assert not {Kind.FRAME, Kind.LINE} & set(made.layout.kind.tolist())
     assert made.counts.frames == 2
     seen = made.patches.reshape(2, 2, 2, 16, 16, 3).swapaxes(2, 3).reshape(2, 32, 32, 3)
-    np.testing.assert_array_equal(seen, made.teacher_frames[:, :32, :32])
+    np.testing.assert_array_equal(seen, made.teacher_frames[36][:, :32, :32])
 
 
 def test_conversation_without_media_is_decoded(make):
     made = make(teacher_size=20).prepare(Example("x", (), TURNS[:1]), np.random.default_rng(0))
-    assert (made.counts.patches, made.patches.shape, made.teacher_frames.shape) == (
+    assert (made.counts.patches, made.patches.shape, made.teacher_frames[20].shape) == (
         0,
         (0, 768),
         (0, 20, 20, 3),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from elva_jax.config import schema
 from elva_jax.data.collate import PackedCollator
 from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows, simulate
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.video.layout import Clip, Counts, Kind, Text, build_layout, count
 
 CAPACITY = RowCapacity(10, 8, 3, 9)
@@ -125,6 +126,9 @@ def test_capacity_names_the_exceeded_fields():
     ]
 
 
+BOTH = TeacherFrames(sizes=(4, 6), media=True)
+
+
 def sample(value, grids, text=3):
     layout = build_layout([Clip(grids), Text([value] * text)])
     counts = count(layout)
@@ -132,7 +136,10 @@ def sample(value, grids, text=3):
     return Sample(
         layout=layout,
         patches=patches,
-        teacher_frames=np.full((counts.frames, 4, 4, 3), value, np.uint8),
+        teacher_frames={
+            side: np.full((counts.frames, side, side, 3), value, np.uint8) for side in (4, 6)
+        },
+        media=np.zeros(counts.frames, np.int32),
         counts=counts,
     )
 
@@ -140,24 +147,27 @@ def sample(value, grids, text=3):
 def test_collated_rows_index_their_own_patches_and_frames():
     samples = [sample(10, [(1, 2), (1, 2)]), sample(50, [(2, 2)]), sample(90, [(1, 1)])]
     capacity = RowCapacity(40, 12, 4, 40)
-    collator = PackedCollator(capacity=capacity, patch_width=12, teacher_size=4)
+    collator = PackedCollator(capacity=capacity, patch_width=12, teacher=BOTH)
     batch = collator([samples[:2], samples[2:]])
     layout = batch["layout"]
     assert batch["patches"].shape == (2, 12, 12)
-    assert batch["teacher_frames"].shape == (2, 4, 4, 4, 3)
+    assert {side: frames.shape for side, frames in batch["teacher_frames"].items()} == {
+        4: (2, 4, 4, 4, 3),
+        6: (2, 4, 6, 6, 3),
+    }
+    np.testing.assert_array_equal(batch["teacher_media"], [[0, 0, 1, -1], [0, -1, -1, -1]])
     assert all(field.shape[:2] == (2, 40) for field in layout)
     for r, k, name in ((0, 1, 10), (0, 2, 50), (1, 1, 90)):
         mine = layout.segment[r] == k
         index = layout.patch_index[r][mine & (layout.kind[r] == Kind.PATCH)]
         np.testing.assert_array_equal(batch["patches"][r][index, 0], name + np.arange(len(index)))
         frames = np.unique(layout.frame[r][mine & (layout.frame[r] >= 0)])
-        assert np.all(batch["teacher_frames"][r][frames] == name)
+        for seen in batch["teacher_frames"].values():
+            assert np.all(seen[r][frames] == name)
     assert not batch["patches"][1, 1:].any()
-    assert not batch["teacher_frames"][1, 1:].any()
+    assert not any(seen[1, 1:].any() for seen in batch["teacher_frames"].values())
 
 
-@pytest.mark.parametrize("teacher_size", [None, 0])
-def test_no_teacher_frames_by_default(teacher_size):
-    capacity = RowCapacity(10, 2, 1, 10)
-    collator = PackedCollator(capacity=capacity, patch_width=12, teacher_size=teacher_size)
+def test_no_teacher_frames_by_default():
+    collator = PackedCollator(capacity=RowCapacity(10, 2, 1, 10), patch_width=12)
     assert set(collator([[sample(1, [(1, 1)])]])) == {"patches", "layout"}

@@ -10,6 +10,7 @@ from elva_jax.config import schema
 from elva_jax.data import mixture, sources
 from elva_jax.data.batches import caption_batches, conversation_batches, conversations_per_step
 from elva_jax.data.iterator_state import redistribute
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.errors import DataError
 from elva_jax.video.layout import Kind
 
@@ -315,7 +316,7 @@ def test_too_many_bad_records_stop_the_run(make, config, limit, dropped):
 def test_rows_contain_the_frames_of_their_text(make, config, tokenizer):
     """The answer names record k; its frames f = 1, 3, 5 have gray levels (5 k + 20 f) mod 250."""
     config.stages.video.data.mixture.a.tasks = ("object",)
-    batches, records = make(teacher_size=24), set()
+    batches, records = make(teacher=TeacherFrames(sizes=(24,))), set()
     for batch in take(batches, 4):
         layout = batch["layout"]
         names = iter(answers(batch, tokenizer))
@@ -337,7 +338,7 @@ def test_rows_contain_the_frames_of_their_text(make, config, tokenizer):
                     assert len(index) == (6 if k % 2 else 4)
                     np.testing.assert_allclose(batch["patches"][r][index], brightness, atol=4)
                     np.testing.assert_allclose(
-                        batch["teacher_frames"][r][frame], brightness, atol=4
+                        batch["teacher_frames"][24][r][frame], brightness, atol=4
                     )
     assert records == set(range(24))
 

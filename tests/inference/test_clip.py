@@ -11,6 +11,7 @@ from PIL import Image
 from elva_jax.cli import main
 from elva_jax.data.decode_example import ConversationDecoder
 from elva_jax.data.example import Example, Media, Turn
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.errors import ElvaError, VideoError
 from elva_jax.inference.model import ElvaModel
 from elva_jax.video.clip import ClipSettings, read_clip
@@ -166,7 +167,7 @@ def test_training_and_inference_read_identical_pixels(config, params, tokenizer,
         Image.fromarray(pixels).save(image, "PNG")
         source = image.getvalue()
     data.update(seq_len=10_000, max_patches=10_000, max_frames=100)
-    decoder = ConversationDecoder(None, config, stage, tokenizer, 24)
+    decoder = ConversationDecoder(None, config, stage, tokenizer, TeacherFrames(sizes=(24,)))
     example = Example("x", (Media(source, kind),), (Turn(QUESTION, "Red."),))
     trained = decoder.prepare(example, np.random.default_rng(0))
     reader = ElvaModel(config, {"elva": params}, tokenizer)
@@ -175,7 +176,7 @@ def test_training_and_inference_read_identical_pixels(config, params, tokenizer,
     cells = trained.layout.cell[trained.layout.kind == Kind.PATCH]
     alone = build_layout([asked.clip])
     np.testing.assert_array_equal(cells, alone.cell[alone.kind == Kind.PATCH])
-    assert len(trained.teacher_frames) == len(asked.clip.grids)
+    assert len(trained.teacher_frames[24]) == len(asked.clip.grids)
 
 
 class Stopped(Exception):

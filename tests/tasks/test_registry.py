@@ -64,7 +64,7 @@ def config(monkeypatch):
 def test_it_is_found_and_learns(config):
     task, mesh = make_task(config, "points"), make_mesh(config.mesh)
     assert task_of(config.stages.points) is Line
-    assert not task.uses_teacher
+    assert not task.teachers
     assert task.decoder_pieces() == []
     task.check_mesh(mesh)
     setup = set_up(task, mesh, 60)

@@ -194,8 +194,8 @@ WHOLE = (*MERGED[:2], answer(0, 1, 0, True, 3.0), *MERGED[3:])
 
 def test_each_evaluator_by_hand():
     frames = Frames(  # the second frame is nearest to the third, of the same example
-        ours=np.float32([[1, 0], [0, 1], [0.1, 0.9]]),
-        theirs=np.float32([[1, 0], [0.2, 0.9], [0, 1]]),
+        ours={"a": np.float32([[1, 0], [0, 1], [0.1, 0.9]])},
+        theirs={"a": np.float32([[1, 0], [0.2, 0.9], [0, 1]])},
         example=np.array([0, 1, 1]),
     )
     observed = Observations(answers={True: MERGED, False: WHOLE}, merging=True, frames=frames)
@@ -217,6 +217,17 @@ def test_each_evaluator_by_hand():
         "merging/choice": 1 / 2 - 1,
     }
     assert dict(retrieval.evaluate(observed)) == {"retrieval": 2 / 3, "retrieval/video": 1.0}
+    # A second teacher tells the two frames apart that the first one does not, and no examples.
+    apart = np.float32([[0, 1], [1, 0], [0, 1]])
+    frames.ours["b"] = frames.theirs["b"] = apart
+    assert dict(retrieval.evaluate(observed)) == {
+        "retrieval": 1.0,
+        "retrieval/video": 1.0,
+        "retrieval/frame/a": 2 / 3,
+        "retrieval/video/a": 1.0,
+        "retrieval/frame/b": 2 / 3,
+        "retrieval/video/b": 1.0,
+    }
 
 
 def test_options_are_texts_or_letters_and_without_a_right_one_not_scored():

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from elva_jax.checkpoints.restore import load_run
+from elva_jax.config import schema
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.hf.load import load_params
@@ -51,9 +52,13 @@ def siglip(tmp_path_factory):
     return folder
 
 
-def teacher_of(config, workdir):
+def teachers_of(config, workdir):
     setup = set_up(make_task(config, "image"), make_mesh(config.mesh), 1)
-    return frozen_trees(setup, workdir, load_params)["teacher"]
+    return frozen_trees(setup, workdir, load_params)
+
+
+def teacher_of(config, workdir):
+    return teachers_of(config, workdir)["teacher"]
 
 
 def run_of(tiny_run, data_dir, stage, **settings):
@@ -129,7 +134,7 @@ def test_guided_stage_uses_a_siglip_teacher(tiny_run, data_dir, siglip, tmp_path
     )
 
 
-def test_guided_stage_uses_an_eva_clip_teacher(tiny_run, data_dir, tmp_path):
+def test_guided_stage_uses_a_siglip_and_an_eva_clip_teacher(tiny_run, data_dir, siglip, tmp_path):
     vision = {
         "eva_model_name": "eva-clip-tiny",
         "image_size": 32,
@@ -173,15 +178,21 @@ def test_guided_stage_uses_an_eva_clip_teacher(tiny_run, data_dir, tmp_path):
     (folder / "config.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision}))
     state = {f"visual.{name}": torch.randn(shape, generator=rng) for name, shape in shapes.items()}
     safetensors.torch.save_file(state, folder / "model.safetensors")
-    config = run_of(
-        tiny_run, data_dir, "image", teacher__init_from=folder, teacher__kind="eva_clip"
-    )
+    config = run_of(tiny_run, data_dir, "image")
+    for name, kind, source in (("siglip", "siglip", siglip), ("eva", "eva_clip", folder)):
+        config.teachers[name] = schema.ConfigDict(config.teacher.to_dict())
+        config.teachers[name].update(kind=kind, init_from=str(source), weight=0.5)
     assert train(config, tmp_path / "run") == 0
-    assert all(
-        np.isfinite(line["loss"]) and line["tube"] > 0
-        for line in read_metrics(tmp_path / "run" / "image")
-    )
-    config.teacher.kind = "eva02_clip"
+    for line in read_metrics(tmp_path / "run" / "image"):
+        assert np.isfinite(line["loss"])
+        for term in ("tube", "contrastive"):
+            each = [line[f"{term}/{name}"] for name in ("siglip", "eva")]
+            assert min(each) > 0
+            np.testing.assert_allclose(line[term], 0.5 * sum(each), rtol=1e-6)
+    trees = teachers_of(config, tmp_path)
+    np.testing.assert_array_equal(trees["eva"]["post_norm_bias"], state["visual.norm.bias"])
+    assert "head" in trees["siglip"]
+    config.teachers.eva.kind = "eva02_clip"
     with pytest.raises(
         ConvertError, match=r"kind is eva_clip, the run has teacher\.kind = eva02_clip"
     ):

@@ -93,11 +93,15 @@ def random_batch(config, stage_name: str, seed: int = 0):
         pack([example(1 + row % 4 + k) for k in range(1 + row % 2)], data.seq_len)
         for row in range(rows)
     ]
-    side = config.teacher.image_size
+    sides = {teacher.image_size for teacher in config.teachers.values()}
+    sides = sides or {config.teacher.image_size}
     return {
         "patches": rng.integers(
             0, 256, (rows, data.max_patches, config.model.patch_size**2 * 3), np.uint8
         ),
         "layout": TokenLayout(*(np.stack(field) for field in zip(*layouts, strict=True))),
-        "teacher_frames": rng.integers(0, 256, (rows, data.max_frames, side, side, 3), np.uint8),
+        "teacher_frames": {
+            side: rng.integers(0, 256, (rows, data.max_frames, side, side, 3), np.uint8)
+            for side in sorted(sides)
+        },
     }

@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of each step for one clip, interleaved."""
+    import numpy as np
+
     from elva_jax.data.collate import PackedCollator
     from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample
     from elva_jax.video.layout import Clip, Counts, Text, TokenLayout, build_layout, count
@@ -106,7 +108,11 @@ def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     layout, counts = lay_out()
     sample = Sample(
-        layout=layout, patches=patchify(frames, size), teacher_frames=None, counts=counts
+        layout=layout,
+        patches=patchify(frames, size),
+        teacher_frames={},
+        media=np.zeros(len(frames), np.int32),
+        counts=counts,
     )
     capacity = RowCapacity(counts.tokens, counts.patches, counts.frames, counts.tokens)
 

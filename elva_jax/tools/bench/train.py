@@ -85,7 +85,7 @@ def measure_step(task: Task, repeats: int) -> dict[str, Any]:
     task.check_mesh(mesh)
     setup, batch = set_up(task, mesh, steps=1000), random_batch(task)
     state, step = fresh_state(setup, {}), TrainStep(setup)
-    frozen, rows = _teacher(task), shard_batch(batch, mesh)
+    frozen, rows = _teachers(task), shard_batch(batch, mesh)
     metrics: Any = None
 
     def run_step() -> None:
@@ -105,22 +105,24 @@ def measure_step(task: Task, repeats: int) -> dict[str, Any]:
     }
 
 
-def _teacher(task: Task) -> dict[str, Any]:
+def _teachers(task: Task) -> dict[str, Any]:
     """The stage's frozen trees, with random weights."""
     import jax
     import numpy as np
 
+    from elva_jax.config.teachers import with_teacher
     from elva_jax.models.build import parameter_shapes
     from elva_jax.utils.trees import unflatten_paths
 
-    if not task.uses_teacher:
-        return {}
-    rng, shapes = np.random.default_rng(0), parameter_shapes(task.config, "vision")
-    leaves = {
-        path: jax.numpy.asarray(rng.normal(0, 0.02, shape), "float32")
-        for path, shape in shapes.items()
-    }
-    return {"teacher": unflatten_paths(leaves)["vision"]}
+    rng, trees = np.random.default_rng(0), {}
+    for name, teacher in task.teachers.items():
+        shapes = parameter_shapes(with_teacher(task.config, teacher), "vision")
+        leaves = {
+            path: jax.numpy.asarray(rng.normal(0, 0.02, shape), "float32")
+            for path, shape in shapes.items()
+        }
+        trees[name] = unflatten_paths(leaves)["vision"]
+    return trees
 
 
 def show(report: dict[str, Any]) -> str:

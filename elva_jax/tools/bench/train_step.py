@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from elva_jax.data.packing import RowCapacity
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.tasks.base import Task
 from elva_jax.tools.bench.random_model import random_patches
 from elva_jax.tools.bench.timing import spread
@@ -47,12 +48,17 @@ def random_batch(task: Task, seed: int = 0) -> dict[str, Any]:
     patches = np.zeros((most.patches, width), np.uint8)
     used = random_patches([grid] * (frames * count), width, "typical", seed)
     patches[: len(used)] = used
-    size, image = stage.batch_size, task.config.teacher.image_size
+    size, seen = stage.batch_size, TeacherFrames.of(task.teachers.values())
     batch = {"patches": np.stack([patches] * size), "layout": TokenLayout.stack([layout] * size)}
-    if task.uses_teacher:
-        batch["teacher_frames"] = rng.integers(
-            0, 256, (size, most.frames, image, image, 3), np.uint8
-        )
+    if seen.sizes:
+        batch["teacher_frames"] = {
+            side: rng.integers(0, 256, (size, most.frames, side, side, 3), np.uint8)
+            for side in seen.sizes
+        }
+    if seen.media:
+        media = np.full(most.frames, -1, np.int32)
+        media[: frames * count] = np.repeat(np.arange(count), frames)
+        batch["teacher_media"] = np.stack([media] * size)
     return batch
 
 

@@ -104,6 +104,8 @@ def show(report: dict[str, Any]) -> str:
         "From all overlapped to nothing",
         _time_table(stages),
     ]
+    if any(stage["teachers"] for stage in stages):
+        out += ["Each teacher on a device", _teachers_table(stages)]
     if any(stage["collectives"] for stage in stages):
         out += ["What one device sends in a step", _collectives_table(stages)]
     out += [f"{stage['stage']}: {line}" for stage in stages for line in stage["advice"]]
@@ -143,6 +145,25 @@ def _time_table(stages: list[dict[str, Any]]) -> str:
         )
     limits = (f"{name} s" for name in times)
     return text_table(("stage", "steps", "PFLOP", *limits, "step s", "tokens/s", "days"), rows)
+
+
+def _teachers_table(stages: list[dict[str, Any]]) -> str:
+    rows = [
+        (
+            stage["stage"],
+            row["name"],
+            row["kind"],
+            row["frames_of_a_row"],
+            _gib(row["parameters"]),
+            _gib(row["features"]),
+            f"{row['flops'] / 1e15:.2f}",
+            f"{row['seconds']:.2f}",
+        )
+        for stage in stages
+        for row in stage["teachers"]
+    ]
+    columns = ("stage", "teacher", "kind", "frames of a row", "parameters", "features", "PFLOP")
+    return text_table((*columns, "s"), rows, words=4)
 
 
 def _collectives_table(stages: list[dict[str, Any]]) -> str:

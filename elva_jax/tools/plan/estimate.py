@@ -34,6 +34,12 @@ def rows(task: Task, mesh: Mapping[str, int]) -> tuple[int, int]:
     return task.stage.batch_size // parts, accumulate
 
 
+def clips(task: Task) -> int:
+    """Videos of a row, which a teacher of clips sees one by one, if all have the stage's frames."""
+    data = task.stage.data
+    return max(data.max_frames // data.num_frames, 1)
+
+
 def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
     """FLOPs of attention in one device's step, which the compiled stand-in leaves out.
 

@@ -106,23 +106,25 @@ class _Instruction:
 _Computation = dict[str, _Instruction]
 
 
-def read(text: str, devices: int) -> Program:
+def read(text: str, devices: int, open_trips: int = 0) -> Program:
     """Reads `compiled.as_text()`.
 
     Args:
       text: the optimized program.
       devices: the number of devices it is for.
+      open_trips: how often a loop runs whose length only the data tell, such as that over the
+        videos of a row; 0: there is none.
 
     Raises:
-      ElvaError: a loop with products or collectives does not state its trip count, or replica
-        groups are written in an unknown way.
+      ElvaError: a loop with products or collectives does not state its trip count where there
+        should be none, or replica groups are written in an unknown way.
     """
-    return _Reader(text, devices).read()
+    return _Reader(text, devices, open_trips).read()
 
 
 class _Reader:
-    def __init__(self, text: str, devices: int):
-        self._devices = devices
+    def __init__(self, text: str, devices: int, open_trips: int):
+        self._devices, self._open_trips = devices, open_trips
         self._computations: dict[str, _Computation] = {}
         self._entry = name = ""
         for line in text.splitlines():
@@ -165,6 +167,8 @@ class _Reader:
             return 1
         if found := _TRIPS.search(line.rest):
             return int(found[1])
+        if self._open_trips:
+            return self._open_trips
         inner = self._computations[body].values()
         if any(other.op == "dot" or other.op.startswith(KINDS) for other in inner):
             raise ElvaError(

@@ -22,13 +22,15 @@ from ml_collections import ConfigDict
 
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import typed
+from elva_jax.config.teachers import with_teacher
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.errors import ElvaError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
 from elva_jax.parallel.mesh import batch_sharding, replicated
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.registry import make_task
-from elva_jax.tools.plan import hlo
+from elva_jax.tools.plan import estimate, hlo
 from elva_jax.tools.plan.attention import fused_shapes
 from elva_jax.training.optimizer import trained_part
 from elva_jax.training.setup import set_up
@@ -104,8 +106,13 @@ def compile_stage(config: ConfigDict | Config, name: str, mesh: Mesh, steps: int
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
         counts={"all": _count(params), "trained": _count(trained)},
-        program=hlo.read(compiled.as_text(), mesh.size),
+        program=hlo.read(compiled.as_text(), mesh.size, open_trips=_open_trips(setup.task)),
     )
+
+
+def _open_trips(task: Task) -> int:
+    """How often the loop over the videos of a row runs; 0: no teacher sees clips."""
+    return estimate.clips(task) if TeacherFrames.of(task.teachers.values()).media else 0
 
 
 def _in_float16(config: Config, name: str) -> Config:
@@ -135,15 +142,16 @@ def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
 
 
 def teacher_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
-    """The shapes of a task's frozen trees: the teacher's vision tower on every device, if any."""
-    if not task.uses_teacher:
-        return {}
-    where, shapes = replicated(mesh), parameter_shapes(task.config, "vision")
-    leaves = {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-        for path, shape in shapes.items()
-    }
-    return {"teacher": unflatten_paths(leaves)["vision"]}
+    """The shapes of a task's frozen trees: the teachers' vision towers on every device."""
+    where, trees = replicated(mesh), {}
+    for name, teacher in task.teachers.items():
+        shapes = parameter_shapes(with_teacher(task.config, teacher), "vision")
+        leaves = {
+            path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+            for path, shape in shapes.items()
+        }
+        trees[name] = unflatten_paths(leaves)["vision"]
+    return trees
 
 
 def local_bytes(tree: Any) -> int:

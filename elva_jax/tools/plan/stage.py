@@ -16,6 +16,7 @@ from elva_jax.tools.plan.hardware import EFFICIENCY, GIB, NETWORK_EFFICIENCY, US
 from elva_jax.tools.plan.hlo import Collective
 from elva_jax.tools.plan.program import Compiled, compile_stage
 from elva_jax.tools.plan.schedule import schedule
+from elva_jax.tools.plan.teachers import plan_teachers
 
 DAY = 86_400
 
@@ -54,6 +55,7 @@ def plan_stage(task: Task, mesh: Mesh, device: Device) -> dict[str, Any]:
         "flops": work,
         "collectives": moved,
         "seconds": {**seconds, "overlapped": overlapped, "one_by_one": one_by_one},
+        "teachers": plan_teachers(task, axes, device),
         "tokens_per_second": [steps.tokens / one_by_one, steps.tokens / overlapped],
         "steps": {"count": steps.steps, "tokens": steps.tokens, "source": steps.source},
         "days": [steps.steps * overlapped / DAY, steps.steps * one_by_one / DAY],

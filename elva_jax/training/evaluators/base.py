@@ -52,10 +52,10 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Normalized features of all held-out frames."""
+    """Normalized features of all held-out frames, by teacher."""
 
-    ours: np.ndarray  # float32 [M, C], of the frame head
-    theirs: np.ndarray  # float32 [M, C], of the teacher
+    ours: dict[str, np.ndarray]  # float32 [M, C], of the frame head
+    theirs: dict[str, np.ndarray]  # float32 [M, C], of the teacher
     example: np.ndarray  # int [M]
 
 

@@ -29,6 +29,7 @@ from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows
 from elva_jax.data.safe_read import Rejected, read_safely
 from elva_jax.data.sources import check_files
+from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.tasks.base import Task
 from elva_jax.training.evaluators.base import Candidate
 
@@ -61,7 +62,7 @@ class HeldOut:
       task: of the stage.
       tokenizer: the run's.
       options: whether options are scored, or reference answers alone.
-      teacher: whether rows need the teacher's frames.
+      teacher: whether rows need the teachers' frames.
 
     Attributes:
       rejected: the examples that cannot be read, after the first pass.
@@ -82,12 +83,12 @@ class HeldOut:
         )
         stage = dataclasses.replace(stage, data=data)
         config = dataclasses.replace(task.config, stages={**task.config.stages, name: stage})
-        side = config.teacher.image_size if teacher else None
+        frames = TeacherFrames.of(task.teachers.values() if teacher else ())
         self._mixture = Mixture(config, name)
-        self._decoder = ConversationDecoder(self._mixture, config, stage, tokenizer, side)
+        self._decoder = ConversationDecoder(self._mixture, config, stage, tokenizer, frames)
         self._capacity, self._pack = RowCapacity.of_stage(stage), data.pack
         self._collator = PackedCollator(
-            capacity=self._capacity, patch_width=config.model.patch_values, teacher_size=side
+            capacity=self._capacity, patch_width=config.model.patch_values, teacher=frames
         )
         self._rows = stage.batch_size // stage.optimizer.accumulate // self._processes
         self._examples, self._options = settings.examples, options

@@ -211,11 +211,13 @@ def _answers(rows: Rows, scores: Mapping[str, np.ndarray]) -> Iterator[Answer]:
             )
 
 
-def _frames(scores: Mapping[str, np.ndarray]) -> Frames:
+def _frames(scores: Mapping[str, Any]) -> Frames:
     """The frames of the rows of all processes."""
     valid = scores["valid"] & (scores["owner"] >= 0)
     return Frames(
-        ours=scores["ours"][valid], theirs=scores["theirs"][valid], example=scores["owner"][valid]
+        ours={name: found[valid] for name, found in scores["ours"].items()},
+        theirs={name: found[valid] for name, found in scores["theirs"].items()},
+        example=scores["owner"][valid],
     )
 
 
@@ -223,9 +225,15 @@ def _join(parts: list[Frames]) -> Frames:
     """All frames in the order of their examples, however rows were packed."""
     example = np.concatenate([part.example for part in parts])
     order = np.argsort(example, kind="stable")
+
+    def ordered(features: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {
+            name: np.concatenate([part[name] for part in features])[order] for name in features[0]
+        }
+
     return Frames(
-        ours=np.concatenate([part.ours for part in parts])[order],
-        theirs=np.concatenate([part.theirs for part in parts])[order],
+        ours=ordered([part.ours for part in parts]),
+        theirs=ordered([part.theirs for part in parts]),
         example=example[order],
     )
 

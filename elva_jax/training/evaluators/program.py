@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from elva_jax.models.qwen2 import vocabulary_head
 from elva_jax.parallel.collectives import barrier
@@ -31,7 +30,7 @@ class ScoreRows:
         self._function = jax.jit(self._scores, out_shardings=replicated(setup.mesh))
         self._program: jax.stages.Compiled | None = None
 
-    def __call__(self, params: Any, frozen: Any, rows: Any) -> dict[str, np.ndarray]:
+    def __call__(self, params: Any, frozen: Any, rows: Any) -> dict[str, Any]:
         """The scores of the rows of all processes.
 
         Args:
@@ -41,8 +40,8 @@ class ScoreRows:
 
         Returns:
           row [B]; weight, nll and hit [B, S] of the tokens after merging, of which those with a
-          weight are learned; overflow []; and with features ours and theirs [B, F, C], valid [B, F]
-          and owner [B, F] as in `rows`.
+          weight are learned; overflow []; and with features ours and theirs [B, F, C] by teacher,
+          valid [B, F] and owner [B, F] as in `rows`.
         """
         batch = shard_batch(rows, self._setup.mesh)
         if self._program is None:
@@ -51,7 +50,7 @@ class ScoreRows:
             barrier(f"evaluation compiled, merging {self._merging}")
         return jax.device_get(self._program(params, frozen, batch))
 
-    def _scores(self, params: Any, frozen: Any, batch: Any) -> dict[str, jax.Array]:
+    def _scores(self, params: Any, frozen: Any, batch: Any) -> dict[str, Any]:
         task: Any = self._setup.task
         assert isinstance(task, VideoLlmTask)  # `config.validate` refuses others
         out = task.forward(params, batch, merging=self._merging)
@@ -59,7 +58,7 @@ class ScoreRows:
         head = vocabulary_head(params["elva"]["decoder"])
         nll, hit = losses.token_scores(out.hidden, head, out.layout.target, chunk)
         overflow = sum((jnp.sum(merge.overflow) for merge in out.merges), jnp.int32(0))
-        scores = {
+        scores: dict[str, Any] = {
             "row": batch["row"],
             "weight": out.layout.loss_weight,
             "nll": nll,

@@ -1,12 +1,15 @@
-"""Retrieval by the contrastive head, among all held-out frames or videos.
+"""Retrieval by the contrastive heads, among all held-out frames or videos.
 
 retrieval          share of frames whose <FRAME> feature is nearest to the teacher's of that frame
 retrieval/video    the same for the means over the frames of each example
+
+With several teachers, nearest is by the mean of the cosines over them, and retrieval/frame/NAME
+and retrieval/video/NAME are those of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -18,14 +21,28 @@ def evaluate(observed: Observations) -> Iterator[tuple[str, float]]:
     frames = observed.frames
     if frames is None or not len(frames.example):
         return
-    yield "retrieval", recall(frames.ours, frames.theirs)
     _, index_M = np.unique(frames.example, return_inverse=True)
-    yield ("retrieval/video", recall(_means(frames.ours, index_M), _means(frames.theirs, index_M)))
+    pairs = {name: (ours, frames.theirs[name]) for name, ours in frames.ours.items()}
+    means = {
+        name: (_means(ours, index_M), _means(theirs, index_M))
+        for name, (ours, theirs) in pairs.items()
+    }
+    yield "retrieval", recall(pairs.values())
+    yield "retrieval/video", recall(means.values())
+    if len(pairs) > 1:
+        for name in pairs:
+            yield f"retrieval/frame/{name}", recall([pairs[name]])
+            yield f"retrieval/video/{name}", recall([means[name]])
 
 
-def recall(ours_NxC: np.ndarray, theirs_NxC: np.ndarray) -> float:
-    """The share of rows of `ours` whose most similar row of `theirs` is the one of their number."""
-    nearest_N = np.argmax(ours_NxC @ theirs_NxC.T, axis=1)
+def recall(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The share of rows of ours whose most similar row of theirs is the one of their number.
+
+    Args:
+      pairs: ours and theirs [N, C] of each teacher; the products of all are added.
+    """
+    products_NxN = sum(ours_NxC @ theirs_NxC.T for ours_NxC, theirs_NxC in pairs)
+    nearest_N = np.argmax(products_NxN, axis=1)
     return float(np.mean(nearest_N == np.arange(len(nearest_N))))
 
 
