@@ -30,6 +30,7 @@ def whole():
         held_out = schema.source("moving_shapes/easy", "validation")
         config.stages.image.eval.mixture.images = held_out
         config.teachers.images = schema.tower()
+        config.teachers.images.init_from = "towers/images"
         config.encoders.images = schema.tower()
     return config
 
