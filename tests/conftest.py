@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the proces
     flags = ["--xla_backend_optimization_level=0"]
     if version("jaxlib").startswith("0.10."):  # XLA aborts where it does not know a flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags.append("--xla_cpu_parallel_codegen_split_count=1")  # the other cores run tests
     given = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in flags if flag not in given), *given])
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a developer's own folder is kept
@@ -49,9 +50,15 @@ CHECKED = (
 CONF = "beartype.BeartypeConf(is_pep484_tower=True)"
 install_import_hook([f"elva_jax.{name}" for name in CHECKED], f"beartype.beartype(conf={CONF})")
 
+gc.set_threshold(20_000, 20, 20)  # tracing makes many objects that stay
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("elva", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("elva")
+
+
+def pytest_collection_finish():
+    """Exempts from garbage collection what lives as long as the process."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
