@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from elva_jax.errors import LayoutError
+from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.inference.batching import split_prompt
 from elva_jax.inference.engine import Engine
+from elva_jax.inference.fusion import WEIGHTED, FusionWeights, fusion_weights, has_weights
 from elva_jax.inference.hidden import HiddenStates
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt
@@ -140,6 +141,28 @@ class Inspection(PromptReader):
             prefilled = self.prefill([visuals], prompts=[prompt], merging=merging)
             ((answer,),) = prefilled.generate([[prompt]], max_new_tokens, sampling=sampling)
         return trace_of(prefilled, answer, prompt_tokens(prefilled, prompt), seconds, sampling)
+
+    def fusion_weights(
+        self, media: Media, *, frames: int | Hybrid | None = None
+    ) -> tuple[FusionWeights, ...]:
+        """How much each encoder of a MERV takes part in each video or image.
+
+        Returns:
+          One dictionary for each of the media, from the encoder's name to its weight; the weights
+          of a video add up to 1. `trace` has them, too.
+
+        Raises:
+          ConfigError: a model that gives its encoders no weights.
+          VideoError: media that cannot be read.
+        """
+        config = self.model_config
+        if not has_weights(config):
+            fusion = f", and model.merv.fusion {config.merv.fusion}" if config.encoders else ""
+            raise ConfigError(
+                f"the model has no fusion weights: model.patch_embed is {config.patch_embed}"
+                f"{fusion}; they need merv with fusion {' or '.join(WEIGHTED)}"
+            )
+        return fusion_weights(self.engine, self.read_all(media, frames))
 
     def _stretch(self, parts: Sequence[Text | Clip]) -> int:
         """How RoPE is scaled for a whole prompt, which must end with text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from elva_jax.inference import long_answers
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
 from elva_jax.inference.engine import Decoding, Progress, Questions
+from elva_jax.inference.fusion import FusionWeights, fusion_weights, has_weights
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.parts import shown
@@ -55,6 +57,14 @@ class Prefilled:
     prefix_tokens: tuple[int, ...]  # of each row, before any merging
     prefix: Prefix  # of grid_batch(rows) rows
     merging: bool | Merging  # as it was prefilled with
+
+    @functools.cached_property
+    def fusion_weights(self) -> tuple[tuple[FusionWeights | None, ...], ...]:
+        """Of each video of each row: the weights of a MERV's encoders, or None without any."""
+        engine = self.model.engine
+        if not has_weights(engine.config):
+            return tuple((None,) * len(row) for row in self.media)
+        return tuple(fusion_weights(engine, row) for row in self.media)
 
     def generate(
         self,

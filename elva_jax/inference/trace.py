@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.batching import split_prompt
+from elva_jax.inference.fusion import FusionWeights
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.prefilled import Answer, Prefilled
 from elva_jax.inference.sampling import Sampling
@@ -34,10 +36,22 @@ class MediumFacts:
     Attributes:
       frames: how many frames.
       sizes: (height, width) in pixels of these frames, each size once.
+      fusion_weights: of each encoder of a MERV; None for other models, and for fusions without
+        weights.
     """
 
     frames: int
     sizes: tuple[tuple[int, int], ...]
+    fusion_weights: Mapping[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON; fusion weights only where there are some."""
+        facts: dict[str, Any] = {"frames": self.frames, "sizes": self.sizes}
+        if self.fusion_weights is not None:
+            facts["fusion_weights"] = {
+                name: round(weight, 6) for name, weight in self.fusion_weights.items()
+            }
+        return facts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +109,7 @@ class Trace:
                 "tokens_per_second": round(self.tokens_per_second, 3),
             },
             "memory": {"device_peak": self.device_peak, "host_peak": self.host_peak},
-            "media": [dataclasses.asdict(medium) for medium in self.media],
+            "media": [medium.to_dict() for medium in self.media],
             "sampling": dataclasses.asdict(self.sampling),
         }
 
@@ -125,7 +139,10 @@ def trace_of(
         seconds=dict(seconds),
         device_peak=device_peak(),
         host_peak=host_peak(),
-        media=tuple(map(_facts, media)),
+        media=tuple(
+            _facts(visual, prefilled.model.model_config, weights)
+            for visual, weights in zip(media, prefilled.fusion_weights[0], strict=True)
+        ),
         sampling=sampling,
     )
 
@@ -145,10 +162,15 @@ def _merges(prefilled: Prefilled, prompt_tokens: int) -> Iterator[MergeCount]:
         before = left
 
 
-def _facts(visual: Visual) -> MediumFacts:
-    side = round((visual.patches.shape[1] / 3) ** 0.5)
-    sizes = dict.fromkeys((rows * side, columns * side) for rows, columns in visual.clip.grids)
-    return MediumFacts(frames=len(visual.clip.grids), sizes=tuple(sizes))
+def _facts(visual: Visual, config: ModelConfig, weights: FusionWeights | None) -> MediumFacts:
+    if config.encoders:  # every encoder sees squares of its own
+        frames = config.merv.num_frames
+        sizes = dict.fromkeys((tower.image_size,) * 2 for _, tower in config.encoders)
+    else:
+        frames, side = len(visual.clip.grids), round((visual.patches.shape[1] / 3) ** 0.5)
+        grids = visual.clip.grids
+        sizes = dict.fromkeys((rows * side, columns * side) for rows, columns in grids)
+    return MediumFacts(frames=frames, sizes=tuple(sizes), fusion_weights=weights)
 
 
 def device_peak() -> int | None:

@@ -8,6 +8,9 @@ Elementwise work (norms, RoPE, softmax) is left out.
 
 from __future__ import annotations
 
+import dataclasses
+
+from elva_jax.config.merv import encoder_frames
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 
 
@@ -84,3 +87,60 @@ def vision_layer(tower: TeacherConfig, tokens: int) -> float:
 def projector(width: int, features: int, tokens: float) -> float:
     """A two-layer MLP width -> features -> features."""
     return 2.0 * tokens * (width * features + features**2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MervFront:
+    """FLOPs of what MERV does before its decoder, for one clip.
+
+    Attributes:
+      encoders: of each encoder, by name.
+      projectors: the linear map of each encoder's aligned features to the decoder's width.
+      fusion: what makes one sequence of them.
+    """
+
+    encoders: dict[str, float]
+    projectors: float
+    fusion: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.encoders.values()) + self.projectors + self.fusion
+
+
+def merv_front(config: ModelConfig, *, published: bool = False) -> MervFront:
+    """MERV's encoders, projectors and fusion on one clip; adaptive pooling is left out.
+
+    Args:
+      config: a model with `encoders`.
+      published: whether to count what MERV's code computes without using it (the last block of an
+        encoder whose penultimate features are read, and the value and output projections of the
+        fusion), as its paper does.
+    """
+    merv = config.merv
+    tokens = merv.slots * merv.grid**2
+    encoders, projectors = {}, 0.0
+    for name, tower in config.encoders:
+        layers = tower.num_layers
+        if tower.features == "penultimate" and not published:
+            layers -= 1
+        encoders[name] = vision_tower(tower, encoder_frames(merv, tower), layers)
+        projectors += 2.0 * tokens * tower.hidden_size * config.hidden_size
+    fusion = merv_fusion(config, published=published)
+    return MervFront(encoders=encoders, projectors=projectors, fusion=fusion)
+
+
+def merv_fusion(config: ModelConfig, *, published: bool = False) -> float:
+    """The fusion of E encoders' tokens; `published` as in `merv_front`."""
+    count, width, inner = len(config.encoders), config.hidden_size, config.merv.fusion_width
+    tokens = config.merv.slots * config.merv.grid**2
+    weighted_sum = 2.0 * count * tokens * width
+    if config.merv.fusion == "sequence":
+        return 0.0
+    if config.merv.fusion == "channels":
+        return 2.0 * tokens * count * width * width
+    if config.merv.fusion == "scalar":
+        return weighted_sum
+    query, keys = 2.0 * inner**2, 2.0 * count * width * inner
+    return weighted_sum + (2 if published else 1) * (query + keys)

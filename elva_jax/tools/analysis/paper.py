@@ -68,6 +68,7 @@ VARIANTS = {
     "merge": "+ merge",
     "merge_hr": "+ merge + HR",
 }
+MODELS = VARIANTS | {"merv": "MERV"}  # and the multi-encoder baseline, which Table 5 lacks
 TABLE5 = {
     32: {
         "encoder_based": Efficiency(memory_gb=20.7, tflops=260, ttft_s=2.59),

@@ -7,9 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from elva_jax.config.schema import ModelConfig
+from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.models.elva import Elva, dummy_inputs
+from elva_jax.models.towers.build import input_shape, make_tower
 
 
 def abstract_parameters(config: ModelConfig) -> dict[str, Any]:
@@ -27,6 +29,12 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         name: _size(decoder.get(name, {})) for name in ("embed_tokens", "layers", "norm", "lm_head")
     }
     return counts | {"total": sum(counts.values())}
+
+
+def count_tower(tower: TeacherConfig) -> int:
+    """Parameters of a vision tower, the parts included whose features are not read."""
+    module, pixels = make_tower(tower), jax.ShapeDtypeStruct(input_shape(tower), jnp.float32)
+    return _size(jax.eval_shape(module.init, jax.random.key(0), pixels))
 
 
 def _size(tree: Any) -> int:

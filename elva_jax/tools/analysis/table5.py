@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from elva_jax.config.merv import clip_tokens
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.batching import grid_length
 from elva_jax.models import flops
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper, prompt_flops
+from elva_jax.tools.analysis.merv import MERV_7B, merv_on
 from elva_jax.video.layout import frame_tokens
 from elva_jax.video.resize import target_size
 
@@ -52,8 +54,8 @@ def compare(config: ModelConfig | None, frames: Sequence[int]) -> dict[str, Any]
 
 
 def _group(config: ModelConfig | None, frames: int) -> list[dict[str, Any]]:
-    """The four variants at one frame count, with their reductions against the first one."""
-    rows = [_row(config, frames, variant) for variant in paper.VARIANTS]
+    """The models at one frame count, with their reductions against the first one."""
+    rows = [_row(config, frames, variant) for variant in paper.MODELS]
     base = rows[0]
     for row in rows:
         row["reduction"] = {
@@ -102,9 +104,15 @@ def _row(config: ModelConfig | None, frames: int, variant: str) -> dict[str, Any
 def _accounting(config: ModelConfig | None, frames: int, variant: str, retention: float) -> float:
     """FLOPs by the paper's accounting.
 
-    The paper's baseline has its own decoder; the baseline of a given model shares its decoder.
+    The paper's baseline has its own decoder, and so has MERV; those of a given model share its
+    decoder. MERV reads its 32 frames of any video.
     """
     model = config or ELVA_7B
+    if variant == "merv":
+        merv = MERV_7B if config is None else merv_on(config)
+        tokens = clip_tokens(merv.merv) + paper.OTHER_TOKENS_ENCODER_BASED
+        front = flops.merv_front(merv, published=True).total
+        return front + prompt_flops.paper_decoder(merv, tokens)
     if variant == "encoder_based":
         decoder, tower = (paper.VICUNA_7B if config is None else model), paper.CLIP_L_336
         tokens = tower.grid**2 * frames + paper.OTHER_TOKENS_ENCODER_BASED
@@ -134,7 +142,7 @@ def prefix_lengths(
     Args:
       config: the model.
       frames: number of frames.
-      variant: one of `paper.VARIANTS`.
+      variant: one of `paper.MODELS`.
       retention: wanted share of the visual tokens of all frames at 336 px on average over the
         layers, for the variants with merging.
 
@@ -143,6 +151,8 @@ def prefix_lengths(
     """
     if variant == "encoder_based":
         return (HEADER_TOKENS + paper.CLIP_L_336.grid**2 * frames,), 1.0
+    if variant == "merv":
+        return (HEADER_TOKENS + clip_tokens(MERV_7B.merv),), 1.0
     whole = content(config.patch_size, frames)
     if variant == "encoder_free":
         return (whole.tokens,), 1.0
@@ -159,12 +169,13 @@ def true_cost(
     """FLOPs by part of a video, a question and an answer of `paper.OUTPUT_TOKENS` tokens.
 
     The encoder-based baseline has the same decoder over the tower's penultimate features, as in
-    LLaVA; the last layer of the tower does not run.
+    LLaVA; the last layer of the tower does not run. MERV has the same decoder, too; the parts of
+    its encoders that feed nothing do not run.
 
     Args:
       config: the model.
       frames: number of frames.
-      variant: one of `paper.VARIANTS`.
+      variant: one of `paper.MODELS`.
       lengths: of the prefix, as in `prefix_lengths`.
       padded: whether question and answer are padded, as in inference.
     """
@@ -175,6 +186,10 @@ def true_cost(
         parts["projector"] = flops.projector(
             tower.hidden_size, config.hidden_size, tower.grid**2 * frames
         )
+    elif variant == "merv":
+        front = flops.merv_front(merv_on(config))
+        parts["encoder"] = sum(front.encoders.values())
+        parts["projector"] = front.projectors + front.fusion
     else:
         # Inference pads the patches to the length of the tokens.
         parts["patch_embedding"] = flops.patch_embedding(config, lengths[0], lengths[0])
@@ -196,7 +211,8 @@ def at_retention(row: dict[str, Any]) -> bool:
 def _goals(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Whether a row reaches the goal for its frame count, for every way of counting."""
     goal = GOALS.get(row["frames"])
-    if goal is None or row["variant"] == "encoder_based" or not at_retention(row):
+    baseline = row["variant"] in ("encoder_based", "merv")
+    if goal is None or baseline or not at_retention(row):
         return []
     return [
         {

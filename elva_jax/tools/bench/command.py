@@ -12,8 +12,10 @@ from elva_jax.tools.bench import (
     attention,
     evaluate,
     flops,
+    fusion,
     load,
     merge,
+    merv,
     packing,
     params,
     pipeline,
@@ -38,6 +40,8 @@ examples:
   elva bench flops --config configs/elva.py:size=1_5b
   elva bench flops --check
   elva bench packing
+  elva bench merv
+  elva bench fusion --checkpoint runs/merv --videos contents --figure fusion.png
   elva bench ttft --frames 8,32,128 --figure ttft.png
   elva bench pytorch
   elva bench table1 --checkpoint ELVA-7B=runs/7b --data-root benchmarks"""
@@ -66,6 +70,8 @@ BENCHES: tuple[tuple[str, str, Bench], ...] = (
     ("params", "parameters of the patch embedding (Table 3)", params),
     ("tokens", "tokens of hybrid-resolution videos (Table 6)", tokens),
     ("flops", "FLOPs of a video and its answer (Table 5), and their check against XLA", flops),
+    ("merv", "parameters and multiply-accumulates of MERV, beside its paper's", merv),
+    ("fusion", "weights of MERV's encoders by content of the video", fusion),
     ("ttft", "time to the first token, peak memory and decoding speed by frames (Table 5)", ttft),
     ("load", "memory and time of opening a model, beside its size and reading", load),
     ("train", "speed and memory of a training step, beside PyTorch's", train),

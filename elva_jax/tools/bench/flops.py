@@ -10,14 +10,15 @@ from elva_jax.tools.bench.arguments import counts
 from elva_jax.tools.bench.table import text_table
 
 HELP = """\
-Counts the FLOPs of a video of square 336 px frames, a question and an answer of 120 tokens for four
-models: encoder-based (CLIP-ViT-L/14-336, MLP, decoder), encoder-free, with merging, and with
-merging and hybrid resolution (half of the frames at 112 px). The retention is the paper's at 32,
-64 or 128 frames, whichever is nearest.
+Counts the FLOPs of a video of square 336 px frames, a question and an answer of 120 tokens for five
+models: encoder-based (CLIP-ViT-L/14-336, MLP, decoder), encoder-free, with merging, with merging
+and hybrid resolution (half of the frames at 112 px), and MERV (four encoders, arXiv 2501.01426),
+which reads 32 frames at 224 px of any video and is not in the paper's table. The retention is the
+paper's at 32, 64 or 128 frames, whichever is nearest.
 
 The paper's accounting counts only linear layers, and the head on every token. Our own cost is that
 of the program that runs: with attention, the head only where a token is predicted, padded lengths,
-and the merging layers of the config. Its baseline has the same decoder.
+and the merging layers of the config. Its baselines have the same decoder.
 
 --check compiles the parts of the model for the CPU, without allocating weights, and compares XLA's
 count with ours. The exit status is 1 if they differ by more than 3 %.
@@ -97,7 +98,7 @@ def _grouped(
     report: dict[str, Any], cells: Callable[[dict[str, Any]], tuple[str, ...]]
 ) -> list[tuple[str, ...] | None]:
     """The cells of all rows; a group starts with the frame count, None separates groups."""
-    from elva_jax.tools.analysis.paper import VARIANTS
+    from elva_jax.tools.analysis.paper import MODELS
 
     out: list[tuple[str, ...] | None] = []
     before = None
@@ -105,7 +106,7 @@ def _grouped(
         first = row["frames"] != before
         if first and out:
             out.append(None)
-        out.append((str(row["frames"]) if first else "", VARIANTS[row["variant"]], *cells(row)))
+        out.append((str(row["frames"]) if first else "", MODELS[row["variant"]], *cells(row)))
         before = row["frames"]
     return out
 

@@ -14,8 +14,9 @@ from elva_jax.utils import numbers
 
 HELP = """\
 Runs an encoder-based Video-LLM, ELVA without merging, with merging, and with merging and hybrid
-resolution (half of the frames low) on the same videos, interleaved in one process. All have random
-weights and the same decoder. Time is measured from patches in host memory to the first token.
+resolution (half of the frames low), and MERV, whose four encoders see 32 frames of any video, on
+the same videos, interleaved in one process. All have random weights and the same decoder. Time is
+measured from patches in host memory to the first token.
 
 The default is a small model on a CPU, and 1.5B on a GPU. Videos have a known redundancy: from frame
 to frame none (static), a quarter (slow), half (typical), three quarters (fast) or all (noise) of
@@ -57,13 +58,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures all models at all frame counts, then three of them on every content."""
     import jax
 
-    from elva_jax.tools.analysis.paper import VARIANTS
+    from elva_jax.tools.analysis.paper import MODELS
     from elva_jax.tools.bench.video_llm import paper_models, small_models
 
     size = args.size or ("1_5b" if jax.default_backend() == "gpu" else "small")
     dtype = dtype_of(args)
     models = small_models(dtype) if size == "small" else paper_models(size, dtype)
-    cases = [(variant, frames, args.content) for frames in args.frames for variant in VARIANTS]
+    cases = [(variant, frames, args.content) for frames in args.frames for variant in MODELS]
     by_content = [
         (variant, CONTENT_FRAMES, content)
         for content in CONTENTS
@@ -104,15 +105,15 @@ def _row(results: dict, case: tuple[str, int, str]) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> str:
     """Formats the report."""
-    from elva_jax.tools.analysis.paper import VARIANTS
+    from elva_jax.tools.analysis.paper import MODELS
 
     groups: list[list[str] | None] = []
     for row in report["rows"]:
-        if groups and row["variant"] == next(iter(VARIANTS)):
+        if groups and row["variant"] == next(iter(MODELS)):
             groups.append(None)
-        groups.append([str(row["frames"]), VARIANTS[row["variant"]], *_cells(row)])
+        groups.append([str(row["frames"]), MODELS[row["variant"]], *_cells(row)])
     contents = [
-        [row["content"], VARIANTS[row["variant"]], *_cells(row)] for row in report["by_content"]
+        [row["content"], MODELS[row["variant"]], *_cells(row)] for row in report["by_content"]
     ]
     settings = f"{report['size']} model, {report['dtype']}, {report['content']} video"
     return "\n".join(
@@ -157,12 +158,12 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from elva_jax.tools.analysis.paper import VARIANTS
+    from elva_jax.tools.analysis.paper import MODELS
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for variant, name in VARIANTS.items():
+    for variant, name in MODELS.items():
         rows = [row for row in report["rows"] if row["variant"] == variant]
         frames, times = [row["frames"] for row in rows], [row["ttft"]["median"] for row in rows]
         axes.loglog(frames, times, marker="o", label=name)

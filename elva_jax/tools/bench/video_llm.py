@@ -1,4 +1,4 @@
-"""The four Video-LLMs of `elva bench ttft`, all with the same decoder, and their measurement."""
+"""The five Video-LLMs of `elva bench ttft`, all with the same decoder, and their measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from elva_jax.config.schema import ModelConfig, TeacherConfig
+from elva_jax.config.merv import clip_tokens as merv_tokens
+from elva_jax.config.schema import MervConfig, ModelConfig, TeacherConfig
 from elva_jax.inference import decode
 from elva_jax.inference.batching import Rows, build_rows, grid_length
 from elva_jax.inference.params import Weights
@@ -18,7 +19,8 @@ from elva_jax.inference.prefill import Prefix, prefill
 from elva_jax.inference.sampling import GREEDY
 from elva_jax.models.elva import merging_of, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
-from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, QWEN2_1_5B, QWEN2_7B, VARIANTS
+from elva_jax.tools.analysis.merv import ENCODERS, merv_on
+from elva_jax.tools.analysis.paper import CLIP_L_336, EDGE, LOW_EDGE, MODELS, QWEN2_1_5B, QWEN2_7B
 from elva_jax.tools.bench.arguments import Dtype
 from elva_jax.tools.bench.memory import peak_bytes
 from elva_jax.tools.bench.random_model import random_patches, random_weights
@@ -43,7 +45,10 @@ class VideoLLM:
     merging: bool = False
 
     def clip(self, frames: int) -> Clip:
-        """A video of this many frames."""
+        """A video of this many frames; MERV reads as many as it always does."""
+        if self.config.encoders:
+            steps = merv_tokens(self.config.merv) // self.config.merv.grid**2
+            return Clip((self.grid,) * steps, bare=True)
         grids = (self.grid,) * frames
         if self.low_grid:
             high = choose_high(frames - frames // 2, frames // 2)
@@ -167,17 +172,21 @@ def kept_share(prefix: Prefix) -> float:
 
 
 def paper_models(
-    size: str, dtype: Dtype, only: Collection[str] = tuple(VARIANTS)
+    size: str, dtype: Dtype, only: Collection[str] = tuple(MODELS)
 ) -> dict[str, VideoLLM]:
-    """The paper's sizes: frames of 336 px, low ones of 112 px, CLIP-ViT-L/14-336 as the encoder."""
-    decoder = {"1_5b": QWEN2_1_5B, "7b": QWEN2_7B}[size]
-    return build(dataclasses.replace(decoder, dtype=dtype), CLIP_L_336, EDGE, LOW_EDGE, only)
+    """The paper's sizes: frames of 336 px, low ones of 112 px, CLIP-ViT-L/14-336 as the encoder.
+
+    MERV has its own four encoders.
+    """
+    decoder = dataclasses.replace({"1_5b": QWEN2_1_5B, "7b": QWEN2_7B}[size], dtype=dtype)
+    return build(decoder, CLIP_L_336, merv_on(decoder), (EDGE, LOW_EDGE), only)
 
 
-def small_models(dtype: Dtype, only: Collection[str] = tuple(VARIANTS)) -> dict[str, VideoLLM]:
+def small_models(dtype: Dtype, only: Collection[str] = tuple(MODELS)) -> dict[str, VideoLLM]:
     """Small models for a CPU, in the paper's proportions.
 
-    Frames have 112 px and 21 tokens, or 64 tokens from the tower; low ones have 56 px.
+    Frames have 112 px and 21 tokens, or 64 tokens from the tower; low ones have 56 px. MERV has 256
+    tokens for any video.
     """
     model = ModelConfig(
         vocab_size=8192,
@@ -192,10 +201,11 @@ def small_models(dtype: Dtype, only: Collection[str] = tuple(VARIANTS)) -> dict[
     tower = TeacherConfig(
         image_size=112, hidden_size=192, intermediate_size=768, num_layers=6, num_heads=3
     )
-    return build(model, tower, 112, 56, only)
+    merv = _merv(model, MervConfig(grid=4), tower, num_frames=32)
+    return build(model, tower, merv, (112, 56), only)
 
 
-def tiny_models(dtype: Dtype, only: Collection[str] = tuple(VARIANTS)) -> dict[str, VideoLLM]:
+def tiny_models(dtype: Dtype, only: Collection[str] = tuple(MODELS)) -> dict[str, VideoLLM]:
     """The smallest models in which all of this happens, to see that a measurement works."""
     widths: Any = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "patch_width": 8}
     counts: Any = {"num_layers": 4, "num_heads": 2, "num_kv_heads": 1}
@@ -203,26 +213,54 @@ def tiny_models(dtype: Dtype, only: Collection[str] = tuple(VARIANTS)) -> dict[s
     tower = TeacherConfig(
         image_size=12, patch_size=3, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2
     )
-    return build(model, tower, 12, 8, only)
+    merv = _merv(model, MervConfig(num_frames=4, slots=2, grid=2), tower, num_frames=4)
+    return build(model, tower, merv, (12, 8), only)
+
+
+def _merv(
+    model: ModelConfig, merv: MervConfig, tower: TeacherConfig, *, num_frames: int
+) -> ModelConfig:
+    """MERV on a decoder, its encoders as wide and deep as a tower.
+
+    Args:
+      model: the decoder.
+      merv: its visual tokens.
+      tower: whose sizes all encoders have.
+      num_frames: of a clip that ViViT sees; LanguageBind sees a quarter of them, as published.
+    """
+    sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_layers")
+    shape: dict[str, Any] = {name: getattr(tower, name) for name in (*sizes, "num_heads")}
+    shapes = dict.fromkeys(ENCODERS, shape)
+    shapes["vivit"] = shape | {"num_frames": num_frames}
+    shapes["languagebind"] = shape | {"num_frames": num_frames // 4}
+    encoders = {
+        name: dataclasses.replace(
+            encoder, pretrained_image_size=0, dtype=model.dtype, **shapes[name]
+        )
+        for name, encoder in ENCODERS.items()
+    }
+    width = min(3072, 2 * model.hidden_size)
+    return merv_on(model, dataclasses.replace(merv, fusion_width=width), encoders)
 
 
 def build(
     model: ModelConfig,
     tower: TeacherConfig,
-    edge: int,
-    low_edge: int,
-    only: Collection[str] = tuple(VARIANTS),
+    merv: ModelConfig,
+    edges: tuple[int, int],
+    only: Collection[str] = tuple(MODELS),
 ) -> dict[str, VideoLLM]:
-    """Models on one decoder, for square frames of `edge` and `low_edge` pixels.
+    """Models on one decoder, for square frames.
 
     Args:
       model: the decoder.
       tower: of the encoder-based model.
-      edge: of all frames, or of the high ones.
-      low_edge: of the low frames of `merge_hr`.
-      only: keys of `VARIANTS`; the weights of others are not made.
+      merv: MERV on the same decoder.
+      edges: in pixels, of all frames or of the high ones, and of the low frames of `merge_hr`.
+      only: keys of `MODELS`; the weights of others are not made.
     """
-    model = dataclasses.replace(model, max_position=max(model.max_position, 1 << 18))
+    longest = max(model.max_position, 1 << 18)
+    model, merv = (dataclasses.replace(each, max_position=longest) for each in (model, merv))
     rules = (
         MergeLayer(CUTS[0] * model.num_layers // 28),
         *(MergeLayer(cut * model.num_layers // 28, "both") for cut in CUTS[1:]),
@@ -232,14 +270,16 @@ def build(
         model, patch_size=tower.patch_size, patch_embed="encoder", tower=tower
     )
     weights = random_weights(free)
-    grid, low = (edge // model.patch_size,) * 2, (low_edge // model.patch_size,) * 2
+    grid, low = ((edge // model.patch_size,) * 2 for edge in edges)
     models = {
         "encoder_free": VideoLLM(config=free, weights=weights, grid=grid),
         "merge": VideoLLM(config=free, weights=weights, grid=grid, merging=True),
         "merge_hr": VideoLLM(config=free, weights=weights, grid=grid, low_grid=low, merging=True),
     }
-    if "encoder_based" in only:
-        # All share one decoder, and differ only in the modules before it.
-        other, squares = random_weights(based, decoder_of=weights), (tower.grid, tower.grid)
-        models["encoder_based"] = VideoLLM(config=based, weights=other, grid=squares)
-    return {name: models[name] for name in VARIANTS if name in only}
+    # All share one decoder, and differ only in the modules before it.
+    baselines = {"encoder_based": (based, tower.grid), "merv": (merv, merv.merv.grid)}
+    for name, (config, side) in baselines.items():
+        if name in only:
+            other = random_weights(config, decoder_of=weights)
+            models[name] = VideoLLM(config=config, weights=other, grid=(side, side))
+    return {name: models[name] for name in MODELS if name in only}

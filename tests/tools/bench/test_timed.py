@@ -1,11 +1,20 @@
 """Tests of the timing benchmarks on tiny models: their reports are complete and consistent."""
 
+import dataclasses
+
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
+from elva_jax.inference.params import Weights
+from elva_jax.inference.prefill import embed_program
+from elva_jax.models.merv.embed import MervEmbed
+from elva_jax.tools.analysis.merv import merv_on
+from elva_jax.tools.analysis.paper import QWEN2_7B
 from elva_jax.tools.bench.random_model import CONTENT, random_patches
 from elva_jax.tools.bench.video_llm import HEADER, QUESTION, tiny_models
-from elva_jax.video.layout import Text, build_layout
+from elva_jax.video.layout import Clip, Text, build_layout
 
 
 def test_attention_is_compared_with_pytorch(bench):
@@ -73,7 +82,7 @@ def models():
     return tiny_models("float32")
 
 
-def test_four_models_are_measured_on_one_decoder(models):
+def test_five_models_are_measured_on_one_decoder(models):
     results = {name: model.measure(4, "static", 3, 1) for name, model in models.items()}
     for name, model in models.items():
         assert (
@@ -81,16 +90,34 @@ def test_four_models_are_measured_on_one_decoder(models):
             == build_layout([Text((0,) * (HEADER + QUESTION)), model.clip(4)]).length
         )
         assert results[name]["ttft"]["median"] > 0
-        assert model.weights.layers is models["merge"].weights.layers or name == "encoder_based"
+        others = ("encoder_based", "merv")
+        assert model.weights.layers is models["merge"].weights.layers or name in others
+    merv = models["merv"]
+    assert results["merv"]["tokens"] == HEADER + QUESTION + 2 * 2 * 2 == merv.tokens(64)
+    assert merv.question(64, "noise", 1).rows().patches.shape[2] == merv.config.patch_values
     assert results["encoder_based"]["tokens"] == HEADER + QUESTION + 4 * 16
     assert (
         results["merge_hr"]["tokens"]
         < results["merge"]["tokens"]
         == results["encoder_free"]["tokens"]
     )
-    assert results["encoder_based"]["kept"] == results["encoder_free"]["kept"] == 1
+    assert {results[name]["kept"] for name in ("encoder_based", "encoder_free", "merv")} == {1}
     noise = models["merge"].measure(4, "noise", 3, 1)
     assert results["merge"]["kept"] < noise["kept"] < 1
+
+
+def test_real_merv_lowers_from_shapes():
+    """Four encoders in bfloat16 on one clip, before a 7B decoder's first layer."""
+    config = merv_on(dataclasses.replace(QWEN2_7B, dtype="bfloat16"))
+    clip = Clip(((8, 8),) * 16, bare=True)
+    layout = jax.tree.map(lambda leaf: leaf[None], build_layout([clip, Text((1, 2))]))
+    patches = jax.ShapeDtypeStruct((1, 1024, config.patch_values), "uint8")
+    shapes = nn.unbox(jax.eval_shape(MervEmbed(config).init, jax.random.key(0), patches, layout))
+    table = jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), "bfloat16")
+    weights = Weights(shapes["params"], table, None, None, ())
+    lowered = embed_program.lower(config, weights, patches, layout)
+    assert lowered.out_info.shape == (1, 1026, 3584)
+    assert lowered.out_info.dtype == "bfloat16"
 
 
 def test_kept_is_the_fraction_of_visual_tokens(models):
