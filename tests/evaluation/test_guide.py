@@ -11,7 +11,7 @@ from elva_jax.config.load import load
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS, GROUPS
 
 REPO = Path(__file__).parents[2]
-GUIDES = {"evaluation": 4, "merv": 8}  # with the fewest commands that each has
+GUIDES = {"evaluation": 4, "merv": 7}  # with the fewest commands that each has
 
 
 def commands(guide):
