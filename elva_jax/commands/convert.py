@@ -22,9 +22,10 @@ IMPORT_HELP = """\
 Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA; of vision towers
 SigLIP, EVA-CLIP, DINOv2 with registers, ViViT, LanguageBind for video, Hiera for video) and writes
 a checkpoint with its tokenizer for --config.init_from, --config.teacher.init_from,
---config.encoders.NAME.init_from, elva generate and elva convert check. With --adapter, SRC may also
-be a run, and a LoRA adapter of PEFT is put on it. Names, shapes and bytes are checked before
-anything is written."""
+--config.encoders.NAME.init_from, elva generate and elva convert check. SRC may be the folder of a
+published MERV, with checkpoints/*.pt in it: it needs --allow-pickle and a --config, and its encoders
+come from encoders.NAME.init_from. With --adapter, SRC may also be a run, and a LoRA adapter of PEFT
+is put on it. Names, shapes and bytes are checked before anything is written."""
 
 EXPORT_HELP = """\
 Writes the ELVA of a run as a Hugging Face folder that loads with

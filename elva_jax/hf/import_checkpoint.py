@@ -25,10 +25,10 @@ from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import CHAT_TEMPLATE, TURN_END, TURN_START
 from elva_jax.errors import ConvertError
-from elva_jax.hf import elva
+from elva_jax.hf import elva, merv
 from elva_jax.hf.adapter import read_adapter
 from elva_jax.hf.export import add_visual_tokens
-from elva_jax.hf.load import is_hf_source, load_store, make_targets, read_config
+from elva_jax.hf.load import is_hf_source, load_store, load_table, make_targets, read_config
 from elva_jax.hf.open_model import STAGE, folder_config
 from elva_jax.hf.tensor_store import TensorStore, open_store
 from elva_jax.hf.write_store import refuse_occupied, whole_folder
@@ -68,7 +68,8 @@ def import_weights(
 
     Args:
       source: a folder or hub name with a Qwen2, Llama, exported ELVA or vision tower (see
-        `hf.load.TOWERS`). With an adapter, also a run or a converted checkpoint.
+        `hf.load.TOWERS`), or with a published MERV. With an adapter, also a run or a converted
+        checkpoint.
       out: a folder that does not exist yet, or is empty.
       config: the run configuration that the weights must fit; None: made from config.json.
       dtype: dtype of the weights on disk; keep: as in the source.
@@ -85,7 +86,9 @@ def import_weights(
         raise ConvertError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
     target = Path(out).absolute()
     refuse_occupied(target)
-    if adapter is not None and not is_hf_source(source):
+    if file := merv.find_checkpoint(source):
+        base = _read_merv(file, config, dtype, allow_pickle=allow_pickle)
+    elif adapter is not None and not is_hf_source(source):
         base = _read_run(source, config, dtype)
     else:
         base = _read_folder(source, config, dtype, allow_pickle=allow_pickle)
@@ -139,6 +142,34 @@ def _read_folder(
         origin=loaded.origin,
         dtype=str(kept),
         absent=tuple(sorted({re.findall(r"^(?:elva/)?[^/]+", path)[0] for path in missing})),
+        nbytes=store.nbytes,
+    )
+
+
+def _read_merv(
+    file: Path, config: ConfigDict | Config | None, dtype: str, *, allow_pickle: bool
+) -> _Base:
+    """A published checkpoint of MERV, and the encoders that the configuration names."""
+    if config is None or not freeze(config).model.encoders:
+        raise ConvertError(
+            f"{file}: is a MERV, whose settings are not in the file; give a configuration with"
+            " model.patch_embed = merv, such as --config configs/merv.py"
+        )
+    model = freeze(config).model
+    store = merv.open_checkpoint(file, model, allow_pickle=allow_pickle)
+    config = _run_config(store, config, "model", {}, None)
+    kept = _common_dtype(store) if dtype == "keep" else jnp.dtype(dtype)
+    targets = make_targets(parameter_shapes(config, "elva"), kept)
+    params = load_table(store, merv.table(model), "elva/", targets)
+    params |= merv.load_encoders(config, targets, allow_pickle=allow_pickle)
+    absent = {"/".join(path.split("/")[:3]) for path in targets.keys() - params.keys()}
+    return _Base(
+        params=params,
+        config=config,
+        tokenizer=load_tokenizer(config.tokenizer) if config.tokenizer else None,
+        origin="MERV",
+        dtype=str(kept),
+        absent=tuple(sorted(absent)),
         nbytes=store.nbytes,
     )
 

@@ -123,6 +123,14 @@ def load_store(
 ) -> Loaded:
     """`load_params` from a folder that is already open."""
     table, prefix = _table(store, config, subtree)
+    params = load_table(store, table, prefix, targets)
+    return Loaded(params=params, unused=(), origin=describe(store.config))
+
+
+def load_table(
+    store: TensorStore, table: Table, prefix: str, targets: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Those of `targets`, by path, that a table has rules for; its paths lack `prefix`."""
     wanted = {
         path.removeprefix(prefix): leaf for path, leaf in targets.items() if path.startswith(prefix)
     }
@@ -130,11 +138,10 @@ def load_store(
     # A parameter is in memory twice while it moves to its device, so the largest go first, while
     # little else is there; waiting for each keeps such copies from piling up on the host.
     largest_first = sorted(sources, key=lambda path: math.prod(wanted[path].shape), reverse=True)
-    params = {
+    return {
         prefix + path: jax.block_until_ready(_read(store, table, sources[path], wanted[path]))
         for path in largest_first
     }
-    return Loaded(params=params, unused=(), origin=describe(store.config))
 
 
 class SavedFolder:

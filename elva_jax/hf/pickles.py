@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -12,8 +13,13 @@ import numpy as np
 from elva_jax.errors import ConvertError, first_line
 
 
-def unpickle(file: Path) -> dict[str, np.ndarray]:
+def unpickle(file: Path, groups: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch file; no code in it is run.
+
+    Args:
+      file: the file.
+      groups: names of dictionaries of tensors, where the file holds several; their tensors are
+        named "group.name", and all else in the file is left out.
 
     Raises:
       ConvertError: the file holds more than tensors, or is damaged.
@@ -30,6 +36,9 @@ def unpickle(file: Path) -> dict[str, np.ndarray]:
         ) from error
     for key in ("state_dict", "model", "module", "model_state"):
         held = held[key] if isinstance(held, dict) and isinstance(held.get(key), dict) else held
+    if groups and isinstance(held, dict):
+        found = {key: held[key] for key in groups if isinstance(held.get(key), dict)}
+        held = {f"{key}.{name}": value for key in found for name, value in found[key].items()}
     if not isinstance(held, dict) or not all(
         isinstance(value, torch.Tensor) for value in held.values()
     ):

@@ -167,7 +167,7 @@ def opening_store(path: str | Path) -> Iterator[TensorStore]:
     folder, config = _open_folder(path)
     if not (files := _weight_files(folder, SAFE_INDEX, (".safetensors",))):
         if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
-            _refuse_pickle(files[0])
+            refuse_pickle(files[0])
         raise _nothing_to_open(folder)
     with checking(partial(_check_bytes, folder, files)):
         yield _open_safe(folder, config, files)
@@ -239,7 +239,7 @@ def _open_pickles(
     folder: Path, config: dict[str, Any], files: Sequence[Path], *, allow_pickle: bool
 ) -> TensorStore:
     if not allow_pickle:
-        _refuse_pickle(files[0])
+        refuse_pickle(files[0])
     _check_bytes(folder, files)
     loaded = {file: unpickle(file) for file in files}
     headers = {
@@ -254,7 +254,8 @@ def _open_pickles(
     return TensorStore(folder, config, entries, tensors)
 
 
-def _refuse_pickle(file: Path) -> NoReturn:
+def refuse_pickle(file: Path) -> NoReturn:
+    """Raises ConvertError, with what may be done about a pickle."""
     raise ConvertError(
         f"{file}: a pickle can run code when it is opened; convert it to safetensors on a"
         " machine that you trust with it, or give --allow-pickle"

@@ -1,0 +1,182 @@
+"""Published checkpoints of MERV (arXiv 2501.01426): projectors, fusion and decoder.
+
+    NAME/config.json                          the run's settings, of which the encoders are read
+    NAME/checkpoints/latest-checkpoint.pt     {"model": {"projectors": ..., "feature_fusion": ...,
+                                                         "llm_backbone": ...}}
+
+The encoders are not in it: they come from folders of their own, `encoders.NAME.init_from`. Nor are
+the shapes of the decoder, so that a configuration is needed. The value and the output projection
+of the fusion's attention do not touch its result; they are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from elva_jax.config.schema import Config, ModelConfig
+from elva_jax.errors import ConvertError
+from elva_jax.hf import qwen2
+from elva_jax.hf.load import load_params
+from elva_jax.hf.param_mapping import LINEAR, Rule, Table
+from elva_jax.hf.pickles import unpickle
+from elva_jax.hf.safetensors_io import Entry
+from elva_jax.hf.tensor_store import TensorStore, read_json, refuse_pickle
+
+FOLDER, LATEST = "checkpoints", "latest-checkpoint.pt"
+# Names in "model", and what they are in earlier checkpoints, which have a single encoder.
+GROUPS = ("projectors", "feature_fusion", "llm_backbone", "projector", "adapter")
+EARLIER = {"projector.": "projectors.0.", "adapter.": "feature_fusion."}
+PROJECTOR = "projectors.{}.projector.projector"
+# How the names of encoders in config.json begin -> teacher.kind.
+ENCODERS = ("languagebind", "dinov2", "vivit", "siglip", "hiera")
+DEAD = (r"feature_fusion\.attention\.(v_proj_weight|out_proj\.(weight|bias))",)
+
+
+def find_checkpoint(source: str | Path) -> Path | None:
+    """The file of weights in the folder of a published checkpoint; None: it is no such folder."""
+    folder = Path(source) / FOLDER
+    if (folder / LATEST).is_file():
+        return folder / LATEST
+    found = sorted(folder.glob("*.pt")) if folder.is_dir() else []
+    return found[-1] if found else None
+
+
+def open_checkpoint(file: Path, model: ModelConfig, *, allow_pickle: bool) -> TensorStore:
+    """The tensors of a published checkpoint under their present names.
+
+    Raises:
+      ConvertError: no allow_pickle, a damaged file, other encoders than the model's, or projectors
+        and fusions that the model does not have.
+    """
+    if not allow_pickle:
+        refuse_pickle(file)
+    _check_encoders(file.parents[1] / "config.json", model)
+    tensors = {_present_name(name): value for name, value in unpickle(file, GROUPS).items()}
+    if not tensors:
+        raise ConvertError(f"{file}: holds no 'model' with projectors and llm_backbone of a MERV")
+    entries = {
+        name: Entry(file=file, dtype=value.dtype, shape=value.shape, begin=0, end=value.nbytes)
+        for name, value in tensors.items()
+    }
+    store = TensorStore(file, {}, entries, tensors)
+    _check_parts(store, model)
+    return store
+
+
+def table(model: ModelConfig) -> Table:
+    """The names of a published checkpoint's tensors."""
+    rules = [*_projector_rules(model), *_decoder_rules(model)]
+    if model.merv.fusion == "attention":
+        rules += _fusion_rules()
+    ignored = (*DEAD, r"llm_backbone\..*rotary_emb\.inv_freq")
+    return Table(tuple(rules), ignored=ignored)
+
+
+def load_encoders(
+    config: Config, targets: Mapping[str, jax.ShapeDtypeStruct], *, allow_pickle: bool
+) -> dict[str, jax.Array]:
+    """The parameters of encoders that have an `init_from`, by path in the model.
+
+    Raises:
+      ConvertError: a folder that is damaged or does not fit.
+      CheckpointError: a run or converted checkpoint that is damaged.
+    """
+    out: dict[str, jax.Array] = {}
+    for name, encoder in config.model.encoders:
+        ours = f"elva/patch_embed/tower_{name}/"
+        wanted = {
+            "vision/" + path.removeprefix(ours): leaf
+            for path, leaf in targets.items()
+            if path.startswith(ours)
+        }
+        if not encoder.init_from:
+            continue
+        alone = dataclasses.replace(config, teacher=encoder)
+        loaded = load_params(
+            encoder.init_from, wanted, alone, subtree="vision", allow_pickle=allow_pickle
+        )
+        if missing := sorted(wanted.keys() - loaded.params.keys()):
+            raise ConvertError(f"{encoder.init_from}: lacks {missing[0]} of encoders.{name}")
+        out |= {ours + path.removeprefix("vision/"): leaf for path, leaf in loaded.params.items()}
+    return out
+
+
+def _present_name(name: str) -> str:
+    for earlier, present in EARLIER.items():
+        if name.startswith(earlier):
+            return present + name.removeprefix(earlier)
+    return name
+
+
+def _projector_rules(model: ModelConfig) -> Iterator[Rule]:
+    for k, (name, _) in enumerate(model.encoders):
+        ours, theirs = f"patch_embed/projector_{name}", PROJECTOR.format(k)
+        yield Rule(f"{ours}/kernel", f"{theirs}.weight", LINEAR)
+        yield Rule(f"{ours}/bias", f"{theirs}.bias")
+
+
+def _fusion_rules() -> Iterator[Rule]:
+    ours, theirs = "patch_embed/fusion/", "feature_fusion.attention."
+    yield Rule(f"{ours}query", "feature_fusion.Q")
+    for k, name in enumerate("qk"):
+        yield Rule(f"{ours}{name}_kernel", f"{theirs}{name}_proj_weight", LINEAR)
+        # Of queries, keys and values.
+        yield Rule(f"{ours}{name}_bias", f"{theirs}in_proj_bias", part=(k, 3))
+
+
+def _decoder_rules(model: ModelConfig) -> Iterator[Rule]:
+    """Those of a Llama or Qwen2, as the projection of an attention may have a bias or not."""
+    for rule in qwen2.RULES:
+        no_bias = rule.ours.endswith("/bias") and not model.attention_bias
+        yield dataclasses.replace(rule, theirs=f"llm_backbone.llm.{rule.theirs}", optional=no_bias)
+
+
+def _check_encoders(file: Path, model: ModelConfig) -> None:
+    """Compares the encoders of a config.json with the model's.
+
+    Towers of one width would otherwise take each other's projector without a word.
+    """
+    ours = [encoder.kind for _, encoder in model.encoders]
+    for names in _lists_of_encoders(read_json(file)) if file.is_file() else ():
+        theirs = [next(kind for kind in ENCODERS if name.startswith(kind)) for name in names]
+        if theirs != ours:
+            raise ConvertError(
+                f"{file}: has the encoders {', '.join(names)}, the run has model.merv.encoders of"
+                f" the kinds {', '.join(ours)}; give them in that order"
+            )
+
+
+def _lists_of_encoders(value: Any) -> Iterator[list[str]]:
+    """The lists in JSON that name encoders only, wherever they are."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _lists_of_encoders(inner)
+    elif isinstance(value, list) and value:
+        named = [isinstance(name, str) and name.startswith(ENCODERS) for name in value]
+        yield from [value] if all(named) else []
+
+
+def _check_parts(store: TensorStore, model: ModelConfig) -> None:
+    """Refuses projectors and fusions that the tables cannot say."""
+    if model.merv.fusion not in ("attention", "sequence"):
+        raise ConvertError(
+            f"{store.path}: model.merv.fusion is {model.merv.fusion}; published checkpoints have"
+            " attention or, without parameters, sequence"
+        )
+    parts = [name.split(".") for name in store.names() if name.startswith("projectors.")]
+    if other := sorted({part[2] for part in parts if len(part) > 2} - {"projector"}):
+        raise ConvertError(
+            f"{store.path}: its projectors have {', '.join(other)}; only averages with one linear"
+            " layer can be read"
+        )
+    count = len({part[1] for part in parts})
+    if count != len(model.encoders):
+        raise ConvertError(
+            f"{store.path}: has projectors for {count} encoders, the run has"
+            f" {len(model.encoders)} in model.merv.encoders"
+        )

@@ -1,0 +1,269 @@
+"""Published MERV checkpoints, and the whole front with four encoders against PyTorch."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from PIL import Image
+from tests.models.merv.merv_torch import Front
+from tests.models.towers.languagebind_torch import LanguageBindVideo
+
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.config import schema
+from elva_jax.data.decode_example import merv_settings
+from elva_jax.errors import ConvertError
+from elva_jax.hf.import_checkpoint import import_weights
+from elva_jax.hf.load import read_config
+from elva_jax.models.merv.embed import MervEmbed
+from elva_jax.models.towers import dinov2
+from elva_jax.utils.trees import flatten_paths
+from elva_jax.video.layout import Text, TokenLayout, build_layout
+from elva_jax.video.merv import read_merv_patches
+from elva_jax.video.resize import LazyFrame
+
+# 8 frames in 4 slots: LanguageBind sees two clips of 2, ViViT 8 frames in tubelets of 2.
+FRAMES, SLOTS, GRID, QUERY, WIDTH, ROWS = 8, 4, 3, 12, 16, 40
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+# Of a size that the crop scales by 2, so that no pixel is near the edge of rounding.
+VIDEO = np.random.default_rng(3).integers(0, 256, (FRAMES, 42, 62, 3), np.uint8)
+
+
+def languagebind(folder, randomise):
+    vision = SMALL | {"image_size": 21, "patch_size": 5, "num_frames": 2, "hidden_act": "gelu"}
+    vision |= {"intermediate_size": 16, "layer_norm_eps": 1e-5, "add_time_attn": True}
+    model = randomise(LanguageBindVideo(vision))
+    folder.mkdir()
+    config = {"model_type": "LanguageBindVideo", "vision_config": vision, "projection_dim": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
+
+    def features(video):
+        height, width = video.shape[1:3]
+        frames = torch.tensor(video[::2]).permute(0, 3, 1, 2).float()
+        scaled = torch.nn.functional.interpolate(
+            frames, (21, 21 * width // height), mode="bilinear"
+        )
+        left = round((scaled.shape[3] - 21) / 2)
+        pixels = scaled[..., left : left + 21].round().permute(0, 2, 3, 1) / 127.5 - 1
+        states, _ = model.vision_model(pixels.unflatten(0, (2, 2)))
+        return states[-2][:, :, 1:].reshape(4, 4, 4, -1)
+
+    return features
+
+
+def dino(folder, randomise):
+    config = transformers.Dinov2WithRegistersConfig(
+        **SMALL, mlp_ratio=2, image_size=25, patch_size=5
+    )
+    model = randomise(transformers.Dinov2WithRegistersModel(config))
+    model.save_pretrained(folder)
+
+    def features(video):
+        pixels = resized(video[::2], 25, "BICUBIC") / 255
+        mean, std = (torch.tensor(each, dtype=torch.float32) for each in (dinov2.MEAN, dinov2.STD))
+        normalized = ((pixels - mean) / std).permute(0, 3, 1, 2)
+        out = model(pixel_values=normalized, output_hidden_states=True)
+        return out.hidden_states[-2][:, 5:].unflatten(1, (5, 5))
+
+    return features
+
+
+def vivit(folder, randomise):
+    config = transformers.VivitConfig(
+        **SMALL, intermediate_size=16, image_size=16, num_frames=8, tubelet_size=[2, 8, 8]
+    )
+    model = randomise(transformers.VivitForVideoClassification(config))
+    model.save_pretrained(folder)
+
+    def features(video):
+        pixels = resized(video, 16, "BILINEAR") / 127.5 - 1
+        out = model.vivit(pixel_values=pixels.permute(0, 3, 1, 2)[None])
+        return out.last_hidden_state[0, 1:].reshape(4, 2, 2, -1)
+
+    return features
+
+
+def siglip(folder, randomise):
+    config = transformers.SiglipVisionConfig(
+        **SMALL, intermediate_size=16, image_size=20, patch_size=4, hidden_act="gelu"
+    )
+    model = randomise(transformers.SiglipVisionModel(config))
+    model.save_pretrained(folder)
+
+    def features(video):
+        pixels = resized(video[::2], 20, "BICUBIC") / 127.5 - 1
+        out = model(pixel_values=pixels.permute(0, 3, 1, 2), output_hidden_states=True)
+        return out.hidden_states[-2].unflatten(1, (5, 5))
+
+    return features
+
+
+TOWERS = {"languagebind": languagebind, "dinov2": dino, "vivit": vivit, "siglip": siglip}
+
+
+def resized(video, size, how):
+    frames = [Image.fromarray(x).resize((size, size), Image.Resampling[how]) for x in video]
+    return torch.tensor(np.stack([np.asarray(frame) for frame in frames])).float()
+
+
+class Published:
+    """A published run in a folder, its towers, and their statement in PyTorch."""
+
+    def __init__(self, root, randomise):
+        self.root, self.config = root, schema.base()
+        self.towers = [make(root / name, randomise) for name, make in TOWERS.items()]
+        for name in TOWERS:
+            folder = root / name
+            text = json.loads((folder / "config.json").read_text())
+            self.config.encoders[name] = schema.tower()
+            self.config.encoders[name].update(read_config(text, str(folder))[1])
+            self.config.encoders[name].init_from = str(folder)
+        self.config.encoders.vivit.features = "last"
+        self.config.model.update(
+            vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=24, num_layers=2, num_heads=2,
+            num_kv_heads=2, head_dim=8, attention_bias=False, tie_embeddings=False,
+            patch_embed="merv", dtype="float32",
+        )  # fmt: skip
+        self.config.model.merv.update(
+            encoders=tuple(TOWERS), num_frames=FRAMES, slots=SLOTS, grid=GRID,
+            fusion_width=QUERY, geometry="published",
+        )  # fmt: skip
+        self.front = randomise(Front([24] * 4, QUERY, WIDTH, SLOTS, GRID))
+        llama = transformers.LlamaConfig(
+            vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=64,
+        )  # fmt: skip
+        self.llm = transformers.LlamaForCausalLM(llama)
+
+    def groups(self):
+        front = self.front
+        llm = {f"llm.{name}": value for name, value in self.llm.state_dict().items()}
+        fusion = front.feature_fusion.state_dict()
+        projectors = front.projectors.state_dict()
+        return {"projectors": projectors, "feature_fusion": fusion, "llm_backbone": llm}
+
+    def write(self, folder, groups=None, encoders=tuple(TOWERS)):
+        (folder / "checkpoints").mkdir(parents=True)
+        ids = [f"{name}-video" for name in encoders]
+        (folder / "config.json").write_text(json.dumps({"model": {"encoders": ids, "frames": [4]}}))
+        held = {"model": groups or self.groups(), "optimizer": {"state": {}}, "step": 3}
+        torch.save(held, folder / "checkpoints/latest-checkpoint.pt")
+        return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, randomise):
+    return Published(tmp_path_factory.mktemp("merv"), randomise)
+
+
+@pytest.fixture(scope="module")
+def imported(published):
+    source, out = published.write(published.root / "published"), published.root / "imported"
+    done = import_weights(source, out, published.config, allow_pickle=True)
+    assert done.absent == ()
+    return load_run(out)
+
+
+def test_the_front_equals_torch(published, imported):
+    """From the pixels of a video that is no square to the decoder's visual tokens."""
+    model = imported.config.model
+    settings = merv_settings(model)
+    patches = read_merv_patches([*map(LazyFrame.from_array, VIDEO)], settings)
+    layout = TokenLayout.stack([build_layout([settings.clip, Text((1,))])])
+
+    @jax.jit
+    def run(params, patches, layout):
+        embed, variables = MervEmbed(model), {"params": params}
+        weights = embed.apply(variables, patches, method="fusion_weights")
+        return embed.apply(variables, patches, layout), weights
+
+    tokens, weights = run(imported.params["elva"]["patch_embed"], patches[None], layout)
+    with torch.no_grad():
+        features = [tower(VIDEO)[None] for tower in published.towers]
+        expected, theirs = published.front(features)
+    assert expected.shape == (1, SLOTS * GRID**2, WIDTH)
+    np.testing.assert_allclose(weights, theirs, atol=1e-4)
+    assert weights.min() > 0.01
+    np.testing.assert_allclose(tokens[:, :-1], expected, atol=1e-4)
+
+
+def test_the_decoder_is_that_of_the_checkpoint(published, imported):
+    decoder = flatten_paths(imported.params["elva"]["decoder"])
+    ours = {name: np.asarray(value) for name, value in decoder.items()}
+    theirs = {name: value.numpy() for name, value in published.llm.state_dict().items()}
+    np.testing.assert_array_equal(ours["embed_tokens"], theirs["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(ours["lm_head"], theirs["lm_head.weight"].T)
+    for layer in range(2):
+        key = theirs[f"model.layers.{layer}.self_attn.k_proj.weight"]
+        np.testing.assert_array_equal(ours["layers/k_proj/kernel"][layer], key.T)
+
+
+def test_names_of_earlier_checkpoints_and_encoders_without_weights(published, tmp_path):
+    """One encoder, whose projector and fusion have other names; its tower is left to training."""
+    groups, config = published.groups(), published.config.copy_and_resolve_references()
+    config.model.merv.encoders = ("languagebind",)
+    config.encoders.languagebind.init_from = ""
+    one = {
+        name.removeprefix("0."): value
+        for name, value in groups["projectors"].items()
+        if name.startswith("0.")
+    }
+    groups = {
+        "projector": one,
+        "adapter": groups["feature_fusion"],
+        "llm_backbone": groups["llm_backbone"],
+    }
+    source = published.write(tmp_path / "earlier", groups, ("languagebind",))
+    done = import_weights(source, tmp_path / "out", config, allow_pickle=True, dtype="bfloat16")
+    assert done.absent == ("elva/patch_embed/tower_languagebind",)
+    kernel = load_run(tmp_path / "out").params["elva"]["patch_embed"]["projector_languagebind"]
+    expected = one["projector.projector.weight"].T.bfloat16().float()
+    np.testing.assert_array_equal(np.asarray(kernel["kernel"], np.float32), expected)
+
+
+def refusal(published, folder, out, config=None, **options):
+    with pytest.raises(ConvertError) as caught:
+        import_weights(folder, out, config or published.config, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_refusals_say_what_to_do(published, imported, tmp_path):
+    source, out, pickle = published.root / "published", tmp_path / "out", {"allow_pickle": True}
+    assert "give --allow-pickle" in refusal(published, source, out)
+    with pytest.raises(ConvertError, match=r"such as --config configs/merv\.py"):
+        import_weights(source, out, None, **pickle)
+
+    config = published.config.copy_and_resolve_references()
+    config.model.merv.encoders = tuple(reversed(TOWERS))
+    message = refusal(published, source, out, config, **pickle)
+    assert "the kinds siglip, vivit, dinov2, languagebind; give them in that order" in message
+
+    config = published.config.copy_and_resolve_references()
+    config.model.merv.fusion = "scalar"
+    assert "published checkpoints have attention or" in refusal(
+        published, source, out, config, **pickle
+    )
+
+    groups = published.groups()
+    groups["projectors"]["1.projector.projector.bias"] = torch.zeros(5)
+    wrong = published.write(tmp_path / "wrong", groups)
+    message = refusal(published, wrong, out, **pickle)
+    assert "projectors.1.projector.projector.bias is [5], expected [16]" in message
+
+    groups = published.groups()
+    groups["projectors"]["2.convolution_pooling.weight"] = torch.zeros(5)
+    message = refusal(published, published.write(tmp_path / "conv", groups), out, **pickle)
+    assert "have convolution_pooling; only averages with one linear layer" in message
+
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    torch.save(
+        {"model": {"a": torch.zeros(1)}}, tmp_path / "empty/checkpoints/latest-checkpoint.pt"
+    )
+    assert "holds no 'model' with" in refusal(published, tmp_path / "empty", out, **pickle)
+    assert not out.exists()
