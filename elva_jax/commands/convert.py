@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from elva_jax.commands import flags
+from elva_jax.errors import ConfigError
 from elva_jax.utils import numbers
 
 HELP = """\
@@ -23,9 +24,9 @@ Reads a Hugging Face folder or hub name (Qwen2, Qwen2.5, Llama, an exported ELVA
 SigLIP, EVA-CLIP, DINOv2 with registers, ViViT, LanguageBind for video, Hiera for video) and writes
 a checkpoint with its tokenizer for --config.init_from, --config.teacher.init_from,
 --config.encoders.NAME.init_from, elva generate and elva convert check. SRC may be the folder of a
-published MERV, with checkpoints/*.pt in it: it needs --allow-pickle and a --config, and its encoders
-come from encoders.NAME.init_from. With --adapter, SRC may also be a run, and a LoRA adapter of PEFT
-is put on it. Names, shapes and bytes are checked before anything is written."""
+published MERV, with checkpoints/*.pt in it: it needs --allow-pickle and a --config, and its
+encoders come from encoders.NAME.init_from. With --adapter, SRC may also be a run, and a LoRA
+adapter of PEFT is put on it. Names, shapes and bytes are checked before anything is written."""
 
 EXPORT_HELP = """\
 Writes the ELVA of a run as a Hugging Face folder that loads with
@@ -62,6 +63,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=kind, metavar="DST", help=text)
     text = "the run's configuration, which the weights must fit (default: as config.json says)"
     parser.add_argument("--config", metavar="FILE.py[:ARG]", help=text)
+    text = "change a value of the config; may be given several times"
+    parser.add_argument("--config.KEY=VALUE", dest="_", metavar="", help=text)
     text = "dtype of the weights on disk (default: %(default)s)"
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help=text)
     text = "a LoRA adapter of PEFT (folder or hub name) to put on SRC"
@@ -98,11 +101,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
-def _import(args: argparse.Namespace, _: list[str]) -> int:
+def _import(args: argparse.Namespace, overrides: list[str]) -> int:
     from elva_jax.config.load import load
     from elva_jax.hf import import_checkpoint
 
-    config = load(args.config) if args.config else None
+    if overrides and not args.config:
+        raise ConfigError(f"{overrides[0]}: there is no config to change; give --config FILE.py")
+    config = load(args.config, overrides) if args.config else None
     done = import_checkpoint.import_weights(
         args.source,
         args.out,

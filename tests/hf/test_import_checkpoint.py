@@ -70,6 +70,7 @@ def test_the_command(qwen, tmp_path, capsys):
                 str(tmp_path / "out"),
                 "--config",
                 f"{tmp_path / 'config.py'}:72",
+                "--config.name=mine",
             ]
         )
         == 0
@@ -85,6 +86,7 @@ def test_the_command(qwen, tmp_path, capsys):
     )
     run = load_run(tmp_path / "out")
     assert (run.stage, run.step, run.config.model.max_position) == ("converted", 0, 72)
+    assert run.config.name == "mine"
     assert run.config.stages["converted"].data.system_prompt == "Be brief."
     assert set(run.params) == {"elva"}
     assert set(run.params["elva"]) == {"decoder"}
