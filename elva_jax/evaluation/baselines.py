@@ -24,4 +24,5 @@ def any_object(answer: str, options: Sequence[str], named_objects: Sequence[str]
 
 def middle_frame(visual: Visual) -> Visual:
     """The middle frame of those that the model would have seen (the later of two)."""
-    return keep_frames(visual, [len(visual.clip.grids) // 2])
+    count = visual.merv.slots if visual.merv else len(visual.clip.grids)
+    return keep_frames(visual, [count // 2])

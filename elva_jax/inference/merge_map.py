@@ -22,6 +22,7 @@ from elva_jax.inference import draw_merges
 from elva_jax.inference.hidden import BlockTokens, HiddenStates
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Kind, TokenLayout
+from elva_jax.video.merv import pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,11 @@ def merge_map_of(hidden: HiddenStates, visuals: Sequence[Visual]) -> MergeMap:
 
 
 def frames_of(visual: Visual) -> Iterable[np.ndarray]:
-    """The frames that were cut into patches, uint8 [H, W, 3]."""
+    """The frames that were cut into patches, uint8 [H, W, 3]; of MERV, its first view."""
+    if visual.merv:
+        shown = next(iter(pictures(visual.patches, visual.merv).values()))
+        yield from (*shown,) * visual.merv.copies
+        return
     side = math.isqrt(visual.patches.shape[1] // 3)
     first = 0
     for rows, columns in visual.clip.grids:

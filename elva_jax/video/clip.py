@@ -15,7 +15,7 @@ import numpy as np
 from elva_jax.errors import ConfigError, VideoError
 from elva_jax.video.hybrid import Hybrid, SizedFrame, assign_resolution, draw_sizes
 from elva_jax.video.layout import Clip
-from elva_jax.video.merv import MervSettings, read_merv_patches
+from elva_jax.video.merv import MervSettings, keep_slots, read_merv_patches
 from elva_jax.video.read import WHOLE, Frames, Span, read_frames
 from elva_jax.video.resize import LazyFrame, patch_grids, patchify
 
@@ -57,6 +57,7 @@ class Visual:
     patches: np.ndarray  # uint8 [N, P*P*3], in order of frames and rows
     teacher_frames: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     # uint8 [T, Ht, Ht, 3] of each side Ht that was asked for
+    merv: MervSettings | None = None  # how patches for MERV hold the pixels
 
 
 class _Drawn(NamedTuple):
@@ -141,7 +142,7 @@ def _read_for_merv(source: Source, settings: MervSettings, name: str | None, spa
         given: Any = source.pixels if isinstance(source, Frames) else source
         medium = [LazyFrame.from_array(_checked(frame, name)) for frame in given]
     patches = read_merv_patches(medium, settings, name=name, span=span)
-    return Visual(clip=settings.clip, patches=patches)
+    return Visual(clip=settings.clip, patches=patches, merv=settings)
 
 
 def _is_paths(source: Source) -> TypeGuard[tuple[str, ...]]:
@@ -162,7 +163,15 @@ def _checked(frame: np.ndarray, name: str | None) -> np.ndarray:
 
 
 def keep_frames(visual: Visual, indices: Sequence[int]) -> Visual:
-    """Selects frames of a video."""
+    """Selects frames of a video.
+
+    MERV reads as many frames of any video: it sees the first frame of each of these slots, repeated
+    as they would be in a video of their own.
+    """
+    if visual.merv:
+        slots = [index % visual.merv.slots for index in indices]
+        patches = keep_slots(visual.patches, visual.merv, slots)
+        return dataclasses.replace(visual, patches=patches)
     ends = np.cumsum([rows * columns for rows, columns in visual.clip.grids])
     starts = np.concatenate([[0], ends[:-1]])
     grids = tuple(visual.clip.grids[i] for i in indices)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -135,6 +136,25 @@ def _places(first: float, last: float, count: int) -> dict[int, list[int]]:
     return out
 
 
+def pictures(patches: np.ndarray, settings: MervSettings) -> dict[View, np.ndarray]:
+    """The pictures uint8 [slots, size, size, 3] of each view, as parts of the patches."""
+    out, flat, start = {}, patches.reshape(-1), 0
+    for view in settings.views:
+        shape = (settings.slots, view[1], view[1], 3)
+        stop = start + math.prod(shape)
+        out[view] = flat[start:stop].reshape(shape)
+        start = stop
+    return out
+
+
+def keep_slots(patches: np.ndarray, settings: MervSettings, indices: Sequence[int]) -> np.ndarray:
+    """The patches of a video of the first frames of some slots, in place of its own."""
+    canvas, before = _Canvas(settings), pictures(patches, settings)
+    for index, places in _places(0, len(indices) - 1, settings.num_frames).items():
+        canvas.copy(before, indices[index], places)
+    return canvas.patches
+
+
 class _Canvas:
     """The patches of a clip, into which frames are drawn."""
 
@@ -142,23 +162,22 @@ class _Canvas:
         self.settings = settings
         tokens = settings.copies * settings.slots * settings.grid**2
         self.patches = np.zeros((tokens, settings.patch_values), np.uint8)
-        self._views, start = {}, 0
-        for view in settings.views:
-            shape = (settings.slots, view[1], view[1], 3)
-            stop = start + math.prod(shape)
-            self._views[view] = self.patches.reshape(-1)[start:stop].reshape(shape)
-            start = stop
+        self._views = pictures(self.patches, settings)
 
     def draw(self, frame: LazyFrame, places: Sequence[int]) -> None:
         """Draws a frame wherever a view shows one of its places among the F frames."""
+        self._fill(places, functools.cache(functools.partial(to_square, frame)))
+
+    def copy(self, views: Mapping[View, np.ndarray], slot: int, places: Sequence[int]) -> None:
+        """Draws the first frame of a slot of other pictures, which every geometry has."""
+        self._fill(places, lambda geometry, size: views[geometry, size, 0][slot])
+
+    def _fill(self, places: Sequence[int], picture: Callable[[str, int], np.ndarray]) -> None:
         in_slot = self.settings.num_frames // self.settings.slots
-        drawn: dict[tuple[str, int], np.ndarray] = {}
         for slot, offset in (divmod(place, in_slot) for place in places):
-            for (geometry, size, at), pictures in self._views.items():
+            for (geometry, size, at), shown in self._views.items():
                 if at == offset:
-                    if (geometry, size) not in drawn:
-                        drawn[geometry, size] = to_square(frame, geometry, size)
-                    pictures[slot] = drawn[geometry, size]
+                    shown[slot] = picture(geometry, size)
 
 
 def to_square(frame: LazyFrame, geometry: str, size: int) -> np.ndarray:

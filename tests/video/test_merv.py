@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from elva_jax.errors import VideoError
-from elva_jax.video.clip import ClipSettings, read_clip
+from elva_jax.evaluation.baselines import middle_frame
+from elva_jax.inference.merge_map import frames_of
+from elva_jax.video.clip import ClipSettings, keep_frames, read_clip
 from elva_jax.video.layout import Clip
 from elva_jax.video.merv import MervSettings, crop_square, read_merv_patches, to_square
 from elva_jax.video.resize import LazyFrame
@@ -105,6 +107,23 @@ def test_read_clip_reads_for_merv():
     np.testing.assert_array_equal(visual.patches, expected)
     with pytest.raises(VideoError, match="mine: a frame must be a uint8 array"):
         read_clip([frames[0] / 2], given, name="mine")
+
+
+@pytest.mark.parametrize("kept", [[2], [0, 3]])
+def test_keep_frames_equals_a_video_of_those_frames(kept):
+    frames = [noise(9, 17, seed) for seed in range(FRAMES)]
+    views = (*VIEWS, ("stretch", 12, 1), ("bilinear", 10, 0))
+    given = ClipSettings(num_frames=1, longest_edge=28, patch_size=14, merv=merv_settings(2, views))
+    seen = read_clip(frames, given)
+    expected = read_clip([frames[2 * slot] for slot in kept], given)
+    assert keep_frames(seen, kept).clip == expected.clip
+    np.testing.assert_array_equal(keep_frames(seen, kept).patches, expected.patches)
+    if kept == [2]:
+        np.testing.assert_array_equal(middle_frame(seen).patches, expected.patches)
+    first = LazyFrame.from_array(frames[0]).at((12, 12))
+    shown = [*frames_of(seen)]
+    assert len(shown) == len(seen.clip.grids)
+    np.testing.assert_array_equal(shown[SLOTS], first)
 
 
 def test_images_and_animations(tmp_path, clips):
