@@ -166,7 +166,7 @@ def _read_merv(
     return _Base(
         params=params,
         config=config,
-        tokenizer=load_tokenizer(config.tokenizer) if config.tokenizer else None,
+        tokenizer=load_tokenizer(config, config.tokenizer) if config.tokenizer else None,
         origin="MERV",
         dtype=str(kept),
         absent=tuple(sorted(absent)),

@@ -11,10 +11,12 @@ import transformers
 from PIL import Image
 from tests.models.merv.merv_torch import Front
 from tests.models.towers.languagebind_torch import LanguageBindVideo
+from tokenizers import Tokenizer, models
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.data.decode_example import merv_settings
+from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.hf.load import read_config
@@ -217,12 +219,22 @@ def test_names_of_earlier_checkpoints_and_encoders_without_weights(published, tm
         "adapter": groups["feature_fusion"],
         "llm_backbone": groups["llm_backbone"],
     }
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(tmp_path / "llama")
+    config.tokenizer, config.curriculum = str(tmp_path / "llama"), ("sft",)
+    config.stages.sft = schema.stage()
+    config.stages.sft.data.prompt_format = "llama2_base"
     source = published.write(tmp_path / "earlier", groups, ("languagebind",))
     done = import_weights(source, tmp_path / "out", config, allow_pickle=True, dtype="bfloat16")
     assert done.absent == ("elva/patch_embed/tower_languagebind",)
-    kernel = load_run(tmp_path / "out").params["elva"]["patch_embed"]["projector_languagebind"]
+    run = load_run(tmp_path / "out")
+    kernel = run.params["elva"]["patch_embed"]["projector_languagebind"]["kernel"]
     expected = one["projector.projector.weight"].T.bfloat16().float()
-    np.testing.assert_array_equal(np.asarray(kernel["kernel"], np.float32), expected)
+    np.testing.assert_array_equal(np.asarray(kernel, np.float32), expected)
+    assert load_tokenizer(run.config, run.tokenizer_dir).eos_token == "</s>"
 
 
 def refusal(published, folder, out, config=None, **options):
