@@ -45,6 +45,10 @@ COMMANDS = {
         "elva_jax.tools.bench.command",
         "parameters, tokens, FLOPs, time and memory, beside the paper's and PyTorch's",
     ),
+    "study": (
+        "elva_jax.tools.study.command",
+        "compare variants of a training run over seeds, with intervals",
+    ),
     "recaption": (
         "elva_jax.tools.recaption.command",
         "describe images and videos in detail with a Qwen2-VL",

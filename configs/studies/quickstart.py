@@ -1,0 +1,18 @@
+"""The quickstart over seeds: what its figures are, and how much they vary."""
+
+from elva_jax.tools.study import Study, Variant
+
+
+def get_study() -> Study:
+    """The study."""
+    return Study(
+        config="configs/tiny.py",
+        question="What does the quickstart reach, and how much of it depends on the seed?",
+        seeds=5,
+        variants={
+            "quickstart": Variant(),
+            # Another order of sums, as on a machine with another number of cores.
+            "one core": Variant(environment={"NPROC": "1"}),
+            "merging off at inference": Variant(of="quickstart", evaluate={"merging": False}),
+        },
+    )

@@ -1,0 +1,175 @@
+"""`elva study`: its options and its output."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elva_jax.commands import flags
+from elva_jax.errors import ConfigError
+from elva_jax.tools.study import describe, report
+from elva_jax.utils import numbers, signals
+from elva_jax.utils.read import open_output, read_text
+
+if TYPE_CHECKING:  # imports JAX
+    from elva_jax.tools.study.jobs import Job
+    from elva_jax.tools.study.queue import State
+
+HELP = """\
+Trains the variants of a study from several seeds, asks them the same questions, and compares them
+with intervals over seeds and videos. The same command continues; several processes, on any hosts
+that share --out, do so together. Details are in docs/guides/studies.md.
+
+A study is a file in configs/studies/, or one of your own whose get_study() returns a Study.
+
+examples:
+  elva study list
+  elva study merging --seeds 3 --minutes 60
+  elva study my_study.py --out /mnt/studies/mine
+  elva study report studies/merging docs/studies/*.json
+  elva study report docs/studies/quickstart.json --write README.md"""
+LIST, REPORT = "list", "report"
+BEGIN, END = "<!-- study: {} -->", "<!-- end of study -->"
+MINUTES = numbers.real(0, 10**6)
+
+
+def register(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds it with `command(name, text, run)`, which makes a sub-command of `elva`."""
+    parser = command("study", HELP, run)
+    add = parser.add_argument
+    text = f"a study or its file; `{LIST}`; or `{REPORT}` and the folders or summaries to report"
+    add("names", nargs="+", metavar="NAME", help=text)
+    text = "seeds of each variant, from 0 (default: as the study says)"
+    add("--seeds", type=describe.MOST_SEEDS, metavar="N", help=text)
+    text = "save and end after so long; the same command continues (default: when all is done)"
+    add("--minutes", type=MINUTES, metavar="M", help=text)
+    text = "folder of the runs and results (default: studies/NAME)"
+    add("--out", type=flags.output_folder("--out"), metavar="DIR", help=text)
+    text = "work on these variants, and on those that they start from, alone; may be given several"
+    add("--only", action="append", default=[], metavar="VARIANT", help=f"{text} times")
+    add("--dry-run", action="store_true", help="check the study, and list what is to be done")
+    text = f"with `{REPORT}`: put the tables of each study between {BEGIN.format('NAME')} and {END}"
+    add("--write", type=Path, metavar="FILE.md", help=f"{text} in this file")
+
+
+def run(args: argparse.Namespace, _: list[str]) -> int:
+    """Runs the command and returns the exit status."""
+    first, *rest = args.names
+    if first == LIST and not rest:
+        return _list()
+    if first == REPORT:
+        return _report(args, rest)
+    if rest or args.write:
+        args.parser.error(f"{rest[0] if rest else '--write'}: goes with `elva study {REPORT}`")
+    return _work(args, first)
+
+
+def _list() -> int:
+    for name in describe.known():
+        study = describe.load_study(describe.find(name))
+        print(f"{name}: {study.question} ({len(study.variants)} variants, {study.seeds} seeds)")
+    return 0
+
+
+def _work(args: argparse.Namespace, name: str) -> int:
+    path = describe.find(name)
+    study = describe.load_study(path)
+    out = Path(args.out or Path("studies", path.stem))
+
+    from elva_jax.tools.study.jobs import jobs_of
+    from elva_jax.tools.study.queue import Stop, work
+
+    every = jobs_of(study, out, args.seeds or study.seeds)
+    jobs = _chosen(study, every, args.only)
+    if args.dry_run:
+        for job in jobs:
+            print(f"{job.label}: {'done' if job.done else ' '.join(job.command) or 'measure only'}")
+        return 0
+    signals.name_command("elva study", terminated=os.EX_TEMPFAIL)
+    out.mkdir(parents=True, exist_ok=True)
+    with Stop(args.minutes) as stop:
+        states = work(jobs, stop, lambda line: print(line, flush=True))
+        number, asked = stop.number, bool(stop)
+    _write(path.stem, study, every, out)
+    return _status(states, stop.status if number or asked else 0)
+
+
+def _chosen(study: describe.Study, jobs: Sequence[Job], only: Sequence[str]) -> list[Job]:
+    """The jobs of some variants, and those that they need."""
+    wanted = set(only)
+    if unknown := wanted - study.variants.keys():
+        known = ", ".join(study.variants)
+        raise ConfigError(f"--only: no variant '{numbers.shown(min(unknown))}'; use {known}")
+    for name in reversed(list(study.variants)):
+        if name in wanted:
+            wanted |= {study.variants[name].after, study.variants[name].of}
+    return [job for job in jobs if not only or job.variant in wanted]
+
+
+def _write(name: str, study: describe.Study, jobs: Sequence[Job], out: Path) -> None:
+    """Writes summary.json, report.md and report.png, and prints the tables."""
+    from elva_jax.tools.study.summary import summarize
+
+    summary = summarize(name, study, jobs)
+    figure = ""
+    if summary["variants"] and importlib.util.find_spec("matplotlib"):
+        from elva_jax.tools.study.plot import save
+
+        figure = save(summary, out / "report.png").name
+    with open_output(out / "summary.json", "--out") as file:
+        file.write(json.dumps(summary, indent=1) + "\n")
+    with open_output(out / "report.md", "--out") as file:
+        file.write(report.markdown(summary, figure))
+    print(report.markdown(summary))
+    print(f"written: {out / 'report.md'}")
+
+
+def _status(states: dict[str, State], stopped: int) -> int:
+    found = set(states.values())
+    if found <= {"done"}:
+        return 0
+    return 1 if "failed" in found else stopped
+
+
+def _report(args: argparse.Namespace, names: Sequence[str]) -> int:
+    from elva_jax.tools.study.summary import load_summary
+
+    if not names:
+        args.parser.error("name the folders or summaries to report")
+    paths = [Path(name) for name in names]
+    found = [load_summary(path / "summary.json" if path.is_dir() else path) for path in paths]
+    for summary in found:
+        if args.write:
+            put_block(args.write, summary)
+        else:
+            print(report.markdown(summary))
+    return 0
+
+
+def put_block(path: Path, summary: dict[str, Any]) -> None:
+    """Puts the tables of a study between its two marks in a Markdown file.
+
+    Raises:
+      ConfigError: the file has no such marks.
+    """
+    text, begin = read_text(path, ConfigError), BEGIN.format(summary["name"])
+    pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ConfigError(f"{path}: has no {begin} with {END} after it")
+    block = f"{begin}\n{tables(summary)}\n{END}"
+    with open_output(path, "--write") as file:
+        file.write(pattern.sub(lambda _: block, text))
+
+
+def tables(summary: dict[str, Any]) -> str:
+    """The tables of the report without its headings, as they stand in other pages."""
+    columns = tuple(report.NAMES)
+    parts = [report.table(summary, columns[0]), report.table(summary, columns[1])]
+    parts += [report.families(summary, column) for column in columns]
+    return "\n\n".join([*parts, report.made(summary)])
