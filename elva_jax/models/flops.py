@@ -9,9 +9,11 @@ Elementwise work (norms, RoPE, softmax) is left out.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from elva_jax.config.merv import encoder_frames
 from elva_jax.config.schema import ModelConfig, TeacherConfig
+from elva_jax.models.towers.hiera import KERNEL, LOCAL, WIDENED, stage_config
 
 
 def layer_weights(config: ModelConfig) -> int:
@@ -53,9 +55,11 @@ def vision_tower(tower: TeacherConfig, frames: float, layers: int | None = None)
     Frames of a tower that sees clips are whole clips of `num_frames`.
     """
     clips = frames / tower.num_frames
+    blocks = tower.num_layers if layers is None else layers
+    if tower.kind == "hiera":
+        return clips * _hiera(tower, blocks)
     values = tower.tubelet * tower.patch_size**2 * 3
     embedding = 2.0 * tower.slots * tower.grid**2 * values * tower.hidden_size
-    blocks = tower.num_layers if layers is None else layers
     return clips * (embedding + blocks * vision_block(tower))
 
 
@@ -67,6 +71,29 @@ def vision_block(tower: TeacherConfig) -> float:
     tokens, frames, width = tower.grid**2 + special, tower.num_frames, tower.hidden_size
     temporal = tokens * (2.0 * frames * 4 * width**2 + 4.0 * frames**2 * width)
     return temporal + frames * vision_layer(tower, tokens)
+
+
+def _hiera(tower: TeacherConfig, blocks: int) -> float:
+    """A Hiera's convolution and first blocks on one clip; see `models.towers.hiera`."""
+    windows, total, left = tower.slots * tower.grid**2, 0.0, blocks
+    for i, depth in enumerate(tower.stages):
+        stage = stage_config(tower, i)
+        width, inner = stage.hidden_size, stage.intermediate_size
+        side = WIDENED >> i  # of a window, in tokens
+        tokens = windows * side**2
+        if i == 0:
+            total += 2.0 * tokens * math.prod(KERNEL) * 3 * width
+        after = 2.0 * tokens * (width**2 + 2 * width * inner)  # out of attention, and the MLP
+        plain = 6.0 * tokens * width**2 + 4.0 * tokens * width * (side**2 if i < LOCAL else tokens)
+        # Four times as many keys, half as wide; queries are projected before they are pooled, and
+        # the residual path is projected as well.
+        keys = 4 * side**2 if i <= LOCAL else 4 * tokens
+        pooled = 8.0 * 4 * tokens * width**2 / 2 + 4.0 * tokens * width * keys
+        first = int(i > 0 and left > 0)
+        rest = min(depth - (i > 0), left - first)
+        total += first * (pooled + after) + rest * (plain + after)
+        left -= first + rest
+    return total
 
 
 def tower_macs(config: TeacherConfig, frames: int) -> float:

@@ -3,7 +3,7 @@
 import pytest
 
 from elva_jax.config.schema import TeacherConfig
-from elva_jax.models.flops import tower_macs
+from elva_jax.models.flops import tower_macs, vision_layer, vision_tower
 
 LARGE = {
     "image_size": 224,
@@ -38,3 +38,26 @@ def test_encoders_of_merv(name):
 def test_four_encoders_together():
     total = sum(tower_macs(config, frames) for config, frames, _ in ENCODERS.values())
     assert round(total / 1e12, 3) == 3.760
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "stages", "billions"),
+    [(768, 8, (2, 3, 16, 3), 102), (1152, 16, (2, 6, 36, 4), 412)],
+)
+def test_hiera(width, heads, stages, billions):
+    """A clip of 16 frames, as PyTorch counts it in the authors' package (arXiv 2306.00989)."""
+    config = TeacherConfig(
+        kind="hiera",
+        image_size=224,
+        patch_size=32,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_layers=sum(stages),
+        num_heads=heads,
+        num_frames=16,
+        tubelet=2,
+        stages=stages,
+    )
+    assert round(tower_macs(config, 16) / 1e9) == billions
+    last = vision_tower(config, 16) - vision_tower(config, 16, sum(stages) - 1)
+    assert last == vision_layer(config, 8 * 7 * 7)
