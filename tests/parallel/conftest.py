@@ -26,7 +26,7 @@ def compare(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_device")  # the results of one device, computed once
 
     def run(cases, devices, processes=1):
-        environment = fake(devices)
+        environment = fake(devices, os.environ["XLA_FLAGS"])
         command = [
             sys.executable,
             str(Path(__file__).with_name("equality.py")),
@@ -66,12 +66,16 @@ def compare(tmp_path_factory):
 
 @pytest.fixture
 def on_eight_devices():
-    """run(name) -> [JSON, …]: what a script of this folder prints with eight fake devices."""
+    """run(name) -> [JSON, …]: what a script of this folder prints with eight fake devices.
 
-    def run(name):
+    `optimized` is for programs that compute longer than they compile.
+    """
+
+    def run(name, *, optimized=False):
         command = [sys.executable, str(Path(__file__).with_name(name))]
+        environment = fake(8, "" if optimized else os.environ["XLA_FLAGS"])
         done = subprocess.run(
-            command, env=fake(8), capture_output=True, text=True, timeout=300, check=False
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -79,9 +83,9 @@ def on_eight_devices():
     return run
 
 
-def fake(devices: int) -> dict[str, str]:
+def fake(devices: int, flags: str) -> dict[str, str]:
     """The environment of a process with this many fake devices."""
-    flags = f"--xla_force_host_platform_device_count={devices} {os.environ['XLA_FLAGS']}"
+    flags = f"--xla_force_host_platform_device_count={devices} {flags}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 

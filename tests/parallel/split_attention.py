@@ -13,13 +13,8 @@ from elva_jax.ops.attention.blocked import LARGE_BLOCK
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tools.plan import hlo
 
-ROWS, LENGTH, HEADS, KV_HEADS, WIDTH = (
-    2,
-    8400,
-    4,
-    2,
-    8,
-)  # a quarter is a little more than eight blocks of queries
+LENGTH = 8400  # a quarter is a little more than eight blocks of queries
+ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
 SPLIT = PartitionSpec("fsdp", "context", None)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 
 def test_it_equals_one_device_with_a_block_of_scores_and_one_exchange_of_keys(on_eight_devices):
-    (report,) = on_eight_devices("split_attention.py")
+    (report,) = on_eight_devices("split_attention.py", optimized=True)
     one, eight = report["loss"]
     assert eight == pytest.approx(one, rel=1e-5)
     assert max(report["errors"]) < 1e-5

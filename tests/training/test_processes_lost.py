@@ -25,6 +25,8 @@ OVERRIDES = {
     "stages.sft.batch_size": ROWS,
     "stages.sft.data.pack": False,
     "stages.sft.data.num_frames": 1,
+    "stages.sft.merging": False,  # and AdamW: smaller programs, the same records
+    "stages.sft.optimizer.name": "adamw",
     "log.tensorboard": False,
     "checkpoint.every": 7,  # so that a run continues in the middle of an epoch
 }
