@@ -23,6 +23,7 @@ from elva_jax.config.stage_schema import (
     SourceConfig,
     StageConfig,
 )
+from elva_jax.config.text_schema import ContrastConfig, TextTowerConfig
 from elva_jax.config.tower_schema import MervConfig, TeacherConfig
 from elva_jax.utils import numbers
 
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ConfigDict",
+    "ContrastConfig",
     "DataConfig",
     "LogConfig",
     "LoraConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "SourceConfig",
     "StageConfig",
     "TeacherConfig",
+    "TextTowerConfig",
     "base",
     "mesh",
     "model",
@@ -273,6 +276,7 @@ class Config:
     encoders: Mapping[str, TeacherConfig] = named(
         TeacherConfig, "the vision towers that model.merv.encoders chooses from, by name"
     )
+    text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from elva_jax.config.keys import key, named
+from elva_jax.config.text_schema import ContrastConfig
 from elva_jax.utils import numbers
 
 Evaluator = Literal["loss", "accuracy", "retrieval", "merging"]
@@ -257,7 +258,7 @@ class StageConfig:
     """One stage of the curriculum."""
 
     kind: Literal["elva", "teacher"] = key(
-        "elva", "what it trains; teacher: the vision tower, by the sigmoid loss"
+        "elva", "what it trains; teacher: the vision tower, on captions, by contrast.loss"
     )
     steps: int = key(0, "optimizer steps; 0: derived from epochs", minimum=0)
     epochs: float = key(0.0, "passes over the mixture, where steps is 0", minimum=0)
@@ -273,5 +274,6 @@ class StageConfig:
     )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    contrast: ContrastConfig = dataclasses.field(default_factory=ContrastConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     eval: HeldOutConfig = dataclasses.field(default_factory=HeldOutConfig)

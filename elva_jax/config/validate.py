@@ -7,6 +7,7 @@ from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.config.validate_guidance import check_guidance, has_teacher
+from elva_jax.config.validate_teacher import check_teacher
 from elva_jax.errors import ConfigError
 from elva_jax.utils import numbers
 from elva_jax.utils.patterns import Matcher
@@ -170,30 +171,6 @@ def _check_elva(config: Config, name: str) -> None:
     check_guidance(config, name)
 
 
-def _check_teacher(config: Config, name: str) -> None:
-    stage, at = config.stages[name], f"stages.{name}."
-    require(
-        not stage.optimizer.lora.rank,
-        at + "optimizer.lora.rank",
-        "adapts the decoder, and a stage of kind teacher has none; set it to 0",
-    )
-    require(
-        not stage.data.num_low_frames,
-        at + "data.num_low_frames",
-        "a teacher sees frames of one size; set it to 0",
-    )
-    require(
-        config.teacher.kind == "siglip",
-        "teacher.kind",
-        f"stage {name} trains a SigLIP; an EVA-CLIP comes from teacher.init_from",
-    )
-    require(
-        config.teacher.text_layers > 0,
-        "teacher.text_layers",
-        f"stage {name} trains the teacher on captions, which needs a text tower",
-    )
-
-
 # What the evaluators of `eval.evaluators` measure, before any slash.
 MEASURED = {
     "loss": ("loss",),
@@ -244,7 +221,7 @@ def _check_held_out(config: Config, stage: StageConfig, at: str) -> None:
 
 
 # The checks of a kind of stage, as `tasks.registry.TASKS` has its training.
-CHECKS = {"elva": _check_elva, "teacher": _check_teacher}
+CHECKS = {"elva": _check_elva, "teacher": check_teacher}
 
 
 def _check_lora(stage: StageConfig, at: str) -> None:

@@ -6,8 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import typed
+from elva_jax.data.captions import Captions, RunCaptions
 from elva_jax.data.collate import CaptionCollator, PackedCollator
-from elva_jax.data.conversation import check_tokenizer, vocabulary_id
+from elva_jax.data.conversation import check_tokenizer
 from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
@@ -65,25 +66,37 @@ def caption_batches(
     stage_name: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    captions: Captions | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
     """Batches of clips with captions, one per row; see `CaptionCollator`.
 
+    Args:
+      config: the configuration of the run.
+      stage_name: name of the stage.
+      tokenizer: the run's.
+      captions: the tokens of captions; None: those of `tokenizer`.
+      process_index: index of this process.
+      process_count: number of processes.
+
     Raises:
       DataError: the data is missing or cannot be divided among the processes.
     """
     teacher, stage = config.teacher, config.stages[stage_name]
+    captions = captions or RunCaptions(tokenizer=tokenizer, length=teacher.text_length)
     return make_batches(
         config,
         stage_name,
-        decoder=CaptionDecoder(Mixture(config, stage_name), config, stage, tokenizer),
+        decoder=CaptionDecoder(
+            Mixture(config, stage_name), config, stage, tokenizer, captions
+        ),
         packer=SingleRows(),
         collator=CaptionCollator(
             num_frames=stage.data.num_frames,
             image_size=teacher.image_size,
             text_length=teacher.text_length,
-            padding_id=vocabulary_id(tokenizer, "<|endoftext|>"),
+            padding_id=captions.padding_id,
         ),
         process_index=process_index,
         process_count=process_count,

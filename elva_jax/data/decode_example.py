@@ -14,6 +14,7 @@ from elva_jax.config.merv import all_views
 from elva_jax.config.schema import Config, DataConfig, ModelConfig, StageConfig
 from elva_jax.config.serialize import typed
 from elva_jax.data import conversation
+from elva_jax.data.captions import Captions, RunCaptions
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
@@ -260,7 +261,8 @@ class CaptionDecoder(Decoder):
       mixture: the opened sources.
       config: the configuration of the run.
       stage: the stage.
-      tokenizer: captions end with its `<|endoftext|>`.
+      tokenizer: the run's, whose `<|endoftext|>` ends a caption.
+      captions: the tokens of captions; None: those of `tokenizer`.
     """
 
     def __init__(
@@ -269,22 +271,26 @@ class CaptionDecoder(Decoder):
         config: Config,
         stage: StageConfig,
         tokenizer: PreTrainedTokenizerBase,
+        captions: Captions | None = None,
     ):
         data, teacher = stage.data, config.teacher
         super().__init__(mixture, data.time_limit)
-        self.tokenizer = tokenizer
-        self.text_length = teacher.text_length
+        length = teacher.text_length
+        self.captions = captions or RunCaptions(tokenizer=tokenizer, length=length)
         self.num_frames, self.fps, self.side = data.num_frames, data.fps, teacher.image_size
-        self.settings = {"image_size": self.side, "text_length": self.text_length}
+        self.sees_clips = teacher.num_frames > 1
+        self.settings = {"image_size": self.side, "text_length": length}
 
     def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
-        """Reads the first medium as square frames, and tokenizes a caption."""
+        """Reads the first medium as square frames, and tokenizes a caption.
+
+        For a tower that sees clips, frames of a shorter medium are repeated.
+        """
         example = choose_turns(example, 1, rng)
         conversation.check(example)
         if not example.media:
             raise RecordError(example.key, "has no video or image for the caption")
-        caption = conversation.token_ids(self.tokenizer, "", example.turns[0].answer.strip())
-        end = conversation.vocabulary_id(self.tokenizer, "<|endoftext|>")
+        caption = self.captions.ids(example.turns[0].answer.strip())
         medium, size = example.media[0], (self.side, self.side)
         still = medium.kind == "image"
         frames = read_frames(
@@ -295,7 +301,7 @@ class CaptionDecoder(Decoder):
             name=_name_in_errors(medium, example.key),
             span=medium.span,
         )
-        return CaptionSample(
-            pixels=np.stack(frames.pixels),
-            token_ids=np.asarray([*caption[: self.text_length - 1], end], np.int32),
-        )
+        pixels = np.stack(frames.pixels)
+        if self.sees_clips and len(pixels) < self.num_frames:
+            pixels = pixels[np.arange(self.num_frames) * len(pixels) // self.num_frames]
+        return CaptionSample(pixels=pixels, token_ids=np.asarray(caption, np.int32))

@@ -18,14 +18,17 @@ from elva_jax.utils.numbers import (
     whole,
 )
 
-GROUPS = ("vision_config", "vision_config_dict", "vision_cfg", "rope_parameters", "rope_scaling")
+GROUPS = (
+    *("vision_config", "vision_config_dict", "vision_cfg", "text_config"),
+    *("rope_parameters", "rope_scaling"),
+)
 _WIDTH, _COUNT, _EDGE = whole(1, MOST_WIDTH), whole(1, MOST_LAYERS), whole(1, MOST_PIXELS)
 _LENGTH, _ABOVE = whole(1, MOST_TOKENS), real(0, open=True)
 NUMBERS: dict[str, Range] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "head_dim"), _WIDTH),
     **dict.fromkeys(("width", "head_width", "patch_width", "embed_dim"), _WIDTH),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), _COUNT),
-    **dict.fromkeys(("layers", "patch_heads", "num_heads"), _COUNT),
+    **dict.fromkeys(("layers", "patch_heads", "num_heads", "type_vocab_size"), _COUNT),
     **dict.fromkeys(("image_size", "patch_size", "pt_hw_seq_len"), _EDGE),
     **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), _LENGTH),
     **dict.fromkeys(("num_frames", "num_channels"), _COUNT),

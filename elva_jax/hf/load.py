@@ -19,6 +19,7 @@ from elva_jax.checkpoints.restore import Loaded, load_run_params
 from elva_jax.config.schema import Config, TeacherConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf import (
+    bert,
     dinov2,
     elva,
     eva_clip,
@@ -42,7 +43,7 @@ from elva_jax.models.build import parameter_shapes
 from elva_jax.utils.arrays import aligned_copy, aligned_empty
 
 BAND = 64  # rows of a matrix that are transposed at a time
-STAGE_KIND = {"vision": "teacher"}  # kinds of stages that are not named after their subtree
+STAGE_KIND = {"vision": "teacher", "text": "teacher"}  # kinds of stages that are not named after their subtree
 
 
 class TowerFormat(Protocol):
@@ -101,7 +102,8 @@ def load_params(
       targets: shapes, dtypes and shardings by '/'-joined path, such as elva/decoder/norm/scale or
         vision/patch_bias.
       config: the run's configuration, which a Hugging Face folder must match.
-      subtree: elva | vision, the model that is wanted: of a run, the last stage that trains one.
+      subtree: elva | vision | text, the model that is wanted: of a run, the last stage that trains
+        one.
       allow_pickle: whether .bin and .pt files may be read.
 
     Raises:
@@ -268,6 +270,10 @@ def _tower_format(config: Mapping[str, Any]) -> TowerFormat | None:
 
 def _table(store: TensorStore, config: Config, subtree: str) -> tuple[Table, str]:
     """The names of a folder's tensors, and the beginning of our paths that the table leaves out."""
+    if subtree == "text":
+        if config.text_tower.kind == "bert":
+            return bert.table(store.config, config.text_tower, store), ""
+        return siglip.text_table(store.config, config.teacher, store), ""
     group, _ = read_config(store.config, str(store.path))
     if (group == "teacher") != (subtree == "vision"):
         wants = "a vision tower" if subtree == "vision" else "an ELVA, a Qwen2 or a Llama"

@@ -22,6 +22,14 @@ SAME = {
     "num_layers": ("num_hidden_layers", 12),
     "num_heads": ("num_attention_heads", 12),
 }
+# Their name -> ours, and the default of transformers' SiglipTextConfig.
+TEXT_SAME = {
+    "hidden_size": ("hidden_size", 768),
+    "intermediate_size": ("intermediate_size", 3072),
+    "num_hidden_layers": ("text_layers", 12),
+    "num_attention_heads": ("num_heads", 12),
+    "max_position_embeddings": ("text_length", 64),
+}
 EPS = 1e-6
 # Theirs -> our `activation`; several names of theirs are one function.
 ACTIVATIONS = {
@@ -52,9 +60,9 @@ def attention_rules(ours: str, inputs: Sequence[str], out: str) -> Iterator[Rule
     yield from weight_and_bias(f"{ours}out", out, pattern=HEADS_OUT)
 
 
-def clip_layer_rules() -> Iterator[Rule]:
-    """The rules of a block with the names of CLIP, which SigLIP has kept."""
-    ours, theirs = "vision/layers/", "vision_model.encoder.layers.{}."
+def clip_layer_rules(tower: str = "vision") -> Iterator[Rule]:
+    """The rules of a block of a vision or text tower with CLIP's names, which SigLIP has kept."""
+    ours, theirs = f"{tower}/layers/", tower + "_model.encoder.layers.{}."
     for i in (1, 2):
         yield from weight_and_bias(f"{ours}norm{i}", f"{theirs}layer_norm{i}", "scale")
         yield from weight_and_bias(f"{ours}fc{i}", f"{theirs}mlp.fc{i}", pattern=LINEAR)
@@ -84,7 +92,16 @@ RULES = (
     *weight_and_bias("vision/post_norm", "vision_model.post_layernorm", "scale"),
     *_head_rules(),
 )
-IGNORED = (r"text_model\..*", r"logit_(scale|bias)", r"(vision_model\.)?embeddings\.position_ids")
+_TEXTS = "text_model.embeddings."
+TEXT_RULES = (
+    Rule("text/token_embedding", f"{_TEXTS}token_embedding.weight", "vocab width -> vocab width"),
+    Rule("text/position_embedding", f"{_TEXTS}position_embedding.weight"),
+    *clip_layer_rules("text"),
+    *weight_and_bias("text/final_norm", "text_model.final_layer_norm", "scale"),
+    *weight_and_bias("text/head", "text_model.head", pattern=LINEAR),
+)
+SCALARS, POSITIONS = r"logit_(scale|bias)", r"((vision|text)_model\.)?embeddings\.position_ids"
+IGNORED, TEXT_IGNORED = ((rf"{other}_model\..*", SCALARS, POSITIONS) for other in ("text", "vision"))
 
 
 def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -165,3 +182,28 @@ def refuse_differences(theirs: Mapping[str, Any], ours: TeacherConfig, store: Te
     ]
     if differ:
         raise ConvertError(f"{store.path}: {'; '.join(differ)}")
+
+
+def text_table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore) -> Table:
+    """The tensor names of a folder's text tower for a run's `config.teacher`.
+
+    Raises:
+      ConvertError: another architecture, or numbers of config.json that differ from the run's.
+    """
+    kind, where = config.get("model_type"), str(store.path)
+    if kind not in ("siglip", "siglip_text_model"):
+        raise ConvertError(
+            f"{where}: model_type is {kind!r}; text_tower.kind = siglip reads siglip and"
+            " siglip_text_model"
+        )
+    text = config.get("text_config") or {} if kind == "siglip" else config
+    ours = {**TEXT_SAME, "hidden_act": ("activation", "gelu_pytorch_tanh")}
+    values = {name: text.get(name, default) for name, (_, default) in ours.items()}
+    differ = [
+        f"text_config.{name} is {value}, the run has teacher.{key} = {getattr(teacher, key)}"
+        for (name, value), (key, _) in zip(values.items(), ours.values(), strict=True)
+        if ACTIVATIONS.get(value, value) != getattr(teacher, key)
+    ]
+    if differ:
+        raise ConvertError(f"{where}: {'; '.join(differ)}")
+    return Table(TEXT_RULES, axis_sizes(teacher), prefix="text_model.", ignored=TEXT_IGNORED)

@@ -113,6 +113,14 @@ class Task(Protocol):
         """Where the weights of the first stage of this kind come from; "" for random ones."""
 
     @property
+    def part_sources(self) -> Mapping[str, str]:
+        """Subtrees of the parameters that do not come from `init_from`, and their own sources.
+
+        They are those of the first stage of this kind; "" for random ones.
+        """
+        return {}
+
+    @property
     @abstractmethod
     def row_tokens(self) -> int:
         """Tokens of one row of the batch, padding included."""
@@ -172,6 +180,14 @@ class Task(Protocol):
         """Adds to a batch what each of its micro-batches must know about the whole."""
         return batch
 
+    def look_ahead(self, params: Any, frozen: Any, batch: Any) -> Any:
+        """Adds to a batch what a pass over all of its micro-batches tells each of them.
+
+        It runs before the first micro-batch and has no gradient; by default there is no such pass.
+        """
+        del params, frozen
+        return batch
+
     @abstractmethod
     def content(self, batch: Mapping[str, Any]) -> Content:
         """The work in a batch of this process, multiplied by the number of processes."""
@@ -181,6 +197,22 @@ class Task(Protocol):
         self, content: Content, metrics: Mapping[str, Any], matrices: TrainedMatrices
     ) -> float:
         """Model FLOPs of forward and backward pass; `metrics` tell how many tokens are left."""
+
+
+def split_rows(batch: Any, count: int) -> Any:
+    """Micro-batches [count, b / count, ...] of a batch [b, ...].
+
+    Micro-batch i takes rows i, i + count, i + 2 count, ... so that rows stay on the device that
+    holds them.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def join_rows(parts: Any) -> Any:
+    """Back from `split_rows`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def over_processes(content: Content) -> Content:

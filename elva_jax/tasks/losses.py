@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from elva_jax.errors import ConfigError
+from elva_jax.ops.normalize import l2_normalize
 from elva_jax.parallel.sharding import activation_spec, mesh_axes
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
@@ -319,11 +320,6 @@ def sigmoid_loss(
     return _masked_mean(loss_N, mask_N), {
         "match_accuracy": _masked_mean(best_N == jnp.arange(count), mask_N)
     }
-
-
-def l2_normalize(x: jax.Array) -> jax.Array:
-    """Divides by the norm over the last axis; zero vectors stay zero, with finite gradients."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:

@@ -8,13 +8,17 @@ from elva_jax.config.schema import Config, StageConfig
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.siglip import SiglipTask
 from elva_jax.tasks.video_llm import VideoLlmTask
+from elva_jax.tasks.video_text import VideoTextTask
 
 TASKS: dict[str, type[Task]] = {"elva": VideoLlmTask, "teacher": SiglipTask}
+# The tasks of kind teacher with another loss than the sigmoid one, by `contrast.loss`.
+CONTRASTS: dict[str, type[Task]] = {"infonce": VideoTextTask}
 
 
 def task_of(stage: StageConfig) -> type[Task]:
     """The class of a stage's task."""
-    return TASKS[stage.kind]
+    task = TASKS[stage.kind]
+    return CONTRASTS.get(stage.contrast.loss, task) if task is SiglipTask else task
 
 
 def kind_of(subtree: str) -> str:

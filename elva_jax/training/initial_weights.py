@@ -35,14 +35,15 @@ class LoadParams(Protocol):
         *,
         subtree: str,
     ) -> Loaded:
-        """Reads parameters by path, of an ELVA (`elva`) or a vision tower (`vision`)."""
+        """Reads parameters by path: of an ELVA (`elva`), a vision tower or a text tower."""
 
 
 def load_from_run(
     source: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct], config: Config, *, subtree: str
 ) -> Loaded:
     """Reads parameters from runs and converted checkpoints only."""
-    return load_run_params(source, targets, kind=kind_of(subtree))
+    kind = kind_of("vision" if subtree == "text" else subtree)
+    return load_run_params(source, targets, kind=kind)
 
 
 def initial_weights(
@@ -66,9 +67,56 @@ def initial_weights(
     }
     before = _stage_before(task, task.exports)
     source = workdir / before if before else task.init_from
+    parts = {} if before else _parts(task, targets, say, load)
     if not source:
-        return _teacher_parts(task, workdir, targets, say, load)
-    loaded = load(source, targets, task.config, subtree=task.exports)
+        return parts | _teacher_parts(task, workdir, targets, say, load)
+    of_source = targets
+    if not before:
+        own = tuple(f"{subtree}/" for subtree in task.part_sources)
+        of_source = {path: leaf for path, leaf in targets.items() if not path.startswith(own)}
+    loaded = load(source, of_source, task.config, subtree=task.exports)
+    _check_shapes(loaded, targets, source, name)
+    if not loaded.params:
+        raise CheckpointError(f"{source}: shares no parameter with stage {name}")
+    params = loaded.params | parts
+    missing = {path: leaf for path, leaf in targets.items() if path not in params}
+    params |= _teacher_parts(task, workdir, missing, say, load)
+    note = f"{name}: starts from {source} ({loaded.origin})"
+    unused = set(loaded.unused) - parts.keys()
+    for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", unused)):
+        note += f"; {label}: {', '.join(sorted(paths))}" if paths else ""
+    say(note)
+    return params
+
+
+def _parts(
+    task: Task,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    say: Callable[[str], None],
+    load: LoadParams,
+) -> dict[str, jax.Array]:
+    """The parameters that have sources of their own, by path.
+
+    Raises:
+      CheckpointError: a source that lacks one of them, or has another shape.
+    """
+    params: dict[str, jax.Array] = {}
+    for subtree, source in task.part_sources.items():
+        wanted = {path: leaf for path, leaf in targets.items() if path.startswith(f"{subtree}/")}
+        if not source or not wanted:
+            continue
+        loaded = load(source, wanted, task.config, subtree=subtree)
+        _check_shapes(loaded, wanted, source, task.name)
+        if missing := sorted(wanted.keys() - loaded.params.keys()):
+            raise CheckpointError(f"{source}: lacks {', '.join(missing)} of stage {task.name}")
+        say(f"{task.name}: takes {subtree} from {source} ({loaded.origin})")
+        params |= loaded.params
+    return params
+
+
+def _check_shapes(
+    loaded: Loaded, targets: Mapping[str, jax.ShapeDtypeStruct], source: str | Path, name: str
+) -> None:
     for path, there in loaded.params.items():
         here = targets[path]
         if here.shape != there.shape:
@@ -76,15 +124,6 @@ def initial_weights(
                 f"{source}: {path} is {there.dtype}{list(there.shape)},"
                 f" stage {name} has {here.dtype}{list(here.shape)}"
             )
-    if not loaded.params:
-        raise CheckpointError(f"{source}: shares no parameter with stage {name}")
-    missing = {path: leaf for path, leaf in targets.items() if path not in loaded.params}
-    params = loaded.params | _teacher_parts(task, workdir, missing, say, load)
-    note = f"{name}: starts from {source} ({loaded.origin})"
-    for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", loaded.unused)):
-        note += f"; {label}: {', '.join(sorted(paths))}" if paths else ""
-    say(note)
-    return params
 
 
 def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str, Any]:

@@ -18,22 +18,30 @@ from elva_jax.checkpoints.state import TrainState
 from elva_jax.parallel.collectives import barrier
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
-from elva_jax.tasks.base import Metrics
+from elva_jax.tasks.base import Metrics, split_rows
 from elva_jax.training.metrics import is_summed
 from elva_jax.training.optimizer import join_frozen, trained_part
 from elva_jax.training.setup import TrainSetup
 
 # (params, frozen trees, batch) -> (loss, metrics)
 LossFn = Callable[[Any, Any, Any], tuple[jax.Array, Metrics]]
+# (params, frozen trees, batch) -> batch
+LookAhead = Callable[[Any, Any, Any], Any]
 
 
 def value_and_grad(
-    loss_fn: LossFn, params: Any, frozen: Any, batch: Any, accumulate: int, zero: Zero | None = None
+    loss_fn: LossFn,
+    params: Any,
+    frozen: Any,
+    batch: Any,
+    accumulate: int,
+    zero: Zero | None = None,
+    look_ahead: LookAhead | None = None,
 ) -> tuple[jax.Array, Metrics, Any]:
     """Loss, metrics and gradient, averaged over `accumulate` micro-batches that run in turn.
 
-    Micro-batch i takes rows i, i + A, i + 2A, ... so that rows stay on the device that holds them.
     With `zero`, parameters are read as it says, and gradients lie where parameters are stored.
+    `look_ahead` takes the whole batch first, where it is cut into several.
     """
     zero = zero or Zero(gather_params=lambda tree: tree, shard_grads=lambda tree: tree)
     value_of = jax.value_and_grad(loss_fn, has_aux=True)
@@ -46,10 +54,9 @@ def value_and_grad(
     if accumulate == 1:
         (loss, metrics), grads = gradient(batch)
         return loss, metrics, grads
-    micro = jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1),
-        batch,
-    )
+    if look_ahead is not None:
+        batch = look_ahead(used, frozen, batch)
+    micro = split_rows(batch, accumulate)
 
     def add(total, rows):
         (loss, metrics), grads = gradient(rows)
@@ -101,9 +108,14 @@ class TrainStep:
         def loss(params: Any, frozen: Any, rows: Any) -> tuple[jax.Array, Metrics]:
             return task.loss(join_frozen(params, state.params), frozen, rows)
 
+        def look_ahead(params: Any, frozen: Any, rows: Any) -> Any:
+            return task.look_ahead(join_frozen(params, state.params), frozen, rows)
+
         if accumulate > 1:
             batch = task.prepare(batch)
-        value, metrics, grads = value_and_grad(loss, params, frozen, batch, accumulate, self._zero)
+        value, metrics, grads = value_and_grad(
+            loss, params, frozen, batch, accumulate, self._zero, look_ahead
+        )
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, params)

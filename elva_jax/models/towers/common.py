@@ -13,8 +13,10 @@ input of the last block (`penultimate`), so that block runs after the loop:
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -169,13 +171,37 @@ def run_layers(
     block: Callable[[jax.Array, Params], jax.Array], x: Float[Array, "n T C"], params: Params
 ) -> tuple[Float[Array, "n T C"], Float[Array, "n T C"]]:
     """The last block's input and output, for stacked parameters."""
+    before = run_blocks(block, x, {name: leaf[:-1] for name, leaf in params.items()})
+    after, _ = _scan_body(block)(before, {name: leaf[-1] for name, leaf in params.items()})
+    return before, after
 
+
+def run_blocks(
+    block: Callable[[jax.Array, Params], jax.Array], x: Float[Array, "n T C"], params: Params
+) -> Float[Array, "n T C"]:
+    """The last block's output, for stacked parameters."""
+    return jax.lax.scan(_scan_body(block), x, dict(params))[0]
+
+
+@contextlib.contextmanager
+def recomputed_blocks() -> Iterator[None]:
+    """Towers that are traced inside keep the input of each block only, for the backward pass."""
+    token = _recompute.set(True)
+    try:
+        yield
+    finally:
+        _recompute.reset(token)
+
+
+_recompute = contextvars.ContextVar("recompute", default=False)
+
+
+def _scan_body(block: Callable[[jax.Array, Params], jax.Array]) -> Callable[..., Any]:
     def body(x, layer):
         return nn.with_logical_constraint(block(x, layer), ("batch", None, "embed")), None
 
-    before, _ = jax.lax.scan(body, x, {name: leaf[:-1] for name, leaf in params.items()})
-    after, _ = body(before, {name: leaf[-1] for name, leaf in params.items()})
-    return before, after
+    # A scan keeps the compiler from joining what is computed twice, so that needs no barrier.
+    return jax.checkpoint(body, prevent_cse=False) if _recompute.get() else body
 
 
 def linear(x: Float[Array, "*batch I"], params: Params, name: str) -> Float[Array, "*batch O"]:

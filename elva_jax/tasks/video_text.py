@@ -1,0 +1,153 @@
+"""Trains a teacher on videos: InfoNCE between clips and their captions (ELVA's Table 4).
+
+frames [B, F, H, W, 3] -> any vision tower -> pooled over the clip -+
+                                                                    +-> InfoNCE over all B pairs
+captions [B, L]        -> SigLIP's text tower, or BERT -------------+
+
+With `optimizer.accumulate` the towers see a part of the batch at a time and the loss all of it; see
+`tasks.infonce` for the two passes that this takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from elva_jax.models import flops
+from elva_jax.models.video_text import VideoText
+from elva_jax.tasks.base import Content, Metrics, TrainedMatrices, join_rows, split_rows
+from elva_jax.tasks.infonce import infonce_loss, with_gradient
+from elva_jax.tasks.siglip import SiglipTask
+
+if TYPE_CHECKING:
+    from elva_jax.data.pipeline import BatchIterator
+
+
+class VideoTextTask(SiglipTask):
+    """Params are `vision`, `text`, and `contrast`: linear maps and the log temperature."""
+
+    @property
+    def part_sources(self) -> Mapping[str, str]:
+        """The text tower has a source of its own; SigLIP's may be that of the vision tower."""
+        tower = self.config.text_tower
+        inherited = self.config.teacher.init_from if tower.kind == "siglip" else ""
+        return {"text": tower.init_from or inherited}
+
+    @property
+    def logical_sizes(self) -> dict[str, int]:
+        """Heads of both towers, which divide the same mesh axis."""
+        heads = self.config.teacher.num_heads
+        if self.config.text_tower.kind == "bert":
+            heads = int(np.gcd(heads, self.config.text_tower.num_heads))
+        return {"heads": heads}
+
+    def open_batches(
+        self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
+    ) -> BatchIterator:
+        """Clips with their captions, one to a row, in the tokens of the text tower.
+
+        Raises:
+          DataError: the data or the text tower's tokenizer is missing or damaged.
+          ConfigError: a tokenizer with more tokens than the text tower has rows.
+        """
+        # A step on batches from elsewhere needs none of the extra `train`.
+        from elva_jax.data.batches import caption_batches  # noqa: PLC0415
+        from elva_jax.data.captions import open_captions  # noqa: PLC0415
+
+        captions = open_captions(self.config, self.part_sources["text"], tokenizer)
+        return caption_batches(
+            self.config,
+            self.name,
+            tokenizer,
+            captions=captions,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters of both towers and of the maps."""
+        shapes = jax.tree.map(lambda leaf: leaf.shape, self.batch_shapes())
+        frames = max(self.config.teacher.num_frames, 1)
+        return self._video_text.init(
+            key,
+            jnp.zeros((1, frames, *shapes["pixels"][2:]), jnp.uint8),
+            jnp.ones((1, frames), bool),
+            jnp.zeros((1, shapes["mask"][1]), jnp.int32),
+            jnp.ones((1, shapes["mask"][1]), bool),
+        )["params"]
+
+    def features(self, params: Any, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Features [b, C] of the clips and captions of a batch, and the log temperature."""
+        out: Any = self._video_text.apply(
+            {"params": params},
+            batch["pixels"],
+            batch["frame_mask"],
+            batch["token_ids"],
+            batch["mask"],
+        )
+        return out
+
+    def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        """InfoNCE over the batch, or over the whole of which it is a part (`look_ahead`)."""
+        del frozen
+        tokens = jnp.sum(batch["mask"], dtype=jnp.float32)
+        features = self.features(params, batch)
+        if "whole" not in batch:
+            value, terms = infonce_loss(*features)
+            return value, {"tokens": tokens, "infonce": value, **terms}
+        cotangents, scalars = batch["whole"]
+        # All rows have the same values of these.
+        of_temperature, terms = jax.tree.map(jnp.max, scalars)
+        value = with_gradient(terms["infonce"], features, (*cotangents, of_temperature))
+        return value, {"tokens": tokens, **terms}
+
+    def look_ahead(self, params: Any, frozen: Any, batch: Any) -> Any:
+        """Adds the gradients of the whole batch's loss with respect to the features of each row.
+
+        The step averages gradients over micro-batches; these are scaled so that their mean is the
+        gradient of the whole.
+        """
+        del frozen
+        parts = self.stage.optimizer.accumulate
+
+        def encode(rows: Any) -> tuple[jax.Array, jax.Array]:
+            clip_bxC, text_bxC, _ = self.features(params, rows)
+            return clip_bxC, text_bxC
+
+        features = join_rows(jax.lax.map(encode, split_rows(batch, parts)))
+        features = [nn.with_logical_constraint(x_BxC, ("batch", None)) for x_BxC in features]
+        log_temperature = params["contrast"]["log_temperature"]
+        of_all = jax.value_and_grad(infonce_loss, (0, 1, 2), has_aux=True)
+        (value, terms), (*of_features, of_temperature) = of_all(*features, log_temperature)
+        count = batch["mask"].shape[0]
+        scalars = jax.tree.map(
+            lambda x: jnp.full(count, x), (of_temperature, {"infonce": value, **terms})
+        )
+        return {**batch, "whole": ([x_BxC * parts for x_BxC in of_features], scalars)}
+
+    def flops(
+        self, content: Content, metrics: Mapping[str, Any], matrices: TrainedMatrices
+    ) -> float:
+        """Both towers, forward and backward; nothing for the pass that looks ahead."""
+        if self.config.text_tower.kind != "bert":
+            return super().flops(content, metrics, matrices)
+        teacher, tower = self.config.teacher, self.config.text_tower
+        texts = content.frames / max(self.stage.data.num_frames, 1)
+        text_tower = texts * tower.num_layers * flops.vision_layer(tower, teacher.text_length)
+        return 3 * (flops.vision_tower(teacher, content.frames) + text_tower)
+
+    @property
+    def _video_text(self) -> VideoText:
+        config = self.config
+        return VideoText(
+            config.teacher,
+            config.text_tower,
+            self.stage.contrast,
+            config.text_tower.vocab_size or config.model.vocab_size,
+        )
