@@ -38,9 +38,7 @@ class TextTowerConfig:
         3072, "bert: inner width of its MLPs", minimum=1, most=numbers.MOST_WIDTH
     )
     num_layers: int = key(12, "bert: number of layers", minimum=1, most=numbers.MOST_LAYERS)
-    num_heads: int = key(
-        12, "bert: number of attention heads", minimum=1, most=numbers.MOST_LAYERS
-    )
+    num_heads: int = key(12, "bert: number of attention heads", minimum=1, most=numbers.MOST_LAYERS)
     max_position: int = key(
         512, "bert: longest sequence in tokens", minimum=1, most=numbers.MOST_TOKENS
     )

@@ -88,9 +88,7 @@ def caption_batches(
     return make_batches(
         config,
         stage_name,
-        decoder=CaptionDecoder(
-            Mixture(config, stage_name), config, stage, tokenizer, captions
-        ),
+        decoder=CaptionDecoder(Mixture(config, stage_name), config, stage, tokenizer, captions),
         packer=SingleRows(),
         collator=CaptionCollator(
             num_frames=stage.data.num_frames,

@@ -43,7 +43,10 @@ from elva_jax.models.build import parameter_shapes
 from elva_jax.utils.arrays import aligned_copy, aligned_empty
 
 BAND = 64  # rows of a matrix that are transposed at a time
-STAGE_KIND = {"vision": "teacher", "text": "teacher"}  # kinds of stages that are not named after their subtree
+STAGE_KIND = {
+    "vision": "teacher",
+    "text": "teacher",
+}  # kinds of stages that are not named after their subtree
 
 
 class TowerFormat(Protocol):

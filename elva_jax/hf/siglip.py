@@ -101,7 +101,9 @@ TEXT_RULES = (
     *weight_and_bias("text/head", "text_model.head", pattern=LINEAR),
 )
 SCALARS, POSITIONS = r"logit_(scale|bias)", r"((vision|text)_model\.)?embeddings\.position_ids"
-IGNORED, TEXT_IGNORED = ((rf"{other}_model\..*", SCALARS, POSITIONS) for other in ("text", "vision"))
+IGNORED, TEXT_IGNORED = (
+    (rf"{other}_model\..*", SCALARS, POSITIONS) for other in ("text", "vision")
+)
 
 
 def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A vision tower over clips beside a text tower: the model of a teacher's video pre-training.
 
-    clip [F, H, W, 3] -> vision tower on frames (or on clips of its own length)
-                      -> pooled features -> mean over the clip -> linear map -+
-                                                                              +-> contrastive loss
-    caption [L]       -> text tower -> pooled feature          -> linear map -+
+clip [F, H, W, 3] -> vision tower on frames (or on clips of its own length)
+                  -> pooled features -> mean over the clip -> linear map -+
+                                                                          +-> contrastive loss
+caption [L]       -> text tower -> pooled feature          -> linear map -+
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from elva_jax.config.schema import ContrastConfig, TeacherConfig, TextTowerConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.build import TOWERS
 from elva_jax.models.towers.bert import Bert
+from elva_jax.models.towers.build import input_shape, make_tower
 from elva_jax.models.towers.common import recomputed_blocks, to_pixels
 from elva_jax.models.towers.siglip import SiglipText
 from elva_jax.ops.normalize import l2_normalize
@@ -39,7 +39,7 @@ class VideoText(nn.Module):
     def setup(self) -> None:
         """Declares the towers, which compute in `teacher.dtype`."""
         dtype = self.teacher.dtype
-        self.vision = TOWERS[self.teacher.kind](self.teacher, dtype)
+        self.vision = make_tower(self.teacher, dtype)
         self.text: Any
         if self.text_tower.kind == "bert":
             self.text = Bert(self.text_tower, self.vocab_size, dtype)
@@ -79,15 +79,15 @@ class VideoText(nn.Module):
 
     def _encode_clips(self, frames: AnyArray, frame_mask: AnyArray) -> jax.Array:
         """Pooled features [n, C], by `contrast.frame_pooling`."""
-        n, count, *size = frames.shape
+        n, count = frames.shape[:2]
         at_once = self.teacher.num_frames
         if count % at_once:
             raise ConfigError(
                 f"clips of {count} frames do not divide into the {at_once} frames that a"
                 f" {self.teacher.kind} sees (teacher.num_frames)"
             )
-        shape = (-1, at_once, *size) if at_once > 1 else (-1, *size)
-        pooled_MxC = self.vision(to_pixels(jnp.asarray(frames)).reshape(shape)).pooled
+        pixels = to_pixels(jnp.asarray(frames)).reshape(input_shape(self.teacher, -1))
+        pooled_MxC = self.vision(pixels).pooled
         pooled_nxMxC = pooled_MxC.astype(jnp.float32).reshape(n, count // at_once, -1)
         if self.contrast_config.frame_pooling == "direction":
             pooled_nxMxC = l2_normalize(pooled_nxMxC)

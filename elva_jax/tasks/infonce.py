@@ -62,7 +62,9 @@ def infonce_loss(
 
     if axes:
         none = PartitionSpec()
-        run = jax.shard_map(shard, in_specs=(rows, rows, none), out_specs=none, axis_names=set(axes))
+        run = jax.shard_map(
+            shard, in_specs=(rows, rows, none), out_specs=none, axis_names=set(axes)
+        )
         loss, hits, caption_hits = run(clip_BxC, text_BxC, temperature)
     else:
         alone = (clip_BxC, text_BxC, jnp.int32(0), temperature, chunk)

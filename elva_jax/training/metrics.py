@@ -21,7 +21,14 @@ TIMING = (
     "eval/seconds",
     *(f"{name}_share" for name in STEP_PARTS),
 )
-TERMS = ("loss", "generation", "tube", "contrastive", "sigmoid", "infonce")  # the losses, in the order shown
+TERMS = (
+    "loss",
+    "generation",
+    "tube",
+    "contrastive",
+    "sigmoid",
+    "infonce",
+)  # the losses, in the order shown
 SUMMED = ("tokens", "forced", "overflow")  # add up over micro-batches and steps; others average
 LAST = ("bad_steps", "bad_run", "learning_rate")  # reported as of the last step
 

@@ -5,8 +5,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import flax.linen as nn
@@ -104,7 +105,9 @@ def video_pretraining():
     with on_mesh(mesh, setup.rules):
         params = jax.device_put(params, setup.shardings.params)
         result = jax.jit(in_parts)(params, shard_batch(batch, mesh))
-    assert not result[2]["vision"]["kernel"].sharding.is_fully_replicated, "the gradient is not split over fsdp"
+    assert not result[2]["vision"]["kernel"].sharding.is_fully_replicated, (
+        "the gradient is not split over fsdp"
+    )
     assert_equal(result, alone)
 
 

@@ -23,12 +23,7 @@ def config(*, accumulate=1, batch_size=8, **contrast):
         text_length=LENGTH,
     )
     c.text_tower.update(
-        kind="bert",
-        hidden_size=24,
-        intermediate_size=32,
-        num_layers=1,
-        num_heads=2,
-        max_position=8,
+        kind="bert", hidden_size=24, intermediate_size=32, num_layers=1, num_heads=2, max_position=8
     )
     stage = schema.stage()
     stage.kind, stage.steps, stage.batch_size = "teacher", 1, batch_size
@@ -55,6 +50,4 @@ def random_batch(rows, side=16, seed=0):
 def random_params(shapes):
     """Parameters of these shapes, without a compiled program."""
     rng = np.random.default_rng(2)
-    return jax.tree.map(
-        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes
-    )
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)

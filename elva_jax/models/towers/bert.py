@@ -65,10 +65,10 @@ class Bert(nn.Module):
                 f"BERT was given {length} tokens; text_tower.max_position allows {c.max_position}"
             )
         params = ParamTable(self)
-        table = params.add(
-            "token_embedding", (self.vocab_size, width), ("vocab", "embed"), NORMAL
+        table = params.add("token_embedding", (self.vocab_size, width), ("vocab", "embed"), NORMAL)
+        position = params.add(
+            "position_embedding", (c.max_position, width), (None, "embed"), NORMAL
         )
-        position = params.add("position_embedding", (c.max_position, width), (None, "embed"), NORMAL)
         types = params.add("type_embedding", (c.token_types, width), (None, "embed"), NORMAL)
         params.norm("embedding_norm", width)
         table = nn.with_logical_constraint(jnp.asarray(table), ("vocab", None))  # see `Qwen2.embed`
