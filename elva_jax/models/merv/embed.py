@@ -102,8 +102,10 @@ class MervEmbed(nn.Module):
         frames = jnp.stack(views, axis=2)  # [n, slots, frames of a slot, H, W, 3]
         frames = frames.reshape(frames.shape[0], -1, *frames.shape[3:])
         tower = getattr(self, f"tower_{name}")
-        if self.is_initializing():
-            tower(jnp.zeros(input_shape(encoder)))
+        if self.is_initializing():  # one image or clip declares all parameters
+            shape = getattr(tower(jnp.zeros(input_shape(encoder))), encoder.features).shape
+            side, steps = math.isqrt(shape[-2]), frames.shape[1] // encoder.tubelet
+            return jnp.zeros((frames.shape[0], steps, side, side, shape[-1]))
         # Apart from this module, because a loop over clips may not declare parameters in it.
         alone, variables = tower.unbind()
         return tower_features(alone, variables["params"], frames)
