@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from elva_jax.hf.siglip import (
     PATCHES,
     attention_rules,
     axis_sizes,
+    inner_width,
     read_activation,
     refuse_differences,
     weight_and_bias,
@@ -73,7 +75,7 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "kind": "dinov2",
         **shape,
         "pretrained_image_size": shape["image_size"],
-        "intermediate_size": int(shape["hidden_size"] * config.get("mlp_ratio", 4)),
+        "intermediate_size": inner_width(shape["hidden_size"], config.get("mlp_ratio", 4), where),
         "activation": read_activation(config, "gelu", where),
     }
 
@@ -90,5 +92,6 @@ def table(config: Mapping[str, Any], teacher: TeacherConfig, store: TensorStore)
     if not teacher.pretrained_image_size and teacher.image_size == trained:
         del theirs["pretrained_image_size"]
     refuse_differences(theirs, teacher, store)
-    ignored = IGNORED if teacher.num_registers else (*IGNORED, r".*embeddings\.register_tokens")
-    return Table(RULES, axis_sizes(teacher), prefix=PREFIX, ignored=ignored)
+    # Without registers their tensor is there, and empty.
+    empty = (re.escape(name) for name in store.names() if 0 in store.shape(name))
+    return Table(RULES, axis_sizes(teacher), prefix=PREFIX, ignored=(*IGNORED, *empty))

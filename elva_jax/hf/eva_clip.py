@@ -20,6 +20,7 @@ from elva_jax.hf.siglip import (
     HEADS_OUT,
     PATCHES,
     axis_sizes,
+    inner_width,
     refuse_differences,
     weight_and_bias,
 )
@@ -113,7 +114,7 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "image_size": vision["image_size"],
         "patch_size": vision["patch_size"],
         "hidden_size": vision["width"],
-        "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
+        "intermediate_size": inner_width(vision["width"], vision["mlp_ratio"], where),
         "num_layers": vision["layers"],
         "num_heads": vision["width"] // vision["head_width"],
     }

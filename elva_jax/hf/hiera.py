@@ -18,6 +18,7 @@ from elva_jax.hf.siglip import (
     HEADS_IN,
     HEADS_IN_BIAS,
     HEADS_OUT,
+    inner_width,
     refuse_differences,
     weight_and_bias,
 )
@@ -103,7 +104,7 @@ def read_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "image_size": width,
         "patch_size": stride[0] * WIDENED,
         "hidden_size": hidden_size,
-        "intermediate_size": int(hidden_size * config["mlp_ratio"]),
+        "intermediate_size": inner_width(hidden_size, config["mlp_ratio"], where),
         "num_layers": sum(config["stages"]),
         "num_heads": config["num_heads"] * WIDENED,
         "activation": "gelu",

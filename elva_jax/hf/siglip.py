@@ -10,6 +10,7 @@ from elva_jax.config.schema import TeacherConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore
+from elva_jax.utils.numbers import MOST_WIDTH
 
 MODEL_TYPES: tuple[str, ...] = ("siglip", "siglip_vision_model")
 # Our name in config.teacher -> theirs, and the default of transformers' SiglipVisionConfig, which
@@ -166,6 +167,21 @@ def read_activation(config: Mapping[str, Any], default: str, where: str) -> str:
             f"{where}: hidden_act {name!r}; the tower supports only {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
+
+
+def inner_width(width: int, ratio: float, where: str) -> int:
+    """Inner width of the MLPs, where a configuration has it as a multiple of the outer one.
+
+    Raises:
+      ConvertError: none that a model has.
+    """
+    inner = int(width * ratio)
+    if not 1 <= inner <= MOST_WIDTH:
+        raise ConvertError(
+            f"{where}: mlp_ratio {ratio} of its config.json gives MLPs of width {inner:.3g}, which"
+            f" is not in [1, {MOST_WIDTH}]"
+        )
+    return inner
 
 
 def axis_sizes(teacher: TeacherConfig) -> dict[str, int]:

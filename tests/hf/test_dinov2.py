@@ -1,14 +1,17 @@
 """Tests of DINOv2 with registers: folders as on the hub, features against transformers."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from elva_jax.checkpoints.restore import load_run, open_run
 from elva_jax.config import schema
 from elva_jax.errors import ConvertError
 from elva_jax.hf import dinov2
-from elva_jax.models.build import parameter_shapes
+from elva_jax.hf.import_checkpoint import import_weights
+from elva_jax.models.build import parameter_shapes, vision_tower
 from elva_jax.models.towers.dinov2 import MEAN, STD, bicubic_matrix
 
 TINY = {
@@ -105,6 +108,7 @@ def test_the_large_model_has_its_real_size():
         ({"qkv_bias": False}, "qkv_bias of its config.json is False"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps of its config.json is 1e-05"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"mlp_ratio": 1e30}, r"mlp_ratio 1e\+30 of its config.json gives MLPs of width 3.2e\+31"),
     ],
 )
 def test_others_are_refused(change, message):
@@ -120,3 +124,24 @@ def test_positions_of_another_size_are_refused(saved, config_of, params_of):
         params_of(folder, config, "teacher")
     config.teacher.image_size = 40
     assert params_of(folder, config, "teacher")
+
+
+def test_registers_that_config_json_does_not_count(saved, edit, params_of):
+    folder, _ = saved(num_hidden_layers=1, num_register_tokens=0)
+    assert "registers" not in params_of(folder, kind="teacher")["vision"]
+    folder, _ = saved(num_hidden_layers=1)
+    edit(folder, num_register_tokens=0)
+    with pytest.raises(ConvertError, match=r"register_tokens \[1, 4, 32\] is unexpected"):
+        params_of(folder, kind="teacher")
+
+
+def test_import_keeps_features_and_description(saved, features_of, tmp_path):
+    """`elva convert import`, and the checkpoint that it writes."""
+    folder, _ = saved(num_hidden_layers=2)
+    import_weights(folder, tmp_path / "imported")
+    run = open_run(tmp_path / "imported", kind="teacher")
+    assert (run.config.teacher.kind, run.config.teacher.num_registers) == ("dinov2", 4)
+    pixels = np.random.default_rng(2).uniform(-1, 1, (1, 40, 40, 3)).astype(np.float32)
+    params = load_run(tmp_path / "imported", kind="teacher").params["vision"]
+    got = jax.jit(vision_tower(run.config).apply)({"params": params}, pixels)
+    np.testing.assert_array_equal(got.last, features_of(folder, pixels).last)
