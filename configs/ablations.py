@@ -2,8 +2,11 @@
 
 Table 2: table2_gen, table2_gen_mse, table2_gen_con, table2_all.
 Table 3: table3_naive, table3_video.
-Table 4: table4_siglip, table4_siglip_video (the teacher is trained on video clips after images; at
-the paper's sizes it is another checkpoint).
+Table 4: table4_siglip, table4_eva_clip, table4_siglip_video, table4_eva_clip_video (the teacher is
+trained on video clips after images; at the paper's sizes it is another checkpoint), table4_dinov2,
+and table4_vivit, table4_languagebind, which see clips; or several teachers joined by +, such as
+table4_siglip+dinov2. A tiny run trains the first teacher itself, and reads each further one from
+the run of its own variant, runs/table4_NAME.
 Figure 3: figure3_merge_R, where R is the percentage of tokens that each deep merging layer keeps:
 75, 50, 25, 12; figure3_pool_R, where temporal pooling right after the patch embedding keeps that
 percentage of each grid position's tokens instead (at least one).
@@ -16,6 +19,7 @@ from pathlib import Path
 
 from elva_jax.config import schema
 from elva_jax.config.load import choose, parse_arg
+from elva_jax.errors import ConfigError
 
 TABLE2 = {
     "table2_gen": (0.0, 0.0),
@@ -24,10 +28,10 @@ TABLE2 = {
     "table2_all": (1.0, 1.0),
 }
 TABLE3 = {"table3_naive": "naive", "table3_video": "video"}
-TABLE4 = ("table4_siglip", "table4_siglip_video")
+TABLE4 = "table4_"
 MERGE = {f"figure3_merge_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
 POOL = {f"figure3_pool_{percent}": percent / 100 for percent in (75, 50, 25, 12)}
-VARIANTS = (*TABLE2, *TABLE3, *TABLE4, *MERGE, *POOL, "baseline_encoder")
+VARIANTS = (*TABLE2, *TABLE3, *MERGE, *POOL, "baseline_encoder")
 CLIP_L = dict(
     image_size=336,
     patch_size=14,
@@ -41,7 +45,15 @@ CLIP_L = dict(
 def get_config(arg: str = "") -> schema.ConfigDict:
     """The run of a variant at a size."""
     args = parse_arg(arg, variant="table2_gen_mse", size="tiny")
-    variant = choose("variant", args["variant"], VARIANTS)
+    variant, towers = args["variant"], _sibling("towers")
+    names = variant.removeprefix(TABLE4).split("+") if variant.startswith(TABLE4) else []
+    if len(names) < 2:
+        singles = tuple(TABLE4 + name for name in towers.TOWERS)
+        variant = choose("variant", variant, (*VARIANTS, *singles))
+    for name in names:
+        choose(f"a tower of {variant}", name, towers.TOWERS)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"variant: {variant} names a tower twice")
     size = choose("size", args["size"], ("tiny", "1_5b", "7b"))
     c = (
         _sibling("tiny").get_config()
@@ -69,8 +81,10 @@ def get_config(arg: str = "") -> schema.ConfigDict:
         _merging(c, (0,), ("pool",), (1.0,), (POOL[variant],))
     if variant == "baseline_encoder":
         _encoder(c, size)
-    if variant == "table4_siglip_video":
-        _video_teacher(c, size)
+    if names and size == "tiny":
+        _tiny_teachers(c, names, towers)
+    elif names:
+        _set_teachers(c, {name: towers.real(name) for name in names})
     return c
 
 
@@ -121,18 +135,38 @@ def _encoder(c, size: str) -> None:
         stage.optimizer.freeze = ("^elva/patch_embed/tower/",)
 
 
-def _video_teacher(c, size: str) -> None:
-    if size != "tiny":
-        c.teacher.init_from += "-video"
-        return
-    tiny = _sibling("tiny")
-    c.stages.teacher_video = tiny.teacher_stage(c.stages.teacher.steps)
-    c.stages.teacher_video.data.mixture = schema.ConfigDict(
-        {"videos": schema.source(tiny.DATA, "train", tasks=("caption",))}
-    )
-    c.stages.teacher_video.data.num_frames = 4
-    c.curriculum = (
-        "teacher",
-        "teacher_video",
-        *(name for name in c.curriculum if name != "teacher"),
-    )
+def _set_teachers(c, towers) -> None:
+    """One tower is the group `teacher`; several are the group `teachers`."""
+    c.teacher = next(iter(towers.values()))
+    if len(towers) > 1:
+        c.teachers = schema.ConfigDict(
+            {name: t.copy_and_resolve_references() for name, t in towers.items()}
+        )
+
+
+def _tiny_teachers(c, names, towers) -> None:
+    """Trains the first tower on captions in this run; each further one comes from its own run."""
+    chosen = {name: towers.tiny(name) for name in names}
+    for name in names[1:]:
+        chosen[name].init_from = f"runs/{TABLE4}{name}/{_last_stage(name)}"
+    _set_teachers(c, chosen)
+    first, tiny = c.teacher, _sibling("tiny")
+    stages = [c.stages.teacher]
+    if names[0].endswith("_video"):
+        c.stages.teacher_video = tiny.teacher_stage(c.stages.teacher.steps)
+        c.curriculum = ("teacher", "teacher_video", *c.curriculum[1:])
+        stages.append(c.stages.teacher_video)
+    for stage in stages[1:] if first.num_frames == 1 else stages:
+        videos = schema.source(tiny.DATA, "train", tasks=("caption",))
+        stage.data.mixture = schema.ConfigDict({"videos": videos})
+        stage.data.num_frames = max(first.num_frames, tiny.FRAMES)
+    if first.kind != "siglip":
+        for stage in stages:
+            stage.contrast.loss = "infonce"
+        c.text_tower.update(kind="bert", hidden_size=64, intermediate_size=192, num_layers=2)
+        c.text_tower.update(num_heads=4, max_position=first.text_length, pooling="mean")
+
+
+def _last_stage(name: str) -> str:
+    """The stage of a tower's own run that trains it last."""
+    return "teacher_video" if name.endswith("_video") else "teacher"
