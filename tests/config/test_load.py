@@ -256,15 +256,28 @@ def test_every_ablation_and_size_loads(config_dir):
     variants += [
         f"figure3_{kind}_{percent}" for kind in ("merge", "pool") for percent in (75, 50, 25, 12)
     ]
-    variants.append("baseline_encoder")
-    assert len(set(variants)) == 17
+    variants += ["baseline_encoder", "table4_siglip+dinov2", "table4_vivit+languagebind"]
+    assert len(set(variants)) == 24
     seen = set()
     for variant in sorted(set(variants)):
         for size in ("tiny", "1_5b"):
             c = load(f"{config_dir}/ablations.py:variant={variant},size={size}")
             seen.add(c.to_json_best_effort() if size == "tiny" else c.name)
     # Rows with the same training (the paper's default) have different names.
-    assert len(seen) == 34
+    assert len(seen) == 48
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("table4_dino", r"^variant: .*did you mean table4_dinov2\?"),
+        ("table4_siglip+dino", r"^a tower of table4_siglip\+dino: .*did you mean dinov2\?"),
+        ("table4_vivit+vivit", r"^variant: table4_vivit\+vivit names a tower twice"),
+    ],
+)
+def test_unknown_towers_of_table4_are_refused(config_dir, variant, message):
+    with pytest.raises(ConfigError, match=message):
+        load(f"{config_dir}/ablations.py:variant={variant}")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from elva_jax.config import schema
 from elva_jax.models.towers.build import input_shape, make_tower
+from elva_jax.models.towers.features import tower_features
 from elva_jax.tasks.base import Content
 from elva_jax.tasks.clips import clip_features
 from elva_jax.tasks.guidance import Guidance, number_of_clips, tower_flops
@@ -149,6 +150,43 @@ def test_clips_do_not_mix_videos(num_frames, tubelet):
     np.testing.assert_allclose(run(frames, media), expected, rtol=1e-5)
     assert number_of_clips({"teacher_media": media}) == 8
     assert number_of_clips({}) == 0
+
+
+def test_a_vivit_sees_each_packed_video_as_if_it_were_alone():
+    vivit = schema.TeacherConfig(
+        kind="vivit",
+        image_size=8,
+        patch_size=4,
+        hidden_size=8,
+        intermediate_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_frames=4,
+        tubelet=2,
+        features="last",
+    )
+    rng, tower = np.random.default_rng(2), make_tower(vivit)
+    pixels = jax.ShapeDtypeStruct(input_shape(vivit), jnp.float32)
+    shapes = nn.meta.unbox(jax.eval_shape(tower.init, jax.random.key(0), pixels))["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+    frames = rng.integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
+    media = np.array([[0, 1, 1, 1, 1], [0, 0, -1, -1, -1]], np.int32)
+    several = guidance(vivit=vivit)
+    batch = {"teacher_frames": {8: frames}, "teacher_media": media}
+    # An image four times; a video of four frames; one of two frames, each twice.
+    clips = np.stack([frames[0, [0] * 4], frames[0, 1:], frames[1, [0, 0, 1, 1]]])
+    packed, alone = jax.jit(
+        lambda: (
+            several.features({"vivit": params}, batch, "vivit"),
+            tower_features(tower, params, clips),
+        )
+    )()
+    expected = np.zeros_like(packed)
+    expected[0, 0] = alone[0, 1]
+    expected[0, 1:] = alone[1, [0, 0, 1, 1]]
+    expected[1, :2] = alone[2]
+    np.testing.assert_allclose(packed, expected, atol=1e-5)
+    assert set(several.batch_shapes(2, 5)) == set(batch)
 
 
 @given(length=st.integers(1, 40), steps=st.integers(1, 16), tubelet=st.integers(1, 4))

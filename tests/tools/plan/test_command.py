@@ -16,10 +16,12 @@ from elva_jax.models import flops
 from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
+from elva_jax.tools.plan.command import _teachers_table
 from elva_jax.tools.plan.hardware import DEVICES, GIB
 from elva_jax.tools.plan.hlo import Collective
 from elva_jax.tools.plan.schedule import schedule
 from elva_jax.tools.plan.stage import collectives_of
+from elva_jax.tools.plan.teachers import plan_teachers
 
 CONFIG = Path(__file__).parents[2] / "training" / "tiny_run.py"
 SETTINGS = [
@@ -146,6 +148,22 @@ def test_steps_of_the_papers_schedule(config_dir):
     message = f"{key}: .* how many examples mine has; set --config\\.{key}=N"
     with pytest.raises(ConfigError, match=message):
         schedule(make_task(config, "stage1"))
+
+
+def test_each_teacher_has_its_memory_and_time(config_dir):
+    """ViViT-B's published size, and four whole videos of 16 frames in a row of 64."""
+    config = load(f"{config_dir}/ablations.py:variant=table4_siglip+vivit,size=1_5b")
+    axes = {"data": 1, "fsdp": 32, "context": 1, "tensor": 1}
+    siglip, vivit = plan_teachers(make_task(config, "stage2"), axes, DEVICES["a100-80g"])
+    assert (siglip["name"], siglip["frames_of_a_row"]) == ("siglip", "64")
+    assert (vivit["name"], vivit["frames_of_a_row"]) == ("vivit", "4 clips of 32")
+    assert vivit["parameters"] == pytest.approx(4 * 88.6e6, rel=0.01)
+    rows = 256 // 32
+    assert vivit["features"] == rows * 64 * 14**2 * 768 * 2
+    assert siglip["features"] == rows * 64 * 27**2 * 1152 * 2
+    assert vivit["flops"] == pytest.approx(rows * 4 * 2 * 0.452e12, rel=0.01)  # MERV's own count
+    assert 0 < vivit["seconds"] < siglip["seconds"]
+    assert "vivit" in _teachers_table([{"stage": "stage2", "teachers": [siglip, vivit]}])
 
 
 def test_advice_for_memory_and_traffic(config_dir):

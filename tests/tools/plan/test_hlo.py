@@ -74,6 +74,11 @@ def test_device_groups_are_read_in_every_notation(groups, first):
     )
 
 
+def test_a_loop_whose_length_the_data_tell_runs_as_often_as_it_is_told():
+    assert hlo.read(program(trips=""), 8, open_trips=5) == hlo.read(program(), 8)
+    assert hlo.read(program(), 8, open_trips=9) == hlo.read(program(), 8)
+
+
 def test_programs_that_cannot_be_counted_are_refused():
     with pytest.raises(ElvaError, match="loop loop does not state its trip count"):
         hlo.read(program(trips=""), 8)
