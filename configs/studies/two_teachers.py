@@ -9,7 +9,7 @@ The teachers come from a run of their own, which all seeds share:
 from elva_jax.tools.study import Study, Variant
 
 TEACHERS = "runs/table4_siglip_video"
-SHORT = {"curriculum": ("image", "video"), "stages.image.steps": 120, "stages.video.steps": 80}
+SHORT = {"curriculum": ("image", "video"), "stages.image.steps": 80, "stages.video.steps": 60}
 
 
 def get_study() -> Study:
@@ -29,7 +29,7 @@ def get_study() -> Study:
                 },
             ),
         },
-        evaluate={"limit": 180, "written": False, "letters": False},
-        note="200 steps from random weights: the model has learned which answers there are, and"
+        evaluate={"limit": 120, "written": False, "letters": False},
+        note="140 steps from random weights: the model has learned which answers there are, and"
         " little of the videos.",
     )
