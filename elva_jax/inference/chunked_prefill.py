@@ -193,10 +193,15 @@ def run_last_chunk(
 
 
 def _embed(config: ModelConfig, weights: Weights, rows: Rows, chunk: int, put: Put) -> _Tokens:
-    """The decoder's input, some whole frames of each row at a time."""
+    """The decoder's input, some whole frames or clips of each row at a time."""
     batch, length = rows.layout.kind.shape
     cuts = [
-        _whole_frames(TokenLayout(*(field[b] for field in rows.layout)), int(count), chunk)
+        _spans(
+            TokenLayout(*(field[b] for field in rows.layout)),
+            int(count),
+            chunk,
+            config.frame_patches,
+        )
         for b, count in enumerate(rows.length)
     ]
     longest = max(stop - start for row in cuts for start, stop in row)
@@ -215,10 +220,16 @@ def _embed(config: ModelConfig, weights: Weights, rows: Rows, chunk: int, put: P
     return _Tokens(x=x, layout=rows.layout, size=np.ones((batch, length), np.float32))
 
 
-def _whole_frames(layout: TokenLayout, count: int, chunk: int) -> list[tuple[int, int]]:
-    """Cuts the `count` tokens of a row into spans of up to `chunk`, or of one frame."""
-    frame = layout.frame[:count]
-    ends = np.flatnonzero((frame[1:] < 0) | (frame[1:] != frame[:-1])) + 1
+def _spans(
+    layout: TokenLayout, count: int, chunk: int, frame_patches: int
+) -> list[tuple[int, int]]:
+    """Cuts the `count` tokens of a row into spans of up to `chunk`, or of one frame.
+
+    Patches that go together, such as those of a clip in MERV, are not parted either.
+    """
+    frame, patches = layout.frame[:count], np.cumsum(layout.kind[:count] == Kind.PATCH)
+    whole = patches[:-1] % frame_patches == 0
+    ends = np.flatnonzero(((frame[1:] < 0) | (frame[1:] != frame[:-1])) & whole) + 1
     ends = np.append(ends, count)  # where a span may end
     spans, start = [], 0
     while start < count:

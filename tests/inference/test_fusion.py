@@ -91,6 +91,16 @@ def test_traces_have_the_weights(merv):
     assert found["fusion_weights"] == pytest.approx(expected[0], abs=1e-6)
 
 
+def test_chunks_of_a_prompt_part_no_clip(merv, monkeypatch):
+    videos = [testing.tiny_video(color=color) for color in ("red", "green")]
+    totals = []
+    for chunk in (0, 4):  # a clip has 8 patches
+        monkeypatch.setattr(merv.engine, "prefill_chunk", chunk)
+        scores = merv.score(videos, "What is it?", ["red", "blue"])
+        totals.append([score.total for score in scores])
+    np.testing.assert_allclose(*totals, rtol=1e-5)
+
+
 def test_other_models_have_none(model, videos):
     with pytest.raises(ConfigError, match=r"no fusion weights: model.patch_embed is video; they"):
         model.fusion_weights(videos[0])

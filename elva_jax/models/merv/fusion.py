@@ -33,6 +33,7 @@ from elva_jax.models.layers import dense
 from elva_jax.utils.arrays import AnyArray
 
 Weights = Float32[Array, "n E"]
+EXACT = jax.lax.Precision.HIGHEST  # a few products of vectors, whose result is compared and drawn
 
 
 class Fusion(nn.Module):
@@ -90,12 +91,8 @@ class Fusion(nn.Module):
             return jnp.broadcast_to(shares[None], (tokens[0].shape[0], len(tokens)))
         means = [jnp.mean(x, axis=1, dtype=jnp.float32) for x in tokens]
         p = self.attention
-        return attention_weights(
-            jnp.stack(means, axis=1),
-            jnp.asarray(p["query"]) @ p["q_kernel"] + p["q_bias"][None],
-            p["k_kernel"],
-            p["k_bias"],
-        )
+        query = jnp.matmul(p["query"], p["q_kernel"], precision=EXACT) + p["q_bias"][None]
+        return attention_weights(jnp.stack(means, axis=1), query, p["k_kernel"], p["k_bias"])
 
 
 def attention_weights(
@@ -105,8 +102,9 @@ def attention_weights(
     k_bias: Float32[AnyArray, " W"],
 ) -> Weights:
     """Softmax over encoders of q . k_e / sqrt(W), in float32."""
-    key_nxExW = means @ k_kernel + k_bias[None, None]
-    score_nxE = jnp.einsum("new,w->ne", key_nxExW, query[0]) / query.shape[1] ** 0.5
+    key_nxExW = jnp.matmul(means, k_kernel, precision=EXACT) + k_bias[None, None]
+    score_nxE = jnp.einsum("new,w->ne", key_nxExW, query[0], precision=EXACT)
+    score_nxE = score_nxE / query.shape[1] ** 0.5
     return jax.nn.softmax(score_nxE, axis=-1)
 
 
