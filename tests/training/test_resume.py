@@ -9,7 +9,7 @@ import pytest
 from elva_jax.training import train
 from elva_jax.training.metric_writers import read_metrics
 
-STEPS = {"teacher": 200, "sft": 60}
+STEPS = {"teacher": 100, "sft": 40}
 OVERRIDES = {
     **{f"stages.{stage}.steps": steps for stage, steps in STEPS.items()},
     "log.every": 2,
@@ -21,7 +21,7 @@ OVERRIDES = {
 def wait_for(process, runs, condition):
     while not condition():
         assert process.poll() is None, runs.output(process)
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
