@@ -221,8 +221,10 @@ class VideoLlmTask(Task):
         return total + self._guidance.flops(content) if self.teachers else total
 
     def _embedding_flops(self, content: Content, matrices: TrainedMatrices) -> float:
-        """Of the patch embedding, or of the encoder-based baseline's tower and projector."""
+        """Of the patch embedding, or of a baseline's towers and projectors."""
         model = self.config.model
+        if model.encoders:
+            return self._merv_flops(content, matrices)
         if model.tower is None:
             share = matrices.share("elva/patch_embed")
             forward = flops.patch_embedding(model, content.patches, content.visual)
@@ -233,6 +235,14 @@ class VideoLlmTask(Task):
         return (2 + tower if tower else 1) * flops.vision_tower(
             model.tower, content.frames
         ) + passes * flops.projector(width, features, content.patches)
+
+    def _merv_flops(self, content: Content, matrices: TrainedMatrices) -> float:
+        """Of MERV's encoders, which no gradient reaches, projectors and fusion."""
+        model = self.config.model
+        front, clips = flops.merv_front(model), content.patches / model.frame_patches
+        share = matrices.share("elva/patch_embed/projector")  # the fusion is trained with them
+        trained = (1 + share) * front.projectors + (2 + share if share else 1) * front.fusion
+        return clips * (sum(front.encoders.values()) + trained)
 
     def frame_features(
         self, params: Any, frozen: Any, out: ElvaOutput, batch: Any

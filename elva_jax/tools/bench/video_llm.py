@@ -201,24 +201,33 @@ def small_models(dtype: Dtype, only: Collection[str] = tuple(MODELS)) -> dict[st
     tower = TeacherConfig(
         image_size=112, hidden_size=192, intermediate_size=768, num_layers=6, num_heads=3
     )
-    merv = _merv(model, MervConfig(grid=4), tower, num_frames=32)
+    merv = _merv(model, MervConfig(grid=4), tower, tuple(ENCODERS), num_frames=32)
     return build(model, tower, merv, (112, 56), only)
 
 
 def tiny_models(dtype: Dtype, only: Collection[str] = tuple(MODELS)) -> dict[str, VideoLLM]:
-    """The smallest models in which all of this happens, to see that a measurement works."""
+    """The smallest models in which all of this happens, to see that a measurement works.
+
+    MERV has an encoder of images and one of clips.
+    """
     widths: Any = {"hidden_size": 16, "intermediate_size": 24, "head_dim": 8, "patch_width": 8}
     counts: Any = {"num_layers": 4, "num_heads": 2, "num_kv_heads": 1}
     model = ModelConfig(vocab_size=64, patch_size=4, dtype=dtype, **widths, **counts)
     tower = TeacherConfig(
         image_size=12, patch_size=3, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2
     )
-    merv = _merv(model, MervConfig(num_frames=4, slots=2, grid=2), tower, num_frames=4)
+    tokens = MervConfig(num_frames=4, slots=2, grid=2)
+    merv = _merv(model, tokens, tower, ("vivit", "siglip"), num_frames=4)
     return build(model, tower, merv, (12, 8), only)
 
 
 def _merv(
-    model: ModelConfig, merv: MervConfig, tower: TeacherConfig, *, num_frames: int
+    model: ModelConfig,
+    merv: MervConfig,
+    tower: TeacherConfig,
+    names: Collection[str],
+    *,
+    num_frames: int,
 ) -> ModelConfig:
     """MERV on a decoder, its encoders as wide and deep as a tower.
 
@@ -226,19 +235,15 @@ def _merv(
       model: the decoder.
       merv: its visual tokens.
       tower: whose sizes all encoders have.
+      names: of its encoders.
       num_frames: of a clip that ViViT sees; LanguageBind sees a quarter of them, as published.
     """
     sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_layers")
     shape: dict[str, Any] = {name: getattr(tower, name) for name in (*sizes, "num_heads")}
-    shapes = dict.fromkeys(ENCODERS, shape)
-    shapes["vivit"] = shape | {"num_frames": num_frames}
-    shapes["languagebind"] = shape | {"num_frames": num_frames // 4}
-    encoders = {
-        name: dataclasses.replace(
-            encoder, pretrained_image_size=0, dtype=model.dtype, **shapes[name]
-        )
-        for name, encoder in ENCODERS.items()
-    }
+    shapes = dict.fromkeys(ENCODERS, shape | {"pretrained_image_size": 0, "dtype": model.dtype})
+    shapes["vivit"] = shapes["vivit"] | {"num_frames": num_frames}
+    shapes["languagebind"] = shapes["languagebind"] | {"num_frames": num_frames // 4}
+    encoders = {name: dataclasses.replace(ENCODERS[name], **shapes[name]) for name in names}
     width = min(3072, 2 * model.hidden_size)
     return merv_on(model, dataclasses.replace(merv, fusion_width=width), encoders)
 

@@ -38,6 +38,19 @@ def test_every_part_is_counted(part, tera):
     assert f"{count / 1e12:.{digits}f}" == tera
 
 
+def test_with_one_text_only_the_longest_sequence_costs_more():
+    totals = {
+        fusion: merv.published_macs(merv.with_fusion(merv.MERV_7B, fusion), 865)["total"]
+        for fusion in merv.CELLS
+    }
+    assert {name: round(total / 1e12, 2) for name, total in totals.items()} == {
+        "attention": 17.19,
+        "sequence": 43.01,
+        "channels": 17.26,
+        "scalar": 17.19,
+    }
+
+
 def test_encoders_together_and_channels():
     front = flops.merv_front(merv.MERV_7B, published=True)
     assert f"{sum(front.encoders.values()) / 2e12:.3f}" == "3.760"
