@@ -4,6 +4,7 @@
     NAME/checkpoints/latest-checkpoint.pt     {"model": {"projectors": ..., "feature_fusion": ...,
                                                          "llm_backbone": ...}}
 
+or latest-checkpoint.safetensors with the same tensors, named "projectors.0.projector…" and so on.
 The encoders are not in it: they come from folders of their own, `encoders.NAME.init_from`. Nor are
 the shapes of the decoder, so that a configuration is needed. The value and the output projection
 of the fusion's attention do not touch its result; they are left out.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -24,10 +25,12 @@ from elva_jax.hf import qwen2
 from elva_jax.hf.load import load_params
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.pickles import unpickle
-from elva_jax.hf.safetensors_io import Entry
-from elva_jax.hf.tensor_store import TensorStore, read_json, refuse_pickle
+from elva_jax.hf.safetensors_io import read_header
+from elva_jax.hf.tensor_store import TensorStore, entries_of, read_json, refuse_pickle
 
-FOLDER, LATEST = "checkpoints", "latest-checkpoint.pt"
+Value = TypeVar("Value")
+
+FOLDER, LATEST = "checkpoints", "latest-checkpoint"
 # Names in "model", and what they are in earlier checkpoints, which have a single encoder.
 GROUPS = ("projectors", "feature_fusion", "llm_backbone", "projector", "adapter")
 EARLIER = {"projector.": "projectors.0.", "adapter.": "feature_fusion."}
@@ -40,10 +43,9 @@ DEAD = (r"feature_fusion\.attention\.(v_proj_weight|out_proj\.(weight|bias))",)
 def find_checkpoint(source: str | Path) -> Path | None:
     """The file of weights in the folder of a published checkpoint; None: it is no such folder."""
     folder = Path(source) / FOLDER
-    if (folder / LATEST).is_file():
-        return folder / LATEST
+    latest = [folder / f"{LATEST}{suffix}" for suffix in (".safetensors", ".pt")]
     found = sorted(folder.glob("*.pt")) if folder.is_dir() else []
-    return found[-1] if found else None
+    return next((file for file in (*latest, *reversed(found)) if file.is_file()), None)
 
 
 def open_checkpoint(file: Path, model: ModelConfig, *, allow_pickle: bool) -> TensorStore:
@@ -53,16 +55,14 @@ def open_checkpoint(file: Path, model: ModelConfig, *, allow_pickle: bool) -> Te
       ConvertError: no allow_pickle, a damaged file, other encoders than the model's, or projectors
         and fusions that the model does not have.
     """
-    if not allow_pickle:
+    safe = file.suffix == ".safetensors"
+    if not safe and not allow_pickle:
         refuse_pickle(file)
     _check_encoders(file.parents[1] / "config.json", model)
-    tensors = {_present_name(name): value for name, value in unpickle(file, GROUPS).items()}
-    if not tensors:
+    tensors = None if safe else _present_names(unpickle(file, GROUPS))
+    entries = _present_names(read_header(file)) if tensors is None else entries_of(file, tensors)
+    if not any(name.startswith(tuple(f"{group}." for group in GROUPS)) for name in entries):
         raise ConvertError(f"{file}: holds no 'model' with projectors and llm_backbone of a MERV")
-    entries = {
-        name: Entry(file=file, dtype=value.dtype, shape=value.shape, begin=0, end=value.nbytes)
-        for name, value in tensors.items()
-    }
     store = TensorStore(file, {}, entries, tensors)
     _check_parts(store, model)
     return store
@@ -106,11 +106,12 @@ def load_encoders(
     return out
 
 
-def _present_name(name: str) -> str:
-    for earlier, present in EARLIER.items():
-        if name.startswith(earlier):
-            return present + name.removeprefix(earlier)
-    return name
+def _present_names(values: Mapping[str, Value]) -> dict[str, Value]:
+    def present(name: str) -> str:
+        group, dot, rest = name.partition(".")
+        return EARLIER.get(group + dot, group + dot) + rest
+
+    return {present(name): value for name, value in values.items()}
 
 
 def _projector_rules(model: ModelConfig) -> Iterator[Rule]:

@@ -242,16 +242,18 @@ def _open_pickles(
         refuse_pickle(files[0])
     _check_bytes(folder, files)
     loaded = {file: unpickle(file) for file in files}
-    headers = {
-        file: {
-            name: Entry(file=file, dtype=value.dtype, shape=value.shape, begin=0, end=value.nbytes)
-            for name, value in tensors.items()
-        }
-        for file, tensors in loaded.items()
-    }
+    headers = {file: entries_of(file, tensors) for file, tensors in loaded.items()}
     entries = _check_index(folder / PICKLE_INDEX, headers)
     tensors = {name: value for held in loaded.values() for name, value in held.items()}
     return TensorStore(folder, config, entries, tensors)
+
+
+def entries_of(file: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, Entry]:
+    """The entries of tensors that came from a pickle."""
+    return {
+        name: Entry(file=file, dtype=value.dtype, shape=value.shape, begin=0, end=value.nbytes)
+        for name, value in tensors.items()
+    }
 
 
 def refuse_pickle(file: Path) -> NoReturn:

@@ -237,6 +237,22 @@ def test_names_of_earlier_checkpoints_and_encoders_without_weights(published, tm
     assert load_tokenizer(run.config, run.tokenizer_dir).eos_token == "</s>"
 
 
+def test_safetensors_need_no_pickle(published, imported, tmp_path):
+    source = published.write(tmp_path / "safe")
+    flat = {
+        f"{group}.{name}": value.contiguous().clone()
+        for group, held in published.groups().items()
+        for name, value in held.items()
+    }
+    safetensors.torch.save_file(flat, source / "checkpoints/latest-checkpoint.safetensors")
+    import_weights(source, tmp_path / "out", published.config)
+    expected = flatten_paths(imported.params["elva"]["patch_embed"])
+    got = flatten_paths(load_run(tmp_path / "out").params["elva"]["patch_embed"])
+    assert got.keys() == expected.keys()
+    for path, value in got.items():
+        np.testing.assert_array_equal(value, expected[path])
+
+
 def refusal(published, folder, out, config=None, **options):
     with pytest.raises(ConvertError) as caught:
         import_weights(folder, out, config or published.config, **options)
