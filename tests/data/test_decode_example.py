@@ -19,9 +19,9 @@ TURNS = tuple(Turn(f"Question {'very ' * k}number {k}?", f"Answer {k}.") for k i
 
 @pytest.fixture
 def make(config, tokenizer):
-    def make(teacher_size=None, **data):
+    def make(*teacher_sizes, **data):
         config.stages.video.data.update(data)
-        teacher = TeacherFrames(sizes=(teacher_size,) if teacher_size else ())
+        teacher = TeacherFrames(sizes=teacher_sizes)
         return ConversationDecoder(
             Mixture(config, "video"), config, config.stages.video, tokenizer, teacher
         )
@@ -93,13 +93,16 @@ def test_several_media_keep_their_order(make, still, data_dir):
     # Three 32 x 32 frames with gray levels 20, 60, 100.
     video = to_example(open_source("moving_shapes/small", "train", data_dir)[0]).media[0]
     example = Example("x", (still, video), (Turn("Between <image> and <video>?", "Nothing."),))
-    made = make(teacher_size=20).prepare(example, np.random.default_rng(0))
+    made = make(12, 20).prepare(example, np.random.default_rng(0))
     assert made.counts.frames == 4
     assert made.patches.shape == (6 + 3 * 4, 768)
     np.testing.assert_allclose(
         made.patches.mean(1), [15] * 6 + [20] * 4 + [60] * 4 + [100] * 4, atol=4
     )
-    np.testing.assert_allclose(made.teacher_frames[20].mean((1, 2, 3)), [15, 20, 60, 100], atol=4)
+    for side, frames in made.teacher_frames.items():
+        assert frames.shape == (4, side, side, 3)
+        np.testing.assert_allclose(frames.mean((1, 2, 3)), [15, 20, 60, 100], atol=4)
+    assert set(made.teacher_frames) == {12, 20}
     assert made.media.tolist() == [0, 1, 1, 1]
     where = [np.flatnonzero(made.layout.frame == f)[0] for f in range(4)]
     between = made.layout.kind[where[0] : where[1]]
@@ -117,9 +120,7 @@ def test_hybrid_resolution_equals_inference_and_the_teacher_has_the_same_frames(
     hybrid = dict(
         num_low_frames=2, low_longest_edge=16, hybrid_policy=policy, hybrid_probability=1.0
     )
-    made = make(teacher_size=20, **hybrid).prepare(
-        Example("x", (video,), TURNS[:1]), np.random.default_rng(0)
-    )
+    made = make(20, **hybrid).prepare(Example("x", (video,), TURNS[:1]), np.random.default_rng(0))
     seen = read_clip(
         video.source,
         ClipSettings(
@@ -156,7 +157,7 @@ def test_media_of_dropped_turns_are_dropped(make, still):
         (still, still),
         (Turn("<image> Who?", "A dog."), Turn("<image> And " + "who " * 60 + "?", "A cat.")),
     )
-    made = make(seq_len=100, teacher_size=20).prepare(example, np.random.default_rng(0))
+    made = make(20, seq_len=100).prepare(example, np.random.default_rng(0))
     assert made.counts.frames == len(made.teacher_frames[20]) == len(made.media) == 1
     assert len(made.patches) == made.counts.patches == 6
 
@@ -165,7 +166,7 @@ def test_encoder_reads_the_frames_of_the_teacher(make, config, still):
     """Bare clips: frames are stretched to the tower's square and cropped to whole patches."""
     config.model.patch_embed = "encoder"
     config.teacher.update(image_size=36, patch_size=16)
-    made = make(teacher_size=36).prepare(
+    made = make(36).prepare(
         Example("x", (still, still), (Turn("Between <image> and <video>?", "Nothing."),)),
         np.random.default_rng(0),
     )
@@ -177,7 +178,7 @@ def test_encoder_reads_the_frames_of_the_teacher(make, config, still):
 
 
 def test_conversation_without_media_is_decoded(make):
-    made = make(teacher_size=20).prepare(Example("x", (), TURNS[:1]), np.random.default_rng(0))
+    made = make(20).prepare(Example("x", (), TURNS[:1]), np.random.default_rng(0))
     assert (made.counts.patches, made.patches.shape, made.teacher_frames[20].shape) == (
         0,
         (0, 768),
