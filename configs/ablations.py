@@ -4,9 +4,9 @@ Table 2: table2_gen, table2_gen_mse, table2_gen_con, table2_all.
 Table 3: table3_naive, table3_video.
 Table 4: table4_siglip, table4_eva_clip, table4_siglip_video, table4_eva_clip_video (the teacher is
 trained on video clips after images; at the paper's sizes it is another checkpoint), table4_dinov2,
-and table4_vivit, table4_languagebind, which see clips; or several teachers joined by +, such as
-table4_siglip+dinov2. A tiny run trains the first teacher itself, and reads each further one from
-the run of that one's own variant, such as runs/table4_dinov2.
+table4_vivit, table4_languagebind and table4_hiera, which see clips; or several teachers joined by
++, such as table4_siglip+dinov2. A tiny run trains the first teacher itself, and reads each further
+one from the run of that one's own variant, such as runs/table4_dinov2.
 Figure 3: figure3_merge_R, where R is the percentage of tokens that each deep merging layer keeps:
 75, 50, 25, 12; figure3_pool_R, where temporal pooling right after the patch embedding keeps that
 percentage of each grid position's tokens instead (at least one).

@@ -46,6 +46,21 @@ REAL = {
         activation="gelu",
         **L14,
     ),
+    "hiera": dict(
+        kind="hiera",
+        init_from="checkpoints/hiera_base_16x224",
+        image_size=224,
+        patch_size=32,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_layers=24,
+        num_heads=8,
+        activation="gelu",
+        num_frames=16,
+        tubelet=2,
+        stages=(2, 3, 16, 3),
+        features="last",
+    ),
 }
 TINY = {
     "siglip": {},
@@ -53,6 +68,17 @@ TINY = {
     "dinov2": dict(kind="dinov2", num_registers=2, activation="gelu"),
     "vivit": dict(kind="vivit", num_frames=4, tubelet=2, features="last"),
     "languagebind": dict(kind="languagebind", num_frames=4, activation="gelu"),
+    "hiera": dict(
+        kind="hiera",
+        patch_size=32,
+        num_layers=7,
+        num_heads=8,
+        activation="gelu",
+        num_frames=4,
+        tubelet=2,
+        stages=(1, 2, 2, 2),
+        features="last",
+    ),
 }
 VIDEO = "_video"
 TOWERS = (*REAL, f"siglip{VIDEO}", f"eva_clip{VIDEO}")
@@ -69,7 +95,7 @@ def real(name: str) -> schema.ConfigDict:
 
 
 def tiny(name: str) -> schema.ConfigDict:
-    """A tower of 64 px with an 8 x 8 grid."""
+    """A tower of 64 px with an 8 x 8 grid, a Hiera with 2 x 2."""
     t = schema.tower()
     t.update(
         image_size=64,

@@ -256,15 +256,15 @@ def test_every_ablation_and_size_loads(config_dir):
     variants += [
         f"figure3_{kind}_{percent}" for kind in ("merge", "pool") for percent in (75, 50, 25, 12)
     ]
-    variants += ["baseline_encoder", "table4_siglip+dinov2", "table4_vivit+languagebind"]
-    assert len(set(variants)) == 24
+    variants += ["baseline_encoder", "table4_siglip+dinov2", "table4_vivit+languagebind+hiera"]
+    assert len(set(variants)) == 25
     seen = set()
     for variant in sorted(set(variants)):
         for size in ("tiny", "1_5b"):
             c = load(f"{config_dir}/ablations.py:variant={variant},size={size}")
             seen.add(c.to_json_best_effort() if size == "tiny" else c.name)
     # Rows with the same training (the paper's default) have different names.
-    assert len(seen) == 48
+    assert len(seen) == 50
 
 
 @pytest.mark.parametrize(
