@@ -64,14 +64,9 @@ def _plain(rows: Mapping[str, Figures]) -> dict[str, Row]:
 
 
 def _ablation(rows: Mapping[str, Figures], table: str) -> dict[str, Row]:
-    """Rows with their recipes; that of another teacher is the user's own."""
+    """Rows with their recipes."""
     return {
-        label: Row(
-            figures=row,
-            recipe=""
-            if label.startswith("eva_clip")
-            else f"configs/ablations.py:variant={table}_{label}",
-        )
+        label: Row(figures=row, recipe=f"configs/ablations.py:variant={table}_{label}")
         for label, row in rows.items()
     }
 
