@@ -1,7 +1,8 @@
 """Tests of Hiera for video: the authors' files, features against a PyTorch statement of the paper.
 
 The statement keeps tokens on their grid in time and space, where our tower and the authors' code
-keep them by window. It was compared with the package hiera-transformer 0.1.4 once: 4e-6.
+keep them by window. Its outputs and those of the package hiera-transformer 0.1.4 differ by 2e-5 at
+most.
 """
 
 import json
@@ -23,7 +24,7 @@ ARGUMENTS = {
     "input_size": [4, 64, 64],
     "embed_dim": 8,
     "num_heads": 1,
-    "stages": [1, 2, 3, 3],
+    "stages": [1, 2, 2, 3],
     "q_stride": [1, 2, 2],
     "mask_unit_size": [1, 8, 8],
     "patch_kernel": [3, 7, 7],
@@ -129,7 +130,7 @@ def write(folder, arguments, state):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"input_size": [2, 96, 96], "num_heads": 2, "embed_dim": 12, "stages": [2, 2, 2, 2]}],
+    [{}, {"input_size": [2, 96, 96], "num_heads": 2, "embed_dim": 12, "stages": [2, 3, 2, 2]}],
     ids=str,
 )
 def test_features_equal_a_direct_statement(tmp_path, config_of, features_of, change):
@@ -185,8 +186,8 @@ def test_the_published_model_has_its_shapes():
         jax.ShapeDtypeStruct((1, 16, 224, 224, 3), np.float32),
     )
     assert out.last.shape == (1, 8, 49, 768)
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    assert count == sum(x.numel() for x in random_state(published).values()) - 5 * 768
+    # The authors' class has this many without its head.
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 50_784_960
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_the_published_model_has_its_shapes():
         ({"q_stride": [2, 2]}, r"q_stride of its config.json is \[2, 2\]; the tower supports only"),
         ({"sep_pos_embed": False}, "sep_pos_embed of its config.json is False"),
         ({"patch_stride": [2, 4]}, "patch_stride of its config.json is .* list of 3 numbers"),
-        ({"stages": [1, 2, 3, 0]}, "stages of its config.json: an entry=0: must be at least 1"),
+        ({"stages": [1, 2, 2, 0]}, "stages of its config.json: an entry=0: must be at least 1"),
         ({"input_size": [4, 64, 96]}, "must be square"),
         ({"input_size": None}, "lacks input_size"),
     ],

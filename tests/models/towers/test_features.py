@@ -1,7 +1,6 @@
 """Tests of features of videos from a vision tower: which frames and clips, in turns or at once."""
 
 import dataclasses
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,11 +17,8 @@ from elva_jax.models.towers.features import tower_features
 IMAGE = TeacherConfig(
     image_size=16, patch_size=8, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2
 )
+CLIP = dataclasses.replace(IMAGE, kind="vivit", num_frames=2, tubelet=2, features="last")
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 6, 16, 16, 3), np.uint8)
-
-
-def features_of(tower, params, frames):
-    return jax.jit(partial(tower_features, tower))(params, frames)
 
 
 def variables_of(tower):
@@ -30,32 +26,54 @@ def variables_of(tower):
     return nn.meta.unbox(jax.jit(tower.init)(jax.random.key(0), np.zeros(shape, np.float32)))
 
 
-@pytest.mark.parametrize("chosen", ["penultimate", "last"])
-def test_every_frame_alone(chosen):
-    tower = make_tower(dataclasses.replace(IMAGE, features=chosen))
+@pytest.fixture(scope="module")
+def image():
+    """A tower of images, its variables, and the features of all frames at once."""
+    tower = make_tower(IMAGE)
     variables = variables_of(tower)
-    got = features_of(tower, variables["params"], FRAMES)
+    return (
+        tower,
+        variables,
+        jax.jit(lambda p: tower_features(tower, p, FRAMES))(variables["params"]),
+    )
+
+
+def test_every_frame_alone(image):
+    tower, variables, got = image
     assert got.shape == (2, 6, 2, 2, 16)
-    one = getattr(jax.jit(tower.apply)(variables, to_pixels(FRAMES[1, 4])[None]), chosen)
-    np.testing.assert_allclose(got[1, 4].reshape(4, 16), one[0], atol=1e-5)
+    one = jax.jit(tower.apply)(variables, to_pixels(FRAMES[1, 4])[None])
+    np.testing.assert_allclose(got[1, 4].reshape(4, 16), one.penultimate[0], atol=1e-5)
 
 
-def test_turns_change_nothing(monkeypatch):
+def test_every_clip_alone():
+    """Clips follow each other in time: frames 0 and 1, then 2 and 3."""
+    tower = make_tower(CLIP)
+    variables = variables_of(tower)
+
+    @jax.jit
+    def both(variables):
+        one = tower.apply(variables, to_pixels(FRAMES[1:, 2:4]))
+        return tower_features(tower, variables["params"], FRAMES), one.last
+
+    got, one = both(variables)
+    assert got.shape == (2, 3, 2, 2, 16)
+    np.testing.assert_allclose(got[1, 1].reshape(4, 16), one[0, 0], atol=1e-5)
+
+
+def test_turns_change_nothing_and_no_gradient_flows(image, monkeypatch):
     """A layer has 2 * 4 * 4 scores per frame: two frames at once are allowed, so three turns."""
-    tower = make_tower(IMAGE)
-    params = variables_of(tower)["params"]
-    whole = features_of(tower, params, FRAMES)
+    tower, variables, whole = image
     monkeypatch.setattr(features, "MOST_SCORES", 2 * 2 * 4 * 4)
-    jaxpr = str(jax.make_jaxpr(lambda x: tower_features(tower, params, x))(FRAMES))
-    assert "length=3" in jaxpr
-    np.testing.assert_allclose(features_of(tower, params, FRAMES), whole, atol=1e-5)
 
+    def total(params):
+        got = tower_features(tower, params, FRAMES)
+        return got.sum(), got
 
-def test_no_gradient():
-    tower = make_tower(IMAGE)
-    total = jax.grad(lambda params: tower_features(tower, params, FRAMES).sum())
-    grads = jax.jit(total)(variables_of(tower)["params"])
-    assert all(not leaf.any() for leaf in jax.tree.leaves(grads))
+    program = jax.jit(jax.grad(total, has_aux=True)).trace(variables["params"])
+    assert "length=3" in str(program.jaxpr)
+    gradients, got = program.lower().compile()(variables["params"])
+    np.testing.assert_allclose(got, whole, atol=1e-5)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
 def test_frames_that_are_no_whole_clips():
