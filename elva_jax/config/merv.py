@@ -25,6 +25,9 @@ Geometry = Literal["stretch", "bicubic", "bilinear", "crop"]
 PUBLISHED: dict[str, Geometry] = {"vivit": "bilinear", "languagebind": "crop"}
 
 
+RANDOM = "random"  # `init_from` of an encoder that keeps the weights it is declared with
+
+
 class View(NamedTuple):
     """One picture of every slot."""
 

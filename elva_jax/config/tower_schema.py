@@ -27,7 +27,7 @@ class TeacherConfig:
     init_from: str = key(
         "",
         "run, converted checkpoint, Hugging Face folder or hub name with its weights;"
-        ' "": this run\'s stage named "teacher"',
+        ' "": this run\'s stage named "teacher"; random, of an encoder of MERV: none',
     )
     image_size: int = key(
         384, "side of its square input in pixels", minimum=1, most=numbers.MOST_PIXELS

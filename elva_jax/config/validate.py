@@ -7,6 +7,7 @@ from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.config.validate_guidance import check_guidance, has_teacher
+from elva_jax.config.validate_merv import check_merv
 from elva_jax.config.validate_teacher import check_teacher
 from elva_jax.errors import ConfigError
 from elva_jax.utils import numbers
@@ -26,6 +27,7 @@ def check_contradictions(config: Config) -> None:
     check_model(config)
     if config.model.patch_embed == "encoder":
         _check_encoder(config)
+    check_merv(config)
     for name in config.curriculum:
         _check_stage(config, name)
 

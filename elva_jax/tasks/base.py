@@ -85,15 +85,12 @@ class Task(Protocol):
 
     Attributes:
       exports: the subtree of the parameters that later stages, inference and conversion read.
-      teacher_parts: subtrees of the parameters that start from the teacher when nothing else has
-        them, by the teacher's name for each.
       config: the run's configuration.
       name: the stage.
       stage: its configuration.
     """
 
     exports: ClassVar[str]
-    teacher_parts: ClassVar[Mapping[str, str]] = {}
     config: Config
     name: str
     stage: StageConfig
@@ -105,6 +102,14 @@ class Task(Protocol):
     @property
     def teachers(self) -> Mapping[str, TeacherConfig]:
         """The vision towers that the loss reads as frozen trees, by their names."""
+        return {}
+
+    @property
+    def towers(self) -> Mapping[str, TeacherConfig]:
+        """The vision towers that are part of the model, by the path of their parameters.
+
+        They start from their own weights where the stage's source does not have them.
+        """
         return {}
 
     @property

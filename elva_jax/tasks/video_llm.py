@@ -50,7 +50,6 @@ class VideoLlmTask(Task):
     """
 
     exports = "elva"
-    teacher_parts: ClassVar[Mapping[str, str]] = {f"{TOWER}/": "vision/"}
 
     def __init__(self, config: ConfigDict | Config, name: str):
         super().__init__(config, name)
@@ -63,6 +62,13 @@ class VideoLlmTask(Task):
         """Those of the run, if the stage has a guidance loss."""
         guided = self.stage.loss.tube or self.stage.loss.contrastive
         return self._guidance.teachers if guided else {}
+
+    @property
+    def towers(self) -> dict[str, TeacherConfig]:
+        """The tower of the encoder-based baseline, or MERV's encoders."""
+        model = self.config.model
+        merv = {f"{TOWER}_{name}/": encoder for name, encoder in model.encoders}
+        return merv or ({f"{TOWER}/": model.tower} if model.tower else {})
 
     @property
     def init_from(self) -> str:

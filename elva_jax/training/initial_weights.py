@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from elva_jax.checkpoints.restore import Loaded, load_run_params
+from elva_jax.config.merv import RANDOM
 from elva_jax.config.schema import Config
 from elva_jax.config.teachers import with_teacher
 from elva_jax.errors import CheckpointError, ConfigError
@@ -22,6 +23,7 @@ from elva_jax.training.setup import TrainSetup
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 VISION = "vision"  # the subtree of a teacher that others use
+BASELINE = "its vision tower", "teacher"  # the encoder-based baseline's tower, and its group
 
 
 class LoadParams(Protocol):
@@ -52,8 +54,7 @@ def initial_weights(
     """Parameters by path, as far as a source has them; the rest of the stage's starts at random.
 
     The source is the last stage before that trains the same, or else the task's `init_from`. What
-    it lacks of the task's `teacher_parts` comes from the teacher. LoRA's factors always start
-    fresh.
+    it lacks of the task's `towers` comes from their own sources. LoRA's factors always start fresh.
 
     Raises:
       CheckpointError: a parameter of another shape.
@@ -69,7 +70,7 @@ def initial_weights(
     source = workdir / before if before else task.init_from
     parts = {} if before else _parts(task, targets, say, load)
     if not source:
-        return parts | _teacher_parts(task, workdir, targets, say, load)
+        return parts | _towers(task, workdir, targets, say, load)
     of_source = targets
     if not before:
         own = tuple(f"{subtree}/" for subtree in task.part_sources)
@@ -80,7 +81,7 @@ def initial_weights(
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
     params = loaded.params | parts
     missing = {path: leaf for path, leaf in targets.items() if path not in params}
-    params |= _teacher_parts(task, workdir, missing, say, load)
+    params |= _towers(task, workdir, missing, say, load)
     note = f"{name}: starts from {source} ({loaded.origin})"
     unused = set(loaded.unused) - parts.keys()
     for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", unused)):
@@ -152,30 +153,41 @@ def _stage_before(task: Task, exports: str) -> str | None:
     return next((name for name in earlier if task_of(stages[name]).exports == exports), None)
 
 
-def _teacher_parts(
+def _towers(
     task: Task,
     workdir: Path,
     missing: Mapping[str, Any],
     say: Callable[[str], None],
     load: LoadParams,
 ) -> dict[str, jax.Array]:
-    """The parts of the `missing` parameters that are the teacher's, by path."""
+    """The parts of the `missing` parameters that are vision towers in the model, by path."""
     params: dict[str, jax.Array] = {}
-    for ours, theirs in task.teacher_parts.items():
+    for ours, tower in task.towers.items():
+        theirs, encoder = f"{VISION}/", ours.rstrip("/").rpartition("tower_")[2]
+        merv = bool(task.config.model.encoders)
+        label, key = (f"encoder {encoder}", f"encoders.{encoder}") if merv else BASELINE
         targets = {
             path.replace(ours, theirs, 1): leaf
             for path, leaf in missing.items()
             if path.startswith(ours)
         }
-        if targets:
-            loaded, source = _load_teacher(task, task.config, workdir, targets, load)
-            say(f"{task.name}: takes its vision tower from {source}")
+        if targets and tower.init_from == RANDOM:
+            say(f"{task.name}: {label} has random weights")
+        elif targets:
+            config = with_teacher(task.config, tower)
+            loaded, source = _load_teacher(task, config, workdir, targets, load, key)
+            say(f"{task.name}: takes {label} from {source}")
             params |= {path.replace(theirs, ours, 1): leaf for path, leaf in loaded.items()}
     return params
 
 
 def _load_teacher(
-    task: Task, config: Config, workdir: Path, targets: Mapping[str, Any], load: LoadParams
+    task: Task,
+    config: Config,
+    workdir: Path,
+    targets: Mapping[str, Any],
+    load: LoadParams,
+    key: str = "teacher",
 ) -> tuple[dict[str, jax.Array], str | Path]:
     """All of `targets` by path, and their source: an earlier stage, or `config.teacher.init_from`.
 
@@ -185,11 +197,12 @@ def _load_teacher(
       workdir: the run's.
       targets: shapes, dtypes and shardings by path.
       load: reads them.
+      key: the tower's group, in errors.
     """
     before = _stage_before(task, VISION)
     if not (config.teacher.init_from or before):
         raise ConfigError(
-            f"teacher.init_from: stage {task.name} needs a vision tower, which {config.init_from}"
+            f"{key}.init_from: stage {task.name} needs a vision tower, which {config.init_from}"
             " does not have; set it"
         )
     source = config.teacher.init_from or workdir / str(before)
