@@ -1,0 +1,181 @@
+"""A tiny MERV learns from its encoders, resumes bitwise and answers; its stages and encoders."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import elva_jax
+from elva_jax.checkpoints.restore import load_run
+from elva_jax.checkpoints.save import save_weights
+from elva_jax.cli import main
+from elva_jax.config.load import load
+from elva_jax.config.serialize import freeze
+from elva_jax.data.batches import conversation_batches
+from elva_jax.data.tokenizer import load as load_tokenizer
+from elva_jax.hf.load import load_params
+from elva_jax.models.build import parameter_shapes
+from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.registry import make_task
+from elva_jax.training import train
+from elva_jax.training.initial_weights import initial_weights
+from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.setup import set_up
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
+
+ALIGN, FINETUNE, IMAGES = 60, 4, 8
+TOWER = "patch_embed/tower_"
+
+
+@pytest.fixture(scope="module")
+def config_file():
+    from pathlib import Path
+
+    return str(Path(__file__).parents[2] / "configs" / "merv.py")
+
+
+def miniature(config_file, data_dir, siglip):
+    """`configs/merv.py:recipe=full,llm=tiny` still smaller, on a few images."""
+    c = load(f"{config_file}:recipe=full,llm=tiny")
+    c.data_dir, c.log.every, c.log.tensorboard = str(data_dir), 1, False
+    c.curriculum = ("align", "finetune")
+    c.checkpoint.update(every=2, keep=2)
+    c.model.update(vocab_size=512, hidden_size=48, intermediate_size=64, num_layers=2, head_dim=12)
+    c.model.merv.update(fusion_width=16, grid=2)
+    for encoder in (c.teacher, *c.encoders.values()):
+        encoder.update(
+            image_size=32, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2
+        )
+    c.encoders.siglip.init_from = str(siglip)
+    for name, steps in (("align", ALIGN), ("finetune", FINETUNE)):
+        stage = c.stages[name]
+        stage.steps, stage.batch_size = steps, IMAGES
+        stage.optimizer.learning_rate, stage.optimizer.muon_learning_rate = 1e-2, 0.02
+        stage.data.update(seq_len=64, max_patches=8, max_frames=2, max_turns=1, pack=False)
+        images = stage.data.mixture.images
+        with c.unlocked():
+            stage.data.mixture = {"images": images}
+        images.split = "image"
+        images.sampling = f"first:{IMAGES}"
+    return c
+
+
+@pytest.fixture(scope="module")
+def siglip(config_file, data_dir, tmp_path_factory):
+    """A SigLIP of random weights: its folder, and its parameters by path."""
+    config = miniature(config_file, data_dir, "")
+    config.curriculum, config.encoders.siglip.init_from = ("teacher",), ""
+    folder, rng = tmp_path_factory.mktemp("siglip"), np.random.default_rng(0)
+    params = {
+        path: rng.normal("scale" in path, 0.2, shape).astype(np.float32)
+        for path, shape in parameter_shapes(config, "vision").items()
+    }
+    save_weights(folder, unflatten_paths(params), freeze(config), "teacher")
+    return folder, {path.removeprefix("vision/"): leaf for path, leaf in params.items()}
+
+
+@pytest.fixture(scope="module")
+def config(config_file, data_dir, siglip):
+    return miniature(config_file, data_dir, siglip[0])
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """Its two stages, trained."""
+    workdir = tmp_path_factory.mktemp("merv")
+    assert train.run(config, workdir) == 0
+    return workdir
+
+
+def blind_loss(config, data_dir):
+    """The least mean loss of the captions without seeing the images: the entropy of the choice."""
+    tokenizer = load_tokenizer(data_dir / "tokenizer")
+    batches = conversation_batches(freeze(config), "align", tokenizer)
+    layout = next(batches)["layout"]
+    batches.close()
+    learned = layout.loss_weight > 0
+    captions = [tuple(row[seen]) for row, seen in zip(layout.target, learned, strict=True)]
+    assert len(set(captions)) == IMAGES
+    return IMAGES * math.log(IMAGES) / learned.sum()
+
+
+def test_it_learns_what_only_the_encoders_show(run, config, data_dir, stage_of):
+    floor = blind_loss(config, data_dir)
+    losses = [line["generation"] for line in read_metrics(run / "align")]
+    assert len(losses) == ALIGN
+    assert np.mean(losses[-5:]) < 0.5 * floor
+    # The same training with each image's features at another caption.
+    step, state, setup = stage_of(freeze(config), "align", ALIGN)
+    batches = setup.task.open_batches(load_tokenizer(data_dir / "tokenizer"))
+    rng, shuffled = np.random.default_rng(0), []
+    for _ in range(ALIGN):
+        batch = next(batches)
+        batch["patches"] = rng.permutation(batch["patches"])
+        state, metrics = step(state, {}, batch)
+        shuffled.append(float(metrics["generation"]))
+    batches.close()
+    assert np.mean(shuffled[-5:]) > 0.9 * floor
+
+
+def test_encoders_start_from_their_own_weights_and_stay(run, siglip):
+    first, last = (
+        flatten_paths(load_run(run / stage).params["elva"]) for stage in ("align", "finetune")
+    )
+    for path, leaf in siglip[1].items():
+        np.testing.assert_array_equal(first[f"{TOWER}siglip/{path}"], leaf.astype("bfloat16"))
+    towers = {path for path in first if path.startswith(TOWER)}
+    assert {path.removeprefix(TOWER).split("/")[0] for path in towers} == {
+        "languagebind",
+        "dinov2",
+        "vivit",
+        "siglip",
+    }
+    for path, leaf in first.items():
+        same = np.array_equal(leaf, last[path])
+        assert same == (path in towers), path
+
+
+def test_the_second_stage_continues_from_everything_the_first_has_trained(run, config):
+    setup = set_up(make_task(config, "finetune"), make_mesh(config.mesh), FINETUNE)
+    told: list[str] = []
+    got = initial_weights(setup, run, told.append, load_params)
+    trained = flatten_paths({"elva": load_run(run / "align").params["elva"]})
+    assert got.keys() == trained.keys() == flatten_paths(setup.shapes.params).keys()
+    for path, leaf in trained.items():
+        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+    (line,) = told
+    assert "fresh" not in line
+
+
+def test_it_resumes_bitwise(run, config, tmp_path, runs):
+    """A run whose last step is lost continues from the one before, and ends where it ended."""
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "finetune" / "checkpoints" / str(FINETUNE))
+    (cut / "finetune" / "finished.json").unlink()
+    assert train.run(config, cut) == 0
+    assert runs.differences(cut, run, ("align", "finetune")) == []
+
+
+def test_it_answers_and_is_evaluated(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for k, size in enumerate(((40, 60), (32, 32))):
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    records = [
+        {"image": "0.png", "question": "What is it?", "answer": "a red circle"},
+        {"image": "1.png", "question": "What is it?", "answer": "a blue square"},
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(records))
+    words = ["evaluate", "--checkpoint", str(run), "--data", str(tmp_path / "own.json")]
+    assert main([*words, "--max-new-tokens", "4", "--json", str(tmp_path / "out.json")]) == 0
+    model = elva_jax.load(run)
+    told = [
+        model.answer(str(tmp_path / f"{k}.png"), "What is it?", max_new_tokens=4) for k in (0, 1)
+    ]
+    found = json.loads((tmp_path / "out.json").read_text())
+    capsys.readouterr()
+    assert all(text in json.dumps(found) for text in told)
