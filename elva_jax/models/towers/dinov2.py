@@ -65,7 +65,7 @@ class Dinov2(nn.Module):
         if c.num_registers:
             registers = params.add("registers", (c.num_registers, width), (None, "embed"), init)
             first = jnp.concatenate([first, registers])
-        of_patches = interpolate(position[1:], c.grid).astype(self.dtype)
+        of_patches = interpolate(position[1:].astype(jnp.float32), c.grid).astype(self.dtype)
         first = jnp.broadcast_to(first.astype(self.dtype)[None], (len(patches), *first.shape))
         x = jnp.concatenate([first, patches + of_patches[None]], axis=1)
         x = nn.with_logical_constraint(x, ("batch", None, "embed"))
