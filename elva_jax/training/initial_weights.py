@@ -53,8 +53,9 @@ def initial_weights(
 ) -> dict[str, jax.Array]:
     """Parameters by path, as far as a source has them; the rest of the stage's starts at random.
 
-    The source is the last stage before that trains the same, or else the task's `init_from`. What
-    it lacks of the task's `towers` comes from their own sources, and `part_sources` come first. LoRA's factors always start fresh.
+    The source is the last stage before that trains the same, or else the task's `init_from` and
+    `part_sources`. What they lack of the task's `towers` comes from these towers' own sources.
+    LoRA's factors always start fresh.
 
     Raises:
       CheckpointError: a parameter of another shape.

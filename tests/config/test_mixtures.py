@@ -152,10 +152,15 @@ PAPER = {
     "stage3": {"llava_images": 665.0, "llava_video": 178.0},
     "stage3_hd": {"llava_images": 665.0, "llava_video": 178.0, "hd": 3000.0},
 }
+# Thousands of records of MERV's two stages (arXiv 2501.01426).
+MERV = {
+    "merv_align": {"valley": 702.0, "llava_images": 558.0},
+    "merv_finetune": {"llava_images": 665.0, "video_chatgpt": 100.0},
+}
 
 
 def test_data_of_the_paper_have_its_sizes():
-    assert {path.stem for path in (CONFIGS / "data").iterdir()} == set(PAPER)
+    assert {path.stem for path in (CONFIGS / "data").iterdir()} == {*PAPER, *MERV}
     for size in ("1_5b", "7b", "7b_hd"):
         c = load(f"{CONFIGS}/elva.py:size={size}", ["--config.data_root=/data/elva"])
         for stage in c.curriculum:
@@ -209,3 +214,10 @@ def test_files_and_media_are_found_below_the_root(tmp_path):
         (medium,) = loaded.example(number, 0).media
         assert medium.source == str(tmp_path.resolve() / folder / "coco" / "1.jpg")
     resolve(c)
+
+
+def test_data_of_merv_have_its_sizes():
+    c = load(f"{CONFIGS}/merv.py:recipe=full", ["--config.data_root=/data/merv"])
+    for stage in c.curriculum:
+        sources = c.stages[stage].data.mixture.items()
+        assert {label: source.weight for label, source in sources} == MERV[f"merv_{stage}"]
