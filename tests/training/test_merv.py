@@ -1,5 +1,6 @@
 """A tiny MERV learns from its encoders, resumes bitwise and answers; its stages and encoders."""
 
+import copy
 import json
 import math
 import shutil
@@ -28,7 +29,7 @@ from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
-ALIGN, FINETUNE, IMAGES = 75, 4, 8
+STEPS, IMAGES = 60, 8
 TOWER = "patch_embed/tower_"
 
 
@@ -42,23 +43,24 @@ def config_file():
 def miniature(config_file, data_dir, siglip):
     """`configs/merv.py:recipe=full,llm=tiny` still smaller, on a few images."""
     c = load(f"{config_file}:recipe=full,llm=tiny")
-    c.data_dir, c.log.every, c.log.tensorboard = str(data_dir), 1, False
-    c.curriculum = ("align", "finetune")
-    c.checkpoint.update(every=2, keep=2)
-    c.model.update(vocab_size=512, hidden_size=48, intermediate_size=64, num_layers=2, head_dim=12)
+    c.data_dir, c.log.every, c.log.tensorboard = str(data_dir), 3, False
+    c.curriculum = ("align",)
+    c.checkpoint.update(every=STEPS - 2, keep=2)
+    c.model.update(vocab_size=512, hidden_size=32, intermediate_size=48, num_layers=1, head_dim=8)
     c.model.merv.update(fusion_width=16, grid=2)
     for encoder in (c.teacher, *c.encoders.values()):
         encoder.update(
-            image_size=32, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2
+            image_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2
         )
     c.encoders.siglip.init_from = str(siglip)
-    for name, steps in (("align", ALIGN), ("finetune", FINETUNE)):
-        stage = c.stages[name]
-        stage.steps, stage.batch_size = steps, IMAGES
-        stage.optimizer.learning_rate, stage.optimizer.muon_learning_rate = 1e-2, 0.02
-        stage.data.update(seq_len=64, max_patches=8, max_frames=2, max_turns=1, pack=False)
-        with c.unlocked():
-            stage.data.mixture = {"images": schema.source(str(captioned(data_dir)))}
+    stage = c.stages.align
+    stage.steps, stage.batch_size = STEPS, IMAGES
+    stage.optimizer.learning_rate, stage.optimizer.muon_learning_rate = 3e-2, 0.05
+    stage.data.update(
+        captions=False, seq_len=56, max_patches=8, max_frames=2, max_turns=1, pack=False
+    )
+    with c.unlocked():
+        stage.data.mixture = {"images": schema.source(str(captioned(data_dir)))}
     return c
 
 
@@ -99,14 +101,14 @@ def config(config_file, data_dir, siglip):
 
 @pytest.fixture(scope="module")
 def run(config, tmp_path_factory):
-    """Its two stages, trained."""
+    """Its first stage, trained on questions."""
     workdir = tmp_path_factory.mktemp("merv")
     assert train.run(config, workdir) == 0
     return workdir
 
 
 def blind_loss(config, data_dir):
-    """The least mean loss of the captions without seeing the images: the entropy of the choice."""
+    """The least mean loss of the answers without seeing the images: the entropy of the choice."""
     tokenizer = load_tokenizer(data_dir / "tokenizer")
     batches = conversation_batches(freeze(config), "align", tokenizer)
     layout = next(batches)["layout"]
@@ -120,41 +122,33 @@ def blind_loss(config, data_dir):
 def test_it_learns_what_only_the_encoders_show(run, config, data_dir, stage_of):
     floor = blind_loss(config, data_dir)
     losses = [line["generation"] for line in read_metrics(run / "align")]
-    assert len(losses) == ALIGN
-    assert np.mean(losses[-5:]) < 0.5 * floor
-    # The same training with each image's features at another caption.
-    step, state, setup = stage_of(freeze(config), "align", ALIGN)
+    assert losses[-1] < 0.5 * floor
+    # The same training with each image's features at another answer.
+    step, state, setup = stage_of(freeze(config), "align", STEPS)
     batches = setup.task.open_batches(load_tokenizer(data_dir / "tokenizer"))
     rng, shuffled = np.random.default_rng(0), []
-    for _ in range(ALIGN):
+    for _ in range(STEPS):
         batch = next(batches)
         batch["patches"] = rng.permutation(batch["patches"])
         state, metrics = step(state, {}, batch)
-        shuffled.append(float(metrics["generation"]))
+        shuffled.append(metrics["generation"])
     batches.close()
-    assert np.mean(shuffled[-5:]) > 0.9 * floor
+    assert np.mean(shuffled[-3:]) > 0.9 * floor
 
 
 def test_encoders_start_from_their_own_weights_and_stay(run, siglip):
-    first, last = (
-        flatten_paths(load_run(run / stage).params["elva"]) for stage in ("align", "finetune")
-    )
+    saved = [run / "align" / "checkpoints" / str(step) for step in (STEPS - 2, STEPS)]
+    before, after = (flatten_paths(load_run(step).params["elva"]) for step in saved)
     for path, leaf in siglip[1].items():
-        np.testing.assert_array_equal(first[f"{TOWER}siglip/{path}"], leaf.astype("bfloat16"))
-    towers = {path for path in first if path.startswith(TOWER)}
-    assert {path.removeprefix(TOWER).split("/")[0] for path in towers} == {
-        "languagebind",
-        "dinov2",
-        "vivit",
-        "siglip",
-    }
-    for path, leaf in first.items():
-        same = np.array_equal(leaf, last[path])
-        assert same == (path in towers), path
+        np.testing.assert_array_equal(after[f"{TOWER}siglip/{path}"], leaf.astype("bfloat16"))
+    for path, leaf in after.items():
+        assert np.array_equal(leaf, before[path]) == path.startswith(TOWER), path
 
 
 def test_the_second_stage_continues_from_everything_the_first_has_trained(run, config):
-    setup = set_up(make_task(config, "finetune"), make_mesh(config.mesh), FINETUNE)
+    both = copy.deepcopy(config)
+    both.curriculum = ("align", "finetune")
+    setup = set_up(make_task(both, "finetune"), make_mesh(both.mesh), 1)
     told: list[str] = []
     got = initial_weights(setup, run, told.append, load_params)
     trained = flatten_paths({"elva": load_run(run / "align").params["elva"]})
@@ -169,10 +163,10 @@ def test_it_resumes_bitwise(run, config, tmp_path, runs):
     """A run whose last step is lost continues from the one before, and ends where it ended."""
     cut = tmp_path / "cut"
     shutil.copytree(run, cut)
-    shutil.rmtree(cut / "finetune" / "checkpoints" / str(FINETUNE))
-    (cut / "finetune" / "finished.json").unlink()
+    shutil.rmtree(cut / "align" / "checkpoints" / str(STEPS))
+    (cut / "align" / "finished.json").unlink()
     assert train.run(config, cut) == 0
-    assert runs.differences(cut, run, ("align", "finetune")) == []
+    assert runs.differences(cut, run, ["align"]) == []
 
 
 def test_it_answers_and_is_evaluated(run, tmp_path, capsys):
@@ -187,10 +181,9 @@ def test_it_answers_and_is_evaluated(run, tmp_path, capsys):
     (tmp_path / "own.json").write_text(json.dumps(records))
     words = ["evaluate", "--checkpoint", str(run), "--data", str(tmp_path / "own.json")]
     assert main([*words, "--max-new-tokens", "4", "--json", str(tmp_path / "out.json")]) == 0
-    model = elva_jax.load(run)
-    told = [
-        model.answer(str(tmp_path / f"{k}.png"), "What is it?", max_new_tokens=4) for k in (0, 1)
-    ]
     capsys.readouterr()
-    written = json.dumps(json.loads((tmp_path / "out.json").read_text()))
-    assert all(json.dumps(text) in written for text in told), (told, written)
+    model = elva_jax.load(run)
+    (evaluation,) = json.loads((tmp_path / "out.json").read_text())["evaluations"]
+    for k, prediction in enumerate(evaluation["predictions"]):
+        image, prompt = str(tmp_path / f"{k}.png"), prediction["question"]["prompt"]
+        assert prediction["text"] == model.answer(image, prompt, max_new_tokens=4)
