@@ -171,16 +171,28 @@ def run_layers(
     block: Callable[[jax.Array, Params], jax.Array], x: Float[Array, "n T C"], params: Params
 ) -> tuple[Float[Array, "n T C"], Float[Array, "n T C"]]:
     """The last block's input and output, for stacked parameters."""
-    before = run_blocks(block, x, {name: leaf[:-1] for name, leaf in params.items()})
-    after, _ = _scan_body(block)(before, {name: leaf[-1] for name, leaf in params.items()})
-    return before, after
+    stacks = {name: jnp.asarray(leaf) for name, leaf in params.items()}
+    last = len(next(iter(stacks.values()))) - 1
+
+    @_recomputed
+    def body(x, index):
+        # Indexed inside the loop: a slice of all layers but the last would be a copy of them.
+        return _apply(block, x, {name: stack[index] for name, stack in stacks.items()}), None
+
+    before, _ = jax.lax.scan(body, x, jnp.arange(last))
+    return before, body(before, last)[0]
 
 
 def run_blocks(
     block: Callable[[jax.Array, Params], jax.Array], x: Float[Array, "n T C"], params: Params
 ) -> Float[Array, "n T C"]:
     """The last block's output, for stacked parameters."""
-    return jax.lax.scan(_scan_body(block), x, dict(params))[0]
+
+    @_recomputed
+    def body(x, layer):
+        return _apply(block, x, layer), None
+
+    return jax.lax.scan(body, x, dict(params))[0]
 
 
 @contextlib.contextmanager
@@ -196,12 +208,15 @@ def recomputed_blocks() -> Iterator[None]:
 _recompute = contextvars.ContextVar("recompute", default=False)
 
 
-def _scan_body(block: Callable[[jax.Array, Params], jax.Array]) -> Callable[..., Any]:
-    def body(x, layer):
-        return nn.with_logical_constraint(block(x, layer), ("batch", None, "embed")), None
-
+def _recomputed(body: Callable[..., Any]) -> Callable[..., Any]:
     # A scan keeps the compiler from joining what is computed twice, so that needs no barrier.
     return jax.checkpoint(body, prevent_cse=False) if _recompute.get() else body
+
+
+def _apply(
+    block: Callable[[jax.Array, Params], jax.Array], x: jax.Array, layer: Params
+) -> jax.Array:
+    return nn.with_logical_constraint(block(x, layer), ("batch", None, "embed"))
 
 
 def linear(x: Float[Array, "*batch I"], params: Params, name: str) -> Float[Array, "*batch O"]:

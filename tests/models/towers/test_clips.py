@@ -83,6 +83,17 @@ def test_scores_of_a_long_clip_are_never_whole():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * scores
 
 
+def test_weights_are_not_copied():
+    """A loop over all layers but the last reads them from the stack of all."""
+    config = dataclasses.replace(VIVIT, num_layers=8, hidden_size=64, intermediate_size=128)
+    tower, shape = make_tower(config), input_shape(config)
+    pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = nn.meta.unbox(jax.eval_shape(tower.init, jax.random.key(0), pixels))
+    compiled = jax.jit(lambda *x: tower.apply(*x).penultimate).lower(params, pixels).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis.temp_size_in_bytes < 0.5 * analysis.argument_size_in_bytes
+
+
 @pytest.mark.parametrize("config", [VIVIT, LANGUAGEBIND], ids=lambda config: config.kind)
 def test_parameters_carry_known_axes_that_do_not_collide(config):
     pixels = jax.ShapeDtypeStruct(input_shape(config), jnp.float32)
