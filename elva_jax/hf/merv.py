@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 
 import jax
 
+from elva_jax.config.merv import RANDOM
 from elva_jax.config.schema import Config, ModelConfig
+from elva_jax.config.teachers import with_teacher
 from elva_jax.errors import ConvertError
 from elva_jax.hf import qwen2
 from elva_jax.hf.load import load_params
@@ -94,14 +96,13 @@ def load_encoders(
             for path, leaf in targets.items()
             if path.startswith(ours)
         }
-        if not encoder.init_from:
+        source = encoder.init_from
+        if source in ("", RANDOM):
             continue
-        alone = dataclasses.replace(config, teacher=encoder)
-        loaded = load_params(
-            encoder.init_from, wanted, alone, subtree="vision", allow_pickle=allow_pickle
-        )
+        alone = with_teacher(config, encoder)
+        loaded = load_params(source, wanted, alone, subtree="vision", allow_pickle=allow_pickle)
         if missing := sorted(wanted.keys() - loaded.params.keys()):
-            raise ConvertError(f"{encoder.init_from}: lacks {missing[0]} of encoders.{name}")
+            raise ConvertError(f"{source}: lacks {missing[0]} of encoders.{name}")
         out |= {ours + path.removeprefix("vision/"): leaf for path, leaf in loaded.params.items()}
     return out
 
