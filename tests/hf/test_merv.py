@@ -15,11 +15,16 @@ from tokenizers import Tokenizer, models
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
+from elva_jax.config.load import load as load_config
+from elva_jax.config.serialize import freeze
 from elva_jax.data.decode_example import merv_settings
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.errors import ConvertError
+from elva_jax.hf import merv
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.hf.load import read_config
+from elva_jax.hf.param_mapping import plan
+from elva_jax.models.build import parameter_shapes
 from elva_jax.models.merv.embed import MervEmbed
 from elva_jax.models.towers import dinov2
 from elva_jax.utils.trees import flatten_paths
@@ -251,6 +256,44 @@ def test_safetensors_need_no_pickle(published, imported, tmp_path):
     assert got.keys() == expected.keys()
     for path, value in got.items():
         np.testing.assert_array_equal(value, expected[path])
+
+
+def test_the_published_model_fits_its_config(config_dir):
+    """Names and shapes as they were published, of LLaMA-2-7B and the four encoders."""
+    config = freeze(load_config(f"{config_dir / 'merv.py'}:recipe=full,llm=llama2_7b"))
+    width, inner, query = 4096, 11_008, 3072
+    attention, llm = "feature_fusion.attention.", "llm_backbone.llm."
+    shapes = {
+        "feature_fusion.Q": (1, query),
+        f"{attention}q_proj_weight": (query, query),
+        f"{attention}k_proj_weight": (query, width),
+        f"{attention}v_proj_weight": (query, width),
+        f"{attention}in_proj_bias": (3 * query,),
+        f"{attention}out_proj.weight": (query, query),
+        f"{attention}out_proj.bias": (query,),
+        f"{llm}lm_head.weight": (32_064, width),
+        f"{llm}model.embed_tokens.weight": (32_064, width),
+        f"{llm}model.norm.weight": (width,),
+    }
+    for k, features in enumerate((1024, 1024, 768, 768)):
+        shapes[f"projectors.{k}.projector.projector.weight"] = (width, features)
+        shapes[f"projectors.{k}.projector.projector.bias"] = (width,)
+    for k in range(32):
+        layer = f"{llm}model.layers.{k}."
+        shapes |= {f"{layer}self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes |= {f"{layer}mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        shapes[f"{layer}mlp.down_proj.weight"] = (width, inner)
+        shapes[f"{layer}input_layernorm.weight"] = (width,)
+        shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
+        shapes[f"{layer}self_attn.rotary_emb.inv_freq"] = (64,)
+    wanted = {
+        path.removeprefix("elva/"): shape
+        for path, shape in parameter_shapes(config, "elva").items()
+    }
+    dtypes = dict.fromkeys(shapes, np.dtype(np.float32))
+    found = plan(merv.table(config.model), shapes, dtypes, wanted, "the published model")
+    left = {path.split("/")[1] for path in wanted.keys() - found.keys()}
+    assert left == {f"tower_{name}" for name in ("languagebind", "dinov2", "vivit", "siglip")}
 
 
 def refusal(published, folder, out, config=None, **options):
