@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,9 +20,12 @@ def test_random_rows_have_the_shapes_of_the_stage_and_are_nearly_full(config_dir
     config.stages[stage].batch_size = 2
     task = make_task(resolve(config), stage)
     batch, most = random_batch(task), RowCapacity.of_stage(task.stage)
-    for name, shape in task.batch_shapes().items():
+    for name, shapes in task.batch_shapes().items():
         if name != "layout":
-            assert (batch[name].shape, batch[name].dtype) == (shape.shape, shape.dtype)
+            shapes_and_types = [
+                jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (batch[name], shapes)
+            ]
+            assert shapes_and_types[0] == shapes_and_types[1], name
     layout = batch["layout"]
     assert layout.kind.shape == (2, most.tokens)
     used = (layout.kind != Kind.PAD).mean()
