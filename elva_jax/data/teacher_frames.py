@@ -14,7 +14,7 @@ Frames = dict[int, np.ndarray]  # by side: uint8 [..., side, side, 3]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherFrames:
-    """What a batch holds for its teachers.
+    """The frames that a batch holds for its teachers.
 
     A teacher sees frames that were resized from the video to its own side, as it was trained, and
     not those of a larger teacher resized once more. Teachers of the same side share an array.
@@ -29,7 +29,7 @@ class TeacherFrames:
 
     @classmethod
     def of(cls, teachers: Iterable[TeacherConfig]) -> TeacherFrames:
-        """What some teachers need."""
+        """The frames that some teachers need."""
         every = list(teachers)
         return cls(
             sizes=tuple(sorted({teacher.image_size for teacher in every})),

@@ -64,7 +64,7 @@ class Guidance:
         return params if self._named else next(iter(params.values()))
 
     def batch_shapes(self, rows: int, frames: int) -> dict[str, Any]:
-        """Shapes of what a batch holds for the teachers."""
+        """Shapes of the arrays that a batch holds for the teachers."""
         out: dict[str, Any] = {
             "teacher_frames": {
                 side: jax.ShapeDtypeStruct((rows, frames, side, side, 3), np.uint8)
@@ -96,9 +96,9 @@ class Guidance:
     def frame_features(
         self, params: Any, frozen: Any, out: ElvaOutput, batch: Any
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
-        """What the contrastive loss compares: ours and theirs [B, F, C] by teacher, valid [B, F].
+        """Features that the contrastive loss compares: ours, theirs [B, F, C]; valid [B, F].
 
-        Both are normalized.
+        Ours and theirs are normalized, by teacher.
         """
         frame_hidden, valid_BxF = self._frames(out, batch)
         ours, theirs = {}, {}
