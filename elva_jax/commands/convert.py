@@ -131,12 +131,13 @@ def _import(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _export(args: argparse.Namespace, _: list[str]) -> int:
     from elva_jax.hf.adapter import export_adapter
+    from elva_jax.hf.decoder import DECODERS
     from elva_jax.hf.export import export
 
     if args.adapter_only:
         export_adapter(args.run_dir, args.out, dtype=args.dtype)
-    else:
-        export(args.run_dir, args.out, dtype=args.dtype or "float32")
+    elif (kind := export(args.run_dir, args.out, dtype=args.dtype or "float32")) in DECODERS:
+        print(f"the decoder alone, as a {kind}: transformers has no MERV")
     print(args.out)
     return 0
 

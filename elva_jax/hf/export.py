@@ -24,7 +24,8 @@ from elva_jax.config.stages import stages_of_kind
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import TURN_END, VISUAL_TOKENS
 from elva_jax.errors import ConvertError
-from elva_jax.hf import elva
+from elva_jax.hf import decoder, elva
+from elva_jax.hf.param_mapping import Table
 from elva_jax.hf.tensor_store import refuse_adapter
 from elva_jax.hf.write_store import write_store
 from elva_jax.models.build import parameter_shapes
@@ -68,15 +69,18 @@ class _SavedParameter:
         return self.run.read(self.name)
 
 
-def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> None:
+def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> str:
     """`save_pretrained` of a run, with one parameter in memory at a time.
 
-    Heads that only training needs (guidance) are left out.
+    Heads that only training needs (guidance) are left out. Of a MERV the decoder alone is written.
 
     Args:
       run_path: a run's workdir, one stage in it, or one saved step.
       out: a folder that does not exist yet, or is empty.
       dtype: dtype of the weights: float32, bfloat16 or float16.
+
+    Returns:
+      The class of transformers that reads the folder.
 
     Raises:
       ConvertError: as in `save_pretrained`.
@@ -86,7 +90,7 @@ def export(run_path: str | Path, out: str | Path, *, dtype: str = "float32") -> 
     refuse_adapter(Path(run_path))
     run = open_run(run_path)
     names = [name for name in run.shapes if name.startswith("elva/")]
-    save_pretrained(
+    return save_pretrained(
         out,
         {name.removeprefix("elva/"): _SavedParameter(run, name) for name in names},
         run.config,
@@ -108,8 +112,10 @@ def save_pretrained(
     step: int = 0,
     dtype: str = "float32",
     where: str = "the model",
-) -> None:
+) -> str:
     """Writes an ELVA as a Hugging Face folder. If the process is killed, nothing is left at `out`.
+
+    Of a MERV the decoder alone is written, as a language model that transformers knows.
 
     Args:
       out: a folder that does not exist yet, or is empty.
@@ -121,6 +127,9 @@ def save_pretrained(
       dtype: dtype of the weights: float32, bfloat16 or float16.
       where: the model's name in messages.
 
+    Returns:
+      The class of transformers that reads the folder.
+
     Raises:
       ConvertError: an unknown dtype, a stage without an ELVA, weights that `dtype` cannot hold, or
         an `out` that is not empty.
@@ -129,6 +138,8 @@ def save_pretrained(
     if not stages_of_kind(config, "elva", among=(stage,)):
         kind = config.stages[stage].kind
         raise ConvertError(f"{where}: stage {stage} trains a {kind}; give an ELVA stage")
+    if config.model.encoders:
+        return _save_decoder(out, params, config, tokenizer, dtype, where)
     if config.model.patch_embed == "encoder":
         raise ConvertError(
             f"{where}: has model.patch_embed = encoder; the PyTorch side has no encoder-based"
@@ -149,7 +160,33 @@ def save_pretrained(
             **{name: (json.dumps(v, indent=2) + "\n").encode() for name, v in configs.items()},
             "README.md": card.encode(),
         }
-        write_store(out, _tensors(params, dtype, where), files=files)
+        write_store(out, _tensors(params, elva.TABLE, dtype, where), files=files)
+    return "ElvaForCausalLM"
+
+
+def _save_decoder(
+    out: str | Path,
+    params: Mapping[str, Any],
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    where: str,
+) -> str:
+    """Writes the decoder alone, with the tokenizer as it is."""
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer.save_pretrained(temporary)
+        special_ids = _special_ids(tokenizer)
+        settings = decoder.to_hf_config(config.model, dtype, special_ids)
+        generation = {**special_ids, "max_new_tokens": NEW_TOKENS, "do_sample": False}
+        configs = {"config.json": settings, "generation_config.json": generation}
+        files: dict[str, bytes | Path] = {
+            **{file.name: file for file in Path(temporary).iterdir()},
+            **{name: (json.dumps(v, indent=2) + "\n").encode() for name, v in configs.items()},
+        }
+        leaves = flatten_paths(params).items()
+        own = {path: leaf for path, leaf in leaves if path.startswith("decoder/")}
+        write_store(out, _tensors(own, decoder.TABLE, dtype, where), files=files)
+    return settings["architectures"][0]
 
 
 def check_dtype(dtype: str) -> None:
@@ -158,10 +195,12 @@ def check_dtype(dtype: str) -> None:
         raise ConvertError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
 
 
-def _tensors(params: Mapping[str, Any], dtype: str, where: str) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    params: Mapping[str, Any], table: Table, dtype: str, where: str
+) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of every tensor of the folder."""
     for path, leaf in sorted(flatten_paths(params).items()):
-        for name, value in elva.TABLE.to_theirs(path, np.asarray(leaf)):
+        for name, value in table.to_theirs(path, np.asarray(leaf)):
             yield name, cast_finite(value, DTYPES[dtype], f"{where}: {path}")
 
 
@@ -187,10 +226,7 @@ def _configs(
     """The JSON files of the folder by name; the tokenizer's own files are written to `folder`."""
     model, data = config.model, config.stages[stage].data
     words = min(len(tokenizer), model.vocab_size)
-    end = tokenizer.eos_token_id
-    ends = sorted({tokenizer.convert_tokens_to_ids(TURN_END), *([end] if end else [])})
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    special_ids = {"pad_token_id": pad, "eos_token_id": ends[0] if len(ends) == 1 else ends}
+    special_ids = _special_ids(tokenizer)
     visual_ids = add_visual_tokens(tokenizer)
     _save_tokenizer(tokenizer, folder, data.system_prompt)
     # Visual tokens, and rows of the embedding that no token uses, may not be answers.
@@ -204,6 +240,14 @@ def _configs(
         "generation_config.json": generation,
         "processor_config.json": _processor_config(model, data),
     }
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The padding token, and the tokens that end an answer."""
+    chat = tokenizer.get_vocab().get(TURN_END)
+    ends = sorted({end for end in (chat, tokenizer.eos_token_id) if end is not None})
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    return {"pad_token_id": pad, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
 
 def add_visual_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:

@@ -154,7 +154,7 @@ PAPER = {
 }
 # Thousands of records of MERV's two stages (arXiv 2501.01426).
 MERV = {
-    "merv_align": {"valley": 702.0, "llava_images": 558.0},
+    "merv_align": {"valley": 702.0, "llava_pretraining": 558.0},
     "merv_finetune": {"llava_images": 665.0, "video_chatgpt": 100.0},
 }
 

@@ -5,9 +5,12 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM
 
 import elva_jax
 from elva_jax.checkpoints.restore import load_run
@@ -21,6 +24,7 @@ from elva_jax.data.sources import open_examples
 from elva_jax.data.tokenizer import load as load_tokenizer
 from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
+from elva_jax.models.qwen2 import Qwen2
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import train
@@ -187,3 +191,19 @@ def test_it_answers_and_is_evaluated(run, tmp_path, capsys):
     for k, prediction in enumerate(evaluation["predictions"]):
         image, prompt = str(tmp_path / f"{k}.png"), prediction["question"]["prompt"]
         assert prediction["text"] == model.answer(image, prompt, max_new_tokens=4)
+
+
+def test_its_decoder_is_exported_as_a_language_model(run, tmp_path, capsys):
+    assert main(["convert", "export", str(run), str(tmp_path / "decoder")]) == 0
+    assert capsys.readouterr().out.startswith("the decoder alone, as a Qwen2ForCausalLM: ")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "decoder", dtype="float32")
+    ids = np.arange(3, 15, dtype=np.int32)[None]
+    saved = load_run(run)
+    decoder = Qwen2(freeze(saved.config).model)
+    where = np.arange(ids.shape[1], dtype=np.int32)[None]
+    params = {"params": saved.params["elva"]["decoder"]}
+    ours = jax.jit(decoder.apply)(params, ids, where, np.ones_like(ids))
+    with torch.no_grad():
+        logits = theirs(torch.tensor(ids, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(ours, logits, atol=1e-4)
+    assert load_tokenizer(tmp_path / "decoder").eos_token == "<|im_end|>"

@@ -128,4 +128,8 @@ EXAMPLES = {  # by label in configs/data/
     "llava_images": Data(count=665_000, video=False),
     "llava_video": Data(count=178_000, video=True),
     "hd": Data(count=3_000_000, video=False),
+    # Those of MERV (arXiv 2501.01426).
+    "valley": Data(count=702_000, video=True),
+    "llava_pretraining": Data(count=558_000, video=False),
+    "video_chatgpt": Data(count=100_000, video=True),
 }

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 from elva_jax.config.schema import ModelConfig
+from elva_jax.data.decode_example import merv_settings
 from elva_jax.errors import ConfigError
 from elva_jax.inference.batching import GRID, grid_batch, grid_length
 from elva_jax.models.elva import layer_blocks, merging_of
@@ -51,7 +52,9 @@ class Case:
 
     @property
     def clip(self) -> Clip:
-        """The video: square frames, the largest of an edge."""
+        """The video: square frames, the largest of an edge; MERV's clip is always the same."""
+        if self.model.encoders:
+            return merv_settings(self.model).clip
         patch = self.model.patch_size
         bare = self.model.tower is not None
         if self.hybrid is None:

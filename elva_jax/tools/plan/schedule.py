@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
 from elva_jax.tasks.base import Task
 from elva_jax.tools.analysis.paper import EXAMPLES
@@ -44,8 +45,8 @@ def schedule(task: Task) -> Schedule:
                 f"{key}: the paper does not say how many examples {label} has; set --config.{key}=N"
             )
         frames = data.num_frames if known.video else 1
-        side = max(data.longest_edge // task.config.model.patch_size, 1)
-        length = min(frames * frame_tokens(side, side) + TEXT_TOKENS, data.seq_len)
+        visual = _visual_tokens(task.config.model, frames, data.longest_edge)
+        length = min(visual + TEXT_TOKENS, data.seq_len)
         examples, lengths = examples + known.count, lengths + known.count * length
     if task.packs_rows:
         steps = math.ceil(stage.epochs * lengths / (FILL * tokens))
@@ -53,3 +54,11 @@ def schedule(task: Task) -> Schedule:
         steps = math.ceil(stage.epochs * examples / stage.batch_size)
     source = f"{stage.epochs:g} epoch(s) of the paper's {examples / 1e6:.2f}M examples"
     return Schedule(steps=steps, tokens=tokens, source=source)
+
+
+def _visual_tokens(model: ModelConfig, frames: int, edge: int) -> int:
+    """Those of square frames; MERV has as many for any video or image."""
+    if model.encoders:
+        return model.frame_patches
+    side = max(edge // model.patch_size, 1)
+    return frames * frame_tokens(side, side)
