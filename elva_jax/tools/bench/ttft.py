@@ -18,9 +18,9 @@ resolution (half of the frames low), and MERV, whose four encoders see 32 frames
 the same videos, interleaved in one process. All have random weights and the same decoder. Time is
 measured from patches in host memory to the first token.
 
-The default is a small model on a CPU, and 1.5B on a GPU. Videos have a known redundancy: from frame
-to frame none (static), a quarter (slow), half (typical), three quarters (fast) or all (noise) of
-the patches change.
+The default is a small model on a CPU, and 1.5B on a GPU; tiny only shows that everything runs, on
+videos of one content. Videos have a known redundancy: from frame to frame none (static), a quarter
+(slow), half (typical), three quarters (fast) or all (noise) of the patches change.
 
 examples:
   elva bench ttft --frames 8,32,128
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, text = parser.add_argument, "frame counts (default: %(default)s)"
     add("--frames", type=counts, default="8,16,32,64,128,256", metavar="N,N,…", help=text)
     text = "default: small on a CPU, 1_5b on a GPU"
-    add("--size", choices=["small", "1_5b", "7b"], help=text)
+    add("--size", choices=["tiny", "small", "1_5b", "7b"], help=text)
     text = "of the videos (default: %(default)s)"
     add("--content", choices=CONTENTS, default="typical", help=text)
     text = "tokens whose decoding is timed (default: %(default)s)"
@@ -59,15 +59,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from elva_jax.tools.analysis.paper import MODELS
-    from elva_jax.tools.bench.video_llm import paper_models, small_models
+    from elva_jax.tools.bench.video_llm import paper_models, small_models, tiny_models
 
     size = args.size or ("1_5b" if jax.default_backend() == "gpu" else "small")
     dtype = dtype_of(args)
-    models = small_models(dtype) if size == "small" else paper_models(size, dtype)
+    own = {"tiny": tiny_models, "small": small_models}
+    models = own[size](dtype) if size in own else paper_models(size, dtype)
     cases = [(variant, frames, args.content) for frames in args.frames for variant in MODELS]
     by_content = [
         (variant, CONTENT_FRAMES, content)
-        for content in CONTENTS
+        for content in (CONTENTS if size != "tiny" else ())
         for variant in ("encoder_free", "merge", "merge_hr")
     ]
     # In the order of tokens, because a GPU's high-water mark of memory only rises.
