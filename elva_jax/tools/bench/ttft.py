@@ -117,15 +117,15 @@ def show(report: dict[str, Any]) -> str:
         [row["content"], MODELS[row["variant"]], *_cells(row)] for row in report["by_content"]
     ]
     settings = f"{report['size']} model, {report['dtype']}, {report['content']} video"
-    return "\n".join(
-        [
-            f"{report['machine']['device']}, {settings}",
-            text_table(["frames", "model", *MEASURED], groups, words=2),
-            "",
-            f"{CONTENT_FRAMES} frames, by the share of patches that change from frame to frame",
-            text_table(["content", "model", *MEASURED], contents, words=2),
-        ]
-    )
+    shown = [
+        f"{report['machine']['device']}, {settings}",
+        text_table(["frames", "model", *MEASURED], groups, words=2),
+    ]
+    if contents:
+        note = "frames, by the share of patches that change from frame to frame"
+        table = text_table(["content", "model", *MEASURED], contents, words=2)
+        shown += ["", f"{CONTENT_FRAMES} {note}", table]
+    return "\n".join(shown)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

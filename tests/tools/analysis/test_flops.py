@@ -13,6 +13,7 @@ from elva_jax.inference.batching import grid_length
 from elva_jax.models.elva import layer_blocks, with_merging
 from elva_jax.ops.merging import MergeLayer, Merging
 from elva_jax.tools.analysis import paper, prompt_flops, table5, xla
+from elva_jax.tools.analysis.merv import ENCODERS, MERV_7B, merv_on
 
 SMALL = with_merging(
     ModelConfig(
@@ -67,6 +68,21 @@ def test_models_are_those_of_the_configs(config_dir):
         assert dataclasses.replace(config, dtype="float32", remat="none") == with_merging(
             decoder, table5.MERGE
         )
+
+
+@pytest.mark.parametrize("recipe", ["frozen", "full"])
+def test_merv_is_that_of_its_config(config_dir, recipe):
+    model = freeze(load(f"{config_dir}/merv.py:recipe={recipe},llm=llama2_7b")).model
+    encoders = {
+        name: dataclasses.replace(tower, init_from="", dtype="bfloat16")
+        for name, tower in model.encoders
+    }
+    assert encoders == ENCODERS
+    same = dataclasses.replace(model, dtype="float32", remat="none")
+    assert merv_on(same) == dataclasses.replace(
+        MERV_7B, **{name: getattr(model, name) for name in ("rope_theta", "rms_norm_eps")},
+        max_position=model.max_position,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
