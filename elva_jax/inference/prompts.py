@@ -62,7 +62,8 @@ class PromptReader:
 
         Args:
           source: a path, bytes, paths of images, or frames at hand.
-          frames: how it is sampled.
+          frames: how it is sampled; a number is without effect in MERV, which reads
+            model.merv.num_frames frames of any video.
           name: what errors call the source.
           span: the seconds between which frames are sampled; see `read_video`.
           seconds: the longest time that reading may take; None: READ_SECONDS, or the run's
