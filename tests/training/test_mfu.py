@@ -1,12 +1,17 @@
 """Tests of model FLOPs against the numbers of parameters and of attended pairs."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from elva_jax.config.load import load
+from elva_jax.config.serialize import freeze
+from elva_jax.models import flops
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.tasks.base import MergeMetrics, TrainedMatrices
+from elva_jax.tasks.base import Content, MergeMetrics, TrainedMatrices
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import mfu
 from elva_jax.training.setup import set_up
@@ -17,14 +22,14 @@ from elva_jax.video.layout import Kind
 @pytest.fixture
 def parameters(config):
     """Labels and shapes of a stage; paths that contain the word `frozen` are frozen."""
+    return partial(labels_and_shapes, config)
 
-    def make(stage, frozen="nothing"):
-        shapes = flatten_paths(
-            nn.meta.unbox(jax.eval_shape(make_task(config, stage).init, jax.random.key(0)))
-        )
-        return {path: "frozen" if frozen in path else "adamw" for path in shapes}, shapes
 
-    return make
+def labels_and_shapes(config, stage, frozen="nothing"):
+    shapes = flatten_paths(
+        nn.meta.unbox(jax.eval_shape(make_task(config, stage).init, jax.random.key(0)))
+    )
+    return {path: "frozen" if frozen in path else "adamw" for path in shapes}, shapes
 
 
 def flops_of(config, stage, parameters, content, metrics):
@@ -134,6 +139,20 @@ def test_guided_and_teacher_stages_count_the_tower(config, tiny_run, parameters)
     content = make_task(config, "teacher").content(batch)
     assert (content.tokens, content.frames) == (10, 3)
     assert flops_of(config, "teacher", parameters("teacher"), content, {}) > 0
+
+
+def test_encoders_of_merv_run_forward_alone(config_dir):
+    """Two clips of a MERV whose projectors and fusion are trained, or frozen as well."""
+    config = freeze(load(f"{config_dir}/merv.py:llm=tiny"))
+    front = flops.merv_front(config.model)
+    content = Content(patches=2 * config.model.frame_patches)
+    trained, frozen = (
+        flops_of(config, "finetune", labels_and_shapes(config, "finetune", words), content, {})
+        for words in ("tower_", "patch_embed")
+    )
+    encoders = sum(front.encoders.values())
+    assert trained == pytest.approx(2 * (encoders + 2 * front.projectors + 3 * front.fusion))
+    assert frozen == pytest.approx(2 * (encoders + front.projectors + front.fusion))
 
 
 def test_utilization_is_flops_per_time_and_peak(config, tiny_run, parameters):
