@@ -13,6 +13,7 @@ import math
 
 from elva_jax.config.merv import encoder_frames
 from elva_jax.config.schema import ModelConfig, TeacherConfig
+from elva_jax.config.text_schema import TextTowerConfig
 from elva_jax.models.towers.hiera import KERNEL, LOCAL, WIDENED, stage_config
 
 
@@ -104,8 +105,8 @@ def tower_macs(config: TeacherConfig, frames: int) -> float:
     return vision_tower(config, frames) / 2
 
 
-def vision_layer(tower: TeacherConfig, tokens: int) -> float:
-    """One block on the tokens of one image, without a mask."""
+def vision_layer(tower: TeacherConfig | TextTowerConfig, tokens: int) -> float:
+    """One block on the tokens of one image or text, without a mask."""
     width = tower.hidden_size
     weights = 4 * width**2 + 2 * width * tower.intermediate_size
     return 2.0 * tokens * weights + 4.0 * tokens**2 * width
