@@ -155,6 +155,16 @@ class Task(Protocol):
         """(layers, tokens of a row) of each piece of the decoder; empty without a decoder."""
         return []
 
+    @property
+    def tower_attention(self) -> float:
+        """FLOPs of full attention in one forward pass of trained towers over one row."""
+        return 0.0
+
+    @property
+    def tower_passes(self) -> int:
+        """Forward passes of trained towers in a step, recomputed ones among them."""
+        return 1
+
     @abstractmethod
     def open_batches(
         self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1

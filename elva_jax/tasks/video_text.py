@@ -47,6 +47,23 @@ class VideoTextTask(SiglipTask):
             heads = int(np.gcd(heads, self.config.text_tower.num_heads))
         return {"heads": heads}
 
+    @property
+    def tower_attention(self) -> float:
+        """Of the vision tower alone: captions are short."""
+        teacher, frames = self.config.teacher, self.stage.data.num_frames
+        steps = frames // teacher.num_frames * teacher.slots
+        together = (
+            teacher.slots if teacher.kind == "vivit" else 1
+        )  # steps that attend to each other
+        tokens = together * teacher.grid**2
+        each = 4.0 * tokens**2 * teacher.hidden_size
+        return steps // together * teacher.num_layers * each
+
+    @property
+    def tower_passes(self) -> int:
+        """One, one more to look ahead, and one more that the backward pass recomputes."""
+        return 1 + (self.stage.optimizer.accumulate > 1) + self.stage.contrast.remat
+
     def open_batches(
         self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:

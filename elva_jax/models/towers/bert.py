@@ -14,7 +14,6 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -31,6 +30,7 @@ from elva_jax.models.towers.common import (
     to_heads,
 )
 from elva_jax.models.towers.encoder import ACTIVATIONS, Activation
+from elva_jax.ops.attention.cudnn import small_attention
 from elva_jax.utils.arrays import AnyArray
 
 NORMAL = nn.initializers.normal(0.02)
@@ -134,7 +134,7 @@ def block(
 ) -> Float[Array, "n T C"]:
     """One post-norm block with the parameters of one layer."""
     query, key, value = (to_heads(x, params, name) for name in ("query", "key", "value"))
-    attended = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
+    attended = small_attention(query, key, value, mask[:, None, None, :])
     x = layer_norm(x + from_heads(attended, params), params, "norm1", eps)
     inner = activation(linear(x, params, "fc1"))
     return layer_norm(x + linear(inner, params, "fc2"), params, "norm2", eps)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -33,6 +32,7 @@ from elva_jax.models.towers.common import (
     to_heads,
 )
 from elva_jax.models.towers.encoder import ACTIVATIONS, EncoderLayers, mlp
+from elva_jax.ops.attention.cudnn import small_attention
 from elva_jax.utils.arrays import AnyArray
 
 LECUN = nn.initializers.lecun_normal()
@@ -158,5 +158,5 @@ class SiglipHead(nn.Module):
         query = to_heads(jnp.asarray(probe, x.dtype)[None], params, "query")
         query = jnp.broadcast_to(query, (x.shape[0], *query.shape[1:]))
         key, value = (to_heads(x, params, name) for name in ("key", "value"))
-        y = from_heads(jax.nn.dot_product_attention(query, key, value)[:, 0], params)
+        y = from_heads(small_attention(query, key, value)[:, 0], params)
         return y + mlp(layer_norm(y, params, "norm"), params, ACTIVATIONS[c.activation])

@@ -17,11 +17,7 @@ A row with an example of two independent turns, then a second example; # marks t
        2      0    |  6   . . . . . # #
 """
 
-from elva_jax.ops.attention.dispatch import (
-    Implementation,
-    choose_implementation,
-    packed_attention,
-    replaced_by,
-)
+from elva_jax.ops.attention.dispatch import Implementation, choose_implementation, packed_attention
+from elva_jax.ops.attention.stand_in import replaced_by
 
 __all__ = ["Implementation", "choose_implementation", "packed_attention", "replaced_by"]

@@ -7,9 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from elva_jax.ops.attention.blocked import LONG, full_blocked_attention, same_example
+from elva_jax.ops.attention.stand_in import stand_in
 from elva_jax.utils.arrays import AnyArray
 
 
@@ -53,13 +54,32 @@ def full_attention(
 ) -> Float[Array, "B Q H Dh"]:
     """Attention of all queries to all keys, by the kernel where it can run.
 
-    Elsewhere long sequences are attended block by block: scores of all pairs would not fit.
+    Elsewhere long sequences are attended block by block: scores of all pairs would not fit. In
+    float16, in which the plan compiles trained towers, the plan's stand-in takes its place.
     """
+    if q.dtype == jnp.float16 and (replacement := stand_in()):
+        return replacement(q, k, v)
     if not obstacle(q.shape[-1], q.dtype):
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     if q.shape[1] > LONG:
         return full_blocked_attention(q, k, v)
     return jax.nn.dot_product_attention(q, k, v)
+
+
+def small_attention(
+    q: Float[AnyArray, "B Q H Dh"],
+    k: Float[AnyArray, "B S H Dh"],
+    v: Float[AnyArray, "B S H Dh"],
+    mask: Bool[AnyArray, "B #H #Q S"] | None = None,
+) -> Float[Array, "B Q H Dh"]:
+    """Attention of few queries or to few keys, whose scores are no burden.
+
+    CPUs have no products of float16 with sums in float32, so that type is widened.
+    """
+    if q.dtype != jnp.float16:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask).astype(jnp.float16)
 
 
 _causal = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")

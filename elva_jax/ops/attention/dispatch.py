@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,14 +17,13 @@ from elva_jax.errors import ConfigError
 from elva_jax.ops.attention import cudnn
 from elva_jax.ops.attention.blocked import LONG, blocked_attention
 from elva_jax.ops.attention.context_parallel import context_parallel_attention
+from elva_jax.ops.attention.stand_in import stand_in
 from elva_jax.ops.attention.tiled import tiled_attention
 from elva_jax.parallel.sharding import mesh_axes
 from elva_jax.utils.arrays import AnyArray
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 UNSPLIT = PartitionSpec(None, None, None)  # rows, sequence and heads
-
-_replacement: ContextVar[Callable[..., jax.Array] | None] = ContextVar("_replacement", default=None)
 
 
 def packed_attention(
@@ -67,7 +64,7 @@ def packed_attention(
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
     """
-    if replacement := _replacement.get():
+    if replacement := stand_in():
         return replacement(q, k, v)
     length, sizes = q.shape[1], jax.sharding.get_abstract_mesh().shape
     parts = math.prod(sizes[name] for name in mesh_axes(split[1]))
@@ -131,17 +128,3 @@ def choose_implementation(
     if obstacle:
         return Implementation(name="xla", reason=f"cudnn {obstacle}")
     return Implementation(name="cudnn", reason="a GPU in half precision")
-
-
-@contextlib.contextmanager
-def replaced_by(function: Callable[..., jax.Array]) -> Iterator[None]:
-    """Traces `packed_attention` as `function(q, k, v)`, for programs that are only measured.
-
-    An explicit switch, because a configuration cannot name such a function:
-    its numbers mean nothing (see `elva_jax.tools.plan`).
-    """
-    token = _replacement.set(function)
-    try:
-        yield
-    finally:
-        _replacement.reset(token)

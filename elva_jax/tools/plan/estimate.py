@@ -47,13 +47,16 @@ def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
     """
     if mesh["context"] > 1:
         return 0.0
+    micro, times = rows(task, mesh)
+    if not task.decoder_pieces():
+        passes = task.tower_passes + BACKWARD_PRODUCTS
+        return passes * task.tower_attention * micro * times
     decoder = _decoder(task)
     forwards = 1 + (decoder.remat not in KEEPS_ATTENTION) + BACKWARD_PRODUCTS
     each = sum(
         layers * flops.layer_attention(decoder, length * (length + 1) / 2)
         for layers, length in task.decoder_pieces()
     )
-    micro, times = rows(task, mesh)
     return forwards * each * micro * times / _head_shards(decoder, mesh)
 
 

@@ -116,9 +116,9 @@ def _open_trips(task: Task) -> int:
 
 
 def _in_float16(config: Config, name: str) -> Config:
-    """The configuration with float16 in place of bfloat16 in the model and in frozen parameters.
+    """The configuration with float16 in place of bfloat16 in what is trained or frozen.
 
-    The teacher keeps its type: JAX has no attention in float16 for CPUs.
+    A teacher that guides keeps its type: its attention is XLA's, which has no float16 on a CPU.
     """
 
     def half(dtype: str) -> Any:
@@ -129,7 +129,10 @@ def _in_float16(config: Config, name: str) -> Config:
     optimizer = dataclasses.replace(stage.optimizer, frozen_dtype=frozen_dtype)
     stages = {**config.stages, name: dataclasses.replace(stage, optimizer=optimizer)}
     model = dataclasses.replace(model, dtype=half(model.dtype))
-    return dataclasses.replace(config, model=model, stages=stages)
+    teacher = config.teacher
+    if stage.kind == "teacher":
+        teacher = dataclasses.replace(teacher, dtype=half(teacher.dtype))
+    return dataclasses.replace(config, model=model, teacher=teacher, stages=stages)
 
 
 def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
