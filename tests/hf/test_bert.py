@@ -1,8 +1,9 @@
-"""Tests of BERT: folders of transformers, features against PyTorch, tokens of its WordPiece."""
+"""Tests of text towers (BERT, and SigLIP's): folders of transformers, features against PyTorch."""
 
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ import safetensors.torch
 import torch
 import transformers
 
-from elva_jax.config.schema import Config, TextTowerConfig
+from elva_jax.config.schema import Config, TeacherConfig, TextTowerConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf import bert, load
 from elva_jax.hf.tensor_store import open_store
 from elva_jax.models.towers.bert import Bert
-from elva_jax.utils.trees import unflatten_paths
+from elva_jax.models.towers.siglip import SiglipText
+from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 VOCAB = 40
 TINY = {
@@ -48,21 +50,23 @@ def random_bert(randomise):
     return make
 
 
+def load_text(folder, config, init):
+    """All parameters of a text tower from a folder."""
+    tree = {"text": nn.meta.unbox(jax.eval_shape(init)["params"])}
+    shapes = {path: leaf.shape for path, leaf in flatten_paths(tree).items()}
+    loaded = load.load_params(folder, load.make_targets(shapes, np.float32), config, subtree="text")
+    assert loaded.params.keys() == shapes.keys()
+    return unflatten_paths(loaded.params)["text"]
+
+
 def read(folder, pooling="pooler", **changes):
     """Our features of IDS with the weights of a folder."""
     store = open_store(folder)
     values = bert.read_config(store.config, str(folder)) | changes
     tower = TextTowerConfig(**values, pooling=pooling)
     module = Bert(tower, VOCAB)
-    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), IDS, MASK)["params"])
-    shapes = {
-        "text/" + jax.tree_util.keystr(path[:-1], simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(boxed)
-    }
     config = dataclasses.replace(Config(), text_tower=tower)
-    loaded = load.load_params(folder, load.make_targets(shapes, np.float32), config, subtree="text")
-    assert loaded.params.keys() == shapes.keys()
-    params = unflatten_paths(loaded.params)["text"]
+    params = load_text(folder, config, lambda: module.init(jax.random.key(0), IDS, MASK))
     return jax.jit(module.apply)({"params": params}, IDS, MASK)
 
 
@@ -136,3 +140,35 @@ def test_bert_that_contradicts_the_run_is_refused(tmp_path):
     transformers.BertModel(transformers.BertConfig(**TINY)).save_pretrained(tmp_path)
     with pytest.raises(ConvertError, match=r"num_heads is 4, .* text_tower\.num_heads = 2"):
         read(tmp_path, num_heads=2)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_text_tower_of_siglip_equals_transformers(tmp_path, randomise, whole):
+    """The folder has both towers, or the text tower alone; every row of 9 tokens is whole."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4}  # fmt: skip
+    text = {**sizes, "vocab_size": VOCAB, "max_position_embeddings": 9}
+    if whole:
+        vision = {**sizes, "image_size": 16, "patch_size": 8}
+        model = transformers.SiglipModel(
+            transformers.SiglipConfig(text_config=text, vision_config=vision)
+        )
+        reference = randomise(model).text_model
+    else:
+        model = reference = randomise(
+            transformers.SiglipTextModel(transformers.SiglipTextConfig(**text))
+        )
+    model.save_pretrained(tmp_path)
+    teacher = TeacherConfig(
+        hidden_size=32, intermediate_size=48, num_heads=4, text_layers=2, text_length=9
+    )
+    module = SiglipText(teacher, VOCAB)
+    config = dataclasses.replace(Config(), teacher=teacher)
+    params = load_text(tmp_path, config, lambda: module.init(jax.random.key(0), IDS))
+    with torch.no_grad():
+        wanted = reference(input_ids=torch.from_numpy(IDS.astype(np.int64))).pooler_output
+    got = jax.jit(module.apply)({"params": params}, IDS)
+    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=0)
+    shorter = dataclasses.replace(config, teacher=dataclasses.replace(teacher, text_length=8))
+    with pytest.raises(ConvertError, match=r"max_position_embeddings is 9, .*text_length = 8"):
+        load_text(tmp_path, shorter, lambda: module.init(jax.random.key(0), IDS))
