@@ -31,7 +31,7 @@ def most_frames(case: Case, memory: Memory, usable: float) -> int:
     """
     longest = FACTORS[-1] * case.model.max_position
     if case.model.encoders:  # MERV sees as many frames of every video
-        return case.model.merv.num_frames if estimate(case, memory) <= usable else 0
+        return case.model.merv.num_frames if estimate(case, case, memory) <= usable else 0
 
     def fits(frames: int) -> bool:
         other = with_frames(case, frames)
