@@ -12,4 +12,4 @@ bin=.venv/bin
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict --site-dir "$site"
-"$bin/python" -m pytest -n auto --durations=10 "$@"
+"$bin/python" -m pytest -n auto --dist worksteal --durations=10 "$@"
