@@ -169,7 +169,7 @@ def put_block(path: Path, summary: dict[str, Any]) -> None:
 
 def tables(summary: dict[str, Any]) -> str:
     """The tables of the report without its headings, as they stand in other pages."""
-    columns = tuple(report.NAMES)
-    parts = [report.table(summary, columns[0]), report.table(summary, columns[1])]
+    columns = report.columns(summary)
+    parts = [report.table(summary, column) for column in columns]
     parts += [report.families(summary, column) for column in columns]
     return "\n\n".join([*parts, report.made(summary)])

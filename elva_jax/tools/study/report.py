@@ -23,12 +23,18 @@ def markdown(summary: Mapping[str, Any], figure: str = "") -> str:
     if not summary["variants"]:
         parts.append("No run is done yet.")
     else:
-        parts += [table(summary, column) for column in NAMES]
-        parts += [families(summary, column) for column in NAMES]
+        parts += [table(summary, column) for column in columns(summary)]
+        parts += [families(summary, column) for column in columns(summary)]
         if figure:
             parts.append(f"![accuracies with intervals]({figure})")
         parts += [costs(summary)]
     return "\n\n".join([*parts, made(summary)]) + "\n"
+
+
+def columns(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that the summary has."""
+    first = next(iter(summary["variants"].values()))
+    return tuple(column for column in NAMES if column in first["accuracy"])
 
 
 def table(summary: Mapping[str, Any], column: str) -> str:

@@ -41,7 +41,7 @@ def summarize(name: str, study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
     }
     found = {variant: by_seed for variant, by_seed in results.items() if by_seed}
     every = [result for by_seed in found.values() for result in by_seed.values()]
-    columns = {column: _answers(found, column) for column in COLUMNS} if every else {}
+    columns = {column: _answers(found, column) for column in COLUMNS if _has(every, column)}
     baseline = study.measured[0]
     return {
         "name": name,
@@ -64,6 +64,12 @@ def summarize(name: str, study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
         "commits": sorted({result["machine"]["commit"] for result in every}),
         "cpu_seconds": _cpu_seconds(job for job in jobs if job.done),
     }
+
+
+def _has(results: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether every result has a column: without `EvalConfig.written` there is no `open`."""
+    items = [item for result in results for item in result["items"][:1]]
+    return bool(items) and all(column in item["credit"] for item in items)
 
 
 def _answers(found: Mapping[str, Mapping[int, Any]], column: str) -> Answers:

@@ -197,6 +197,18 @@ def test_report(tmp_path):
         put_block(tmp_path / "README.md", summary | {"name": "other"})
 
 
+def test_report_without_written_answers(tmp_path):
+    jobs = write_results(tmp_path, {"on": [[1.0], [1.0]], "off": [[1.0], [1.0]]})
+    for path in (job.folder / RESULT for job in jobs if job.done):
+        result = json.loads(path.read_text())
+        for item in result["items"]:
+            del item["credit"]["open"]
+        path.write_text(json.dumps(result))
+    page = report.markdown(summarize("mine", study(), jobs))
+    assert "| on | 100.0" in page
+    assert "written" not in page
+
+
 def test_results_of_different_questions_are_refused(tmp_path):
     jobs = write_results(tmp_path, {"on": [[1.0], [1.0, 1.0]], "off": [[1.0, 1.0], [1.0, 1.0]]})
     with pytest.raises(DataError, match="different questions"):
