@@ -67,7 +67,8 @@ class TowerCaptions:
     @property
     def padding_id(self) -> int:
         """The tokenizer's own padding."""
-        return self.tokenizer.pad_token_id  # type: ignore[return-value]  # see `open_captions`
+        padding: Any = self.tokenizer.pad_token_id  # not None: see `open_captions`
+        return padding
 
     def ids(self, caption: str) -> list[int]:
         """The first tokens between those with which the tokenizer begins and ends a text."""

@@ -56,9 +56,9 @@ def infonce_loss(
     def shard(clip, text, temperature):
         # Marked as varying outside of any loop, so that its gradient is summed over devices once.
         temperature = jax.lax.pcast(temperature, axes, to="varying")
-        whole = (jax.lax.all_gather(x, axes, tiled=True) for x in (clip, text))
+        clips, texts = (jax.lax.all_gather(x, axes, tiled=True) for x in (clip, text))
         first = jax.lax.axis_index(axes) * clip.shape[0]
-        return jax.lax.psum(_sums(clip, text, *whole, first, temperature, chunk), axes)
+        return jax.lax.psum(_sums(clip, text, clips, texts, first, temperature, chunk), axes)
 
     if axes:
         none = PartitionSpec()

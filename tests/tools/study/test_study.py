@@ -85,8 +85,8 @@ def test_files_of_studies(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in describe.known():
         assert jobs_of(describe.load_study(describe.find(name)), tmp_path, 1)
-    with pytest.raises(ConfigError, match="'mergin' is unknown; did you mean merging"):
-        describe.find("mergin")
+    with pytest.raises(ConfigError, match="'mergng' is unknown; did you mean merging"):
+        describe.find("mergng")
     for text, words in {
         "1/0": "ZeroDivisionError", "x = 1": "no function get_study",
         "def get_study():\n    return 3": "returned int",
