@@ -4,6 +4,8 @@ The teachers come from a run of their own, which all seeds share:
 
     elva train --config configs/ablations.py:variant=table4_siglip_video,size=tiny
       --workdir runs/table4_siglip_video "--config.curriculum=('teacher', 'teacher_video')"
+      --config.stages.teacher.steps=80 --config.stages.teacher_video.steps=30
+      --config.stages.teacher_video.batch_size=16
 """
 
 from elva_jax.tools.study import Study, Variant
