@@ -67,8 +67,8 @@ def infonce_loss(
         )
         loss, hits, caption_hits = run(clip_BxC, text_BxC, temperature)
     else:
-        alone = (clip_BxC, text_BxC, jnp.int32(0), temperature, chunk)
-        loss, hits, caption_hits = _sums(clip_BxC, text_BxC, *alone)
+        both = (clip_BxC, text_BxC)
+        loss, hits, caption_hits = _sums(*both, *both, jnp.int32(0), temperature, chunk)
     return loss / count, {
         "match_accuracy": hits / count,
         "caption_accuracy": caption_hits / count,

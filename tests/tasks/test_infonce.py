@@ -20,6 +20,7 @@ from elva_jax.tasks.infonce import infonce_loss
 from elva_jax.tasks.registry import make_task
 from elva_jax.tasks.siglip import SiglipTask
 from elva_jax.tasks.video_text import VideoTextTask
+from elva_jax.tools.plan import estimate
 from elva_jax.training.setup import set_up
 from elva_jax.training.step import value_and_grad
 from elva_jax.utils.trees import flatten_paths
@@ -90,7 +91,7 @@ def test_chunks_never_hold_all_logits():
 
 def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(tiny):
     """Both towers are real; `sharded_losses.py` does the same on a mesh."""
-    config = tiny.config(accumulate=4)
+    config = tiny.config(accumulate=4, remat=False)
     task = make_task(config, "videos")
     assert type(task) is VideoTextTask
     params = tiny.random_params(set_up(task, make_mesh(task.config.mesh), 1).shapes.params)
@@ -115,6 +116,24 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(tiny):
     largest = max(float(jnp.abs(leaf).max()) for leaf in part_grads.values())
     for path, leaf in flatten_paths(grads).items():
         np.testing.assert_allclose(part_grads[path], leaf, atol=1e-5 * largest, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_blocks_are_computed_again_where_it_says_so(tiny, remat):
+    task = make_task(tiny.config(remat=remat), "videos")
+    params = set_up(task, make_mesh(task.config.mesh), 1).shapes.params
+    text = str(jax.make_jaxpr(task.loss)(params, {}, tiny.random_batch(8)))
+    # One is that of the loss, the others are the blocks of both towers.
+    assert text.count("remat2[") == (1 if not remat else 4), text.count("remat2[")
+
+
+def test_the_plan_counts_the_attention_of_every_pass(tiny):
+    """Ahead, forward, again in the backward pass, and its five products beside forward's two."""
+    task = make_task(tiny.config(accumulate=4), "videos")
+    per_clip = 3 * 2 * 4.0 * 4**2 * 16  # frames, layers, and 4 patches of width 16
+    passes = 1 + 1 + 1 + 5 / 2
+    mesh = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    assert estimate.attention_flops(task, mesh) == passes * per_clip * 8
 
 
 def test_a_tower_that_sees_clips_pools_its_own(tiny):

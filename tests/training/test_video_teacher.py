@@ -29,7 +29,7 @@ PLACES = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "botto
 KINDS = list(itertools.product(COLORS, PLACES))  # as many different captions
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "square", "in", "the", "top", "bottom",
          "left", "right", ".", *COLORS]  # fmt: skip
-STEPS, FRAMES, SIDE = 48, 3, 32
+STEPS, FRAMES, SIDE = 40, 2, 32
 
 
 def write_clips(folder, name, count, seed):
