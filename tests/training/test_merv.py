@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModelForCausalLM
 
 import elva_jax
@@ -173,24 +172,25 @@ def test_it_resumes_bitwise(run, config, tmp_path, runs):
     assert runs.differences(cut, run, ["align"]) == []
 
 
-def test_it_answers_and_is_evaluated(run, tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for k, size in enumerate(((40, 60), (32, 32))):
-        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-    records = [
-        {"image": "0.png", "question": "What is it?", "answer": "a red circle"},
-        {"image": "1.png", "question": "What is it?", "answer": "a blue square"},
-    ]
-    (tmp_path / "own.json").write_text(json.dumps(records))
-    words = ["evaluate", "--checkpoint", str(run), "--data", str(tmp_path / "own.json")]
-    assert main([*words, "--max-new-tokens", "4", "--json", str(tmp_path / "out.json")]) == 0
-    capsys.readouterr()
+def test_it_answers_and_is_evaluated(run, data_dir):
     model = elva_jax.load(run)
-    (evaluation,) = json.loads((tmp_path / "out.json").read_text())["evaluations"]
-    for k, prediction in enumerate(evaluation["predictions"]):
-        image, prompt = str(tmp_path / f"{k}.png"), prediction["question"]["prompt"]
-        assert prediction["text"] == model.answer(image, prompt, max_new_tokens=4)
+    records = json.loads(captioned(data_dir).read_text())
+    images = [str(data_dir / record["image"]) for record in records]
+    answers = [record["conversations"][1]["value"] for record in records]
+    told = [model.answer(image, "Describe the image.", max_new_tokens=32) for image in images]
+    assert told == answers
+    asked = [
+        {"image": image, "question": "Describe the image.", "answer": answer}
+        for image, answer in zip(images, answers, strict=True)
+    ]
+    (data_dir / "own.json").write_text(json.dumps(asked))
+    settings = elva_jax.BenchmarkConfig(max_new_tokens=32)
+    own = elva_jax.load_own(data_dir / "own.json")
+    (evaluation,) = elva_jax.evaluate_benchmarks(model, [own], config=settings)
+    responses = [grade.response for grade in evaluation.grades["generated"]]
+    assert len(responses) == IMAGES
+    again = model.answer(images[0], responses[0].question.prompt, max_new_tokens=32)
+    assert responses[0].text == again
 
 
 def test_its_decoder_is_exported_as_a_language_model(run, tmp_path, capsys):
