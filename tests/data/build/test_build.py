@@ -178,7 +178,7 @@ def test_token_counts_equal_those_of_training(source, tmp_path, tokenizer, elva,
     data.mixture = {"all": schema.source("counted", "train")}
     data.update(seq_len=10_000, max_patches=1000, max_frames=100, system_prompt="")
     mixture = Mixture(config, "video")
-    decoder = ConversationDecoder(mixture, config, config.stages.video, tokenizer, None)
+    decoder = ConversationDecoder(mixture, config, config.stages.video, tokenizer)
     samples = [decoder((0, index), None) for index in range(len(mixture))]
     assert found["tokens"]["total"] == sum(sample.counts.tokens for sample in samples)
     assert found["tokens"]["max"] == max(sample.counts.tokens for sample in samples)

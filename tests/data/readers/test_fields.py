@@ -187,7 +187,7 @@ def test_training_reads_the_excerpt_and_its_number_of_frames(folder, config, tok
     stage = config.stages.video
     stage.data.num_frames = 2
     mixture = Mixture(config, "video")
-    decoder = ConversationDecoder(mixture, config, stage, tokenizer, None)
+    decoder = ConversationDecoder(mixture, config, stage, tokenizer)
     rng = np.random.default_rng(0)
     found, other = decoder.prepare(example, rng), decoder.prepare(whole, rng)
     assert (found.counts.frames, other.counts.frames) == (3, 2)

@@ -160,9 +160,7 @@ def test_system_turn_replaces_that_of_the_stage(read, config, tokenizer):
             {"role": role, "content": f"The {role}."} for role in ("system", "user", "assistant")
         ]
     }
-    decoder = ConversationDecoder(
-        Mixture(config, "video"), config, config.stages.video, tokenizer, None
-    )
+    decoder = ConversationDecoder(Mixture(config, "video"), config, config.stages.video, tokenizer)
     for example, system in zip(
         read(spoken, llava({}, "The user.", "The assistant.")),
         ("The system.", "Be brief."),
