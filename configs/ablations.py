@@ -14,11 +14,8 @@ Table 5: baseline_encoder, a Video-LLM with a frozen vision tower and an MLP pro
 data with L_gen alone. Its tower is the tiny run's teacher, or has the shape of CLIP-ViT-L/14-336.
 """
 
-import importlib.util
-from pathlib import Path
-
 from elva_jax.config import schema
-from elva_jax.config.load import choose, parse_arg
+from elva_jax.config.load import choose, parse_arg, sibling
 from elva_jax.errors import ConfigError
 
 TABLE2 = {
@@ -45,7 +42,7 @@ CLIP_L = dict(
 def get_config(arg: str = "") -> schema.ConfigDict:
     """The run of a variant at a size."""
     args = parse_arg(arg, variant="table2_gen_mse", size="tiny")
-    variant, towers = args["variant"], _sibling("towers")
+    variant, towers = args["variant"], sibling(__file__, "towers")
     names = variant.removeprefix(TABLE4).split("+") if variant.startswith(TABLE4) else []
     if len(names) < 2:
         singles = tuple(TABLE4 + name for name in towers.TOWERS)
@@ -56,9 +53,9 @@ def get_config(arg: str = "") -> schema.ConfigDict:
         raise ConfigError(f"variant: {variant} names a tower twice")
     size = choose("size", args["size"], ("tiny", "1_5b", "7b"))
     c = (
-        _sibling("tiny").get_config()
+        sibling(__file__, "tiny").get_config()
         if size == "tiny"
-        else _sibling("elva").get_config(f"size={size}")
+        else sibling(__file__, "elva").get_config(f"size={size}")
     )
     c.name = f"{variant}-{size}"
     # The paper's ablations train with L_gen + L_MSE unless the row says otherwise.
@@ -86,16 +83,6 @@ def get_config(arg: str = "") -> schema.ConfigDict:
     elif names:
         _set_teachers(c, {name: towers.real(name) for name in names})
     return c
-
-
-def _sibling(name: str):
-    """Loads the config file of that name beside this one."""
-    spec = importlib.util.spec_from_file_location(
-        f"elva_config_{name}", Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _kept(policies, ratio: float) -> tuple[float, ...]:
@@ -150,7 +137,7 @@ def _tiny_teachers(c, names, towers) -> None:
     for name in names[1:]:
         chosen[name].init_from = f"runs/{TABLE4}{name}/{_last_stage(name)}"
     _set_teachers(c, chosen)
-    first, tiny = c.teacher, _sibling("tiny")
+    first, tiny = c.teacher, sibling(__file__, "tiny")
     stages = [c.stages.teacher]
     if names[0].endswith("_video"):
         c.stages.teacher_video = tiny.teacher_stage(c.stages.teacher.steps)

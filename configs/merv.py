@@ -9,11 +9,10 @@ checkpoints/NAME. With llm=tiny, miniature encoders and a random decoder learn m
 laptop: `elva data build moving_shapes/easy` has their data, and nothing is downloaded.
 """
 
-import importlib.util
 from pathlib import Path
 
 from elva_jax.config import mixtures, schema
-from elva_jax.config.load import choose, parse_arg
+from elva_jax.config.load import choose, parse_arg, sibling
 
 LLAMA2_7B = dict(
     hidden_size=4096,
@@ -35,37 +34,8 @@ LLMS = {
     "qwen2_1_5b": "checkpoints/qwen2-1.5b-instruct",
     "qwen2_7b": "checkpoints/qwen2-7b-instruct",
 }
-LARGE = dict(hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16, patch_size=14)
-BASE = dict(hidden_size=768, intermediate_size=3072, num_layers=12, num_heads=12, patch_size=16)
-ENCODERS = {
-    "languagebind": dict(
-        kind="languagebind",
-        init_from="checkpoints/languagebind-video-merge",
-        activation="gelu",
-        num_frames=8,
-        **LARGE,
-    ),
-    "dinov2": dict(
-        kind="dinov2",
-        init_from="checkpoints/dinov2-with-registers-large",
-        activation="gelu",
-        num_registers=4,
-        pretrained_image_size=518,
-        **LARGE,
-    ),
-    "vivit": dict(
-        kind="vivit",
-        init_from="checkpoints/vivit-b-16x2-kinetics400",
-        num_frames=32,
-        tubelet=2,
-        features="last",
-        **BASE,
-    ),
-    # MERV's code has this tower with the exact GELU, Hugging Face's configuration with tanh.
-    "siglip": dict(
-        kind="siglip", init_from="checkpoints/siglip-base-patch16-224", activation="gelu", **BASE
-    ),
-}
+# In MERV's order; configs/towers.py has their sizes.
+ENCODERS = ("languagebind", "dinov2", "vivit", "siglip")
 # Miniatures that see 4 frames: the first three have random weights, the last is trained here.
 TINY = dict(hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, patch_size=8)
 TINY_ENCODERS = {
@@ -87,22 +57,34 @@ def get_config(arg: str = "") -> schema.ConfigDict:
     c.name = f"merv-{recipe}-{llm}"
     c.curriculum = ("align", "finetune") if recipe == "full" else ("finetune",)
     c.model.patch_embed = "merv"
-    c.model.merv.encoders = tuple(ENCODERS)
+    c.model.merv.encoders = ENCODERS
     if llm == "tiny":
         return tiny(c)
     decoder(c, llm)
-    for name, values in ENCODERS.items():
-        c.encoders[name] = schema.tower()
-        c.encoders[name].update(image_size=224, **values)
+    for name in ENCODERS:
+        c.encoders[name] = encoder(name)
     form = "llama2_base" if llm == "llama2_7b" else "chatml"
     c.stages.align = align_stage(form)
     c.stages.finetune = finetune_stage(form)
     return c
 
 
+def encoder(name: str) -> schema.ConfigDict:
+    """A tower with the sizes of its published weights; its compute type is the decoder's."""
+    towers = sibling(__file__, "towers")
+    t = schema.tower()
+    if name == "siglip":
+        t.update(init_from="checkpoints/siglip-base-patch16-224", image_size=224, **towers.B16)
+        # MERV's code has this tower with the exact GELU, Hugging Face's configuration with tanh.
+        t.activation = "gelu"
+    else:
+        t.update(towers.REAL[name])
+    return t
+
+
 def decoder(c: schema.ConfigDict, llm: str) -> None:
     """Fills in the decoder, and where its weights and tokenizer are."""
-    elva = _sibling("elva")
+    elva = sibling(__file__, "elva")
     c.model.update(LLAMA2_7B if llm == "llama2_7b" else elva.QWEN2[llm.removeprefix("qwen2_")])
     c.model.remat = "full"
     c.init_from = c.tokenizer = LLMS[llm]
@@ -156,7 +138,7 @@ def frozen_encoders(s: schema.ConfigDict) -> schema.ConfigDict:
 
 def tiny(c: schema.ConfigDict) -> schema.ConfigDict:
     """The tiny decoder of configs/tiny.py, miniature encoders and moving shapes."""
-    base = _sibling("tiny")
+    base = sibling(__file__, "tiny")
     base.model(c.model)
     c.model.update(merge_layers=(), merge_policies=(), merge_thresholds=(), merge_ratios=())
     c.model.merv.update(num_frames=base.FRAMES, slots=2, grid=4, fusion_width=64)
@@ -174,13 +156,3 @@ def tiny(c: schema.ConfigDict) -> schema.ConfigDict:
     for source in c.stages.align.data.mixture.values():
         source.tasks = ("caption",)
     return c
-
-
-def _sibling(name: str):
-    """Loads the config file of that name beside this one."""
-    spec = importlib.util.spec_from_file_location(
-        f"elva_config_{name}", Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import sys
 from collections.abc import Sequence
@@ -155,6 +156,20 @@ def _check_key(config: ConfigDict, word: str) -> Any:
             raise ConfigError(f"{path}: no such key '{part}'{nearest(part, group)}")
         group = group[part]
     return group
+
+
+def sibling(file: str, name: str) -> Any:
+    """The config file NAME.py beside a config file, as a module.
+
+    Args:
+      file: `__file__` of the config file that asks.
+      name: of the other one, without its ending.
+    """
+    path = Path(file).with_name(f"{name}.py")
+    spec: Any = importlib.util.spec_from_file_location(f"elva_config_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def choose(what: str, value: str, allowed: Sequence[str]) -> str:

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from elva_jax.evaluation.results.intervals import interval
+
 RESAMPLES = 2000
-TAILS = (0.025, 0.975)
 MACRO = "macro"
 
 
@@ -78,12 +79,12 @@ def _estimates(
     whole = _means(answers, credit, np.ones((1, answers.video.max() + 1)))[0]  # [S, F + 1]
     out = {}
     for index, name in enumerate((*answers.families, MACRO)):
-        low, high = np.nanquantile(drawn[:, index], TAILS)
+        low, high = interval(drawn[:, index])
         by_seed = {seed: 100 * float(whole[s, index]) for s, seed in enumerate(seeds)}
         out[name] = Estimate(
             value=float(np.mean(list(by_seed.values()))),
-            low=100 * float(low),
-            high=100 * float(high),
+            low=100 * low,
+            high=100 * high,
             by_seed=by_seed,
         )
     return out
