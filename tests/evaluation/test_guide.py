@@ -11,12 +11,19 @@ from elva_jax.config.load import load
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS, GROUPS
 
 REPO = Path(__file__).parents[2]
-GUIDES = {"evaluation": 4, "merv": 7}  # with the fewest commands that each has
+# With the fewest commands that each has.
+GUIDES = {
+    "guides/evaluation": 4,
+    "guides/merv": 7,
+    "guides/studies": 3,
+    "guides/video_teacher": 4,
+    "small": 5,
+}
 
 
 def commands(guide):
     """The `elva` commands in the guide's blocks of shell."""
-    text = (REPO / "docs" / "guides" / f"{guide}.md").read_text()
+    text = (REPO / "docs" / f"{guide}.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith("elva ")]
