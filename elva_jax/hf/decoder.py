@@ -21,7 +21,7 @@ def to_hf_config(model: ModelConfig, dtype: str, special_ids: Mapping[str, Any])
     Args:
       model: a run's `config.model`.
       dtype: dtype of the exported weights.
-      special_ids: pad_token_id and eos_token_id.
+      special_ids: pad_token_id, eos_token_id and, if the tokenizer has it, bos_token_id.
     """
     qwen, llama = zip(qwen2.MODEL_TYPES, DECODERS, strict=True)
     kind, architecture = qwen if model.attention_bias else llama

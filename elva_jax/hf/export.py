@@ -176,6 +176,8 @@ def _save_decoder(
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer.save_pretrained(temporary)
         special_ids = _special_ids(tokenizer)
+        if tokenizer.bos_token_id is not None:  # Llama's default would be 1
+            special_ids["bos_token_id"] = tokenizer.bos_token_id
         settings = decoder.to_hf_config(config.model, dtype, special_ids)
         generation = {**special_ids, "max_new_tokens": NEW_TOKENS, "do_sample": False}
         configs = {"config.json": settings, "generation_config.json": generation}

@@ -21,11 +21,13 @@ from elva_jax.data.decode_example import merv_settings
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.hf import merv
+from elva_jax.hf.export import export
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.hf.load import read_config
 from elva_jax.hf.param_mapping import plan
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.merv.embed import MervEmbed
+from elva_jax.models.qwen2 import Qwen2
 from elva_jax.models.towers import dinov2
 from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import Text, TokenLayout, build_layout
@@ -35,6 +37,7 @@ from elva_jax.video.resize import LazyFrame
 # 8 frames in 4 slots: LanguageBind sees two clips of 2, ViViT 8 frames in tubelets of 2.
 FRAMES, SLOTS, GRID, QUERY, WIDTH, ROWS = 8, 4, 3, 12, 16, 40
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA = {"rms_norm_eps": 1e-2, "rope_theta": 50.0}  # neither has a default's value
 # Of a size that the crop scales by 2, so that no pixel is near the edge of rounding.
 VIDEO = np.random.default_rng(3).integers(0, 256, (FRAMES, 42, 62, 3), np.uint8)
 
@@ -133,18 +136,29 @@ class Published:
         self.config.model.update(
             vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=24, num_layers=2, num_heads=2,
             num_kv_heads=2, head_dim=8, attention_bias=False, tie_embeddings=False,
-            patch_embed="merv", dtype="float32",
+            patch_embed="merv", dtype="float32", max_position=64, **LLAMA
         )  # fmt: skip
         self.config.model.merv.update(
             encoders=tuple(TOWERS), num_frames=FRAMES, slots=SLOTS, grid=GRID,
             fusion_width=QUERY, geometry="published",
         )  # fmt: skip
+        self.config.tokenizer, self.config.curriculum = self.tokenizer(root / "llama"), ("sft",)
+        self.config.stages.sft = schema.stage()
+        self.config.stages.sft.data.prompt_format = "llama2_base"
         self.front = randomise(Front([24] * 4, QUERY, WIDTH, SLOTS, GRID))
         llama = transformers.LlamaConfig(
             vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=64,
+            num_attention_heads=2, max_position_embeddings=64, **LLAMA
         )  # fmt: skip
-        self.llm = transformers.LlamaForCausalLM(llama)
+        self.llm = randomise(transformers.LlamaForCausalLM(llama))
+
+    def tokenizer(self, folder):
+        words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=words, bos_token="<s>", eos_token="</s>"
+        )
+        tokenizer.save_pretrained(folder)
+        return str(folder)
 
     def groups(self):
         front = self.front
@@ -209,6 +223,32 @@ def test_the_decoder_is_that_of_the_checkpoint(published, imported):
         np.testing.assert_array_equal(ours["layers/k_proj/kernel"][layer], key.T)
 
 
+def test_the_decoder_is_exported_as_a_llama(published, imported, tmp_path):
+    """Transformers reads the folder as what the checkpoint was made of, RoPE and epsilon included.
+
+    Our own decoder gives the same logits.
+    """
+    assert export(published.root / "imported", tmp_path / "out") == "LlamaForCausalLM"
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
+    assert type(exported) is transformers.LlamaForCausalLM
+    ids = np.random.default_rng(0).integers(3, ROWS, (2, 24), np.int32)
+    where = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    decoder = Qwen2(imported.config.model)
+    ours = jax.jit(decoder.apply)(
+        {"params": imported.params["elva"]["decoder"]}, ids, where, np.ones_like(ids)
+    )
+    with torch.no_grad():
+        got, original = (
+            llm(torch.tensor(ids, dtype=torch.long)).logits for llm in (exported, published.llm)
+        )
+    np.testing.assert_allclose(got, original, atol=1e-6)
+    np.testing.assert_allclose(got, ours, atol=1e-4)
+    assert np.std(ours) > 0.1
+    names = ("bos_token_id", "eos_token_id")
+    assert [getattr(exported.generation_config, name) for name in names] == [1, 2]
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
+
+
 def test_names_of_earlier_checkpoints_and_encoders_without_weights(published, tmp_path):
     """One encoder, whose projector and fusion have other names; its tower is left to training."""
     groups, config = published.groups(), published.config.copy_and_resolve_references()
@@ -224,14 +264,6 @@ def test_names_of_earlier_checkpoints_and_encoders_without_weights(published, tm
         "adapter": groups["feature_fusion"],
         "llm_backbone": groups["llm_backbone"],
     }
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.save_pretrained(tmp_path / "llama")
-    config.tokenizer, config.curriculum = str(tmp_path / "llama"), ("sft",)
-    config.stages.sft = schema.stage()
-    config.stages.sft.data.prompt_format = "llama2_base"
     source = published.write(tmp_path / "earlier", groups, ("languagebind",))
     done = import_weights(source, tmp_path / "out", config, allow_pickle=True, dtype="bfloat16")
     assert done.absent == ("elva/patch_embed/tower_languagebind",)
