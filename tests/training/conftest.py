@@ -3,14 +3,20 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from elva_jax.checkpoints.save import save_weights
+from elva_jax.config.serialize import freeze
+from elva_jax.config.teachers import with_teacher
+from elva_jax.models.build import parameter_shapes
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tasks.registry import make_task
 from elva_jax.tools.datasets.moving_shapes import builder
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
 from elva_jax.training.setup import fresh_state, set_up
 from elva_jax.training.step import TrainStep
+from elva_jax.utils.trees import unflatten_paths
 
 
 def _load(name):
@@ -45,6 +51,24 @@ def data_dir(tmp_path_factory):
 def config(tiny_run):
     """The configuration of the toy run; tests that read data set its `data_dir`."""
     return tiny_run.get_config()
+
+
+@pytest.fixture
+def with_random_towers(tmp_path):
+    """`fill(config)` gives every entry of `teachers` a folder of random weights."""
+
+    def fill(config):
+        rng = np.random.default_rng(0)
+        for name, teacher in freeze(config).teachers.items():
+            alone = with_teacher(freeze(config), teacher)
+            params = {
+                path: rng.normal("scale" in path, 0.2, shape).astype(np.float32)
+                for path, shape in parameter_shapes(alone, "vision").items()
+            }
+            save_weights(tmp_path / name, unflatten_paths(params), alone, "teacher")
+            config.teachers[name].init_from = str(tmp_path / name)
+
+    return fill
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A run that is stopped and killed ends bitwise where an uninterrupted one ends."""
+"""A run that is killed and stopped ends bitwise where an uninterrupted one ends."""
 
 import os
 import signal
@@ -9,7 +9,8 @@ import pytest
 from elva_jax.training import train
 from elva_jax.training.metric_writers import read_metrics
 
-STEPS = {"teacher": 100, "sft": 40}
+STEPS = {"video": 40, "sft": 40}
+ARG = f"{','.join(STEPS)}+siglip+vivit"  # two teachers guide the first stage, one of them of clips
 OVERRIDES = {
     **{f"stages.{stage}.steps": steps for stage, steps in STEPS.items()},
     "log.every": 2,
@@ -25,32 +26,41 @@ def wait_for(process, runs, condition):
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_equals_uninterrupted(tmp_path, tiny_run, data_dir, runs):
-    """SIGTERM to the whole group, decoding processes included, as schedulers do; then SIGKILL."""
+def test_killed_and_stopped_equals_uninterrupted(
+    tmp_path, tiny_run, data_dir, runs, with_random_towers
+):
+    """SIGKILL; then SIGTERM to the whole group, decoding processes included, as schedulers do."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    config = tiny_run.get_config(",".join(STEPS))
+    config = tiny_run.get_config(ARG)
     config.update_from_flattened_dict(OVERRIDES | {"data_dir": str(data_dir)})
+    with_random_towers(config)
     assert train.run(config, whole) == 0
+    sources = {
+        f"teachers.{name}.init_from": teacher.init_from for name, teacher in config.teachers.items()
+    }
 
     def start(**more):
-        return runs.start(cut, data_dir, OVERRIDES | more, arg=",".join(STEPS))
-
-    (process,) = start(**{"stages.teacher.data.workers": 1})
-    wait_for(process, runs, lambda: len(read_metrics(cut / "teacher")) > 2)
-    os.killpg(process.pid, signal.SIGTERM)
-    told = runs.finish([process], 75)
-    assert f"saved at {runs.newest(cut, 'teacher')} in {cut / 'teacher'}" in told
-    assert "Traceback" not in told
+        return runs.start(cut, data_dir, OVERRIDES | sources | more, arg=ARG)
 
     (process,) = start()
-    wait_for(process, runs, lambda: runs.newest(cut, "sft") >= 23)
+    wait_for(process, runs, lambda: runs.newest(cut, "video") >= 23)
     process.kill()
     process.wait()
-    assert "teacher: continues from step" in runs.output(process)
-    assert not (cut / "sft" / "finished.json").exists()
+    assert not (cut / "video" / "finished.json").exists()
+
+    (process,) = start(**{"stages.sft.data.workers": 1})
+    wait_for(process, runs, lambda: len(read_metrics(cut / "sft")) > 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    told = runs.finish([process], 75)
+    assert "video: continues from step" in told
+    assert f"saved at {runs.newest(cut, 'sft')} in {cut / 'sft'}" in told
+    assert "Traceback" not in told
 
     told = runs.finish(start())
     assert "sft: continues from step" in told
     assert runs.differences(cut, whole, STEPS) == []
-    assert len(runs.reports(whole, "sft")) == STEPS["sft"] // 2
+    lines = runs.reports(whole, "video")
+    assert len(lines) == STEPS["video"] // 2
+    guided = {"tube/siglip", "tube/vivit", "contrastive/siglip", "contrastive/vivit"}
+    assert guided <= lines[-1].keys()
     assert "in 3 start(s)" in told

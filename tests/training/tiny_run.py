@@ -6,10 +6,33 @@ from elva_jax.config import schema
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 
 STAGES = ("teacher", "image", "video", "sft")
+CLIPS = {"num_frames": 4, "image_size": 16, "patch_size": 8}
+TOWERS = {  # by kind, what differs from the teacher
+    "siglip": {},
+    "dinov2": {"num_registers": 2, "activation": "gelu"},
+    "eva_clip": {},
+    "vivit": {**CLIPS, "tubelet": 2, "features": "last"},
+    "languagebind": {**CLIPS, "activation": "gelu"},
+    "hiera": {
+        "num_frames": 4,
+        "image_size": 64,
+        "patch_size": 32,
+        "num_layers": 4,
+        "num_heads": 8,
+        "tubelet": 2,
+        "stages": (1, 1, 1, 1),
+        "activation": "gelu",
+        "features": "last",
+    },
+}
 
 
 def get_config(arg: str = ""):
-    """The toy run; `arg` is a comma-separated curriculum, by default all stages."""
+    """The toy run; `arg` is a comma-separated curriculum, by default all stages.
+
+    Towers after it guide instead of the teacher: "video,sft+siglip+vivit".
+    """
+    arg, *towers = arg.split("+")
     c = schema.base()
     c.name = "toy"
     c.model.update(
@@ -40,6 +63,9 @@ def get_config(arg: str = ""):
         text_layers=1,
         text_length=16,
     )
+    for name in towers:
+        c.teachers[name] = schema.tower()
+        c.teachers[name].update({**c.teacher, **TOWERS[name]}, kind=name)
     c.checkpoint.every = 4
     c.log.every = 1
     for name in STAGES:
