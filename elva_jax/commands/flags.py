@@ -17,6 +17,8 @@ from elva_jax.utils.read import check_output, check_output_folder
 if TYPE_CHECKING:  # imports JAX
     from jax.sharding import Mesh
 
+    from elva_jax.config.merging_profiles import MergingProfile
+
 
 @contextlib.contextmanager
 def library_notices() -> Iterator[None]:
@@ -149,6 +151,39 @@ def add_no_merging(parser: argparse._ActionsContainer) -> None:
     """Adds --no-merging."""
     text = "leave token merging off"
     parser.add_argument("--no-merging", dest="merging", action="store_false", help=text)
+
+
+def merging_profile(text: str) -> MergingProfile:
+    """NAME=KEY=VALUE;…, settings of merging by name; for `type=` of an option."""
+    from elva_jax.config.merging_profiles import parse_profile
+
+    try:
+        return parse_profile(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_merging_profiles(add: Callable[..., Any]) -> None:
+    """Adds --merging-profile, which a request or a row may name as `merging`."""
+    text = "settings of merging that may be asked for by name: keys of the configuration's group"
+    text += " model that begin with merge_, such as half=merge_ratios=0.5 or"
+    text += " 'few=merge_thresholds=0.8;merge_ratios=0.3'; one value counts for all merging layers,"
+    text += " (0.8, 0.6) for one each; may be given several times"
+    name = "NAME=KEY=VALUE;…"
+    add("--merging-profile", type=merging_profile, action="append", metavar=name, help=text)
+
+
+def merging_profiles(args: argparse.Namespace) -> tuple[MergingProfile, ...]:
+    """What --merging-profile asks for.
+
+    Raises:
+      ConfigError: too many, or two of one name.
+    """
+    from elva_jax.config.merging_profiles import check_profiles
+
+    found = tuple(args.merging_profile or ())
+    check_profiles(found)
+    return found
 
 
 def add_frames(parser: argparse._ActionsContainer) -> None:

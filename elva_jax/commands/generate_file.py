@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # its module imports JAX
 HELP = """\
 With --input, the rows of a JSON or JSONL file are answered, and the answers written to --output in
 the same order: {"id": …, "video" or "image" or "media": PATH, "prompt": TEXT}, conversations of
-LLaVA and ShareGPT, or lines of OpenAI's batches. max_tokens, temperature, top_p, seed and stop in a
-row take precedence. The same command continues after an interruption. Status 3: done, but some rows
-could not be asked, and their lines say why."""
+LLaVA and ShareGPT, or lines of OpenAI's batches. max_tokens, temperature, top_p, seed, stop,
+merging, high_frames and the like in a row take precedence. The same command continues after an
+interruption. Status 3: done, but some rows could not be asked, and their lines say why."""
 MOST_NAMED = 5  # ignored keys that are shown
 ALONE = ("video", "prompt")  # options without a file; with one, those of FILE_OPTIONS
-FILE_OPTIONS = ("output", "media_dir", "batch_size", "workers")
+FILE_OPTIONS = ("output", "media_dir", "batch_size", "workers", "merging_profile")
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def add_file(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=numbers.ROWS, metavar="N", help=text)
     text = "threads that read media ahead (default: one per core, at most 16)"
     add("--workers", type=numbers.WORKERS, metavar="N", help=text)
+    flags.add_merging_profiles(add)
     flags.add_processes(parser)
 
 
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from elva_jax.inference.batch_file.index import QuestionFile
     from elva_jax.inference.batch_file.run import FileConfig, answer_file, shard_path
     from elva_jax.inference.batches.queries import Writing
+    from elva_jax.inference.request_settings import open_profiles
 
     signals.name_command("elva generate", terminated=os.EX_TEMPFAIL)  # the same command continues
     path = shard_path(args.output, args.shard)
@@ -80,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     writing = Writing(max_new_tokens=args.max_new_tokens, sampling=flags.sampling(args))
     hybrid = flags.hybrid_settings(args)
     process = many.meet(args)
-    questions = QuestionFile(args.input, args.media_dir, writing)
+    named = flags.merging_profiles(args)
+    names = [profile.name for profile in named]
+    questions = QuestionFile(args.input, args.media_dir, writing, names)
     if questions.ignored:
         listed = ", ".join(sorted(questions.ignored)[:MOST_NAMED])
         print(f"keys that mean nothing here are ignored: {listed}", file=sys.stderr)
@@ -93,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         writing=writing,
         frames=model.hybrid(**hybrid) if hybrid else args.frames,
         merging=args.merging,
+        profiles=open_profiles(model.config, named),
         batch_size=args.batch_size or FileConfig().batch_size,
         workers=args.workers,
         shard=args.shard,

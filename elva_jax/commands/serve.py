@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_mesh(serve)
     flags.add_weights(serve)
     flags.add_prefill_chunk(serve)
+    flags.add_merging_profiles(serve.add_argument)
     _add_network(serve.add_argument_group("network").add_argument)
     _add_media(serve.add_argument_group("media").add_argument)
     _add_limits(serve.add_argument_group("limits").add_argument)
@@ -101,8 +103,8 @@ def _add_limits(add: Callable[..., Any]) -> None:
     add("--question", type=numbers.TOKENS, default=512, metavar="N", help=text)
     text = f"device memory for videos that may be asked about again {default}"
     add("--prefix-cache", type=MEMORY, default=2048, metavar="MIB", help=text)
-    text = "compile all programs before the first request: with merging, with it on and off for"
-    text += f" requests that say so, or not at all {default}"
+    text = "compile all programs before the first request: with merging and each --merging-profile,"
+    text += f" without merging as well, or not at all {default}"
     add("--warm-up", choices=tuple(WARM_UPS), default="on", help=text)
 
 
@@ -111,9 +113,11 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     """Serves until a signal comes, and returns the exit status."""
     from elva_jax.inference.continuous.engine import ContinuousEngine
     from elva_jax.inference.continuous.requests import EngineSettings
+    from elva_jax.inference.request_settings import open_profiles
     from elva_jax.serving.server import Server, bind
 
     settings, hybrid = _settings(args), flags.hybrid_settings(args)
+    named = flags.merging_profiles(args)
     limits = EngineSettings(
         slots=args.slots,
         queue=args.max_queue,
@@ -132,9 +136,11 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
             prefill_chunk=args.prefill_chunk,
         )
     frames = model.hybrid(**hybrid) if hybrid else args.frames
+    profiles = open_profiles(model.config, named)
+    settings = dataclasses.replace(settings, merging_profiles=profiles)
     with ContinuousEngine(model, limits) as engine:
         if args.warm_up != "off":
-            engine.warm_up(WARM_UPS[args.warm_up])
+            engine.warm_up((*WARM_UPS[args.warm_up], *profiles.values()))
         stop = _Stop()
         with Server(model, engine, settings, bound, frames=frames) as server, stop:
             print(f"{server.url} serves {', '.join(settings.model_names)}", flush=True)

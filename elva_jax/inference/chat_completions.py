@@ -21,6 +21,7 @@ from elva_jax.errors import ConfigError, DataError, RecordError, RequestError
 from elva_jax.inference.batches.dialogue import MARKER, Dialogue, from_messages
 from elva_jax.inference.batches.queries import Writing
 from elva_jax.inference.prefilled import Answer
+from elva_jax.inference.request_settings import KEYS
 from elva_jax.utils import numbers
 from elva_jax.utils.numbers import shown
 
@@ -33,7 +34,7 @@ NUMBERS: Mapping[str, numbers.Range] = {
     "repetition_penalty": numbers.POSITIVE,
     "seed": numbers.SEED,
 }
-USED = (*LENGTHS, *NUMBERS, "stop", "model", "messages", "media_io_kwargs", "frames")
+USED = (*LENGTHS, *NUMBERS, "stop", "model", "messages", "media_io_kwargs", "frames", *KEYS)
 STREAMING = ("stream", "stream_options")
 # Keys that ask for what a model of one answer cannot give, and the values that do not.
 TRIVIAL: Mapping[str, tuple[Any, ...]] = {

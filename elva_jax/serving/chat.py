@@ -116,7 +116,7 @@ class ChatEndpoint:
         except BaseException:
             ticket.cancel()
             raise
-        self._metrics.finished(first)
+        self._metrics.finished(first, merging=question.merging)
         return JSONResponse(reply.body(first))
 
     async def _stream(self, reply: Reply, found: Event, events: _Events) -> AsyncIterator[bytes]:
@@ -125,7 +125,7 @@ class ChatEndpoint:
             if found.text:
                 yield event(reply.piece(found.text))
             found = await events.next()
-        self._metrics.finished(found)
+        self._metrics.finished(found, merging=reply.question.merging)
         try:
             _raise_failure(found)
         except HttpError as error:

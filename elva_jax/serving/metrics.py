@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -29,9 +29,17 @@ COUNTERS = {
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own."""
+    """The metrics of one server, in a registry of its own.
 
-    def __init__(self, stats: Callable[[], Stats], media: VisualCache) -> None:
+    Args:
+      stats: counters of the engine.
+      media: what was read.
+      profiles: names of the settings of merging that requests may have.
+    """
+
+    def __init__(
+        self, stats: Callable[[], Stats], media: VisualCache, profiles: Collection[str] = ()
+    ) -> None:
         self.registry = CollectorRegistry()
         self._responses = Counter(
             "elva_responses",
@@ -45,6 +53,14 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self._merging = Counter(
+            "elva_merging_answers",
+            "answers by merging: on, off, or the name of its settings",
+            ["merging"],
+            registry=self.registry,
+        )
+        for name in ("on", "off", *profiles):
+            self._merging.labels(name)
         self._read, self._queue, self._first, self._total = (
             Histogram(f"elva_{name}_seconds", text, buckets=SECONDS, registry=self.registry)
             for name, text in (
@@ -65,9 +81,16 @@ class Metrics:
         """Counts a question that was read."""
         self._read.observe(seconds)
 
-    def finished(self, done: Done) -> None:
-        """Counts an answer."""
+    def finished(self, done: Done, *, merging: bool | str) -> None:
+        """Counts an answer.
+
+        Args:
+          done: its end.
+          merging: on, off, or the name of its settings.
+        """
         self._finished.labels(done.finish_reason).inc()
+        name = merging if isinstance(merging, str) else "on" if merging else "off"
+        self._merging.labels(name).inc()
         if done.finish_reason in ("stop", "length"):
             self._queue.observe(done.seconds.queue)
             self._first.observe(done.seconds.first_token)

@@ -16,22 +16,15 @@ from elva_jax.inference.batches.queries import Writing
 from elva_jax.inference.chat_completions import parse_chat
 from elva_jax.inference.continuous.requests import GenerationRequest, from_parts
 from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.request_settings import read_hybrid, read_merging
 from elva_jax.serving.media import MediaReader
 from elva_jax.serving.problems import HttpError
 from elva_jax.serving.settings import ServeSettings
-from elva_jax.utils import numbers
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import parse_json
 from elva_jax.video.hybrid import Hybrid
 
-HYBRID: Mapping[str, numbers.Range | None] = {
-    "high_frames": numbers.whole(0, numbers.MOST_FRAMES),
-    "low_frames": numbers.whole(0, numbers.MOST_FRAMES),
-    "high_edge": numbers.EDGE,
-    "low_edge": numbers.EDGE,
-    "policy": None,
-}
-KEYS = (*HYBRID, "merging", "user", "metadata", "store", "frequency_penalty", "presence_penalty")
+UNNAMED = ("user", "metadata", "store", "frequency_penalty", "presence_penalty")  # ignored keys
 FEWEST_TOKENS = 3  # of a frame: a patch, its line, and the frame itself
 MOST_LETTERS = 64  # of a token
 MOST_NAMED = 100  # ignored keys that are logged in a server's life
@@ -47,6 +40,7 @@ class Question:
       model: the name that the client has for the model.
       stream: whether the answer comes in pieces.
       usage: whether the stream ends with the number of tokens.
+      merging: true, false, or the name of the merging settings.
       frames: of each image or video.
       read_seconds: that reading the media and rendering the prompt took.
     """
@@ -55,6 +49,7 @@ class Question:
     model: str
     stream: bool
     usage: bool
+    merging: bool | str
     frames: tuple[int, ...]
     read_seconds: float
 
@@ -65,7 +60,7 @@ class QuestionReader:
     Args:
       model: renders prompts.
       media: finds and reads their media.
-      settings: names and limits.
+      settings: names, limits and settings of merging.
       frames: how videos are sampled where a request does not say.
     """
 
@@ -96,13 +91,16 @@ class QuestionReader:
         self._name_ignored(chat.ignored)
         stream, usage = _streaming(body)
         frames = self._frames(body, chat.dialogue)
+        profiles = self._settings.merging_profiles
+        named = read_merging(body, profiles)
+        merging = True if named is None else named
         _check_text(chat.dialogue, self._settings.max_prompt_tokens)
         visuals = self._media.read(chat.dialogue.media, frames)
         parts = dialogue_parts(self._model, chat.dialogue.turns, visuals, chat.dialogue.system)
         request = from_parts(
             parts,
             visuals,
-            merging=_merging(body),
+            merging=profiles[merging] if isinstance(merging, str) else merging,
             max_new_tokens=min(chat.writing.max_new_tokens, self._settings.max_new_tokens),
             sampling=chat.writing.sampling,
             stream=stream,
@@ -112,6 +110,7 @@ class QuestionReader:
             model=model,
             stream=stream,
             usage=usage,
+            merging=merging,
             frames=tuple(len(visual.clip.grids) for visual in visuals),
             read_seconds=time.monotonic() - began,
         )
@@ -134,25 +133,16 @@ class QuestionReader:
 
     def _name_ignored(self, keys: tuple[str, ...]) -> None:
         """Logs each key that means nothing here, once."""
-        new = {key for key in keys if key not in KEYS} - self._named
+        new = {key for key in keys if key not in UNNAMED} - self._named
         for key in sorted(new)[: MOST_NAMED - len(self._named)]:
             self._named.add(key)
             _LOG.info("requests have the key %s, which means nothing here", printable(key))
 
     def _frames(self, body: Mapping[str, Any], dialogue: Dialogue[Media]) -> int | Hybrid | None:
         """How videos are sampled; refuses what cannot fit before anything is read."""
-        given = {name: body[name] for name in HYBRID if body.get(name) is not None}
-        if given and (body.get("frames") is not None or any(m.frames for m in dialogue.media)):
-            raise RequestError(
-                next(iter(given)),
-                "does not go together with a number of frames; give high_frames and low_frames",
-            )
+        counted = body.get("frames") is not None or any(m.frames for m in dialogue.media)
+        given = read_hybrid(body, counted=counted)
         try:
-            for name, value in given.items():
-                if allowed := HYBRID[name]:
-                    allowed.check(name, value)
-                elif not isinstance(value, str):
-                    raise ConfigError(f"{name}: must be text")
             frames = self._model.hybrid(**given) if given else self._default_frames
         except ConfigError as error:
             raise RequestError(next(iter(given)), str(error)) from None
@@ -203,15 +193,6 @@ def _streaming(body: Mapping[str, Any]) -> tuple[bool, bool]:
     if options and not stream:
         raise RequestError("stream_options", "needs stream: true")
     return stream, usage
-
-
-def _merging(body: Mapping[str, Any]) -> bool:
-    merging = body.get("merging")
-    if merging is None:
-        return True
-    if not isinstance(merging, bool):
-        raise RequestError("merging", f"must be true or false, got {shown(merging)}")
-    return merging
 
 
 def _check_text(dialogue: Dialogue[Media], tokens: int) -> None:

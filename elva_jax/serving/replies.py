@@ -71,6 +71,7 @@ class Reply:
         """What only an ELVA tells: tokens after each merging layer, frames, and seconds."""
         seconds = {"read": self.question.read_seconds, **dataclasses.asdict(done.seconds)}
         return {
+            "merging": self.question.merging,
             "merged_tokens": list(done.merged_tokens),
             "frames": list(self.question.frames),
             "shared_prefix": done.shared_prefix,

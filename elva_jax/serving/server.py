@@ -81,7 +81,7 @@ class Server:
         allowed: Allowed = is_public,
     ) -> None:
         media = MediaReader(model, settings, allowed)
-        metrics = Metrics(engine.stats, media.cache)
+        metrics = Metrics(engine.stats, media.cache, settings.merging_profiles)
         questions = QuestionReader(model, media, settings, frames)
         self._chat = ChatEndpoint(engine, questions, settings, metrics)
         self._settings, self._bound = settings, bound

@@ -7,13 +7,18 @@ import httpx
 import openai
 import pytest
 
-from elva_jax import testing
+from elva_jax import MergeLayer, Merging, testing
 from elva_jax.inference.continuous.engine import ContinuousEngine
 from elva_jax.inference.continuous.requests import EngineSettings
 from elva_jax.serving.server import Server, bind
 from elva_jax.serving.settings import ServeSettings
 
 KEY = "sk-of-the-tests"
+# They merge less than the model's own layers do, and one has another number of layers.
+PROFILES = {
+    "half": Merging((MergeLayer(1, "ratio", ratio=0.8), MergeLayer(2, "ratio", ratio=0.5))),
+    "late": Merging((MergeLayer(2, "ratio", ratio=0.9),)),
+}
 # One length of a prefix, so that few programs are compiled.
 SETTINGS = EngineSettings(
     slots=4, queue=64, joins=2, context=128, smallest=128, question=64, max_new_tokens=32
@@ -49,6 +54,7 @@ def engine(model):
 def settings(media, **more):
     """Those of the tests' servers."""
     fields = {"api_key": KEY, "media_dir": media, "max_new_tokens": 32, "max_prompt_tokens": 192}
+    fields |= {"merging_profiles": PROFILES}
     fields |= {"max_body": 2**20, "header_seconds": 1.0, "body_seconds": 1.0}
     return ServeSettings(**(fields | more))
 
@@ -57,6 +63,11 @@ def settings(media, **more):
 def server(model, engine, media):
     with Server(model, engine, settings(media), bind("127.0.0.1", 0)) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def profiles():
+    return PROFILES
 
 
 @pytest.fixture

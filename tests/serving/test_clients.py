@@ -89,6 +89,30 @@ def test_settings_of_an_answer(client, model, media, ask):
     assert reply.elva["frames"] == [3]
 
 
+def test_merging_by_name(client, http, model, media, ask, profiles):
+    """Answers, merged tokens, prefixes and metrics are those of the named settings."""
+    visuals, kept = model.read_all(media / "red.mp4"), {}
+    for given in (True, False, *profiles, *profiles):
+        body = ask(("video_url", "red.mp4"), "Merge?", max_tokens=8, extra_body={"merging": given})
+        reply = client.chat.completions.create(**body)
+        merging = profiles.get(given, given)
+        answer = model.answer(visuals, "Merge?", max_new_tokens=8, merging=merging)
+        assert (text_of(reply), reply.elva["merging"]) == (answer, given)
+        if given in profiles:  # no other test asks for them
+            assert reply.elva["shared_prefix"] == (given in kept)
+        kept[given] = tuple(reply.elva["merged_tokens"])
+    assert len(set(kept.values())) == 4
+    sample = f'elva_merging_answers_total{{merging="{given}"}} '
+    text = http.get(http.base_url.join("/metrics")).text
+    assert float(text.partition(sample)[2].partition("\n")[0]) >= 2
+
+
+@pytest.mark.parametrize("given", ["other", "Half", "on", 1, 0.5, ["half"], {"ratio": 0.5}])
+def test_other_merging_is_refused_with_the_known_names(client, ask, given):
+    with pytest.raises(openai.BadRequestError, match="must be true, false or half, late, got"):
+        client.chat.completions.create(**ask(QUESTION, extra_body={"merging": given}))
+
+
 def test_a_conversation_with_a_system_turn(client, model, media, inline):
     content = [{"type": "video_url", "video_url": {"url": inline("red.mp4")}}]
     first = {"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}

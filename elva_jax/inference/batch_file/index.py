@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -36,10 +36,12 @@ class QuestionFile:
       path: JSON lines, or a JSON array.
       media_dir: the folder that media paths are relative to and stay in; None: that of the file.
       default: how an answer is written where a row does not say.
+      profiles: names of settings of merging that rows may have.
 
     Attributes:
       problems: by row, why it cannot be asked.
       media: by row, what it is about.
+      hybrids: by row, the fields of a `Hybrid`, of those that have some.
       ignored: keys of rows that mean nothing here.
 
     Raises:
@@ -47,12 +49,19 @@ class QuestionFile:
         its media exists.
     """
 
-    def __init__(self, path: Path, media_dir: str | Path | None, default: Writing) -> None:
+    def __init__(
+        self,
+        path: Path,
+        media_dir: str | Path | None,
+        default: Writing,
+        profiles: Collection[str] = (),
+    ) -> None:
         self._file = JsonFile(path, "" if media_dir is None else str(media_dir))
         if not len(self._file):
             raise DataError(f"{repr_path(path)}: has no rows")
-        self._default = default
+        self._default, self._profiles = default, profiles
         self.problems: dict[int, DataError] = {}
+        self.hybrids: dict[int, Mapping[str, int | str]] = {}
         self.ignored: set[str] = set()
         self.media = [self._index(row) for row in range(len(self._file))]
         self._check_folder(path)
@@ -75,7 +84,7 @@ class QuestionFile:
           DataError: it cannot be asked.
         """
         place, value = self._file.record(row)
-        return read_row(value, place, self._file.root, self._default)
+        return read_row(value, place, self._file.root, self._default, self._profiles)
 
     def label(self, row: int, model: str) -> Label:
         """What the answer of a row repeats of it; `model` is the name where a row has none."""
@@ -97,6 +106,8 @@ class QuestionFile:
         except DataError as error:
             self.problems[row] = error
             return ()
+        if found.hybrid:
+            self.hybrids[row] = found.hybrid
         if len(self.ignored) < MOST_IGNORED:
             self.ignored.update(found.ignored)
         return tuple(_key(m, row, number) for number, m in enumerate(found.dialogue.media))

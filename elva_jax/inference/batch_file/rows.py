@@ -11,8 +11,8 @@ record has to it is the reference.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from elva_jax.inference import media_urls
 from elva_jax.inference.batches.dialogue import Dialogue, single_turn
 from elva_jax.inference.batches.queries import Writing
 from elva_jax.inference.chat_completions import LENGTHS, NUMBERS, parse_chat, parse_writing
+from elva_jax.inference.request_settings import read_hybrid, read_merging
 from elva_jax.utils.numbers import shown
 from elva_jax.video.read import IMAGE_SUFFIXES
 
@@ -40,11 +41,15 @@ class Row:
     Attributes:
       dialogue: the conversation.
       writing: how the answer is written.
+      merging: on, off, or the name of its settings; None: as the command says.
+      hybrid: fields of a `Hybrid`, where its videos have frames of two sizes.
       ignored: keys of a body that mean nothing here.
     """
 
     dialogue: Dialogue[Media]
     writing: Writing
+    merging: bool | str | None = None
+    hybrid: Mapping[str, int | str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
 
@@ -70,7 +75,9 @@ def is_openai(value: Any) -> bool:
     return isinstance(value, Mapping) and "custom_id" in value and "body" in value
 
 
-def read_row(value: Any, place: str, media_dir: Path, default: Writing) -> Row:
+def read_row(
+    value: Any, place: str, media_dir: Path, default: Writing, profiles: Collection[str] = ()
+) -> Row:
     """What a row asks.
 
     Args:
@@ -78,16 +85,26 @@ def read_row(value: Any, place: str, media_dir: Path, default: Writing) -> Row:
       place: the file with line or index, for messages.
       media_dir: the resolved folder that paths are relative to and stay in.
       default: how an answer is written where the row does not say.
+      profiles: names of settings of merging.
 
     Raises:
       RecordError, RequestError: it cannot be asked.
     """
+    if not isinstance(value, Mapping):
+        raise RecordError(place, f"is {shown(value)}, no JSON object")
+    row = _read(value, place, media_dir, default)
+    given = value["body"] if is_openai(value) else value
+    counted = given.get("frames") is not None or any(m.frames for m in row.dialogue.media)
+    return replace(
+        row, merging=read_merging(given, profiles), hybrid=read_hybrid(given, counted=counted)
+    )
+
+
+def _read(value: Mapping[str, Any], place: str, media_dir: Path, default: Writing) -> Row:
 
     def locate(name: object) -> str | bytes:
         return media_urls.locate(media_dir, name, place)
 
-    if not isinstance(value, Mapping):
-        raise RecordError(place, f"is {shown(value)}, no JSON object")
     if is_openai(value):
         return _openai(value, locate, default)
     writing = parse_writing({name: value[name] for name in SETTINGS if name in value}, default)

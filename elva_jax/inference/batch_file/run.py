@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elva_jax.errors import DataError
+from elva_jax.errors import ConfigError, DataError, RequestError
 from elva_jax.inference.batch_file import output as lines
 from elva_jax.inference.batch_file.index import QuestionFile
 from elva_jax.inference.batches.dialogue import dialogue_parts
@@ -29,6 +29,7 @@ from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.inference.batches.shares import Journals, Work, divide, in_turn, work_through
 from elva_jax.inference.chat_completions import error_body
 from elva_jax.inference.model import ElvaModel
+from elva_jax.inference.request_settings import Profiles
 from elva_jax.utils import numbers, owner
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -44,7 +45,8 @@ class FileConfig:
     Attributes:
       writing: how an answer is written where a row does not say.
       frames: how videos are sampled that do not say it themselves.
-      merging: whether the model's merging layers act.
+      merging: whether the model's merging layers act, where a row does not say.
+      profiles: settings of merging that rows may name; `QuestionFile` has their names.
       batch_size: most rows that are asked together.
       workers: threads that read media ahead; None: one per core, at most 16.
       shard: (I, N): only part I, from 0, of N.
@@ -56,6 +58,7 @@ class FileConfig:
     writing: Writing = field(default_factory=lambda: Writing(max_new_tokens=64))
     frames: int | Hybrid | None = None
     merging: bool = True
+    profiles: Profiles = field(default_factory=dict)
     batch_size: int = 32
     workers: int | None = None
     shard: tuple[int, int] = (0, 1)
@@ -80,6 +83,14 @@ class FileResult:
     rows: int
     failed: int
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A medium with the sizes of its frames, where its row has them."""
+
+    medium: Hashable
+    frames: Hybrid
 
 
 def shard_path(output: Path, shard: tuple[int, int]) -> Path:
@@ -173,11 +184,12 @@ class _Asking:
     def groups(self) -> list[Group]:
         """The rows of this shard, grouped by their media."""
         index, count = self._config.shard
+        hybrids = self._hybrids()
         items = [
             Item(
                 tag=row,
                 name=self._questions.place(row),
-                media=media,
+                media=tuple(_Sampled(m, hybrids[row]) for m in media) if row in hybrids else media,
                 make=partial(self._query, row),
                 key=str(row),
             )
@@ -190,8 +202,11 @@ class _Asking:
         config, data = self._config, self._model.data
         hybrid = config.frames if isinstance(config.frames, Hybrid) else None
         frames = hybrid.frames if hybrid else config.frames or data.num_frames
+        # Journals of a command without profiles stay as they were before there were any.
+        named = {name: asdict(merging) for name, merging in config.profiles.items()}
         return {
             **self._identity,
+            **({"merging_profiles": named} if named else {}),
             "frames": frames,
             "longest_edge": hybrid.high_edge if hybrid else data.longest_edge,
             "hybrid": asdict(hybrid) if hybrid else None,
@@ -208,15 +223,34 @@ class _Asking:
         error = error_body(self._questions.problems.get(row) or DataError(reply.error))
         return lines.record_of(digests[str(row)], label, reply, error)
 
+    def _hybrids(self) -> dict[int, Hybrid]:
+        """The sizes of the frames of rows that have them; those that cannot be are problems."""
+        found: dict[int, Hybrid] = {}
+        for row, fields in self._questions.hybrids.items():
+            try:
+                hybrid = self._model.hybrid(**fields)
+            except ConfigError as error:
+                problem = RequestError(next(iter(fields)), str(error))
+                self._questions.problems.setdefault(row, problem)
+            else:
+                assert hybrid is not None
+                found[row] = hybrid
+        return found
+
     def _query(self, row: int, visuals: tuple[Visual, ...]) -> Query:
         if problem := self._questions.problems.get(row):
             raise problem
         found = self._questions.read(row)
         said = found.dialogue
         parts = dialogue_parts(self._model, said.turns, visuals, said.system)
-        return make_query(self._model.model_config, row, parts, found.writing)
+        named = found.merging
+        merging = self._config.profiles[named] if isinstance(named, str) else named
+        return make_query(self._model.model_config, row, parts, found.writing, merging=merging)
 
     def _read(self, medium: Any, name: str) -> Visual:
+        usual: int | Hybrid | None = self._config.frames
+        if isinstance(medium, _Sampled):
+            medium, usual = medium.medium, medium.frames
         found = self._questions.source(medium)
-        frames = 1 if found.kind == "image" else found.frames or self._config.frames
+        frames = 1 if found.kind == "image" else found.frames or usual
         return self._model.read_media(found.source, frames=frames, name=name, span=found.span)

@@ -23,15 +23,16 @@ def ask(model: ElvaModel, batch: Batch, *, merging: bool | Merging) -> list[Repl
     Args:
       model: the model.
       batch: the rows, all of one kind.
-      merging: whether the model's merging layers act, or others instead.
+      merging: whether the model's merging layers act, or others instead, where the rows do not say.
     """
     start = time.monotonic()
     rows, shapes = batch.rows, batch.shapes
+    own = rows[0].merging
     padded = [*rows, *rows[-1:] * (batch.size - len(rows))]
     prefilled = model.prefill_parts(
         [row.parts for row in padded],
         [row.visuals for row in padded],
-        merging=merging,
+        merging=merging if own is None else own,
         lengths=shapes["prefix"],
     )
     written = _write(prefilled, batch)

@@ -18,6 +18,7 @@ from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.prefilled import Answer
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Likelihood
+from elva_jax.ops.merging import Merging
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Clip, Text
 
@@ -73,6 +74,7 @@ class Query:
       prefix_tokens: length of the prefix before merging.
       writing: how the answer is written; None: it is not.
       scorings: options to score, by a name under which many queries are scored together.
+      merging: whether the model's merging layers act, or others instead; None: as it is for all.
       kind: only queries with the same one are asked together.
       program: equal for queries that the same compiled programs may serve.
     """
@@ -84,6 +86,7 @@ class Query:
     prefix_tokens: int
     writing: Writing | None
     scorings: Mapping[str, Scoring]
+    merging: bool | Merging | None = None
     kind: Hashable
     program: Hashable = None
 
@@ -94,6 +97,8 @@ def make_query(
     parts: Parts,
     writing: Writing | None = None,
     scorings: Mapping[str, Scoring] | None = None,
+    *,
+    merging: bool | Merging | None = None,
 ) -> Query:
     """A query of a rendered prompt; arguments as the attributes of `Query`.
 
@@ -116,8 +121,9 @@ def make_query(
         prefix_tokens=start,
         writing=writing,
         scorings=scorings,
-        kind=writing.kind if writing else None,
-        program=writing.program if writing else None,
+        merging=merging,
+        kind=(writing.kind if writing else None, merging),
+        program=(writing.program if writing else None, merging),
     )
 
 

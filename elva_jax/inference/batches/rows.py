@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from elva_jax.inference.batches.queries import Parts, Query
 from elva_jax.inference.batching import grid_batch
+from elva_jax.ops.merging import Merging
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Text
 
@@ -44,6 +45,11 @@ class Row:
     def width(self) -> int:
         """Columns of a batch that the row needs, a power of two."""
         return grid_batch(len(self.queries))
+
+    @property
+    def merging(self) -> bool | Merging | None:
+        """That of all its queries."""
+        return self.queries[0].merging
 
     @property
     def kind(self) -> Hashable:

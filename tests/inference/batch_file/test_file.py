@@ -16,13 +16,20 @@ from openai.types.chat import ChatCompletion
 import elva_jax
 from elva_jax import testing
 from elva_jax.cli import main
+from elva_jax.config.merging_profiles import parse_profile
 from elva_jax.errors import StartError
 from elva_jax.inference.batch_file.index import QuestionFile
 from elva_jax.inference.batch_file.run import FileConfig, answer_file, shard_path
 from elva_jax.inference.batches.queries import Writing
+from elva_jax.inference.request_settings import open_profiles
 from elva_jax.utils import owner
 
 NEW = 4
+HYBRID = {"high_frames": 1, "low_frames": 2, "high_edge": 32, "low_edge": 16, "policy": "ends"}
+PROFILES = (
+    "half=merge_policies=ratio;merge_ratios=0.8",
+    "late=merge_layers=2;merge_policies=ratio;merge_ratios=.9;merge_thresholds=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,11 @@ def folder(tmp_path_factory):
         {"id": "\ud800", "video": "0.mp4", "prompt": "Where to?", "temperature": 2, "seed": 5},
         {"id": "typo", "vidoe": "0.mp4", "prompt": "What?"},
     ]
+    own = [{"merging": False}, {"merging": "half"}, {**HYBRID, "merging": "late"}]
+    own += [{"merging": "Half"}, {"high_frames": 2, "nframes": 2}, {"policy": "most"}]
+    plain = [{"id": n, "video": "0.mp4", "prompt": "What moves?", **m} for n, m in enumerate(own)]
+    plain.append({"custom_id": "c", "body": body("0.mp4", **HYBRID, merging="late")})
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, plain)))
     lines = [*map(json.dumps, rows), "{broken"]
     (folder / "q.jsonl").write_text("\n".join(lines))
     return folder
@@ -56,8 +68,8 @@ def body(url, **more):
     return {"messages": [{"role": "user", "content": content}], **more}
 
 
-def words(folder, output, *more):
-    given = ["generate", "--checkpoint", folder / "tiny", "--input", folder / "q.jsonl"]
+def words(folder, output, *more, name="q.jsonl"):
+    given = ["generate", "--checkpoint", folder / "tiny", "--input", folder / name]
     return [*map(str, (*given, "--output", output, "--max-new-tokens", NEW, *more))]
 
 
@@ -99,6 +111,36 @@ def test_answers_are_the_model_s_own_in_the_order_of_the_rows(folder, done):
     assert lines[0]["usage"] == {"prompt_tokens": 112, "completion_tokens": 3, "total_tokens": 115}
     assert lines[0]["merged_tokens"][0] < 112
     assert [line["index"] for line in lines if "index" in line] == [0, 2, 3, 4, 7, 8, 9]
+
+
+def test_merging_and_sizes_of_frames_by_row(folder, tmp_path, capsys):
+    """Answers and merged tokens are those of the model with the same settings."""
+    named = [word for text in PROFILES for word in ("--merging-profile", text)]
+    line = words(folder, tmp_path / "a.jsonl", *named, name="own.jsonl")
+    assert main(line) == 3
+    lines = read(tmp_path / "a.jsonl")
+    model = elva_jax.load(folder / "tiny")
+    merging = open_profiles(model.config, list(map(parse_profile, PROFILES)))
+    hybrid = model.hybrid(**HYBRID)
+    settings = [(False, None), (merging["half"], None), (merging["late"], hybrid)]
+    counts = []
+    for line, (how, frames) in zip(lines, settings, strict=False):
+        media = model.read_all(str(folder / "0.mp4"), frames)
+        trace = model.trace(media, "What moves?", max_new_tokens=NEW, merging=how)
+        assert line["answer"] == trace.answer.text
+        assert line["usage"]["prompt_tokens"] == trace.prompt_tokens
+        counts.append(tuple(line["merged_tokens"]))
+        assert counts[-1] == tuple(merge.after for merge in trace.merges)
+    assert len(set(counts)) == len(counts)
+    assert text_of(lines[6]) == lines[2]["answer"]
+    errors = [line["error"]["message"] for line in lines[3:6]]
+    assert "merging: must be true, false or half, late, got Half" in errors[0]
+    assert "high_frames: does not go together" in errors[1]
+    assert "policy" in errors[2]
+    capsys.readouterr()
+    named[-1] = named[-1].replace(".9", ".7")
+    assert main(words(folder, tmp_path / "a.jsonl", *named, name="own.jsonl")) == 1
+    assert "merging_profiles" in capsys.readouterr().err
 
 
 def test_openai_s_lines_and_rows_that_cannot_be_asked(folder, done):
