@@ -121,6 +121,11 @@ class ModelConfig:
         " values and attention outputs",
     )
     attention: Literal["auto", "xla", "cudnn"] = key("auto", "implementation of attention")
+    frame_attention: Literal["causal", "bidirectional"] = key(
+        "causal",
+        "whether the tokens of a frame attend to those before them only, or to all of their frame;"
+        " bidirectional needs attention = xla and mesh.context = 1",
+    )
     merge_layers: tuple[int, ...] = key(
         (),
         "decoder layers before which tokens merge, increasing",
@@ -147,6 +152,11 @@ class ModelConfig:
     )
     merge_lines: bool = key(
         default=False, meaning="whether <LINE> tokens merge along their row index"
+    )
+    merge_survivor: Literal["last", "first"] = key(
+        "last",
+        "the member of a run of merged tokens at which their mean stands, with its position; first,"
+        " as in FrameFusion, lets earlier frames of a clip see content of later ones",
     )
     # The group `teacher`, where patch_embed is encoder: Config.__post_init__ sets it.
     tower: TeacherConfig | None = dataclasses.field(default=None, metadata={"key": False})

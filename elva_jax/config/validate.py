@@ -91,6 +91,12 @@ def check_model(config: Config) -> None:
         f"{mesh.context} splits sequences, which model.attention = cudnn cannot; use xla or auto,"
         " or mesh.context = 1",
     )
+    require(
+        model.frame_attention == "causal" or (model.attention == "xla" and mesh.context == 1),
+        "model.frame_attention",
+        "bidirectional needs model.attention = xla and mesh.context = 1: cuDNN's kernel is causal,"
+        f" and split sequences are; got {model.attention} and {mesh.context}",
+    )
 
 
 def _check_encoder(config: Config) -> None:

@@ -45,7 +45,9 @@ _SAME = {
     "merge_thresholds": "merge_thresholds",
     "merge_ratios": "merge_ratios",
     "merge_lines": "merge_lines",
+    "merge_survivor": "merge_survivor",
 }
+_NEWER = ("merge_survivor",)  # folders of earlier versions lack these, and have the default
 _AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
     "AutoModel": "modeling_elva.ElvaModel",
@@ -100,11 +102,14 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
     if (kind := config.get("model_type")) != MODEL_TYPE:
         raise ConvertError(f"config.json: model_type is {kind!r}, not {MODEL_TYPE!r}")
     rope = config.get("rope_parameters") or {}
-    if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in config]:
+    present = {*config, *_NEWER}
+    if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in present]:
         raise ConvertError(f"config.json: lacks {', '.join(missing)}")
     qwen2.check_rope(rope, "config.json")
     model = schema.model()
     for ours, theirs in _SAME.items():
+        if theirs not in config:
+            continue
         value = tuple(config[theirs]) if isinstance(config[theirs], list) else config[theirs]
         try:
             check_key(ModelConfig, ours, value, theirs)

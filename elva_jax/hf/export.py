@@ -138,6 +138,11 @@ def save_pretrained(
     if not stages_of_kind(config, "elva", among=(stage,)):
         kind = config.stages[stage].kind
         raise ConvertError(f"{where}: stage {stage} trains a {kind}; give an ELVA stage")
+    if config.model.frame_attention != "causal":
+        raise ConvertError(
+            f"{where}: has model.frame_attention = {config.model.frame_attention}; attention is"
+            " causal on the PyTorch side"
+        )
     if config.model.encoders:
         return _save_decoder(out, params, config, tokenizer, dtype, where)
     if config.model.patch_embed == "encoder":

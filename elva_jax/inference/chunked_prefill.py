@@ -4,8 +4,9 @@
     device   weights, caches, and one chunk:  x [B, Q, D] ─ all layers of the block ─ x [B, Q, D]
 
 A chunk attends to the caches of the chunks before it and to itself. The patch embedding takes whole
-frames at a time. Merging between blocks compares tokens chunk by chunk, chooses the pairs on the
-device from numbers alone ([B, S], without features), and takes the means on the host.
+frames at a time, and so do the layers where `model.frame_attention` is bidirectional. Merging
+between blocks compares tokens chunk by chunk, chooses the pairs on the device from numbers alone
+([B, S], without features), and takes the means on the host.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from elva_jax.models.qwen2 import DecoderLayer, attention_split
 from elva_jax.ops import merging as merging_ops
 from elva_jax.ops.attention.cached import Cached, cached_attention
 from elva_jax.ops.merging import NO_MERGING, Merging
+from elva_jax.ops.similarity import similarity_of
 from elva_jax.video.layout import Kind, TokenLayout
 
 CHUNK = 4096  # tokens of a row
@@ -79,7 +81,7 @@ def prefill_in_chunks(
       weights: its parameters.
       rows: the batch, on the host.
       merging: the merging layers that act.
-      chunk: tokens per chunk. A frame that has more is embedded whole.
+      chunk: tokens per chunk. A frame that has more is taken whole.
       put: puts arrays of the batch onto the devices.
       lengths: chooses the length after each merging layer.
     """
@@ -118,13 +120,11 @@ def _run_block(
 ) -> tuple[np.ndarray, list[PrefixCache]]:
     """The block's output and its caches."""
     batch, length = tokens.layout.kind.shape
-    size = min(chunk, length)
+    size, starts = _chunks(config, tokens, chunk)
     indices, last = range(block.start, block.stop), config.num_layers - 1
     caches = [_empty(config, batch, length) for _ in indices]
     out = np.zeros_like(tokens.x)
-    for begin in range(0, tokens.longest, size):
-        # The last chunk begins earlier where it would pass the end: the same values again.
-        start = min(begin, length - size)
+    for start in starts:
         part = slice(start, start + size)
         layout = put(jax.tree.map(lambda field, part=part: field[:, part], tokens.layout))
         inputs, x = layer_inputs(config, layout, stretch), put(tokens.x[:, part])
@@ -137,6 +137,29 @@ def _run_block(
             out[:, part] = np.asarray(x)
     valid = put(np.asarray(tokens.layout.segment) > 0)
     return out, [PrefixCache(cache.k, cache.v, valid) for cache in caches]
+
+
+def _chunks(config: ModelConfig, tokens: _Tokens, chunk: int) -> tuple[int, list[int]]:
+    """The chunks' length, and where each of them starts, in order.
+
+    The last one begins earlier where it would pass the end: the same values again. Where frames are
+    attended to in both directions, a frame that a chunk cuts is computed again, whole, in the next.
+    """
+    frames, length = tokens.layout.frame, tokens.layout.length
+    whole = config.frame_attention == "bidirectional"
+    if whole:
+        longest = max(int(np.bincount(row[row >= 0], minlength=1).max()) for row in frames)
+        chunk = chunk if longest <= chunk else grid_length(longest)
+    size, starts, done = min(chunk, length), [], 0
+    while done < tokens.longest:
+        starts.append(min(done, length - size))
+        done = starts[-1] + size
+        if whole and done < tokens.longest:
+            # To the beginning of the frame that holds each row's next token.
+            cut = frames[:, done, None]
+            begins = np.where(cut[:, 0] < 0, done, np.argmax(frames == cut, axis=1))
+            done = int(begins.min())
+    return size, starts
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -170,6 +193,7 @@ def run_chunk(
             v,
             written[0],
             jnp.asarray(start),
+            reach=inputs.reach,
             implementation=config.attention,
             split=attention_split(),
         )
@@ -295,14 +319,17 @@ def _successor(config, layout):
 
 @jax.jit
 def _similarity(x, other):
-    return merging_ops.similarity_of(x, other)
+    return similarity_of(x, other)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _choose(config, layout, similarity, index):
     merging = merging_of(config)
     choose = partial(
-        merging_ops.choose, rule=merging.layers[index], merge_lines=merging.merge_lines
+        merging_ops.choose,
+        rule=merging.layers[index],
+        merge_lines=merging.merge_lines,
+        survivor=merging.survivor,
     )
     return jax.vmap(choose)(layout, similarity)
 

@@ -19,7 +19,7 @@ from elva_jax.utils.read import check_output, open_output
 OPTION = "--save-merge-map"
 CELL = 28  # pixels of a patch's shorter edge, at least, so that numbers can be read
 CAPTION, GAP = 16, 4  # pixels above each picture, and between pictures
-DARK, SHARE = 40, 0.7  # gray of what is part of a later token, and how much of it covers the patch
+DARK, SHARE = 40, 0.7  # gray of what is part of another token, and how much of it covers the patch
 COLORS = ((255, 214, 10), (255, 145, 0), (255, 61, 0), (213, 0, 249))  # of 2, 3 to 4, 5 to 8, more
 LARGEST_EDGE = 16_000  # pixels of a sheet
 FRAMES_PER_SECOND = 2

@@ -4,7 +4,7 @@ Patches merge along tubes, so a map is a number per grid cell and frame. For one
 of which 1 to 3 and 4 to 5 merge:
 
     frame    0   1   2   3   4   5
-    sizes    1   0   0   3   0   2        0: the patch is part of a later one
+    sizes    1   0   0   3   0   2        0: the patch is part of another one
     into     0   3   3   3   5   5        the frame of the token that stands for it
 """
 
@@ -32,7 +32,7 @@ class MergedPatches:
     Attributes:
       before_layer: the decoder layer in front of which they merge.
       sizes: int32 [h, w] of each frame: how many patches the token at each cell stands for, itself
-        among them; 0: it is part of a token of a later frame.
+        among them; 0: it is part of a token of another frame.
       into: int32 [h, w] of each frame: the frame of the token that stands for the patch.
     """
 
@@ -61,7 +61,7 @@ class MergeMap:
     def draw(self, layers: Literal["last", "all"] = "last") -> list[np.ndarray]:
         """The frames with the merges drawn over them, one picture for each.
 
-        Patches that are part of a later token are dark. A token that stands for several patches has
+        Patches that are part of another token are dark. A token that stands for several patches has
         a frame, whose color goes with their number, and the number itself.
 
         Args:

@@ -11,6 +11,7 @@ length of the grid that holds them, so redundant video costs less. One program r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from elva_jax.inference.long_context import row_cos_sin
 from elva_jax.inference.params import Weights
 from elva_jax.models.elva import LayerBlock, layer_blocks, merge_batch, with_merging
 from elva_jax.models.qwen2 import DecoderLayer, attention_split
-from elva_jax.ops.attention import packed_attention
+from elva_jax.ops.attention import frame_attention, frame_reach, packed_attention
 from elva_jax.ops.merging import NO_MERGING, Merged, Merging
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
@@ -59,6 +60,8 @@ class LayerInputs(NamedTuple):
     cos: Float32[Array, "B C F"]
     sin: Float32[Array, "B C F"]
     segment: Int32[Array, "B C"]  # 0 at padding
+    # The last token that each may attend to, where frames are attended to in both directions.
+    reach: Int32[Array, "B C"] | None = None
 
 
 def prefill(
@@ -146,21 +149,21 @@ def _cut(tree, length):
 def layer_inputs(
     config: ModelConfig, layout: TokenLayout, stretch: Int32[AnyArray, " B"]
 ) -> LayerInputs:
-    """RoPE angles and segments of a block's tokens; `stretch` says how each row's are scaled."""
+    """What the layers of a block share; `stretch` says how each row's RoPE angles are scaled."""
     position, segment = jnp.asarray(layout.position), jnp.asarray(layout.segment)
-    return LayerInputs(*row_cos_sin(config, position, stretch), segment)
+    reach = frame_reach(layout.frame) if config.frame_attention == "bidirectional" else None
+    return LayerInputs(*row_cos_sin(config, position, stretch), segment, reach)
 
 
 def apply_layer(
     config: ModelConfig, params: Any, x: Float[Array, "B C D"], inputs: LayerInputs
 ) -> tuple[Float[Array, "B C D"], PrefixCache]:
     """One decoder layer on rows that each hold one example, with its padding after it."""
+    attend: Callable[..., jax.Array] = partial(packed_attention, single=True)
+    if inputs.reach is not None:
+        attend = partial(frame_attention, turn=None, reach=inputs.reach)
     attend = partial(
-        packed_attention,
-        segment=inputs.segment,
-        single=True,
-        implementation=config.attention,
-        split=attention_split(),
+        attend, segment=inputs.segment, implementation=config.attention, split=attention_split()
     )
     layer = DecoderLayer(config, parent=None)
     applied: Any = layer.apply({"params": params}, x, inputs.cos, inputs.sin, attend)

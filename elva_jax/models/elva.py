@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -73,7 +74,9 @@ def merging_of(config: ModelConfig) -> merging_ops.Merging:
             )
     layers = zip(*columns.values(), strict=True)
     return merging_ops.Merging(
-        tuple(merging_ops.MergeLayer(*layer) for layer in layers), config.merge_lines
+        tuple(merging_ops.MergeLayer(*layer) for layer in layers),
+        config.merge_lines,
+        config.merge_survivor,
     )
 
 
@@ -87,6 +90,7 @@ def with_merging(config: ModelConfig, merging: merging_ops.Merging) -> ModelConf
         merge_thresholds=tuple(layer.threshold for layer in merging.layers),
         merge_ratios=tuple(layer.ratio for layer in merging.layers),
         merge_lines=merging.merge_lines,
+        merge_survivor=merging.survivor,
     )
 
 
@@ -121,12 +125,13 @@ def merge_batch(
     x = nn.with_logical_constraint(x, ("batch", None, None))  # sorting needs whole rows
     merging = merging_of(config)
 
-    def one(x, layout, size):
-        rule = merging.layers[index]
-        return merging_ops.merge(
-            x, layout, size, rule, merge_lines=merging.merge_lines, bucket=bucket
-        )
-
+    one = partial(
+        merging_ops.merge,
+        rule=merging.layers[index],
+        merge_lines=merging.merge_lines,
+        survivor=merging.survivor,
+        bucket=bucket,
+    )
     merged = jax.vmap(one)(x, layout, size)
     return merged._replace(x=nn.with_logical_constraint(merged.x, ("batch", "seq", None)))
 
@@ -218,6 +223,7 @@ class Elva(nn.Module):
                 block.start,
                 block.stop,
                 turn=layout.turn,
+                frame=layout.frame,
                 rope_length=rope_length,
             )
         return ElvaOutput(self.decoder.final_norm(x), layout, size, survivor, tuple(merges))

@@ -28,7 +28,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.models import lora
 from elva_jax.models.layers import dense, normal
 from elva_jax.ops import linear, quantized, rope
-from elva_jax.ops.attention import packed_attention
+from elva_jax.ops.attention import frame_attention, frame_reach, packed_attention
 from elva_jax.ops.quantized import Quantized
 from elva_jax.parallel.sharding import activation_spec
 from elva_jax.utils.arrays import AnyArray
@@ -216,12 +216,16 @@ class Qwen2(nn.Module):
         stop: int,
         *,
         turn: Int[AnyArray, "B S"] | None = None,
+        frame: Int[AnyArray, "B S"] | None = None,
         rope_length: int = 0,
     ) -> Float[Array, "B S D"]:
-        """Hidden states after layers start … stop - 1."""
+        """Hidden states after layers start … stop - 1; without `frame` there are no frames."""
         cos, sin = rope_cos_sin(self.config, position, rope_length)
+        attend: Callable[..., jax.Array] = packed_attention
+        if frame is not None and self.config.frame_attention == "bidirectional":
+            attend = partial(frame_attention, reach=frame_reach(frame))
         attend = partial(
-            packed_attention,
+            attend,
             segment=segment,
             turn=turn,
             implementation=self.config.attention,

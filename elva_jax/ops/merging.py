@@ -16,6 +16,11 @@ of original tokens in each:  f = sum(n_i f_i) / sum(n_i).
 
 The mean stands at the run's last member and keeps that member's position: a causal decoder may use
 it without looking ahead. Gradients flow through the means, not through the choice of the pairs.
+
+With `survivor = "first"`, as in FrameFusion (arXiv 2501.01986), it stands at the first member, here
+at 1 and at 4. Attention stays causal by index, but such a mean has content of later frames, so that
+tokens of earlier frames look ahead. This stays within a clip: text before it sees none of it, and
+text after it sees all of it anyway.
 """
 
 from __future__ import annotations
@@ -23,15 +28,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from elva_jax.errors import ConfigError
+from elva_jax.ops.similarity import similarity
 from elva_jax.ops.tube_runs import (
     compact,
+    first_of_run,
     last_of_run,
     place_in_group,
     sort_by_tube,
@@ -63,6 +70,7 @@ class Neighbors(NamedTuple):
 
 # Which tokens merge into their successor, bool [S]; whatever it says of others is ignored.
 Policy = Callable[[Neighbors, "MergeLayer"], jax.Array]
+Survivor = Literal["last", "first"]  # the member of a run at which its mean stands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Merging:
 
     layers: tuple[MergeLayer, ...] = ()
     merge_lines: bool = False  # whether <LINE> tokens merge along their own row index too
+    survivor: Survivor = "last"
 
 
 NO_MERGING = Merging()
@@ -141,6 +150,7 @@ def merge(
     rule: MergeLayer,
     *,
     merge_lines: bool = False,
+    survivor: Survivor = "last",
     bucket: int | None = None,
 ) -> Merged:
     """Merges similar neighbors of one (unbatched) sequence and moves the survivors to the front.
@@ -171,13 +181,15 @@ def merge(
       size: how many original tokens each one stands for, 1 before the first merging layer.
       rule: policy, threshold and ratio; its `before_layer` is not read here.
       merge_lines: whether `<LINE>` tokens merge along their own row index too.
+      survivor: the member of a run at which its mean stands, with that member's fields.
       bucket: static length C of the result; None: S.
 
     Returns:
       The merged sequence. A token that merges with nothing keeps its features bit for bit.
 
     Raises:
-      ConfigError: an unknown policy, one that returns no bool [S], or a bucket below 1.
+      ConfigError: an unknown policy or survivor, a policy that returns no bool [S], or a bucket
+        below 1.
 
     Example:
       Two frames of one patch, `<FRAME> patch <LINE>` each, with the same features:
@@ -199,7 +211,10 @@ def merge(
     length = x.shape[0]
     layout = jax.tree.map(jnp.asarray, layout)
     other_S = jnp.minimum(successor(layout, merge_lines=merge_lines), length - 1)
-    chosen = choose(layout, similarity(x, other_S), rule, merge_lines=merge_lines, bucket=bucket)
+    score_S = similarity(x, other_S)
+    chosen = choose(
+        layout, score_S, rule, merge_lines=merge_lines, survivor=survivor, bucket=bucket
+    )
     capacity = chosen.layout.kind.shape[0]
     place_S = jnp.where(chosen.survivor >= 0, chosen.survivor, capacity)
     x_CxD, size_C = weighted_means(x, size.astype(jnp.float32), place_S, capacity)
@@ -228,10 +243,12 @@ def choose(
     rule: MergeLayer,
     *,
     merge_lines: bool = False,
+    survivor: Survivor = "last",
     bucket: int | None = None,
 ) -> Chosen:
     """The part of `merge` that needs no features but the cosine of each token and its successor."""
-    policy, length = _policy(rule), layout.kind.shape[0]
+    policy, member_of_run = _policy(rule), _survivor(survivor)
+    length = layout.kind.shape[0]
     capacity = length if bucket is None else bucket
     used_S = layout.kind != Kind.PAD
     mergeable_S = is_mergeable(layout, merge_lines=merge_lines)
@@ -258,10 +275,10 @@ def choose(
         forced_S = free_S & (rank_S < excess)
         merged_S, forced = merged_S | forced_S, _count(forced_S)
 
-    kept_S = used_S & ~merged_S
+    stands_S = member_of_run(order_S, merged_S)
+    kept_S = used_S & (stands_S == jnp.arange(length))
     index_S = jnp.cumsum(kept_S.astype(jnp.int32)) - 1
-    last_S = last_of_run(order_S, merged_S)
-    survivor_S = jnp.where(used_S, index_S[last_S], capacity)
+    survivor_S = jnp.where(used_S, index_S[stands_S], capacity)
     survivors = _count(kept_S)
     overflow = jnp.maximum(survivors - capacity, 0)
     merged_layout = compact(layout, kept_S, index_S, capacity)
@@ -291,29 +308,6 @@ def is_mergeable(layout: TokenLayout, *, merge_lines: bool = False) -> Bool[Arra
 def compose(first: Int[AnyArray, " S"], second: Int[AnyArray, " C"]) -> Int[Array, " S"]:
     """The survivor map of two merging layers in a row; -1 where either has no place for a token."""
     return jnp.where(first >= 0, second[jnp.maximum(first, 0)], -1)
-
-
-def similarity(x: Float[AnyArray, "S D"], other: Int[Array, " S"]) -> Float32[Array, " S"]:
-    """Cosine of every token with token `other`, without gradient; 0 where either is all zeros."""
-    x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    norm_S = _norm(x)
-    return _cosine(jnp.sum(x * x[other], axis=-1), norm_S * norm_S[other])
-
-
-def similarity_of(
-    x: Float[AnyArray, "*S D"], other: Float[AnyArray, "*S D"]
-) -> Float32[Array, "*S"]:
-    """Cosine of each token of `x` with the one at its place in `other`, as `similarity`."""
-    x, other = x.astype(jnp.float32), other.astype(jnp.float32)
-    return _cosine(jnp.sum(x * other, axis=-1), _norm(x) * _norm(other))
-
-
-def _norm(x: Float32[AnyArray, "*S D"]) -> Float32[Array, "*S"]:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
-
-
-def _cosine(dot: Float32[Array, "*S"], scale: Float32[Array, "*S"]) -> Float32[Array, "*S"]:
-    return jnp.where(scale == 0, 0.0, dot / jnp.where(scale == 0, 1.0, scale))
 
 
 def rank_in_group(similarity: Float[Array, " S"], group: Int[Array, " S"]) -> Int32[Array, " S"]:
@@ -372,6 +366,12 @@ def _policy(rule: MergeLayer) -> Policy:
             "or a function"
         )
     return POLICIES[rule.policy]
+
+
+def _survivor(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    if name not in ("last", "first"):
+        raise ConfigError(f"merge survivor {name!r} is unknown; use last or first")
+    return last_of_run if name == "last" else first_of_run
 
 
 def _quota(neighbors: Neighbors, rule: MergeLayer) -> Int32[Array, " G"]:

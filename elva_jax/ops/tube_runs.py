@@ -52,6 +52,14 @@ def last_of_run(order: Int32[Array, " S"], merged: Bool[Array, " S"]) -> Int32[A
     return unsort(order, order[end_S])
 
 
+def first_of_run(order: Int32[Array, " S"], merged: Bool[Array, " S"]) -> Int32[Array, " S"]:
+    """The first member of every token's run; the token itself where it is alone."""
+    place_S = jnp.arange(order.shape[0], dtype=jnp.int32)
+    # In tube order a run begins after a token that does not merge.
+    joins_S = jnp.roll(merged[order], 1) & (place_S > 0)
+    return unsort(order, order[jax.lax.cummax(jnp.where(joins_S, 0, place_S))])
+
+
 def place_in_group(values: Int32[Array, " S"]) -> Int32[Array, " S"]:
     """How many equal entries stand before each one of a sorted array."""
     index_S = jnp.arange(values.shape[0], dtype=jnp.int32)

@@ -197,13 +197,18 @@ class VideoLlmTask(Task):
         patches = float((layout.kind == Kind.PATCH).sum())
         tokens = float((layout.kind != Kind.PAD).sum())
         lengths = np.concatenate([np.bincount(row)[1:] for row in layout.segment]).astype(float)
+        found = [np.unique(row[row >= 0], return_counts=True)[1] for row in layout.frame]
+        frames = np.concatenate(found).astype(float)  # tokens of each
+        pairs = (lengths * (lengths + 1) / 2).sum()
+        if self.config.model.frame_attention == "bidirectional":
+            pairs += (frames * (frames - 1) / 2).sum()
         return over_processes(
             Content(
                 tokens=tokens,
                 visual=tokens - float((layout.kind == Kind.TEXT).sum()),
                 patches=patches,
-                frames=float(np.sum([len(np.unique(row[row >= 0])) for row in layout.frame])),
-                pairs=float((lengths * (lengths + 1) / 2).sum()),
+                frames=float(len(frames)),
+                pairs=float(pairs),
                 clips=number_of_clips(batch),
             )
         )

@@ -20,7 +20,7 @@ from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, c
 S, D = 96, 4
 GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]
 
-compiled = jax.jit(merge, static_argnames=("rule", "merge_lines", "bucket"))
+compiled = jax.jit(merge, static_argnames=("rule", "merge_lines", "survivor", "bucket"))
 
 
 def run(*args, **kwargs):
@@ -87,8 +87,8 @@ def pairs_of_rule(layout, rule, mergeable, follower, score):
     return merged
 
 
-def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
-    """The rule token by token: groups of old indices by last member, and forced merges."""
+def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None, survivor="last"):
+    """The rule token by token: groups of old indices by survivor, and forced merges."""
     mergeable = [k == Kind.PATCH or (merge_lines and k == Kind.LINE) for k in layout.kind]
     follower = {}
     for i in range(len(x)):
@@ -113,6 +113,8 @@ def plain_merge(x, layout, size, rule, merge_lines=False, bucket=None):
         while last in merged:
             last = follower[last]
         groups.setdefault(last, []).append(i)
+    if survivor == "first":
+        groups = {min(group): group for group in groups.values()}
     return dict(sorted(groups.items())), forced
 
 
@@ -131,14 +133,21 @@ BUCKET = 48
     rows(),
     st.integers(0, 10**6),
     rules,
-    st.sampled_from([(False, None), (False, BUCKET), (True, BUCKET)]),
+    st.sampled_from(
+        [
+            (False, None, "last"),
+            (False, BUCKET, "last"),
+            (True, BUCKET, "last"),
+            (True, BUCKET, "first"),
+        ]
+    ),
 )
 def test_equals_the_plain_reading(layouts, seed, rule, options):
-    merge_lines, bucket = options
+    merge_lines, bucket, survivor = options
     layout = pack(layouts, S)
     x, size = features(seed)
-    got = run(x, layout, size, rule, merge_lines=merge_lines, bucket=bucket)
-    groups, forced = plain_merge(x, layout, size, rule, merge_lines, bucket)
+    got = run(x, layout, size, rule, merge_lines=merge_lines, survivor=survivor, bucket=bucket)
+    groups, forced = plain_merge(x, layout, size, rule, merge_lines, bucket, survivor)
     assert got.stats.forced == forced
     assert got.stats.tokens == (layout.kind != Kind.PAD).sum()
     if (

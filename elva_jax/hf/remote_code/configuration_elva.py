@@ -25,6 +25,8 @@ class ElvaConfig(PreTrainedConfig):
       merge_ratios: share that is kept: of the entering patches, for 'ratio' and 'both'; of the
         patches at each grid position, for 'pool'.
       merge_lines: whether `<LINE>` tokens merge too, along their row index.
+      merge_survivor: 'last' or 'first', the member of a run of merged tokens at which their mean
+        stands.
       merging: whether merging is on unless a call says otherwise.
       system_prompt: the system turn that the chat template adds to messages without one; for the
         record.
@@ -61,6 +63,7 @@ class ElvaConfig(PreTrainedConfig):
     merge_thresholds: list[float] | tuple[float, ...] = ()
     merge_ratios: list[float] | tuple[float, ...] = ()
     merge_lines: bool = False
+    merge_survivor: str = "last"
     merging: bool = True
     system_prompt: str = ""
     frame_token_id: int = 151646
@@ -102,6 +105,10 @@ class ElvaConfig(PreTrainedConfig):
             raise ValueError(
                 f"merge_policies: {unknown.pop()!r} is unknown; use one of"
                 f" {', '.join(MERGE_POLICIES)}"
+            )
+        if self.merge_survivor not in ("last", "first"):
+            raise ValueError(
+                f"merge_survivor: {self.merge_survivor!r} is unknown; use last or first"
             )
         if self.patch_embed not in ("video", "naive"):
             raise ValueError(f"patch_embed: {self.patch_embed!r} is unknown; use video or naive")

@@ -2,7 +2,7 @@
 
 A token joins the next one at the same grid position (its tube) if the two are similar. A run of
 such tokens becomes one token with their size-weighted mean, in the place and at the position of the
-last one, because a causal decoder must not look ahead:
+last one, because a causal decoder must not look ahead (or of the first one, as in FrameFusion):
 
     tube 0:  a0 ~ a1   b2 ~ b3 ~ b4      (~ similar)
     result:       a1             b4      a1 = mean(a0, a1), size 2; b4 = mean(b2, b3, b4), size 3
@@ -32,7 +32,9 @@ class Tokens(NamedTuple):
     index: torch.Tensor  # [B, S] int64, index of the original token; -1 for padding
 
 
-def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) -> Tokens:
+def merge_tokens(
+    tokens: Tokens, policy: str, threshold: float, ratio: float, survivor: str = "last"
+) -> Tokens:
     """Merges similar neighbors in every sequence and moves the survivors to its end.
 
     Args:
@@ -43,6 +45,7 @@ def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) ->
         of a tube ends one if floor((i + 1) * ratio) > floor(i * ratio), or if it is the last.
       threshold: the cosine above which a pair merges.
       ratio: share that is kept.
+      survivor: the member of a run, 'last' or 'first', whose place and position the mean takes.
 
     Returns:
       Tokens [B, C] of the survivors, where C is the largest number in one sequence; others are
@@ -56,13 +59,14 @@ def merge_tokens(tokens: Tokens, policy: str, threshold: float, ratio: float) ->
         merged = has_next & ~_ends_by_count(tube, order, ratio)
     else:
         merged = _choose(similarity(x, next_), has_next, tube >= 0, policy, threshold, ratio)
-    kept = valid & ~merged
+    member = (_last_of_run if survivor == "last" else _first_of_run)(order, merged)
+    kept = valid & (member == torch.arange(length, device=x.device))
     survivors = kept.sum(1, keepdim=True)
     count = int(survivors.max())
 
     place = kept.cumsum(1) - 1 + count - survivors
     # [B, S]; slot `count` collects padding, and is cut off again.
-    target = torch.where(valid, place.gather(1, _last_of_run(order, merged)), count)
+    target = torch.where(valid, place.gather(1, member), count)
     rows = torch.arange(batch, device=x.device)[:, None]
     flat = (target + rows * (count + 1)).flatten()
 
@@ -168,3 +172,12 @@ def _last_of_run(order: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
     ends = torch.where(merged.gather(1, order), length - 1, place)
     end = ends.flip(1).cummin(dim=1).values.flip(1)
     return torch.zeros_like(order).scatter(1, order, order.gather(1, end))
+
+
+def _first_of_run(order: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    """int64 [B, S]: the first member of every token's run, or the token itself."""
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    joins = torch.zeros_like(merged)
+    joins[:, 1:] = merged.gather(1, order)[:, :-1]
+    first = torch.where(joins, 0, place).cummax(dim=1).values
+    return torch.zeros_like(order).scatter(1, order, order.gather(1, first))

@@ -414,7 +414,7 @@ class ElvaModel(ElvaPreTrainedModel):
         states, attentions = [], []
         for start, stop, rule in self._blocks():
             if rule is not None and merging and pixel_values is not None:
-                tokens = merge_tokens(tokens, *rule)
+                tokens = merge_tokens(tokens, *rule, self.config.merge_survivor)
             seen = tokens.valid if cache is None else cache.extended_mask(start, tokens.valid)
             mask = self._mask(tokens, seen)
             cos, sin = self.rotary_emb(tokens.position, stretch)

@@ -15,9 +15,19 @@ A row with an example of two independent turns, then a second example; # marks t
        1      2    |  4   # # . . # . .
        2      0    |  5   . . . . . # .
        2      0    |  6   . . . . . # #
+
+`frame_attention` opens the frames of a video to both directions.
 """
 
 from elva_jax.ops.attention.dispatch import Implementation, choose_implementation, packed_attention
+from elva_jax.ops.attention.frames import frame_attention, frame_reach
 from elva_jax.ops.attention.stand_in import replaced_by
 
-__all__ = ["Implementation", "choose_implementation", "packed_attention", "replaced_by"]
+__all__ = [
+    "Implementation",
+    "choose_implementation",
+    "frame_attention",
+    "frame_reach",
+    "packed_attention",
+    "replaced_by",
+]

@@ -40,8 +40,13 @@ def blocked_attention(
     turn: Int[AnyArray, "B S"] | None,
     *,
     single: bool,
+    reach: Int[AnyArray, "B S"] | None = None,
 ) -> Float[Array, "B S H Dh"]:
-    """`packed_attention` without a mesh that splits the sequence."""
+    """`packed_attention` without a mesh that splits the sequence.
+
+    With `reach`, the last key that each query may attend to, it is not causal; `single` is then
+    False.
+    """
     batch, length, heads, width = q.shape
     q_BxKxGxSxDh = fold_queries(q, k.shape[2])
     k_BxKxSxDh, v_BxKxSxDh = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -51,15 +56,20 @@ def blocked_attention(
     # An unrolled loop, since every block has another number of keys.
     for start, q_block in zip(starts, jnp.split(q_BxKxGxSxDh, starts[1:], axis=3), strict=True):
         stop = min(start + size, length)
+        keys = stop if reach is None else length  # a query may reach into the next block
         mask_BxQxT = None
         if not single:
-            turns = None if turn is None else (turn[:, start:stop], turn[:, :stop])
-            same_BxQxT = same_example(segment[:, start:stop], segment[:, :stop], turns)
-            mask_BxQxT = same_BxQxT & causal(start, stop - start, stop)
+            turns = None if turn is None else (turn[:, start:stop], turn[:, :keys])
+            same_BxQxT = same_example(segment[:, start:stop], segment[:, :keys], turns)
+            mask_BxQxT = same_BxQxT & (
+                causal(start, stop - start, stop)
+                if reach is None
+                else jnp.arange(length)[None, None] <= reach[:, start:stop, None]
+            )
         attend: Callable[..., jax.Array] = partial(attend_block, start=start)
         if length > LONG:
             attend = jax.checkpoint(attend)  # so that training keeps no scores of long sequences
-        blocks.append(attend(q_block, k_BxKxSxDh[:, :, :stop], v_BxKxSxDh[:, :, :stop], mask_BxQxT))
+        blocks.append(attend(q_block, k_BxKxSxDh[:, :, :keys], v_BxKxSxDh[:, :, :keys], mask_BxQxT))
     out = jnp.concatenate(blocks, axis=3)
     return out.reshape(batch, heads, length, width).swapaxes(1, 2)
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.ops.attention.blocked import LOWEST
 from elva_jax.ops.attention.dispatch import UNSPLIT, choose_implementation
+from elva_jax.ops.attention.frames import check_frame_attention
 
 QUERIES, KEYS = 256, 256  # of one tile
 WINDOW = 8192  # keys of the cache per call of the kernel
@@ -49,6 +50,7 @@ def cached_attention(
     cached: Cached,
     start: Int[Array, ""],
     *,
+    reach: Int[Array, "B Q"] | None = None,
     implementation: str = "auto",
     split: PartitionSpec = UNSPLIT,
 ) -> Float[Array, "B Q H Dh"]:
@@ -60,6 +62,8 @@ def cached_attention(
       v: the chunk's values.
       cached: keys and values up to the chunk's last ones; what comes later is not read.
       start: tokens before the chunk.
+      reach: the last token that each query may attend to, within the chunk, for frames that are
+        attended to in both directions; None: causal.
       implementation: as in `packed_attention`.
       split: how the current mesh splits rows, sequence (not at all) and heads.
 
@@ -67,16 +71,22 @@ def cached_attention(
       The attended values in the type of v; the softmax is computed in float32. No gradient.
     """
     fused = choose_implementation(q.shape[-1], q.dtype, implementation).name == "cudnn"
-    attend = _by_kernel if fused else _by_tiles
+    attend: Any = _by_kernel if fused else _by_tiles
+    if reach is not None:
+        check_frame_attention(implementation, split)
     if not jax.sharding.get_abstract_mesh().empty:
         by_head: Any = PartitionSpec(split[0], split[2], None, None)
-        specs = (split, split, split, Cached(by_head, by_head), PartitionSpec())
+        rows = None if reach is None else PartitionSpec(split[0], None)
+        specs = (split, split, split, Cached(by_head, by_head), PartitionSpec(), rows)
         attend = jax.shard_map(attend, in_specs=specs, out_specs=split, check_vma=False)
-    return attend(q, k, v, cached, jnp.asarray(start, jnp.int32))
+    return attend(q, k, v, cached, jnp.asarray(start, jnp.int32), reach)
 
 
-def _by_kernel(q: Array, k: Array, v: Array, cached: Cached, start: Int[Array, ""]) -> Array:
+def _by_kernel(
+    q: Array, k: Array, v: Array, cached: Cached, start: Int[Array, ""], reach: None
+) -> Array:
     """By cuDNN's kernel: over the chunk itself, and over windows of what stands before it."""
+    del reach
     batch, length = q.shape[0], cached.k.shape[2]
     attend = partial(jax.nn.dot_product_attention, implementation="cudnn", return_residual=True)
     size = min(WINDOW, length)
@@ -117,7 +127,14 @@ def _join(one: _Part, other: _Part) -> _Part:
     return _Part(one.value * shares[0] + other.value * shares[1], lse)
 
 
-def _by_tiles(q: Array, k: Array, v: Array, cached: Cached, start: Int[Array, ""]) -> Array:
+def _by_tiles(
+    q: Array,
+    k: Array,
+    v: Array,
+    cached: Cached,
+    start: Int[Array, ""],
+    reach: Int[Array, "B Q"] | None,
+) -> Array:
     """A running softmax over tiles of keys, for one tile of queries after the other."""
     del k, v  # the cache holds them
     batch, queries, heads, width = q.shape
@@ -127,10 +144,13 @@ def _by_tiles(q: Array, k: Array, v: Array, cached: Cached, start: Int[Array, ""
     padded = jnp.pad(q * width**-0.5, ((0, 0), (0, tiles * rows - queries), (0, 0), (0, 0)))
     by_tile = padded.reshape(batch, tiles, rows, kv_heads, share, width)
     by_tile = by_tile.transpose(1, 0, 3, 4, 2, 5).reshape(tiles, batch, kv_heads, -1, width)
+    last = jnp.arange(tiles * rows)[None]  # the last key of each query, from the chunk's first
+    if reach is not None:
+        last = jnp.pad(reach, ((0, 0), (0, tiles * rows - queries)), mode="edge")
+    last_by_tile = start + last.reshape(-1, tiles, rows).swapaxes(0, 1)
 
     def attend_tile(inputs):
-        tile, q_BxKxRxDh = inputs
-        last = start + tile * rows + jnp.arange(rows)  # the last key of each query
+        last, q_BxKxRxDh = inputs
 
         def add_keys(index, running):
             highest, total, value = running
@@ -142,9 +162,9 @@ def _by_tiles(q: Array, k: Array, v: Array, cached: Cached, start: Int[Array, ""
             score = jnp.einsum(
                 "bkrd,bktd->bkrt", q_BxKxRxDh, k_tile, preferred_element_type=jnp.float32
             )
-            key = first + jnp.arange(keys)[None]
-            mask_RxT = jnp.tile((key >= index * keys) & (key <= last[:, None]), (share, 1))
-            score = jnp.where(mask_RxT[None, None], score, LOWEST)
+            key = first + jnp.arange(keys)[None, None]
+            mask = jnp.tile((key >= index * keys) & (key <= last[..., None]), (1, share, 1))
+            score = jnp.where(mask[:, None], score, LOWEST)
             new = jnp.maximum(highest, jnp.max(score, axis=-1, keepdims=True))
             fade, weight = jnp.exp(highest - new), jnp.exp(score - new)
             part = jnp.einsum(
@@ -163,10 +183,10 @@ def _by_tiles(q: Array, k: Array, v: Array, cached: Cached, start: Int[Array, ""
             jnp.zeros(q_BxKxRxDh.shape),
         )
         # The first key is attended to by all, so no maximum stays LOWEST after the first tile.
-        end = jnp.minimum(start + (tile + 1) * rows, length)
+        end = jnp.minimum(jnp.max(last) + 1, length)
         _, total, value = jax.lax.fori_loop(0, -(-end // keys), add_keys, nothing)
         return (value / total).astype(cached.v.dtype)
 
-    out = jax.lax.map(attend_tile, (jnp.arange(tiles), by_tile))
+    out = jax.lax.map(attend_tile, (last_by_tile, by_tile))
     out = out.reshape(tiles, batch, kv_heads, share, rows, width).transpose(1, 0, 4, 2, 3, 5)
     return out.reshape(batch, tiles * rows, heads, width)[:, :queries]

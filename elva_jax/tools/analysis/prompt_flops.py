@@ -109,7 +109,9 @@ def prefill(config: ModelConfig, lengths: Sequence[int]) -> Parts:
         whole = block.num_layers - last
         weights = whole * layer_weights(config) + last * key_value_weights(config)
         parts["linear"] += 2.0 * length * weights
-        parts["attention"] += whole * layer_attention(config, attended_pairs(length))
+        # In both directions, every block of queries meets all keys.
+        pairs = length**2 if config.frame_attention == "bidirectional" else attended_pairs(length)
+        parts["attention"] += whole * layer_attention(config, pairs)
         if block.merge is not None:
             parts["merging"] += merging_layer(width, lengths[block.merge])
     return parts

@@ -190,7 +190,9 @@ def _layer(model: ModelConfig, rows: int, tokens: int) -> int:
     plain = with_merging(model, NO_MERGING)
     x = _shape(rows, tokens, model.hidden_size, dtype=model.dtype)
     angle = _shape(rows, tokens, model.head_dim // 2, dtype=np.float32)
-    inputs = LayerInputs(angle, angle, _shape(rows, tokens, dtype=np.int32))
+    ids = _shape(rows, tokens, dtype=np.int32)
+    reach = ids if model.frame_attention == "bidirectional" else None
+    inputs = LayerInputs(angle, angle, ids, reach)
     layer = weight_shapes(model, model.dtype).layers[0]
     function = partial(apply_layer, plain)
     found = _temporaries(function, layer, x, inputs, donate_argnums=1)

@@ -18,7 +18,7 @@ from elva_jax.evaluation.runner.run import evaluate_benchmarks, unjudged, unread
 from elva_jax.evaluation.runner.settings import BenchmarkConfig
 from elva_jax.hf.open_model import open_run_or_folder
 from elva_jax.models.elva import merging_of, with_merging
-from elva_jax.ops.merging import MergeLayer, Merging
+from elva_jax.ops.merging import MergeLayer
 from elva_jax.tools.tables.figures import Figures
 from elva_jax.tools.tables.protocols import Protocol, Row
 
@@ -167,7 +167,7 @@ def reduced(run: Run, kind: Literal["merge", "pool"], share: float) -> Run:
             layer if layer.policy == "threshold" else dataclasses.replace(layer, ratio=share)
             for layer in merging.layers
         )
-    model = with_merging(run.config.model, Merging(layers, merging.merge_lines))
+    model = with_merging(run.config.model, dataclasses.replace(merging, layers=layers))
     return dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
 
 
