@@ -25,13 +25,14 @@ from elva_jax.inference.continuous.slots import Static
 from elva_jax.inference.kv_cache import PrefixCache
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.models.elva import with_merging
-from elva_jax.ops.merging import NO_MERGING
+from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
 
 QUESTIONS = ["What colour is the circle?", "How many?", "Where is the blue one?"]
 DRAWN = [
     Sampling(temperature=1.5, top_p=0.9, repetition_penalty=1.2, seed=seed) for seed in range(2)
 ]
 TOKENS = 6
+OTHER = Merging((MergeLayer(0, "ratio", ratio=0.9),))
 # One length of each kind, so that few programs are compiled.
 SETTINGS = EngineSettings(
     slots=4, queue=8, joins=2, context=112, smallest=112, question=32, max_new_tokens=32
@@ -41,7 +42,7 @@ SETTINGS = EngineSettings(
 @pytest.fixture(scope="module")
 def engine(model):
     with ContinuousEngine(model, SETTINGS) as engine:
-        engine.warm_up()
+        engine.warm_up((True, OTHER))
         yield engine
 
 
@@ -246,17 +247,28 @@ def test_a_reader_that_is_gone_cancels_its_request_alone(engine, model, shown, a
     assert gone.result(60).finish_reason in ("cancelled", "stop", "length")
 
 
+def test_other_merging_is_warmed_up(engine, model, shown):
+    merged = []
+    for merging in (True, OTHER):
+        done = engine.submit(ask(model, shown, 3, merging=merging)).result(60)
+        assert done.finish_reason in ("stop", "length")
+        merged.append(done.merged_tokens)
+    assert merged[0] != merged[1]
+    assert engine.stats().compilations == 0
+
+
 def test_keys_of_prefixes_differ_with_all_that_the_prefix_depends_on(model, shown):
     same = [ask(model, shown, 0, q).prefix_key for q in (0, 1)]
     others = [
         ask(model, shown, 1),
         ask(model, shown, 0, merging=False),
+        ask(model, shown, 0, merging=OTHER),
         from_parts(
             [*model.prompt_parts("?", shown[0]), *model.prompt_parts("?", shown[0])], shown[0] * 2
         ),
     ]
     assert same[0] == same[1]
-    assert len({same[0], *(each.prefix_key for each in others)}) == 4
+    assert len({same[0], *(each.prefix_key for each in others)}) == 5
 
 
 def entry(key, lengths, fill=0.0):
