@@ -373,6 +373,15 @@ def test_cudnn_cannot_split_sequences(config_dir):
         load(f"{config_dir}/tiny.py", ["--config.mesh.context=2", "--config.model.attention=cudnn"])
 
 
+@pytest.mark.parametrize("others", [(), ("model.attention=cudnn",), ("mesh.context=2",)])
+def test_frames_attend_in_both_directions_by_xla_alone(config_dir, others):
+    keys = ["model.frame_attention=bidirectional", "model.attention=xla"]
+    load(f"{config_dir}/tiny.py", [f"--config.{key}" for key in keys])
+    wrong = [*(keys[:1] if not others or "attention" in others[0] else keys), *others]
+    with pytest.raises(ConfigError, match=r"frame_attention: bidirectional needs .* = xla and"):
+        load(f"{config_dir}/tiny.py", [f"--config.{key}" for key in wrong])
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -46,6 +46,15 @@ def attended(layout):
     return total
 
 
+def test_pairs_of_a_frame_count_in_both_directions(config, tiny_run):
+    layout = tiny_run.random_batch(config, "sft")["layout"]
+    config.model.update(frame_attention="bidirectional", attention="xla")
+    content = make_task(config, "sft").content({"layout": layout})
+    frame = layout.frame
+    same = (frame[:, :, None] == frame[:, None]) & (frame[:, :, None] >= 0)
+    assert content.pairs == attended(layout) + np.triu(same, 1).sum()
+
+
 def test_decoder_flops_are_three_products_per_weight_and_token(config, tiny_run, parameters):
     batch = tiny_run.random_batch(config, "sft")
     _, shapes = parameters("sft")

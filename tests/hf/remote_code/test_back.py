@@ -1,5 +1,7 @@
 """Tests of importing an exported folder into JAX."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.errors import ConvertError
+from elva_jax.hf.elva import from_hf_config
 from elva_jax.hf.open_model import load_folder
 from elva_jax.inference.load import load
 from elva_jax.utils.trees import key_path
@@ -70,6 +73,13 @@ def test_contradicting_configuration_is_refused(exported, tmp_path):
     config.write_text(config.read_text().replace('"model_type": "elva"', '"model_type": "qwen2"'))
     with pytest.raises(ConvertError, match="not an ELVA"):
         load_folder(folder)
+
+
+def test_folders_without_a_newer_key_have_its_default(exported):
+    config = json.loads((exported / "config.json").read_text())
+    assert from_hf_config({**config, "merge_survivor": "first"}).merge_survivor == "first"
+    del config["merge_survivor"]
+    assert from_hf_config(config).merge_survivor == "last"
 
 
 def test_folder_is_imported_as_a_checkpoint(exported, run_dir, tmp_path, capsys):

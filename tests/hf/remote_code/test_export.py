@@ -1,5 +1,6 @@
 """Tests of the folder that `elva convert export` writes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -171,6 +172,11 @@ def test_invalid_exports_are_refused(run_dir, write_run, exported, tmp_path):
         export(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(ConvertError, match=str(exported)):
         export(run_dir, exported)
+    run = load_run(run_dir)
+    model = dataclasses.replace(run.config.model, frame_attention="bidirectional")
+    config = dataclasses.replace(run.config, model=model)
+    with pytest.raises(ConvertError, match=r"has model\.frame_attention = bidirectional"):
+        save_pretrained(tmp_path / "out", {}, config, None, stage=run.stage)
     big = write_run(tmp_path / "big", patch_width=8)
     scaled(big, 1e6)
     with pytest.raises(ConvertError, match="not finite in float16"):

@@ -21,7 +21,7 @@ RULES = [
     MergeLayer(0, "pool", 0.0, 0.5),
     MergeLayer(0, "pool", 0.0, 0.7),
 ]
-compiled = jax.jit(merge, static_argnames=("rule", "merge_lines"))
+compiled = jax.jit(merge, static_argnames=("rule", "merge_lines", "survivor"))
 
 
 def batch(seed, rows=4):
@@ -56,19 +56,26 @@ def torch_tokens(layouts, x, size, merge_lines):
     return Tokens(*(torch.from_numpy(np.stack(field)) for field in zip(*fields, strict=True)))
 
 
-@pytest.mark.parametrize("merge_lines", [False, True])
+@pytest.mark.parametrize(
+    ("merge_lines", "survivor"), [(False, "last"), (True, "last"), (True, "first")]
+)
 @pytest.mark.parametrize(
     "rule", RULES, ids=lambda rule: f"{rule.policy}-{rule.threshold}-{rule.ratio}"
 )
-def test_same_survivors_means_and_positions(rule, merge_lines):
+def test_same_survivors_means_and_positions(rule, merge_lines, survivor):
     layouts, x, size = batch(hash((rule.threshold, rule.ratio)) % 1000)
     out = merge_tokens(
-        torch_tokens(layouts, x, size, merge_lines), rule.policy, rule.threshold, rule.ratio
+        torch_tokens(layouts, x, size, merge_lines),
+        rule.policy,
+        rule.threshold,
+        rule.ratio,
+        survivor,
     )
+    options = {"rule": rule, "merge_lines": merge_lines, "survivor": survivor}
     lengths = out.valid.sum(1).numpy()
     assert out.x.shape[1] == lengths.max()
     for b, layout in enumerate(layouts):
-        wanted = jax.device_get(compiled(x[b], layout, size[b], rule=rule, merge_lines=merge_lines))
+        wanted = jax.device_get(compiled(x[b], layout, size[b], **options))
         count = int(wanted.stats.survivors)
         assert lengths[b] == count
         assert not out.valid[b, : len(out.valid[b]) - count].any()  # padding comes first

@@ -29,9 +29,9 @@ MODELS = {
         **one_rule("ratio", 0.0, 0.5), patch_embed="naive", tie_embeddings=True,
         attention_bias=False, num_kv_heads=4, num_layers=2
     ),
-    "lines merge, at once, two patch heads, yarn": dict(
-        **one_rule("both", 0.6, 0.4, 0), merge_lines=True, patch_heads=2, num_kv_heads=1,
-        num_layers=2,
+    "lines merge into the first, at once, two patch heads, yarn": dict(
+        **one_rule("both", 0.6, 0.4, 0), merge_lines=True, merge_survivor="first", patch_heads=2,
+        num_kv_heads=1, num_layers=2,
         rope_scaling="yarn", rope_factor=4.0, rope_original_max_position=100,
     ),
     "threshold, dynamic, odd head width": dict(
@@ -408,6 +408,7 @@ def test_invalid_inputs_are_refused_with_a_reason(processor, model, videos, chan
         ({"merge_ratios": [0.5]}, "one entry for each"),
         ({"merge_policies": ["ratio", "odd"]}, "'odd' is unknown"),
         ({"patch_embed": "odd"}, "use video or naive"),
+        ({"merge_survivor": "odd"}, "use last or first"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3' is unknown"),
     ],
 )
