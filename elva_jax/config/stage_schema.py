@@ -241,7 +241,8 @@ class HeldOutConfig:
         "loss: on answers, by family of questions; accuracy: answers of which every token is the"
         " likeliest, and options that are the likeliest, by family; retrieval: <FRAME> features"
         " that find the teacher's of their own frame; merging: loss and accuracy with merging"
-        " minus those without",
+        " minus those without. A stage of kind teacher has loss, over all held-out pairs as one"
+        " batch, and retrieval, clips that find their caption",
     )
     keep_best: str = key(
         "",

@@ -186,28 +186,23 @@ MEASURED = {
     "retrieval": ("retrieval",),
     "merging": ("merging",),
 }
+OF_TEACHERS = ("loss", "retrieval")  # those of a stage of kind teacher
 
 
 def _check_held_out(config: Config, stage: StageConfig, at: str) -> None:
     """Evaluators that the stage cannot have, and held-out data that is none."""
     settings = stage.eval
-    require(
-        stage.kind == "elva",
-        at + "every",
-        f"measures answers, which a stage of kind {stage.kind} does not train; set it to 0",
-    )
     require(settings.evaluators, at + "evaluators", "names none; set every = 0 for no evaluation")
-    require(
-        "retrieval" not in settings.evaluators or stage.loss.contrastive,
-        at + "evaluators",
-        "retrieval measures the contrastive head, which the stage does not train: loss.contrastive"
-        " is 0",
-    )
-    require(
-        "merging" not in settings.evaluators or config.model.merge_layers,
-        at + "evaluators",
-        "merging compares with and without it, but model.merge_layers names no layer",
-    )
+    if stage.kind == "teacher":
+        others = [name for name in settings.evaluators if name not in OF_TEACHERS]
+        require(
+            not others,
+            at + "evaluators",
+            f"{', '.join(others)} measures answers, which a stage of kind teacher does not train;"
+            f" name one or both of {', '.join(OF_TEACHERS)}",
+        )
+    else:
+        _check_answers(config, stage, at)
     if settings.keep_best:
         known = [name for evaluator in settings.evaluators for name in MEASURED[evaluator]]
         require(
@@ -230,6 +225,21 @@ def _check_held_out(config: Config, stage: StageConfig, at: str) -> None:
 
 # The checks of a kind of stage, as `tasks.registry.TASKS` has its training.
 CHECKS = {"elva": _check_elva, "teacher": check_teacher}
+
+
+def _check_answers(config: Config, stage: StageConfig, at: str) -> None:
+    evaluators = stage.eval.evaluators
+    require(
+        "retrieval" not in evaluators or stage.loss.contrastive,
+        at + "evaluators",
+        "retrieval measures the contrastive head, which the stage does not train: loss.contrastive"
+        " is 0",
+    )
+    require(
+        "merging" not in evaluators or config.model.merge_layers,
+        at + "evaluators",
+        "merging compares with and without it, but model.merge_layers names no layer",
+    )
 
 
 def _check_lora(stage: StageConfig, at: str) -> None:

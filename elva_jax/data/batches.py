@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import Config
+from elva_jax.config.schema import Config, StageConfig
 from elva_jax.config.serialize import typed
 from elva_jax.data.captions import Captions, RunCaptions
 from elva_jax.data.collate import CaptionCollator, PackedCollator
@@ -83,21 +83,26 @@ def caption_batches(
     Raises:
       DataError: the data is missing or cannot be divided among the processes.
     """
-    teacher, stage = config.teacher, config.stages[stage_name]
-    captions = captions or RunCaptions(tokenizer=tokenizer, length=teacher.text_length)
+    stage = config.stages[stage_name]
+    captions = captions or RunCaptions(tokenizer=tokenizer, length=config.teacher.text_length)
     return make_batches(
         config,
         stage_name,
         decoder=CaptionDecoder(Mixture(config, stage_name), config, stage, tokenizer, captions),
         packer=SingleRows(),
-        collator=CaptionCollator(
-            num_frames=stage.data.num_frames,
-            image_size=teacher.image_size,
-            text_length=teacher.text_length,
-            padding_id=captions.padding_id,
-        ),
+        collator=caption_collator(config, stage, captions),
         process_index=process_index,
         process_count=process_count,
+    )
+
+
+def caption_collator(config: Config, stage: StageConfig, captions: Captions) -> CaptionCollator:
+    """Makes batches of clips and captions, in the shapes of a stage."""
+    return CaptionCollator(
+        num_frames=stage.data.num_frames,
+        image_size=config.teacher.image_size,
+        text_length=config.teacher.text_length,
+        padding_id=captions.padding_id,
     )
 
 

@@ -22,6 +22,7 @@ from elva_jax.tasks import losses
 from elva_jax.tasks.base import Content, Metrics, Task, TrainedMatrices, over_processes
 
 if TYPE_CHECKING:
+    from elva_jax.data.captions import Captions
     from elva_jax.data.pipeline import BatchIterator
 
 
@@ -45,17 +46,29 @@ class SiglipTask(Task):
         """Heads, which the flat kernels of the projections do not show."""
         return {"heads": self.config.teacher.num_heads}
 
+    def captions(self, tokenizer: PreTrainedTokenizerBase) -> Captions:
+        """The tokens of captions: those of the run."""
+        # A step on batches from elsewhere needs none of the extra `train`.
+        from elva_jax.data.captions import RunCaptions  # noqa: PLC0415
+
+        return RunCaptions(tokenizer=tokenizer, length=self.config.teacher.text_length)
+
     def open_batches(
         self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
     ) -> BatchIterator:
-        """Clips with their captions, one to a row."""
-        # A step on batches from elsewhere needs none of the extra `train`.
-        from elva_jax.data.batches import caption_batches  # noqa: PLC0415
+        """Clips with their captions, one to a row, in the tokens of the text tower.
+
+        Raises:
+          DataError: the data or the text tower's tokenizer is missing or damaged.
+          ConfigError: a tokenizer with more tokens than the text tower has rows.
+        """
+        from elva_jax.data.batches import caption_batches  # noqa: PLC0415 as above
 
         return caption_batches(
             self.config,
             self.name,
             tokenizer,
+            captions=self.captions(tokenizer),
             process_index=process_index,
             process_count=process_count,
         )
@@ -83,8 +96,11 @@ class SiglipTask(Task):
             "params"
         ]
 
-    def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
-        """A clip's feature is the mean over its frames."""
+    def features(self, params: Any, batch: Any) -> tuple[jax.Array, ...]:
+        """Features [b, C] of the clips and captions of a batch, and the scalars of `compare`.
+
+        A clip's feature is the mean over its frames.
+        """
         b, f, *size = batch["pixels"].shape
         pixels = to_pixels(batch["pixels"]).reshape(b * f, *size)
         out: Any = self._model.apply({"params": params}, pixels, batch["token_ids"])
@@ -93,7 +109,19 @@ class SiglipTask(Task):
         frames_Bx1 = jnp.maximum(jnp.sum(mask_BxFx1, axis=1), 1)
         pooled_BxFxC = jnp.where(mask_BxFx1, pooled_MxC.reshape(b, f, -1), 0.0)
         clip_BxC = jnp.sum(pooled_BxFxC, axis=1) / frames_Bx1
-        value, extra = losses.sigmoid_loss(clip_BxC, text_BxC, log_scale, bias)
+        return clip_BxC, text_BxC, log_scale, bias
+
+    def compare(
+        self, clip_BxC: jax.Array, text_BxC: jax.Array, *scalars: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss of a whole batch, given its `features`, and its metrics."""
+        log_scale, bias = scalars
+        return losses.sigmoid_loss(clip_BxC, text_BxC, log_scale, bias)
+
+    def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+        """The sigmoid loss over all pairs of the batch."""
+        del frozen
+        value, extra = self.compare(*self.features(params, batch))
         tokens = jnp.sum(batch["mask"], dtype=jnp.float32)
         return value, {"tokens": tokens, "sigmoid": value, **extra}
 

@@ -26,7 +26,7 @@ from elva_jax.tasks.infonce import infonce_loss, with_gradient
 from elva_jax.tasks.siglip import SiglipTask
 
 if TYPE_CHECKING:
-    from elva_jax.data.pipeline import BatchIterator
+    from elva_jax.data.captions import Captions
 
 
 class VideoTextTask(SiglipTask):
@@ -64,28 +64,17 @@ class VideoTextTask(SiglipTask):
         """One, one more to look ahead, and one more that the backward pass recomputes."""
         return 1 + (self.stage.optimizer.accumulate > 1) + self.stage.contrast.remat
 
-    def open_batches(
-        self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
-    ) -> BatchIterator:
-        """Clips with their captions, one to a row, in the tokens of the text tower.
+    def captions(self, tokenizer: PreTrainedTokenizerBase) -> Captions:
+        """The tokens of the text tower.
 
         Raises:
-          DataError: the data or the text tower's tokenizer is missing or damaged.
+          DataError: its tokenizer is missing or damaged.
           ConfigError: a tokenizer with more tokens than the text tower has rows.
         """
         # A step on batches from elsewhere needs none of the extra `train`.
-        from elva_jax.data.batches import caption_batches  # noqa: PLC0415
         from elva_jax.data.captions import open_captions  # noqa: PLC0415
 
-        captions = open_captions(self.config, self.part_sources["text"], tokenizer)
-        return caption_batches(
-            self.config,
-            self.name,
-            tokenizer,
-            captions=captions,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        return open_captions(self.config, self.part_sources["text"], tokenizer)
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters of both towers and of the maps."""
@@ -99,7 +88,7 @@ class VideoTextTask(SiglipTask):
             jnp.ones((1, shapes["mask"][1]), bool),
         )["params"]
 
-    def features(self, params: Any, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def features(self, params: Any, batch: Any) -> tuple[jax.Array, ...]:
         """Features [b, C] of the clips and captions of a batch, and the log temperature."""
         out: Any = self._video_text.apply(
             {"params": params},
@@ -110,13 +99,20 @@ class VideoTextTask(SiglipTask):
         )
         return out
 
+    def compare(
+        self, clip_BxC: jax.Array, text_BxC: jax.Array, *scalars: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """InfoNCE of a whole batch, given its `features`, and its metrics."""
+        (log_temperature,) = scalars
+        return infonce_loss(clip_BxC, text_BxC, log_temperature)
+
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """InfoNCE over the batch, or over the whole of which it is a part (`look_ahead`)."""
         del frozen
         tokens = jnp.sum(batch["mask"], dtype=jnp.float32)
         features = self.features(params, batch)
         if "whole" not in batch:
-            value, terms = infonce_loss(*features)
+            value, terms = self.compare(*features)
             return value, {"tokens": tokens, "infonce": value, **terms}
         cotangents, scalars = batch["whole"]
         # All rows have the same values of these.
@@ -134,7 +130,7 @@ class VideoTextTask(SiglipTask):
         parts = self.stage.optimizer.accumulate
 
         def encode(rows: Any) -> tuple[jax.Array, jax.Array]:
-            clip_bxC, text_bxC, _ = self.features(params, rows)
+            clip_bxC, text_bxC, *_ = self.features(params, rows)
             return clip_bxC, text_bxC
 
         features = join_rows(jax.lax.map(encode, split_rows(batch, parts)))

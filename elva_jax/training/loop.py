@@ -32,7 +32,7 @@ from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import CheckpointError
 from elva_jax.parallel.mesh import shard_batch
 from elva_jax.training.evaluators.best import BestWeights
-from elva_jax.training.evaluators.hook import EvaluationHook, HeldOutEvaluator
+from elva_jax.training.evaluators.hook import EvaluationHook, make_evaluator
 from elva_jax.training.goodput import SessionLog, StepClock
 from elva_jax.training.hooks import Hook, Profiler, Reporter, SaveTimer
 from elva_jax.training.initial_weights import LoadParams
@@ -166,7 +166,7 @@ def _make_hooks(
         return reporter, Hook()
     evaluation = EvaluationHook(
         setup,
-        HeldOutEvaluator(setup, inputs.frozen, run.tokenizer),
+        make_evaluator(setup, inputs.frozen, run.tokenizer),
         best=to.best,
         clock=to.clock,
         writers=to.writers,

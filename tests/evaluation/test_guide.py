@@ -16,7 +16,7 @@ GUIDES = {
     "guides/evaluation": 4,
     "guides/merv": 7,
     "guides/studies": 3,
-    "guides/video_teacher": 4,
+    "guides/video_teacher": 5,
     "small": 5,
 }
 

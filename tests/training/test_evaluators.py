@@ -17,7 +17,7 @@ from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.config.load import resolve
 from elva_jax.config.stage_schema import Evaluator
-from elva_jax.config.validate import MEASURED
+from elva_jax.config.validate import MEASURED, OF_TEACHERS
 from elva_jax.data.example import Turn
 from elva_jax.data.tokenizer import load
 from elva_jax.errors import ConfigError
@@ -28,7 +28,8 @@ from elva_jax.training.evaluators import accuracy, loss, merging, retrieval
 from elva_jax.training.evaluators.base import Answer, Candidate, Frames, Observations
 from elva_jax.training.evaluators.best import BestWeights
 from elva_jax.training.evaluators.held_out import candidates
-from elva_jax.training.evaluators.hook import HeldOutEvaluator
+from elva_jax.training.evaluators.hook import HeldOutEvaluator, make_evaluator
+from elva_jax.training.evaluators.pairs import recall
 from elva_jax.training.evaluators.registry import EVALUATORS, smaller_is_better
 from elva_jax.training.metric_writers import read_metrics
 
@@ -177,6 +178,31 @@ def test_numbers_are_those_of_the_training_loss(tiny_run, data_dir, stage_of):
     assert -1 <= values["merging/choice"] <= 1
 
 
+def test_a_siglip_is_measured_on_held_out_captions(tiny_run, data_dir, stage_of):
+    """Six pairs in rows of four: the loss is that of one batch of six."""
+    config = held_out(tiny_run, data_dir, "teacher", "teacher", evaluators=OF_TEACHERS, examples=6)
+    _, state, setup = stage_of(config, "teacher")
+    evaluator = make_evaluator(setup, {}, load(data_dir / "tokenizer"))
+    values = evaluator(state.params)
+    assert evaluator(state.params) == values
+    batches = [rows.arrays for rows in evaluator._held_out.batches()]
+    assert [rows["number"].tolist() for rows in batches] == [[0, 1, 2, 3], [4, 5, -1, -1]]
+    whole = {name: np.concatenate([rows[name] for rows in batches])[:6] for name in batches[0]}
+    loss, terms = jax.jit(setup.task.loss)(state.params, {}, whole)
+    np.testing.assert_allclose(values["loss"], loss, rtol=1e-5)
+    assert len({row.tobytes() for row in whole["token_ids"]}) == 6
+    assert values["retrieval"] == pytest.approx(float(terms["match_accuracy"]))
+    assert (values["pairs"], values["unreadable"]) == (6, 0)
+
+
+def test_clips_with_one_caption_share_it():
+    clips = np.float32([[1, 0], [0.9, 0.1], [0, 1]])
+    captions = np.float32([[2, 0], [3, 0], [1, 1.5]])
+    assert recall(clips, captions, np.array([0, 0, 1])) == 1.0
+    assert recall(clips, captions, np.arange(3)) == pytest.approx(2 / 3)
+    assert recall(captions, clips, np.array([0, 0, 1])) == 1.0
+
+
 def answer(example, turn, option, right, nll, family="color", tokens=2, exact=False):
     candidate = Candidate(example=example, turn=turn, option=option, right=right, family=family)
     return Answer(candidate=candidate, nll=nll, tokens=tokens, exact=exact)
@@ -244,6 +270,7 @@ def test_options_are_texts_or_letters_and_without_a_right_one_not_scored():
 
 def test_tables_name_the_same_evaluators():
     assert tuple(EVALUATORS) == typing.get_args(Evaluator) == tuple(MEASURED)
+    assert set(OF_TEACHERS) < set(EVALUATORS)
     assert [smaller_is_better(name, "auto") for name in ("loss/color", "merging/loss")] == [
         True
     ] * 2
@@ -254,7 +281,8 @@ def test_tables_name_the_same_evaluators():
 @pytest.mark.parametrize(
     ("stage", "key", "value", "message"),
     [
-        ("teacher", "every", 2, "eval.every: measures answers, which a stage of kind teacher"),
+        ("teacher", "every", 2, "eval.evaluators: accuracy measures answers, which a stage of"),
+        ("teacher", "evaluators", ("merging", "loss"), "eval.evaluators: merging measures answers"),
         ("sft", "evaluators", (), "eval.evaluators: names none"),
         ("sft", "evaluators", ("retrieval",), "eval.evaluators: retrieval measures the contra"),
         ("sft", "evaluators", ("speed",), "eval.evaluators: 'speed' is not one of loss, accuracy"),

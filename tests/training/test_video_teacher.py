@@ -76,7 +76,7 @@ def towers(tmp_path_factory):
 def finished(tmp_path_factory, tiny_run, data_dir, towers):
     """A run of one stage in which both towers start from their folders, its output, held-out clips.
 
-    Updates see the batch in two halves.
+    Updates see the batch in two halves, and so do evaluations.
     """
     folder, (vision, text) = tmp_path_factory.mktemp("clips"), towers
     config = tiny_run.get_config("image")
@@ -92,11 +92,14 @@ def finished(tmp_path_factory, tiny_run, data_dir, towers):
     stage.data.mixture.clips = schema.source(write_clips(folder, "seen", 4, seed=0))
     stage.contrast.update(loss="infonce", projection=24, remat=False)
     stage.optimizer.update(name="muon", learning_rate=1e-2, muon_learning_rate=0.05, accumulate=2)
+    held_out = write_clips(folder, "held_out", 1, seed=1)
+    stage.eval.update(every=STEPS // 2, evaluators=("loss", "retrieval"))
+    stage.eval.mixture.clips = schema.source(held_out)
     config.stages.videos, config.curriculum = stage, ("videos",)
     config.checkpoint.every = config.log.every = STEPS
     told = []
     assert train(config, folder / "run", progress=told.append) == 0
-    return folder / "run", config, "\n".join(told), write_clips(folder, "held_out", 1, seed=1)
+    return folder / "run", config, "\n".join(told), held_out
 
 
 def test_it_finds_the_captions_of_held_out_clips(finished):
@@ -112,9 +115,15 @@ def test_it_finds_the_captions_of_held_out_clips(finished):
     _, terms = jax.jit(task.loss)(params, {}, batch)
     assert float(terms["match_accuracy"]) >= 8 / 24
     assert float(terms["caption_accuracy"]) >= 8 / 24
-    (line,) = read_metrics(workdir / "videos")
+    middle, line, end = read_metrics(workdir / "videos")
     assert line["infonce"] < np.log(24)
     assert line["temperature"] > 0
+    assert (middle["step"], end["step"]) == (STEPS // 2, STEPS)
+    assert middle["eval/pairs"] == end["eval/pairs"] == len(KINDS)
+    np.testing.assert_allclose(end["eval/loss"], terms["infonce"], rtol=1e-4)
+    for name, term in (("", "match_accuracy"), ("/caption", "caption_accuracy")):
+        assert end[f"eval/retrieval{name}"] == pytest.approx(float(terms[term]))
+    assert end["eval/loss"] < middle["eval/loss"]
 
 
 def test_both_towers_start_from_their_folders(finished, towers):

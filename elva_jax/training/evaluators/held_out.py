@@ -11,30 +11,21 @@ one. Questions whose media stand in the text, or that follow each other, are sco
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.config.schema import SourceConfig
 from elva_jax.data import conversation
 from elva_jax.data.collate import PackedCollator
 from elva_jax.data.decode_example import ConversationDecoder
 from elva_jax.data.example import Example, Turn
-from elva_jax.data.mixture import Mixture
 from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows
-from elva_jax.data.safe_read import Rejected, read_safely
-from elva_jax.data.sources import check_files
 from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.tasks.base import Task
 from elva_jax.training.evaluators.base import Candidate
-
-READERS = 4  # threads that decode
-CACHE_BYTES = 2**30  # of rows that stay in memory between evaluations; more are read again
+from elva_jax.training.evaluators.examples import HeldOutExamples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,17 +46,14 @@ class Rows:
     lengths: tuple[tuple[int, ...], ...]  # learned tokens of each of them
 
 
-class HeldOut:
-    """The held-out examples of a stage, one process's share of them.
+class HeldOut(HeldOutExamples[Rows]):
+    """The held-out questions of a stage, one process's share of them.
 
     Args:
       task: of the stage.
       tokenizer: the run's.
       options: whether options are scored, or reference answers alone.
       teacher: whether rows need the teachers' frames.
-
-    Attributes:
-      rejected: the examples that cannot be read, after the first pass.
 
     Raises:
       DataError: the data is missing or malformed.
@@ -74,45 +62,22 @@ class HeldOut:
     def __init__(
         self, task: Task, tokenizer: PreTrainedTokenizerBase, *, options: bool, teacher: bool
     ):
-        self._process, self._processes = jax.process_index(), jax.process_count()
-        settings, stage, name = task.stage.eval, task.stage, task.name
-        mixture = settings.mixture or own_sources(stage.data.mixture, settings.split)
-        check_files(mixture, task.config.data_root, f"stages.{name}.eval.mixture")
-        data = dataclasses.replace(
-            stage.data, mixture=mixture, temperature=0.0, num_low_frames=0, hybrid_probability=0.0
-        )
-        stage = dataclasses.replace(stage, data=data)
-        config = dataclasses.replace(task.config, stages={**task.config.stages, name: stage})
+        super().__init__(task)
         frames = TeacherFrames.of(task.teachers.values() if teacher else ())
-        self._mixture = Mixture(config, name)
-        self._decoder = ConversationDecoder(self._mixture, config, stage, tokenizer, frames)
-        self._capacity, self._pack = RowCapacity.of_stage(stage), data.pack
-        self._collator = PackedCollator(
-            capacity=self._capacity, patch_width=config.model.patch_values, teacher=frames
+        self._decoder = ConversationDecoder(
+            self._mixture, self._config, self._stage, tokenizer, frames
         )
-        self._rows = stage.batch_size // stage.optimizer.accumulate // self._processes
-        self._examples, self._options = settings.examples, options
-        self._cache: list[Rows] | None = None
-        self.rejected: list[Rejected] = []
-
-    def batches(self) -> Generator[Rows]:
-        """The rows of this process; those of an earlier pass, if they are still in memory."""
-        if self._cache is not None:
-            yield from self._cache
-            return
-        kept: list[Rows] = []
-        self.rejected, size = [], 0
-        for rows in self._pack_rows():
-            size += sum(leaf.nbytes for leaf in jax.tree.leaves(rows.arrays))
-            kept = [*kept, rows] if size <= CACHE_BYTES else []
-            yield rows
-        self._cache = kept if size <= CACHE_BYTES else None
+        self._capacity, self._pack = RowCapacity.of_stage(self._stage), self._stage.data.pack
+        self._collator = PackedCollator(
+            capacity=self._capacity, patch_width=self._config.model.patch_values, teacher=frames
+        )
+        self._options = options
 
     def padding(self) -> Rows:
         """Rows without any example, for a process that has no more than these."""
         return self._collate([])
 
-    def _pack_rows(self) -> Iterator[Rows]:
+    def _make_batches(self) -> Iterator[Rows]:
         packer = PackingBuffer(self._capacity) if self._pack else SingleRows()
         rows: list[list[Piece]] = []
 
@@ -121,35 +86,15 @@ class HeldOut:
                 yield self._collate(rows[: self._rows])
                 del rows[: self._rows]
 
-        for piece in self._pieces():
-            packer.add(piece, piece.sample.counts)
-            while not packer.short:
-                rows.append(packer.take())
-            yield from full(self._rows)
+        for pieces in self._read(self._lay_out, self._decoder.time_limit):
+            for piece in pieces:
+                packer.add(piece, piece.sample.counts)
+                while not packer.short:
+                    rows.append(packer.take())
+                yield from full(self._rows)
         while packer.waiting:
             rows.append(packer.take())
         yield from full(1)
-
-    def _pieces(self) -> Iterator[Piece]:
-        """Decodes this process's examples in order, a few at a time."""
-        chosen = enumerate(in_turn(self._mixture.lengths, self._examples))
-        mine = itertools.islice(chosen, self._process, None, self._processes)
-        with ThreadPoolExecutor(READERS) as pool:
-            while group := list(itertools.islice(mine, 2 * READERS)):
-                for found in pool.map(lambda item: self._read(*item), group):
-                    if isinstance(found, Rejected):
-                        self.rejected.append(found)
-                    else:
-                        yield from found
-
-    def _read(self, number: int, position: tuple[int, int]) -> list[Piece] | Rejected:
-        return read_safely(
-            self._mixture.key(*position),
-            self._decoder.time_limit,
-            lambda: self._mixture.example(*position),
-            lambda example: self._lay_out(number, example),
-            " (data.time_limit)",
-        )
 
     def _lay_out(self, number: int, example: Example) -> list[Piece]:
         """The pieces of an example.
@@ -196,25 +141,6 @@ class HeldOut:
             ),
             lengths=tuple(tuple(answer_lengths(row)) for row in arrays["layout"].loss_weight),
         )
-
-
-def own_sources(mixture: Mapping[str, SourceConfig], split: str) -> dict[str, SourceConfig]:
-    """The sources of a stage with another split, each data set once."""
-    found: dict[SourceConfig, str] = {}
-    for label, source in mixture.items():
-        found.setdefault(dataclasses.replace(source, split=split, weight=1.0, epochs=1.0), label)
-    return {label: source for source, label in found.items()}
-
-
-def in_turn(lengths: Sequence[int], most: int) -> Iterable[tuple[int, int]]:
-    """At most `most` positions (source, index): the first ones of the sources in turn."""
-    everything = (
-        (source, index)
-        for index in range(max(lengths))
-        for source, length in enumerate(lengths)
-        if index < length
-    )
-    return itertools.islice(everything, most)
 
 
 def candidates(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,12 +11,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.state import TrainState
-from elva_jax.errors import DataError, TrainingError
+from elva_jax.errors import TrainingError
 from elva_jax.parallel.collectives import all_gather_json
 from elva_jax.tasks.base import Metrics
+from elva_jax.tasks.siglip import SiglipTask
 from elva_jax.training.evaluators.base import Answer, Candidate, Frames, Observations
 from elva_jax.training.evaluators.best import PREFIX, BestWeights
 from elva_jax.training.evaluators.held_out import HeldOut, Rows
+from elva_jax.training.evaluators.pairs import PairEvaluator
 from elva_jax.training.evaluators.program import ScoreRows
 from elva_jax.training.evaluators.registry import EVALUATORS
 from elva_jax.training.goodput import StepClock
@@ -78,7 +79,7 @@ class HeldOutEvaluator:
         own = self._setup.task.stage.merging
         answers: dict[bool, list[Answer]] = {mode: [] for mode in self._programs}
         frames: list[Frames] = []
-        for rows in self._rows_of_all(stop):
+        for rows in self._held_out.of_all_processes(stop):
             if rows is None:
                 return None
             for mode, program in self._programs.items():
@@ -92,34 +93,28 @@ class HeldOutEvaluator:
                 answers[mode] += _answers(rows, scores)
                 if mode == own and "ours" in scores:
                     frames.append(_frames(scores))
-        rejected = all_gather_json([[bad.key, bad.reason] for bad in self._held_out.rejected])
-        unreadable = [bad for process in rejected for bad in process]
         observed = Observations(
             answers={mode: _of_all_processes(found) for mode, found in answers.items()},
             merging=own,
             frames=_join(frames) if frames else None,
         )
-        if not observed.own:
-            first = ": ".join(unreadable[0]) if unreadable else "no example has an answer"
-            raise DataError(
-                f"stages.{self._setup.task.name}.eval: none of its {len(unreadable)} examples can"
-                f" be used ({first})"
-            )
+        unreadable = self._held_out.unreadable(len(observed.own), "no example has an answer")
         values = {name: value for e in self._names for name, value in EVALUATORS[e](observed)}
-        counts = {"answers": len(observed.own), "unreadable": len(unreadable)}
+        counts = {"answers": len(observed.own), "unreadable": unreadable}
         return values | {name: float(count) for name, count in counts.items()}
 
-    def _rows_of_all(self, stop: Callable[[], bool]) -> Iterator[Rows | None]:
-        """This process's rows, then padding as long as another process has rows; None: stop."""
-        with contextlib.closing(self._held_out.batches()) as mine:
-            while True:
-                rows = next(mine, None)
-                state = all_gather_json({"rows": rows is not None, "stop": stop()})
-                if any(process["stop"] for process in state):
-                    yield None
-                if not any(process["rows"] for process in state):
-                    return
-                yield self._held_out.padding() if rows is None else rows
+
+def make_evaluator(
+    setup: TrainSetup, frozen: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> HeldOutEvaluator | PairEvaluator:
+    """The evaluator of a stage: of answers, or, for a stage that trains a teacher, of captions.
+
+    Raises:
+      DataError: the held-out data is missing or malformed.
+    """
+    if isinstance(setup.task, SiglipTask):
+        return PairEvaluator(setup, setup.task, tokenizer)
+    return HeldOutEvaluator(setup, frozen, tokenizer)
 
 
 class EvaluationHook(Hook):
@@ -139,7 +134,7 @@ class EvaluationHook(Hook):
     def __init__(
         self,
         setup: TrainSetup,
-        evaluator: HeldOutEvaluator,
+        evaluator: HeldOutEvaluator | PairEvaluator,
         *,
         best: BestWeights,
         clock: StepClock,

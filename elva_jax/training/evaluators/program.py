@@ -1,7 +1,8 @@
-"""The forward pass over held-out rows: one compiled program on the mesh of the training step."""
+"""Forward passes over held-out rows: compiled programs on the mesh of the training step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,8 +17,34 @@ from elva_jax.tasks.video_llm import VideoLlmTask
 from elva_jax.training.setup import TrainSetup
 
 
+class MeshProgram:
+    """`(params, frozen, rows) -> arrays`, compiled at the first call; it changes no argument.
+
+    Args:
+      setup: of the stage.
+      function: of the parameters, the frozen trees and the rows of all processes.
+      label: the same in every process, another one for each program.
+    """
+
+    def __init__(
+        self, setup: TrainSetup, function: Callable[[Any, Any, Any], dict[str, Any]], label: str
+    ):
+        self._setup, self._label = setup, label
+        self._function = jax.jit(function, out_shardings=replicated(setup.mesh))
+        self._program: jax.stages.Compiled | None = None
+
+    def __call__(self, params: Any, frozen: Any, rows: Any) -> dict[str, Any]:
+        """The result for the rows of all processes, given those of this one, as NumPy arrays."""
+        batch = shard_batch(rows, self._setup.mesh)
+        if self._program is None:
+            with on_mesh(self._setup.mesh, self._setup.rules):
+                self._program = self._function.lower(params, frozen, batch).compile()
+            barrier(f"evaluation compiled, {self._label}")
+        return jax.device_get(self._program(params, frozen, batch))
+
+
 class ScoreRows:
-    """`(params, frozen, rows) -> scores`, compiled at the first call; it changes no argument.
+    """`(params, frozen, rows) -> scores` of the tokens of answers.
 
     Args:
       setup: of the stage, whose task is a `VideoLlmTask`.
@@ -27,8 +54,7 @@ class ScoreRows:
 
     def __init__(self, setup: TrainSetup, *, merging: bool, features: bool):
         self._setup, self._merging, self._features = setup, merging, features
-        self._function = jax.jit(self._scores, out_shardings=replicated(setup.mesh))
-        self._program: jax.stages.Compiled | None = None
+        self._program = MeshProgram(setup, self._scores, f"merging {merging}")
 
     def __call__(self, params: Any, frozen: Any, rows: Any) -> dict[str, Any]:
         """The scores of the rows of all processes.
@@ -43,12 +69,7 @@ class ScoreRows:
           weight are learned; overflow []; and with features ours and theirs [B, F, C] by teacher,
           valid [B, F] and owner [B, F] as in `rows`.
         """
-        batch = shard_batch(rows, self._setup.mesh)
-        if self._program is None:
-            with on_mesh(self._setup.mesh, self._setup.rules):
-                self._program = self._function.lower(params, frozen, batch).compile()
-            barrier(f"evaluation compiled, merging {self._merging}")
-        return jax.device_get(self._program(params, frozen, batch))
+        return self._program(params, frozen, rows)
 
     def _scores(self, params: Any, frozen: Any, batch: Any) -> dict[str, Any]:
         task: Any = self._setup.task
