@@ -74,6 +74,20 @@ def test_equals_the_plain_reading(layout):
     np.testing.assert_allclose(got, plain_attention(*inputs(), plain_mask(layout)), atol=3e-6)
 
 
+def test_gradients_equal_those_of_a_dense_mask():
+    layout = pack([build_layout([Text([7, 8]), Clip([(2, 2), (4, 9)]), Text([9])])] * 2, S)
+    mask, segment = plain_mask(layout)[None, None], layout.segment[None]
+    reach = frame_reach(layout.frame[None])
+
+    def gradients(attend):
+        return jax.jit(jax.grad(lambda qkv: jnp.sum(attend(*qkv) ** 2)))(inputs())
+
+    got = gradients(lambda q, k, v: frame_attention(q, k, v, segment, None, reach))
+    dense = gradients(partial(jax.nn.dot_product_attention, mask=mask))
+    for x, y in zip(got, dense, strict=True):
+        np.testing.assert_allclose(x, y, atol=3e-5)
+
+
 def single(length):
     """One example without turns, and its padding."""
     layout = build_layout([Text([7] * 5), Clip([(4, 9)] * 6), Text([8] * 9)])

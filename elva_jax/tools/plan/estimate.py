@@ -43,9 +43,9 @@ def clips(task: Task) -> int:
 def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
     """FLOPs of attention in one device's step, which the compiled stand-in leaves out.
 
-    0 if sequences are split over devices: the compiled program then has the products.
+    0 if there is no stand-in: the compiled program then has the products.
     """
-    if mesh["context"] > 1:
+    if not _by_stand_in(task, mesh):
         return 0.0
     micro, times = rows(task, mesh)
     if not task.decoder_pieces():
@@ -58,6 +58,12 @@ def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
         for layers, length in task.decoder_pieces()
     )
     return forwards * each * micro * times / _head_shards(decoder, mesh)
+
+
+def _by_stand_in(task: Task, mesh: Mapping[str, int]) -> bool:
+    """Whether a stand-in takes the place of attention, which cuDNN's kernel will compute."""
+    both_ways = bool(task.decoder_pieces()) and _decoder(task).frame_attention == "bidirectional"
+    return mesh["context"] == 1 and not both_ways
 
 
 def _decoder(task: Task) -> ModelConfig:
@@ -74,7 +80,7 @@ def mask_bytes(task: Task, mesh: Mapping[str, int]) -> int:
 
     The kernel takes a square of booleans and one of 16-bit numbers per row.
     """
-    if mesh["context"] > 1:
+    if not _by_stand_in(task, mesh):
         return 0
     micro, _ = rows(task, mesh)
     longest = max((length for _, length in task.decoder_pieces()), default=0)
@@ -141,7 +147,8 @@ def memory_traffic(task: Task, mesh: Mapping[str, int], trained: int, parameters
     token = 2 * (10 * d + (4 * heads + 6 * inner) / mesh["tensor"])
     # XLA's attention writes and reads its scores in 32 bits before and after the softmax; cuDNN's
     # kernel does not.
-    score = 4 * 4 * decoder.num_heads / _head_shards(decoder, mesh) * (mesh["context"] > 1)
+    heads_here = decoder.num_heads / _head_shards(decoder, mesh)
+    score = 0.0 if _by_stand_in(task, mesh) else 4 * 4 * heads_here
     tokens = sum(layers * length * (token + length * score) for layers, length in pieces)
     through_layers = passes * micro * tokens / mesh["context"]
     # Gathered weights are written and read. The optimizer reads four numbers per parameter and

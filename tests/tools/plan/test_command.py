@@ -205,9 +205,13 @@ def test_hd_attention_is_counted_with_its_buckets(config_dir):
 
 
 def test_attention_of_split_sequences_is_part_of_the_program(config_dir):
-    """The program then uses XLA's attention instead of the fused kernel and its mask."""
+    """As where frames attend both ways: XLA's attention, without the fused kernel and its mask."""
     task = make_task(load(f"{config_dir}/elva.py:size=1_5b,stage=3"), "stage3")
     whole, split = ({"data": 1, "fsdp": 4, "context": parts, "tensor": 1} for parts in (1, 2))
+    keys = ("model.frame_attention=bidirectional", "model.attention=xla")
+    config = load(f"{config_dir}/elva.py:size=1_5b,stage=3", [f"--config.{key}" for key in keys])
+    both_ways = make_task(config, "stage3")
     for counted in (estimate.attention_flops, estimate.mask_bytes):
         assert counted(task, whole) > 0
         assert counted(task, split) == 0
+        assert counted(both_ways, whole) == 0
