@@ -39,6 +39,12 @@ EARLIER = {"projector.": "projectors.0.", "adapter.": "feature_fusion."}
 PROJECTOR = "projectors.{}.projector.projector"
 # How the names of encoders in config.json begin -> teacher.kind.
 ENCODERS = ("languagebind", "dinov2", "vivit", "siglip", "hiera")
+# A fusion's tensor -> model.merv.fusion; sequence has none.
+FUSIONS = {
+    "feature_fusion.Q": "attention",
+    "feature_fusion.scalar": "scalar",
+    "feature_fusion.projector.weight": "channels",
+}
 DEAD = (r"feature_fusion\.attention\.(v_proj_weight|out_proj\.(weight|bias))",)
 
 
@@ -72,9 +78,7 @@ def open_checkpoint(file: Path, model: ModelConfig, *, allow_pickle: bool) -> Te
 
 def table(model: ModelConfig) -> Table:
     """The names of a published checkpoint's tensors."""
-    rules = [*_projector_rules(model), *_decoder_rules(model)]
-    if model.merv.fusion == "attention":
-        rules += _fusion_rules()
+    rules = [*_projector_rules(model), *_decoder_rules(model), *_fusion_rules(model.merv.fusion)]
     ignored = (*DEAD, r"llm_backbone\..*rotary_emb\.inv_freq")
     return Table(tuple(rules), ignored=ignored)
 
@@ -122,8 +126,15 @@ def _projector_rules(model: ModelConfig) -> Iterator[Rule]:
         yield Rule(f"{ours}/bias", f"{theirs}.bias")
 
 
-def _fusion_rules() -> Iterator[Rule]:
+def _fusion_rules(fusion: str) -> Iterator[Rule]:
     ours, theirs = "patch_embed/fusion/", "feature_fusion.attention."
+    if fusion == "scalar":
+        yield Rule(f"{ours}scores", "feature_fusion.scalar")
+    if fusion == "channels":
+        yield Rule(f"{ours}proj/kernel", "feature_fusion.projector.weight", LINEAR)
+        yield Rule(f"{ours}proj/bias", "feature_fusion.projector.bias")
+    if fusion != "attention":
+        return
     yield Rule(f"{ours}query", "feature_fusion.Q")
     for k, name in enumerate("qk"):
         yield Rule(f"{ours}{name}_kernel", f"{theirs}{name}_proj_weight", LINEAR)
@@ -165,11 +176,7 @@ def _lists_of_encoders(value: Any) -> Iterator[list[str]]:
 
 def _check_parts(store: TensorStore, model: ModelConfig) -> None:
     """Refuses projectors and fusions that the tables cannot say."""
-    if model.merv.fusion not in ("attention", "sequence"):
-        raise ConvertError(
-            f"{store.path}: model.merv.fusion is {model.merv.fusion}; published checkpoints have"
-            " attention or, without parameters, sequence"
-        )
+    _check_fusion(store, model.merv.fusion)
     parts = [name.split(".") for name in store.names() if name.startswith("projectors.")]
     if other := sorted({part[2] for part in parts if len(part) > 2} - {"projector"}):
         raise ConvertError(
@@ -181,4 +188,20 @@ def _check_parts(store: TensorStore, model: ModelConfig) -> None:
         raise ConvertError(
             f"{store.path}: has projectors for {count} encoders, the run has"
             f" {len(model.encoders)} in model.merv.encoders"
+        )
+
+
+def _check_fusion(store: TensorStore, fusion: str) -> None:
+    held = [name for name in store.names() if name.startswith("feature_fusion.")]
+    found = next((kind for name, kind in FUSIONS.items() if name in held), "")
+    if held and not found:
+        raise ConvertError(
+            f"{store.path}: its fusion has {held[0]}; only attention by one query, scalar weights,"
+            " and channels through one linear layer without a norm can be read"
+        )
+    found = found or "sequence"
+    if found != fusion:
+        raise ConvertError(
+            f"{store.path}: its fusion is {found}, the run has model.merv.fusion = {fusion}; set"
+            f" that to {found}"
         )

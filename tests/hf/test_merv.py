@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import transformers
 from PIL import Image
-from tests.models.merv.merv_torch import Front
+from tests.models.merv.merv_torch import ChannelFusion, Front, ScalarFusion
 from tests.models.towers.languagebind_torch import LanguageBindVideo
 from tokenizers import Tokenizer, models
 
@@ -27,6 +27,7 @@ from elva_jax.hf.load import read_config
 from elva_jax.hf.param_mapping import plan
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.merv.embed import MervEmbed
+from elva_jax.models.merv.fusion import Fusion
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.models.towers import dinov2
 from elva_jax.utils.trees import flatten_paths
@@ -223,6 +224,27 @@ def test_the_decoder_is_that_of_the_checkpoint(published, imported):
         np.testing.assert_array_equal(ours["layers/k_proj/kernel"][layer], key.T)
 
 
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("scalar", ScalarFusion(4)), ("channels", ChannelFusion(4, WIDTH))]
+)
+def test_other_fusions(published, tmp_path, randomise, kind, theirs):
+    """Their files hold `scalar`, or `projector` as the encoders' own projectors do."""
+    groups, config = published.groups(), published.config.copy_and_resolve_references()
+    groups["feature_fusion"] = randomise(theirs).state_dict()
+    config.model.merv.fusion = kind
+    for encoder in config.encoders.values():
+        encoder.init_from = "random"
+    source = published.write(tmp_path / "published", groups)
+    import_weights(source, tmp_path / "out", config, allow_pickle=True)
+    run = load_run(tmp_path / "out")
+    tokens = np.random.default_rng(0).normal(size=(4, 3, 5, WIDTH)).astype(np.float32)
+    params = run.params["elva"]["patch_embed"]["fusion"]
+    ours, _ = Fusion(run.config.model).apply({"params": params}, list(jax.numpy.asarray(tokens)))
+    with torch.no_grad():
+        expected = theirs(list(torch.tensor(tokens)))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
 def test_the_decoder_is_exported_as_a_llama(published, imported, tmp_path):
     """Transformers reads the folder as what the checkpoint was made of, RoPE and epsilon included.
 
@@ -349,9 +371,15 @@ def test_refusals_say_what_to_do(published, imported, tmp_path):
 
     config = published.config.copy_and_resolve_references()
     config.model.merv.fusion = "scalar"
-    assert "published checkpoints have attention or" in refusal(
+    assert "its fusion is attention, the run has model.merv.fusion = scalar" in refusal(
         published, source, out, config, **pickle
     )
+
+    groups = published.groups()  # channels after a norm over all of them
+    norm = torch.nn.Sequential(torch.nn.LayerNorm(64), ChannelFusion(4, WIDTH))
+    groups["feature_fusion"] = norm.state_dict()
+    message = refusal(published, published.write(tmp_path / "norm", groups), out, **pickle)
+    assert "its fusion has feature_fusion.0.weight; only attention by" in message
 
     groups = published.groups()
     groups["projectors"]["1.projector.projector.bias"] = torch.zeros(5)

@@ -38,6 +38,28 @@ class FeatureFusion(nn.Module):
         return torch.einsum("ne,enld->nld", weights[:, 0], torch.stack(tokens)), weights[:, 0]
 
 
+class ScalarFusion(nn.Module):
+    """A sum of encoders whose weights do not depend on the video."""
+
+    def __init__(self, encoders):
+        super().__init__()
+        self.scalar = nn.Parameter(torch.zeros(encoders))
+
+    def forward(self, tokens):
+        return torch.einsum("e,enld->nld", self.scalar.softmax(0), torch.stack(tokens))
+
+
+class ChannelFusion(nn.Module):
+    """A linear map of the channels of all encoders."""
+
+    def __init__(self, encoders, decoder_width):
+        super().__init__()
+        self.projector = nn.Linear(encoders * decoder_width, decoder_width)
+
+    def forward(self, tokens):
+        return self.projector(torch.cat(tokens, -1))
+
+
 class Front(nn.Module):
     """Features of each encoder to the decoder's visual tokens, and the weights of the encoders."""
 
