@@ -13,12 +13,14 @@ of the fusion's attention do not touch its result; they are left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from elva_jax.checkpoints.wanted import load_tower
 from elva_jax.config.merv import RANDOM
 from elva_jax.config.schema import Config, ModelConfig
 from elva_jax.config.teachers import with_teacher
@@ -90,24 +92,15 @@ def load_encoders(
 
     Raises:
       ConvertError: a folder that is damaged or does not fit.
-      CheckpointError: a run or converted checkpoint that is damaged.
+      CheckpointError: a run or converted checkpoint that is damaged or does not fit.
     """
+    load = functools.partial(load_params, allow_pickle=allow_pickle)
     out: dict[str, jax.Array] = {}
     for name, encoder in config.model.encoders:
-        ours = f"elva/patch_embed/tower_{name}/"
-        wanted = {
-            "vision/" + path.removeprefix(ours): leaf
-            for path, leaf in targets.items()
-            if path.startswith(ours)
-        }
-        source = encoder.init_from
-        if source in ("", RANDOM):
-            continue
-        alone = with_teacher(config, encoder)
-        loaded = load_params(source, wanted, alone, subtree="vision", allow_pickle=allow_pickle)
-        if missing := sorted(wanted.keys() - loaded.params.keys()):
-            raise ConvertError(f"{source}: lacks {missing[0]} of encoders.{name}")
-        out |= {ours + path.removeprefix("vision/"): leaf for path, leaf in loaded.params.items()}
+        if encoder.init_from not in ("", RANDOM):
+            at, alone = f"elva/patch_embed/tower_{name}/", with_teacher(config, encoder)
+            owner = f"the run's encoders.{name}"
+            out |= load_tower(load, encoder.init_from, alone, targets, at, owner)
     return out
 
 

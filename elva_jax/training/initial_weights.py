@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from elva_jax.checkpoints.restore import Loaded, load_run_params
+from elva_jax.checkpoints.wanted import VISION, LoadParams, check_complete, check_shapes, load_tower
 from elva_jax.config.merv import RANDOM
 from elva_jax.config.schema import Config
 from elva_jax.config.teachers import with_teacher
@@ -22,22 +23,7 @@ from elva_jax.tasks.registry import kind_of, task_of
 from elva_jax.training.setup import TrainSetup
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
-VISION = "vision"  # the subtree of a teacher that others use
 BASELINE = "its vision tower", "teacher"  # the encoder-based baseline's tower, and its group
-
-
-class LoadParams(Protocol):
-    """Reads those of `targets` that a source has, as `hf.load.load_params` does from any source."""
-
-    def __call__(
-        self,
-        source: str | Path,
-        targets: Mapping[str, jax.ShapeDtypeStruct],
-        config: Config,
-        *,
-        subtree: str,
-    ) -> Loaded:
-        """Reads parameters by path: of an ELVA (`elva`), a vision tower or a text tower."""
 
 
 def load_from_run(
@@ -77,7 +63,7 @@ def initial_weights(
         own = tuple(f"{subtree}/" for subtree in task.part_sources)
         of_source = {path: leaf for path, leaf in targets.items() if not path.startswith(own)}
     loaded = load(source, of_source, task.config, subtree=task.exports)
-    _check_shapes(loaded, targets, source, name)
+    check_shapes(loaded.params, targets, source, f"stage {name}")
     if not loaded.params:
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
     params = loaded.params | parts
@@ -108,24 +94,10 @@ def _parts(
         if not source or not wanted:
             continue
         loaded = load(source, wanted, task.config, subtree=subtree)
-        _check_shapes(loaded, wanted, source, task.name)
-        if missing := sorted(wanted.keys() - loaded.params.keys()):
-            raise CheckpointError(f"{source}: lacks {', '.join(missing)} of stage {task.name}")
+        check_complete(loaded.params, wanted, source, f"stage {task.name}")
         say(f"{task.name}: takes {subtree} from {source} ({loaded.origin})")
         params |= loaded.params
     return params
-
-
-def _check_shapes(
-    loaded: Loaded, targets: Mapping[str, jax.ShapeDtypeStruct], source: str | Path, name: str
-) -> None:
-    for path, there in loaded.params.items():
-        here = targets[path]
-        if here.shape != there.shape:
-            raise CheckpointError(
-                f"{source}: {path} is {there.dtype}{list(there.shape)},"
-                f" stage {name} has {here.dtype}{list(here.shape)}"
-            )
 
 
 def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str, Any]:
@@ -142,7 +114,9 @@ def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str
             path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=everywhere)
             for path, shape in parameter_shapes(config, VISION).items()
         }
-        params, _ = _load_teacher(task, config, workdir, targets, load)
+        key = f"teachers.{name}" if task.config.teachers else "teacher"
+        source = _tower_source(task, config, workdir, key)
+        params = load_tower(load, source, config, targets, f"{VISION}/", f"the run's {key}")
         trees[name] = unflatten_paths(params)[VISION]
     return trees
 
@@ -164,40 +138,27 @@ def _towers(
     """The parts of the `missing` parameters that are vision towers in the model, by path."""
     params: dict[str, jax.Array] = {}
     for ours, tower in task.towers.items():
-        theirs, encoder = f"{VISION}/", ours.rstrip("/").rpartition("tower_")[2]
+        encoder = ours.rstrip("/").rpartition("tower_")[2]
         merv = bool(task.config.model.encoders)
         label, key = (f"encoder {encoder}", f"encoders.{encoder}") if merv else BASELINE
-        targets = {
-            path.replace(ours, theirs, 1): leaf
-            for path, leaf in missing.items()
-            if path.startswith(ours)
-        }
-        if targets and tower.init_from == RANDOM:
+        wanted = any(path.startswith(ours) for path in missing)
+        if wanted and tower.init_from == RANDOM:
             say(f"{task.name}: {label} has random weights")
-        elif targets:
+        elif wanted:
             config = with_teacher(task.config, tower)
-            loaded, source = _load_teacher(task, config, workdir, targets, load, key)
+            source = _tower_source(task, config, workdir, key)
+            params |= load_tower(load, source, config, missing, ours, f"the run's {key}")
             say(f"{task.name}: takes {label} from {source}")
-            params |= {path.replace(theirs, ours, 1): leaf for path, leaf in loaded.items()}
     return params
 
 
-def _load_teacher(
-    task: Task,
-    config: Config,
-    workdir: Path,
-    targets: Mapping[str, Any],
-    load: LoadParams,
-    key: str = "teacher",
-) -> tuple[dict[str, jax.Array], str | Path]:
-    """All of `targets` by path, and their source: an earlier stage, or `config.teacher.init_from`.
+def _tower_source(task: Task, config: Config, workdir: Path, key: str) -> str | Path:
+    """Where a vision tower's weights are: `config.teacher.init_from`, or an earlier stage.
 
     Args:
       task: of the stage.
       config: the run's, with the tower in its group `teacher`.
       workdir: the run's.
-      targets: shapes, dtypes and shardings by path.
-      load: reads them.
       key: the tower's group, in errors.
     """
     before = _stage_before(task, VISION)
@@ -206,12 +167,4 @@ def _load_teacher(
             f"{key}.init_from: stage {task.name} needs a vision tower, which {config.init_from}"
             " does not have; set it"
         )
-    source = config.teacher.init_from or workdir / str(before)
-    loaded = load(source, targets, config, subtree=VISION).params
-    for path, here in targets.items():
-        if path not in loaded or loaded[path].shape != here.shape:
-            there = list(loaded[path].shape) if path in loaded else "missing"
-            raise CheckpointError(
-                f"{source}: {path} is {there}, the teacher of this run has {list(here.shape)}"
-            )
-    return loaded, source
+    return config.teacher.init_from or workdir / str(before)

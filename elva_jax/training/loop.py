@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from elva_jax.checkpoints.mirror import Mirror
 from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.checkpoints.state import TrainState
+from elva_jax.checkpoints.wanted import LoadParams
 from elva_jax.data.iterator_state import redistribute
 from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import CheckpointError
@@ -35,7 +36,6 @@ from elva_jax.training.evaluators.best import BestWeights
 from elva_jax.training.evaluators.hook import EvaluationHook, make_evaluator
 from elva_jax.training.goodput import SessionLog, StepClock
 from elva_jax.training.hooks import Hook, Profiler, Reporter, SaveTimer
-from elva_jax.training.initial_weights import LoadParams
 from elva_jax.training.metric_writers import MetricWriters, open_writers, unflatten
 from elva_jax.training.metrics import MetricsWindow
 from elva_jax.training.preemption import Consensus, StopSignal

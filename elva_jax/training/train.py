@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.format import has_checkpoint, saved_steps
 from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
+from elva_jax.checkpoints.wanted import LoadParams
 from elva_jax.config.load import resolve
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict, config_to_dict
@@ -35,12 +36,7 @@ from elva_jax.tasks.registry import make_task
 from elva_jax.training import loop, plots
 from elva_jax.training.goodput import SessionLog, describe
 from elva_jax.training.hooks import Profiler
-from elva_jax.training.initial_weights import (
-    LoadParams,
-    frozen_trees,
-    initial_weights,
-    load_from_run,
-)
+from elva_jax.training.initial_weights import frozen_trees, initial_weights, load_from_run
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.preemption import StopSignal
 from elva_jax.training.setup import set_up

@@ -206,6 +206,6 @@ def test_teacher_of_another_shape_is_refused(tiny_run, data_dir, siglip, tmp_pat
     assert jax.tree.leaves(tower)[0].dtype == np.float32
     config.teacher.intermediate_size = 24
     with pytest.raises(
-        CheckpointError, match=r"fc1_bias is \[32\], the teacher of this run has \[24\]"
+        CheckpointError, match=r"fc1_bias is float32\[32\], the run's teacher has float32\[24\]"
     ):
         teacher_of(config, tmp_path)
