@@ -36,7 +36,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 LARGEST_HEADER = 100 * 2**20  # bytes; the limit of the format
-BLOCK = 16 * 2**20  # bytes that are checked at a time
+BLOCK = 2**20  # bytes that are checked at a time; temporary arrays of them stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
