@@ -87,7 +87,7 @@ def prefill_in_chunks(
     """
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
     blocks = layer_blocks(merges, merging=True)
-    tokens = _embed(config, weights, rows, chunk, put)
+    tokens, fusion = _embed(config, weights, rows, chunk, put)
     stretch = put(rows.stretch)
     caches: list[PrefixCache] = []
     counts = []
@@ -105,6 +105,7 @@ def prefill_in_chunks(
         tokens=np.asarray(counts, np.int32),
         length=np.asarray(rows.length, np.int32),
         stretch=rows.stretch,
+        fusion=fusion,
     )
 
 
@@ -216,8 +217,13 @@ def run_last_chunk(
     return None, run_chunk(config, params, x, inputs, cached, start)[1]
 
 
-def _embed(config: ModelConfig, weights: Weights, rows: Rows, chunk: int, put: Put) -> _Tokens:
-    """The decoder's input, some whole frames or clips of each row at a time."""
+def _embed(
+    config: ModelConfig, weights: Weights, rows: Rows, chunk: int, put: Put
+) -> tuple[_Tokens, np.ndarray | None]:
+    """The decoder's input, some whole frames or clips of each row at a time.
+
+    Also the weights of a MERV's encoders [B, clips, E], or None.
+    """
     batch, length = rows.layout.kind.shape
     cuts = [
         _spans(
@@ -233,15 +239,25 @@ def _embed(config: ModelConfig, weights: Weights, rows: Rows, chunk: int, put: P
     count = -(-capacity // config.frame_patches) * config.frame_patches
     x = np.zeros((batch, length, config.hidden_size), jnp.dtype(config.dtype))
     rest = weights._replace(layers=())
+    weighted: np.ndarray | None = None
+    clips = [0] * batch  # whose weights are known, of each row
     for step in range(max(map(len, cuts))):
         spans = [row[step] if step < len(row) else (0, 0) for row in cuts]
         pieces = [_piece(rows, b, span, capacity, count) for b, span in enumerate(spans)]
         patches = np.stack([values for values, _ in pieces])
         layout = TokenLayout.stack([layout for _, layout in pieces])
-        out = np.asarray(embed_program(config, rest, put(patches), put(layout)))
+        out, found = jax.device_get(embed_program(config, rest, put(patches), put(layout)))
+        if found is not None and weighted is None:
+            most = rows.patches.shape[1] // config.frame_patches
+            weighted = np.zeros((batch, most, found.shape[2]), np.float32)
         for b, (start, stop) in enumerate(spans):
             x[b, start:stop] = out[b, : stop - start]
-    return _Tokens(x=x, layout=rows.layout, size=np.ones((batch, length), np.float32))
+            if weighted is not None:
+                seen = np.sum(rows.layout.kind[b, start:stop] == Kind.PATCH) // config.frame_patches
+                weighted[b, clips[b] : clips[b] + seen] = found[b, :seen]
+                clips[b] += int(seen)
+    size = np.ones((batch, length), np.float32)
+    return _Tokens(x=x, layout=rows.layout, size=size), weighted
 
 
 def _spans(

@@ -91,7 +91,7 @@ def collect(
     wanted = set(range(total + 1) if layers is None else layers)
     if wrong := sorted(layer for layer in wanted if not 0 <= layer <= total):
         raise ConfigError(f"layers: {wrong} are not within 0 … {total}, the model's layers")
-    tokens, length = embed_rows(config, weights, rows), int(rows.length[0])
+    (tokens, _), length = embed_rows(config, weights, rows), int(rows.length[0])
     layout = _first(tokens.layout, length)
     survivor = np.arange(length, dtype=np.int32)
     states = {0: _host(tokens.x, length)} if 0 in wanted else {}

@@ -111,13 +111,18 @@ def _described(config: ModelConfig, mesh: Mesh) -> tuple[Any, Mesh, dict[str, in
 
 def embed(
     config: ModelConfig, weights: Weights, patches: UInt8[AnyArray, "B N K"], layout: TokenLayout
-) -> Float[Array, "B S D"]:
-    """Input embeddings, as `Elva.embed`."""
-    visual = visual_embed(config).apply({"params": weights.visual}, patches, layout)
+) -> tuple[Float[Array, "B S D"], Float32[Array, "B clips E"] | None]:
+    """Input embeddings, as `Elva.embed`; and the weights of a MERV's encoders, if it has any."""
+    visual, beside = visual_embed(config).apply(
+        {"params": weights.visual}, patches, layout, mutable=["intermediates"]
+    )
+    (fusion,) = beside.get("intermediates", {}).get("fusion_weights", (None,))
+    if fusion is not None:
+        fusion = fusion.reshape(patches.shape[0], -1, fusion.shape[-1])
     x = input_embeddings(
         lambda ids: text_embeddings(config, weights, ids), cast(jax.Array, visual), layout
     )
-    return nn.with_logical_constraint(x, ("batch", "seq", None))
+    return nn.with_logical_constraint(x, ("batch", "seq", None)), fusion
 
 
 def text_embeddings(

@@ -44,6 +44,7 @@ class Prefix:
     tokens: np.ndarray  # int32 [blocks, B], tokens that each block worked on
     length: np.ndarray  # int32 [B], the position where each row's text continues
     stretch: np.ndarray  # int32 [B], how RoPE is scaled for each row
+    fusion: Any  # float32 [B, clips, E], weights of a MERV's encoders; None for other models
 
 
 class Tokens(NamedTuple):
@@ -79,7 +80,7 @@ def prefill(
     # Without merging layers of its own, so that the same programs serve any of them.
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
     blocks, last = layer_blocks(merges, merging=True), config.num_layers - 1
-    tokens = embed_rows(config, weights, rows)
+    tokens, fusion = embed_rows(config, weights, rows)
     survivors = (rows.layout.kind != Kind.PAD).sum(axis=1)
     caches, counts = [], []
     for block in blocks:
@@ -103,14 +104,15 @@ def prefill(
         tokens=np.asarray(counts, np.int32),
         length=np.asarray(rows.length, np.int32),
         stretch=rows.stretch,
+        fusion=fusion,
     )
 
 
-def embed_rows(config: ModelConfig, weights: Weights, rows: Rows) -> Tokens:
-    """The decoder's input."""
+def embed_rows(config: ModelConfig, weights: Weights, rows: Rows) -> tuple[Tokens, Any]:
+    """The decoder's input; and the weights of a MERV's encoders [B, clips, E], or None."""
     layout: TokenLayout = jax.tree.map(jnp.asarray, rows.layout)
-    x = embed_program(config, weights._replace(layers=()), rows.patches, layout)
-    return Tokens(x, layout, jnp.ones(layout.kind.shape, jnp.float32))
+    x, fusion = embed_program(config, weights._replace(layers=()), rows.patches, layout)
+    return Tokens(x, layout, jnp.ones(layout.kind.shape, jnp.float32)), fusion
 
 
 def merge_tokens(
@@ -129,7 +131,7 @@ def merge_tokens(
 @partial(jax.jit, static_argnums=0)
 def embed_program(
     config: ModelConfig, weights: Weights, patches: UInt8[AnyArray, "B N K"], layout: TokenLayout
-) -> Float[Array, "B S D"]:
+) -> tuple[Float[Array, "B S D"], Float32[Array, "B clips E"] | None]:
     """`params.embed`, compiled."""
     return params_module.embed(config, weights, patches, layout)
 

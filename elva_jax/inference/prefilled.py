@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.errors import LayoutError
@@ -14,7 +15,7 @@ from elva_jax.inference import long_answers
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
 from elva_jax.inference.engine import Decoding, Progress, Questions
-from elva_jax.inference.fusion import FusionWeights, fusion_weights, has_weights
+from elva_jax.inference.fusion import FusionWeights, has_weights
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.parts import shown
@@ -64,7 +65,12 @@ class Prefilled:
         engine = self.model.engine
         if not has_weights(engine.config):
             return tuple((None,) * len(row) for row in self.media)
-        return tuple(fusion_weights(engine, row) for row in self.media)
+        names = [name for name, _ in engine.config.encoders]
+        found = np.asarray(self.prefix.fusion, np.float64)
+        return tuple(
+            tuple(dict(zip(names, found[b, k].tolist(), strict=True)) for k in range(len(row)))
+            for b, row in enumerate(self.media)
+        )
 
     def generate(
         self,

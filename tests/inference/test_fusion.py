@@ -12,6 +12,7 @@ from elva_jax.cli import main
 from elva_jax.config import schema
 from elva_jax.config.serialize import config_to_dict, freeze
 from elva_jax.errors import ConfigError
+from elva_jax.inference import fusion
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.trace import MediumFacts
 from elva_jax.models.towers.build import make_tower
@@ -65,9 +66,9 @@ def by_hand(model, frames):
         x = np.asarray(getattr(features, tower.features), np.float64).reshape(-1, 12).mean(axis=0)
         projector = embed[f"projector_{name}"]
         means.append(x @ projector["kernel"] + projector["bias"])
-    fusion = embed["fusion"]
-    q = fusion["query"][0] @ fusion["q_kernel"] + fusion["q_bias"]
-    scores = (np.stack(means) @ fusion["k_kernel"] + fusion["k_bias"]) @ q / np.sqrt(WIDTH)
+    attention = embed["fusion"]
+    q = attention["query"][0] @ attention["q_kernel"] + attention["q_bias"]
+    scores = (np.stack(means) @ attention["k_kernel"] + attention["k_bias"]) @ q / np.sqrt(WIDTH)
     weights = np.exp(scores - scores.max())
     return dict(zip(("still", "clip"), weights / weights.sum(), strict=True))
 
@@ -80,11 +81,14 @@ def test_weights_of_every_video_are_the_formulas(merv):
     assert abs(found[0]["still"] - found[1]["still"]) > 1e-3, "the videos do not matter"
 
 
-def test_traces_have_the_weights(merv):
+def test_traces_have_the_weights_of_their_own_pass(merv, monkeypatch):
+    """The encoders do not run again for them."""
     video = testing.tiny_video()
+    (expected,) = merv.fusion_weights(video)
+    monkeypatch.setattr(fusion, "_program", None)
     trace = merv.trace(video, "What?", max_new_tokens=2)
-    (medium,), (expected,) = trace.media, merv.fusion_weights(video)
-    assert medium.fusion_weights == expected
+    (medium,) = trace.media
+    assert medium.fusion_weights == pytest.approx(expected, abs=1e-6)
     assert (medium.frames, medium.sizes) == (4, ((SIZE, SIZE),))
     assert trace.visual_tokens == SLOTS * GRID**2
     (found,) = trace.to_dict()["media"]
@@ -93,9 +97,12 @@ def test_traces_have_the_weights(merv):
 
 def test_chunks_of_a_prompt_part_no_clip(merv, monkeypatch):
     videos = [testing.tiny_video(color=color) for color in ("red", "green")]
-    totals = []
+    totals, expected = [], merv.fusion_weights(videos)
     for chunk in (0, 4):  # a clip has 8 patches
         monkeypatch.setattr(merv.engine, "prefill_chunk", chunk)
+        (row,) = merv.prefill([tuple(merv.read_all(videos))]).fusion_weights
+        for found, weights in zip(row, expected, strict=True):
+            assert found == pytest.approx(weights, abs=1e-6)
         scores = merv.score(videos, "What is it?", ["red", "blue"])
         totals.append([score.total for score in scores])
     np.testing.assert_allclose(*totals, rtol=1e-5)

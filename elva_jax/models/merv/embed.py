@@ -58,6 +58,8 @@ class MervEmbed(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Visual tokens in the compute type, zeros at text and padding.
 
+        Callers that make `intermediates` mutable get `fusion_weights` of the clips there.
+
         Args:
           patches: uint8, clip by clip; N is a multiple of the patches of a clip.
           layout: fields [B, S].
@@ -65,7 +67,9 @@ class MervEmbed(nn.Module):
         Raises:
           LayoutError: patches that are not whole clips.
         """
-        tokens, _ = self.fusion(self._encode(patches))
+        tokens, weights = self.fusion(self._encode(patches))
+        if weights is not None:
+            self.sow("intermediates", "fusion_weights", weights)
         x_BxNxD = tokens.reshape(*patches.shape[:2], self.config.hidden_size)
         return patches_at_tokens(x_BxNxD, layout)
 

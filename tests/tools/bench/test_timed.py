@@ -122,8 +122,10 @@ def test_real_merv_lowers_from_shapes():
     table = jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), "bfloat16")
     weights = Weights(shapes["params"], table, None, None, ())
     lowered = embed_program.lower(config, weights, patches, layout)
-    assert lowered.out_info.shape == (1, 1026, 3584)
-    assert lowered.out_info.dtype == "bfloat16"
+    embedded, weights = lowered.out_info
+    assert embedded.shape == (1, 1026, 3584)
+    assert embedded.dtype == "bfloat16"
+    assert weights.shape == (1, 1, 4)
 
 
 def test_kept_is_the_fraction_of_visual_tokens(models):
