@@ -16,17 +16,20 @@ from elva_jax.inference.load import load_source
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.quantization import Scheme, check_scheme
 
+Opened = tuple[ElvaModel, dict[str, Any]]  # a model and where it comes from
+
 
 def open_elva(
-    model: str | Path | Run | ElvaModel,
+    model: str | Path | Run | ElvaModel | Opened,
     mesh: Mesh | None = None,
     weights: Scheme | None = None,
     prefill_chunk: int | None = None,
-) -> tuple[ElvaModel, dict[str, Any]]:
+) -> Opened:
     """The model, and its checkpoint and step (None where they are not known) and weights_hash.
 
     Args:
-      model: path of a run, a saved step or an exported folder; or the model itself.
+      model: path of a run, a saved step or an exported folder; the model itself; or what this
+        function has returned, which is returned again.
       mesh: devices of a model that is read here: its weights and every batch are split over them;
         None: the first one.
       weights: how matrices are quantized; None: not at all, or as the model itself has them.
@@ -36,6 +39,8 @@ def open_elva(
     Raises:
       ElvaError: no such checkpoint, a damaged one, or a model with other weights or chunks.
     """
+    if isinstance(model, tuple):
+        return model
     if isinstance(model, ElvaModel):
         if weights not in (None, model.weights):
             have = model.weights or model.model_config.dtype

@@ -13,9 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+import elva_jax
 from elva_jax import cli
+from elva_jax.config.merging_profiles import parse_profile
+from elva_jax.inference.request_settings import open_profiles
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
+HALF = "half=merge_policies=ratio;merge_ratios=0.5"
 LIMITS = "--port 0 --slots 4 --context 128 --question 64 --max-new-tokens 32 --warm-up off"
 
 
@@ -69,6 +73,26 @@ def test_sigterm_lets_running_requests_finish(checkpoint, capfd, model, media, a
     options = ["--media-dir", str(media), "--served-model-name", "film"]
     assert serve(checkpoint, capfd, visit, *options) == 0
     assert "".join(said) == expected
+
+
+def test_an_answer_is_that_of_the_model_with_the_same_options(checkpoint, capfd, media, ask):
+    """A drawn one, which depends on every logit."""
+    model = elva_jax.load(checkpoint, weights="int8", prefill_chunk=32)
+    (half,) = open_profiles(model.config, [parse_profile(HALF)]).values()
+    sampling = elva_jax.Sampling(temperature=1.5, seed=7)
+    expected = model.answer(
+        media / "red.mp4", "What moves?", max_new_tokens=8, merging=half, sampling=sampling
+    )
+
+    def visit(url):
+        more = {"max_tokens": 8, "merging": "half", "temperature": 1.5, "seed": 7}
+        body = ask(("video_url", "red.mp4"), "What moves?", **more)
+        reply = httpx.post(f"{url}/chat/completions", json=body, timeout=60).json()
+        assert reply["choices"][0]["message"]["content"] == expected
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    options = ["--media-dir", str(media), "--weights", "int8", "--prefill-chunk", "32"]
+    assert serve(checkpoint, capfd, visit, *options, "--merging-profile", HALF) == 0
 
 
 def test_requests_are_cut_off_after_the_drain_timeout(checkpoint, capfd, raw):

@@ -19,7 +19,7 @@ from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
 from elva_jax.evaluation.judge.judge import Judge, judged
-from elva_jax.evaluation.models import open_elva
+from elva_jax.evaluation.models import Opened, open_elva
 from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.grading import evaluation_of
 from elva_jax.evaluation.runner.identity import describe_model, describe_reading, prompts_hash
@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, qu
 
 
 def evaluate_benchmarks(
-    model: str | Path | Run | ElvaModel,
+    model: str | Path | Run | ElvaModel | Opened,
     tasks: Sequence[str | Benchmark],
     data_root: str | Path = ".",
     config: BenchmarkConfig | None = None,
@@ -57,7 +57,8 @@ def evaluate_benchmarks(
     answer depends neither on `batch_size` nor on the number of processes or interruptions.
 
     Args:
-      model: path of a run, a saved step or an exported folder; or the model itself.
+      model: path of a run, a saved step or an exported folder; the model itself; or a model that
+        `open_elva` has opened.
       tasks: benchmarks by name; or the benchmarks themselves.
       data_root: the folder with local copies: one folder per benchmark, or that of the only one.
       config: how questions are asked.

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation
 from elva_jax.evaluation.judge.config import JudgeConfig
+from elva_jax.evaluation.models import Opened, open_elva
 from elva_jax.evaluation.runner.run import evaluate_benchmarks, unjudged, unreadable
 from elva_jax.evaluation.runner.settings import BenchmarkConfig
-from elva_jax.hf.open_model import open_run_or_folder
+from elva_jax.inference.model import ElvaModel
 from elva_jax.models.elva import merging_of, with_merging
 from elva_jax.ops.merging import MergeLayer
 from elva_jax.tools.tables.figures import Figures
@@ -103,13 +103,13 @@ def measure(
       ElvaError: a checkpoint or benchmark that cannot be read, or that cannot be reduced.
     """
     cells = []
-    opened: tuple[str, Run] | None = None
+    opened: tuple[str, Opened] | None = None
     for label, row, path in rows_to_measure(protocol, sources):
         if opened is None or opened[0] != path:
-            opened = path, open_run_or_folder(path)
-        run = opened[1] if row.reduce is None else reduced(opened[1], *row.reduce)
+            opened = None  # its memory is free before the next one is read
+            opened = path, open_elva(path, asked.mesh)
         evaluations = evaluate_benchmarks(
-            run,
+            _for_row(opened[1], row),
             asked.benchmarks,
             asked.root,
             config_of(protocol, row, asked),
@@ -142,19 +142,26 @@ def config_of(protocol: Protocol, row: Row, asked: Asked) -> BenchmarkConfig:
     )
 
 
-def reduced(run: Run, kind: Literal["merge", "pool"], share: float) -> Run:
+def _for_row(opened: Opened, row: Row) -> Opened:
+    """The model with the reduction of a row; the table has its path apart."""
+    model, origin = opened
+    model = model if row.reduce is None else reduced(model, *row.reduce)
+    return model, {**origin, "checkpoint": None}
+
+
+def reduced(model: ElvaModel, kind: Literal["merge", "pool"], share: float) -> ElvaModel:
     """The same weights with another reduction of tokens.
 
     Args:
-      run: the run.
-      kind: "merge": the run's merging layers, the deep ones down to a share of their tokens;
+      model: the model.
+      kind: "merge": the model's merging layers, the deep ones down to a share of their tokens;
         "pool": the mean of neighbors in time right after the patch embedding instead.
       share: what is kept.
 
     Raises:
       ConfigError: no merging layer has a share.
     """
-    merging = merging_of(run.config.model)
+    merging = merging_of(model.config.model)
     if kind == "pool":
         layers: tuple[MergeLayer, ...] = (MergeLayer(0, "pool", 1.0, share),)
     else:
@@ -167,8 +174,14 @@ def reduced(run: Run, kind: Literal["merge", "pool"], share: float) -> Run:
             layer if layer.policy == "threshold" else dataclasses.replace(layer, ratio=share)
             for layer in merging.layers
         )
-    model = with_merging(run.config.model, dataclasses.replace(merging, layers=layers))
-    return dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
+    other = with_merging(model.config.model, dataclasses.replace(merging, layers=layers))
+    return ElvaModel(
+        dataclasses.replace(model.config, model=other),
+        model.engine.weights,
+        model.tokenizer,
+        model.stage,
+        mesh=model.engine.placement.mesh,
+    )
 
 
 def not_comparable(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.tools.recaption.conftest import Server, completion, send
 
-from elva_jax.checkpoints.restore import load_run
-from elva_jax.config.schema import ModelConfig
+import elva_jax
+from elva_jax import testing
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks import registry
 from elva_jax.models.elva import merging_of
@@ -184,17 +184,20 @@ def test_a_row_takes_one_checkpoint_and_its_own_reduction():
 
 
 def test_reductions_replace_the_merging_layers(run_dir):
-    run = load_run(run_dir)
-    merge, pool = reduced(run, "merge", 0.25), reduced(run, "pool", 0.25)
-    before = merging_of(run.config.model).layers
+    model = elva_jax.load(run_dir)
+    merge, pool = reduced(model, "merge", 0.25), reduced(model, "pool", 0.25)
+    before = merging_of(model.config.model).layers
+    assert merge.engine.weights is pool.engine.weights is model.engine.weights
     assert merging_of(merge.config.model).layers == (
         before[0],
         dataclasses.replace(before[1], ratio=0.25),
     )
     assert merging_of(pool.config.model).layers == (MergeLayer(0, "pool", 1.0, 0.25),)
-    plain = dataclasses.replace(run.config, model=ModelConfig())
+    plain = testing.tiny_model(
+        merge_layers=(), merge_policies=(), merge_thresholds=(), merge_ratios=()
+    )
     with pytest.raises(ConfigError, match="no merging layer with a ratio"):
-        reduced(dataclasses.replace(run, config=plain), "merge", 0.5)
+        reduced(plain, "merge", 0.5)
 
 
 def test_open_answers_are_those_of_a_judge(bench, run_dir, data_root, tmp_path):
