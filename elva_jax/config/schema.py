@@ -85,6 +85,12 @@ class ModelConfig:
         most=numbers.MOST_TOKENS,
     )
     rms_norm_eps: float = key(1e-6, "epsilon of RMSNorm", minimum=0)
+    initializer_range: float = key(
+        0.02,
+        "standard deviation of random weights of the decoder and the patch embedding; 0.02 suits"
+        " widths from about 1,000 on, the inverse root of the width a narrow model",
+        above=0,
+    )
     tie_embeddings: bool = key(default=True, meaning="whether the head is the embedding table")
     max_position: int = key(
         32_768, "longest sequence in tokens", minimum=1, most=numbers.MOST_TOKENS
@@ -108,6 +114,13 @@ class ModelConfig:
         " to the tower's square; merv: MERV, whose encoders are fused (arXiv 2501.01426)",
     )
     merv: MervConfig = dataclasses.field(default_factory=MervConfig)
+    pixel_mean: float = key(
+        0.5,
+        "what the patch embedding subtracts from pixels of 0 to 1, before it divides by pixel_std",
+        minimum=0,
+        maximum=1,
+    )
+    pixel_std: float = key(0.5, "see pixel_mean", above=0)
     patch_heads: int = key(
         1, "heads of the patch embedding's cross-attention", minimum=1, most=numbers.MOST_LAYERS
     )

@@ -36,13 +36,15 @@ NUMBERS: dict[str, Range] = {
     "sliding_window": whole(0),
     "max_window_layers": whole(0),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), real(0)),
-    **dict.fromkeys(("rope_theta", "factor", "mlp_ratio"), _ABOVE),
+    **dict.fromkeys(("rope_theta", "factor", "mlp_ratio", "pixel_std"), _ABOVE),
+    "pixel_mean": real(0, 1),
     "partial_rotary_factor": real(0),
 }
 # Keys that a folder may leave open; `vision_config` and the like may be missing as well.
 OPTIONAL = (
     *("num_key_value_heads", "head_dim", "sliding_window", "max_window_layers", "rope_theta"),
     *("original_max_position_embeddings", "factor", "partial_rotary_factor"),
+    *("pixel_mean", "pixel_std"),
 )
 TEXTS = ("model_type", "hidden_act", "rope_type", "type")
 

@@ -40,6 +40,8 @@ _SAME = {
     "patch_width": "patch_width",
     "patch_embed": "patch_embed",
     "patch_heads": "patch_heads",
+    "pixel_mean": "pixel_mean",
+    "pixel_std": "pixel_std",
     "merge_layers": "merge_layers",
     "merge_policies": "merge_policies",
     "merge_thresholds": "merge_thresholds",
@@ -47,7 +49,7 @@ _SAME = {
     "merge_lines": "merge_lines",
     "merge_survivor": "merge_survivor",
 }
-_NEWER = ("merge_survivor",)  # folders of earlier versions lack these, and have the default
+_NEWER = ("merge_survivor", "pixel_mean", "pixel_std")  # folders of earlier versions lack these, and have the default
 _AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
     "AutoModel": "modeling_elva.ElvaModel",
@@ -141,7 +143,15 @@ def data_settings(folder: Path) -> dict[str, Any]:
 
 # Settings that shapes do not show, so that a difference would go unnoticed. RoPE's context and the
 # merging layers are left to the run.
-STRICT = (*qwen2.STRICT, "patch_size", "patch_heads", "patch_embed", "tie_embeddings")
+STRICT = (
+    *qwen2.STRICT,
+    "patch_size",
+    "patch_heads",
+    "patch_embed",
+    "pixel_mean",
+    "pixel_std",
+    "tie_embeddings",
+)
 
 # Parameters of `models.elva.Elva`; the decoder's tensors are named as in Qwen2.
 TABLE = Table(

@@ -15,9 +15,12 @@ from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
 
-def normal(*axes: str | None) -> nn.initializers.Initializer:
+INITIALIZER_RANGE = 0.02  # Qwen2's
+
+
+def normal(*axes: str | None, std: float = INITIALIZER_RANGE) -> nn.initializers.Initializer:
     """Qwen2's initializer, with the logical axis names of the parameter."""
-    return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+    return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 
 
 class Linear(nn.Dense):
@@ -49,6 +52,7 @@ def dense(
     dtype: DTypeLike,
     *,
     use_bias: bool = True,
+    std: float = INITIALIZER_RANGE,
     name: str | None = None,
 ) -> Linear:
     """A linear map whose kernel [in, out] has these logical axes, computed in `dtype`."""
@@ -56,7 +60,7 @@ def dense(
         features,
         use_bias=use_bias,
         dtype=jnp.dtype(dtype),
-        kernel_init=normal(*axes),
+        kernel_init=normal(*axes, std=std),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
         dot_general=linear.dot_general,
         name=name,

@@ -84,13 +84,15 @@ class PatchEmbed(nn.Module):
             raise ConfigError(
                 f"model.patch_heads: {c.patch_heads} does not divide patch_width = {width}"
             )
-        self.proj = dense(width, ("patch", "patch_width"), c.dtype)
-        self.out_proj = dense(c.hidden_size, ("patch_width", "embed"), c.dtype, use_bias=False)
-        self.frame = self.param("frame", normal("patch_width"), (width,), jnp.float32)
-        self.line = self.param("line", normal("patch_width"), (width,), jnp.float32)
+        std = c.initializer_range
+        self.proj = dense(width, ("patch", "patch_width"), c.dtype, std=std)
+        axes = ("patch_width", "embed")
+        self.out_proj = dense(c.hidden_size, axes, c.dtype, use_bias=False, std=std)
+        self.frame = self.param("frame", normal("patch_width", std=std), (width,), jnp.float32)
+        self.line = self.param("line", normal("patch_width", std=std), (width,), jnp.float32)
         if c.patch_embed == "video":
             self.q_kernel, self.k_kernel, self.v_kernel = (
-                self.param(name, normal("patch_width", None), (width, width), jnp.float32)
+                self.param(name, normal("patch_width", None, std=std), (width, width), jnp.float32)
                 for name in ("q_kernel", "k_kernel", "v_kernel")
             )
 
@@ -104,7 +106,8 @@ class PatchEmbed(nn.Module):
           layout: fields [B, S].
         """
         dtype, length = self.config.dtype, layout.kind.shape[1]
-        pixels = patches.astype(jnp.float32) / 127.5 - 1.0
+        mean, std = self.config.pixel_mean, self.config.pixel_std
+        pixels = patches.astype(jnp.float32) / (255 * std) - mean / std
         patch_BxNxE = self.proj(pixels.astype(dtype))
         slots = jax.vmap(patch_slots, in_axes=(0, None))(layout, patches.shape[1])
         if self.config.patch_embed == "video":

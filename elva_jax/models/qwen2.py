@@ -135,7 +135,8 @@ class DecoderLayer(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
 
         def project(name, h, features, axes, *, use_bias=False):
-            y = dense(features, axes, dtype, use_bias=use_bias, name=name)(h)
+            std = c.initializer_range
+            y = dense(features, axes, dtype, use_bias=use_bias, std=std, name=name)(h)
             if self.lora is not None and lora.adapts(self.lora, name):
                 y = y + lora.Lora(self.lora, features, axes, dtype, name=name + lora.SUFFIX)(h)
             return y
@@ -180,12 +181,14 @@ class Qwen2(nn.Module):
             raise ConfigError(
                 f"model.remat: {c.remat!r} is unknown; use one of none, {', '.join(REMAT_POLICIES)}"
             )
-        table = (c.vocab_size, c.hidden_size)
-        self.embed_tokens = self.param("embed_tokens", normal("vocab", "embed"), table, jnp.float32)
+        table, std = (c.vocab_size, c.hidden_size), c.initializer_range
+        init = normal("vocab", "embed", std=std)
+        self.embed_tokens = self.param("embed_tokens", init, table, jnp.float32)
         self.stack = self.param("layers", self._init_layers)
         self.norm = rms_norm(c)
         if not c.tie_embeddings:
-            self.lm_head = self.param("lm_head", normal("embed", "vocab"), table[::-1], jnp.float32)
+            init = normal("embed", "vocab", std=std)
+            self.lm_head = self.param("lm_head", init, table[::-1], jnp.float32)
 
     def _layer(self) -> DecoderLayer:
         return DecoderLayer(self.config, self.lora, parent=None)

@@ -19,6 +19,8 @@ class ElvaConfig(PreTrainedConfig):
       patch_embed: 'video': `<FRAME>` and `<LINE>` attend to their patches; 'naive': they are plain
         learned vectors.
       patch_heads: heads of that attention.
+      pixel_mean: what the patch embedding subtracts from pixels of 0 to 1 …
+      pixel_std: … before it divides by this.
       merge_layers: decoder layers before which visual tokens merge, increasing; empty: never.
       merge_policies: 'threshold', 'ratio', 'both' or 'pool' for each of them.
       merge_thresholds: cosine above which a token merges into the next one at its grid position.
@@ -58,6 +60,8 @@ class ElvaConfig(PreTrainedConfig):
     patch_width: int = 1024
     patch_embed: str = "video"
     patch_heads: int = 1
+    pixel_mean: float = 0.5
+    pixel_std: float = 0.5
     merge_layers: list[int] | tuple[int, ...] = ()
     merge_policies: list[str] | tuple[str, ...] = ()
     merge_thresholds: list[float] | tuple[float, ...] = ()

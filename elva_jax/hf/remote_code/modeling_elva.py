@@ -126,6 +126,7 @@ class ElvaPatchEmbedding(nn.Module):
         super().__init__()
         width = config.patch_width
         self.heads, self.attends = config.patch_heads, config.patch_embed == "video"
+        self.pixel_mean, self.pixel_std = config.pixel_mean, config.pixel_std
         self.proj = nn.Linear(config.patch_size**2 * 3, width)
         self.frame_token = nn.Parameter(torch.zeros(width))
         self.line_token = nn.Parameter(torch.zeros(width))
@@ -150,7 +151,8 @@ class ElvaPatchEmbedding(nn.Module):
           is_patch: bool [B, S], the patches.
           is_line: bool [B, S], the `<LINE>` tokens.
         """
-        x = self.proj((patches.float() / 127.5 - 1.0).to(self.proj.weight.dtype))
+        pixels = patches.float() / (255 * self.pixel_std) - self.pixel_mean / self.pixel_std
+        x = self.proj(pixels.to(self.proj.weight.dtype))
         is_frame, is_patch, is_line = is_frame.flatten(), is_patch.flatten(), is_line.flatten()
         frame_of = is_frame.cumsum(0)[is_patch] - 1  # <FRAME> opens a frame
         line_of = is_line.cumsum(0)[is_patch]  # <LINE> closes a row
