@@ -49,7 +49,11 @@ _SAME = {
     "merge_lines": "merge_lines",
     "merge_survivor": "merge_survivor",
 }
-_NEWER = ("merge_survivor", "pixel_mean", "pixel_std")  # folders of earlier versions lack these, and have the default
+_NEWER = (
+    "merge_survivor",
+    "pixel_mean",
+    "pixel_std",
+)  # folders of earlier versions lack these, and have the default
 _AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
     "AutoModel": "modeling_elva.ElvaModel",
