@@ -2,7 +2,7 @@
 
 from elva_jax.tools.study import Study, Variant
 
-STAGES = ("image",)
+STAGES = ("objects", "image")
 SHORT, DENSE = ("object", "open"), ("caption", "open")
 
 

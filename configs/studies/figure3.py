@@ -2,7 +2,7 @@
 
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "image", "video")
+VIDEO = ("teacher", "objects", "image", "clips", "video")
 KEPT = (75, 50, 25, 12)  # percent of the tokens that a deep merging layer, or pooling, keeps
 
 

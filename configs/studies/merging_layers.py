@@ -2,7 +2,7 @@
 
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "image", "video")
+VIDEO = ("teacher", "objects", "image", "clips", "video")
 PLACES = ((1, 2), (0, 1), (2, 3), (1, 3))  # before these of the four layers
 
 

@@ -2,7 +2,7 @@
 
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "image", "video")
+VIDEO = ("teacher", "objects", "image", "clips", "video")
 
 
 def get_study() -> Study:

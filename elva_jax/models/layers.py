@@ -14,7 +14,6 @@ from elva_jax.ops import linear, quantized
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
-
 INITIALIZER_RANGE = 0.02  # Qwen2's
 
 

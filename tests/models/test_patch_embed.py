@@ -25,9 +25,10 @@ def batch(*layouts: TokenLayout) -> TokenLayout:
     return TokenLayout(*map(np.stack, zip(*layouts, strict=True)))
 
 
-def make(kind="video", heads=1, seed=0):
+def make(kind="video", heads=1, seed=0, **changes):
     """The module and random parameters at a scale where attention is far from uniform."""
-    module = PatchEmbed(dataclasses.replace(CONFIG, patch_embed=kind, patch_heads=heads))
+    changes |= {"patch_embed": kind, "patch_heads": heads}
+    module = PatchEmbed(dataclasses.replace(CONFIG, **changes))
     layout = batch(build_layout([Clip([(1, 1)])]))
     params = nn.unbox(
         module.init(jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout)
@@ -142,3 +143,35 @@ def test_bad_settings_are_refused():
             PatchEmbed(dataclasses.replace(CONFIG, **change)).init(
                 jax.random.key(0), np.zeros((1, 1, 12), np.uint8), layout
             )
+
+
+def test_pixels_are_centered_and_scaled_before_the_first_map():
+    layout = batch(build_layout([Clip([(1, 2)])]))
+    module, params = make(pixel_mean=0.2, pixel_std=0.4)
+    kernel = np.asarray(params["params"]["proj"]["kernel"], np.float64)
+    patches = random_patches(2)
+    # The same map of pixels in [-1, 1]: p / 255 = (x + 1) / 2, and (p / 255 - 0.2) / 0.4.
+    same = jax.tree.map(jnp.copy, params)
+    same["params"]["proj"]["kernel"] = jnp.asarray(kernel * (0.5 / 0.4), jnp.float32)
+    same["params"]["proj"]["bias"] += kernel.sum(0) * ((0.5 - 0.2) / 0.4)
+    usual, _ = make()
+    np.testing.assert_allclose(
+        module.apply(params, patches[None], layout),
+        usual.apply(same, patches[None], layout),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("width", [0.02, 0.1])
+def test_random_weights_have_the_standard_deviation_of_the_config(width):
+    config = dataclasses.replace(CONFIG, initializer_range=width)
+    layout = batch(build_layout([Clip([(1, 1)])]))
+    params = nn.unbox(
+        PatchEmbed(config).init(
+            jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout
+        )
+    )["params"]
+    drawn = np.concatenate([np.ravel(params[name]) for name in ("q_kernel", "k_kernel", "frame")])
+    kernels = np.concatenate([drawn, np.ravel(params["proj"]["kernel"])])
+    assert kernels.std() == pytest.approx(width, rel=0.2)

@@ -33,8 +33,9 @@ examples:
   elva study merging --seeds 3 --minutes 60
   elva study my_study.py --out /mnt/studies/mine
   elva study report studies/merging docs/studies/*.json
-  elva study report docs/studies/quickstart.json --write README.md"""
-LIST, REPORT = "list", "report"
+  elva study report docs/studies/quickstart.json --write README.md
+  elva study expected docs/studies/quickstart.json runs/tiny/test.json"""
+LIST, REPORT, EXPECTED = "list", "report", "expected"
 BEGIN, END = "<!-- study: {} -->", "<!-- end of study -->"
 MINUTES = numbers.real(0, 10**6)
 
@@ -43,7 +44,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds it with `command(name, text, run)`, which makes a sub-command of `elva`."""
     parser = command("study", HELP, run)
     add = parser.add_argument
-    text = f"a study or its file; `{LIST}`; or `{REPORT}` and the folders or summaries to report"
+    text = f"a study or its file; `{LIST}`; `{REPORT}` and the folders or summaries to report; or"
+    text += f" `{EXPECTED}`, a summary, and a file of `elva evaluate --json` to compare with it"
     add("names", nargs="+", metavar="NAME", help=text)
     text = "seeds of each variant, from 0 (default: as the study says)"
     add("--seeds", type=describe.MOST_SEEDS, metavar="N", help=text)
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         return _list()
     if first == REPORT:
         return _report(args, rest)
+    if first == EXPECTED:
+        return _expected(args, rest)
     if rest or args.write:
         args.parser.error(f"{rest[0] if rest else '--write'}: goes with `elva study {REPORT}`")
     return _work(args, first)
@@ -149,6 +153,22 @@ def _report(args: argparse.Namespace, names: Sequence[str]) -> int:
             put_block(args.write, summary)
         else:
             print(report.markdown(summary))
+    return 0
+
+
+def _expected(args: argparse.Namespace, names: Sequence[str]) -> int:
+    """Prints a run's figures beside those of a study; the status is 0 even where they differ."""
+    from elva_jax.tools.study.expected import beside
+    from elva_jax.tools.study.summary import load_summary
+
+    if len(names) != 2:
+        args.parser.error(f"{EXPECTED}: needs a study's summary, and a run's results")
+    table, outside = beside(load_summary(Path(names[0])), Path(names[1]))
+    print(table)
+    if outside:
+        print(f"not as expected: {'; '.join(outside)} (another machine or version, or a fault)")
+    else:
+        print("all figures are as expected")
     return 0
 
 

@@ -31,7 +31,7 @@ MODELS = {
     ),
     "lines merge into the first, at once, two patch heads, yarn": dict(
         **one_rule("both", 0.6, 0.4, 0), merge_lines=True, merge_survivor="first", patch_heads=2,
-        num_kv_heads=1, num_layers=2,
+        pixel_mean=0.2, pixel_std=0.3, num_kv_heads=1, num_layers=2,
         rope_scaling="yarn", rope_factor=4.0, rope_original_max_position=100,
     ),
     "threshold, dynamic, odd head width": dict(
