@@ -49,11 +49,8 @@ _SAME = {
     "merge_lines": "merge_lines",
     "merge_survivor": "merge_survivor",
 }
-_NEWER = (
-    "merge_survivor",
-    "pixel_mean",
-    "pixel_std",
-)  # folders of earlier versions lack these, and have the default
+# Folders of earlier versions lack these, and have the defaults.
+_NEWER = ("merge_survivor", "pixel_mean", "pixel_std")
 _AUTO_MAP = {
     "AutoConfig": "configuration_elva.ElvaConfig",
     "AutoModel": "modeling_elva.ElvaModel",

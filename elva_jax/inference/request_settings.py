@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from elva_jax.config.merging_profiles import MergingProfile
@@ -54,18 +54,18 @@ def read_merging(values: Mapping[str, Any], names: Collection[str]) -> bool | st
     raise RequestError(MERGING, f"must be {known}, got {shown(merging)}")
 
 
-def read_hybrid(values: Mapping[str, Any], *, counted: bool) -> dict[str, int | str]:
+def read_hybrid(values: Mapping[str, Any], of_media: Iterable[int | None]) -> dict[str, int | str]:
     """The fields of a `Hybrid` that a request has.
 
     Args:
       values: the request.
-      counted: whether it has a number of frames of one size.
+      of_media: the number of frames that each of its media asks for, if any.
 
     Raises:
       RequestError: a wrong value, or fields beside a number of frames.
     """
     given = {name: values[name] for name in HYBRID if values.get(name) is not None}
-    if given and counted:
+    if given and (values.get("frames") is not None or any(of_media)):
         raise RequestError(
             next(iter(given)),
             "does not go together with a number of frames; give high_frames and low_frames",

@@ -140,8 +140,7 @@ class QuestionReader:
 
     def _frames(self, body: Mapping[str, Any], dialogue: Dialogue[Media]) -> int | Hybrid | None:
         """How videos are sampled; refuses what cannot fit before anything is read."""
-        counted = body.get("frames") is not None or any(m.frames for m in dialogue.media)
-        given = read_hybrid(body, counted=counted)
+        given = read_hybrid(body, (medium.frames for medium in dialogue.media))
         try:
             frames = self._model.hybrid(**given) if given else self._default_frames
         except ConfigError as error:

@@ -163,15 +163,14 @@ def test_pixels_are_centered_and_scaled_before_the_first_map():
     )
 
 
-@pytest.mark.parametrize("width", [0.02, 0.1])
-def test_random_weights_have_the_standard_deviation_of_the_config(width):
-    config = dataclasses.replace(CONFIG, initializer_range=width)
+@pytest.mark.parametrize("std", [0.02, 0.1])
+def test_random_weights_have_the_standard_deviation_of_the_config(std):
+    config = dataclasses.replace(CONFIG, initializer_range=std)
     layout = batch(build_layout([Clip([(1, 1)])]))
     params = nn.unbox(
         PatchEmbed(config).init(
             jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout
         )
     )["params"]
-    drawn = np.concatenate([np.ravel(params[name]) for name in ("q_kernel", "k_kernel", "frame")])
-    kernels = np.concatenate([drawn, np.ravel(params["proj"]["kernel"])])
-    assert kernels.std() == pytest.approx(width, rel=0.2)
+    drawn = [params["q_kernel"], params["k_kernel"], params["frame"], params["proj"]["kernel"]]
+    assert np.concatenate(list(map(np.ravel, drawn))).std() == pytest.approx(std, rel=0.2)

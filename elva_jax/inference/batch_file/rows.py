@@ -94,14 +94,11 @@ def read_row(
         raise RecordError(place, f"is {shown(value)}, no JSON object")
     row = _read(value, place, media_dir, default)
     given = value["body"] if is_openai(value) else value
-    counted = given.get("frames") is not None or any(m.frames for m in row.dialogue.media)
-    return replace(
-        row, merging=read_merging(given, profiles), hybrid=read_hybrid(given, counted=counted)
-    )
+    hybrid = read_hybrid(given, (medium.frames for medium in row.dialogue.media))
+    return replace(row, merging=read_merging(given, profiles), hybrid=hybrid)
 
 
 def _read(value: Mapping[str, Any], place: str, media_dir: Path, default: Writing) -> Row:
-
     def locate(name: object) -> str | bytes:
         return media_urls.locate(media_dir, name, place)
 

@@ -34,7 +34,7 @@ examples:
   elva study my_study.py --out /mnt/studies/mine
   elva study report studies/merging docs/studies/*.json
   elva study report docs/studies/quickstart.json --write README.md
-  elva study expected docs/studies/quickstart.json runs/tiny/test.json"""
+  elva study expected studies/quickstart/summary.json runs/tiny/test.json"""
 LIST, REPORT, EXPECTED = "list", "report", "expected"
 BEGIN, END = "<!-- study: {} -->", "<!-- end of study -->"
 MINUTES = numbers.real(0, 10**6)
