@@ -142,10 +142,12 @@ def test_a_full_disk_is_one_line(tmp_path, workers):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_killed_renderer_ends_the_build(tmp_path):
+@pytest.mark.parametrize("seconds", [0, 0.8], ids=["starting", "rendering"])
+def test_a_killed_renderer_ends_the_build(tmp_path, capfd, seconds):
     def kill():
         while not (renderers := multiprocessing.active_children()):
             time.sleep(0.05)
+        time.sleep(seconds)
         os.kill(renderers[0].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -154,6 +156,7 @@ def test_a_killed_renderer_ends_the_build(tmp_path):
         build(tmp_path, "easy", sizes={"train": 100_000}, workers=2)
     killer.join()
     assert not multiprocessing.active_children()
+    assert not capfd.readouterr().err  # of the pool's thread
 
 
 def test_progress_on_a_terminal_and_elsewhere(tmp_path):

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,7 @@ SIZES = {  # records per split
     "easy": {"image": 8000, "train": 14000, "validation": 260, "test": 540, "long": 120},
     "hard": {"image": 4000, "train": 8000, "validation": 260, "test": 540, "long": 120},
 }
+CHUNK = 32  # records that a renderer makes per task
 Report = Callable[[str, int, int], None]  # split, records done, records in all
 
 
@@ -216,8 +218,13 @@ def _mapper(workers: int | None) -> Iterator[Callable]:
     before = set(multiprocessing.active_children())
 
     def map_fn(function: Callable, tasks: Sequence) -> Iterator:
+        # Not pool.map: when a renderer is killed it cancels futures that the pool's thread is
+        # about to fail. That ends the thread, which then leaves the other renderers running.
+        chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
         with shielded_from_signals():
-            return pool.map(function, tasks, chunksize=32)
+            futures = deque(pool.submit(_map_chunk, function, chunk) for chunk in chunks)
+        while futures:
+            yield from futures.popleft().result()
 
     try:
         yield map_fn
@@ -227,6 +234,12 @@ def _mapper(workers: int | None) -> Iterator[Callable]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        for renderer in set(multiprocessing.active_children()) - before:
+            renderer.join()
+
+
+def _map_chunk(function: Callable, tasks: Sequence) -> list:
+    return [function(task) for task in tasks]
 
 
 @contextlib.contextmanager
