@@ -1,12 +1,12 @@
 """Prefill in chunks: memory beyond the caches does not grow with the prompt.
 
-    host     hidden states [B, S, D] of a block of layers, its input and its output
+    host     hidden states [B, S, D] of the tokens, between two blocks of layers
     device   weights, caches, and one chunk:  x [B, Q, D] ─ all layers of the block ─ x [B, Q, D]
 
 A chunk attends to the caches of the chunks before it and to itself. The patch embedding takes whole
 frames at a time, and so do the layers where `model.frame_attention` is bidirectional. Merging
-between blocks compares tokens chunk by chunk, chooses the pairs on the device from numbers alone
-([B, S], without features), and takes the means on the host.
+between blocks compares tokens chunk by chunk. The rest of it is on the host: the choice of the
+pairs, from numbers alone ([B, S], without features), and the means.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from elva_jax.ops import merging as merging_ops
 from elva_jax.ops.attention.cached import Cached, cached_attention
 from elva_jax.ops.merging import NO_MERGING, Merging
 from elva_jax.ops.similarity import similarity_of
+from elva_jax.parallel.mesh import on_host
 from elva_jax.video.layout import Kind, TokenLayout
 
 CHUNK = 4096  # tokens of a row
@@ -95,9 +96,7 @@ def prefill_in_chunks(
         if block.merge is not None:
             tokens = _merge(merges, tokens, block.merge, lengths, chunk=chunk, put=put)
         counts.append((tokens.layout.kind != Kind.PAD).sum(axis=1))
-        x, found = _run_block(config, weights, tokens, block, stretch, chunk=chunk, put=put)
-        tokens = dataclasses.replace(tokens, x=x)
-        caches += found
+        caches += _run_block(config, weights, tokens, block, stretch, chunk=chunk, put=put)
     return Prefix(
         config=config,
         layers=tuple(caches),
@@ -118,26 +117,29 @@ def _run_block(
     *,
     chunk: int,
     put: Put,
-) -> tuple[np.ndarray, list[PrefixCache]]:
-    """The block's output and its caches."""
+) -> list[PrefixCache]:
+    """The block's caches; its output takes the place of `tokens.x`."""
     batch, length = tokens.layout.kind.shape
     size, starts = _chunks(config, tokens, chunk)
     indices, last = range(block.start, block.stop), config.num_layers - 1
     caches = [_empty(config, batch, length) for _ in indices]
-    out = np.zeros_like(tokens.x)
-    for start in starts:
+    again = tokens.x[:, :0]  # the input of tokens that the next chunk takes once more
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
         part = slice(start, start + size)
+        x = tokens.x[:, part]
+        x[:, : again.shape[1]] = again
+        again = x[:, following - start :].copy() if following is not None else x[:, :0]
         layout = put(jax.tree.map(lambda field, part=part: field[:, part], tokens.layout))
-        inputs, x = layer_inputs(config, layout, stretch), put(tokens.x[:, part])
+        inputs, x = layer_inputs(config, layout, stretch), put(x)
         for place, index in enumerate(indices):
             run = run_chunk if index < last else run_last_chunk
             x, caches[place] = run(config, weights.layers[index], x, inputs, caches[place], start)
         # Waits, so that no more than one chunk is on the device.
         jax.block_until_ready(caches)
         if x is not None:
-            out[:, part] = np.asarray(x)
+            tokens.x[:, part] = np.asarray(x)
     valid = put(np.asarray(tokens.layout.segment) > 0)
-    return out, [PrefixCache(cache.k, cache.v, valid) for cache in caches]
+    return [PrefixCache(cache.k, cache.v, valid) for cache in caches]
 
 
 def _chunks(config: ModelConfig, tokens: _Tokens, chunk: int) -> tuple[int, list[int]]:
@@ -308,15 +310,19 @@ def _merge(
 ) -> _Tokens:
     """The tokens after merging layer `index`, in the length that the survivors need."""
     batch, length = tokens.layout.kind.shape
-    layout, size = put(tokens.layout), min(chunk, length)
-    other = np.minimum(np.asarray(_successor(config, layout)), length - 1)
+    size = min(chunk, length)
+    with on_host():
+        other = np.minimum(np.asarray(_successor(config, tokens.layout)), length - 1)
     similarity = np.zeros((batch, length), np.float32)
     for begin in range(0, tokens.longest, size):
         start = min(begin, length - size)
         part = slice(start, start + size)
         next_x = np.take_along_axis(tokens.x, other[:, part, None], axis=1)
         similarity[:, part] = _similarity(put(tokens.x[:, part]), put(next_x))
-    chosen = jax.tree.map(np.asarray, _choose(config, layout, put(similarity), index))
+    with on_host():
+        chosen = jax.tree.map(
+            np.asarray, _choose(config, tokens.layout, similarity, index)
+        )
     survivors = chosen.stats.survivors
     length = min(lengths(f"merge {index}", int(survivors.max())), length)
     x = np.zeros((batch, length, tokens.x.shape[2]), tokens.x.dtype)

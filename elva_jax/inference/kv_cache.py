@@ -22,7 +22,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.params import Weights, text_embeddings
 from elva_jax.models.qwen2 import DecoderLayer
+from elva_jax.ops.attention import running
 
+MOST_SCORES = 2**27  # bytes of scores over a prefix above which its keys are taken in tiles
+FEWEST_KEYS = 256  # of a tile
 LOW = float(jnp.finfo(jnp.float32).min)
 
 
@@ -66,12 +69,14 @@ def grouped_attention(
     suffix: SuffixCache,
     attention_mask: Bool[Array, "B G Q T"],
     slot: Int[Array, ""] | int,
+    most_scores: int = MOST_SCORES,
 ) -> tuple[Float[Array, "B S H Dh"], SuffixCache]:
     """Attention of S = G * Q new tokens per row to the row's prefix and to their own suffix.
 
     The new keys and values are written from `slot` on; `attention_mask` says which slots each new
-    token attends to then, its own among them. Returns the attended values, in the type of v, and
-    the suffix cache with the new tokens.
+    token attends to then, its own among them. Scores over the prefix take at most `most_scores` bytes
+    at a time, so that memory does not grow with the prefix. Returns the attended values, in the
+    type of v, and the suffix cache with the new tokens.
     """
     batch, groups, queries, slots = attention_mask.shape
     kv_heads, width = k.shape[2:]
@@ -86,32 +91,70 @@ def grouped_attention(
     grouped = q.reshape(batch, groups, queries, kv_heads, share, width)
     grouped = grouped.transpose(0, 3, 1, 2, 4, 5) * width**-0.5
     # The prefix takes one plain product for all suffixes, the suffixes one each.
-    to_prefix = (batch, kv_heads, groups * queries * share)
-    to_suffix = (batch, kv_heads, groups, queries * share)
-    before = jnp.einsum(
-        "bknd,bkcd->bknc",
-        grouped.reshape(*to_prefix, width),
-        prefix.k,
-        preferred_element_type=jnp.float32,
-    )
-    before = jnp.where(prefix.valid[:, None, None], before, LOW)
-    before = before.reshape(batch, kv_heads, groups, queries, share, -1)
+    to_prefix = grouped.reshape(batch, kv_heads, groups * queries * share, width)
+    to_suffix = grouped.reshape(batch, kv_heads, groups, queries * share, width)
     own = jnp.einsum(
-        "bkgnd,bkgtd->bkgnt",
-        grouped.reshape(*to_suffix, width),
-        suffix.k,
-        preferred_element_type=jnp.float32,
+        "bkgnd,bkgtd->bkgnt", to_suffix, suffix.k, preferred_element_type=jnp.float32
     )
     own = own.reshape(batch, kv_heads, groups, queries, share, slots)
     own = jnp.where(attention_mask[:, None, :, :, None], own, LOW)
-    weight = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1)
-    weight = weight.astype(v.dtype)
-    length = prefix.k.shape[2]
-    over_prefix = weight[..., :length].reshape(*to_prefix, length)
-    over_suffix = weight[..., length:].reshape(*to_suffix, slots)
-    out = jnp.einsum("bknc,bkcd->bknd", over_prefix, prefix.v).reshape(grouped.shape)
-    out += jnp.einsum("bkgnt,bkgtd->bkgnd", over_suffix, suffix.v).reshape(grouped.shape)
+    keys = max(most_scores // (4 * batch * kv_heads * to_prefix.shape[2]), FEWEST_KEYS)
+    if keys < prefix.k.shape[2]:
+        out = _in_tiles(to_prefix, prefix, own, suffix.v, keys).astype(v.dtype)
+    else:
+        out = _in_one_piece(to_prefix, prefix, own, suffix.v)
+    out = out.reshape(grouped.shape)
     return out.transpose(0, 2, 3, 1, 4, 5).reshape(q.shape), suffix
+
+
+def _in_one_piece(
+    q: Float[Array, "B K N Dh"],
+    prefix: PrefixCache,
+    own: Float32[Array, "B K G Q R T"],
+    own_v: Float[Array, "B K G T Dh"],
+) -> Float[Array, "B K N Dh"]:
+    """Attention of N = G * Q * R queries to the prefix and, with scores `own`, to their suffix."""
+    before = jnp.einsum("bknd,bkcd->bknc", q, prefix.k, preferred_element_type=jnp.float32)
+    before = jnp.where(prefix.valid[:, None, None], before, LOW)
+    before = before.reshape(*own.shape[:-1], -1)
+    weight = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1)
+    weight = weight.astype(own_v.dtype)
+    length, (*to_suffix, slots, _) = prefix.k.shape[2], own_v.shape
+    over_prefix = weight[..., :length].reshape(*q.shape[:3], length)
+    over_suffix = weight[..., length:].reshape(*to_suffix, -1, slots)
+    out = jnp.einsum("bknc,bkcd->bknd", over_prefix, prefix.v)
+    return out + jnp.einsum("bkgnt,bkgtd->bkgnd", over_suffix, own_v).reshape(q.shape)
+
+
+def _in_tiles(
+    q: Float[Array, "B K N Dh"],
+    prefix: PrefixCache,
+    own: Float32[Array, "B K G Q R T"],
+    own_v: Float[Array, "B K G T Dh"],
+    keys: int,
+) -> Float32[Array, "B K N Dh"]:
+    """`_in_one_piece` with the scores over `keys` tokens of the prefix at a time."""
+    batch, kv_heads, groups, queries, share, slots = own.shape
+    width, length = q.shape[-1], prefix.k.shape[2]
+    to_suffix = (batch, kv_heads, groups, queries * share)
+    after = running.add_keys(
+        running.nothing(*to_suffix, width), own.reshape(*to_suffix, slots), own_v
+    )
+
+    def add_tile(index: Array, done: running.Running) -> running.Running:
+        # The last tile begins earlier where it would pass the end.
+        first = jnp.minimum(index * keys, length - keys)
+        k, v = (
+            jax.lax.dynamic_slice_in_dim(cache, first, keys, axis=2)
+            for cache in (prefix.k, prefix.v)
+        )
+        valid = jax.lax.dynamic_slice_in_dim(prefix.valid, first, keys, axis=1)
+        valid &= (first + jnp.arange(keys) >= index * keys)[None]
+        score = jnp.einsum("bknd,bkcd->bknc", q, k, preferred_element_type=jnp.float32)
+        return running.add_keys(done, jnp.where(valid[:, None, None], score, LOW), v)
+
+    start = running.Running(*(array.reshape(*q.shape[:3], -1) for array in after))
+    return jax.lax.fori_loop(0, -(-length // keys), add_tile, start).attended
 
 
 def append_tokens(

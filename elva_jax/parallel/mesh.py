@@ -15,6 +15,7 @@ hold the same rows.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -97,6 +98,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def on_host() -> contextlib.AbstractContextManager[Any]:
+    """Within it, programs on NumPy arrays run on the host's processor, whatever the mesh in use.
+
+    Without a CPU backend (JAX_PLATFORMS=cuda) it does nothing.
+    """
+    try:
+        processor = jax.local_devices(backend="cpu")[-1]
+    except RuntimeError:
+        return contextlib.nullcontext()
+    return jax.set_mesh(Mesh(np.array([processor]), ("host",)))
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, key: str) -> None:

@@ -1,4 +1,7 @@
-"""What models say on a mesh: `on_mesh.py [[PATH, SIZES, AXES, WEIGHTS], …]` prints a JSON each."""
+"""What models say on a mesh: `on_mesh.py [[PATH, SIZES, AXES, WEIGHTS], …]` prints a JSON each.
+
+The first line is of the second model on one device: its memory while it prefills in chunks.
+"""
 
 import dataclasses
 import json
@@ -16,6 +19,7 @@ from elva_jax.inference import prefill
 from elva_jax.inference.engine import Decoding
 from elva_jax.inference.scoring import Choice
 from elva_jax.ops.attention import cudnn
+from elva_jax.parallel.mesh import on_host
 
 QUESTIONS = ("What color?", "And now?")
 
@@ -63,7 +67,39 @@ def kernels_of_cuda(model, rows=4, tokens=2048):
     return [[int(size) for size in each.split("x")] for each in q]
 
 
+def beyond_caches(path, frames):
+    """Most bytes on the model's device beside weights and caches during prefill in chunks."""
+    model = elva_jax.load(path, prefill_chunk=32)
+    put, device, most = model.engine.placement.put, jax.devices()[0], 0
+
+    def alive():
+        """Without keys and values, the only arrays of four axes, and their masks."""
+        arrays = [array for array in jax.live_arrays() if array.ndim < 4 and array.dtype != bool]
+        return sum(array.nbytes for array in arrays if array.devices() == {device})
+
+    def watched(tree):
+        nonlocal most
+        arrays = put(tree)
+        most = max(most, alive() - before)
+        return arrays
+
+    model.engine.placement.put = watched
+    media, before = model.read_all(testing.tiny_video(frames), frames=frames), alive()
+    merging = elva_jax.Merging((elva_jax.MergeLayer(2, "ratio", ratio=0.3),))  # few programs
+    prefilled = model.prefill([media], merging=merging)
+    return prefilled.prefix.tokens[:, 0].tolist(), most
+
+
+def host_beside(mesh):
+    """The devices of a program on the host while a mesh is in use."""
+    with jax.set_mesh(mesh), on_host():
+        return [device.id for device in jnp.sort(jnp.arange(3)).devices()]
+
+
 if __name__ == "__main__":
+    path, *_ = json.loads(sys.argv[1])[1]
+    flat = {"flat": [beyond_caches(path, frames) for frames in (8, 32)]}
+    print(json.dumps(flat | {"host": host_beside(jax.make_mesh((2,), ("data",)))}))
     for number, (path, sizes, axes, weights) in enumerate(json.loads(sys.argv[1])):
         model = elva_jax.load(path, mesh=jax.make_mesh(sizes, axes), weights=weights)
         cuda = {"cuda": kernels_of_cuda(model)}

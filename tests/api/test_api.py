@@ -153,7 +153,11 @@ def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
     assert err == ""
     facts_of = runpy.run_path(str(script))["facts"]
     one = facts_of(model, chats=True)
-    found = list(map(json.loads, printed.splitlines()))
+    memory, *found = map(json.loads, printed.splitlines())
+    (short, few), (long, many) = memory["flat"]
+    assert long[0] > 3 * short[0] and long[-1] < long[0], "nothing to keep flat, or nothing merged"
+    assert few == many > 0
+    assert memory["host"] == [7]
     assert [facts["part"] for facts in (one, *found)] == [1, 1 / 4, 1 / 4, 1 / 4]
     # Rows split over data x fsdp, and two key-value heads over two devices, but not over four.
     assert [facts["cache"] for facts in (one, *found)] == [[1], [1 / 8], [1 / 2], [1 / 8]]

@@ -7,6 +7,7 @@ import pytest
 
 from elva_jax.inference import chunked_prefill
 from elva_jax.inference.chunked_prefill import CHUNK, LONG, chunk_for
+from elva_jax.inference.kv_cache import PrefixCache, SuffixCache, grouped_attention
 from elva_jax.inference.prefill import layer_inputs
 from elva_jax.inference.scoring import Choice
 from elva_jax.ops.attention import packed_attention
@@ -34,6 +35,38 @@ def test_attention_to_a_cache_equals_attention_in_one_piece(start, queries):
     )  # what comes later must not matter
     out = jax.jit(cached_attention)(q[:, part], k[:, part], v[:, part], cached, start)
     np.testing.assert_allclose(out, expected[:, part], atol=2e-6)
+
+
+def question(length, seed=0):
+    """Three tokens of two questions after prefixes of `length` tokens, one of them shorter."""
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+
+    def normal(*shape):
+        return jax.random.normal(next(keys), shape)
+
+    valid = jnp.arange(length)[None] < jnp.array([[length], [length // 3]])
+    prefix = PrefixCache(normal(2, 2, length, 8), normal(2, 2, length, 8), valid)
+    suffix = SuffixCache(normal(2, 2, 2, 5, 8), normal(2, 2, 2, 5, 8))
+    mask = jnp.broadcast_to(
+        jnp.arange(5)[None] <= jnp.arange(3)[:, None] + 1, (2, 2, 3, 5)
+    )
+    return (normal(2, 6, 4, 8), normal(2, 6, 2, 8), normal(2, 6, 2, 8), prefix, suffix, mask, 1)
+
+
+def test_a_question_attends_to_a_long_prefix_in_tiles():
+    """Of 256 keys; the last tile is cut, and a row is padding in whole tiles."""
+    run = jax.jit(grouped_attention, static_argnums=7)
+    arguments = question(900)
+    (whole, cache), (tiles, same) = (run(*arguments, most) for most in (2**30, 0))
+    np.testing.assert_allclose(whole, tiles, atol=2e-6)
+    jax.tree.map(np.testing.assert_array_equal, cache, same)
+    longer = question(9000)
+    memory = [
+        [run.lower(*each, most).compile().memory_analysis().temp_size_in_bytes for most in (2**30, 0)]
+        for each in (arguments, longer)
+    ]
+    (one_piece, in_tiles), (more, flat) = memory
+    assert in_tiles == flat < one_piece < more
 
 
 def both(model, monkeypatch, shown, merging, chunk):

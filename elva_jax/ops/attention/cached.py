@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Float32, Int
 from elva_jax.ops.attention.blocked import LOWEST
 from elva_jax.ops.attention.dispatch import UNSPLIT, choose_implementation
 from elva_jax.ops.attention.frames import check_frame_attention
+from elva_jax.ops.attention.running import add_keys, nothing
 
 QUERIES, KEYS = 256, 256  # of one tile
 WINDOW = 8192  # keys of the cache per call of the kernel
@@ -152,8 +153,7 @@ def _by_tiles(
     def attend_tile(inputs):
         last, q_BxKxRxDh = inputs
 
-        def add_keys(index, running):
-            highest, total, value = running
+        def add_tile(index, running):
             # The last tile of keys begins earlier where it would pass the end.
             first = jnp.minimum(index * keys, length - keys)
             k_tile, v_tile = (
@@ -165,27 +165,13 @@ def _by_tiles(
             key = first + jnp.arange(keys)[None, None]
             mask = jnp.tile((key >= index * keys) & (key <= last[..., None]), (1, share, 1))
             score = jnp.where(mask[:, None], score, LOWEST)
-            new = jnp.maximum(highest, jnp.max(score, axis=-1, keepdims=True))
-            fade, weight = jnp.exp(highest - new), jnp.exp(score - new)
-            part = jnp.einsum(
-                "bkrt,bktd->bkrd",
-                weight.astype(v_tile.dtype),
-                v_tile,
-                preferred_element_type=jnp.float32,
-            )
-            total = total * fade + jnp.sum(weight, axis=-1, keepdims=True)
-            return new, total, value * fade + part
+            return add_keys(running, score, v_tile)
 
-        shape = q_BxKxRxDh.shape[:-1]
-        nothing = (
-            jnp.full((*shape, 1), LOWEST),
-            jnp.zeros((*shape, 1)),
-            jnp.zeros(q_BxKxRxDh.shape),
-        )
         # The first key is attended to by all, so no maximum stays LOWEST after the first tile.
         end = jnp.minimum(jnp.max(last) + 1, length)
-        _, total, value = jax.lax.fori_loop(0, -(-end // keys), add_keys, nothing)
-        return (value / total).astype(cached.v.dtype)
+        none = nothing(*q_BxKxRxDh.shape)
+        found = jax.lax.fori_loop(0, -(-end // keys), add_tile, none)
+        return found.attended.astype(cached.v.dtype)
 
     out = jax.lax.map(attend_tile, (last_by_tile, by_tile))
     out = out.reshape(tiles, batch, kv_heads, share, rows, width).transpose(1, 0, 4, 2, 3, 5)

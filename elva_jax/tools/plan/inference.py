@@ -28,8 +28,7 @@ from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
 from elva_jax.inference.params import Weights, unstack_layers
 from elva_jax.inference.prefill import LayerInputs, apply_layer
 from elva_jax.inference.quantization import SCHEMES, quantize_weights, weights_bytes
-from elva_jax.models.elva import Elva, dummy_inputs, merge_batch, merging_of, with_merging
-from elva_jax.ops import merging
+from elva_jax.models.elva import Elva, dummy_inputs, merge_batch, with_merging
 from elva_jax.ops.attention import replaced_by
 from elva_jax.ops.merging import NO_MERGING
 from elva_jax.tools.plan.attention import fused_shapes
@@ -110,13 +109,10 @@ def _peak(case: Case) -> int:
     layout = weights_bytes(_layout(rows, length))
     widened = _widened(case)
     chunk = chunk_for(length, None)
-    if chunk is not None:  # then hidden states and the layout of whole rows are on the host
+    if chunk is not None:  # then hidden states, layouts and the choice of pairs are on the host
         one = weights_bytes(_layout(rows, chunk)) + rows * chunk * model.hidden_size * itemsize
         peaks = [one + _embedding(model, rows, chunk)]
         peaks += [prefix_bytes(case) + one + widened + _layer(model, rows, chunk)]
-        if case.merging and model.merge_layers:
-            held = sum(layers * _layer_cache(case, tokens) for layers, tokens in case.blocks[:-1])
-            peaks.append(held + layout + _choosing(model, rows, length))
         caches = prefix_bytes(case) + suffix_bytes(case)
         answers = _decoding(model, rows, case.blocks[0][1], case.slots)
         return max(*peaks, caches + widened + answers)
@@ -210,17 +206,6 @@ def _merging(model: ModelConfig, rows: int, tokens: int) -> int:
         return merge_batch(model, x, layout, size, 0)
 
     return _temporaries(merge, x, _layout(rows, tokens), size)
-
-
-@cache
-def _choosing(model: ModelConfig, rows: int, tokens: int) -> int:
-    """Of a merging layer's choice of pairs, without features."""
-
-    def choose(layout: TokenLayout, cosine: jax.Array) -> Any:
-        one = partial(merging.choose, rule=merging_of(model).layers[0])
-        return jax.vmap(one)(layout, cosine)
-
-    return _temporaries(choose, _layout(rows, tokens), _shape(rows, tokens, dtype=np.float32))
 
 
 @cache
