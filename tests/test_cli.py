@@ -12,6 +12,7 @@ from elva_jax.errors import DataError
 from elva_jax.hf import export, import_checkpoint
 
 ASK = ["--checkpoint", "x", "--video", "y", "--prompt", "?"]
+HALF = ["--merging-profile", "half=merge_ratios=0.5"]
 
 
 def run(capsys, *words):
@@ -63,6 +64,11 @@ def test_help_shows_every_option(capsys, words):
         (["generate", *ASK, "--high-frames", "-1"], 2, "cannot be negative, got -1"),
         (["generate", *ASK, "--top-p", "0"], 2, "--top-p: must be above 0"),
         (["generate", *ASK, "--temperature", "-1"], 2, "--temperature: cannot be negative"),
+        (["generate", *ASK, "--merging", "half"], 2, "must be the NAME of a --merging-profile, got half"),
+        (["generate", *ASK, *HALF, "--merging", "Half"], 2, "--merging: must be one of half, got Half"),
+        (["generate", *ASK, *HALF], 2, "--merging-profile: choose one with --merging NAME"),
+        (["generate", *ASK, *HALF, *HALF], 2, "--merging-profile half: is there twice"),
+        (["chat", "--checkpoint", "x", "--merging", "a", "--no-merging"], 2, "not allowed with"),
         (["chat", "--video", "x"], 2, "--checkpoint"),
         (["generate", *ASK, "--high-policy", "middle"], 2, "invalid choice: 'middle' (choose from"),
         (

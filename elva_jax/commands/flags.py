@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import elva_jax
 from elva_jax.errors import ConfigError
 from elva_jax.utils import notices, numbers
+from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import check_output, check_output_folder
 
 if TYPE_CHECKING:  # imports JAX
@@ -173,6 +174,28 @@ def add_merging_profiles(add: Callable[..., Any]) -> None:
     add("--merging-profile", type=merging_profile, action="append", metavar=name, help=text)
 
 
+def add_merging(parser: argparse.ArgumentParser) -> None:
+    """Adds --no-merging, or --merging with the name of a --merging-profile."""
+    either = parser.add_mutually_exclusive_group()
+    add_no_merging(either)
+    text = "merge as the --merging-profile of this name says (default: as the model does)"
+    either.add_argument("--merging", default=True, metavar="NAME", help=text)
+
+
+def named_merging(args: argparse.Namespace) -> tuple[MergingProfile, ...]:
+    """What --merging-profile asks for, where --merging may choose one of them.
+
+    Raises:
+      ConfigError: as `merging_profiles`, or --merging names none of them.
+    """
+    found = merging_profiles(args)
+    names = [profile.name for profile in found]
+    if isinstance(args.merging, str) and args.merging not in names:
+        listed = f"one of {', '.join(names)}" if names else "the NAME of a --merging-profile"
+        raise ConfigError(f"--merging: must be {listed}, got {shown(args.merging)}")
+    return found
+
+
 def merging_profiles(args: argparse.Namespace) -> tuple[MergingProfile, ...]:
     """What --merging-profile asks for.
 
@@ -221,7 +244,7 @@ def add_answering(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     add, default = parser.add_argument, "(default: %(default)s)"
     text = f"longest answer {default}"
     add("--max-new-tokens", type=numbers.TOKENS, default=max_new_tokens, metavar="N", help=text)
-    add_no_merging(parser)
+    add_merging(parser)
     text = "0: the likeliest token (the default); above 0: draw one"
     add("--temperature", type=numbers.TEMPERATURE, default=0.0, metavar="T", help=text)
     text = "draw only among the likeliest tokens that make up P"

@@ -34,6 +34,8 @@ examples:
     --markers --prompt "What differs between <video> and <video>?"
   elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" \\
     --high-frames 32 --low-frames 32 --low-edge 336
+  elva generate --checkpoint runs/7b --video film.mp4 --prompt "What happens?" \\
+    --merging-profile half=merge_ratios=0.5 --merging half
   elva generate --checkpoint runs/7b --input questions.jsonl --output answers.jsonl
 
 Several prompts are answered independently, one line each, from one reading of the videos. The
@@ -76,6 +78,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--prompt", action="append", metavar="TEXT", help=text)
     text = "<video> and <image> in the prompts are places of the videos (\\<video>: the word)"
     add("--markers", action="store_true", help=text)
+    flags.add_merging_profiles(add)
     flags.add_frames(generate)
     flags.add_answering(generate, 64)
     _add_inspection(generate, "prompt")
@@ -87,6 +90,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     chat = command("chat", CHAT_HELP, _chat)
     flags.add_checkpoint(chat)
     chat.add_argument("--video", action="append", default=[], metavar="FILE", help=MEDIUM)
+    flags.add_merging_profiles(chat.add_argument)
     flags.add_frames(chat)
     flags.add_answering(chat, 512)
     _add_inspection(chat, "question")
@@ -118,8 +122,12 @@ def _open(args: argparse.Namespace) -> Opened:
     with garbage.paused():
         sampling = flags.sampling(args)
         given = flags.hybrid_settings(args)
+        named = flags.named_merging(args)
+        if named and args.merging is True:
+            args.parser.error("--merging-profile: choose one with --merging NAME")
         elva_jax.enable_compilation_cache()
         model, facts = _load(args)
+        model.add_merging_profiles(*named)
     frames = model.hybrid(**given) if given else args.frames
     return Opened(model=model, frames=frames, sampling=sampling, facts=facts)
 

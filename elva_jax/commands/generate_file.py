@@ -24,7 +24,7 @@ merging, high_frames and the like in a row take precedence. The same command con
 interruption. Status 3: done, but some rows could not be asked, and their lines say why."""
 MOST_NAMED = 5  # ignored keys that are shown
 ALONE = ("video", "prompt")  # options without a file; with one, those of FILE_OPTIONS
-FILE_OPTIONS = ("output", "media_dir", "batch_size", "workers", "merging_profile")
+FILE_OPTIONS = ("output", "media_dir", "batch_size", "workers")
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,6 @@ def add_file(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=numbers.ROWS, metavar="N", help=text)
     text = "threads that read media ahead (default: one per core, at most 16)"
     add("--workers", type=numbers.WORKERS, metavar="N", help=text)
-    flags.add_merging_profiles(add)
     flags.add_processes(parser)
 
 
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     writing = Writing(max_new_tokens=args.max_new_tokens, sampling=flags.sampling(args))
     hybrid = flags.hybrid_settings(args)
     process = many.meet(args)
-    named = flags.merging_profiles(args)
+    named = flags.named_merging(args)
     names = [profile.name for profile in named]
     questions = QuestionFile(args.input, args.media_dir, writing, names)
     if questions.ignored:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from elva_jax.config.check import check_key, nearest
@@ -94,13 +94,13 @@ def parse_profile(text: str) -> MergingProfile:
     return MergingProfile(name=name, values=values)
 
 
-def check_profiles(profiles: Sequence[MergingProfile]) -> None:
-    """Refuses two of one name, and too many.
+def check_profiles(profiles: Sequence[MergingProfile], known: Collection[str] = ()) -> None:
+    """Refuses two of one name, and too many; `known` are names that are there already.
 
     Raises:
       ConfigError: naming them.
     """
-    names = [profile.name for profile in profiles]
+    names = [*known, *(profile.name for profile in profiles)]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise ConfigError(f"--merging-profile {name}: is there twice; give it once")
@@ -109,6 +109,12 @@ def check_profiles(profiles: Sequence[MergingProfile]) -> None:
             f"--merging-profile: {len(names)} profiles, but each compiles programs of its own;"
             f" give at most {MOST_PROFILES}"
         )
+
+
+def refusal(value: Any, names: Collection[str]) -> str:
+    """What is wrong with a choice of merging that is none of true, false and the names."""
+    known = f"true, false or {', '.join(names)}" if names else "true or false"
+    return f"must be {known}, got {shown(value)}"
 
 
 def _value(name: str, key: str, text: str) -> Any:

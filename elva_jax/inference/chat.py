@@ -17,10 +17,10 @@ from elva_jax.inference.long_context import longest_of, most_tokens, stretch_of
 from elva_jax.inference.media import Media, Prompt, as_list
 from elva_jax.inference.parts import question as asked
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
+from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.stages import measured
 from elva_jax.inference.trace import Trace, trace_of
-from elva_jax.ops.merging import Merging
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -37,7 +37,7 @@ class Chat:
       model: who answers.
       media: what the first question is about.
       max_new_tokens: longest answer.
-      merging: whether the model's merging layers act, or others instead.
+      merging: whether the model's merging layers act, or others instead, or a name of theirs.
       frames: how videos are sampled.
       sampling: how tokens are chosen; the seed goes up by one per turn.
     """
@@ -48,12 +48,13 @@ class Chat:
         media: Media = None,
         *,
         max_new_tokens: int = 512,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> None:
         numbers.TOKENS.check("max_new_tokens", max_new_tokens)
-        self._model, self._merging, self._frames = model, merging, frames
+        self._model, self._frames = model, frames
+        self._merging = chosen_merging(merging, model.merging_profiles)
         self._max_new_tokens, self._sampling = max_new_tokens, sampling
         self._next = model.read_all(media, frames)  # media that no question has been asked about
         self._parts: list[Text | Clip] = []  # the conversation so far, as the model reads it

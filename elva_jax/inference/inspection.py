@@ -14,6 +14,7 @@ from elva_jax.inference.media import Media, Prompt
 from elva_jax.inference.merge_map import MergeMap, merge_map_of
 from elva_jax.inference.prefilled import Prefilled
 from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.stages import measured
 from elva_jax.inference.trace import Trace, prompt_tokens, trace_of
@@ -36,7 +37,7 @@ class Inspection(PromptReader):
         prompt: Prompt,
         *,
         layers: Sequence[int] | None = None,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
     ) -> HiddenStates:
         """The hidden states of one prompt, up to where its answer begins.
@@ -68,14 +69,15 @@ class Inspection(PromptReader):
         visuals, prompt = self.read_prompt(prompt, media, frames)
         parts = self.prompt_parts(prompt, visuals)
         rows = self.rows([parts], [visuals], stretch=[self._stretch(parts)])
-        return self.engine.hidden_states(rows, layers, merging=merging)
+        chosen = chosen_merging(merging, self.merging_profiles)
+        return self.engine.hidden_states(rows, layers, merging=chosen)
 
     def merge_map(
         self,
         media: Media,
         prompt: Prompt = "?",
         *,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
     ) -> MergeMap:
         """Which patches of a prompt merge, frame by frame, and how many the others stand for.
@@ -102,8 +104,9 @@ class Inspection(PromptReader):
           >>> merges.draw("all")[0].dtype
           dtype('uint8')
         """
-        layers = merging.layers if isinstance(merging, Merging) else None
-        if merging is True:
+        chosen = chosen_merging(merging, self.merging_profiles)
+        layers = chosen.layers if isinstance(chosen, Merging) else None
+        if chosen is True:
             layers = merging_of(self.model_config).layers
         if not layers:
             raise LayoutError("nothing merges: no merging layer acts")
@@ -112,7 +115,7 @@ class Inspection(PromptReader):
             raise LayoutError("nothing merges: the prompt has no videos or images")
         parts = self.prompt_parts(prompt, visuals)
         rows = self.rows([parts], [visuals], stretch=[self._stretch(parts)])
-        return merge_map_of(self.engine.hidden_states(rows, (), merging=merging), visuals)
+        return merge_map_of(self.engine.hidden_states(rows, (), merging=chosen), visuals)
 
     def trace(
         self,
@@ -120,7 +123,7 @@ class Inspection(PromptReader):
         prompt: Prompt,
         *,
         max_new_tokens: int = 64,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> Trace:

@@ -26,9 +26,9 @@ from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import Answer, Prefilled
 from elva_jax.inference.quantization import Scheme, quantize_weights, scheme_of
+from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
-from elva_jax.ops.merging import Merging
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -48,7 +48,8 @@ class ElvaModel(Inspection):
 
     `frames` says how a video is sampled: a maximum number, uniform in time; a `Hybrid` for
     frames of two sizes; None as in the last stage of training. `merging` says whether the model's
-    merging layers act (paper, section 3.2); a `Merging` replaces them.
+    merging layers act (paper, section 3.2); a `Merging` replaces them, and a name of
+    `add_merging_profiles` stands for one.
 
     Args:
       config: the run's configuration.
@@ -151,7 +152,7 @@ class ElvaModel(Inspection):
         prompt: Prompt,
         *,
         max_new_tokens: int = 64,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> str:
@@ -161,7 +162,7 @@ class ElvaModel(Inspection):
           media: what it is about.
           prompt: the question.
           max_new_tokens: longest answer.
-          merging: whether the model's merging layers act, or others instead.
+          merging: whether the model's merging layers act, or others instead, or a name of theirs.
           frames: how videos are sampled.
           sampling: how tokens are chosen; greedy by default.
 
@@ -191,7 +192,7 @@ class ElvaModel(Inspection):
         requests: Sequence[Request],
         *,
         max_new_tokens: int = 64,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> list[Answer]:
@@ -222,7 +223,7 @@ class ElvaModel(Inspection):
         prompt: Prompt,
         *,
         max_new_tokens: int = 64,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> Iterator[str]:
@@ -245,7 +246,7 @@ class ElvaModel(Inspection):
         media: Media = None,
         *,
         max_new_tokens: int = 512,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
         sampling: Sampling = GREEDY,
     ) -> Chat:
@@ -272,7 +273,7 @@ class ElvaModel(Inspection):
         prompt: Prompt,
         options: Sequence[str],
         *,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         frames: int | Hybrid | None = None,
     ) -> list[Likelihood]:
         """The likelihood of each option as the whole answer to one question.
@@ -311,7 +312,7 @@ class ElvaModel(Inspection):
         media: Sequence[Sequence[Visual]],
         *,
         prompts: Sequence[Prompt] | None = None,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         lengths: ChooseLength = GRID,
     ) -> Prefilled:
         """Runs the videos of several rows through the decoder, once for all questions about them.
@@ -337,13 +338,14 @@ class ElvaModel(Inspection):
         parts: Sequence[Sequence[Text | Clip]],
         media: Sequence[Sequence[Visual]],
         *,
-        merging: bool | Merging = True,
+        merging: MergingChoice = True,
         lengths: ChooseLength = GRID,
     ) -> Prefilled:
         """`prefill` of rendered prompts; the clips of a row's parts are its media in order.
 
         RoPE is scaled for the length of each prompt.
         """
+        merging = chosen_merging(merging, self.merging_profiles)
         prompts = [split_prompt(row) for row in parts]
         counts = [prompt.prefix_tokens for prompt in prompts]
         stretch = [stretch_of(self.model_config, prompt.tokens) for prompt in prompts]

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from elva_jax.config.merging_profiles import MergingProfile, check_profiles, parse_profile
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import freeze
 from elva_jax.config.stages import stages_of_kind
@@ -21,6 +22,7 @@ from elva_jax.errors import ConfigError, VideoError
 from elva_jax.inference import parts, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
 from elva_jax.inference.media import Media, Medium, Part, Prompt, as_list
+from elva_jax.inference.request_settings import Profiles, open_profiles
 from elva_jax.utils import numbers
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
@@ -48,6 +50,29 @@ class PromptReader:
         self.form.check(tokenizer)
         self.tokenizer = tokenizer
         self.model_config = dataclasses.replace(self.config.model, remat="none")
+        self.merging_profiles: Profiles = {}
+
+    def add_merging_profiles(self, *profiles: str | MergingProfile) -> None:
+        """Names settings of merging, for `merging=NAME` of every method.
+
+        Args:
+          profiles: NAME=KEY=VALUE;KEY=VALUE…, as `--merging-profile` takes them: keys of the
+            configuration's group `model` that begin with merge_.
+
+        Raises:
+          ConfigError: a name or a setting that cannot be or does not fit the model, two of one
+            name, or more than 8.
+
+        Example:
+          >>> from elva_jax import testing
+          >>> model, video = testing.tiny_model(), testing.tiny_video()
+          >>> model.add_merging_profiles("late=merge_layers=2;merge_policies=pool")
+          >>> model.answer(video, "What moves?", merging="late", max_new_tokens=4)
+          '...'
+        """
+        given = [parse_profile(each) if isinstance(each, str) else each for each in profiles]
+        check_profiles(given, self.merging_profiles)
+        self.merging_profiles = {**self.merging_profiles, **open_profiles(self.config, given)}
 
     def read_media(
         self,

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from elva_jax.config.merging_profiles import MergingProfile
+from elva_jax.config.merging_profiles import MergingProfile, refusal
 from elva_jax.config.schema import Config
 from elva_jax.errors import ConfigError, RequestError
 from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import Merging
 from elva_jax.utils import numbers
-from elva_jax.utils.numbers import shown
 
 Profiles = Mapping[str, Merging]  # settings of merging by the name that requests have for them
+# Whether the model's merging layers act, the name of a profile, or others instead.
+MergingChoice = bool | str | Merging
 MERGING = "merging"
 HYBRID: Mapping[str, numbers.Range | None] = {  # fields of `Hybrid`, and numbers in them
     "high_frames": numbers.whole(0, numbers.MOST_FRAMES),
@@ -50,8 +51,20 @@ def read_merging(values: Mapping[str, Any], names: Collection[str]) -> bool | st
         or (isinstance(merging, str) and merging in names)
     ):
         return merging
-    known = f"true, false or {', '.join(names)}" if names else "true or false"
-    raise RequestError(MERGING, f"must be {known}, got {shown(merging)}")
+    raise RequestError(MERGING, refusal(merging, names))
+
+
+def chosen_merging(merging: MergingChoice, profiles: Profiles) -> bool | Merging:
+    """The merging that a choice stands for.
+
+    Raises:
+      ConfigError: the name of no profile.
+    """
+    if not isinstance(merging, str):
+        return merging
+    if merging not in profiles:
+        raise ConfigError(f"{MERGING}: {refusal(merging, profiles)}")
+    return profiles[merging]
 
 
 def read_hybrid(values: Mapping[str, Any], of_media: Iterable[int | None]) -> dict[str, int | str]:

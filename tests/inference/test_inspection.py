@@ -140,16 +140,30 @@ def folder(model, tmp_path_factory):
 
 
 def test_the_commands_print_a_line_of_json_for_each_answer(model, folder, capsys, monkeypatch):
+    """With settings of merging that the command names, as in Python."""
+    profile = "few=merge_policies=ratio;merge_ratios=(0.8, 0.4)"
+    monkeypatch.setattr(model, "merging_profiles", {})
+    model.add_merging_profiles(profile)
+    with pytest.raises(ConfigError, match="merging: must be true, false or few, got Few"):
+        model.chat(merging="Few")
+    with pytest.raises(ConfigError, match="few: is there twice"):
+        model.add_merging_profiles(profile)
     clip, sheet = str(folder / "clip.mp4"), folder / "merges.png"
     words = ["--checkpoint", str(folder / "model"), "--video", clip, "--max-new-tokens", "4"]
     words += ["--json", "--save-merge-map", str(sheet)]
+    words += ["--merging-profile", profile, "--merging", "few"]
     asked = [QUESTION, "What moves?"]
     prompts = [word for prompt in asked for word in ("--prompt", prompt)]
     assert main(["generate", *words, *prompts]) == 0
     lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
     assert [line["prompt"] for line in lines] == asked
     for line in lines:
-        assert line["answer"] == model.answer(clip, line["prompt"], max_new_tokens=4)
+        own = model.trace(clip, line["prompt"], max_new_tokens=4, merging="few")
+        assert line["answer"] == own.answer.text
+        counts = [(merge["before"], merge["after"]) for merge in line["merging"]]
+        assert counts == [(merge.before, merge.after) for merge in own.merges]
+        usual = model.trace(clip, line["prompt"], max_new_tokens=4)
+        assert counts[1] != (usual.merges[1].before, usual.merges[1].after)
         assert line["finish_reason"] in ("stop", "length")
         assert line["media"] == [{"source": clip, "frames": 4, "sizes": [[32, 32]]}]
         assert line["model"]["checkpoint"] == str(folder / "model")

@@ -29,7 +29,7 @@ from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.inference.batches.shares import Journals, Work, divide, in_turn, work_through
 from elva_jax.inference.chat_completions import error_body
 from elva_jax.inference.model import ElvaModel
-from elva_jax.inference.request_settings import Profiles
+from elva_jax.inference.request_settings import Profiles, chosen_merging
 from elva_jax.utils import numbers, owner
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -45,7 +45,8 @@ class FileConfig:
     Attributes:
       writing: how an answer is written where a row does not say.
       frames: how videos are sampled that do not say it themselves.
-      merging: whether the model's merging layers act, where a row does not say.
+      merging: whether the model's merging layers act, or the name of others, where a row does not
+        say.
       profiles: settings of merging that rows may name; `QuestionFile` has their names.
       batch_size: most rows that are asked together.
       workers: threads that read media ahead; None: one per core, at most 16.
@@ -57,7 +58,7 @@ class FileConfig:
 
     writing: Writing = field(default_factory=lambda: Writing(max_new_tokens=64))
     frames: int | Hybrid | None = None
-    merging: bool = True
+    merging: bool | str = True
     profiles: Profiles = field(default_factory=dict)
     batch_size: int = 32
     workers: int | None = None
@@ -177,7 +178,7 @@ class _Asking:
             model,
             self._read,
             batch_size=config.batch_size,
-            merging=config.merging,
+            merging=chosen_merging(config.merging, config.profiles),
             workers=config.workers,
         )
 
