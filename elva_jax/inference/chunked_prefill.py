@@ -320,9 +320,7 @@ def _merge(
         next_x = np.take_along_axis(tokens.x, other[:, part, None], axis=1)
         similarity[:, part] = _similarity(put(tokens.x[:, part]), put(next_x))
     with on_host():
-        chosen = jax.tree.map(
-            np.asarray, _choose(config, tokens.layout, similarity, index)
-        )
+        chosen = jax.tree.map(np.asarray, _choose(config, tokens.layout, similarity, index))
     survivors = chosen.stats.survivors
     length = min(lengths(f"merge {index}", int(survivors.max())), length)
     x = np.zeros((batch, length, tokens.x.shape[2]), tokens.x.dtype)

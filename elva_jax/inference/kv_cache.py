@@ -74,7 +74,7 @@ def grouped_attention(
     """Attention of S = G * Q new tokens per row to the row's prefix and to their own suffix.
 
     The new keys and values are written from `slot` on; `attention_mask` says which slots each new
-    token attends to then, its own among them. Scores over the prefix take at most `most_scores` bytes
+    token attends to then, its own among them. Scores over the prefix take up to `most_scores` bytes
     at a time, so that memory does not grow with the prefix. Returns the attended values, in the
     type of v, and the suffix cache with the new tokens.
     """
@@ -93,9 +93,7 @@ def grouped_attention(
     # The prefix takes one plain product for all suffixes, the suffixes one each.
     to_prefix = grouped.reshape(batch, kv_heads, groups * queries * share, width)
     to_suffix = grouped.reshape(batch, kv_heads, groups, queries * share, width)
-    own = jnp.einsum(
-        "bkgnd,bkgtd->bkgnt", to_suffix, suffix.k, preferred_element_type=jnp.float32
-    )
+    own = jnp.einsum("bkgnd,bkgtd->bkgnt", to_suffix, suffix.k, preferred_element_type=jnp.float32)
     own = own.reshape(batch, kv_heads, groups, queries, share, slots)
     own = jnp.where(attention_mask[:, None, :, :, None], own, LOW)
     keys = max(most_scores // (4 * batch * kv_heads * to_prefix.shape[2]), FEWEST_KEYS)

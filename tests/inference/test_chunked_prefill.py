@@ -47,9 +47,7 @@ def question(length, seed=0):
     valid = jnp.arange(length)[None] < jnp.array([[length], [length // 3]])
     prefix = PrefixCache(normal(2, 2, length, 8), normal(2, 2, length, 8), valid)
     suffix = SuffixCache(normal(2, 2, 2, 5, 8), normal(2, 2, 2, 5, 8))
-    mask = jnp.broadcast_to(
-        jnp.arange(5)[None] <= jnp.arange(3)[:, None] + 1, (2, 2, 3, 5)
-    )
+    mask = jnp.broadcast_to(jnp.arange(5)[None] <= jnp.arange(3)[:, None] + 1, (2, 2, 3, 5))
     return (normal(2, 6, 4, 8), normal(2, 6, 2, 8), normal(2, 6, 2, 8), prefix, suffix, mask, 1)
 
 
@@ -60,12 +58,13 @@ def test_a_question_attends_to_a_long_prefix_in_tiles():
     (whole, cache), (tiles, same) = (run(*arguments, most) for most in (2**30, 0))
     np.testing.assert_allclose(whole, tiles, atol=2e-6)
     jax.tree.map(np.testing.assert_array_equal, cache, same)
-    longer = question(9000)
-    memory = [
-        [run.lower(*each, most).compile().memory_analysis().temp_size_in_bytes for most in (2**30, 0)]
-        for each in (arguments, longer)
-    ]
-    (one_piece, in_tiles), (more, flat) = memory
+
+    def memory(length, most):
+        program = run.lower(*question(length), most).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    one_piece, more = memory(900, 2**30), memory(9000, 2**30)
+    in_tiles, flat = memory(900, 0), memory(9000, 0)
     assert in_tiles == flat < one_piece < more
 
 

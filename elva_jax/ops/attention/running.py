@@ -53,4 +53,3 @@ def add_keys(
     )
     total = total * fade + jnp.sum(weight, axis=-1, keepdims=True)
     return Running(new, total, value * fade + part)
-
