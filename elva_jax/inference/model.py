@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.restore import Run
+from elva_jax.checkpoints.source import ParamSource
 from elva_jax.config.schema import Config
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import VISUAL_TOKENS
@@ -21,11 +22,12 @@ from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.inspection import Inspection
+from elva_jax.inference.load_weights import load_weights
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import Answer, Prefilled
-from elva_jax.inference.quantization import Scheme, quantize_weights, scheme_of
+from elva_jax.inference.quantization import Scheme, quantize_weights, quantizing, scheme_of
 from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
@@ -106,18 +108,27 @@ class ElvaModel(Inspection):
     @classmethod
     def from_run(
         cls,
-        run: Run,
+        run: Run | ParamSource,
         *,
         stage: str | None = None,
         mesh: Mesh | None = None,
         weights: Scheme | None = None,
         prefill_chunk: int | None = None,
     ) -> ElvaModel:
-        """Takes a saved run whose weights have been read; `stage` replaces its stage."""
+        """Takes a saved run whose weights have been read, or are read here; `stage` replaces its.
+
+        They are read tensor by tensor into the types of inference, as `elva_jax.load` does.
+        """
         tokenizer = load_tokenizer(run.config, run.tokenizer_dir)
+        params: Any
+        if isinstance(run, Run):
+            params = run.params
+        else:
+            keep = quantizing(run.config.model, weights) if weights else None
+            params, weights = load_weights(run, run.config.model, mesh, keep), None
         return cls(
             run.config,
-            run.params,
+            params,
             tokenizer,
             stage or run.stage,
             mesh=mesh,

@@ -66,8 +66,8 @@ class PromptReader:
         Example:
           >>> from elva_jax import testing
           >>> model, video = testing.tiny_model(), testing.tiny_video()
-          >>> model.add_merging_profiles("late=merge_layers=2;merge_policies=pool")
-          >>> model.answer(video, "What moves?", merging="late", max_new_tokens=4)
+          >>> model.add_merging_profiles("half=merge_policies=pool;merge_ratios=0.5")
+          >>> model.answer(video, "What moves?", merging="half", max_new_tokens=4)
           '...'
         """
         given = [parse_profile(each) if isinstance(each, str) else each for each in profiles]

@@ -21,6 +21,7 @@ from elva_jax.hf.open_model import open_run_or_folder, opening_source
 from elva_jax.inference import load_weights as module
 from elva_jax.inference.load import load_source
 from elva_jax.inference.load_weights import compute_type, load_weights, watched
+from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import unstack_layers
 from elva_jax.inference.quantization import quantize_weights
 from elva_jax.models import lora
@@ -112,6 +113,8 @@ def test_every_source_gives_the_weights_of_its_whole_tree(
             hashed = HashedWeights(source)
             keep = watched(hashed, compute_type(config.model))
             assert_same(load_weights(source, config.model, keep=keep), expected)
+            if isinstance(source, SavedRun):
+                assert_same(ElvaModel.from_run(source).engine.weights, expected)
         assert hashed.hexdigest() == weights_hash(tree)
         if isinstance(source, SavedRun):
             assert source.rows_at_once("elva/decoder/layers/q_proj/kernel") == layers
@@ -126,6 +129,8 @@ def test_a_quantized_model_is_never_whole(config, params, tmp_path):
         for scheme in ("int8", "int4"):
             found = load_source(source, dtype="float32", weights=scheme).engine.weights
             assert_same(found, quantize_weights(whole, scheme))
+        expected = load_source(source, weights="int8").engine.weights
+        assert_same(ElvaModel.from_run(source, weights="int8").engine.weights, expected)
 
 
 def test_what_is_kept_of_a_tensor_is_up_to_the_caller(config, params, tmp_path):
