@@ -6,16 +6,15 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elva_jax.commands import flags
 from elva_jax.errors import ConfigError
-from elva_jax.tools.study import describe, report
+from elva_jax.tools.study import describe, pages, report
 from elva_jax.utils import numbers, signals
-from elva_jax.utils.read import open_output, read_text
+from elva_jax.utils.read import open_output
 
 if TYPE_CHECKING:  # imports JAX
     from elva_jax.tools.study.jobs import Job
@@ -33,10 +32,10 @@ examples:
   elva study merging --seeds 3 --minutes 60
   elva study my_study.py --out /mnt/studies/mine
   elva study report studies/merging docs/studies/*.json
-  elva study report docs/studies/quickstart.json --write README.md
+  elva study report studies/quickstart --save docs/studies/quickstart.json --write README.md
   elva study expected studies/quickstart/summary.json runs/tiny/test.json"""
 LIST, REPORT, EXPECTED = "list", "report", "expected"
-BEGIN, END = "<!-- study: {} -->", "<!-- end of study -->"
+OUTSIDE = 3  # exit status: compared, and a figure is outside the range
 MINUTES = numbers.real(0, 10**6)
 
 
@@ -56,8 +55,12 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "work on these variants, and on those that they start from, alone; may be given several"
     add("--only", action="append", default=[], metavar="VARIANT", help=f"{text} times")
     add("--dry-run", action="store_true", help="check the study, and list what is to be done")
-    text = f"with `{REPORT}`: put the tables of each study between {BEGIN.format('NAME')} and {END}"
-    add("--write", type=Path, metavar="FILE.md", help=f"{text} in this file")
+    text = f"with `{REPORT}` of one study: store its summary in this file, with rounded numbers"
+    add("--save", type=flags.output_file("--save"), metavar="FILE.json", help=text)
+    begin, short = pages.BEGIN.format("NAME"), pages.SHORT.format("NAME")
+    text = f"with `{REPORT}`: put the tables of each study between {begin} (or {short}, for one"
+    text += f" table) and {pages.END} in this file; may be given several times"
+    add("--write", type=Path, action="append", default=[], metavar="FILE.md", help=text)
 
 
 def run(args: argparse.Namespace, _: list[str]) -> int:
@@ -69,8 +72,9 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         return _report(args, rest)
     if first == EXPECTED:
         return _expected(args, rest)
-    if rest or args.write:
-        args.parser.error(f"{rest[0] if rest else '--write'}: goes with `elva study {REPORT}`")
+    if rest or args.write or args.save:
+        given = rest[0] if rest else "--write" if args.write else "--save"
+        args.parser.error(f"{given}: goes with `elva study {REPORT}`")
     return _work(args, first)
 
 
@@ -142,54 +146,32 @@ def _status(states: dict[str, State], stopped: int) -> int:
 
 
 def _report(args: argparse.Namespace, names: Sequence[str]) -> int:
-    from elva_jax.tools.study.summary import load_summary
+    from elva_jax.tools.study.stored import load_summary, save_summary
 
     if not names:
         args.parser.error("name the folders or summaries to report")
-    paths = [Path(name) for name in names]
-    found = [load_summary(path / "summary.json" if path.is_dir() else path) for path in paths]
+    if args.save and len(names) > 1:
+        args.parser.error("--save: stores one study; name one")
+    found = [load_summary(Path(name)) for name in names]
+    if args.save:
+        save_summary(found[0], Path(args.save), "--save")
+        found = [load_summary(Path(args.save))]
     for summary in found:
-        if args.write:
-            put_block(args.write, summary)
-        else:
+        for page in args.write:
+            pages.put_tables(page, summary)
+        if not args.write:
             print(report.markdown(summary))
     return 0
 
 
 def _expected(args: argparse.Namespace, names: Sequence[str]) -> int:
-    """Prints a run's figures beside those of a study; the status is 0 even where they differ."""
-    from elva_jax.tools.study.expected import beside
-    from elva_jax.tools.study.summary import load_summary
+    """Prints a run's figures beside those of a study; returns OUTSIDE where one is out of range."""
+    from elva_jax.tools.study.expected import compare, print_figures
+    from elva_jax.tools.study.stored import load_summary
 
     if len(names) != 2:
         args.parser.error(f"{EXPECTED}: needs a study's summary, and a run's results")
-    table, outside = beside(load_summary(Path(names[0])), Path(names[1]))
-    print(table)
-    if outside:
-        print(f"not as expected: {'; '.join(outside)} (another machine or version, or a fault)")
-    else:
-        print("all figures are as expected")
-    return 0
-
-
-def put_block(path: Path, summary: dict[str, Any]) -> None:
-    """Puts the tables of a study between its two marks in a Markdown file.
-
-    Raises:
-      ConfigError: the file has no such marks.
-    """
-    text, begin = read_text(path, ConfigError), BEGIN.format(summary["name"])
-    pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ConfigError(f"{path}: has no {begin} with {END} after it")
-    block = f"{begin}\n{tables(summary)}\n{END}"
-    with open_output(path, "--write") as file:
-        file.write(pattern.sub(lambda _: block, text))
-
-
-def tables(summary: dict[str, Any]) -> str:
-    """The tables of the report without its headings, as they stand in other pages."""
-    columns = report.columns(summary)
-    parts = [report.table(summary, column) for column in columns]
-    parts += [report.families(summary, column) for column in columns]
-    return "\n\n".join([*parts, report.made(summary)])
+    summary = load_summary(Path(names[0]))
+    figures = compare(summary, Path(names[1]))
+    seeds = len(summary["variants"][summary["baseline"]]["seeds"])
+    return OUTSIDE if print_figures(figures, seeds) else 0

@@ -164,6 +164,7 @@ def _ended(job: Job, state: State, part: str, report: Callable[[str], None]) -> 
 def _call(job: Job, words: Sequence[str], part: str, stop: Stop) -> State:
     """Runs a module in a process whose output goes to a log, and adds its cost."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    _save_cost(job, part, None)
     cache = job.folder.parent.parent / "programs"
     environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, **job.environment}
     with (job.folder / f"{part}.log").open("a") as log:
@@ -183,20 +184,27 @@ def _call(job: Job, words: Sequence[str], part: str, stop: Stop) -> State:
                 told, killed_at = True, time.monotonic() + SAVE_SECONDS
             if told and time.monotonic() > killed_at:
                 process.kill()
-    _add_cost(job, part, before, time.monotonic() - start)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    _save_cost(job, part, (time.monotonic() - start, used))
     if process.returncode == 0:
         return "done"
     stopped = process.returncode in STOPPED or process.returncode == -signal.SIGTERM
     return "stopped" if told and stopped else "failed"
 
 
-def _add_cost(job: Job, part: str, before: resource.struct_rusage, seconds: float) -> None:
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    path = job.folder / COST
+def _save_cost(job: Job, part: str, used: tuple[float, float] | None) -> None:
+    """Notes a start with its seconds and its seconds of processor time.
+
+    Before it ends these are None, and stay so if this process is killed.
+    """
     parts = _cost(job)
-    parts.append({"part": part, "seconds": round(seconds, 1), "cpu_seconds": round(used, 1)})
-    write_atomic(path, json.dumps({"parts": parts}))
+    if used is not None:
+        parts.pop()  # of this start
+    seconds, cpu_seconds = used or (0.0, 0.0)
+    entry = {"part": part, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+    parts.append(entry | ({} if used else {"killed": True}))
+    write_atomic(job.folder / COST, json.dumps({"parts": parts}))
 
 
 def _cost(job: Job) -> list[Any]:

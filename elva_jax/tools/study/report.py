@@ -8,6 +8,11 @@ from typing import Any
 from elva_jax.tools.study.statistics import MACRO
 
 NAMES = {"open": "written", "likelihood": "likeliest option"}
+FLOORS = {
+    "blind": "blind (no video)",
+    "any_object": "any object of the video",
+    "single_frame": "single frame",
+}
 DASH = "–"
 
 
@@ -69,6 +74,23 @@ def families(summary: Mapping[str, Any], column: str) -> str:
     return _table([f"{NAMES[column]}: mean (least to most)", *first], rows)
 
 
+def short(summary: Mapping[str, Any]) -> str:
+    """One table of all variants and columns: mean and range over seeds by family."""
+    if not summary["variants"]:
+        return "No run is done yet."
+    names = columns(summary)
+    first = next(iter(summary["variants"].values()))["accuracy"][names[0]]
+    rows = []
+    for name, variant in summary["variants"].items():
+        for column in names:
+            cells = [_spread(variant["accuracy"][column][family]) for family in first]
+            rows.append([f"{name}, {NAMES[column]}", str(len(variant["seeds"])), *cells])
+    for column, families in summary["floors"].items():
+        cells = [f"{families[family]['value']:.0f}" for family in first]
+        rows.append([f"*{FLOORS[column]}*", str(len(families[MACRO]["by_seed"])), *cells])
+    return _table(["percent: mean (least to most)", "seeds", *first], rows)
+
+
 def costs(summary: Mapping[str, Any]) -> str:
     """A row per variant: what it takes."""
     head = ["variant", "parameters", "training, min of processor time per seed"]
@@ -101,12 +123,19 @@ def made(summary: Mapping[str, Any]) -> str:
             "Intervals: bootstrap over seeds and videos, paired for differences; with one seed,"
             " over videos alone, and with few seeds narrower than they should be.",
             f"Cost: {summary['cpu_seconds'] / 3600:.2f} h of processor time on"
-            f" {'; '.join(summary['machines'])}.",
+            f" {'; '.join(summary['machines'])}{_killed(summary.get('killed', 0))}.",
         ]
     for key, text in (("missing", "Not done"), ("failed", "Failed")):
         if summary[key]:
             lines.append(f"{text}: {'; '.join(summary[key])}.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _killed(starts: int) -> str:
+    if not starts:
+        return ""
+    what = "1 start was killed, whose" if starts == 1 else f"{starts} starts were killed, whose"
+    return f" ({what} time is not in it)"
 
 
 def interval(estimate: Mapping[str, Any], *, signed: bool = False) -> str:

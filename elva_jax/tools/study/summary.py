@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,20 @@ from elva_jax.tools.study.statistics import Answers, Estimate, accuracies, diffe
 from elva_jax.utils.json import jsonable
 from elva_jax.utils.read import read_json
 
-COLUMNS = ("open", "likelihood")  # what reports show of the columns of `elva evaluate`
+# What reports show of the columns of `elva evaluate`, and beside them where `evaluate` of the
+# baseline has baselines=True.
+COLUMNS, FLOORS = ("open", "likelihood"), ("blind", "any_object", "single_frame")
 
 
 def summarize(name: str, study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
     """All numbers of a study whose jobs may be done in part.
 
     Returns:
-      title, question, note, config, baseline, paper; variants: by name, in the order of the report,
+      name, question, note, config, baseline, paper; variants: by name, in the order of the report,
       the accuracies and differences by column and family, cost, tokens and the paper's number;
-      missing and failed: labels of jobs; machines and commits.
+      floors: accuracies of the baseline without the video, and the like, by column and family;
+      missing and failed: labels of jobs; machines and commits; processor time, and the number of
+      starts that were killed before theirs was known.
 
     Raises:
       DataError: a damaged result, or results of different questions.
@@ -43,6 +46,8 @@ def summarize(name: str, study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
     every = [result for by_seed in found.values() for result in by_seed.values()]
     columns = {column: _answers(found, column) for column in COLUMNS if _has(every, column)}
     baseline = study.measured[0]
+    floors = {baseline: found.get(baseline, {})}
+    costs = _costs(jobs)
     return {
         "name": name,
         "question": study.question,
@@ -58,11 +63,17 @@ def summarize(name: str, study: Study, jobs: Sequence[Job]) -> dict[str, Any]:
             | {"paper": measured[variant].paper}
             for variant in found
         },
+        "floors": {
+            column: _written(accuracies(_answers(floors, column), baseline))
+            for column in FLOORS
+            if _has(list(floors[baseline].values()), column)
+        },
         "missing": [job.label for job in jobs if not job.done],
         "failed": [job.label for job in jobs if (job.folder / FAILED).is_file()],
         "machines": _machines(every),
         "commits": sorted({result["machine"]["commit"] for result in every}),
-        "cpu_seconds": _cpu_seconds(job for job in jobs if job.done),
+        "cpu_seconds": sum(entry["cpu_seconds"] for entry in costs),
+        "killed": sum(entry.get("killed", False) for entry in costs),
     }
 
 
@@ -134,10 +145,10 @@ def _cost(result: Mapping[str, Any], part: str) -> float:
     return sum(entry["cpu_seconds"] for entry in result["cost"] if entry["part"] == part)
 
 
-def _cpu_seconds(jobs: Any) -> float:
-    """Processor time of all jobs, those that others start from among them."""
-    results = [read_json(job.folder / RESULT) for job in jobs]
-    return sum(entry["cpu_seconds"] for result in results for entry in result["cost"])
+def _costs(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Every start of all jobs that are done, those that others start from among them."""
+    results = [read_json(job.folder / RESULT) for job in jobs if job.done]
+    return [entry for result in results for entry in result["cost"]]
 
 
 def _machines(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -148,15 +159,3 @@ def _machines(results: Sequence[Mapping[str, Any]]) -> list[str]:
             for result in results
         }
     )
-
-
-def load_summary(path: Path) -> dict[str, Any]:
-    """A summary that was written before.
-
-    Raises:
-      DataError: no such file, or not a summary.
-    """
-    found = read_json(path)
-    if not isinstance(found, dict) or not {"name", "variants", "baseline"} <= found.keys():
-        raise DataError(f"{path}: is no summary of a study")
-    return found

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elva_jax import cli
 from elva_jax.config.load import load
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.study import Study, Variant, describe, report
-from elva_jax.tools.study.command import put_block
 from elva_jax.tools.study.jobs import FAILED, JOB, RESULT, jobs_of
+from elva_jax.tools.study.pages import put_tables
 from elva_jax.tools.study.statistics import MACRO, Answers, accuracies, differences
 from elva_jax.tools.study.summary import summarize
 
@@ -189,13 +188,13 @@ def test_report(tmp_path):
     text = "# README\n<!-- study: mine -->\nold\n<!-- end of study -->\nrest\n"
     (tmp_path / "README.md").write_text(text)
     for _ in range(2):
-        put_block(tmp_path / "README.md", summary)
+        put_tables(tmp_path / "README.md", summary)
         written = (tmp_path / "README.md").read_text()
         assert "| off | 100.0" in written
         assert "old" not in written
         assert written.endswith("<!-- end of study -->\nrest\n")
-    with pytest.raises(ConfigError, match="has no <!-- study: other -->"):
-        put_block(tmp_path / "README.md", summary | {"name": "other"})
+    with pytest.raises(ConfigError, match="has no <!-- study: other --> or "):
+        put_tables(tmp_path / "README.md", summary | {"name": "other"})
 
 
 def test_report_without_written_answers(tmp_path):
@@ -214,27 +213,3 @@ def test_results_of_different_questions_are_refused(tmp_path):
     jobs = write_results(tmp_path, {"on": [[1.0], [1.0, 1.0]], "off": [[1.0, 1.0], [1.0, 1.0]]})
     with pytest.raises(DataError, match="different questions"):
         summarize("mine", study(), jobs)
-
-
-def test_a_run_beside_the_range_of_the_seeds(tmp_path, capsys):
-    estimate = {"value": 82.0, "low": 80.0, "high": 84.0, "by_seed": {"0": 81.0, "1": 83.0}}
-    accuracy = {"likelihood": {"macro": estimate, "shape": estimate}}
-    summary = {
-        "name": "s",
-        "baseline": "quick",
-        "variants": {"quick": {"seeds": [0, 1], "accuracy": accuracy}},
-    }
-    score = {"accuracy": 0.8, "stderr": 0.01}  # within two standard errors below the least seed
-    low = {"accuracy": 0.5, "stderr": 0.01}
-    result = {"macro": {"likelihood": score}, "families": {"shape": {"likelihood": low}}}
-    known, run = tmp_path / "summary.json", tmp_path / "test.json"
-    known.write_text(json.dumps(summary))
-    run.write_text(json.dumps(result))
-    assert cli.main(["study", "expected", str(known), str(run)]) == 0
-    out = capsys.readouterr().out
-    assert "likeliest option, shape       50.0   81.0 to 83.0   <- not as expected" in out
-    assert "not as expected: likeliest option, shape" in out
-    assert "80.0   81.0 to 83.0\n" in out
-    run.write_text("{}")
-    assert cli.main(["study", "expected", str(known), str(run)]) != 0
-    assert "has no accuracy of 'macro'" in capsys.readouterr().err
