@@ -1,12 +1,21 @@
-"""What models say on a mesh: `on_mesh.py [[PATH, SIZES, AXES, WEIGHTS], …]` prints a JSON each.
+"""What models say on a mesh: `on_mesh.py [[PATH, SIZES, AXES, WEIGHTS], …] BODY` prints JSON lines.
 
-The first line is of the second model on one device: its memory while it prefills in chunks.
+The first line is of the second model: its memory on one device while it prefills in chunks, and
+what `elva serve` on a mesh replies to the request BODY. Media are in the folder above the model.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import re
+import signal
 import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -14,7 +23,7 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo
 
 import elva_jax
-from elva_jax import testing
+from elva_jax import cli, testing
 from elva_jax.inference import prefill
 from elva_jax.inference.engine import Decoding
 from elva_jax.inference.scoring import Choice
@@ -96,10 +105,38 @@ def host_beside(mesh):
         return [device.id for device in jnp.sort(jnp.arange(3)).devices()]
 
 
+def served(path, body, mesh):
+    """The exit status of `elva serve --mesh`, and what it replies to one request."""
+    out, replies = io.StringIO(), []
+
+    def client():
+        end = time.monotonic() + 200
+        while not (found := re.search(r"http\S+/v1", out.getvalue())) and time.monotonic() < end:
+            time.sleep(0.02)
+        try:
+            url, kind = f"{found[0]}/chat/completions", {"Content-Type": "application/json"}
+            request = urllib.request.Request(url, body.encode(), kind)
+            with urllib.request.urlopen(request, timeout=200) as reply:
+                replies.append(json.load(reply)["choices"][0]["message"]["content"])
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = "--port 0 --slots 2 --context 128 --question 64 --max-new-tokens 8 --warm-up off"
+    words += f" --mesh {mesh} --media-dir {Path(path).parent} --checkpoint {path}"
+    thread = threading.Thread(target=client)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        thread.start()
+        status = cli.main(["serve", *words.split()])
+    thread.join()
+    return [status, *replies]
+
+
 if __name__ == "__main__":
     path, *_ = json.loads(sys.argv[1])[1]
     flat = {"flat": [beyond_caches(path, frames) for frames in (8, 32)]}
-    print(json.dumps(flat | {"host": host_beside(jax.make_mesh((2,), ("data",)))}))
+    host = {"host": host_beside(jax.make_mesh((2,), ("data",)))}
+    served_on = {"served": served(path, sys.argv[2], "data=4,tensor=2")}
+    print(json.dumps(flat | host | served_on))
     for number, (path, sizes, axes, weights) in enumerate(json.loads(sys.argv[1])):
         model = elva_jax.load(path, mesh=jax.make_mesh(sizes, axes), weights=weights)
         cuda = {"cuda": kernels_of_cuda(model)}

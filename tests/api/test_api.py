@@ -27,7 +27,7 @@ def python(code, *words, **env):
         env=os.environ | {"PYTHONPATH": str(REPO)} | env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -149,7 +149,12 @@ def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
     script = Path(__file__).with_name("on_mesh.py")
     flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
     environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    printed, err = python(script.read_text(), json.dumps(cases), **environment)
+    clip = str(tmp_path / "clip.mp4")
+    testing.write_video(clip, testing.tiny_video())
+    parts = [{"type": "video_url", "video_url": {"url": clip}}, {"type": "text", "text": QUESTION}]
+    body = {"messages": [{"role": "user", "content": parts}], "temperature": 1.5, "seed": 7}
+    body |= {"max_tokens": 8, "model": "elva"}
+    printed, err = python(script.read_text(), json.dumps(cases), json.dumps(body), **environment)
     assert err == ""
     facts_of = runpy.run_path(str(script))["facts"]
     one = facts_of(model, chats=True)
@@ -159,6 +164,8 @@ def test_a_mesh_of_devices_answers_as_one_device(model, run_dir, tmp_path):
     assert long[-1] < long[0], "nothing merged"
     assert few == many > 0
     assert memory["host"] == [7]
+    drawn = elva_jax.Sampling(temperature=1.5, seed=7)  # which depends on every logit
+    assert memory["served"] == [0, model.answer(clip, QUESTION, max_new_tokens=8, sampling=drawn)]
     assert [facts["part"] for facts in (one, *found)] == [1, 1 / 4, 1 / 4, 1 / 4]
     # Rows split over data x fsdp, and two key-value heads over two devices, but not over four.
     assert [facts["cache"] for facts in (one, *found)] == [[1], [1 / 8], [1 / 2], [1 / 8]]
