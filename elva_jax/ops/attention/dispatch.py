@@ -64,7 +64,7 @@ def packed_attention(
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
     """
-    if replacement := stand_in():
+    if implementation != "xla" and (replacement := stand_in()):
         return replacement(q, k, v)
     length, sizes = q.shape[1], jax.sharding.get_abstract_mesh().shape
     parts = math.prod(sizes[name] for name in mesh_axes(split[1]))

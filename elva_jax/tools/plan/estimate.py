@@ -62,8 +62,9 @@ def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
 
 def _by_stand_in(task: Task, mesh: Mapping[str, int]) -> bool:
     """Whether a stand-in takes the place of attention, which cuDNN's kernel will compute."""
-    both_ways = bool(task.decoder_pieces()) and _decoder(task).frame_attention == "bidirectional"
-    return mesh["context"] == 1 and not both_ways
+    decoder = _decoder(task)
+    by_xla = decoder.attention == "xla" or decoder.frame_attention == "bidirectional"
+    return mesh["context"] == 1 and not (task.decoder_pieces() and by_xla)
 
 
 def _decoder(task: Task) -> ModelConfig:

@@ -1,11 +1,14 @@
 """Tests of `elva plan` on a toy run for eight devices against counts by hand."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from elva_jax.config import schema
@@ -13,9 +16,11 @@ from elva_jax.config.load import load
 from elva_jax.config.serialize import freeze
 from elva_jax.errors import ConfigError
 from elva_jax.models import flops
+from elva_jax.ops.attention import packed_attention, replaced_by
 from elva_jax.tasks.registry import make_task
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
+from elva_jax.tools.plan.attention import fused_shapes
 from elva_jax.tools.plan.command import _teachers_table
 from elva_jax.tools.plan.hardware import DEVICES, GIB
 from elva_jax.tools.plan.hlo import Collective
@@ -204,14 +209,28 @@ def test_hd_attention_is_counted_with_its_buckets(config_dir):
     assert estimate.rows(task, {"data": 4, "fsdp": 8, "tensor": 1}) == (1, 8)
 
 
-def test_attention_of_split_sequences_is_part_of_the_program(config_dir):
-    """As where frames attend both ways: XLA's attention, without the fused kernel and its mask."""
-    task = make_task(load(f"{config_dir}/elva.py:size=1_5b,stage=3"), "stage3")
+def test_attention_by_xla_is_part_of_the_program(config_dir):
+    """Of split sequences, of frames that attend both ways, and where the config asks for it.
+
+    The fused kernel and its mask are not counted beside it.
+    """
+    where = f"{config_dir}/elva.py:size=1_5b,stage=3"
     whole, split = ({"data": 1, "fsdp": 4, "context": parts, "tensor": 1} for parts in (1, 2))
-    keys = ("model.frame_attention=bidirectional", "model.attention=xla")
-    config = load(f"{config_dir}/elva.py:size=1_5b,stage=3", [f"--config.{key}" for key in keys])
-    both_ways = make_task(config, "stage3")
+    keys = ["--config.model.attention=xla", "--config.model.frame_attention=bidirectional"]
+    fused, asked, both_ways = (make_task(load(where, keys[:k]), "stage3") for k in range(3))
     for counted in (estimate.attention_flops, estimate.mask_bytes):
-        assert counted(task, whole) > 0
-        assert counted(task, split) == 0
+        assert counted(fused, whole) > 0
+        assert counted(fused, split) == 0
+        assert counted(asked, whole) == 0
         assert counted(both_ways, whole) == 0
+
+
+def test_the_stand_in_takes_the_place_of_cudnns_kernel_alone():
+    """With xla, the products of queries and keys are in the program."""
+    q, k = jnp.zeros((1, 16, 4, 8), jnp.float16), jnp.zeros((1, 16, 2, 8), jnp.float16)
+    segment, programs = jnp.ones((1, 16), jnp.int32), {}
+    with replaced_by(fused_shapes):
+        for name in ("auto", "cudnn", "xla"):
+            attend = functools.partial(packed_attention, implementation=name)
+            programs[name] = str(jax.make_jaxpr(attend)(q, k, k, segment))
+    assert [name for name in programs if "dot_general" in programs[name]] == ["xla"]
