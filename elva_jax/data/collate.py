@@ -10,7 +10,8 @@ import numpy as np
 
 from elva_jax.data.packing import RowCapacity, Sample
 from elva_jax.data.teacher_frames import NO_TEACHER, TeacherFrames
-from elva_jax.video.layout import Counts, TokenLayout, pack
+from elva_jax.video.counts import Counts
+from elva_jax.video.layout import TokenLayout, pack
 
 
 class Collator(Protocol):

@@ -23,8 +23,9 @@ from elva_jax.data.safe_read import read_safely
 from elva_jax.data.teacher_frames import NO_TEACHER, TeacherFrames, join
 from elva_jax.errors import DataError, RecordError
 from elva_jax.video.clip import ClipSettings, Visual, read_clip
+from elva_jax.video.counts import Counts, count
 from elva_jax.video.hybrid import Hybrid
-from elva_jax.video.layout import Clip, Counts, Text, TokenLayout, build_layout, count
+from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
 from elva_jax.video.merv import MervSettings
 from elva_jax.video.read import read_frames
 

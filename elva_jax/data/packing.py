@@ -16,7 +16,8 @@ import numpy as np
 
 from elva_jax.config.schema import ModelConfig, StageConfig
 from elva_jax.data.teacher_frames import Frames
-from elva_jax.video.layout import Counts, TokenLayout
+from elva_jax.video.counts import Counts
+from elva_jax.video.layout import TokenLayout
 
 PACKING_LOOKAHEAD = 8  # waiting examples, in rows: packs about as well as if all examples waited
 
@@ -52,7 +53,7 @@ class RowCapacity(Counts):
 
 
 def merges_before_bucket(stage: StageConfig, model: ModelConfig) -> tuple[tuple[str, float], ...]:
-    """Policy and ratio of the merging layers up to the smallest bucket, for `video.layout.count`.
+    """Policy and ratio of the merging layers up to the smallest bucket, for `video.counts.count`.
 
     The result is empty if the stage has no buckets.
     """

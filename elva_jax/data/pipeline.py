@@ -35,7 +35,7 @@ from elva_jax.data.seeds import stage_seed
 from elva_jax.data.worker_stream import WorkerStream
 from elva_jax.errors import DataError
 from elva_jax.utils.workers import prepare_worker
-from elva_jax.video.layout import Counts
+from elva_jax.video.counts import Counts
 
 BUFFER_BYTES = 2**28  # limit of the decoded samples that are prefetched
 HYBRID = ("num_low_frames", "low_longest_edge", "hybrid_policy", "hybrid_probability")

@@ -1,4 +1,4 @@
-"""What is read otherwise than a player shows it, said to the user.
+"""Notes for the user about videos that are read otherwise than a player shows them.
 
 The exported processor reads the same pixels, and says the same.
 """

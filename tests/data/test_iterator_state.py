@@ -12,7 +12,7 @@ from elva_jax.data.iterator_state import StreamPosition, redistribute, trace
 from elva_jax.data.packing import PackingBuffer, RowCapacity
 from elva_jax.data.pipeline import BatchIterator, SampleReader
 from elva_jax.data.safe_read import Rejected
-from elva_jax.video.layout import Counts
+from elva_jax.video.counts import Counts
 
 CAPACITY = RowCapacity(16, 16, 16, 16)
 RECORDS = 41

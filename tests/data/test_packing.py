@@ -9,7 +9,8 @@ from elva_jax.config import schema
 from elva_jax.data.collate import PackedCollator
 from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows, simulate
 from elva_jax.data.teacher_frames import TeacherFrames
-from elva_jax.video.layout import Clip, Counts, Kind, Text, build_layout, count
+from elva_jax.video.counts import Counts, count
+from elva_jax.video.layout import Clip, Kind, Text, build_layout
 
 CAPACITY = RowCapacity(10, 8, 3, 9)
 costs = st.lists(

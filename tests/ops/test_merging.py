@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from elva_jax.errors import ConfigError
 from elva_jax.ops import merging
 from elva_jax.ops.merging import MergeLayer, compose, merge
+from elva_jax.video.counts import count
 from elva_jax.video.hybrid import choose_high
-from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, count, pack
+from elva_jax.video.layout import Clip, Kind, Text, TokenLayout, build_layout, pack
 
 S, D = 96, 4
 GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2)]

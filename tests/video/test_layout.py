@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elva_jax.errors import LayoutError
+from elva_jax.video.counts import count
 from elva_jax.video.layout import (
     Clip,
     Kind,
@@ -17,7 +18,6 @@ from elva_jax.video.layout import (
     TokenLayout,
     build_layout,
     clip_tokens,
-    count,
     frame_tokens,
     pack,
 )

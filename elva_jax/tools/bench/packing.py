@@ -19,7 +19,8 @@ from elva_jax.data.packing import (
 )
 from elva_jax.tools.bench.table import text_table
 from elva_jax.utils import numbers
-from elva_jax.video.layout import Clip, Counts, clip_tokens, max_remaining
+from elva_jax.video.counts import Counts, max_remaining
+from elva_jax.video.layout import Clip, clip_tokens
 from elva_jax.video.resize import target_size
 
 HELP = """\
@@ -88,7 +89,7 @@ def lengths(
     merges: Sequence[tuple[str, float]] = (),
     seed: int = 0,
 ) -> Iterator[Counts]:
-    """Yields the sizes of random examples of a mix; `merges` as for `video.layout.count`."""
+    """Yields the sizes of random examples of a mix; `merges` as for `video.counts.count`."""
     rng = np.random.default_rng(seed)
     for _ in range(examples):
         kind = "image" if rng.random() < IMAGES_PER_VIDEO / (1 + IMAGES_PER_VIDEO) else "video"

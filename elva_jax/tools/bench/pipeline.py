@@ -95,7 +95,8 @@ def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     from elva_jax.data.collate import PackedCollator
     from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample
-    from elva_jax.video.layout import Clip, Counts, Text, TokenLayout, build_layout, count
+    from elva_jax.video.counts import Counts, count
+    from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
     from elva_jax.video.resize import patchify
 
     frames, size = _frames(path, args), args.patch_size

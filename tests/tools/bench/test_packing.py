@@ -7,7 +7,8 @@ import pytest
 
 from elva_jax.data.packing import simulate
 from elva_jax.tools.bench import packing
-from elva_jax.video.layout import Clip, Counts, Text, build_layout, count
+from elva_jax.video.counts import Counts, count
+from elva_jax.video.layout import Clip, Text, build_layout
 
 
 def test_fine_tuning_mixture_fills_90_percent_of_the_tokens(bench):
