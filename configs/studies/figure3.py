@@ -1,15 +1,16 @@
 """Figure 3: merging inside the decoder against pooling before it, at four ratios."""
 
+from elva_jax.config.load import sibling
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "objects", "image", "clips", "video")
+VIDEO = sibling(__file__, "_shared").VIDEO
 KEPT = (75, 50, 25, 12)  # percent of the tokens that a deep merging layer, or pooling, keeps
 
 
 def get_study() -> Study:
     """The study."""
     variants = {
-        "video": Variant(overrides={"curriculum": VIDEO}, measured=False),
+        "video": VIDEO,
         "no compression": Variant(
             after="video",
             overrides={"curriculum": ("sft",), "stages.sft.merging": False},

@@ -1,8 +1,9 @@
 """Merging on, off, and on only at inference."""
 
+from elva_jax.config.load import sibling
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "objects", "image", "clips", "video")
+VIDEO = sibling(__file__, "_shared").VIDEO
 
 
 def get_study() -> Study:
@@ -12,7 +13,7 @@ def get_study() -> Study:
         config="configs/tiny.py",
         question="What does merging cost, and must a model be trained with it?",
         variants={
-            "video": Variant(overrides={"curriculum": VIDEO}, measured=False),
+            "video": VIDEO,
             "off": Variant(
                 after="video",
                 overrides={**tuned, "stages.sft.merging": False},

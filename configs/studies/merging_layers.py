@@ -1,8 +1,9 @@
 """Where merging layers stand."""
 
+from elva_jax.config.load import sibling
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "objects", "image", "clips", "video")
+VIDEO = sibling(__file__, "_shared").VIDEO
 PLACES = ((1, 2), (0, 1), (2, 3), (1, 3))  # before these of the four layers
 
 
@@ -12,7 +13,7 @@ def get_study() -> Study:
         config="configs/tiny.py",
         question="Before which layers should tokens merge?",
         variants={
-            "video": Variant(overrides={"curriculum": VIDEO}, measured=False),
+            "video": VIDEO,
             **{
                 f"before {first} and {second}": Variant(
                     after="video",

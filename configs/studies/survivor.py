@@ -1,8 +1,9 @@
 """ELVA's last-member survivor against FrameFusion's first (arXiv 2501.01986)."""
 
+from elva_jax.config.load import sibling
 from elva_jax.tools.study import Study, Variant
 
-VIDEO = ("teacher", "objects", "image", "clips", "video")
+VIDEO = sibling(__file__, "_shared").VIDEO
 
 
 def get_study() -> Study:
@@ -11,7 +12,7 @@ def get_study() -> Study:
         config="configs/tiny.py",
         question="Should the mean of a run of merged tokens stand at its last or its first member?",
         variants={
-            "video": Variant(overrides={"curriculum": VIDEO}, measured=False),
+            "video": VIDEO,
             **{
                 name: Variant(
                     after="video", overrides={"curriculum": ("sft",), "model.merge_survivor": name}
