@@ -195,7 +195,7 @@ def _read_run(source: str | Path, config: ConfigDict | Config | None, dtype: str
 def _put_on(base: _Base, adapter: str | Path, dtype: str, *, allow_pickle: bool) -> _Base:
     """The same model with the factors of an adapter."""
     stage = base.config.stages[STAGE]
-    if stage.kind == "teacher":
+    if not stages_of_kind(base.config, "elva", among=(STAGE,)):
         raise ConvertError(f"{adapter}: its base is a decoder, not a vision tower")
     shapes = {path: leaf.shape for path, leaf in base.params.items()}
     read = read_adapter(adapter, shapes, allow_pickle=allow_pickle)

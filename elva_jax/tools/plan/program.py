@@ -29,7 +29,7 @@ from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
 from elva_jax.parallel.mesh import batch_sharding, replicated
 from elva_jax.tasks.base import Task
-from elva_jax.tasks.registry import make_task
+from elva_jax.tasks.registry import make_task, task_of
 from elva_jax.tools.plan import estimate, hlo
 from elva_jax.tools.plan.attention import fused_shapes
 from elva_jax.training.optimizer import trained_part
@@ -130,7 +130,7 @@ def _in_float16(config: Config, name: str) -> Config:
     stages = {**config.stages, name: dataclasses.replace(stage, optimizer=optimizer)}
     model = dataclasses.replace(model, dtype=half(model.dtype))
     teacher = config.teacher
-    if stage.kind == "teacher":
+    if task_of(stage).exports == "vision":
         teacher = dataclasses.replace(teacher, dtype=half(teacher.dtype))
     return dataclasses.replace(config, model=model, teacher=teacher, stages=stages)
 
