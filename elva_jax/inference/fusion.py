@@ -26,6 +26,12 @@ def has_weights(config: ModelConfig) -> bool:
     return bool(config.encoders) and config.merv.fusion in WEIGHTED
 
 
+def by_encoder(config: ModelConfig, weights: Float32[AnyArray, "E"]) -> FusionWeights:
+    """The weights of a model's encoders by their names."""
+    names = [name for name, _ in config.encoders]
+    return dict(zip(names, np.asarray(weights, np.float64).tolist(), strict=True))
+
+
 def fusion_weights(engine: Engine, media: Sequence[Visual]) -> tuple[FusionWeights, ...]:
     """The weight of each encoder for each video or image; the encoders run once more for it.
 
@@ -33,14 +39,12 @@ def fusion_weights(engine: Engine, media: Sequence[Visual]) -> tuple[FusionWeigh
       engine: of a model that `has_weights`.
       media: as the model read them.
     """
-    names = [name for name, _ in engine.config.encoders]
     found = []
     for visual in media:
         with engine.placement.on(1):
             patches = engine.placement.put(visual.patches[None])
             weights = _program(engine.config, engine.weights.visual, patches)
-        values = np.asarray(weights, np.float64)[0].tolist()
-        found.append(dict(zip(names, values, strict=True)))
+        found.append(by_encoder(engine.config, weights[0]))
     return tuple(found)
 
 

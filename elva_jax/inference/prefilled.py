@@ -15,7 +15,7 @@ from elva_jax.inference import long_answers
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
 from elva_jax.inference.engine import Decoding, Progress, Questions
-from elva_jax.inference.fusion import FusionWeights, has_weights
+from elva_jax.inference.fusion import FusionWeights, by_encoder, has_weights
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.parts import shown
@@ -65,10 +65,9 @@ class Prefilled:
         engine = self.model.engine
         if not has_weights(engine.config):
             return tuple((None,) * len(row) for row in self.media)
-        names = [name for name, _ in engine.config.encoders]
-        found = np.asarray(self.prefix.fusion, np.float64)
+        found = np.asarray(self.prefix.fusion)
         return tuple(
-            tuple(dict(zip(names, found[b, k].tolist(), strict=True)) for k in range(len(row)))
+            tuple(by_encoder(engine.config, found[b, k]) for k in range(len(row)))
             for b, row in enumerate(self.media)
         )
 

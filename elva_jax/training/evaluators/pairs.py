@@ -117,18 +117,7 @@ class PairEvaluator:
     def __call__(
         self, params: Any, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """The numbers of all evaluators, and what they count.
-
-        Args:
-          params: the stage's parameters.
-          stop: asked before each batch whether to give up; where one process does, all do.
-
-        Returns:
-          the numbers; None if it was stopped.
-
-        Raises:
-          DataError: no example can be read.
-        """
+        """See `hook.HeldOutEvaluator.__call__`; no tokens merge."""
         parts: list[dict[str, np.ndarray]] = []
         scalars: list[np.ndarray] = []
         for rows in self._held_out.of_all_processes(stop):
