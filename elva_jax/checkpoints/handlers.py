@@ -1,4 +1,4 @@
-"""What reads and writes the items of a saved step with Orbax; see `checkpoints.format`.
+"""Reading and writing the items of a saved step with Orbax; see `checkpoints.format`.
 
 Apart from that module because inference, which does not need it, starts faster without Orbax.
 """

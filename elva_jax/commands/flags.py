@@ -197,7 +197,7 @@ def named_merging(args: argparse.Namespace) -> tuple[MergingProfile, ...]:
 
 
 def merging_profiles(args: argparse.Namespace) -> tuple[MergingProfile, ...]:
-    """What --merging-profile asks for.
+    """The profiles of --merging-profile.
 
     Raises:
       ConfigError: too many, or two of one name.

@@ -1,4 +1,4 @@
-"""What the commands that ask many questions share: processes, progress, notices."""
+"""Options and notices of the commands that ask many questions: processes, progress."""
 
 from __future__ import annotations
 

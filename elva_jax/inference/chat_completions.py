@@ -61,7 +61,7 @@ MOST_STOPS = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """What a body asks for.
+    """The request that a body holds.
 
     Attributes:
       dialogue: the conversation.
@@ -260,6 +260,6 @@ def usage(prompt: int, written: int) -> dict[str, int]:
 
 
 def error_body(error: Exception, code: str | None = None) -> dict[str, Any]:
-    """What a client shows of an error."""
+    """The fields of an error that a client shows."""
     param = error.name if isinstance(error, RequestError) else None
     return {"message": str(error), "type": "invalid_request_error", "param": param, "code": code}

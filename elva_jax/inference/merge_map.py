@@ -48,7 +48,7 @@ class MergedPatches:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MergeMap:
-    """What the merging layers made of a prompt's patches; `ElvaModel.merge_map` makes one.
+    """The groups that merging layers made of a prompt's patches, as by `ElvaModel.merge_map`.
 
     Attributes:
       frames: the frames of all videos and images in order as the model saw them, uint8 [H, W, 3].

@@ -151,7 +151,7 @@ def _cut(tree, length):
 def layer_inputs(
     config: ModelConfig, layout: TokenLayout, stretch: Int32[AnyArray, " B"]
 ) -> LayerInputs:
-    """What the layers of a block share; `stretch` says how each row's RoPE angles are scaled."""
+    """Inputs that the layers of a block share; `stretch` says how each row's RoPE is scaled."""
     position, segment = jnp.asarray(layout.position), jnp.asarray(layout.segment)
     reach = frame_reach(layout.frame) if config.frame_attention == "bidirectional" else None
     return LayerInputs(*row_cos_sin(config, position, stretch), segment, reach)

@@ -39,7 +39,7 @@ def open_profiles(config: Config, given: Sequence[MergingProfile]) -> dict[str, 
 
 
 def read_merging(values: Mapping[str, Any], names: Collection[str]) -> bool | str | None:
-    """What a request says of merging: on, off, the name of a profile, or nothing.
+    """The merging that a request asks for: on, off, the name of a profile, or None.
 
     Raises:
       RequestError: something else, or the name of no profile.

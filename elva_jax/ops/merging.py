@@ -171,7 +171,7 @@ def merge(
     does: then the most similar of the remaining pairs of the whole row merge too (`stats.forced`).
 
     No token is ever dropped while the bucket holds text, specials and one token per tube; one that
-    holds what the ratios leave at most (`video.layout.count`) never forces a merge. In a smaller
+    holds what the ratios leave at most (`video.counts.count`) never forces a merge. In a smaller
     bucket, `stats.overflow` counts the tokens that do not fit, their `survivor` is -1, and all of
     `x` is NaN, so that the mistake cannot go unnoticed.
 
@@ -223,7 +223,7 @@ def merge(
 
 
 class Chosen(NamedTuple):
-    """What a merging layer does with a sequence, without its features; fields as in `Merged`."""
+    """The outcome of a merging layer without the features; fields as in `Merged`."""
 
     layout: TokenLayout
     survivor: Int32[Array, " S"]

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What answers; see `inference.continuous.ContinuousEngine`."""
+    """The engine that answers; see `inference.continuous.ContinuousEngine`."""
 
     def submit(self, request: GenerationRequest, /) -> Ticket:
         """Takes a request, from any thread; raises ServeError or LayoutError."""

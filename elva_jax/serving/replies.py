@@ -68,7 +68,7 @@ class Reply:
         }
 
     def _elva(self, done: Done) -> dict[str, Any]:
-        """What only an ELVA tells: tokens after each merging layer, frames, and seconds."""
+        """Fields that only an ELVA has: tokens after each merging layer, frames, and seconds."""
         seconds = {"read": self.question.read_seconds, **dataclasses.asdict(done.seconds)}
         return {
             "merging": self.question.merging,

@@ -1,4 +1,4 @@
-"""What an operator decides about a server."""
+"""The settings of a server."""
 
 from __future__ import annotations
 

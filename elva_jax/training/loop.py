@@ -141,7 +141,7 @@ def train(setup: TrainSetup, inputs: StageInputs, run: RunContext) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Reports:
-    """What the hooks of a stage report to."""
+    """The recipients of the reports of a stage's hooks."""
 
     clock: StepClock
     writers: MetricWriters

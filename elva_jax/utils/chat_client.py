@@ -178,7 +178,7 @@ class ChatClient:
         return dataclasses.replace(reply, text=self._hide_key(reply.text))
 
     def _hide_key(self, text: str) -> str:
-        """What a server has sent, without the key, which some servers repeat."""
+        """A server's text without the key, which some servers repeat."""
         return self._key_as_sent.sub("***", text) if self._api_key else text
 
     def _status_error(self, response: httpx.Response, body: bytes) -> Exception:

@@ -1,4 +1,4 @@
-"""What the package logs, as lines on standard error while a command runs."""
+"""Shows the package's log as lines on standard error while a command runs."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _within_messages(
 
 
 def name_of(part: Mapping[str, Any]) -> Any:
-    """What a part of a message content names as its medium; None: nothing."""
+    """The path or address of the medium that a part of a message names; None if it names none."""
     name = part.get(part["type"])
     return name["url"] if isinstance(name, dict) and "url" in name else name
 

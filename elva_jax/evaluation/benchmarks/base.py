@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What a model says to one question.
+    """The answers of a model to one question.
 
     Attributes:
       question: the question.

@@ -79,7 +79,7 @@ class Judge:
             raise ConfigError(f"--judge-model: {verdict.failure}; choose a model that follows form")
 
     def describe(self) -> dict[str, Any]:
-        """What stands beside a judged score."""
+        """The facts that stand beside a judged score."""
         address = urlsplit(self._config.endpoint)
         host = f"{address.hostname}:{address.port}" if address.port else str(address.hostname)
         return {"judge": self._config.model, "judge_host": host, "judge_prompt": PROMPT_VERSION}

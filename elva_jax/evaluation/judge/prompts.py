@@ -1,4 +1,4 @@
-"""What a judge is asked: a system message per task, and the texts to judge as JSON.
+"""The prompts of a judge: a system message per task, and the texts to judge as JSON.
 
 The texts come from files and from the model that is evaluated, so they are data to the judge.
 """

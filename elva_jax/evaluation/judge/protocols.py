@@ -1,4 +1,4 @@
-"""What a judge is asked about the answers of a benchmark, and what its verdicts mean.
+"""The questions to a judge about a benchmark's answers, and the meaning of its verdicts.
 
 qa              one request per answer: yes or no, and points
 video_chatgpt   one per answer and aspect; consistency is of the two answers of a pair

@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,9})?")
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a judge says about one answer.
+    """The verdict of a judge about one answer.
 
     Attributes:
       right: whether it means the same as the reference; None: not said, or not asked for.

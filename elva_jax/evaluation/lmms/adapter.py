@@ -105,7 +105,7 @@ class Adapter:
         return self._docs[task][split][doc_id]
 
     def _question(self, request: Any) -> tuple[Callable[[], Any], Mapping[str, Any]]:
-        """What makes the question of a request, and its generation_kwargs."""
+        """A function that makes the question of a request, and its generation_kwargs."""
         if self._chat:
             _, messages, given, *_ = request.args
             return lambda: chat_ask(messages(self._doc(request))), given

@@ -27,7 +27,7 @@ IGNORED = ("device", "max_batch_size")  # what lmms-eval gives beside the model_
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to load and how to ask.
+    """The model to load, and how to ask it.
 
     Attributes:
       pretrained: a run's workdir, a stage or saved step in it, or an exported folder.

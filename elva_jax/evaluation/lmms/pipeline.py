@@ -52,7 +52,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What the model says to one question.
+    """The model's reply to one question.
 
     Attributes:
       text: the written answer.

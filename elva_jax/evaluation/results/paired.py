@@ -149,7 +149,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _asked(grade: Grade) -> tuple[object, ...]:
-    """What must be equal in a question: not its prompt, nor the folder of its media."""
+    """The parts of a question that must be equal: not its prompt, nor the folder of its media."""
     question = grade.response.question
     media = [(_file_names(m.source), m.kind, m.span) for m in question.media]
     return question.text, question.options, question.answer, question.references, media

@@ -38,7 +38,7 @@ def metrics_of(scores: Scores) -> dict[Name, Metric]:
 
 
 def media_of(question: Question) -> object:
-    """What questions share that are drawn together: the media, whichever excerpt is meant."""
+    """The media of a question, without excerpts; questions with the same are drawn together."""
     return tuple(medium.source for medium in question.media) or question.key
 
 

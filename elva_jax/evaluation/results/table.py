@@ -135,7 +135,7 @@ def _count(found: Mapping[str, Mapping[str, Metric]], value: str) -> str:
 
 
 def _notes(evaluations: Sequence[Evaluation]) -> Iterable[str]:
-    """What the columns mean, and the settings: those of all benchmarks, then the rest."""
+    """The meaning of the columns, and the settings: those of all benchmarks, then the rest."""
     ways = dict.fromkeys(way for evaluation in evaluations for way in evaluation.scores)
     yield " · ".join(f"{way}: {WAYS[way]}" for way in ways if way in WAYS)
     yield (

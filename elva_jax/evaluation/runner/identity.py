@@ -1,4 +1,4 @@
-"""What decides an answer: the weights, the settings and the question, as short hashes."""
+"""The facts that decide an answer: the weights, the settings and the question, as short hashes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model_hash(model: ElvaModel) -> str:
 
 
 def describe_model(model: ElvaModel) -> dict[str, Any]:
-    """What an answer depends on in the model, as JSON."""
+    """The facts of the model that an answer depends on, as JSON."""
     return {
         "model_hash": model_hash(model),
         "versions": {"elva_jax": elva_jax.__version__},
@@ -44,7 +44,7 @@ def describe_model(model: ElvaModel) -> dict[str, Any]:
 def describe_reading(
     model: ElvaModel, config: BenchmarkConfig, hybrid: Hybrid | None
 ) -> dict[str, Any]:
-    """What an answer depends on in the reading of media, as JSON."""
+    """The settings of reading media that an answer depends on, as JSON."""
     return {
         "frames": hybrid.frames if hybrid else config.num_frames or model.data.num_frames,
         "longest_edge": hybrid.high_edge if hybrid else model.data.longest_edge,

@@ -19,7 +19,7 @@ WAY_OUT = "choose another output folder, or remove this one to ask everything ag
 
 
 def make_head(benchmark: str, settings: Mapping[str, Any]) -> Head:
-    """What the journals of one benchmark are of."""
+    """The head of the journals of one benchmark."""
     fields = {"benchmark": benchmark, "settings": dict(settings)}
     return Head(fields=fields, of="evaluation", way_out=WAY_OUT)
 

@@ -262,7 +262,7 @@ class _Runner:
 
 
 def _facts(model: ElvaModel, origin: Mapping[str, Any], config: BenchmarkConfig) -> dict[str, Any]:
-    """What stands beside a score besides the settings that decide the answers."""
+    """The facts that stand beside a score besides the settings that decide the answers."""
     built = model.model_config
     return {
         **origin,

@@ -87,7 +87,7 @@ class QuestionFile:
         return read_row(value, place, self._file.root, self._default, self._profiles)
 
     def label(self, row: int, model: str) -> Label:
-        """What the answer of a row repeats of it; `model` is the name where a row has none."""
+        """The fields of a row that its answer repeats; `model` is the name where a row has none."""
         try:
             _, value = self._file.record(row)
         except RecordError:
@@ -125,7 +125,7 @@ class QuestionFile:
 
 
 def _key(medium: Media, row: int, position: int) -> Hashable:
-    """What stands for a medium until it is read."""
+    """A key that stands for a medium until it is read."""
     if not isinstance(medium.source, bytes):
         return medium
     about: Any = (medium.kind, medium.start, medium.end, medium.frames)

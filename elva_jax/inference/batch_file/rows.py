@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """What the answer of a row repeats of it.
+    """The fields of a row that its answer repeats.
 
     Attributes:
       form: of the answer.
@@ -78,7 +78,7 @@ def is_openai(value: Any) -> bool:
 def read_row(
     value: Any, place: str, media_dir: Path, default: Writing, profiles: Collection[str] = ()
 ) -> Row:
-    """What a row asks.
+    """The request of a row.
 
     Args:
       value: the decoded JSON.
@@ -117,7 +117,7 @@ def _read(value: Mapping[str, Any], place: str, media_dir: Path, default: Writin
 
 
 def label_of(value: Any, model: str = "") -> Label:
-    """What the answer of a row repeats of it, whatever else is wrong with the row.
+    """The fields of a row that its answer repeats, whatever else is wrong with the row.
 
     What has more than LONGEST_LABEL characters is left out.
     """

@@ -73,7 +73,7 @@ class FileConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FileResult:
-    """What became of the rows.
+    """The outcome of the rows of a file.
 
     Attributes:
       rows: their number.
@@ -199,7 +199,7 @@ class _Asking:
         return group_by_media(items, MOST_QUERIES)[index::count]
 
     def settings(self) -> dict[str, Any]:
-        """What answers depend on."""
+        """The settings that answers depend on."""
         config, data = self._config, self._model.data
         hybrid = config.frames if isinstance(config.frames, Hybrid) else None
         frames = hybrid.frames if hybrid else config.frames or data.num_frames

@@ -14,7 +14,7 @@ LONGER, MORE = 2, 4  # times its length and number are rows padded at most, to s
 
 @dataclass(frozen=True)
 class Key:
-    """What the rows of a batch have in common."""
+    """The sizes and settings that the rows of a batch have in common."""
 
     prefix: int  # padded length
     width: int  # columns per row

@@ -27,7 +27,7 @@ LONGEST_LINE = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What a journal is of.
+    """The first line of a journal, which says what its answers belong to.
 
     Attributes:
       fields: the first line beside the version; those in "settings" decide the answers.

@@ -169,7 +169,7 @@ def group_by_media(items: Iterable[Item], most: int) -> list[Group]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What the model says to one query.
+    """The model's reply to one query.
 
     Attributes:
       tag: as in the item.

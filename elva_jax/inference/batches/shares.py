@@ -81,7 +81,7 @@ class Journals(Generic[T]):
         self._found: dict[str, T] = {}
 
     def load(self) -> dict[str, T]:
-        """What is kept of all answers, by key; the first one of each counts.
+        """The kept parts of all answers, by key; the first one of each counts.
 
         Only what is new since the last call is read.
 

@@ -37,7 +37,7 @@ class RunningBatch:
 
     @property
     def requests(self) -> list[Running]:
-        """What runs."""
+        """The running requests."""
         return [running for running in self._requests if running is not None]
 
     def join(self, joining: Mapping[int, Running], fed: Fed) -> None:

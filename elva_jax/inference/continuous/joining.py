@@ -1,4 +1,4 @@
-"""What a request needs before it can run: its prefix, and its question after the prefix."""
+"""Preparing a request to run: prefilling its prefix, and feeding its question after it."""
 
 from __future__ import annotations
 

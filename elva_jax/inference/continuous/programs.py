@@ -27,7 +27,7 @@ Tree = TypeVar("Tree")
 
 
 class Programs:
-    """What an engine runs on its devices; the methods are those of `slots` and `pool`.
+    """The compiled programs of an engine; the methods are those of `slots` and `pool`.
 
     Args:
       static: the model.

@@ -48,7 +48,7 @@ class Running:
 
     @property
     def text(self) -> tuple[int, ...]:
-        """What follows its prefix: the question, and the answer so far."""
+        """The tokens after its prefix: the question, and the answer so far."""
         return (*self.ticket.request.prompt.question, *self.tokens)
 
     @property

@@ -37,7 +37,7 @@ class KV(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What R slots hold."""
+    """The contents of R slots."""
 
     suffix: tuple[KV, ...]  # of every layer
     repetition_mask: Bool[Array, "R V"]  # tokens that the conversation holds
@@ -79,7 +79,7 @@ class Where(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What programs are compiled for; hashable."""
+    """The static arguments that programs are compiled for; hashable."""
 
     config: ModelConfig
     vocab_size: int  # only ids below it are chosen

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """What runs the programs of one engine."""
+    """Runs each program of one engine once."""
 
     programs: Programs
     joining: Joining

@@ -48,7 +48,7 @@ examples:
 
 
 class Bench(Protocol):
-    """What a module of a bench has.
+    """The interface of a bench's module.
 
     It imports heavy libraries in `run` only, because `elva --help` imports it.
     """

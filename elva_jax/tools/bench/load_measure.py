@@ -1,4 +1,4 @@
-"""What `elva bench load` runs in processes of their own."""
+"""The measurements that `elva bench load` runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a part of the report is given: sizes, the card, and where its measurements go."""
+"""The context of a part of the report: sizes, the card, and where its measurements go."""
 
 from __future__ import annotations
 

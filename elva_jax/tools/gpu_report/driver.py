@@ -27,7 +27,7 @@ SHOWN = 300  # characters of an error
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all parts share."""
+    """The settings that all parts share."""
 
     output: Path
     seconds: float  # for all parts together

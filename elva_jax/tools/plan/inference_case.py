@@ -1,4 +1,4 @@
-"""What is asked of a model that answers, and the lengths of its sequences.
+"""The load of a model that answers, and the lengths of its sequences.
 
     header + video ─ layers 0 … k-1 ─ merge ─ layers k … m-1 ─ …       + question + answer
     [B, S]                            [B, C1]                          suffix slots

@@ -148,7 +148,7 @@ def _verdict(fits: bool, frames: int) -> str:  # noqa: FBT001 (a column of a tab
 
 
 def _cases(args: argparse.Namespace, overrides: Sequence[str]) -> list[Case]:
-    """What the options describe, for each kind of weights."""
+    """The cases that the options describe, one for each kind of weights."""
     from elva_jax.inference.prompts import elva_stage
     from elva_jax.tools.plan.inference_case import Case, shares_kept
     from elva_jax.video.hybrid import complete

@@ -38,7 +38,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the user changed in a protocol.
+    """The user's changes to a protocol.
 
     Attributes:
       benchmarks: those to ask.

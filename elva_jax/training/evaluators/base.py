@@ -1,4 +1,4 @@
-"""What evaluators read: the scores of answers and the features of frames.
+"""The input of evaluators: the scores of answers and the features of frames.
 
     held-out rows -> forward pass -> Answer of each candidate, Frames -> evaluators -> (name, value)
 

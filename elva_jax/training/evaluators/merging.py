@@ -1,4 +1,4 @@
-"""What merging costs: loss and accuracy with merging minus those without, on the same answers."""
+"""The cost of merging: loss and accuracy with merging minus those without, on the same answers."""
 
 from __future__ import annotations
 

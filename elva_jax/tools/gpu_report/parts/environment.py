@@ -61,7 +61,7 @@ def _nvidia_smi() -> dict[str, str] | None:
 
 
 def _ceilings(context: Context) -> None:
-    """What products and copies reach at best, beside the data sheet."""
+    """Measures the best rates of products and copies, beside the data sheet's."""
     import jax
     import jax.numpy as jnp
 
