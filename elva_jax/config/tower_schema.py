@@ -112,10 +112,10 @@ class MervConfig:
     grid: int = key(
         8, "visual tokens along each side of a step in time", minimum=1, most=numbers.MOST_WIDTH
     )
-    fusion: Literal["attention", "scalar", "sequence", "channels"] = key(
+    fusion: Literal["attention", "scalar", "sequence", "channels", "channels_norm"] = key(
         "attention",
         "attention: one weight for each encoder and video, by a learned query; scalar: learned"
-        " weights; sequence, channels: concatenation",
+        " weights; sequence, channels: concatenation; channels_norm: of channels, normalized",
     )
     fusion_width: int = key(
         3072, "width of the learned query of fusion attention", minimum=1, most=numbers.MOST_WIDTH

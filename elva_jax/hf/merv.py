@@ -31,6 +31,7 @@ from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.pickles import unpickle
 from elva_jax.hf.safetensors_io import read_header
 from elva_jax.hf.tensor_store import TensorStore, entries_of, read_json, refuse_pickle
+from elva_jax.models.merv.fusion import CHANNELS
 
 Value = TypeVar("Value")
 
@@ -46,7 +47,9 @@ FUSIONS = {
     "feature_fusion.Q": "attention",
     "feature_fusion.scalar": "scalar",
     "feature_fusion.projector.weight": "channels",
+    "feature_fusion.0.weight": "channels_norm",
 }
+CHANNELS_AFTER_NORM = "feature_fusion.1.projector"
 DEAD = (r"feature_fusion\.attention\.(v_proj_weight|out_proj\.(weight|bias))",)
 
 
@@ -123,9 +126,13 @@ def _fusion_rules(fusion: str) -> Iterator[Rule]:
     ours, theirs = "patch_embed/fusion/", "feature_fusion.attention."
     if fusion == "scalar":
         yield Rule(f"{ours}scores", "feature_fusion.scalar")
-    if fusion == "channels":
-        yield Rule(f"{ours}proj/kernel", "feature_fusion.projector.weight", LINEAR)
-        yield Rule(f"{ours}proj/bias", "feature_fusion.projector.bias")
+    if fusion == "channels_norm":
+        yield Rule(f"{ours}norm/scale", "feature_fusion.0.weight")
+        yield Rule(f"{ours}norm/bias", "feature_fusion.0.bias")
+    if fusion in CHANNELS:
+        projector = "feature_fusion.projector" if fusion == "channels" else CHANNELS_AFTER_NORM
+        yield Rule(f"{ours}proj/kernel", f"{projector}.weight", LINEAR)
+        yield Rule(f"{ours}proj/bias", f"{projector}.bias")
     if fusion != "attention":
         return
     yield Rule(f"{ours}query", "feature_fusion.Q")
@@ -190,7 +197,7 @@ def _check_fusion(store: TensorStore, fusion: str) -> None:
     if held and not found:
         raise ConvertError(
             f"{store.path}: its fusion has {held[0]}; only attention by one query, scalar weights,"
-            " and channels through one linear layer without a norm can be read"
+            " and channels through one linear layer, with or without a norm, can be read"
         )
     found = found or "sequence"
     if found != fusion:

@@ -166,7 +166,7 @@ def merv_fusion(config: ModelConfig, *, published: bool = False) -> float:
     weighted_sum = 2.0 * count * tokens * width
     if config.merv.fusion == "sequence":
         return 0.0
-    if config.merv.fusion == "channels":
+    if config.merv.fusion in ("channels", "channels_norm"):
         return 2.0 * tokens * count * width * width
     if config.merv.fusion == "scalar":
         return weighted_sum

@@ -9,10 +9,11 @@ import safetensors.torch
 import torch
 import transformers
 from PIL import Image
-from tests.models.merv.merv_torch import ChannelFusion, Front, ScalarFusion
+from tests.models.merv.merv_torch import ChannelFusion, Front, NormedChannelFusion, ScalarFusion
 from tests.models.towers.languagebind_torch import LanguageBindVideo
 from tokenizers import Tokenizer, models
 
+from elva_jax import cli
 from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.config.load import load as load_config
@@ -21,7 +22,6 @@ from elva_jax.data.decode_example import merv_settings
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.errors import ConvertError
 from elva_jax.hf import merv
-from elva_jax.hf.export import export
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.hf.load import read_config
 from elva_jax.hf.param_mapping import plan
@@ -224,11 +224,11 @@ def test_the_decoder_is_that_of_the_checkpoint(published, imported):
         np.testing.assert_array_equal(ours["layers/k_proj/kernel"][layer], key.T)
 
 
-@pytest.mark.parametrize(
-    ("kind", "theirs"), [("scalar", ScalarFusion(4)), ("channels", ChannelFusion(4, WIDTH))]
-)
-def test_other_fusions(published, tmp_path, randomise, kind, theirs):
-    """Their files hold `scalar`, or `projector` as the encoders' own projectors do."""
+@pytest.mark.parametrize("kind", ["scalar", "channels", "channels_norm"])
+def test_other_fusions(published, tmp_path, randomise, kind):
+    """Their files hold `scalar`, `projector`, or after a norm `0` and `1.projector`."""
+    kinds = {"channels": ChannelFusion, "channels_norm": NormedChannelFusion}
+    theirs = kinds[kind](4, WIDTH) if kind in kinds else ScalarFusion(4)
     groups, config = published.groups(), published.config.copy_and_resolve_references()
     groups["feature_fusion"] = randomise(theirs).state_dict()
     config.model.merv.fusion = kind
@@ -245,12 +245,11 @@ def test_other_fusions(published, tmp_path, randomise, kind, theirs):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_the_decoder_is_exported_as_a_llama(published, imported, tmp_path):
-    """Transformers reads the folder as what the checkpoint was made of, RoPE and epsilon included.
-
-    Our own decoder gives the same logits.
-    """
-    assert export(published.root / "imported", tmp_path / "out") == "LlamaForCausalLM"
+def test_the_decoder_is_exported_as_a_llama(published, imported, tmp_path, capsys):
+    """By the command. Transformers reads what the checkpoint was made of; our logits are equal."""
+    words = ["convert", "export", str(published.root / "imported"), str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    assert "LlamaForCausalLM" in capsys.readouterr().out
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
     assert type(exported) is transformers.LlamaForCausalLM
     ids = np.random.default_rng(0).integers(3, ROWS, (2, 24), np.int32)
@@ -375,11 +374,10 @@ def test_refusals_say_what_to_do(published, imported, tmp_path):
         published, source, out, config, **pickle
     )
 
-    groups = published.groups()  # channels after a norm over all of them
-    norm = torch.nn.Sequential(torch.nn.LayerNorm(64), ChannelFusion(4, WIDTH))
-    groups["feature_fusion"] = norm.state_dict()
-    message = refusal(published, published.write(tmp_path / "norm", groups), out, **pickle)
-    assert "its fusion has feature_fusion.0.weight; only attention by" in message
+    groups = published.groups()
+    groups["feature_fusion"] = {"mlp.weight": torch.zeros(5)}
+    message = refusal(published, published.write(tmp_path / "mlp", groups), out, **pickle)
+    assert "its fusion has feature_fusion.mlp.weight; only attention by" in message
 
     groups = published.groups()
     groups["projectors"]["1.projector.projector.bias"] = torch.zeros(5)

@@ -15,7 +15,9 @@ from elva_jax.errors import ConfigError
 from elva_jax.inference import fusion
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.trace import MediumFacts
+from elva_jax.models.elva import Elva
 from elva_jax.models.towers.build import make_tower
+from elva_jax.video.layout import Text, TokenLayout, build_layout
 from elva_jax.video.resize import LazyFrame
 
 SIZE, SLOTS, GRID, WIDTH = 16, 2, 2, 6  # no pooling: the grids of the encoders are MERV's
@@ -106,6 +108,33 @@ def test_chunks_of_a_prompt_part_no_clip(merv, monkeypatch):
         scores = merv.score(videos, "What is it?", ["red", "blue"])
         totals.append([score.total for score in scores])
     np.testing.assert_allclose(*totals, rtol=1e-5)
+
+
+@pytest.mark.parametrize("survivor", ["first", "last"])
+def test_merged_clips_answer_as_the_forward_pass_of_training(survivor):
+    """Frames of a clip merge, at the first or the last of them, in inference as in training."""
+    config = merv_config()
+    config.model.update(merge_layers=(1,), merge_policies=("ratio",), merge_thresholds=(0.0,))
+    config.model.update(merge_ratios=(0.75,), merge_survivor=survivor)
+    config.stages.video.merging = True
+    params = testing.random_params(freeze(config).model, scale=0.3)
+    model = ElvaModel(config, {"elva": params}, testing.tiny_tokenizer())
+    (media,) = model.read_all([testing.tiny_video()])
+    answer = model.prefill([(media,)]).generate([["What moves?"]], 3)[0][0].tokens
+    parts = [*model.prompt_parts("What moves?", (media,)), Text(tuple(answer))]
+    layout = build_layout(parts)
+    elva = Elva(model.model_config)
+
+    @jax.jit
+    def forward(patches, layout):
+        out = elva.apply({"params": params}, patches, layout, merging=True)
+        return elva.apply({"params": params}, out.hidden, method="head"), out.survivor
+
+    logits, survivors = forward(media.patches[None], TokenLayout.stack([layout]))
+    before = np.arange(layout.length - len(answer) - 1, layout.length - 1)
+    at_answer = np.asarray(logits)[0, np.asarray(survivors)[0, before]]
+    assert at_answer[:, : len(model.tokenizer)].argmax(-1).tolist() == list(answer)
+    assert np.asarray(survivors)[0].max() < layout.length - 1, "nothing has merged"
 
 
 def test_other_models_have_none(model, videos):

@@ -6,7 +6,8 @@ r"""Fusion of aligned encoders (arXiv 2501.01426, section 3.2): E x L tokens of 
                 X = sum over e of a_e X_e
     scalar      the same sum; a = softmax of E learned numbers
     sequence    X_1, ..., X_E one after another, E * L tokens
-    channels    W_c [X_1; ...; X_E] + b_c, token by token
+    channels    W_c [X_1; ...; X_E] + b_c, token by token; channels_norm: after a layer norm over
+                all E * D channels
 
     encoder   1    2    3    4
     tokens   X_1  X_2  X_3  X_4     a_e: one weight per encoder, for all tokens of a clip
@@ -34,6 +35,8 @@ from elva_jax.utils.arrays import AnyArray
 
 Weights = Float32[Array, "n E"]
 EXACT = jax.lax.Precision.HIGHEST  # a few products of vectors, whose result is compared and drawn
+CHANNELS = ("channels", "channels_norm")
+EPS = 1e-5  # that of PyTorch's LayerNorm
 
 
 class Fusion(nn.Module):
@@ -56,7 +59,9 @@ class Fusion(nn.Module):
             self.attention = {name: self._param(name, *shape) for name, shape in shapes.items()}
         elif merv.fusion == "scalar":
             self.scores = self._param("scores", (count,), (None,))
-        elif merv.fusion == "channels":
+        elif merv.fusion in CHANNELS:
+            if merv.fusion == "channels_norm":
+                self.norm = _layer_norm()
             self.proj = dense(c.hidden_size, ("embed", None), c.dtype)
 
     def _param(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Any:
@@ -79,8 +84,11 @@ class Fusion(nn.Module):
         fusion = self.config.merv.fusion
         if fusion == "sequence":
             return jnp.concatenate(tokens, axis=1), None
-        if fusion == "channels":
-            return self.proj(jnp.concatenate(tokens, axis=2)), None
+        if fusion in CHANNELS:
+            joined = jnp.concatenate(tokens, axis=2)
+            if fusion == "channels_norm":
+                joined = self.norm(joined).astype(joined.dtype)
+            return self.proj(joined), None
         weights = self.weights(tokens)
         return weighted_sum(tokens, weights), weights
 
@@ -93,6 +101,15 @@ class Fusion(nn.Module):
         p = self.attention
         query = jnp.matmul(p["query"], p["q_kernel"], precision=EXACT) + p["q_bias"][None]
         return attention_weights(jnp.stack(means, axis=1), query, p["k_kernel"], p["k_bias"])
+
+
+def _layer_norm() -> nn.LayerNorm:
+    """Over the last axis, in float32."""
+    ones, zeros = (
+        nn.with_logical_partitioning(init, (None,))
+        for init in (nn.initializers.ones, nn.initializers.zeros)
+    )
+    return nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, scale_init=ones, bias_init=zeros)
 
 
 def attention_weights(

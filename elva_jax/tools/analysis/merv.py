@@ -20,7 +20,7 @@ from elva_jax.models import flops
 from elva_jax.tools.analysis.paper import VICUNA_7B
 from elva_jax.tools.analysis.parameters import count_parameters, count_tower
 
-Fusion = Literal["attention", "scalar", "sequence", "channels"]
+Fusion = Literal["attention", "scalar", "sequence", "channels", "channels_norm"]
 
 _LARGE: dict[str, Any] = dict(
     image_size=224,
@@ -154,6 +154,7 @@ def front_parameters(config: ModelConfig) -> dict[str, int]:
         "scalar": count,
         "sequence": 0,
         "channels": (count * width + 1) * width,
+        "channels_norm": (count * width + 1) * width + 2 * count * width,
     }[config.merv.fusion]
     parts = {"projectors": projectors, "fusion": fusion}
     if config.merv.fusion == "attention":

@@ -60,6 +60,17 @@ class ChannelFusion(nn.Module):
         return self.projector(torch.cat(tokens, -1))
 
 
+class NormedChannelFusion(nn.Sequential):
+    """The same after a norm over the channels of all encoders."""
+
+    def __init__(self, encoders, decoder_width):
+        width = encoders * decoder_width
+        super().__init__(nn.LayerNorm(width), ChannelFusion(encoders, decoder_width))
+
+    def forward(self, tokens):
+        return self[1].projector(self[0](torch.cat(tokens, -1)))
+
+
 class Front(nn.Module):
     """Features of each encoder to the decoder's visual tokens, and the weights of the encoders."""
 
