@@ -4,5 +4,5 @@ from elva_jax.tools.study import Variant
 
 # configs/tiny.py up to its stage of videos, from which the fine-tunings of a study start.
 VIDEO = Variant(
-    overrides={"curriculum": ("teacher", "objects", "image", "clips", "video")}, measured=False
+    overrides={"curriculum": ("teacher", "image", "video")}, measured=False
 )

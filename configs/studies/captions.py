@@ -2,7 +2,7 @@
 
 from elva_jax.tools.study import Study, Variant
 
-STAGES = ("objects", "image")
+STAGES = ("image",)
 SHORT, DENSE = ("object", "open"), ("caption", "open")
 
 

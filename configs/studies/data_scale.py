@@ -16,7 +16,7 @@ def get_study() -> Study:
                 "stages.image.data.mixture.images.split": several,
                 **{
                     f"stages.{stage}.data.mixture.images.split": several
-                    for stage in ("clips", "video", "sft")
+                    for stage in ("video", "sft")
                 },
                 **{
                     f"stages.{stage}.data.mixture.videos.split": videos

@@ -91,6 +91,17 @@ class ModelConfig:
         " widths from about 1,000 on, the inverse root of the width a narrow model",
         above=0,
     )
+    bias_initializer_range: float = key(
+        0.0,
+        "standard deviation of random biases of q and k; pretrained models have large ones, from"
+        " which heads know how far away a token is",
+        minimum=0,
+    )
+    delimiter_initializer_range: float = key(
+        0.0,
+        "standard deviation of the random vectors of <FRAME> and <LINE>; 0: initializer_range",
+        minimum=0,
+    )
     tie_embeddings: bool = key(default=True, meaning="whether the head is the embedding table")
     max_position: int = key(
         32_768, "longest sequence in tokens", minimum=1, most=numbers.MOST_TOKENS

@@ -52,15 +52,17 @@ def dense(
     *,
     use_bias: bool = True,
     std: float = INITIALIZER_RANGE,
+    bias_std: float = 0.0,
     name: str | None = None,
 ) -> Linear:
     """A linear map whose kernel [in, out] has these logical axes, computed in `dtype`."""
+    bias = nn.initializers.normal(bias_std) if bias_std else nn.initializers.zeros
     return Linear(
         features,
         use_bias=use_bias,
         dtype=jnp.dtype(dtype),
         kernel_init=normal(*axes, std=std),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        bias_init=nn.with_logical_partitioning(bias, axes[1:]),
         dot_general=linear.dot_general,
         name=name,
     )

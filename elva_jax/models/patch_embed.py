@@ -88,8 +88,9 @@ class PatchEmbed(nn.Module):
         self.proj = dense(width, ("patch", "patch_width"), c.dtype, std=std)
         axes = ("patch_width", "embed")
         self.out_proj = dense(c.hidden_size, axes, c.dtype, use_bias=False, std=std)
-        self.frame = self.param("frame", normal("patch_width", std=std), (width,), jnp.float32)
-        self.line = self.param("line", normal("patch_width", std=std), (width,), jnp.float32)
+        delimiter = normal("patch_width", std=c.delimiter_initializer_range or std)
+        self.frame = self.param("frame", delimiter, (width,), jnp.float32)
+        self.line = self.param("line", delimiter, (width,), jnp.float32)
         if c.patch_embed == "video":
             self.q_kernel, self.k_kernel, self.v_kernel = (
                 self.param(name, normal("patch_width", None, std=std), (width, width), jnp.float32)

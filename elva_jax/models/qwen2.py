@@ -135,8 +135,9 @@ class DecoderLayer(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
 
         def project(name, h, features, axes, *, use_bias=False):
-            std = c.initializer_range
-            y = dense(features, axes, dtype, use_bias=use_bias, std=std, name=name)(h)
+            bias_std = c.bias_initializer_range if name in ("q_proj", "k_proj") else 0.0
+            std = {"std": c.initializer_range, "bias_std": bias_std}
+            y = dense(features, axes, dtype, use_bias=use_bias, name=name, **std)(h)
             if self.lora is not None and lora.adapts(self.lora, name):
                 y = y + lora.Lora(self.lora, features, axes, dtype, name=name + lora.SUFFIX)(h)
             return y

@@ -49,7 +49,7 @@ def train(
       >>> import elva_jax
       >>> config = elva_jax.load_config("configs/tiny.py:smoke")
       >>> config.curriculum
-      ('teacher', 'objects', 'image', 'clips', 'video', 'sft')
+      ('teacher', 'image', 'video', 'sft')
       >>> status = elva_jax.train(config, "runs/tiny", progress=print)  # doctest: +SKIP
     """
     file: Any = _Lines(progress) if callable(progress) else None

@@ -163,14 +163,18 @@ def test_pixels_are_centered_and_scaled_before_the_first_map():
     )
 
 
-@pytest.mark.parametrize("std", [0.02, 0.1])
-def test_random_weights_have_the_standard_deviation_of_the_config(std):
-    config = dataclasses.replace(CONFIG, initializer_range=std)
+@pytest.mark.parametrize(("std", "delimiter"), [(0.02, 0.0), (0.1, 4.0)])
+def test_random_weights_have_the_standard_deviation_of_the_config(std, delimiter):
+    config = dataclasses.replace(
+        CONFIG, initializer_range=std, delimiter_initializer_range=delimiter
+    )
     layout = batch(build_layout([Clip([(1, 1)])]))
     params = nn.unbox(
         PatchEmbed(config).init(
             jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout
         )
     )["params"]
-    drawn = [params["q_kernel"], params["k_kernel"], params["frame"], params["proj"]["kernel"]]
+    drawn = [params["q_kernel"], params["k_kernel"], params["proj"]["kernel"]]
     assert np.concatenate(list(map(np.ravel, drawn))).std() == pytest.approx(std, rel=0.2)
+    vectors = np.concatenate([params["frame"], params["line"]])
+    assert vectors.std() == pytest.approx(delimiter or std, rel=0.3)

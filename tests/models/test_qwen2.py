@@ -258,3 +258,13 @@ def test_every_parameter_names_its_axes():
     assert float(jnp.std(boxed["layers"]["up_proj"]["kernel"].value)) == pytest.approx(
         0.02, rel=0.05
     )
+
+
+@pytest.mark.parametrize("std", [0.0, 1.0])
+def test_random_biases_of_queries_and_keys_have_the_standard_deviation_of_the_config(std):
+    config = dataclasses.replace(BASE, bias_initializer_range=std)
+    one = jnp.ones((1, 1), int)
+    layers = nn.unbox(Qwen2(config).init(jax.random.key(0), one, one, one)["params"])["layers"]
+    drawn = np.concatenate([np.ravel(layers[name]["bias"]) for name in ("q_proj", "k_proj")])
+    assert drawn.std() == pytest.approx(std, rel=0.2)
+    assert not np.any(layers["v_proj"]["bias"])

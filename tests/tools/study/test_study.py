@@ -20,7 +20,7 @@ CONFIG = f"{ROOT}/configs/tiny.py:smoke"
 
 def study(**more):
     variants = {
-        "first": Variant(overrides={"curriculum": ("teacher", "objects")}, measured=False),
+        "first": Variant(overrides={"curriculum": ("teacher", "image")}, measured=False),
         "on": Variant(after="first", overrides={"curriculum": ("sft",)}, paper=44.0),
         "off": Variant(of="on", evaluate={"merging": False}, paper=46.5),
     }
