@@ -37,11 +37,6 @@ def get_config(arg: str = "") -> schema.ConfigDict:
         c.curriculum = ("video", "sft")
         c.init_from = f"{QUICK_RUN}/video"
         c.teacher.init_from = f"{QUICK_RUN}/teacher"
-        for name in c.curriculum:
-            # With twice these rates, starting from the images, the model did not learn to find an
-            # object by its shape, even in 9000 steps.
-            c.stages[name].optimizer.learning_rate /= 2
-            c.stages[name].optimizer.muon_learning_rate /= 2
     if variant == "smoke":
         c.log.every = 1
         c.checkpoint.every = 2
