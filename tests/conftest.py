@@ -68,7 +68,7 @@ def few_programs():
     """Forgets compiled programs before their memory maps exceed Linux's limit of 65,530."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 45_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 45_000:
         jax.clear_caches()
         gc.collect()
 

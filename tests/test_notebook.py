@@ -14,7 +14,9 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 GIVEN = "[f\"--config.data_dir={WORK / 'data'}\"]"
-SHORTER = GIVEN[:-1] + ", \"--config.curriculum=('teacher', 'sft')\"]"
+# TensorBoard's writer would import PyTorch, which takes seconds.
+MORE = ("--config.curriculum=('teacher', 'sft')", "--config.log.tensorboard=False")
+SHORTER = ", ".join([GIVEN[:-1], *(f'"{word}"' for word in MORE)]) + "]"
 
 
 @pytest.mark.slow

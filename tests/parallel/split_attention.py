@@ -13,7 +13,7 @@ from elva_jax.ops.attention.blocked import LARGE_BLOCK
 from elva_jax.parallel.mesh import make_mesh
 from elva_jax.tools.plan import hlo
 
-LENGTH = 8400  # a quarter is a little more than eight blocks of queries
+LENGTH = 5200  # a quarter is a little more than five blocks of queries
 ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
 SPLIT = PartitionSpec("fsdp", "context", None)
 

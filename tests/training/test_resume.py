@@ -9,13 +9,13 @@ import pytest
 from elva_jax.training import train
 from elva_jax.training.metric_writers import read_metrics
 
-STEPS = {"video": 40, "sft": 40}
+STEPS = {"video": 30, "sft": 30}
 ARG = f"{','.join(STEPS)}+siglip+vivit"  # two teachers guide the first stage, one of them of clips
 OVERRIDES = {
     **{f"stages.{stage}.steps": steps for stage, steps in STEPS.items()},
     "log.every": 2,
     "log.tensorboard": False,
-    "checkpoint.every": 23,  # so that a checkpoint is in the middle of a metrics window
+    "checkpoint.every": 13,  # so that a checkpoint is in the middle of a metrics window
 }
 
 
@@ -43,7 +43,7 @@ def test_killed_and_stopped_equals_uninterrupted(
         return runs.start(cut, data_dir, OVERRIDES | sources | more, arg=ARG)
 
     (process,) = start()
-    wait_for(process, runs, lambda: runs.newest(cut, "video") >= 23)
+    wait_for(process, runs, lambda: runs.newest(cut, "video") >= 13)
     process.kill()
     process.wait()
     assert not (cut / "video" / "finished.json").exists()
