@@ -3,6 +3,4 @@
 from elva_jax.tools.study import Variant
 
 # configs/tiny.py up to its stage of videos, from which the fine-tunings of a study start.
-VIDEO = Variant(
-    overrides={"curriculum": ("teacher", "image", "video")}, measured=False
-)
+VIDEO = Variant(overrides={"curriculum": ("teacher", "image", "video")}, measured=False)
