@@ -11,19 +11,18 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from elva_jax.errors import ClosedError, ElvaError, LayoutError, QueueFullError, first_line
+from elva_jax.errors import ClosedError, ElvaError, QueueFullError, first_line
 from elva_jax.inference.continuous.batch import RunningBatch
-from elva_jax.inference.continuous.grid import make_grid
+from elva_jax.inference.continuous.grid import make_grid, most_new_tokens
 from elva_jax.inference.continuous.joining import Group, Joining, mark_prefilled
+from elva_jax.inference.continuous.pace import Pace
 from elva_jax.inference.continuous.prefixes import PrefixStore
 from elva_jax.inference.continuous.programs import Programs
 from elva_jax.inference.continuous.requests import EngineSettings, GenerationRequest, Stats
 from elva_jax.inference.continuous.running import Running
-from elva_jax.inference.continuous.slots import MOST_STEPS, Static
+from elva_jax.inference.continuous.slots import Static
 from elva_jax.inference.continuous.ticket import Ticket
 from elva_jax.inference.continuous.warm_up import WarmUp
-from elva_jax.inference.long_context import most_tokens, stretch_of
-from elva_jax.inference.prefilled import STOP_INTERVAL
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, Merging
 from elva_jax.utils.compilation_cache import on_compilation
@@ -79,7 +78,7 @@ class ContinuousEngine:
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         self._failures = 0
-        self._seconds_per_step = 0.0
+        self._pace = Pace(self.settings.dispatch_seconds)
         self._thread = threading.Thread(target=self._work, name="elva-engine", daemon=True)
         self._thread.start()
 
@@ -102,7 +101,8 @@ class ContinuousEngine:
           ClosedError: the engine is draining or has ended.
           LayoutError: the request is longer than the engine's settings or the model allow.
         """
-        most = self._check(request)
+        config = self._model.engine.config
+        most = most_new_tokens(request, self.settings, self._grid, config)
         ticket = Ticket(request)
         running = Running(
             ticket=ticket, tokenizer=self._model.tokenizer, submitted=time.perf_counter(), most=most
@@ -162,20 +162,6 @@ class ContinuousEngine:
             self._draining = self._closing = True
             self._changed.notify_all()
         self._thread.join()
-
-    def _check(self, request: GenerationRequest) -> int:
-        """The most tokens that the answer may have."""
-        prompt, limits = request.prompt, self.settings
-        for what, value, most in (
-            ("the prompt up to its last video", prompt.prefix_tokens, self._grid.prefixes[-1]),
-            ("the text after it", len(prompt.question), limits.question),
-            ("max_new_tokens", request.max_new_tokens, limits.max_new_tokens),
-        ):
-            if value > most:
-                raise LayoutError(f"{what}: {value} tokens, but this engine takes at most {most}")
-        config, tokens = self._model.engine.config, prompt.tokens
-        stretch_of(config, tokens)
-        return min(request.max_new_tokens, most_tokens(config) - tokens + 1)
 
     def _on_worker(self, task: Callable[[], Any]) -> None:
         future: Future[Any] = Future()
@@ -329,9 +315,7 @@ class ContinuousEngine:
         self._failures = 0
         done = max(len(tokens) for _, tokens, _, _ in results)
         self._counts["steps"] += done
-        measured = (time.perf_counter() - start) / max(done, 1)
-        # Bounded, because a pause of the machine must not make the next dispatches short.
-        self._seconds_per_step = min(measured, 2 * (self._seconds_per_step or measured))
+        self._pace.measure(time.perf_counter() - start, done)
         for running, tokens, alive, ended in results:
             self._counts["completion"] += len(tokens)
             if running.add(tokens, alive=alive, ended=ended):
@@ -343,14 +327,10 @@ class ContinuousEngine:
 
     def _steps(self) -> int:
         """The number of tokens after which requests may join or leave."""
-        running, steps = self._batch.requests, MOST_STEPS
+        running = self._batch.requests
         if self._queue and len(running) < self.settings.slots:
             return 1
-        if self._seconds_per_step:
-            steps = int(self.settings.dispatch_seconds / self._seconds_per_step)
-        if any(each.ticket.request.sampling.stop for each in running):
-            steps = min(steps, STOP_INTERVAL)
-        return max(1, min(steps, MOST_STEPS))
+        return self._pace.steps(stops=any(each.ticket.request.sampling.stop for each in running))
 
     def _guarded(
         self, requests: Sequence[Running], work: Callable[[], Any], *, running_state: bool = False

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import LayoutError
-from elva_jax.inference.continuous.requests import EngineSettings
+from elva_jax.inference.continuous.requests import EngineSettings, GenerationRequest
+from elva_jax.inference.long_context import most_tokens, stretch_of
 from elva_jax.models.elva import layer_blocks
 
 SMALLEST_CAPACITY, SMALLEST_QUESTION = 64, 32
@@ -68,6 +69,26 @@ def at_least(sizes: Sequence[int], needed: int) -> int:
         if size >= needed:
             return size
     raise LayoutError(f"{needed} tokens, but this engine takes at most {sizes[-1]}")
+
+
+def most_new_tokens(
+    request: GenerationRequest, limits: EngineSettings, grid: Grid, config: ModelConfig
+) -> int:
+    """The most tokens that the answer to a request may have.
+
+    Raises:
+      LayoutError: the request is longer than the engine's settings or the model allow.
+    """
+    prompt = request.prompt
+    for what, value, most in (
+        ("the prompt up to its last video", prompt.prefix_tokens, grid.prefixes[-1]),
+        ("the text after it", len(prompt.question), limits.question),
+        ("max_new_tokens", request.max_new_tokens, limits.max_new_tokens),
+    ):
+        if value > most:
+            raise LayoutError(f"{what}: {value} tokens, but this engine takes at most {most}")
+    stretch_of(config, prompt.tokens)
+    return min(request.max_new_tokens, most_tokens(config) - prompt.tokens + 1)
 
 
 def make_grid(config: ModelConfig, settings: EngineSettings) -> Grid:
