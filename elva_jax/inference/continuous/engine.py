@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -261,8 +262,7 @@ class ContinuousEngine:
             else:
                 missing[key] = running
         for batch in self._joining.batches(list(missing.values())):
-            group = self._guarded(batch, partial(self._prefill, batch))
-            if group is not None:
+            for group in self._prefill_groups(batch):
                 self._feed(group)
         ready = []
         for running in waiting:
@@ -275,6 +275,14 @@ class ContinuousEngine:
                 ready.append(running)
         for group in self._joining.groups(ready):
             self._feed(group)
+
+    def _prefill_groups(self, batch: list[Running]) -> list[Group]:
+        """Prefills a batch, or each request alone where the batch fails: it may be due to one."""
+        if len(batch) > 1:
+            with contextlib.suppress(Exception):
+                return [self._prefill(batch)]
+        groups = [self._guarded([each], partial(self._prefill, [each])) for each in batch]
+        return [group for group in groups if group is not None]
 
     def _prefill(self, batch: list[Running]) -> Group:
         layers, entries = self._joining.prefill(batch)

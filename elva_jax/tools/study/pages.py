@@ -35,7 +35,7 @@ def with_tables(text: str, summary: Mapping[str, Any]) -> str:
     for mark, content in ((BEGIN, _tables(summary)), (SHORT, report.short(summary))):
         begin = mark.format(summary["name"])
         block = f"{begin}\n{content}\n\n{report.made(summary)}\n{END}"
-        text = _block(begin).sub(lambda _, block=block: block, text)
+        text = _block(begin).sub(block.replace("\\", r"\\"), text)
     return text
 
 
