@@ -67,7 +67,7 @@ def test_no_option_reads_numbers_without_a_range():
     for words, _, action in OPTIONS:
         where = f"{words} {action.option_strings}"
         assert action.type not in (int, float), f"{where}: has no range"
-        number = isinstance(action.default, (int, float)) and action.default is not False
+        number = type(action.default) in (int, float)
         assert not number or isinstance(action.type, Range), f"{where}: has no range"
 
 

@@ -160,7 +160,7 @@ def test_the_commands_print_a_line_of_json_for_each_answer(model, folder, capsys
     for line in lines:
         own = model.trace(clip, line["prompt"], max_new_tokens=4, merging="few")
         assert line["answer"] == own.answer.text
-        counts = [(merge["before"], merge["after"]) for merge in line["merging"]]
+        counts = [(merge["before"], merge["after"]) for merge in line["tokens"]["merging"]]
         assert counts == [(merge.before, merge.after) for merge in own.merges]
         usual = model.trace(clip, line["prompt"], max_new_tokens=4)
         assert counts[1] != (usual.merges[1].before, usual.merges[1].after)
