@@ -183,7 +183,7 @@ def add_merging(parser: argparse.ArgumentParser) -> None:
 
 
 def named_merging(args: argparse.Namespace) -> tuple[MergingProfile, ...]:
-    """What --merging-profile asks for, where --merging may choose one of them.
+    """The settings of --merging-profile, where --merging may choose one of them.
 
     Raises:
       ConfigError: as `merging_profiles`, or --merging names none of them.

@@ -112,7 +112,7 @@ def check_profiles(profiles: Sequence[MergingProfile], known: Collection[str] = 
 
 
 def refusal(value: Any, names: Collection[str]) -> str:
-    """What is wrong with a choice of merging that is none of true, false and the names."""
+    """The refusal of a choice of merging that is none of true, false and the names."""
     known = f"true, false or {', '.join(names)}" if names else "true or false"
     return f"must be {known}, got {shown(value)}"
 
