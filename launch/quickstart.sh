@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained tiny ELVA that answers questions about videos: about twelve minutes on two cores after installation.
+# From nothing to a trained tiny ELVA that answers questions about videos: about eleven minutes on two cores after installation.
 # Usage: launch/quickstart.sh [--smoke] [WORKDIR] [--config.KEY=VALUE …]
 # --smoke: the same steps in one to two minutes, with a few dozen videos and four training steps per stage, for CI; the model learns nothing.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
