@@ -8,8 +8,8 @@ from elva_jax.config import schema
 from elva_jax.config.load import choose
 
 DATA = "moving_shapes/easy"
-# Images of one object come with the videos only: with them the model learns to answer without
-# looking for the object that is asked about.
+# Images of one object come with the videos only: a model that begins with them learns to answer
+# without looking for the object that is asked about.
 SEVERAL = "image[30%:]"
 QUICK_RUN = "runs/tiny"  # what `:long` starts from: the quickstart's --workdir
 FRAMES = 4  # sampled from a video, so that a moving object moves one place per frame

@@ -14,6 +14,7 @@ import math
 from elva_jax.config.merv import encoder_frames
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.config.text_schema import TextTowerConfig
+from elva_jax.models.merv.fusion import CHANNELS
 from elva_jax.models.towers.hiera import KERNEL, LOCAL, WIDENED, stage_config
 
 
@@ -166,7 +167,7 @@ def merv_fusion(config: ModelConfig, *, published: bool = False) -> float:
     weighted_sum = 2.0 * count * tokens * width
     if config.merv.fusion == "sequence":
         return 0.0
-    if config.merv.fusion in ("channels", "channels_norm"):
+    if config.merv.fusion in CHANNELS:
         return 2.0 * tokens * count * width * width
     if config.merv.fusion == "scalar":
         return weighted_sum

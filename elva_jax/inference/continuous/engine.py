@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -279,8 +278,10 @@ class ContinuousEngine:
     def _prefill_groups(self, batch: list[Running]) -> list[Group]:
         """Prefills a batch, or each request alone where the batch fails: it may be due to one."""
         if len(batch) > 1:
-            with contextlib.suppress(Exception):
+            try:
                 return [self._prefill(batch)]
+            except Exception as error:
+                _LOG.warning("%d requests are taken one by one: %s", len(batch), first_line(error))
         groups = [self._guarded([each], partial(self._prefill, [each])) for each in batch]
         return [group for group in groups if group is not None]
 

@@ -196,7 +196,7 @@ def _call(job: Job, words: Sequence[str], part: str, stop: Stop) -> State:
 def _save_cost(job: Job, part: str, used: tuple[float, float] | None) -> None:
     """Notes a start with its seconds and its seconds of processor time.
 
-    Before it ends these are None, and stay so if this process is killed.
+    `used` is None before it ends: the start counts as killed, and stays so if this process is.
     """
     parts = _cost(job)
     if used is not None:
