@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
     from elva_jax.inference.batch_file.index import QuestionFile
     from elva_jax.inference.batch_file.run import FileConfig, answer_file, shard_path
     from elva_jax.inference.batches.queries import Writing
-    from elva_jax.inference.request_settings import open_profiles
 
     signals.name_command("elva generate", terminated=os.EX_TEMPFAIL)  # the same command continues
     path = shard_path(args.output, args.shard)
@@ -91,12 +90,12 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())
     mesh = flags.open_mesh(args)
     model, origin = open_elva(args.checkpoint, mesh, args.weights, args.prefill_chunk)
+    model.add_merging_profiles(*named)
     identity = {"weights_hash": origin["weights_hash"], **describe_model(model)}
     config = FileConfig(
         writing=writing,
         frames=model.hybrid(**hybrid) if hybrid else args.frames,
         merging=args.merging,
-        profiles=open_profiles(model.config, named),
         batch_size=args.batch_size or FileConfig().batch_size,
         workers=args.workers,
         shard=args.shard,

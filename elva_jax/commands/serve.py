@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -113,7 +112,6 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     """Serves until a signal comes, and returns the exit status."""
     from elva_jax.inference.continuous.engine import ContinuousEngine
     from elva_jax.inference.continuous.requests import EngineSettings
-    from elva_jax.inference.request_settings import open_profiles
     from elva_jax.serving.server import Server, bind
 
     settings, hybrid = _settings(args), flags.hybrid_settings(args)
@@ -136,11 +134,10 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
             prefill_chunk=args.prefill_chunk,
         )
     frames = model.hybrid(**hybrid) if hybrid else args.frames
-    profiles = open_profiles(model.config, named)
-    settings = dataclasses.replace(settings, merging_profiles=profiles)
+    model.add_merging_profiles(*named)
     with ContinuousEngine(model, limits) as engine:
         if args.warm_up != "off":
-            engine.warm_up((*WARM_UPS[args.warm_up], *profiles.values()))
+            engine.warm_up((*WARM_UPS[args.warm_up], *model.merging_profiles.values()))
         stop = _Stop()
         with Server(model, engine, settings, bound, frames=frames) as server, stop:
             print(f"{server.url} serves {', '.join(settings.model_names)}", flush=True)

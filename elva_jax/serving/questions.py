@@ -16,7 +16,7 @@ from elva_jax.inference.batches.queries import Writing
 from elva_jax.inference.chat_completions import parse_chat
 from elva_jax.inference.continuous.requests import GenerationRequest, from_parts
 from elva_jax.inference.prompts import PromptReader
-from elva_jax.inference.request_settings import read_hybrid, read_merging
+from elva_jax.inference.request_settings import chosen_merging, read_hybrid, read_merging
 from elva_jax.serving.media import MediaReader
 from elva_jax.serving.problems import HttpError
 from elva_jax.serving.settings import ServeSettings
@@ -58,9 +58,9 @@ class QuestionReader:
     """Reads the bodies of requests.
 
     Args:
-      model: renders prompts.
+      model: renders prompts; requests may name its merging profiles.
       media: finds and reads their media.
-      settings: names, limits and settings of merging.
+      settings: names and limits.
       frames: how videos are sampled where a request does not say.
     """
 
@@ -91,7 +91,7 @@ class QuestionReader:
         self._name_ignored(chat.ignored)
         stream, usage = _streaming(body)
         frames = self._frames(body, chat.dialogue)
-        profiles = self._settings.merging_profiles
+        profiles = self._model.merging_profiles
         named = read_merging(body, profiles)
         merging = True if named is None else named
         _check_text(chat.dialogue, self._settings.max_prompt_tokens)
@@ -100,7 +100,7 @@ class QuestionReader:
         request = from_parts(
             parts,
             visuals,
-            merging=profiles[merging] if isinstance(merging, str) else merging,
+            merging=chosen_merging(merging, profiles),
             max_new_tokens=min(chat.writing.max_new_tokens, self._settings.max_new_tokens),
             sampling=chat.writing.sampling,
             stream=stream,

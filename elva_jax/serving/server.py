@@ -59,7 +59,7 @@ class Server:
     """Answers requests until `stop`; a context manager.
 
     Args:
-      model: renders the prompts.
+      model: renders the prompts; requests may name its merging profiles.
       engine: answers; the caller closes it, after `stop`.
       settings: names, keys and limits.
       bound: from `bind`; it is closed at the end.
@@ -81,7 +81,7 @@ class Server:
         allowed: Allowed = is_public,
     ) -> None:
         media = MediaReader(model, settings, allowed)
-        metrics = Metrics(engine.stats, media.cache, settings.merging_profiles)
+        metrics = Metrics(engine.stats, media.cache, model.merging_profiles)
         questions = QuestionReader(model, media, settings, frames)
         self._chat = ChatEndpoint(engine, questions, settings, metrics)
         self._settings, self._bound = settings, bound

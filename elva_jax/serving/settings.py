@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 from elva_jax.errors import ConfigError
-from elva_jax.inference.request_settings import Profiles
 from elva_jax.utils import numbers
 from elva_jax.utils.failures import repr_path
 
@@ -25,7 +24,6 @@ class ServeSettings:
       cors: origins of web pages that may read replies; "*": all.
       media_dir: the folder below which clients may name files; None: they may not.
       allow_urls: whether media may be downloaded from public addresses.
-      merging_profiles: settings of merging that requests may name, besides on and off.
       most_requests: requests that are in work at once, from their first byte to their last.
       max_body: bytes of a request; all requests together may hold BODIES times as many.
       max_media: images and videos of a request.
@@ -51,7 +49,6 @@ class ServeSettings:
     cors: tuple[str, ...] = ()
     media_dir: Path | None = None
     allow_urls: bool = False
-    merging_profiles: Profiles = dataclasses.field(default_factory=dict)
     most_requests: int = 128
     max_body: int = 64 * MEBIBYTE
     max_media: int = 128

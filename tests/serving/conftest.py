@@ -19,6 +19,10 @@ PROFILES = {
     "half": Merging((MergeLayer(1, "ratio", ratio=0.8), MergeLayer(2, "ratio", ratio=0.5))),
     "late": Merging((MergeLayer(2, "ratio", ratio=0.9),)),
 }
+NAMED = (
+    "half=merge_policies=ratio;merge_ratios=0.8,0.5",
+    "late=merge_layers=2;merge_policies=ratio;merge_ratios=.9;merge_thresholds=1",
+)
 # One length of a prefix, so that few programs are compiled.
 SETTINGS = EngineSettings(
     slots=4, queue=64, joins=2, context=128, smallest=128, question=64, max_new_tokens=32
@@ -27,7 +31,9 @@ SETTINGS = EngineSettings(
 
 @pytest.fixture(scope="session")
 def model():
-    return testing.tiny_model()
+    made = testing.tiny_model()
+    made.add_merging_profiles(*NAMED)
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +60,6 @@ def engine(model):
 def settings(media, **more):
     """Those of the tests' servers."""
     fields = {"api_key": KEY, "media_dir": media, "max_new_tokens": 32, "max_prompt_tokens": 192}
-    fields |= {"merging_profiles": PROFILES}
     fields |= {"max_body": 2**20, "header_seconds": 1.0, "body_seconds": 1.0}
     return ServeSettings(**(fields | more))
 

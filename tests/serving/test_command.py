@@ -15,8 +15,6 @@ import pytest
 
 import elva_jax
 from elva_jax import cli
-from elva_jax.config.merging_profiles import parse_profile
-from elva_jax.inference.request_settings import open_profiles
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
 HALF = "half=merge_policies=ratio;merge_ratios=0.5"
@@ -78,10 +76,10 @@ def test_sigterm_lets_running_requests_finish(checkpoint, capfd, model, media, a
 def test_an_answer_is_that_of_the_model_with_the_same_options(checkpoint, capfd, media, ask):
     """A drawn one, which depends on every logit."""
     model = elva_jax.load(checkpoint, weights="int8", prefill_chunk=32)
-    (half,) = open_profiles(model.config, [parse_profile(HALF)]).values()
+    model.add_merging_profiles(HALF)
     sampling = elva_jax.Sampling(temperature=1.5, seed=7)
     expected = model.answer(
-        media / "red.mp4", "What moves?", max_new_tokens=8, merging=half, sampling=sampling
+        media / "red.mp4", "What moves?", max_new_tokens=8, merging="half", sampling=sampling
     )
 
     def visit(url):

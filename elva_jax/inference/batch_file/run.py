@@ -29,7 +29,7 @@ from elva_jax.inference.batches.schedule import Scheduler
 from elva_jax.inference.batches.shares import Journals, Work, divide, in_turn, work_through
 from elva_jax.inference.chat_completions import error_body
 from elva_jax.inference.model import ElvaModel
-from elva_jax.inference.request_settings import Profiles, chosen_merging
+from elva_jax.inference.request_settings import chosen_merging
 from elva_jax.utils import numbers, owner
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -45,9 +45,8 @@ class FileConfig:
     Attributes:
       writing: how an answer is written where a row does not say.
       frames: how videos are sampled that do not say it themselves.
-      merging: whether the model's merging layers act, or the name of others, where a row does not
-        say.
-      profiles: settings of merging that rows may name; `QuestionFile` has their names.
+      merging: whether the model's merging layers act, or the name of one of its profiles, where a
+        row does not say.
       batch_size: most rows that are asked together.
       workers: threads that read media ahead; None: one per core, at most 16.
       shard: (I, N): only part I, from 0, of N.
@@ -59,7 +58,6 @@ class FileConfig:
     writing: Writing = field(default_factory=lambda: Writing(max_new_tokens=64))
     frames: int | Hybrid | None = None
     merging: bool | str = True
-    profiles: Profiles = field(default_factory=dict)
     batch_size: int = 32
     workers: int | None = None
     shard: tuple[int, int] = (0, 1)
@@ -116,8 +114,8 @@ def answer_file(
     depends neither on the other rows nor on the number of processes or interruptions.
 
     Args:
-      model: the model.
-      questions: the rows.
+      model: the model; rows may name its merging profiles.
+      questions: the rows; they know the names of the profiles.
       output: the file of the answers; its journals are in a folder beside it.
       identity: what answers depend on besides the settings of `config`, such as the weights' hash.
       config: how they are asked.
@@ -178,7 +176,7 @@ class _Asking:
             model,
             self._read,
             batch_size=config.batch_size,
-            merging=chosen_merging(config.merging, config.profiles),
+            merging=chosen_merging(config.merging, model.merging_profiles),
             workers=config.workers,
         )
 
@@ -204,7 +202,8 @@ class _Asking:
         hybrid = config.frames if isinstance(config.frames, Hybrid) else None
         frames = hybrid.frames if hybrid else config.frames or data.num_frames
         # Journals of a command without profiles stay as they were before there were any.
-        named = {name: asdict(merging) for name, merging in config.profiles.items()}
+        profiles = self._model.merging_profiles
+        named = {name: asdict(merging) for name, merging in profiles.items()}
         return {
             **self._identity,
             **({"merging_profiles": named} if named else {}),
@@ -244,8 +243,9 @@ class _Asking:
         found = self._questions.read(row)
         said = found.dialogue
         parts = dialogue_parts(self._model, said.turns, visuals, said.system)
-        named = found.merging
-        merging = self._config.profiles[named] if isinstance(named, str) else named
+        merging = found.merging
+        if merging is not None:
+            merging = chosen_merging(merging, self._model.merging_profiles)
         return make_query(self._model.model_config, row, parts, found.writing, merging=merging)
 
     def _read(self, medium: Any, name: str) -> Visual:

@@ -16,12 +16,10 @@ from openai.types.chat import ChatCompletion
 import elva_jax
 from elva_jax import testing
 from elva_jax.cli import main
-from elva_jax.config.merging_profiles import parse_profile
 from elva_jax.errors import StartError
 from elva_jax.inference.batch_file.index import QuestionFile
 from elva_jax.inference.batch_file.run import FileConfig, answer_file, shard_path
 from elva_jax.inference.batches.queries import Writing
-from elva_jax.inference.request_settings import open_profiles
 from elva_jax.utils import owner
 
 NEW = 4
@@ -120,9 +118,9 @@ def test_merging_and_sizes_of_frames_by_row(folder, tmp_path, capsys):
     assert main(line) == 3
     lines = read(tmp_path / "a.jsonl")
     model = elva_jax.load(folder / "tiny")
-    merging = open_profiles(model.config, list(map(parse_profile, PROFILES)))
+    model.add_merging_profiles(*PROFILES)
     hybrid = model.hybrid(**HYBRID)
-    settings = [(False, None), (merging["half"], None), (merging["late"], hybrid)]
+    settings = [(False, None), ("half", None), ("late", hybrid)]
     counts = []
     for line, (how, frames) in zip(lines, settings, strict=False):
         media = model.read_all(str(folder / "0.mp4"), frames)
@@ -141,6 +139,24 @@ def test_merging_and_sizes_of_frames_by_row(folder, tmp_path, capsys):
     named[-1] = named[-1].replace(".9", ".7")
     assert main(words(folder, tmp_path / "a.jsonl", *named, name="own.jsonl")) == 1
     assert "merging_profiles" in capsys.readouterr().err
+
+
+def test_merging_named_for_all_rows_is_that_of_one_video(folder, tmp_path, capsys):
+    """`--input` and `--video` with the same --merging; rows without a setting of their own."""
+    rows = [{"video": f"{k}.mp4", "prompt": "Where to?"} for k in (1, 2)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--merging-profile", PROFILES[1], "--merging", "late", "--temperature", "2"]
+    line = words(folder, tmp_path / "a.jsonl", *options, "--media-dir", str(folder))
+    line[line.index("--input") + 1] = str(tmp_path / "q.jsonl")
+    assert main(line) == 0
+    capsys.readouterr()
+    line = ["generate", "--checkpoint", str(folder / "tiny"), "--max-new-tokens", str(NEW)]
+    line += ["--video", str(folder / "1.mp4"), "--prompt", "Where to?", "--json"]
+    assert main([*line, *options]) == 0
+    alone, found = json.loads(capsys.readouterr().out), read(tmp_path / "a.jsonl")[0]
+    after = [merge["after"] for merge in alone["tokens"]["merging"]]
+    assert (found["answer"], found["merged_tokens"]) == (alone["answer"], after)
+    assert len(after) == 1  # the model itself has two merging layers
 
 
 def test_openai_s_lines_and_rows_that_cannot_be_asked(folder, done):
