@@ -74,7 +74,7 @@ class ModelConfig:
     num_kv_heads: int = key(2, "number of key and value heads", minimum=1, most=numbers.MOST_LAYERS)
     head_dim: int = key(128, "width of a head", minimum=1, most=numbers.MOST_WIDTH)
     rope_theta: float = key(1_000_000.0, "base of RoPE", above=0)
-    rope_scaling: Literal["default", "linear", "dynamic", "yarn"] = key(
+    rope_scaling: Literal["default", "linear", "dynamic", "yarn", "llama3"] = key(
         "default", "how RoPE is extended beyond the trained context; default: not at all"
     )
     rope_factor: float = key(1.0, "extended context over trained context", above=0)
@@ -83,6 +83,14 @@ class ModelConfig:
         "trained context length, which RoPE scaling starts from",
         minimum=1,
         most=numbers.MOST_TOKENS,
+    )
+    rope_low_freq_factor: float = key(
+        1.0,
+        "llama3: planes with fewer rotations over the trained context are interpolated",
+        above=0,
+    )
+    rope_high_freq_factor: float = key(
+        4.0, "llama3: planes with more rotations over the trained context stay as they are", above=0
     )
     rms_norm_eps: float = key(1e-6, "epsilon of RMSNorm", minimum=0)
     initializer_range: float = key(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elva_jax.config.check import nearest, require
 from elva_jax.config.mixtures import parse_sampling
-from elva_jax.config.schema import Config, DataConfig, SourceConfig, StageConfig
+from elva_jax.config.schema import Config, DataConfig, ModelConfig, SourceConfig, StageConfig
 from elva_jax.config.stages import stages_of_kind
 from elva_jax.config.validate_guidance import check_guidance, has_teacher
 from elva_jax.config.validate_merv import check_merv
@@ -57,6 +57,7 @@ def check_model(config: Config) -> None:
     require(
         model.head_dim % 2 == 0, "model.head_dim", f"RoPE needs an even width, got {model.head_dim}"
     )
+    _check_rope(model)
     require(
         model.patch_width % model.patch_heads == 0,
         "model.patch_heads",
@@ -96,6 +97,16 @@ def check_model(config: Config) -> None:
         "model.frame_attention",
         "bidirectional needs model.attention = xla and mesh.context = 1: cuDNN's kernel is causal,"
         f" and split sequences are; got {model.attention} and {mesh.context}",
+    )
+
+
+def _check_rope(model: ModelConfig) -> None:
+    """Refuses a ramp of llama3 that falls."""
+    low, high = model.rope_low_freq_factor, model.rope_high_freq_factor
+    require(
+        model.rope_scaling != "llama3" or low < high,
+        "model.rope_high_freq_factor",
+        f"{high} must be above model.rope_low_freq_factor = {low}",
     )
 
 

@@ -37,6 +37,7 @@ NUMBERS: dict[str, Range] = {
     "max_window_layers": whole(0),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), real(0)),
     **dict.fromkeys(("rope_theta", "factor", "mlp_ratio", "pixel_std"), _ABOVE),
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor"), _ABOVE),
     "pixel_mean": real(0, 1),
     "partial_rotary_factor": real(0),
 }

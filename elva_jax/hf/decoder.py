@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.hf import qwen2
+from elva_jax.hf import qwen2, rope
 from elva_jax.hf.param_mapping import Table
 
 DECODERS = ("Qwen2ForCausalLM", "LlamaForCausalLM")
@@ -25,12 +25,6 @@ def to_hf_config(model: ModelConfig, dtype: str, special_ids: Mapping[str, Any])
     """
     qwen, llama = zip(qwen2.MODEL_TYPES, DECODERS, strict=True)
     kind, architecture = qwen if model.attention_bias else llama
-    rope: dict[str, Any] = {"rope_type": model.rope_scaling, "rope_theta": float(model.rope_theta)}
-    if model.rope_scaling != "default":
-        rope |= {
-            "factor": float(model.rope_factor),
-            "original_max_position_embeddings": model.rope_original_max_position,
-        }
     return {
         "model_type": kind,
         "architectures": [architecture],
@@ -40,7 +34,7 @@ def to_hf_config(model: ModelConfig, dtype: str, special_ids: Mapping[str, Any])
         "head_dim": model.head_dim,
         "tie_word_embeddings": model.tie_embeddings,
         "hidden_act": "silu",
-        "rope_parameters": rope,
+        "rope_parameters": rope.write(model),
         **special_ids,
     }
 

@@ -13,7 +13,7 @@ from elva_jax.config.check import check_key
 from elva_jax.config.schema import ModelConfig
 from elva_jax.data.tokenizer import VISUAL_TOKENS
 from elva_jax.errors import ConfigError, ConvertError
-from elva_jax.hf import qwen2
+from elva_jax.hf import qwen2, rope
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore, read_json
 
@@ -76,12 +76,6 @@ def to_hf_config(
       visual_ids: ids that stand for `<FRAME>`, `<PATCH>` and `<LINE>` in input_ids.
       **others: pad_token_id, eos_token_id, system_prompt.
     """
-    rope = {"rope_type": model.rope_scaling, "rope_theta": float(model.rope_theta)}
-    if model.rope_scaling != "default":
-        rope |= {
-            "factor": float(model.rope_factor),
-            "original_max_position_embeddings": model.rope_original_max_position,
-        }
     values = {theirs: getattr(model, ours) for ours, theirs in _SAME.items()}
     return {
         "model_type": MODEL_TYPE,
@@ -89,7 +83,7 @@ def to_hf_config(
         "auto_map": _AUTO_MAP,
         "dtype": dtype,
         **{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()},
-        "rope_parameters": rope,
+        "rope_parameters": rope.write(model),
         "merging": bool(model.merge_layers),
         **dict(zip(("frame_token_id", "patch_token_id", "line_token_id"), visual_ids, strict=True)),
         **others,
@@ -104,11 +98,9 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
     """
     if (kind := config.get("model_type")) != MODEL_TYPE:
         raise ConvertError(f"config.json: model_type is {kind!r}, not {MODEL_TYPE!r}")
-    rope = config.get("rope_parameters") or {}
     present = {*config, *_NEWER}
     if missing := [key for key in (*_SAME.values(), "rope_parameters") if key not in present]:
         raise ConvertError(f"config.json: lacks {', '.join(missing)}")
-    qwen2.check_rope(rope, "config.json")
     model = schema.model()
     for ours, theirs in _SAME.items():
         if theirs not in config:
@@ -119,13 +111,7 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
         except ConfigError as error:
             raise ConvertError(f"config.json: {error}") from None
         model[ours] = value
-    model.rope_theta = float(rope.get("rope_theta") or qwen2.THETA)
-    model.rope_scaling = rope.get("rope_type", "default")
-    model.rope_factor = float(rope.get("factor") or 1.0)
-    if model.rope_scaling != "default":
-        model.rope_original_max_position = int(
-            rope.get("original_max_position_embeddings") or model.max_position
-        )
+    model.update(rope.read(config["rope_parameters"] or {}, model.max_position, "config.json"))
     model.dtype = "float32" if config.get("dtype", "float32") == "float32" else "bfloat16"
     return model
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConvertError
+from elva_jax.hf import rope
 from elva_jax.hf.param_mapping import LINEAR, Rule, Table
 from elva_jax.hf.tensor_store import TensorStore
-from elva_jax.ops.rope import KINDS
 
 MODEL_TYPES = ("qwen2", "llama")
 ROWS = 4096  # of a vocabulary, compared at a time
@@ -29,26 +29,6 @@ SAME = {
 # Settings that shapes do not show, so that a difference would go unnoticed. max_position and
 # rope_scaling are left to the run, which may extend the context.
 STRICT = ("num_heads", "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
-THETA = 10_000.0  # transformers' default where config.json has none
-# Settings of YaRN, with the values that agree with the formula of `ops.rope`.
-YARN = {
-    "beta_fast": (32, 32.0),
-    "beta_slow": (1, 1.0),
-    "attention_factor": (None,),
-    "mscale": (None,),
-    "mscale_all_dim": (None,),
-    "truncate": (True,),
-}
-# What else `rope_parameters` may hold; any other key would change the result unnoticed.
-ROPE_KEYS = (
-    "rope_type",
-    "type",
-    "rope_theta",
-    "factor",
-    "original_max_position_embeddings",
-    "partial_rotary_factor",
-    *YARN,
-)
 
 _LAYER = "model.layers.{}."
 _ATTENTION = {f"{name}_proj": f"{_LAYER}self_attn.{name}_proj" for name in "qkvo"}
@@ -124,48 +104,16 @@ def _uses_sliding_window(config: Mapping[str, Any]) -> bool:
 
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (earlier)."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    check_rope(rope, where)
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
+    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    if given.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ConvertError(
             f"{where}: rotates only a part of each head (partial_rotary_factor), which the decoder"
             " does not support"
         )
-    trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    if scaling == "dynamic":
-        trained = config["max_position_embeddings"]  # as transformers does
-    return {
-        "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or THETA),
-        "rope_scaling": scaling,
-        "rope_factor": float(rope.get("factor") or 1.0),
-        "rope_original_max_position": int(trained),
-    }
-
-
-def check_rope(rope: Mapping[str, Any], where: str) -> None:
-    """Refuses a RoPE scaling that the configuration cannot say.
-
-    Raises:
-      ConvertError: the kind, or a key of the scaling.
-    """
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling not in KINDS:
-        known = ", ".join(KINDS)
-        raise ConvertError(
-            f"{where}: RoPE scaling {scaling!r} is not one of {known}; use a checkpoint without it"
-        )
-    if unknown := sorted(set(rope) - set(ROPE_KEYS)):
-        raise ConvertError(
-            f"{where}: RoPE scaling sets {', '.join(unknown)}, which the decoder does not know;"
-            " use a checkpoint without it"
-        )
-    for key, allowed in YARN.items():
-        if rope.get(key, allowed[0]) not in allowed:
-            raise ConvertError(
-                f"{where}: RoPE scaling sets {key} to {rope[key]}; the configuration has no key for"
-                f" it, only {allowed[-1]} is supported"
-            )
+    given["rope_theta"] = given.get("rope_theta") or config.get("rope_theta")
+    if rope.kind_of(given) == "dynamic":
+        given[rope.ORIGINAL] = config["max_position_embeddings"]  # as transformers does
+    return rope.read(given, config["max_position_embeddings"], where)
 
 
 def table(config: Mapping[str, Any], model: ModelConfig, store: TensorStore) -> Table:

@@ -56,7 +56,11 @@ def rms_norm(config: ModelConfig, name: str | None = None) -> nn.RMSNorm:
 def rope_scaling(config: ModelConfig) -> rope.RopeScaling:
     """The RoPE extension that the keys `rope_*` describe."""
     return rope.RopeScaling(
-        config.rope_scaling, config.rope_factor, config.rope_original_max_position
+        config.rope_scaling,
+        config.rope_factor,
+        config.rope_original_max_position,
+        low_freq_factor=config.rope_low_freq_factor,
+        high_freq_factor=config.rope_high_freq_factor,
     )
 
 

@@ -28,16 +28,18 @@ from elva_jax.utils.arrays import AnyArray
 class RopeScaling:
     """RoPE extension, with transformers' meaning of each field."""
 
-    kind: str = "default"  # default | linear | dynamic | yarn
+    kind: str = "default"  # default | linear | dynamic | yarn | llama3
     factor: float = 1.0  # how many times the original context
     original_max_position: int = 32768  # trained context length
     beta_fast: float = 32.0  # yarn: rotations above which a dimension is extrapolated
     beta_slow: float = 1.0  # yarn: rotations below which a dimension is interpolated
     attention_factor: float | None = None  # yarn: scale of cos and sin; None: 0.1 ln(factor) + 1
+    low_freq_factor: float = 1.0  # llama3: rotations below which one is interpolated
+    high_freq_factor: float = 4.0  # llama3: rotations above which one is kept
 
 
 PLAIN = RopeScaling()
-KINDS = ("default", "linear", "dynamic", "yarn")
+KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
 def frequencies(
@@ -66,6 +68,8 @@ def frequencies(
         return _inverse(theta * growth ** (head_dim / (head_dim - 2)), exponent), 1.0
     if scaling.kind == "yarn":
         return _yarn(head_dim, theta, scaling, exponent)
+    if scaling.kind == "llama3":
+        return _llama3(_inverse(theta, exponent), scaling), 1.0
     raise ConfigError(
         f"model.rope_scaling: {scaling.kind!r} is unknown; use one of {', '.join(KINDS)}"
     )
@@ -95,6 +99,15 @@ def _yarn(
     if attention is None:
         attention = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
     return frequency.astype(np.float32), attention
+
+
+def _llama3(plain: Float32[np.ndarray, " F"], scaling: RopeScaling) -> Float32[np.ndarray, " F"]:
+    """Llama 3.1's: as YaRN, but the ramp is linear in rotations over the trained context."""
+    rotations = scaling.original_max_position * plain / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((rotations - low) / (high - low), 0, 1)
+    frequency = plain / np.float32(scaling.factor) * (1 - kept) + plain * kept
+    return frequency.astype(np.float32)
 
 
 def cos_sin(

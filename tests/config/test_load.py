@@ -107,6 +107,12 @@ def test_mistakes_are_refused_by_name(config_dir, override, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_ramp_of_rope_that_falls_is_refused(config_dir):
+    overrides = ["--config.model.rope_scaling=llama3", "--config.model.rope_low_freq_factor=4"]
+    with pytest.raises(ConfigError, match=r"rope_high_freq_factor: 4\.0 must be above"):
+        load(f"{config_dir}/tiny.py", overrides)
+
+
 @pytest.mark.parametrize(
     "key", ["seed", "stages.image.steps", "stages.image.optimizer.learning_rate"]
 )

@@ -52,6 +52,13 @@ def theirs(model):
 
 
 LLAMA = (LlamaConfig, LlamaForCausalLM)
+LLAMA3 = rope(  # of the four planes of a head, one is kept, two on the ramp, one interpolated
+    "llama3",
+    factor=8.0,
+    original_max_position_embeddings=64,
+    low_freq_factor=0.05,
+    high_freq_factor=2.0,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,8 @@ LLAMA = (LlamaConfig, LlamaForCausalLM)
         (rope("linear", factor=2.0), {}),
         (rope("dynamic", factor=2.0), {}),
         (rope("yarn", factor=4.0, original_max_position_embeddings=16), {}),
+        (LLAMA3, {}),
+        ({**LLAMA3, "tie_word_embeddings": True}, {"kind": LLAMA}),
         (rope("default", rope_theta=1_000_000.0), {"dtype": torch.bfloat16}),
         (
             {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},
@@ -185,9 +194,11 @@ def test_parameters_have_the_requested_dtype(save, params_of, dtype):
             "if no sequence will be longer, set use_sliding_window to false",
         ),
         (
-            rope("llama3", factor=8.0),
-            "RoPE scaling 'llama3' is not one of default, linear, dynamic, yarn",
+            rope("longrope", factor=8.0),
+            "RoPE scaling 'longrope' is not one of default, linear, dynamic, yarn, llama3",
         ),
+        (rope("llama3", factor=8.0), "llama3 lacks original_max_position_embeddings, low_freq"),
+        (rope("yarn", factor=4.0, low_freq_factor=1.0), "sets low_freq_factor, which"),
         (rope("yarn", factor=4.0, beta_fast=64), "sets beta_fast to 64"),
         (rope("yarn", factor=4.0, attention_factor=1.5), "sets attention_factor to 1.5"),
         (rope("yarn", factor=4.0, truncate=False), "sets truncate to False"),

@@ -16,12 +16,14 @@ from elva_jax.ops.rope import RopeScaling
 
 SCALINGS = st.builds(
     RopeScaling,
-    kind=st.sampled_from(("linear", "dynamic", "yarn")),
+    kind=st.sampled_from(("linear", "dynamic", "yarn", "llama3")),
     factor=st.floats(1, 16),
     original_max_position=st.integers(64, 100_000),
     beta_fast=st.floats(4, 64),
     beta_slow=st.floats(0.5, 4),
     attention_factor=st.none() | st.floats(0.5, 2),
+    low_freq_factor=st.floats(0.5, 4),
+    high_freq_factor=st.floats(4.5, 32),
 )
 
 
@@ -37,6 +39,12 @@ def test_frequencies_equal_transformers(scaling, planes, theta, share):
             "attention_factor": scaling.attention_factor,
         }
         parameters["original_max_position_embeddings"] = scaling.original_max_position
+    if scaling.kind == "llama3":
+        parameters |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        }
     config = Qwen2Config(
         hidden_size=4 * head_dim,
         num_attention_heads=4,

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 MERGE_POLICIES = ("threshold", "ratio", "both", "pool")
 
 
@@ -10,8 +10,8 @@ class ElvaConfig(PreTrainedConfig):
     """The architecture of the model.
 
     The decoder's fields have Qwen2's names and meanings. RoPE can be scaled as `default`, `linear`,
-    `dynamic` or `yarn`; `dynamic` always uses `max_position_embeddings`, so that a result never
-    depends on the length of the batch.
+    `dynamic`, `yarn` or `llama3`; `dynamic` always uses `max_position_embeddings`, so that a result
+    never depends on the length of the batch.
 
     Args:
       patch_size: side of a patch in pixels.

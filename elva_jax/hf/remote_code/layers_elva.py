@@ -150,6 +150,11 @@ def rope_frequencies(config: ElvaConfig, stretch: int = 0) -> tuple[list[float],
     plain = 1.0 / theta**exponent
     if kind == "linear":
         plain = plain / factor
+    if kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        rotations = original * plain / (2 * math.pi)
+        kept = ((rotations - low) / (high - low)).clamp(0, 1)
+        plain = plain / factor * (1 - kept) + plain * kept
     if kind != "yarn":
         return plain.tolist(), 1.0
 

@@ -25,9 +25,11 @@ def one_rule(policy, threshold, ratio, layer=1):
 
 
 MODELS = {
-    "ratio, naive, tied, no biases": dict(
+    "ratio, naive, tied, no biases, llama3": dict(
         **one_rule("ratio", 0.0, 0.5), patch_embed="naive", tie_embeddings=True,
-        attention_bias=False, num_kv_heads=4, num_layers=2
+        attention_bias=False, num_kv_heads=4, num_layers=2,
+        rope_scaling="llama3", rope_factor=4.0, rope_original_max_position=100,
+        rope_low_freq_factor=0.1, rope_high_freq_factor=4.0,
     ),
     "lines merge into the first, at once, two patch heads, yarn": dict(
         **one_rule("both", 0.6, 0.4, 0), merge_lines=True, merge_survivor="first", patch_heads=2,
@@ -117,6 +119,7 @@ def test_outputs_equal_jax_with_and_without_merging(run_dir, exported, videos, m
         ("dynamic", 3.0, 100),
         ("yarn", 4.0, 64),
         ("yarn", 1.0, 4000),
+        ("llama3", 8.0, 400),
     ],
     ids=lambda scaling: scaling[0],
 )
@@ -130,6 +133,8 @@ def test_rope_frequencies(model, scaling):
         config.rope_parameters |= {
             "factor": scaling[1],
             "original_max_position_embeddings": scaling[2],
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
         }
     wanted, factor = frequencies(10, 500.0, RopeScaling(*scaling), config.max_position_embeddings)
     rotary = type(model.model.rotary_emb)(config)
@@ -409,7 +414,7 @@ def test_invalid_inputs_are_refused_with_a_reason(processor, model, videos, chan
         ({"merge_policies": ["ratio", "odd"]}, "'odd' is unknown"),
         ({"patch_embed": "odd"}, "use video or naive"),
         ({"merge_survivor": "odd"}, "use last or first"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3' is unknown"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is unknown"),
     ],
 )
 def test_invalid_configurations_are_refused(model, change, words):
