@@ -14,6 +14,8 @@ import safetensors.torch
 import torch
 from torch.nn.functional import conv3d, gelu, layer_norm, max_pool2d
 
+from elva_jax import cli
+from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.errors import ConfigError, ConvertError
 from elva_jax.hf import hiera
@@ -163,6 +165,11 @@ def test_files_of_a_masked_autoencoder(tmp_path, config_of, params_of):
     assert is_hf_source(folder)
     with pytest.raises(ConvertError, match="--allow-pickle"):
         params_of(folder, kind="teacher")
+    words = ["convert", "import", str(folder), str(tmp_path / "out"), "--allow-pickle"]
+    assert cli.main(words) == 0
+    imported = load_run(tmp_path / "out", kind="teacher")
+    assert (imported.config.teacher.kind, imported.config.teacher.stages) == ("hiera", (1, 2, 2, 3))
+    jax.tree.map(np.testing.assert_array_equal, imported.params["vision"], params)
 
 
 def test_the_published_model_has_its_shapes():

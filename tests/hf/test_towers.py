@@ -9,7 +9,11 @@ import safetensors.torch
 import torch
 import transformers
 
+from elva_jax import cli
+from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
+from elva_jax.config.serialize import typed
+from elva_jax.config.tower_schema import TeacherConfig
 from elva_jax.errors import ConvertError
 from elva_jax.hf import eva_clip, load
 from elva_jax.hf.tensor_store import open_store
@@ -396,6 +400,13 @@ def test_public_checkpoint_is_read_from_a_pickle(tmp_path, features_of):
     params = unflatten_paths(loaded.params)["vision"]
     got = jax.jit(vision_tower(run).apply)({"params": params}, SQUARE)
     np.testing.assert_array_equal(got.penultimate, wanted.penultimate)
+
+    words = ["convert", "import", str(folder), str(tmp_path / "out")]
+    assert cli.main(words) == 1
+    assert cli.main([*words, "--allow-pickle"]) == 0
+    imported = load_run(tmp_path / "out", kind="teacher")
+    assert imported.config.teacher == typed(TeacherConfig, run.teacher)
+    jax.tree.map(np.testing.assert_array_equal, imported.params["vision"], params)
 
 
 def test_teacher_of_the_paper_has_its_public_shape():

@@ -11,7 +11,7 @@ from elva_jax.inference.params import Weights
 from elva_jax.inference.prefill import embed_program
 from elva_jax.models.merv.embed import MervEmbed
 from elva_jax.tools.analysis.merv import merv_on
-from elva_jax.tools.analysis.paper import QWEN2_7B
+from elva_jax.tools.analysis.paper import MODELS, QWEN2_7B
 from elva_jax.tools.bench.random_model import CONTENT, random_patches
 from elva_jax.tools.bench.video_llm import HEADER, QUESTION, kept_share, tiny_models
 from elva_jax.video.layout import Clip, Text, build_layout
@@ -82,14 +82,17 @@ def models():
     return tiny_models("float32")
 
 
-def test_four_models_are_measured_on_one_decoder(models):
-    elva = {name: model for name, model in models.items() if name != "merv"}
-    results = {name: model.measure(4, "static", 3, 1) for name, model in elva.items()}
-    for name, model in elva.items():
-        assert (
-            results[name]["tokens"]
-            == build_layout([Text((0,) * (HEADER + QUESTION)), model.clip(4)]).length
-        )
+def test_five_models_are_measured_on_one_decoder(models, bench):
+    words = ("--size", "tiny", "--frames", "4", "--content", "static", "--new-tokens", "3")
+    status, out, _, report = bench("ttft", *words, "--repeats", "1", "--dtype", "float32")
+    assert (status, report["by_content"]) == (0, [])
+    results = {row["variant"]: row for row in report["rows"]}
+    assert list(results) == list(models)
+    assert all(f"{MODELS[name]} " in out for name in models)
+    assert results["merv"]["ttft_reduction"] < 100
+    for name, model in models.items():
+        tokens = build_layout([Text((0,) * (HEADER + QUESTION)), model.clip(4)]).length
+        assert results[name]["tokens"] == tokens
         assert results[name]["ttft"]["median"] > 0
         assert model.weights.layers is models["merge"].weights.layers or name == "encoder_based"
     assert results["encoder_based"]["tokens"] == HEADER + QUESTION + 4 * 16
