@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from elva_jax.checkpoints.source import ParamSource
 from elva_jax.config.schema import Config
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import VISUAL_TOKENS
-from elva_jax.errors import ConfigError, LayoutError
+from elva_jax.errors import LayoutError
 from elva_jax.hf.export import save_pretrained
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
@@ -27,7 +28,13 @@ from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
 from elva_jax.inference.prefilled import Answer, Prefilled
-from elva_jax.inference.quantization import Scheme, quantize_weights, quantizing, scheme_of
+from elva_jax.inference.quantization import (
+    Scheme,
+    quantize_weights,
+    quantizing,
+    rounded_weights,
+    scheme_of,
+)
 from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
@@ -35,6 +42,8 @@ from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
+
+_LOG = logging.getLogger(__name__)
 
 
 class ElvaModel(Inspection):
@@ -145,17 +154,10 @@ class ElvaModel(Inspection):
     def params(self) -> dict[str, Any]:
         """The parameter tree of `models.elva.Elva`, in the types that inference keeps.
 
-        Matrices of the decoder are in the compute type. The layers are stacked for each access.
-
-        Raises:
-          ConfigError: the weights are quantized.
+        Matrices of the decoder are in the compute type; quantized ones are the multiples of their
+        scales, in float32 on the host. The layers are stacked for each access.
         """
-        if self.weights:
-            raise ConfigError(
-                f"the weights are quantized to {self.weights}, which loses what they were; load the"
-                " checkpoint without weights= for its parameters"
-            )
-        return stack_layers(self.engine.weights)
+        return stack_layers(rounded_weights(self.engine.weights))
 
     def answer(
         self,
@@ -305,6 +307,9 @@ class ElvaModel(Inspection):
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Writes a Hugging Face folder that loads with transformers alone or with `elva_jax.load`.
 
+        What quantization has rounded stays rounded, and a line of the log says so: the folder has
+        the values with which this model computes, in `dtype`.
+
         Args:
           folder: one that does not exist yet, or is empty.
           dtype: float32 | bfloat16 | float16, of the weights.
@@ -312,8 +317,11 @@ class ElvaModel(Inspection):
         Raises:
           ConvertError: an encoder-based model, an unknown dtype, weights that `dtype` cannot hold,
             or a folder with something in it.
-          ConfigError: the weights are quantized; what was rounded cannot be restored.
         """
+        if self.weights:
+            _LOG.warning(
+                "the weights are quantized to %s; %s gets them rounded", self.weights, folder
+            )
         save_pretrained(
             folder, self.params, self.config, self.tokenizer, stage=self.stage, dtype=dtype
         )

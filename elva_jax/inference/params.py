@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
@@ -74,11 +75,18 @@ def parameter_count(weights: Weights) -> int:
 
 
 def stack_layers(weights: Weights) -> dict[str, Any]:
-    """The inverse of `unstack_layers`: the parameter tree of `Elva`, in the types of `weights`."""
+    """The inverse of `unstack_layers`: the parameter tree of `Elva`, in the types of `weights`.
+
+    NumPy's arrays stay on the host.
+    """
+
+    def stack(*leaves: Any) -> Any:
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+
     decoder = {
         "embed_tokens": weights.embed_tokens,
         "norm": weights.norm,
-        "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights.layers),
+        "layers": jax.tree.map(stack, *weights.layers),
     }
     if weights.lm_head is not None:
         decoder["lm_head"] = weights.lm_head

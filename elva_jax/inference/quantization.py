@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,18 @@ def quantizing(config: ModelConfig, scheme: Scheme) -> Keep:
         return jax.block_until_ready(made)  # dispatched ahead, many tensors would be held at once
 
     return keep
+
+
+def rounded_weights(weights: Weights) -> Weights:
+    """The values that quantized matrices stand for, in float32 on the host; others as they are."""
+
+    def widen(leaf: Any) -> Any:
+        if not is_quantized(leaf):
+            return leaf
+        qwix = _qwix(str(leaf.qvalue.dtype))
+        return np.asarray(qwix.dequantize(cast("QArray", leaf).astype(jnp.float32)))
+
+    return cast(Weights, jax.tree.map(widen, weights, is_leaf=is_quantized))
 
 
 def quantize_matrix(

@@ -110,11 +110,22 @@ def test_loading_rounds_what_was_saved_once(tiny, tmp_path):
     assert small.norm["scale"].dtype == jnp.float32
 
 
-def test_what_was_rounded_is_not_given_as_parameters(tiny, tmp_path):
+def test_what_was_rounded_is_saved_as_it_is(tiny, tmp_path, caplog):
+    """The folder answers as the quantized model does, and rounds to the same integers."""
     assert [model.weights for model in tiny.values()] == [None, "int8", "int4"]
-    with pytest.raises(ConfigError, match=r"quantized to int8.*without weights="):
-        tiny["int8"].save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    small = tiny["int4"]
+    small.save_pretrained(tmp_path / "out")
+    assert f"weights are quantized to int4; {tmp_path / 'out'} gets them rounded" in caplog.text
+    plain, again = (elva_jax.load(tmp_path / "out", weights=weights) for weights in (None, "int4"))
+    scores = [
+        [score.total for score in model.score(testing.tiny_video(), QUESTION, ["red", "blue"])]
+        for model in (small, plain)
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+    for found, wanted in zip(
+        *(jax.tree.leaves(model.engine.weights) for model in (again, small)), strict=True
+    ):
+        np.testing.assert_allclose(np.float32(found), np.float32(wanted), rtol=1e-6)
 
 
 def test_refusals(monkeypatch):
