@@ -172,8 +172,7 @@ def _empty(config, batch, length):
     return Cached(split_heads(zeros), split_heads(jnp.copy(zeros)))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=(2, 4))
-def run_chunk(
+def chunk_layer(
     config: ModelConfig,
     params: Any,
     x: Float[Array, "B Q D"],
@@ -181,7 +180,7 @@ def run_chunk(
     cached: Cached,
     start: Int[Array, ""] | int,
 ) -> tuple[Float[Array, "B Q D"], Cached]:
-    """One decoder layer on a chunk whose first token is `start`; `x` and `cached` are used up."""
+    """One decoder layer on a chunk whose first token is `start`."""
     written: list[Cached] = []
 
     def write(cache: Array, new: Array) -> Array:
@@ -206,6 +205,19 @@ def run_chunk(
     return applied[0], written[0]
 
 
+@partial(jax.jit, static_argnums=0, donate_argnums=(2, 4))
+def run_chunk(
+    config: ModelConfig,
+    params: Any,
+    x: Float[Array, "B Q D"],
+    inputs: LayerInputs,
+    cached: Cached,
+    start: Int[Array, ""] | int,
+) -> tuple[Float[Array, "B Q D"], Cached]:
+    """`chunk_layer`, compiled; `x` and `cached` are used up."""
+    return chunk_layer(config, params, x, inputs, cached, start)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def run_last_chunk(
     config: ModelConfig,
@@ -216,7 +228,7 @@ def run_last_chunk(
     start: Int[Array, ""] | int,
 ) -> tuple[None, Cached]:
     """The cache of the last layer alone, whose hidden states prefill does not need."""
-    return None, run_chunk(config, params, x, inputs, cached, start)[1]
+    return None, chunk_layer(config, params, x, inputs, cached, start)[1]
 
 
 def _embed(

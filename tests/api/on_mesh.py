@@ -67,7 +67,9 @@ def kernels_of_cuda(model, rows=4, tokens=2048):
     x, layer = shape(config.hidden_size), model.engine.weights.layers[0]
     with (
         mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", return_value=91_000),
-        mock.patch.object(cudnn, "obstacle", lambda _, dtype: "" if dtype in half else "type"),
+        mock.patch.object(
+            cudnn, "obstacle", lambda _, dtype, backend="": "" if dtype in half else "type"
+        ),
         model.engine.placement.on(rows),
     ):
         traced = prefill.run_layer.trace(config, layer, x, inputs)

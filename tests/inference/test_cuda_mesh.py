@@ -39,7 +39,9 @@ def a_gpu_as_far_as_lowering_goes(monkeypatch):
     monkeypatch.setattr(dispatch, "prim_requires_devices_during_lowering", set())
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
     half = (jnp.bfloat16, jnp.float16)
-    monkeypatch.setattr(cudnn, "obstacle", lambda head_dim, dtype: "" if dtype in half else "type")
+    monkeypatch.setattr(
+        cudnn, "obstacle", lambda _, dtype, backend="": "" if dtype in half else "type"
+    )
 
 
 WHOLE = PartitionSpec()

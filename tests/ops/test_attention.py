@@ -142,7 +142,7 @@ def test_the_choice_says_why():
 
 
 def test_cudnn_takes_whole_sequences_alone(monkeypatch):
-    monkeypatch.setattr(cudnn, "obstacle", lambda head_dim, dtype: "")
+    monkeypatch.setattr(cudnn, "obstacle", lambda *_: "")
     assert attention.choose_implementation(64, "bfloat16", "auto").name == "cudnn"
     assert (
         str(attention.choose_implementation(64, "bfloat16", "auto", 2))
@@ -168,7 +168,7 @@ def test_cudnn_lowers_for_cuda_forward_and_backward(monkeypatch, single, call):
     from jax._src.cudnn import fused_attention_stablehlo
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    monkeypatch.setattr(cudnn, "obstacle", lambda head_dim, dtype: "")
+    monkeypatch.setattr(cudnn, "obstacle", lambda *_: "")
     q, kv = (jax.ShapeDtypeStruct((2, 256, heads, 128), jnp.bfloat16) for heads in (12, 2))
     segment = jax.ShapeDtypeStruct((2, 256), jnp.int32)
 

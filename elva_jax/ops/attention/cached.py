@@ -25,6 +25,7 @@ from elva_jax.ops.attention.blocked import LOWEST
 from elva_jax.ops.attention.dispatch import UNSPLIT, choose_implementation
 from elva_jax.ops.attention.frames import check_frame_attention
 from elva_jax.ops.attention.running import add_keys, nothing
+from elva_jax.ops.attention.stand_in import stand_in
 
 QUERIES, KEYS = 256, 256  # of one tile
 WINDOW = 8192  # keys of the cache per call of the kernel
@@ -71,7 +72,9 @@ def cached_attention(
     Returns:
       The attended values in the type of v; the softmax is computed in float32. No gradient.
     """
-    fused = choose_implementation(q.shape[-1], q.dtype, implementation).name == "cudnn"
+    backend = "gpu" if stand_in() else ""
+    chosen = choose_implementation(q.shape[-1], q.dtype, implementation, backend=backend)
+    fused = chosen.name == "cudnn"
     attend: Any = _by_kernel if fused else _by_tiles
     if reach is not None:
         check_frame_attention(implementation, split)
@@ -89,7 +92,6 @@ def _by_kernel(
     """By cuDNN's kernel: over the chunk itself, and over windows of what stands before it."""
     del reach
     batch, length = q.shape[0], cached.k.shape[2]
-    attend = partial(jax.nn.dot_product_attention, implementation="cudnn", return_residual=True)
     size = min(WINDOW, length)
 
     def widen(value: Array, lse: Array) -> _Part:
@@ -108,7 +110,7 @@ def _by_kernel(
         used = jnp.full(batch, jnp.minimum(start - index * size, size), jnp.int32)
         queries = jnp.full(batch, q.shape[1], jnp.int32)
         part = widen(
-            *attend(
+            *_kernel(
                 q,
                 cut(cached.k),
                 cut(cached.v),
@@ -118,8 +120,16 @@ def _by_kernel(
         )
         return _join(done, part)
 
-    own = widen(*attend(q, k, v, is_causal=True))
+    own = widen(*_kernel(q, k, v, is_causal=True))
     return jax.lax.fori_loop(0, -(-start // size), add_window, own).value.astype(v.dtype)
+
+
+def _kernel(q: Array, k: Array, v: Array, **options: Any) -> tuple[Array, Array]:
+    """The values and log-sum-exps of cuDNN's kernel, or of the plan's stand-in for it."""
+    if replacement := stand_in():
+        return replacement(q, k, v), jnp.sum(q.astype(jnp.float32), axis=-1)
+    attend = partial(jax.nn.dot_product_attention, implementation="cudnn", return_residual=True)
+    return attend(q, k, v, **options)
 
 
 def _join(one: _Part, other: _Part) -> _Part:

@@ -14,10 +14,11 @@ from elva_jax.ops.attention.stand_in import stand_in
 from elva_jax.utils.arrays import AnyArray
 
 
-def obstacle(head_dim: int, dtype: jnp.dtype) -> str:
-    """Why the kernel cannot run; empty where it can."""
-    if jax.default_backend() != "gpu":
-        return f"needs a GPU, not {jax.default_backend()}"
+def obstacle(head_dim: int, dtype: jnp.dtype, backend: str = "") -> str:
+    """Why the kernel cannot run on a backend, by default JAX's own; empty where it can."""
+    backend = backend or jax.default_backend()
+    if backend != "gpu":
+        return f"needs a GPU, not {backend}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs model.dtype bfloat16, not {dtype}"
     if head_dim > 128 or head_dim % 8:
@@ -57,13 +58,14 @@ def full_attention(
     Elsewhere long sequences are attended block by block: scores of all pairs would not fit. In
     float16, in which the plan compiles trained towers, the plan's stand-in takes its place.
     """
-    if q.dtype == jnp.float16 and (replacement := stand_in()):
-        return replacement(q, k, v)
-    if not obstacle(q.shape[-1], q.dtype):
+    replacement = stand_in() if q.dtype == jnp.float16 else None
+    if not obstacle(q.shape[-1], q.dtype, "gpu" if replacement else ""):
+        if replacement:
+            return replacement(q, k, v)
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     if q.shape[1] > LONG:
         return full_blocked_attention(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v)
+    return small_attention(q, k, v)
 
 
 def small_attention(

@@ -64,11 +64,13 @@ def packed_attention(
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
     """
-    if implementation != "xla" and (replacement := stand_in()):
-        return replacement(q, k, v)
     length, sizes = q.shape[1], jax.sharding.get_abstract_mesh().shape
     parts = math.prod(sizes[name] for name in mesh_axes(split[1]))
-    if choose_implementation(q.shape[-1], q.dtype, implementation, parts).name == "cudnn":
+    replacement = stand_in()
+    backend = "gpu" if replacement else ""
+    if choose_implementation(q.shape[-1], q.dtype, implementation, parts, backend).name == "cudnn":
+        if replacement:
+            return replacement(q, k, v)
         if single:
             fused = partial(cudnn.fused_attention, turn=None, single=True)
             return _on_each_device(fused, split)(q, k, v, segment)
@@ -106,9 +108,16 @@ class Implementation:
 
 
 def choose_implementation(
-    head_dim: int, dtype: DTypeLike, implementation: str = "auto", parts: int = 1
+    head_dim: int, dtype: DTypeLike, implementation: str = "auto", parts: int = 1, backend: str = ""
 ) -> Implementation:
-    """The choice of `packed_attention` on this machine; the mesh splits sequences into `parts`.
+    """The choice of `packed_attention`.
+
+    Args:
+      head_dim: width of a head.
+      dtype: of queries, keys and values.
+      implementation: as in `packed_attention`.
+      parts: into which the mesh splits sequences.
+      backend: where it will run, such as gpu; by default JAX's own.
 
     Raises:
       ConfigError: cudnn was asked for where it cannot run, or the implementation is unknown.
@@ -118,7 +127,7 @@ def choose_implementation(
             f"model.attention: {implementation!r} is unknown; "
             f"use one of {', '.join(IMPLEMENTATIONS)}"
         )
-    obstacle = cudnn.obstacle(head_dim, jnp.dtype(dtype)) or (
+    obstacle = cudnn.obstacle(head_dim, jnp.dtype(dtype), backend) or (
         f"needs whole sequences, which mesh.context = {parts} splits" if parts > 1 else ""
     )
     if implementation == "cudnn" and obstacle:

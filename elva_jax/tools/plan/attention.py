@@ -11,8 +11,14 @@ def fused_shapes(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Holds the memory of the fused kernel; the values of the result are meaningless.
 
     The kernel keeps queries, keys, values, the result and one float32 sum per query and head, and
-    its backward pass writes three gradients.
+    its backward pass writes three gradients. Of other numbers of keys than of queries, as a chunk
+    of a long prompt has them, there is no gradient.
     """
+    if q.shape[1] != k.shape[1]:  # the kernel reads them from memory, where nothing is fused
+        k, v = (
+            jnp.sum(x, axis=1, keepdims=True, dtype=x.dtype)
+            for x in jax.lax.optimization_barrier((k, v))
+        )
     return _forward(q, k, v)[0]
 
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.models import flops
+from elva_jax.models.towers.common import head_dim_of
+from elva_jax.ops.attention import choose_implementation
 from elva_jax.parallel.mesh import BATCH_AXES
 from elva_jax.tasks.base import Task
 from elva_jax.tasks.losses import CHUNK_LOGITS
@@ -62,9 +64,16 @@ def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
 
 def _by_stand_in(task: Task, mesh: Mapping[str, int]) -> bool:
     """Whether a stand-in takes the place of attention, which cuDNN's kernel will compute."""
-    decoder = _decoder(task)
-    by_xla = decoder.attention == "xla" or decoder.frame_attention == "bidirectional"
-    return mesh["context"] == 1 and not (task.decoder_pieces() and by_xla)
+    decoder, tower, parts = _decoder(task), task.config.teacher, mesh["context"]
+    if not task.decoder_pieces():
+        return _on_gpu(head_dim_of(tower), tower.dtype) == "cudnn"
+    if decoder.frame_attention == "bidirectional":
+        return False
+    return _on_gpu(decoder.head_dim, decoder.dtype, decoder.attention, parts) == "cudnn"
+
+
+def _on_gpu(head_dim: int, dtype: str, implementation: str = "auto", parts: int = 1) -> str:
+    return choose_implementation(head_dim, dtype, implementation, parts, backend="gpu").name
 
 
 def _decoder(task: Task) -> ModelConfig:

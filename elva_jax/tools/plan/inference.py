@@ -23,14 +23,16 @@ import numpy as np
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference import params
 from elva_jax.inference.batching import grid_length
-from elva_jax.inference.chunked_prefill import chunk_for
+from elva_jax.inference.chunked_prefill import chunk_for, chunk_layer
 from elva_jax.inference.kv_cache import PrefixCache, append_tokens, empty_suffix
 from elva_jax.inference.params import Weights, unstack_layers
 from elva_jax.inference.prefill import LayerInputs, apply_layer
 from elva_jax.inference.quantization import SCHEMES, quantize_weights, weights_bytes
 from elva_jax.models.elva import Elva, dummy_inputs, merge_batch, with_merging
 from elva_jax.ops.attention import replaced_by
+from elva_jax.ops.attention.cached import Cached
 from elva_jax.ops.merging import NO_MERGING
+from elva_jax.ops.similarity import similarity_of
 from elva_jax.tools.plan.attention import fused_shapes
 from elva_jax.tools.plan.inference_case import QUESTION, Case
 from elva_jax.tools.plan.program import COMPILER
@@ -61,9 +63,11 @@ class Memory:
 def memory_of(case: Case) -> Memory:
     """The memory of a case; its programs are compiled unless they are known already."""
     weights, prefix, suffix = weight_bytes(case), prefix_bytes(case), suffix_bytes(case)
-    return Memory(
-        weights=weights, prefix=prefix, suffix=suffix, activations=_peak(case) - prefix - suffix
-    )
+    if chunk_for(case.length, None) is None:
+        activations = _peak(case) - prefix - suffix
+    else:
+        activations = chunk_activations(case, case.blocks[0][1])
+    return Memory(weights=weights, prefix=prefix, suffix=suffix, activations=activations)
 
 
 def weight_bytes(case: Case) -> int:
@@ -101,21 +105,34 @@ def suffix_bytes(case: Case) -> int:
     return model.num_layers * case.rows * case.slots * size
 
 
+def chunk_activations(case: Case, length: int) -> int:
+    """The most bytes beside weights and caches where a prompt is prefilled in chunks.
+
+    Hidden states, layouts and the choice of pairs are on the host then. Of the prompt's length, the
+    question alone depends on it, up to the tiles in which it attends to the caches.
+
+    Args:
+      case: the model and its rows; its own length does not matter.
+      length: tokens of the longest cache, more than are prefilled in one piece.
+    """
+    model, rows, chunk = _compiled_model(case.model), case.rows, chunk_for(length, None)
+    assert chunk is not None
+    hidden = rows * chunk * model.hidden_size * jnp.dtype(model.dtype).itemsize
+    one, widened = weights_bytes(_layout(rows, chunk)) + hidden, _widened(case)
+    layer = one + widened + _chunk_layer(model, rows, chunk, length)
+    prefill = max(one + _embedding(model, rows, chunk), layer, _cosines(model, rows, chunk))
+    # The suffix cache is made after prefill.
+    answers = widened + _decoding(model, rows, length, case.slots)
+    return max(prefill - suffix_bytes(case), answers)
+
+
 def _peak(case: Case) -> int:
-    """The most bytes beside the weights at any time of an answer."""
+    """The most bytes beside the weights at any time of an answer, prefilled in one piece."""
     model = _compiled_model(case.model)
     itemsize = jnp.dtype(model.dtype).itemsize
     rows, length = case.rows, case.length
     layout = weights_bytes(_layout(rows, length))
     widened = _widened(case)
-    chunk = chunk_for(length, None)
-    if chunk is not None:  # then hidden states, layouts and the choice of pairs are on the host
-        one = weights_bytes(_layout(rows, chunk)) + rows * chunk * model.hidden_size * itemsize
-        peaks = [one + _embedding(model, rows, chunk)]
-        peaks += [prefix_bytes(case) + one + widened + _layer(model, rows, chunk)]
-        caches = prefix_bytes(case) + suffix_bytes(case)
-        answers = _decoding(model, rows, case.blocks[0][1], case.slots)
-        return max(*peaks, caches + widened + answers)
     peaks, held = [_embedding(model, rows, length) + layout], 0
     before = length
     for number, (layers, tokens) in enumerate(case.blocks):
@@ -180,20 +197,44 @@ def _embedding(model: ModelConfig, rows: int, length: int) -> int:
     return weights_bytes(patches) + _temporaries(function, weights, patches, _layout(rows, length))
 
 
-@cache
-def _layer(model: ModelConfig, rows: int, tokens: int) -> int:
-    """Of one decoder layer beyond its input and its cache."""
-    plain = with_merging(model, NO_MERGING)
+def _layer_shapes(model: ModelConfig, rows: int, tokens: int) -> tuple[Any, LayerInputs]:
+    """The hidden states that a layer reads, and what layers share."""
     x = _shape(rows, tokens, model.hidden_size, dtype=model.dtype)
     angle = _shape(rows, tokens, model.head_dim // 2, dtype=np.float32)
     ids = _shape(rows, tokens, dtype=np.int32)
     reach = ids if model.frame_attention == "bidirectional" else None
-    inputs = LayerInputs(angle, angle, ids, reach)
+    return x, LayerInputs(angle, angle, ids, reach)
+
+
+@cache
+def _layer(model: ModelConfig, rows: int, tokens: int) -> int:
+    """Of one decoder layer beyond its input and its cache."""
+    plain = with_merging(model, NO_MERGING)
+    x, inputs = _layer_shapes(model, rows, tokens)
     layer = weight_shapes(model, model.dtype).layers[0]
     function = partial(apply_layer, plain)
     found = _temporaries(function, layer, x, inputs, donate_argnums=1)
     caches = jax.eval_shape(function, layer, x, inputs)[1]
     return found - weights_bytes(caches) + weights_bytes(inputs)
+
+
+@cache
+def _chunk_layer(model: ModelConfig, rows: int, chunk: int, length: int) -> int:
+    """Of one decoder layer on a chunk beyond its input and its cache of `length` tokens."""
+    plain = with_merging(model, NO_MERGING)
+    x, inputs = _layer_shapes(model, rows, chunk)
+    key = _shape(rows, model.num_kv_heads, length, model.head_dim, dtype=model.dtype)
+    layer = weight_shapes(model, model.dtype).layers[0]
+    function = partial(chunk_layer, plain)
+    arguments = (layer, x, inputs, Cached(key, key), _shape(dtype=np.int32))
+    return _temporaries(function, *arguments, donate_argnums=(1, 3)) + weights_bytes(inputs)
+
+
+@cache
+def _cosines(model: ModelConfig, rows: int, chunk: int) -> int:
+    """Of the cosines of a chunk's tokens and their successors, with both."""
+    x = _shape(rows, chunk, model.hidden_size, dtype=model.dtype)
+    return 2 * weights_bytes(x) + _temporaries(similarity_of, x, x)
 
 
 @cache
@@ -210,7 +251,7 @@ def _merging(model: ModelConfig, rows: int, tokens: int) -> int:
 
 @cache
 def _decoding(model: ModelConfig, rows: int, length: int, slots: int) -> int:
-    """Of the question and of the tokens after it, beyond the caches."""
+    """Of the question, beyond the caches."""
     layers = min(DECODER_LAYERS, model.num_layers)
     small = dataclasses.replace(with_merging(model, NO_MERGING), num_layers=layers)
     shapes = weight_shapes(model, model.dtype)
@@ -218,15 +259,13 @@ def _decoding(model: ModelConfig, rows: int, length: int, slots: int) -> int:
     key = _shape(rows, model.num_kv_heads, length, model.head_dim, dtype=model.dtype)
     prefix = (PrefixCache(key, key, _shape(rows, length, dtype=bool)),) * layers
     suffix = jax.eval_shape(partial(empty_suffix, small, rows, 1, slots))
-    found = []
-    for new in (grid_length(QUESTION), 1):
-        token = _shape(rows, 1, new, dtype=np.int32)
-        mask = _shape(rows, 1, new, slots, dtype=bool)
-        angle = _shape(rows, new, model.head_dim // 2, dtype=np.float32)
-        cos_sin = (angle, angle)
-        arguments = (weights, prefix, suffix, _shape(dtype=np.int32), token, cos_sin, mask)
-        function = partial(append_tokens, small)
-        found.append(_temporaries(function, *arguments, donate_argnums=2))
+    # Tokens after it take less, but not here: the CPU backend widens caches for a single query.
+    new = grid_length(QUESTION)
+    token = _shape(rows, 1, new, dtype=np.int32)
+    mask = _shape(rows, 1, new, slots, dtype=bool)
+    angle = _shape(rows, new, model.head_dim // 2, dtype=np.float32)
+    arguments = (weights, prefix, suffix, _shape(dtype=np.int32), token, (angle, angle), mask)
+    found = _temporaries(partial(append_tokens, small), *arguments, donate_argnums=2)
     # The head is left out, since the CPU backend would widen its table: the logits, and two
     # arrays of their size for choosing a token.
-    return max(found) + 3 * 4 * rows * model.vocab_size
+    return found + 3 * 4 * rows * model.vocab_size

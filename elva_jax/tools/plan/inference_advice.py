@@ -1,7 +1,8 @@
 """Suggests what to change in a case that does not fit a card, and how many frames fit one.
 
 Caches and weights are computed for every candidate. Activations are in proportion to the padded
-length, so candidates are estimates; the command prints "about".
+length, or those of any prompt where it is prefilled in chunks, so candidates are estimates; the
+command prints "about".
 """
 
 from __future__ import annotations
@@ -9,19 +10,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from elva_jax.inference.chunked_prefill import chunk_for
 from elva_jax.inference.long_context import FACTORS
 from elva_jax.inference.quantization import SCHEMES
 from elva_jax.tools.plan.hardware import GIB
-from elva_jax.tools.plan.inference import Memory, memory_of, prefix_bytes, suffix_bytes
+from elva_jax.tools.plan.inference import (
+    Memory,
+    chunk_activations,
+    memory_of,
+    prefix_bytes,
+    suffix_bytes,
+)
 from elva_jax.tools.plan.inference_case import Case
 from elva_jax.utils.numbers import MOST_FRAMES
 
+ANY_LENGTH = 2**18  # tokens of a cache to which a question attends in tiles, whatever the model
+
 
 def estimate(case: Case, known: Case, memory: Memory) -> int:
-    """Bytes of a case from those of one with the same weights, without compiling anything."""
-    share = case.rows * case.length / (known.rows * known.length)
+    """Bytes of a case from those of one with the same weights, without compiling it."""
+    share = case.rows / known.rows
+    if chunk_for(case.length, None) is not None:
+        activations = chunk_activations(dataclasses.replace(case, batch=known.batch), ANY_LENGTH)
+    else:
+        activations = memory.activations
+        share *= case.length / (chunk_for(known.length, None) or known.length)
     caches = prefix_bytes(case) + suffix_bytes(case)
-    return memory.weights + caches + round(share * memory.activations)
+    return memory.weights + caches + round(share * activations)
 
 
 def most_frames(case: Case, memory: Memory, usable: float) -> int:

@@ -3,7 +3,7 @@
     config -> task -> shapes with shardings -> trace -> compile for the CPU -> sizes, program text
 
 The step is compiled in float16, because XLA's CPU backend widens bfloat16 to float32. Attention is
-`plan.attention.fused_shapes`, with the memory of cuDNN's kernel, unless sequences are split. The
+`plan.attention.fused_shapes`, with the memory of cuDNN's kernel, where a GPU would run that. The
 program is never run. docs/plan.md explains all of this.
 """
 
@@ -84,9 +84,7 @@ def compile_stage(config: ConfigDict | Config, name: str, mesh: Mesh, steps: int
     setup = set_up(make_task(config, name), mesh, steps)
     frozen, batch = teacher_shapes(setup.task, mesh), batch_shapes(setup.task, mesh)
     step = TrainStep(setup)
-    # Split sequences do not use cuDNN's kernel, so they need no stand-in for it.
-    whole = mesh.shape["context"] == 1
-    with replaced_by(fused_shapes) if whole else contextlib.nullcontext():
+    with replaced_by(fused_shapes):
         traced = step.trace(setup.shapes, frozen, batch)
     compiled = traced.lower().compile(compiler_options=COMPILER)
     memory: Any = compiled.memory_analysis()

@@ -212,6 +212,8 @@ def test_hd_attention_is_counted_with_its_buckets(config_dir):
 def test_attention_by_xla_is_part_of_the_program(config_dir):
     """Of split sequences, of frames that attend both ways, and where the config asks for it.
 
+    Also where cuDNN's kernel cannot run: in float32, and with wide heads.
+
     The fused kernel and its mask are not counted beside it.
     """
     where = f"{config_dir}/elva.py:size=1_5b,stage=3"
@@ -223,14 +225,29 @@ def test_attention_by_xla_is_part_of_the_program(config_dir):
         assert counted(fused, split) == 0
         assert counted(asked, whole) == 0
         assert counted(both_ways, whole) == 0
+        for key in ("dtype=float32", "head_dim=256", "head_dim=100"):
+            task = make_task(load(where, [f"--config.model.{key}"]), "stage3")
+            assert counted(task, whole) == 0
 
 
-def test_the_stand_in_takes_the_place_of_cudnns_kernel_alone():
+@pytest.mark.parametrize(
+    ("width", "dtype", "with_products"),
+    [
+        (8, "float16", ["xla"]),
+        (8, "float32", ["auto", "xla"]),
+        (136, "float16", ["auto", "xla"]),
+        (12, "float16", ["auto", "xla"]),
+    ],
+)
+def test_the_stand_in_takes_the_place_of_cudnns_kernel_alone(width, dtype, with_products):
     """With xla, the products of queries and keys are in the program."""
-    q, k = jnp.zeros((1, 16, 4, 8), jnp.float16), jnp.zeros((1, 16, 2, 8), jnp.float16)
+    q, k = jnp.zeros((1, 16, 4, width), dtype), jnp.zeros((1, 16, 2, width), dtype)
     segment, programs = jnp.ones((1, 16), jnp.int32), {}
     with replaced_by(fused_shapes):
-        for name in ("auto", "cudnn", "xla"):
+        for name in ("auto", "cudnn", "xla") if len(with_products) == 1 else ("auto", "xla"):
             attend = functools.partial(packed_attention, implementation=name)
             programs[name] = str(jax.make_jaxpr(attend)(q, k, k, segment))
-    assert [name for name in programs if "dot_general" in programs[name]] == ["xla"]
+        if len(with_products) > 1:
+            with pytest.raises(ConfigError, match=r"model\.attention: cudnn needs"):
+                packed_attention(q, k, k, segment, implementation="cudnn")
+    assert [name for name in programs if "dot_general" in programs[name]] == with_products

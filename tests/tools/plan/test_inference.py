@@ -1,6 +1,7 @@
 """`elva plan --inference` against the arrays of a tiny model, and its advice against itself."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -11,6 +12,7 @@ from elva_jax import testing
 from elva_jax.cli import main
 from elva_jax.config.serialize import freeze
 from elva_jax.errors import ConfigError
+from elva_jax.inference import chunked_prefill, kv_cache
 from elva_jax.inference.engine import Decoding
 from elva_jax.inference.model import ElvaModel
 from elva_jax.tools.plan import inference_case
@@ -116,6 +118,24 @@ def test_as_many_frames_fit_as_it_says(case):
     hybrid = Hybrid(high_frames=2, low_frames=6, high_edge=32, low_edge=16)
     of_two_sizes = with_frames(dataclasses.replace(case, frames=8, hybrid=hybrid), 16)
     assert (of_two_sizes.hybrid.high_frames, of_two_sizes.hybrid.low_frames) == (4, 12)
+
+
+def test_long_prompts_take_no_more_beside_their_caches(case, monkeypatch):
+    """64 and 1,024 frames in chunks, by the programs that answer; and the frames that then fit."""
+    whole = memory_of(case)
+    monkeypatch.setattr(chunked_prefill, "LONG", 256)
+    monkeypatch.setattr(chunked_prefill, "CHUNK", 128)
+    tiles = functools.partial(kv_cache.grouped_attention, most_scores=2**18)
+    monkeypatch.setattr(kv_cache, "grouped_attention", tiles)
+    model = dataclasses.replace(case.model, max_position=4096)
+    short, long = (dataclasses.replace(case, model=model, frames=n) for n in (64, 1024))
+    memory, more = memory_of(short), memory_of(long)
+    assert 0 < memory.activations == more.activations < whole.activations
+    assert more.prefix > 15 * memory.prefix
+    usable = (memory.total + more.total) // 2
+    frames = most_frames(dataclasses.replace(short, frames=16), whole, usable)
+    fitting, beyond = (memory_of(with_frames(short, n)).total for n in (frames, frames + 32))
+    assert fitting <= usable < beyond
 
 
 def test_advice_fits_where_the_case_does_not(case):
