@@ -243,9 +243,8 @@ class _Asking:
         found = self._questions.read(row)
         said = found.dialogue
         parts = dialogue_parts(self._model, said.turns, visuals, said.system)
-        merging = found.merging
-        if merging is not None:
-            merging = chosen_merging(merging, self._model.merging_profiles)
+        named, profiles = found.merging, self._model.merging_profiles
+        merging = None if named is None else chosen_merging(named, profiles)
         return make_query(self._model.model_config, row, parts, found.writing, merging=merging)
 
     def _read(self, medium: Any, name: str) -> Visual:

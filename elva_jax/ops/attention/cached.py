@@ -128,8 +128,8 @@ def _kernel(q: Array, k: Array, v: Array, **options: Any) -> tuple[Array, Array]
     """The values and log-sum-exps of cuDNN's kernel, or of the plan's stand-in for it."""
     if replacement := stand_in():
         return replacement(q, k, v), jnp.sum(q.astype(jnp.float32), axis=-1)
-    attend = partial(jax.nn.dot_product_attention, implementation="cudnn", return_residual=True)
-    return attend(q, k, v, **options)
+    attend: Any = partial(jax.nn.dot_product_attention, return_residual=True)
+    return attend(q, k, v, implementation="cudnn", **options)
 
 
 def _join(one: _Part, other: _Part) -> _Part:
