@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from elva_jax.inference.sampling import Sampling
     from elva_jax.ops.merging import MergeLayer, Merging, merge
     from elva_jax.parallel import distributed
-    from elva_jax.training.api import train
+    from elva_jax.tasks.api import train
     from elva_jax.utils.compilation_cache import enable_compilation_cache
     from elva_jax.video.hybrid import Hybrid
     from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
@@ -78,7 +78,7 @@ _EXPORTS = {
     "merge": "ops.merging:merge",
     "read_video": "video.read:read_frames",
     "testing": "testing",
-    "train": "training.api:train",
+    "train": "tasks.api:train",
 }
 __all__ = [
     "BenchmarkConfig",

@@ -87,6 +87,19 @@ def test_files_import_one_another_in_no_circle():
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
+def test_the_trainer_reaches_neither_models_nor_data():
+    """Also through the rooms that it imports: it knows its work as `training.task.Task` alone."""
+    reached, left = set(), ["elva_jax.training.train"]
+    while left:
+        name = left.pop()
+        if name not in reached:
+            reached.add(name)
+            left += [target for target, _ in IMPORTS[name]]
+    rooms = {room(name) for name in reached} - {""}
+    assert rooms == {"errors", "utils", "config", "parallel", "checkpoints", "training"}
+    assert len(reached) <= 80
+
+
 def table() -> str:
     rows = ["| Room | What is in it | What it may import |", "|---|---|---|"]
     for name, entry in ROOMS.items():

@@ -21,7 +21,7 @@ from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict
 from elva_jax.config.validate import check_model
 from elva_jax.errors import CheckpointError, ConfigError
-from elva_jax.models import lora
+from elva_jax.ops import lora
 from elva_jax.utils.arrays import aligned_copy
 from elva_jax.utils.background import checking
 from elva_jax.utils.numbers import shown

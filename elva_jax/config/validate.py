@@ -176,7 +176,7 @@ def _check_stage(config: Config, name: str) -> None:
         _check_source(source, f"{at}data.mixture.{label}.")
         _check_share(source, stage.data.temperature, f"{at}data.mixture.{label}.")
     if stage.eval.every:
-        _check_held_out(config, stage, f"{at}eval.")
+        _check_held_out(stage, f"{at}eval.")
     CHECKS[stage.kind](config, name)
 
 
@@ -188,6 +188,8 @@ def _check_elva(config: Config, name: str) -> None:
     _check_sequence(config, stage.data, at)
     _check_merging(config, stage, at)
     check_guidance(config, name)
+    if stage.eval.every:
+        _check_answers(config, stage, f"{at}eval.")
 
 
 # What the evaluators of `eval.evaluators` measure, before any slash.
@@ -197,23 +199,12 @@ MEASURED = {
     "retrieval": ("retrieval",),
     "merging": ("merging",),
 }
-OF_TEACHERS = ("loss", "retrieval")  # those of a stage of kind teacher
 
 
-def _check_held_out(config: Config, stage: StageConfig, at: str) -> None:
-    """Evaluators that the stage cannot have, and held-out data that is none."""
+def _check_held_out(stage: StageConfig, at: str) -> None:
+    """Refuses a number to keep that nothing measures, and held-out data that is none."""
     settings = stage.eval
     require(settings.evaluators, at + "evaluators", "names none; set every = 0 for no evaluation")
-    if stage.kind == "teacher":
-        others = [name for name in settings.evaluators if name not in OF_TEACHERS]
-        require(
-            not others,
-            at + "evaluators",
-            f"{', '.join(others)} measures answers, which a stage of kind teacher does not train;"
-            f" name one or both of {', '.join(OF_TEACHERS)}",
-        )
-    else:
-        _check_answers(config, stage, at)
     if settings.keep_best:
         known = [name for evaluator in settings.evaluators for name in MEASURED[evaluator]]
         require(
@@ -239,6 +230,7 @@ CHECKS = {"elva": _check_elva, "teacher": check_teacher}
 
 
 def _check_answers(config: Config, stage: StageConfig, at: str) -> None:
+    """Evaluators of answers that the stage cannot have."""
     evaluators = stage.eval.evaluators
     require(
         "retrieval" not in evaluators or stage.loss.contrastive,

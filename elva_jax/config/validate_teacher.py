@@ -5,6 +5,8 @@ from __future__ import annotations
 from elva_jax.config.check import require
 from elva_jax.config.schema import Config, StageConfig
 
+EVALUATORS = ("loss", "retrieval")  # those that measure clips and captions
+
 
 def check_teacher(config: Config, name: str) -> None:
     """Refuses what a stage of kind teacher cannot train.
@@ -23,6 +25,14 @@ def check_teacher(config: Config, name: str) -> None:
         at + "data.num_low_frames",
         "a teacher sees frames of one size; set it to 0",
     )
+    if stage.eval.every:
+        others = [name for name in stage.eval.evaluators if name not in EVALUATORS]
+        require(
+            not others,
+            at + "eval.evaluators",
+            f"{', '.join(others)} measures answers, which a stage of kind teacher does not train;"
+            f" name one or both of {', '.join(EVALUATORS)}",
+        )
     if stage.contrast.loss == "infonce":
         _check_infonce(config, stage, at)
         return

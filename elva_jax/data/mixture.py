@@ -15,8 +15,8 @@ from elva_jax.config.mixtures import parse_sampling
 from elva_jax.config.schema import Config
 from elva_jax.data import sources
 from elva_jax.data.example import Example
-from elva_jax.data.seeds import stage_seed
 from elva_jax.errors import DataError
+from elva_jax.utils.seeds import stage_seed
 
 MIN_SHARE = 10_000  # the least integer share by size, so that rounding changes it by 0.01 % at most
 
@@ -192,8 +192,3 @@ class _Tag:
 
     def __call__(self, index: int) -> tuple[int, int]:
         return self.source, int(index)
-
-
-def examples_per_epoch(config: Config, stage_name: str) -> int:
-    """Number of examples in one epoch of a stage's mixture, over all processes."""
-    return len(Mixture(config, stage_name))

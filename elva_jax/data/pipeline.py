@@ -11,7 +11,7 @@ still wait to be packed; it does not depend on the number of workers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,14 +26,15 @@ from elva_jax.data.iterator_state import (
     RemainingPositions,
     ReshardHistory,
     StreamPosition,
+    redistribute,
     saved_positions,
     trace,
 )
 from elva_jax.data.packing import Packer
 from elva_jax.data.safe_read import Rejected, RejectionLog
-from elva_jax.data.seeds import stage_seed
 from elva_jax.data.worker_stream import WorkerStream
 from elva_jax.errors import DataError
+from elva_jax.utils.seeds import stage_seed
 from elva_jax.utils.workers import prepare_worker
 from elva_jax.video.counts import Counts
 
@@ -189,8 +190,10 @@ class BatchIterator:
       rows: number of rows per batch.
       max_bad_fraction: fraction of rejected records above which reading stops.
       settings: values that a saved state depends on; a state with other values is rejected.
+      examples_per_epoch: number of examples in one epoch, over all processes.
 
     Attributes:
+      examples_per_epoch: as above.
       stats: statistics of the last batch; see the collator.
     """
 
@@ -203,6 +206,7 @@ class BatchIterator:
         rows: int,
         max_bad_fraction: float,
         settings: dict[str, Any],
+        examples_per_epoch: int,
     ):
         self._reader = reader
         self._packer = packer
@@ -210,6 +214,7 @@ class BatchIterator:
         self._rows = rows
         self._rejections = RejectionLog(max_bad_fraction)
         self._settings = settings
+        self.examples_per_epoch = examples_per_epoch
         self.stats: dict[str, float] = {}
 
     @property
@@ -231,6 +236,12 @@ class BatchIterator:
     def reasons(self) -> dict[str, int]:
         """Number of dropped records by reason."""
         return self._rejections.reasons
+
+    @property
+    def fingerprint(self) -> list[Any]:
+        """The settings of the mixture that determine the order, as JSON."""
+        found: list[Any] = self._settings["mixture"]
+        return found
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -287,7 +298,7 @@ class BatchIterator:
 
         Raises:
           DataError: the state belongs to different data, settings or another number of processes
-            (in the last case call `redistribute` first).
+            (in the last case call `resume`).
         """
         for name, value in self._settings.items():
             saved = state["settings"].get(name)
@@ -300,6 +311,15 @@ class BatchIterator:
         self._reader.restore(state["position"], state.get("deals", []), waiting)
         self._rejections.restore(state["seen"], state["reasons"], state["first"])
         self._packer.clear()
+
+    def resume(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continues from the states of all processes, in order; their number may have changed.
+
+        Raises:
+          DataError: the states belong to different data or settings.
+        """
+        index, count = self._reader.process_index, self._reader.process_count
+        self.set_state(redistribute(states, index, count))
 
     def close(self) -> None:
         """Stops the workers; the next batch starts them again."""
@@ -365,4 +385,5 @@ def make_batches(
             "hybrid": [getattr(data, name) for name in HYBRID] if data.num_low_frames else None,
             **decoder.settings,
         },
+        examples_per_epoch=len(decoder.mixture),
     )

@@ -224,6 +224,5 @@ def load_tokenizer(config: Config, folder: str | Path) -> PreTrainedTokenizerBas
     Raises:
       DataError: it cannot be loaded, or lacks them.
     """
-    stages = [config.stages[name] for name in config.curriculum]
-    chat = any(stage.kind == "teacher" or stage.data.prompt_format == "chatml" for stage in stages)
-    return tokenizers.load(folder, chat=chat)
+    formats = {config.stages[name].data.prompt_format for name in config.curriculum}
+    return tokenizers.load(folder, chat="chatml" in formats)

@@ -30,7 +30,7 @@ from elva_jax.hf.param_mapping import group_by_layer
 from elva_jax.hf.qwen2 import MODULES
 from elva_jax.hf.tensor_store import ADAPTER_CONFIG, TensorStore, open_adapter
 from elva_jax.hf.write_store import write_store
-from elva_jax.models.lora import SUFFIX
+from elva_jax.ops.lora import SUFFIX
 from elva_jax.utils.patterns import Matcher
 
 LAYERS = "elva/decoder/layers"  # where the factors of a run are

@@ -25,10 +25,11 @@ from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models import lora
 from elva_jax.models.layers import dense, normal
+from elva_jax.models.lora import Lora, adapts
 from elva_jax.ops import linear, quantized, rope
 from elva_jax.ops.attention import frame_attention, frame_reach, packed_attention
+from elva_jax.ops.lora import SUFFIX
 from elva_jax.ops.quantized import Quantized
 from elva_jax.parallel.sharding import activation_spec
 from elva_jax.utils.arrays import AnyArray
@@ -142,8 +143,8 @@ class DecoderLayer(nn.Module):
             bias_std = c.bias_initializer_range if name in ("q_proj", "k_proj") else 0.0
             std = {"std": c.initializer_range, "bias_std": bias_std}
             y = dense(features, axes, dtype, use_bias=use_bias, name=name, **std)(h)
-            if self.lora is not None and lora.adapts(self.lora, name):
-                y = y + lora.Lora(self.lora, features, axes, dtype, name=name + lora.SUFFIX)(h)
+            if self.lora is not None and adapts(self.lora, name):
+                y = y + Lora(self.lora, features, axes, dtype, name=name + SUFFIX)(h)
             return y
 
         def to_heads(name, h, count, axis):

@@ -28,8 +28,9 @@ from elva_jax.models.towers.build import make_tower
 from elva_jax.models.towers.features import tower_features
 from elva_jax.ops.pooling import adaptive_average_pool
 from elva_jax.tasks import losses
-from elva_jax.tasks.base import Content, Metrics
 from elva_jax.tasks.clips import clip_features
+from elva_jax.training.metrics import Metrics
+from elva_jax.training.task import Content
 
 
 class Guidance:

@@ -5,27 +5,22 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from elva_jax.config.schema import Config, StageConfig
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.siglip import SiglipTask
 from elva_jax.tasks.video_llm import VideoLlmTask
 from elva_jax.tasks.video_text import VideoTextTask
 
-TASKS: dict[str, type[Task]] = {"elva": VideoLlmTask, "teacher": SiglipTask}
+TASKS: dict[str, type[ModelTask]] = {"elva": VideoLlmTask, "teacher": SiglipTask}
 # The tasks of kind teacher with another loss than the sigmoid one, by `contrast.loss`.
-CONTRASTS: dict[str, type[Task]] = {"infonce": VideoTextTask}
+CONTRASTS: dict[str, type[ModelTask]] = {"infonce": VideoTextTask}
 
 
-def task_of(stage: StageConfig) -> type[Task]:
+def task_of(stage: StageConfig) -> type[ModelTask]:
     """The class of a stage's task."""
     task = TASKS[stage.kind]
     return CONTRASTS.get(stage.contrast.loss, task) if task is SiglipTask else task
 
 
-def kind_of(subtree: str) -> str:
-    """The kind of the stages that export a subtree of the parameters."""
-    return next(kind for kind, task in TASKS.items() if task.exports == subtree)
-
-
-def make_task(config: ConfigDict | Config, stage_name: str) -> Task:
+def make_task(config: ConfigDict | Config, stage_name: str) -> ModelTask:
     """The task of a stage of a run."""
     return task_of(config.stages[stage_name])(config, stage_name)

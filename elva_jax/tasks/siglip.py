@@ -8,25 +8,22 @@ captions [B, L]        -> text tower  ------------------------------> [B, C] -+
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from elva_jax.models import flops
 from elva_jax.models.towers.common import to_pixels
 from elva_jax.models.towers.siglip import Siglip
 from elva_jax.tasks import losses
-from elva_jax.tasks.base import Content, Metrics, Task, TrainedMatrices, over_processes
-
-if TYPE_CHECKING:
-    from elva_jax.data.captions import Captions
-    from elva_jax.data.pipeline import BatchIterator
+from elva_jax.tasks.base import ModelTask
+from elva_jax.training.metrics import Metrics
+from elva_jax.training.task import Content, TrainedMatrices, over_processes
 
 
-class SiglipTask(Task):
+class SiglipTask(ModelTask):
     """Params are SigLIP's tree: `vision`, `text`, and the scale and bias of the logits."""
 
     exports = "vision"
@@ -45,33 +42,6 @@ class SiglipTask(Task):
     def logical_sizes(self) -> dict[str, int]:
         """Heads, which the flat kernels of the projections do not show."""
         return {"heads": self.config.teacher.num_heads}
-
-    def captions(self, tokenizer: PreTrainedTokenizerBase) -> Captions:
-        """The tokens of captions: those of the run."""
-        # A step on batches from elsewhere needs none of the extra `train`.
-        from elva_jax.data.captions import RunCaptions  # noqa: PLC0415
-
-        return RunCaptions(tokenizer=tokenizer, length=self.config.teacher.text_length)
-
-    def open_batches(
-        self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
-    ) -> BatchIterator:
-        """Clips with their captions, one to a row, in the tokens of the text tower.
-
-        Raises:
-          DataError: the data or the text tower's tokenizer is missing or damaged.
-          ConfigError: a tokenizer with more tokens than the text tower has rows.
-        """
-        from elva_jax.data.batches import caption_batches  # noqa: PLC0415 as above
-
-        return caption_batches(
-            self.config,
-            self.name,
-            tokenizer,
-            captions=self.captions(tokenizer),
-            process_index=process_index,
-            process_count=process_count,
-        )
 
     def batch_shapes(self) -> dict[str, Any]:
         """Shapes of clips and captions."""

@@ -10,39 +10,31 @@ teacher_frames -> frozen vision towers -> features --^
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from elva_jax.config.schema import Config, ModelConfig, TeacherConfig
 from elva_jax.data.packing import RowCapacity
-from elva_jax.data.teacher_frames import TeacherFrames
+from elva_jax.errors import TrainingError
 from elva_jax.models import flops
 from elva_jax.models.elva import Elva, ElvaOutput, LayerBlock, dummy_inputs, layer_blocks
 from elva_jax.models.qwen2 import vocabulary_head
+from elva_jax.ops.lora import is_factor
 from elva_jax.tasks import losses
-from elva_jax.tasks.base import (
-    Content,
-    MergeMetrics,
-    Metrics,
-    Task,
-    TrainedMatrices,
-    over_processes,
-)
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.guidance import Guidance, number_of_clips
+from elva_jax.training.metrics import MergeMetrics, Metrics
+from elva_jax.training.task import Content, TrainedMatrices, over_processes
 from elva_jax.video.layout import Kind, TokenLayout
-
-if TYPE_CHECKING:
-    from elva_jax.data.pipeline import BatchIterator
 
 TOWER, PROJECTOR = "elva/patch_embed/tower", "elva/patch_embed/fc"  # of the encoder-based baseline
 
 
-class VideoLlmTask(Task):
+class VideoLlmTask(ModelTask):
     """Params are {"elva": …, "guidance": …}, the latter only with a guidance loss.
 
     Frozen trees are the vision towers by teacher with a guidance loss (`tasks.guidance`), otherwise
@@ -104,22 +96,6 @@ class VideoLlmTask(Task):
         )
         return [(block.num_layers, length) for block, length in blocks]
 
-    def open_batches(
-        self, tokenizer: PreTrainedTokenizerBase, *, process_index: int = 0, process_count: int = 1
-    ) -> BatchIterator:
-        """Packed conversations, with the teacher's frames if it is needed."""
-        # A step on batches from elsewhere needs none of the extra `train`.
-        from elva_jax.data.batches import conversation_batches  # noqa: PLC0415
-
-        return conversation_batches(
-            self.config,
-            self.name,
-            tokenizer,
-            process_index=process_index,
-            process_count=process_count,
-            teacher=TeacherFrames.of(self.teachers.values()),
-        )
-
     def batch_shapes(self) -> dict[str, Any]:
         """Shapes of patches, layout and the teachers' frames."""
         row, size = RowCapacity.of_stage(self.stage), self.stage.batch_size
@@ -133,12 +109,6 @@ class VideoLlmTask(Task):
         batch = {"patches": shape(row.patches, width), "layout": TokenLayout(*layout)}
         return batch | self._guidance.batch_shapes(size, row.frames) if self.teachers else batch
 
-    def examples_per_step(self, tokenizer: PreTrainedTokenizerBase) -> float:
-        """Estimated from the first rows if short examples share them."""
-        from elva_jax.data.batches import conversations_per_step  # noqa: PLC0415
-
-        return conversations_per_step(self.config, self.name, tokenizer)
-
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters of the model, and of the guidance heads if they are needed."""
         model_key, heads_key = jax.random.split(key)
@@ -147,6 +117,10 @@ class VideoLlmTask(Task):
         if self.teachers:
             params["guidance"] = self._guidance.init(heads_key)
         return params
+
+    def is_adapter(self, path: str) -> bool:
+        """Whether it is a factor of the decoder's LoRA."""
+        return is_factor(path)
 
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the terms; terms of weight 0 are not computed."""
@@ -191,6 +165,14 @@ class VideoLlmTask(Task):
         share = jnp.sum(weight_BxS) / weight_BxS.shape[0]
         return {**batch, "row_weight": jnp.full(weight_BxS.shape[0], share)}
 
+    def check_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Refuses tokens that did not fit into a merge bucket, as they are lost."""
+        if overflow := sum(layer.overflow for layer in metrics.get("merge", ())):
+            raise TrainingError(
+                f"{self.name}: step {step}: {overflow:.0f} tokens did not fit into the merge"
+                f" bucket; raise stages.{self.name}.merge_buckets"
+            )
+
     def content(self, batch: Mapping[str, Any]) -> Content:
         """Counted from the layout."""
         layout = batch["layout"]
@@ -228,7 +210,7 @@ class VideoLlmTask(Task):
         total += (2 + matrices.share("elva/decoder/layers")) * layers
         total += (2 + matrices.share(table)) * flops.head(c, 1) * (text + content.visual * kept)
         total += 3 * c.num_layers * flops.layer_attention(c, pairs)
-        total += 3 * 2.0 * tokens * matrices.lora_size
+        total += 3 * 2.0 * tokens * matrices.size(self.is_adapter)
         return total + self._guidance.flops(content) if self.teachers else total
 
     def _embedding_flops(self, content: Content, matrices: TrainedMatrices) -> float:

@@ -11,22 +11,20 @@ With `optimizer.accumulate` the towers see a part of the batch at a time and the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from elva_jax.models import flops
 from elva_jax.models.video_text import VideoText
-from elva_jax.tasks.base import Content, Metrics, TrainedMatrices, join_rows, split_rows
 from elva_jax.tasks.infonce import infonce_loss, with_gradient
 from elva_jax.tasks.siglip import SiglipTask
-
-if TYPE_CHECKING:
-    from elva_jax.data.captions import Captions
+from elva_jax.training.metrics import Metrics
+from elva_jax.training.step import join_rows, split_rows
+from elva_jax.training.task import Content, TrainedMatrices
 
 
 class VideoTextTask(SiglipTask):
@@ -63,18 +61,6 @@ class VideoTextTask(SiglipTask):
     def tower_passes(self) -> int:
         """One, one more to look ahead, and one more that the backward pass recomputes."""
         return 1 + (self.stage.optimizer.accumulate > 1) + self.stage.contrast.remat
-
-    def captions(self, tokenizer: PreTrainedTokenizerBase) -> Captions:
-        """The tokens of the text tower.
-
-        Raises:
-          DataError: its tokenizer is missing or damaged.
-          ConfigError: a tokenizer with more tokens than the text tower has rows.
-        """
-        # A step on batches from elsewhere needs none of the extra `train`.
-        from elva_jax.data.captions import open_captions  # noqa: PLC0415
-
-        return open_captions(self.config, self.part_sources["text"], tokenizer)
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters of both towers and of the maps."""

@@ -15,15 +15,14 @@ from typing import Any
 import jax
 
 from elva_jax.checkpoints.state import TrainState
-from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import TrainingError
-from elva_jax.tasks.base import Metrics
 from elva_jax.training.goodput import SessionLog, StepClock
 from elva_jax.training.metric_writers import MetricWriters, flatten
-from elva_jax.training.metrics import MetricsWindow
+from elva_jax.training.metrics import Metrics, MetricsWindow
 from elva_jax.training.mfu import Speed
 from elva_jax.training.progress import StageProgress
 from elva_jax.training.setup import TrainSetup
+from elva_jax.training.stage_data import Batches
 
 
 class Hook:
@@ -123,7 +122,7 @@ class Reporter(Hook):
     def __init__(
         self,
         setup: TrainSetup,
-        batches: BatchIterator,
+        batches: Batches,
         *,
         window: MetricsWindow,
         clock: StepClock,
@@ -178,9 +177,4 @@ class Reporter(Hook):
                 f" last good step are kept: lower the learning rate of {at}.optimizer, or look at"
                 " the data there"
             )
-        overflow = sum(layer.overflow for layer in metrics.get("merge", ()))
-        if overflow:
-            raise TrainingError(
-                f"{task.name}: step {step}: {overflow:.0f} tokens did not fit into the merge"
-                f" bucket; raise {at}.merge_buckets"
-            )
+        task.check_metrics(metrics, step)

@@ -22,18 +22,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.mirror import Mirror
 from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.checkpoints.state import TrainState
-from elva_jax.checkpoints.wanted import LoadParams
-from elva_jax.data.iterator_state import redistribute
-from elva_jax.data.pipeline import BatchIterator
 from elva_jax.errors import CheckpointError
 from elva_jax.parallel.mesh import shard_batch
-from elva_jax.training.evaluators.best import BestWeights
-from elva_jax.training.evaluators.hook import EvaluationHook, make_evaluator
+from elva_jax.training.best_weights import BestWeights
+from elva_jax.training.evaluation import EvaluationHook
 from elva_jax.training.goodput import SessionLog, StepClock
 from elva_jax.training.hooks import Hook, Profiler, Reporter, SaveTimer
 from elva_jax.training.metric_writers import MetricWriters, open_writers, unflatten
@@ -41,6 +37,7 @@ from elva_jax.training.metrics import MetricsWindow
 from elva_jax.training.preemption import Consensus, StopSignal
 from elva_jax.training.progress import StageProgress
 from elva_jax.training.setup import TrainSetup, fresh_state
+from elva_jax.training.stage_data import Batches, StageData
 from elva_jax.training.step import TrainStep
 
 RESTART = "start the same command again to continue"
@@ -51,14 +48,12 @@ class RunContext:
     """The objects that all stages of a run share."""
 
     workdir: Path
-    tokenizer: PreTrainedTokenizerBase
     mesh: Mesh
     console: Console
     stop: StopSignal
     sessions: SessionLog
     profiler: Profiler
     mirror: Mirror
-    load_params: LoadParams
 
     def say(self, line: str) -> None:
         """Prints a line."""
@@ -69,7 +64,8 @@ class RunContext:
 class StageInputs:
     """The data, frozen trees and initial weights of a stage."""
 
-    batches: BatchIterator  # of this process
+    data: StageData
+    batches: Batches  # of this process
     frozen: Mapping[str, Any]  # trees that the loss reads and nothing changes
     weights: Mapping[str, Any]  # parameters to start from, by path; unused after a restart
 
@@ -166,7 +162,7 @@ def _make_hooks(
         return reporter, Hook()
     evaluation = EvaluationHook(
         setup,
-        make_evaluator(setup, inputs.frozen, run.tokenizer),
+        inputs.data.make_evaluator(setup, inputs.frozen),
         best=to.best,
         clock=to.clock,
         writers=to.writers,
@@ -201,8 +197,7 @@ def _start(
     if checkpoints.latest is None:
         return fresh_state(setup, inputs.weights), MetricsWindow()
     state, saved = checkpoints.restore(setup.shapes)
-    batches = [data["batches"] for data in saved]
-    inputs.batches.set_state(redistribute(batches, jax.process_index(), jax.process_count()))
+    inputs.batches.resume([data["batches"] for data in saved])
     note = f"{setup.task.name}: continues from step {int(state.step)}"
     if len(saved) != jax.process_count():
         note += f"; saved by {len(saved)} process(es), so data are distributed again"

@@ -17,7 +17,7 @@ import jax
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError, TrainingError
-from elva_jax.tasks.base import MergeMetrics, Metrics
+from elva_jax.training.metrics import MergeMetrics, Metrics
 from elva_jax.utils.files import write_atomic
 from elva_jax.utils.read import parse_json, read_lines
 

@@ -1,4 +1,4 @@
-"""Metrics of several steps, reduced to one report."""
+"""Metrics of steps, and their reduction to one report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import jax
+from flax import struct
 
-from elva_jax.tasks.base import Metrics
 from elva_jax.training.goodput import STEP_PARTS
 from elva_jax.utils.trees import key_path
 
+# Scalars by name; `merge`, if there are merging layers, is a tuple of their MergeMetrics.
+Metrics = dict[str, Any]
 # Metrics that differ between two equal runs.
 TIMING = (
     "seconds",
@@ -31,6 +33,15 @@ TERMS = (
 )  # the losses, in the order shown
 SUMMED = ("tokens", "forced", "overflow")  # add up over micro-batches and steps; others average
 LAST = ("bad_steps", "bad_run", "learning_rate")  # reported as of the last step
+
+
+class MergeMetrics(struct.PyTreeNode):
+    """Scalars over a batch after one merging layer."""
+
+    kept: jax.Array | float  # share of the batch's patches that are left
+    forced: jax.Array | float  # merges that only the bucket asked for
+    overflow: jax.Array | float  # tokens that did not fit into the bucket; must be 0
+    padding: jax.Array | float  # share of the bucket that is empty
 
 
 class MetricsWindow:

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from elva_jax.config.schema import Config
-from elva_jax.tasks.base import Content, Metrics, TrainedMatrices
+from elva_jax.training.metrics import Metrics
 from elva_jax.training.setup import TrainSetup
+from elva_jax.training.task import Content, TrainedMatrices
 
 # FLOP/s of bfloat16 products, from the makers' data sheets (dense); the first name that is part of
 # JAX's name of the device counts.

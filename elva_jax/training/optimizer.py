@@ -24,7 +24,6 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from elva_jax.config.schema import LoraConfig, OptimizerConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.lora import is_factor
 from elva_jax.utils.patterns import Matcher
 from elva_jax.utils.trees import flatten_paths, key_path
 
@@ -83,7 +82,11 @@ def muon_dimensions(path: str, names: tuple[str | None, ...]) -> MuonDimensionNu
 
 
 def make_optimizer(
-    settings: OptimizerConfig, steps: int, params: Any, axes: Any = None
+    settings: OptimizerConfig,
+    steps: int,
+    params: Any,
+    axes: Any = None,
+    is_adapter: Callable[[str], bool] = lambda path: False,
 ) -> Optimizer:
     """Builds the optimizer of `config.stages.<stage>.optimizer` for a parameter tree.
 
@@ -92,6 +95,7 @@ def make_optimizer(
       steps: updates of the whole stage, which the schedule spans.
       params: parameters (arrays or shapes).
       axes: tree of PartitionSpec with the logical names of each parameter; None: none are known.
+      is_adapter: whether the parameter at a path is a factor of LoRA.
 
     Raises:
       ConfigError: a regular expression in `freeze` is broken or matches nothing.
@@ -100,7 +104,7 @@ def make_optimizer(
     dimensions = {path: muon_dimensions(path, axis) for path, axis in names.items()}
     decayed = {path for path, axis in names.items() if is_decayed(settings.decay_on, path, axis)}
     frozen = _matching(settings.freeze, params, "optimizer.freeze")
-    frozen |= _beside_lora(settings.lora, params)
+    frozen |= _beside_lora(settings.lora, params, is_adapter)
     if len(frozen) == len(dimensions):
         raise ConfigError(
             f"optimizer.freeze: {', '.join(settings.freeze)} freezes every parameter;"
@@ -185,12 +189,12 @@ def _axis_names(params: Any, axes: Any) -> dict[str, tuple[str | None, ...]]:
     }
 
 
-def _beside_lora(lora: LoraConfig, params: Any) -> set[str]:
+def _beside_lora(lora: LoraConfig, params: Any, is_adapter: Callable[[str], bool]) -> set[str]:
     """The parameters that LoRA freezes: all but its factors and the matches of `lora.also`."""
     if not lora.rank:
         return set()
     also = _matching(lora.also, params, "optimizer.lora.also")
-    return {path for path in flatten_paths(params) if not is_factor(path) and path not in also}
+    return {path for path in flatten_paths(params) if not is_adapter(path) and path not in also}
 
 
 def _matching(patterns: Sequence[str], params: Any, key: str) -> set[str]:

@@ -11,15 +11,15 @@ import jax
 from jax.sharding import Mesh
 
 from elva_jax.checkpoints.state import TrainState, create
-from elva_jax.data.seeds import stage_seed
 from elva_jax.parallel.sharding import (
     activation_rules,
     logical_axes,
     parameter_shardings,
     state_shardings,
 )
-from elva_jax.tasks.base import Task
 from elva_jax.training.optimizer import Optimizer, keep_frozen, make_optimizer
+from elva_jax.training.task import Task
+from elva_jax.utils.seeds import stage_seed
 from elva_jax.utils.trees import flatten_paths
 
 
@@ -45,7 +45,7 @@ def set_up(task: Task, mesh: Mesh, steps: int) -> TrainSetup:
     settings, sizes = task.stage.optimizer, task.logical_sizes
     boxed = jax.eval_shape(task.init, jax.random.key(0))
     params = nn.meta.unbox(boxed)
-    optimizer = make_optimizer(settings, steps, params, logical_axes(boxed))
+    optimizer = make_optimizer(settings, steps, params, logical_axes(boxed), task.is_adapter)
     params = keep_frozen(params, optimizer, settings.frozen_dtype)
     shapes = jax.eval_shape(lambda params: create(params, optimizer.transform), params)
     shardings = state_shardings(shapes, parameter_shardings(boxed, mesh, sizes), mesh)

@@ -18,8 +18,7 @@ from elva_jax.checkpoints.state import TrainState
 from elva_jax.parallel.collectives import barrier
 from elva_jax.parallel.sharding import on_mesh
 from elva_jax.parallel.zero import Zero, make_zero
-from elva_jax.tasks.base import Metrics, split_rows
-from elva_jax.training.metrics import is_summed
+from elva_jax.training.metrics import Metrics, is_summed
 from elva_jax.training.optimizer import join_frozen, trained_part
 from elva_jax.training.setup import TrainSetup
 
@@ -68,6 +67,22 @@ def value_and_grad(
         lambda path, values: values.sum(0) if is_summed(path) else values.mean(0), metrics
     )
     return losses.mean(0), metrics, jax.tree.map(lambda g: g / accumulate, total)
+
+
+def split_rows(batch: Any, count: int) -> Any:
+    """Micro-batches [count, b / count, ...] of a batch [b, ...].
+
+    Micro-batch i takes rows i, i + count, i + 2 count, ... so that rows stay on the device that
+    holds them.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def join_rows(parts: Any) -> Any:
+    """Back from `split_rows`."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 class TrainStep:

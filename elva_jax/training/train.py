@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,21 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.checkpoints.format import has_checkpoint, saved_steps
 from elva_jax.checkpoints.mirror import Mirror, restore_from_mirror
-from elva_jax.checkpoints.wanted import LoadParams
 from elva_jax.config.load import resolve
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_from_dict, config_to_dict
-from elva_jax.data.mixture import examples_per_epoch
-from elva_jax.data.pipeline import BatchIterator
-from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.errors import ConfigError, StartError
-from elva_jax.ops.attention import choose_implementation
 from elva_jax.parallel.collectives import all_gather_json, assert_equal_across_processes, barrier
 from elva_jax.parallel.mesh import describe_mesh, make_mesh
-from elva_jax.tasks.base import Task
-from elva_jax.tasks.registry import make_task
 from elva_jax.training import loop, plots
 from elva_jax.training.goodput import SessionLog, describe
 from elva_jax.training.hooks import Profiler
-from elva_jax.training.initial_weights import frozen_trees, initial_weights, load_from_run
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.preemption import StopSignal
+from elva_jax.training.recipe import Recipe
 from elva_jax.training.setup import set_up
+from elva_jax.training.stage_data import Batches, StageData
+from elva_jax.training.task import Task
 from elva_jax.utils.files import write_atomic
 from elva_jax.utils.owner import own
 from elva_jax.utils.read import read_json
@@ -62,10 +57,10 @@ VISIBLE_WITHIN = 20.0  # seconds until the other hosts see a file of the first o
 def run(
     config: ConfigDict | Config,
     workdir: str | Path,
+    recipe: Recipe,
     *,
     profile: tuple[int, int] | None = None,
     console: Console | None = None,
-    load_params: LoadParams = load_from_run,
 ) -> int:
     """Trains every stage of `config.curriculum` that is not finished in `workdir`.
 
@@ -75,9 +70,9 @@ def run(
     Args:
       config: the run's configuration.
       workdir: its directory.
+      recipe: the tasks of its stages; `tasks.elva_recipe.ELVA` has those of this package.
       profile: first and last step to trace, counted from 1 where this process starts.
       console: where progress is printed; None: nothing is printed.
-      load_params: reads what `init_from` names; by default runs and converted checkpoints only.
 
     Returns:
       the exit status: 0 at the end, 130 if Ctrl-C and 75 if SIGTERM stopped it, with all saved.
@@ -91,7 +86,7 @@ def run(
     """
     config = resolve(config)
     workdir, mesh = Path(workdir), make_mesh(config.mesh)
-    tasks = [make_task(config, name) for name in config.curriculum]
+    tasks = [recipe.make_task(config, name) for name in config.curriculum]
     for task in tasks:
         task.check_mesh(mesh)
     console = console if console and jax.process_index() == 0 else Console(quiet=True)
@@ -101,7 +96,7 @@ def run(
 
     profiler = Profiler(workdir / "profile", profile, say)
     with _owned(workdir, say):
-        return _run_stages(config, tasks, workdir, mesh, console, profiler, load_params)
+        return _run_stages(config, tasks, workdir, mesh, console, profiler, recipe)
 
 
 @contextlib.contextmanager
@@ -131,7 +126,7 @@ def _run_stages(
     mesh: Mesh,
     console: Console,
     profiler: Profiler,
-    load_params: LoadParams,
+    recipe: Recipe,
 ) -> int:
     """The part of `run` that reads and writes the workdir."""
     first = jax.process_index() == 0
@@ -144,8 +139,8 @@ def _run_stages(
         say(f"{workdir}: restored from {mirror_dir}")
     if mirror_dir and jax.process_count() > 1:
         barrier("mirror")
-    tokenizer = _open_workdir(config, workdir)
-    say(f"{describe_mesh(mesh)}; attention: {_attention(config, mesh.shape['context'])}")
+    tokenizer = _open_workdir(config, workdir, recipe)
+    say(f"{describe_mesh(mesh)}; {recipe.describe(config, mesh)}")
     sessions, status = SessionLog(workdir), 0
     with (
         StopSignal() as stop,
@@ -153,20 +148,18 @@ def _run_stages(
     ):
         context = loop.RunContext(
             workdir=workdir,
-            tokenizer=tokenizer,
             mesh=mesh,
             console=console,
             stop=stop,
             sessions=sessions,
             profiler=profiler,
             mirror=mirror,
-            load_params=load_params,
         )
         for task in tasks:
             if (workdir / task.name / "finished.json").exists():
                 say(f"{task.name}: finished")
                 continue
-            status = _run_stage(task, context)
+            status = _run_stage(task, recipe, tokenizer, context)
             stop.act_at_once()
             if status:
                 break
@@ -178,11 +171,6 @@ def _run_stages(
         _write_summary(workdir, config, summary)
         say(f"{workdir}: {describe(summary)}")
     return status
-
-
-def _attention(config: Config, context: int) -> str:
-    model = config.model
-    return str(choose_implementation(model.head_dim, model.dtype, model.attention, context))
 
 
 def _write_summary(workdir: Path, config: Config, summary: dict[str, Any]) -> None:
@@ -199,21 +187,24 @@ def _newest(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**dict(*evaluations[-1:]), **dict(*reports[-1:])}
 
 
-def _run_stage(task: Task, context: loop.RunContext) -> int:
+def _run_stage(
+    task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: loop.RunContext
+) -> int:
     """Trains a stage; returns the status of `loop.train`."""
     folder, workdir = context.workdir / task.name, context.workdir
     folder.mkdir(exist_ok=True)
-    batches = task.open_batches(
-        context.tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
+    data = recipe.open_data(task, tokenizer)
+    batches = data.open_batches(
+        process_index=jax.process_index(), process_count=jax.process_count()
     )
     try:
-        steps = _count_steps(task, batches, context.tokenizer)
+        steps = _count_steps(task, data, batches)
         setup = set_up(task, context.mesh, steps)
-        weights: dict[str, Any] = {}
+        weights: Mapping[str, Any] = {}
         if not has_checkpoint(folder):
-            weights = initial_weights(setup, workdir, context.say, context.load_params)
-        frozen = frozen_trees(setup, workdir, context.load_params)
-        inputs = loop.StageInputs(batches=batches, frozen=frozen, weights=weights)
+            weights = recipe.initial_weights(setup, workdir, context.say)
+        frozen = recipe.frozen_trees(setup, workdir)
+        inputs = loop.StageInputs(data=data, batches=batches, frozen=frozen, weights=weights)
         status = loop.train(setup, inputs, context)
     finally:
         batches.close()
@@ -222,19 +213,17 @@ def _run_stage(task: Task, context: loop.RunContext) -> int:
     return status
 
 
-def _count_steps(task: Task, batches: BatchIterator, tokenizer: PreTrainedTokenizerBase) -> int:
+def _count_steps(task: Task, data: StageData, batches: Batches) -> int:
     """Steps of a stage: its key, or as many as its epochs take."""
     stage = task.stage
-    assert_equal_across_processes(
-        f"stages.{task.name}.data.mixture", batches.get_state()["settings"]["mixture"]
-    )
+    assert_equal_across_processes(f"stages.{task.name}.data.mixture", batches.fingerprint)
     if stage.steps:
         return stage.steps
-    examples = stage.epochs * examples_per_epoch(task.config, task.name)
-    return math.ceil(examples / task.examples_per_step(tokenizer))
+    examples = stage.epochs * batches.examples_per_epoch
+    return math.ceil(examples / data.examples_per_step())
 
 
-def _open_workdir(config: Config, workdir: Path) -> PreTrainedTokenizerBase:
+def _open_workdir(config: Config, workdir: Path, recipe: Recipe) -> PreTrainedTokenizerBase:
     """Writes configuration and tokenizer, or checks them against those of an earlier start."""
     workdir.mkdir(parents=True, exist_ok=True)
     saved, folder = workdir / "config.json", workdir / "tokenizer"
@@ -244,7 +233,7 @@ def _open_workdir(config: Config, workdir: Path) -> PreTrainedTokenizerBase:
     elif any((workdir / name).exists() for name in config.curriculum):
         raise ConfigError(f"{workdir}: holds stages but no config.json; choose another --workdir")
     source = config.tokenizer or Path(config.data_dir) / "tokenizer"
-    tokenizer = load_tokenizer(config, folder if folder.is_dir() else source)
+    tokenizer = recipe.load_tokenizer(config, folder if folder.is_dir() else Path(source))
     if len(tokenizer) > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's"

@@ -63,6 +63,7 @@ def iterator(index, count, rows, streams=Drawing, limit=1.0):
         rows=rows,
         max_bad_fraction=limit,
         settings=place,
+        examples_per_epoch=1,
     )
 
 
@@ -72,7 +73,7 @@ def go_on(states, count, rows, batches):
     for index in range(count):
         process = iterator(index, count, rows)
         if states:
-            process.set_state(redistribute(states, index, count))
+            process.resume(states)
         for _ in range(batches):
             samples += next(process)
         after.append(json.loads(json.dumps(process.get_state())))

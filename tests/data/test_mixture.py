@@ -62,9 +62,9 @@ def test_fewer_records_than_processes_are_refused():
 
 
 def test_examples_per_epoch_counts_all_sources(config):
-    assert mixture.examples_per_epoch(config, "video") == 24
+    assert len(mixture.Mixture(config, "video")) == 24
     config.stages.video.data.mixture.b = schema.source("moving_shapes/small", "other", 0.1)
-    assert mixture.examples_per_epoch(config, "video") == 32
+    assert len(mixture.Mixture(config, "video")) == 32
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_every_record_is_read_once_per_configured_epoch(several, config):
         b=dict(split="other", epochs=3.0),
         c=dict(split="train", sampling="first:7"),
     )
-    assert len(loaded) == mixture.examples_per_epoch(config, "video") == 24 + 3 * 8 + 7
+    assert len(loaded) == len(mixture.Mixture(config, "video")) == 24 + 3 * 8 + 7
     order = mixture.stream(loaded.lengths, loaded.shares, 11)
     for start in (0, len(loaded)):
         drawn = Counter(order[start + n] for n in range(len(loaded)))

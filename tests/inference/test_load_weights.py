@@ -24,7 +24,7 @@ from elva_jax.inference.load_weights import compute_type, load_weights, watched
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import unstack_layers
 from elva_jax.inference.quantization import quantize_weights
-from elva_jax.models import lora
+from elva_jax.ops import lora
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 ALPHA = 8.0

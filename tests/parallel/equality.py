@@ -32,9 +32,9 @@ from elva_jax.parallel.launchers import detect_process
 from elva_jax.parallel.mesh import AXES, describe_mesh, make_mesh, shard_batch
 from elva_jax.parallel.sharding import activation_rules, on_mesh, parameter_shardings
 from elva_jax.parallel.zero import make_zero
+from elva_jax.tasks.evaluators.program import ScoreRows
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import step
-from elva_jax.training.evaluators.program import ScoreRows
 from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import key_path
 
@@ -122,7 +122,7 @@ def alone(stage: str, accumulate: int, folder: Path | None):
 
 def scored(task, mesh, params, frozen, rows) -> float:
     """The loss on answers as an evaluation during training measures it."""
-    score = ScoreRows(set_up(task, mesh, 1), merging=task.stage.merging, features=False)
+    score = ScoreRows(set_up(task, mesh, 1), task, merging=task.stage.merging, features=False)
     numbers = jax.process_index() * ROWS + np.arange(len(rows["patches"]), dtype=np.int32)
     out = score(params, frozen, {**rows, "row": numbers})
     assert out["overflow"] == 0

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from elva_jax.config import schema
 from elva_jax.models.towers.build import input_shape, make_tower
 from elva_jax.models.towers.features import tower_features
-from elva_jax.tasks.base import Content
 from elva_jax.tasks.clips import clip_features
 from elva_jax.tasks.guidance import Guidance, number_of_clips, tower_flops
+from elva_jax.training.task import Content
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, pack
 
 SIGLIP = schema.TeacherConfig(

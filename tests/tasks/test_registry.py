@@ -9,25 +9,21 @@ import pytest
 
 from elva_jax.config import schema
 from elva_jax.parallel.mesh import make_mesh, shard_batch
-from elva_jax.tasks.base import Content, Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.registry import TASKS, make_task, task_of
 from elva_jax.training.mfu import Speed
 from elva_jax.training.setup import fresh_state, set_up
 from elva_jax.training.step import TrainStep
+from elva_jax.training.task import Content
 
 
-class Line(Task):
+class Line(ModelTask):
     """Fits y = a x + b to points."""
 
     exports = "line"
     init_from = ""
     row_tokens = 1
     logical_sizes: ClassVar = {}
-
-    def open_batches(self, tokenizer, *, process_index=0, process_count=1):
-        x = np.linspace(-1, 1, self.stage.batch_size, dtype=np.float32)
-        while True:
-            yield {"x": x, "y": 3 * x + 1}
 
     def batch_shapes(self):
         shape = jax.ShapeDtypeStruct((self.stage.batch_size,), jnp.float32)
@@ -70,13 +66,14 @@ def test_it_is_found_and_learns(config):
     setup = set_up(task, mesh, 60)
     step, state = TrainStep(setup), fresh_state(setup, {"line/bias": jnp.float32(0.5)})
     assert float(state.params["line"]["bias"]) == 0.5
-    batches = task.open_batches(None)
+    x = np.linspace(-1, 1, task.stage.batch_size, dtype=np.float32)
+    batch = {"x": x, "y": 3 * x + 1}
     for _ in range(60):
-        state, metrics = step(state, {}, shard_batch(next(batches), mesh))
+        state, metrics = step(state, {}, shard_batch(batch, mesh))
     assert float(metrics["square"]) < 1e-2
     assert float(metrics["tokens"]) == 8
     speed = Speed(setup)
-    speed.add(next(batches))
+    speed.add(batch)
     assert speed.report({"seconds": 2.0}, {})["model_tflops"] == pytest.approx(6 * 8 / 2e12)
 
 

@@ -15,16 +15,16 @@ from elva_jax.config.load import load
 from elva_jax.config.schema import ModelConfig, TeacherConfig
 from elva_jax.errors import ConfigError, ConvertError
 from elva_jax.hf.export import export
-from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.encoder_embed import EncoderEmbed
 from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.elva_recipe import ELVA
+from elva_jax.tasks.initial_weights import initial_weights
 from elva_jax.tasks.registry import make_task
-from elva_jax.training import train
-from elva_jax.training.initial_weights import initial_weights
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.optimizer import join_frozen, make_optimizer, trained_part
 from elva_jax.training.setup import set_up
+from elva_jax.training.train import run
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 from elva_jax.video.layout import Clip, Text, build_layout
 
@@ -56,7 +56,7 @@ def config_dir():
 def pooled(config_dir, data_dir, tmp_path_factory):
     """A run of ELVA with temporal pooling instead of merging, without guidance."""
     workdir = tmp_path_factory.mktemp("pooled")
-    assert train.run(ablation(config_dir, data_dir, "figure3_pool_50", "sft"), workdir) == 0
+    assert run(ablation(config_dir, data_dir, "figure3_pool_50", "sft"), workdir, ELVA) == 0
     return workdir
 
 
@@ -82,7 +82,7 @@ def encoder(config_dir, data_dir, teacher, tmp_path_factory):
         ablation(config_dir, data_dir, "baseline_encoder", "sft"),
     )
     config.teacher.init_from = str(teacher[0])
-    assert train.run(config, workdir) == 0
+    assert run(config, workdir, ELVA) == 0
     return workdir
 
 
@@ -138,7 +138,7 @@ def test_tower_is_added_to_weights_without_one(config_dir, data_dir, pooled, tea
     config = ablation(config_dir, data_dir, "baseline_encoder", "sft")
     config.init_from, config.teacher.init_from = str(pooled), str(teacher[0])
     setup, lines = set_up(make_task(config, "sft"), make_mesh(config.mesh), 4), []
-    params = initial_weights(setup, tmp_path, lines.append, load_params)
+    params = initial_weights(setup, tmp_path, lines.append)
     told = "\n".join(lines)
     assert f"sft: takes its vision tower from {teacher[0]}" in told
     assert (
@@ -155,7 +155,7 @@ def test_tower_is_added_to_weights_without_one(config_dir, data_dir, pooled, tea
         ConfigError,
         match=rf"teacher\.init_from: stage sft needs a vision tower, which {pooled} does not have",
     ):
-        initial_weights(setup, tmp_path, lines.append, load_params)
+        initial_weights(setup, tmp_path, lines.append)
 
 
 def test_a_frozen_tower_costs_no_backward_pass():

@@ -14,24 +14,25 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from elva_jax.checkpoints.restore import load_run
-from elva_jax.config import schema
+from elva_jax.config import schema, validate_teacher
 from elva_jax.config.load import resolve
 from elva_jax.config.stage_schema import Evaluator
-from elva_jax.config.validate import MEASURED, OF_TEACHERS
+from elva_jax.config.validate import MEASURED
 from elva_jax.data.example import Turn
 from elva_jax.data.tokenizer import load
 from elva_jax.errors import ConfigError
 from elva_jax.models.build import vision_tower
+from elva_jax.tasks.elva_recipe import ELVA
+from elva_jax.tasks.evaluators import accuracy, loss, merging, retrieval
+from elva_jax.tasks.evaluators.base import Answer, Candidate, Frames, Observations
+from elva_jax.tasks.evaluators.held_out import candidates
+from elva_jax.tasks.evaluators.pairs import recall
+from elva_jax.tasks.evaluators.registry import EVALUATORS
+from elva_jax.tasks.open_data import open_data
 from elva_jax.tasks.registry import make_task
-from elva_jax.training import train
-from elva_jax.training.evaluators import accuracy, loss, merging, retrieval
-from elva_jax.training.evaluators.base import Answer, Candidate, Frames, Observations
-from elva_jax.training.evaluators.best import BestWeights
-from elva_jax.training.evaluators.held_out import candidates
-from elva_jax.training.evaluators.hook import HeldOutEvaluator, make_evaluator
-from elva_jax.training.evaluators.pairs import recall
-from elva_jax.training.evaluators.registry import EVALUATORS, smaller_is_better
+from elva_jax.training.best_weights import BestWeights, smaller_is_better
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.train import run
 
 STEPS = 6
 
@@ -100,20 +101,20 @@ def test_training_is_bitwise_the_same_also_when_interrupted(tiny_run, runs, data
     config = smallest(held_out(tiny_run, data_dir, keep_best="loss", better="larger"))
     plain = config.copy_and_resolve_references()
     plain.stages.sft.eval.every = 0
-    assert train.run(plain, tmp_path / "plain") == 0
+    assert run(plain, tmp_path / "plain", ELVA) == 0
     told = io.StringIO()
     shown = config.copy_and_resolve_references()
     shown.log.tensorboard = True
     shown.checkpoint.mirror = str(tmp_path / "mirror")
-    assert train.run(shown, tmp_path / "whole", console=Console(file=told, width=200)) == 0
+    assert run(shown, tmp_path / "whole", ELVA, console=Console(file=told, width=200)) == 0
     stopping = Interrupting("sft 2/6", stop)
-    assert train.run(config, tmp_path / "cut", console=Console(file=stopping, width=200)) == 75
+    assert run(config, tmp_path / "cut", ELVA, console=Console(file=stopping, width=200)) == 75
     assert "sft: step 2 is evaluated at the next start" in stopping.getvalue()
     falling = Console(file=Interrupting("sft 4: held out", fall), width=200)
     with pytest.raises(RuntimeError, match="fell"):
-        train.run(config, tmp_path / "cut", console=falling)
+        run(config, tmp_path / "cut", ELVA, console=falling)
     assert runs.newest(tmp_path / "cut", "sft") == 3
-    assert train.run(config, tmp_path / "cut") == 0
+    assert run(config, tmp_path / "cut", ELVA) == 0
     assert runs.differences(tmp_path / "cut", tmp_path / "whole", ["sft"]) == []
     assert runs.differences(tmp_path / "plain", tmp_path / "whole", ["sft"]) == ["sft: metrics"]
 
@@ -163,7 +164,9 @@ def test_numbers_are_those_of_the_training_loss(tiny_run, data_dir, stage_of):
     _, state, setup = stage_of(config, "image")
     tower, side = vision_tower(setup.task.config), config.teacher.image_size
     teacher = tower.init(jax.random.key(1), np.zeros((1, side, side, 3), np.float32))["params"]
-    evaluator = HeldOutEvaluator(setup, {"teacher": teacher}, load(data_dir / "tokenizer"))
+    evaluator = open_data(setup.task, load(data_dir / "tokenizer")).make_evaluator(
+        setup, {"teacher": teacher}
+    )
     values = evaluator(state.params)
     assert evaluator(state.params) == values
     batches = list(evaluator._held_out.batches())
@@ -180,9 +183,11 @@ def test_numbers_are_those_of_the_training_loss(tiny_run, data_dir, stage_of):
 
 def test_a_siglip_is_measured_on_held_out_captions(tiny_run, data_dir, stage_of):
     """Six pairs in rows of four: the loss is that of one batch of six."""
-    config = held_out(tiny_run, data_dir, "teacher", "teacher", evaluators=OF_TEACHERS, examples=6)
+    config = held_out(
+        tiny_run, data_dir, "teacher", "teacher", evaluators=validate_teacher.EVALUATORS, examples=6
+    )
     _, state, setup = stage_of(config, "teacher")
-    evaluator = make_evaluator(setup, {}, load(data_dir / "tokenizer"))
+    evaluator = open_data(setup.task, load(data_dir / "tokenizer")).make_evaluator(setup, {})
     values = evaluator(state.params)
     assert evaluator(state.params) == values
     batches = [rows.arrays for rows in evaluator._held_out.batches()]
@@ -270,7 +275,7 @@ def test_options_are_texts_or_letters_and_without_a_right_one_not_scored():
 
 def test_tables_name_the_same_evaluators():
     assert tuple(EVALUATORS) == typing.get_args(Evaluator) == tuple(MEASURED)
-    assert set(OF_TEACHERS) < set(EVALUATORS)
+    assert set(validate_teacher.EVALUATORS) < set(EVALUATORS)
     assert [smaller_is_better(name, "auto") for name in ("loss/color", "merging/loss")] == [
         True
     ] * 2

@@ -8,7 +8,7 @@ import pytest
 
 from elva_jax.checkpoints import restore
 from elva_jax.checkpoints.save import Checkpoints
-from elva_jax.models import lora
+from elva_jax.ops import lora
 from elva_jax.parallel.mesh import make_mesh, shard_batch
 from elva_jax.tasks.registry import make_task
 from elva_jax.utils.trees import flatten_paths

@@ -21,13 +21,14 @@ from elva_jax.config.serialize import freeze
 from elva_jax.data.batches import conversation_batches
 from elva_jax.data.sources import open_examples
 from elva_jax.data.tokenizer import load as load_tokenizer
-from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.elva_recipe import ELVA
+from elva_jax.tasks.initial_weights import initial_weights
+from elva_jax.tasks.open_data import open_data
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import train
-from elva_jax.training.initial_weights import initial_weights
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
@@ -106,7 +107,7 @@ def config(config_file, data_dir, siglip):
 def run(config, tmp_path_factory):
     """Its first stage, trained on questions."""
     workdir = tmp_path_factory.mktemp("merv")
-    assert train.run(config, workdir) == 0
+    assert train.run(config, workdir, ELVA) == 0
     return workdir
 
 
@@ -128,7 +129,7 @@ def test_it_learns_what_only_the_encoders_show(run, config, data_dir, stage_of):
     assert losses[-1] < 0.5 * floor
     # The same training with each image's features at another answer.
     step, state, setup = stage_of(freeze(config), "align", STEPS)
-    batches = setup.task.open_batches(load_tokenizer(data_dir / "tokenizer"))
+    batches = open_data(setup.task, load_tokenizer(data_dir / "tokenizer")).open_batches()
     rng, shuffled = np.random.default_rng(0), []
     for _ in range(STEPS):
         batch = next(batches)
@@ -153,7 +154,7 @@ def test_the_second_stage_continues_from_everything_the_first_has_trained(run, c
     both.curriculum = ("align", "finetune")
     setup = set_up(make_task(both, "finetune"), make_mesh(both.mesh), 1)
     told: list[str] = []
-    got = initial_weights(setup, run, told.append, load_params)
+    got = initial_weights(setup, run, told.append)
     trained = flatten_paths({"elva": load_run(run / "align").params["elva"]})
     assert got.keys() == trained.keys() == flatten_paths(setup.shapes.params).keys()
     for path, leaf in trained.items():
@@ -168,7 +169,7 @@ def test_it_resumes_bitwise(run, config, tmp_path, runs):
     shutil.copytree(run, cut)
     shutil.rmtree(cut / "align" / "checkpoints" / str(STEPS))
     (cut / "align" / "finished.json").unlink()
-    assert train.run(config, cut) == 0
+    assert train.run(config, cut, ELVA) == 0
     assert runs.differences(cut, run, ["align"]) == []
 
 

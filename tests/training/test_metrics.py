@@ -11,9 +11,8 @@ import pytest
 from rich.console import Console
 
 from elva_jax.errors import ConfigError
-from elva_jax.tasks.base import MergeMetrics
 from elva_jax.training.metric_writers import flatten, open_writers, read_metrics, unflatten
-from elva_jax.training.metrics import MetricsWindow
+from elva_jax.training.metrics import MergeMetrics, MetricsWindow
 from elva_jax.training.progress import StageProgress
 
 

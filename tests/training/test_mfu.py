@@ -11,10 +11,11 @@ from elva_jax.config.load import load
 from elva_jax.config.serialize import freeze
 from elva_jax.models import flops
 from elva_jax.parallel.mesh import make_mesh
-from elva_jax.tasks.base import Content, MergeMetrics, TrainedMatrices
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import mfu
+from elva_jax.training.metrics import MergeMetrics
 from elva_jax.training.setup import set_up
+from elva_jax.training.task import Content, TrainedMatrices
 from elva_jax.utils.trees import flatten_paths
 from elva_jax.video.layout import Kind
 

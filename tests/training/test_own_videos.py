@@ -8,8 +8,9 @@ import pytest
 
 from elva_jax.config import schema
 from elva_jax.config.serialize import config_from_dict, config_to_dict
-from elva_jax.training import train
+from elva_jax.tasks.elva_recipe import ELVA
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.train import run
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_two_steps_from_a_json_file_and_videos(tiny_run, data_dir, notes, tmp_pa
     stage.loss.update(tube=0.0, contrastive=0.0)
     stage.data.mixture = {"mine": schema.source(str(notes), root=str(notes.parent / "videos"))}
     stage.data.max_bad_fraction = 0.5
-    assert train.run(config, tmp_path / "run") == 0
+    assert run(config, tmp_path / "run", ELVA) == 0
     lines = read_metrics(tmp_path / "run" / "video")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["generation"]) for line in lines)

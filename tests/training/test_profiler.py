@@ -5,8 +5,9 @@ import json
 from jax.profiler import ProfileData
 from rich.console import Console
 
-from elva_jax.training import train
+from elva_jax.tasks.elva_recipe import ELVA
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.train import run
 
 
 def steps_of(folder):
@@ -29,7 +30,7 @@ def test_requested_steps_are_traced(tiny_run, data_dir, tmp_path, capsys):
     config.log.tensorboard = False
     config.stages.teacher.steps = 5
     config.stages.teacher.optimizer.name = "adamw"
-    assert train.run(config, tmp_path, profile=(2, 3), console=Console(soft_wrap=True)) == 0
+    assert run(config, tmp_path, ELVA, profile=(2, 3), console=Console(soft_wrap=True)) == 0
     assert f"the trace of steps up to 3 is in {tmp_path / 'profile'}" in capsys.readouterr().out
     steps, names = steps_of(tmp_path / "profile")
     assert steps == [2, 3]

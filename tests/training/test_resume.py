@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from elva_jax.training import train
+from elva_jax.tasks.elva_recipe import ELVA
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.train import run
 
 STEPS = {"video": 30, "sft": 30}
 ARG = f"{','.join(STEPS)}+siglip+vivit"  # two teachers guide the first stage, one of them of clips
@@ -34,7 +35,7 @@ def test_killed_and_stopped_equals_uninterrupted(
     config = tiny_run.get_config(ARG)
     config.update_from_flattened_dict(OVERRIDES | {"data_dir": str(data_dir)})
     with_random_towers(config)
-    assert train.run(config, whole) == 0
+    assert run(config, whole, ELVA) == 0
     sources = {
         f"teachers.{name}.init_from": teacher.init_from for name, teacher in config.teachers.items()
     }

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from elva_jax.data.tokenizer import load
-from elva_jax.hf.load import load_params
-from elva_jax.training import train
-from elva_jax.training.initial_weights import frozen_trees
+from elva_jax.tasks.elva_recipe import ELVA
+from elva_jax.tasks.initial_weights import frozen_trees
+from elva_jax.tasks.open_data import open_data
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.train import run
 from elva_jax.utils.trees import flatten_paths
 
 
@@ -27,9 +28,9 @@ def test_two_steps_of_guidance_train_the_decoder(
     stage.optimizer.update(name="adamw", weight_decay=0.0)
     with_random_towers(config)
     step, state, setup = stage_of(config, "video", steps=2)
-    frozen = frozen_trees(setup, tmp_path, load_params)
+    frozen = frozen_trees(setup, tmp_path)
     before = jax.device_get(flatten_paths(state.params))
-    batches = setup.task.open_batches(load(data_dir / "tokenizer"))
+    batches = open_data(setup.task, load(data_dir / "tokenizer")).open_batches()
     for _ in range(2):
         state, metrics = step(state, frozen, next(batches))
         for name in ("loss", "tube", "contrastive"):
@@ -53,11 +54,11 @@ def test_two_teachers_resume_bitwise(tiny_run, data_dir, tmp_path, runs, with_ra
     config.model.merge_layers = (0,)
     with_random_towers(config)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train.run(config, whole) == 0
+    assert run(config, whole, ELVA) == 0
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "video" / "checkpoints" / "4")
     (cut / "video" / "finished.json").unlink()
-    assert train.run(config, cut) == 0
+    assert run(config, cut, ELVA) == 0
     assert runs.differences(cut, whole, ["video"]) == []
     last = read_metrics(cut / "video")[-1]
     terms = [f"{loss}/{name}" for loss in ("tube", "contrastive") for name in config.teachers]

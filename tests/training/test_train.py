@@ -16,8 +16,10 @@ from elva_jax.checkpoints.restore import load_run
 from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.config.serialize import config_to_dict, freeze
 from elva_jax.errors import CheckpointError, ConfigError, StartError, TrainingError
-from elva_jax.training import plots, train
+from elva_jax.tasks.elva_recipe import ELVA
+from elva_jax.training import plots
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.train import run
 from elva_jax.utils.owner import own
 from elva_jax.utils.trees import key_path
 
@@ -49,7 +51,7 @@ def finished(tiny_run, data_dir, tmp_path_factory):
     """A run of teacher, image (guided) and sft (merging; not learning), and its configuration."""
     workdir = tmp_path_factory.mktemp("run")
     config = still(toy(tiny_run, data_dir, "teacher,image,sft"), "sft")
-    assert train.run(config, workdir) == 0
+    assert run(config, workdir, ELVA) == 0
     return workdir, config
 
 
@@ -94,7 +96,7 @@ def test_finished_run_is_unchanged_and_stages_can_be_added(finished, tmp_path, c
     config.log.every = 5
     config.stages["more"] = config.stages.sft
     config.curriculum = (*config.curriculum, "more")
-    assert train.run(config, workdir, console=Console(soft_wrap=True)) == 0
+    assert run(config, workdir, ELVA, console=Console(soft_wrap=True)) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert f"more: starts from {workdir}/sft (stage sft, step 2)" in capsys.readouterr().out
     assert load_run(workdir).stage == "more"
@@ -103,7 +105,7 @@ def test_finished_run_is_unchanged_and_stages_can_be_added(finished, tmp_path, c
 def test_without_matplotlib_a_run_ends_well_and_says_how_to_draw(finished, monkeypatch, capsys):
     workdir, config = finished
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert train.run(config, workdir, console=Console(soft_wrap=True)) == 0
+    assert run(config, workdir, ELVA, console=Console(soft_wrap=True)) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "curves" in line]
     assert lines == ['curves.png is not drawn: needs matplotlib; pip install "elva_jax[plots]"']
     assert plots.draw(workdir, freeze(config)) is None
@@ -123,7 +125,7 @@ def test_another_configuration_is_refused(finished, key, value):
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError) as error:
-        train.run(config, workdir)
+        run(config, workdir, ELVA)
     assert f"{key} (was" in str(error.value)
     assert str(error.value).count("(was") == 1
 
@@ -138,17 +140,17 @@ def test_run_without_a_newer_key_continues(finished, tmp_path):
     for stage in saved["stages"].values():
         del stage["data"]["num_low_frames"]
     (workdir / "config.json").write_text(json.dumps(saved))
-    assert train.run(config, workdir) == 0
+    assert run(config, workdir, ELVA) == 0
     (workdir / "config.json").write_text(json.dumps(saved))
     config.stages.sft.data.update(num_low_frames=2, low_longest_edge=16)
     with pytest.raises(ConfigError, match=r"sft\.data\.num_low_frames \(was 0, is 2\)"):
-        train.run(config, workdir)
+        run(config, workdir, ELVA)
 
 
 def test_a_workdir_in_use_is_refused(finished):
     workdir, config = finished
     with own(workdir), pytest.raises(StartError, match="is in use by process"):
-        train.run(config, workdir)
+        run(config, workdir, ELVA)
 
 
 def test_order_of_started_stages_is_fixed(finished):
@@ -156,7 +158,7 @@ def test_order_of_started_stages_is_fixed(finished):
     config = config.copy_and_resolve_references()
     config.curriculum = ("teacher", "sft")
     with pytest.raises(ConfigError, match=r"curriculum: .* has started teacher, image, sft"):
-        train.run(config, workdir)
+        run(config, workdir, ELVA)
 
 
 def test_more_steps_for_a_finished_stage_are_another_stage(finished, tmp_path):
@@ -169,11 +171,11 @@ def test_more_steps_for_a_finished_stage_are_another_stage(finished, tmp_path):
         r" .* add a stage to curriculum, or .* --config\.init_from=.*run$"
     )
     with pytest.raises(ConfigError, match=message):
-        train.run(config, workdir)
+        run(config, workdir, ELVA)
     config.stages.sft.steps = 2
     config.stages.more = config.stages.sft.copy_and_resolve_references()
     config.curriculum = (*config.curriculum, "more")
-    assert train.run(config, workdir) == 0
+    assert run(config, workdir, ELVA) == 0
     before, after = load_run(workdir / "sft"), load_run(workdir)
     assert after.stage == "more"
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)  # learning rate 0
@@ -183,7 +185,7 @@ def test_stage_starts_from_weights_of_another_run(finished, tiny_run, data_dir, 
     workdir, _ = finished
     config = still(toy(tiny_run, data_dir, "sft"), "sft")
     config.init_from = str(workdir / "image" / "checkpoints" / "2")
-    assert train.run(config, tmp_path, console=Console(soft_wrap=True)) == 0
+    assert run(config, tmp_path, ELVA, console=Console(soft_wrap=True)) == 0
     assert (
         "unused: guidance/frame/bias, guidance/frame/kernel, guidance/log_temperature"
         in capsys.readouterr().out
@@ -198,7 +200,7 @@ def test_teacher_of_another_run_is_used(finished, tiny_run, data_dir, tmp_path, 
     workdir, _ = finished
     config = toy(tiny_run, data_dir, "image")
     config.init_from, config.teacher.init_from = str(workdir), str(workdir / "teacher")
-    assert train.run(config, tmp_path, console=Console(soft_wrap=True)) == 0
+    assert run(config, tmp_path, ELVA, console=Console(soft_wrap=True)) == 0
     told = capsys.readouterr().out
     assert (
         f"image: starts from {workdir} (stage sft, step 2);"
@@ -215,7 +217,7 @@ def test_weights_of_another_shape_are_refused(finished, tiny_run, data_dir, tmp_
         CheckpointError,
         match=r"down_proj/kernel is float32\[2, 48, 32\], stage sft has float32\[2, 40, 32\]",
     ):
-        train.run(config, tmp_path)
+        run(config, tmp_path, ELVA)
 
 
 def test_stage_with_hybrid_resolution_trains(tiny_run, data_dir, tmp_path):
@@ -224,7 +226,7 @@ def test_stage_with_hybrid_resolution_trains(tiny_run, data_dir, tmp_path):
     for name, low in (("with", 2), ("without", 0)):
         config = toy(tiny_run, data_dir, "sft")
         config.stages.sft.data.update(num_low_frames=low, low_longest_edge=16)
-        assert train.run(config, tmp_path / name) == 0
+        assert run(config, tmp_path / name, ELVA) == 0
         losses[name] = [line["loss"] for line in read_metrics(tmp_path / name / "sft")]
     assert np.isfinite(losses["with"]).all()
     assert losses["with"] != losses["without"]
@@ -235,7 +237,7 @@ def test_epochs_become_steps_and_nothing_is_printed_without_a_console(
 ):
     config = toy(tiny_run, data_dir, "teacher", steps=0)
     config.stages.teacher.epochs = 0.32  # of 24 clips, 4 per step
-    assert train.run(config, tmp_path) == 0
+    assert run(config, tmp_path, ELVA) == 0
     assert capsys.readouterr().out == ""
     assert load_run(tmp_path, kind="teacher").step == 2
 
@@ -254,7 +256,7 @@ def test_repeated_infinite_losses_end_the_run(finished, tiny_run, data_dir, tmp_
         match=r"sft: the loss .* not finite for 2 steps in a row, up to step 2.*lower the learning"
         " rate",
     ):
-        train.run(config, tmp_path / "run")
+        run(config, tmp_path / "run", ELVA)
     assert not (tmp_path / "run" / "sft" / "finished.json").exists()
     assert [
         (line["loss"], line["bad_steps"]) for line in read_metrics(tmp_path / "run" / "sft")
@@ -281,4 +283,4 @@ def test_invalid_configurations_are_refused_before_training(
     config = toy(tiny_run, data_dir, "sft")
     change(config)
     with pytest.raises(ConfigError, match=message):
-        train.run(config, tmp_path)
+        run(config, tmp_path, ELVA)

@@ -14,11 +14,11 @@ from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.config.serialize import freeze
 from elva_jax.data.captions import open_captions
-from elva_jax.hf.load import load_params
 from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.api import train
+from elva_jax.tasks.initial_weights import frozen_trees
+from elva_jax.tasks.open_data import open_data
 from elva_jax.tasks.registry import make_task
-from elva_jax.training.api import train
-from elva_jax.training.initial_weights import frozen_trees
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.setup import set_up
 from elva_jax.utils.trees import flatten_paths
@@ -108,7 +108,7 @@ def test_it_finds_the_captions_of_held_out_clips(finished):
     config = config.copy_and_resolve_references()
     config.stages.videos.data.mixture.clips.name = held_out
     params, task = load_run(workdir, kind="teacher").params, make_task(config, "videos")
-    batches = task.open_batches(None)
+    batches = open_data(task, None).open_batches()
     batch = next(batches)
     batches.close()
     assert len({row.tobytes() for row in batch["token_ids"]}) == len(KINDS)
@@ -145,7 +145,7 @@ def test_the_result_is_a_teacher(finished, tmp_path):
     config = config.copy_and_resolve_references()
     config.curriculum, config.teacher.init_from = ("image",), str(workdir)
     setup = set_up(make_task(config, "image"), make_mesh(config.mesh), 1)
-    frozen = frozen_trees(setup, tmp_path, load_params)
+    frozen = frozen_trees(setup, tmp_path)
     ours, theirs = load_run(workdir, kind="teacher").params["vision"], frozen["teacher"]
     for path, leaf in flatten_paths(ours).items():
         np.testing.assert_array_equal(flatten_paths(theirs)[path], leaf, err_msg=path)

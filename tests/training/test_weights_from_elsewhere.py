@@ -13,11 +13,10 @@ from elva_jax.checkpoints.restore import load_run
 from elva_jax.config import schema
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.hf.import_checkpoint import import_weights
-from elva_jax.hf.load import load_params
 from elva_jax.parallel.mesh import make_mesh
+from elva_jax.tasks.api import train
+from elva_jax.tasks.initial_weights import frozen_trees
 from elva_jax.tasks.registry import make_task
-from elva_jax.training.api import train
-from elva_jax.training.initial_weights import frozen_trees
 from elva_jax.training.metric_writers import read_metrics
 from elva_jax.training.setup import set_up
 
@@ -54,7 +53,7 @@ def siglip(tmp_path_factory):
 
 def teachers_of(config, workdir):
     setup = set_up(make_task(config, "image"), make_mesh(config.mesh), 1)
-    return frozen_trees(setup, workdir, load_params)
+    return frozen_trees(setup, workdir)
 
 
 def teacher_of(config, workdir):

@@ -11,7 +11,7 @@ from elva_jax.tools.bench.arguments import add_repeats
 from elva_jax.tools.bench.table import text_table
 
 if TYPE_CHECKING:
-    from elva_jax.tasks.base import Task
+    from elva_jax.tasks.base import ModelTask
 
 HELP = """\
 Runs a stage's training step on random weights and full rows of random videos, on the devices of
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stages = list(config.curriculum)
     name = choose("--stage", args.stage or stages[0], stages)
     task = make_task(config, name)
-    measure: Callable[[Task, int], dict[str, Any]] = measure_step
+    measure: Callable[[ModelTask, int], dict[str, Any]] = measure_step
     if args.trainer == "pytorch":
         from elva_jax.tools.bench import train_pytorch
 
@@ -69,17 +69,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_step(task: Task, repeats: int) -> dict[str, Any]:
+def measure_step(task: ModelTask, repeats: int) -> dict[str, Any]:
     """Times our step, and reads the allocator's high-water mark."""
     import jax
 
     from elva_jax.parallel.mesh import make_mesh, shard_batch
-    from elva_jax.tasks.base import TrainedMatrices
     from elva_jax.tools.bench.timing import machine
     from elva_jax.tools.bench.train_step import random_batch, summary, time_steps
     from elva_jax.training.mfu import memory_gib, peak_flops
     from elva_jax.training.setup import fresh_state, set_up
     from elva_jax.training.step import TrainStep
+    from elva_jax.training.task import TrainedMatrices
 
     mesh = make_mesh(task.config.mesh)
     task.check_mesh(mesh)
@@ -105,7 +105,7 @@ def measure_step(task: Task, repeats: int) -> dict[str, Any]:
     }
 
 
-def _teachers(task: Task) -> dict[str, Any]:
+def _teachers(task: ModelTask) -> dict[str, Any]:
     """The stage's frozen trees, with random weights."""
     import jax
     import numpy as np

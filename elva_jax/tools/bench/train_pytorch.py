@@ -6,13 +6,13 @@ from typing import Any
 
 from elva_jax.errors import ConfigError
 from elva_jax.models import flops
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tools.bench.pytorch import qwen2_settings
 from elva_jax.tools.bench.train_step import random_batch, summary, time_steps
 from elva_jax.training.mfu import PEAKS
 
 
-def measure(task: Task, repeats: int, *, compiled: bool = False) -> dict[str, Any]:
+def measure(task: ModelTask, repeats: int, *, compiled: bool = False) -> dict[str, Any]:
     """Times the step on rows of as many tokens as ours, all of which are text.
 
     Args:
@@ -70,7 +70,7 @@ def measure(task: Task, repeats: int, *, compiled: bool = False) -> dict[str, An
     }
 
 
-def _forward_flops(task: Task, length: int, answers: int) -> float:
+def _forward_flops(task: ModelTask, length: int, answers: int) -> float:
     """Matrix products of one causal row of `length` tokens, with logits of `answers` of them."""
     model = task.config.model
     linear = 2.0 * length * flops.layer_weights(model)

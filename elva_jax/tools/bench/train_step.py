@@ -10,7 +10,7 @@ import numpy as np
 
 from elva_jax.data.packing import RowCapacity
 from elva_jax.data.teacher_frames import TeacherFrames
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tools.bench.random_model import random_patches
 from elva_jax.tools.bench.timing import spread
 from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, frame_tokens, pack
@@ -18,7 +18,7 @@ from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout, frame_t
 QUESTION, ANSWER = 149, 120  # text tokens after each video, as in `elva bench flops`
 
 
-def random_batch(task: Task, seed: int = 0) -> dict[str, Any]:
+def random_batch(task: ModelTask, seed: int = 0) -> dict[str, Any]:
     """A batch of the stage's shapes, whose rows are as full as whole videos make them.
 
     Each example is a video of the stage's frames, a question and an answer. Half of the patches
@@ -73,7 +73,7 @@ def time_steps(step: Callable[[], None], repeats: int) -> list[float]:
 
 
 def summary(
-    task: Task, tokens: float, flops: float, seconds: list[float], peak: float | None
+    task: ModelTask, tokens: float, flops: float, seconds: list[float], peak: float | None
 ) -> dict[str, Any]:
     """Speed of steps of `tokens` tokens and `flops` FLOPs, on devices with `peak` FLOP/s."""
     times = spread(seconds)

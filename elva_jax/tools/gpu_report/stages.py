@@ -9,14 +9,14 @@ from elva_jax.tools.gpu_report.cards import plan_device
 from elva_jax.tools.gpu_report.context import Context
 
 if TYPE_CHECKING:
-    from elva_jax.tasks.base import Task
+    from elva_jax.tasks.base import ModelTask
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 ROWS = 4  # of a step; stage 3 has one micro-batch for each
 TINY = {"stage2": "video", "stage3": "sft"}
 
 
-def make(context: Context, stage: str, *overrides: str) -> Task:
+def make(context: Context, stage: str, *overrides: str) -> ModelTask:
     """The task of `stage2` or `stage3`.
 
     Raises:

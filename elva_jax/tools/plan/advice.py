@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tools.plan.hardware import GIB
 
 STATE = ("parameters", "optimizer", "gradients")
 
 
-def advice(task: Task, plan: Mapping[str, Any], devices: int) -> list[str]:
+def advice(task: ModelTask, plan: Mapping[str, Any], devices: int) -> list[str]:
     """One line per change, the most promising first; empty if nothing needs to change."""
     if not plan["fits"]:
         return [*_shrink_state(task, plan, devices), *_shrink_activations(task, plan, devices)]
@@ -39,7 +39,7 @@ def _free_bytes(plan: Mapping[str, Any]) -> float:
     return plan["usable"] - _state_bytes(plan) - plan["memory"]["teacher"]
 
 
-def _shrink_state(task: Task, plan: Mapping[str, Any], devices: int) -> Iterator[str]:
+def _shrink_state(task: ModelTask, plan: Mapping[str, Any], devices: int) -> Iterator[str]:
     state = _state_bytes(plan)
     if _free_bytes(plan) > 0 and state <= _working_bytes(plan):
         return
@@ -54,7 +54,7 @@ def _shrink_state(task: Task, plan: Mapping[str, Any], devices: int) -> Iterator
         yield f"{freeze}: the state takes {state / GIB:.1f} GiB of each"
 
 
-def _shrink_activations(task: Task, plan: Mapping[str, Any], devices: int) -> Iterator[str]:
+def _shrink_activations(task: ModelTask, plan: Mapping[str, Any], devices: int) -> Iterator[str]:
     model, stage, name = task.config.model, task.stage, task.name
     has_decoder = bool(task.decoder_pieces())
     if model.remat != "full" and has_decoder:

@@ -20,7 +20,7 @@ from elva_jax.models import flops
 from elva_jax.models.towers.common import head_dim_of
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.parallel.mesh import BATCH_AXES
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.losses import CHUNK_LOGITS
 
 # Matrix products relative to the two of attention's forward pass (scores and values). The backward
@@ -29,20 +29,20 @@ BACKWARD_PRODUCTS = 5 / 2
 KEEPS_ATTENTION = ("none", "names")  # remat policies that keep the result of attention
 
 
-def rows(task: Task, mesh: Mapping[str, int]) -> tuple[int, int]:
+def rows(task: ModelTask, mesh: Mapping[str, int]) -> tuple[int, int]:
     """Rows of one micro-batch on one device, and micro-batches per step."""
     accumulate = task.stage.optimizer.accumulate
     parts = math.prod(mesh[axis] for axis in BATCH_AXES) * accumulate
     return task.stage.batch_size // parts, accumulate
 
 
-def clips(task: Task) -> int:
+def clips(task: ModelTask) -> int:
     """Videos of a row, which a teacher of clips sees one by one, if all have the stage's frames."""
     data = task.stage.data
     return max(data.max_frames // data.num_frames, 1)
 
 
-def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
+def attention_flops(task: ModelTask, mesh: Mapping[str, int]) -> float:
     """FLOPs of attention in one device's step, which the compiled stand-in leaves out.
 
     0 if there is no stand-in: the compiled program then has the products.
@@ -62,7 +62,7 @@ def attention_flops(task: Task, mesh: Mapping[str, int]) -> float:
     return forwards * each * micro * times / _head_shards(decoder, mesh)
 
 
-def _by_stand_in(task: Task, mesh: Mapping[str, int]) -> bool:
+def _by_stand_in(task: ModelTask, mesh: Mapping[str, int]) -> bool:
     """Whether a stand-in takes the place of attention, which cuDNN's kernel will compute."""
     decoder, tower, parts = _decoder(task), task.config.teacher, mesh["context"]
     if not task.decoder_pieces():
@@ -76,7 +76,7 @@ def _on_gpu(head_dim: int, dtype: str, implementation: str = "auto", parts: int 
     return choose_implementation(head_dim, dtype, implementation, parts, backend="gpu").name
 
 
-def _decoder(task: Task) -> ModelConfig:
+def _decoder(task: ModelTask) -> ModelConfig:
     return task.config.model
 
 
@@ -85,7 +85,7 @@ def _head_shards(decoder: ModelConfig, mesh: Mapping[str, int]) -> int:
     return mesh["tensor"] if decoder.num_heads % mesh["tensor"] == 0 else 1
 
 
-def mask_bytes(task: Task, mesh: Mapping[str, int]) -> int:
+def mask_bytes(task: ModelTask, mesh: Mapping[str, int]) -> int:
     """Bytes of the mask of packed examples for cuDNN's kernel.
 
     The kernel takes a square of booleans and one of 16-bit numbers per row.
@@ -97,7 +97,7 @@ def mask_bytes(task: Task, mesh: Mapping[str, int]) -> int:
     return micro * longest**2 * (1 + 2)
 
 
-def activations(task: Task, mesh: Mapping[str, int]) -> int:
+def activations(task: ModelTask, mesh: Mapping[str, int]) -> int:
     """Bytes of one device's activations at the peak of the backward pass under remat = full.
 
     Counts one hidden state per layer and token, and a copy of the layers' weights and gradients if
@@ -135,7 +135,9 @@ def activations(task: Task, mesh: Mapping[str, int]) -> int:
     return micro * kept + stack + max(layer_set, head_set)
 
 
-def memory_traffic(task: Task, mesh: Mapping[str, int], trained: int, parameters: int) -> float:
+def memory_traffic(
+    task: ModelTask, mesh: Mapping[str, int], trained: int, parameters: int
+) -> float:
     """Bytes that one device moves to and from its memory in a step.
 
     Assumes that XLA fuses all elementwise operations.

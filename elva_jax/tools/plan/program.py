@@ -28,7 +28,7 @@ from elva_jax.errors import ElvaError
 from elva_jax.models.build import parameter_shapes
 from elva_jax.ops.attention import replaced_by
 from elva_jax.parallel.mesh import batch_sharding, replicated
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.registry import make_task, task_of
 from elva_jax.tools.plan import estimate, hlo
 from elva_jax.tools.plan.attention import fused_shapes
@@ -81,8 +81,9 @@ def fake_devices(count: int) -> None:
 def compile_stage(config: ConfigDict | Config, name: str, mesh: Mesh, steps: int) -> Compiled:
     """Compiles the training step of stage `name` for `mesh`."""
     config = _in_float16(typed(Config, config), name)
-    setup = set_up(make_task(config, name), mesh, steps)
-    frozen, batch = teacher_shapes(setup.task, mesh), batch_shapes(setup.task, mesh)
+    task = make_task(config, name)
+    setup = set_up(task, mesh, steps)
+    frozen, batch = teacher_shapes(task, mesh), batch_shapes(task, mesh)
     step = TrainStep(setup)
     with replaced_by(fused_shapes):
         traced = step.trace(setup.shapes, frozen, batch)
@@ -104,11 +105,11 @@ def compile_stage(config: ConfigDict | Config, name: str, mesh: Mesh, steps: int
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
         counts={"all": _count(params), "trained": _count(trained)},
-        program=hlo.read(compiled.as_text(), mesh.size, open_trips=_open_trips(setup.task)),
+        program=hlo.read(compiled.as_text(), mesh.size, open_trips=_open_trips(task)),
     )
 
 
-def _open_trips(task: Task) -> int:
+def _open_trips(task: ModelTask) -> int:
     """How often the loop over the videos of a row runs; 0: no teacher sees clips."""
     return estimate.clips(task) if TeacherFrames.of(task.teachers.values()).media else 0
 
@@ -133,7 +134,7 @@ def _in_float16(config: Config, name: str) -> Config:
     return dataclasses.replace(config, model=model, teacher=teacher, stages=stages)
 
 
-def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
+def batch_shapes(task: ModelTask, mesh: Mesh) -> dict[str, Any]:
     """The shapes of a task's batch, split over the mesh."""
     where = batch_sharding(mesh)
     return jax.tree.map(
@@ -142,7 +143,7 @@ def batch_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
     )
 
 
-def teacher_shapes(task: Task, mesh: Mesh) -> dict[str, Any]:
+def teacher_shapes(task: ModelTask, mesh: Mesh) -> dict[str, Any]:
     """The shapes of a task's frozen trees: the teachers' vision towers on every device."""
     where, trees = replicated(mesh), {}
     for name, teacher in task.teachers.items():

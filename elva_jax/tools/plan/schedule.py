@@ -7,7 +7,7 @@ import math
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tools.analysis.paper import EXAMPLES
 from elva_jax.video.layout import frame_tokens
 
@@ -24,7 +24,7 @@ class Schedule:
     source: str  # of the number of steps
 
 
-def schedule(task: Task) -> Schedule:
+def schedule(task: ModelTask) -> Schedule:
     """The steps of a stage; the data themselves are not needed.
 
     If the stage counts in epochs, an example has square frames of `longest_edge`, the largest

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elva_jax.tasks.base import Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.advice import advice
 from elva_jax.tools.plan.hardware import EFFICIENCY, GIB, NETWORK_EFFICIENCY, USABLE, Device
@@ -21,7 +21,7 @@ from elva_jax.tools.plan.teachers import plan_teachers
 DAY = 86_400
 
 
-def plan_stage(task: Task, mesh: Mesh, device: Device) -> dict[str, Any]:
+def plan_stage(task: ModelTask, mesh: Mesh, device: Device) -> dict[str, Any]:
     """Compiles a stage's step and returns its needs as a JSON-able tree.
 
     Sizes are bytes per device, times are seconds.
@@ -63,7 +63,7 @@ def plan_stage(task: Task, mesh: Mesh, device: Device) -> dict[str, Any]:
     return plan | {"advice": advice(task, plan, mesh.size)}
 
 
-def memory_of(task: Task, axes: Mapping[str, int], compiled: Compiled) -> dict[str, int]:
+def memory_of(task: ModelTask, axes: Mapping[str, int], compiled: Compiled) -> dict[str, int]:
     """Bytes on one device, by purpose."""
     parts = {
         "parameters": compiled.parameters,
@@ -77,7 +77,7 @@ def memory_of(task: Task, axes: Mapping[str, int], compiled: Compiled) -> dict[s
     return parts | {"total": sum(parts.values())}
 
 
-def work_of(task: Task, axes: Mapping[str, int], compiled: Compiled) -> dict[str, float]:
+def work_of(task: ModelTask, axes: Mapping[str, int], compiled: Compiled) -> dict[str, float]:
     """FLOPs of one device's step by speed, and bytes to and from its memory."""
     trained, parameters = compiled.trained, compiled.parameters
     return {

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from elva_jax.config.teachers import with_teacher
 from elva_jax.models.build import parameter_shapes
-from elva_jax.tasks.base import Content, Task
+from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.guidance import tower_flops
 from elva_jax.tools.plan import estimate
 from elva_jax.tools.plan.hardware import EFFICIENCY, Device
+from elva_jax.training.task import Content
 
 
-def plan_teachers(task: Task, mesh: Mapping[str, int], device: Device) -> list[dict[str, Any]]:
+def plan_teachers(task: ModelTask, mesh: Mapping[str, int], device: Device) -> list[dict[str, Any]]:
     """The needs of each teacher on one device, in bytes, FLOPs and seconds of a step."""
     frames, clips = task.stage.data.max_frames, estimate.clips(task)
     micro, times = estimate.rows(task, mesh)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from elva_jax.training.evaluators.base import Answer, Observations, by_family
-from elva_jax.training.evaluators.loss import right_answers
+from elva_jax.tasks.evaluators.base import Answer, Observations, by_family
+from elva_jax.tasks.evaluators.loss import right_answers
 
 
 def evaluate(observed: Observations) -> Iterator[tuple[str, float]]:

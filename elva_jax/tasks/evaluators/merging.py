@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from elva_jax.training.evaluators.accuracy import SHARES
-from elva_jax.training.evaluators.base import Observations
-from elva_jax.training.evaluators.loss import mean_loss, right_answers
+from elva_jax.tasks.evaluators.accuracy import SHARES
+from elva_jax.tasks.evaluators.base import Observations
+from elva_jax.tasks.evaluators.loss import mean_loss, right_answers
 
 
 def evaluate(observed: Observations) -> Iterator[tuple[str, float]]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from elva_jax.config.schema import Config
-from elva_jax.hf.load import load_params
+from elva_jax.tasks.elva_recipe import ELVA
 from elva_jax.training.train import run
 from elva_jax.utils.quiet import quiet_libraries
 
@@ -54,7 +54,7 @@ def train(
     """
     file: Any = _Lines(progress) if callable(progress) else None
     console = None if progress is None else Console(file=file, soft_wrap=True)
-    return run(config, workdir, profile=profile, console=console, load_params=load_params)
+    return run(config, workdir, ELVA, profile=profile, console=console)
 
 
 class _Lines(io.StringIO):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from elva_jax.training.evaluators.base import Answer, Observations, by_family
+from elva_jax.tasks.evaluators.base import Answer, Observations, by_family
 
 
 def evaluate(observed: Observations) -> Iterator[tuple[str, float]]:

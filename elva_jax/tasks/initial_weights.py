@@ -9,33 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elva_jax.checkpoints.restore import Loaded, load_run_params
-from elva_jax.checkpoints.wanted import VISION, LoadParams, check_complete, check_shapes, load_tower
+from elva_jax.checkpoints.wanted import VISION, check_complete, check_shapes, load_tower
 from elva_jax.config.merv import RANDOM
 from elva_jax.config.schema import Config
 from elva_jax.config.teachers import with_teacher
 from elva_jax.errors import CheckpointError, ConfigError
+from elva_jax.hf.load import load_params
 from elva_jax.models.build import parameter_shapes
-from elva_jax.models.lora import is_factor
 from elva_jax.parallel.mesh import replicated
-from elva_jax.tasks.base import Task
-from elva_jax.tasks.registry import kind_of, task_of
+from elva_jax.tasks.base import ModelTask
+from elva_jax.tasks.registry import task_of
 from elva_jax.training.setup import TrainSetup
 from elva_jax.utils.trees import flatten_paths, unflatten_paths
 
 BASELINE = "its vision tower", "teacher"  # the encoder-based baseline's tower, and its group
 
 
-def load_from_run(
-    source: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct], config: Config, *, subtree: str
-) -> Loaded:
-    """Reads parameters from runs and converted checkpoints only."""
-    kind = kind_of("vision" if subtree == "text" else subtree)
-    return load_run_params(source, targets, kind=kind)
-
-
 def initial_weights(
-    setup: TrainSetup, workdir: Path, say: Callable[[str], None], load: LoadParams
+    setup: TrainSetup, workdir: Path, say: Callable[[str], None]
 ) -> dict[str, jax.Array]:
     """Parameters by path, as far as a source has them; the rest of the stage's starts at random.
 
@@ -47,28 +38,28 @@ def initial_weights(
       CheckpointError: a parameter of another shape.
       ConvertError: a Hugging Face folder that is damaged or does not fit.
     """
-    task, name = setup.task, setup.task.name
+    task, name = _model_task(setup), setup.task.name
     targets = {
         path: leaf
         for path, leaf in flatten_paths(setup.shapes.params).items()
-        if not is_factor(path)
+        if not task.is_adapter(path)
     }
     before = _stage_before(task, task.exports)
     source = workdir / before if before else task.init_from
-    parts = {} if before else _parts(task, targets, say, load)
+    parts = {} if before else _parts(task, targets, say)
     if not source:
-        return parts | _towers(task, workdir, targets, say, load)
+        return parts | _towers(task, workdir, targets, say)
     of_source = targets
     if not before:
         own = tuple(f"{subtree}/" for subtree in task.part_sources)
         of_source = {path: leaf for path, leaf in targets.items() if not path.startswith(own)}
-    loaded = load(source, of_source, task.config, subtree=task.exports)
+    loaded = load_params(source, of_source, task.config, subtree=task.exports)
     check_shapes(loaded.params, targets, source, f"stage {name}")
     if not loaded.params:
         raise CheckpointError(f"{source}: shares no parameter with stage {name}")
     params = loaded.params | parts
     missing = {path: leaf for path, leaf in targets.items() if path not in params}
-    params |= _towers(task, workdir, missing, say, load)
+    params |= _towers(task, workdir, missing, say)
     note = f"{name}: starts from {source} ({loaded.origin})"
     unused = set(loaded.unused) - parts.keys()
     for label, paths in (("fresh", targets.keys() - params.keys()), ("unused", unused)):
@@ -78,10 +69,7 @@ def initial_weights(
 
 
 def _parts(
-    task: Task,
-    targets: Mapping[str, jax.ShapeDtypeStruct],
-    say: Callable[[str], None],
-    load: LoadParams,
+    task: ModelTask, targets: Mapping[str, jax.ShapeDtypeStruct], say: Callable[[str], None]
 ) -> dict[str, jax.Array]:
     """The parameters that have sources of their own, by path.
 
@@ -93,21 +81,21 @@ def _parts(
         wanted = {path: leaf for path, leaf in targets.items() if path.startswith(f"{subtree}/")}
         if not source or not wanted:
             continue
-        loaded = load(source, wanted, task.config, subtree=subtree)
+        loaded = load_params(source, wanted, task.config, subtree=subtree)
         check_complete(loaded.params, wanted, source, f"stage {task.name}")
         say(f"{task.name}: takes {subtree} from {source} ({loaded.origin})")
         params |= loaded.params
     return params
 
 
-def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str, Any]:
+def frozen_trees(setup: TrainSetup, workdir: Path) -> dict[str, Any]:
     """The trees that the stage's loss reads beside its parameters: the teachers' vision towers.
 
     Raises:
       CheckpointError: a parameter is missing, or has another shape.
       ConvertError: a Hugging Face folder that is damaged or does not fit.
     """
-    everywhere, task, trees = replicated(setup.mesh), setup.task, {}
+    everywhere, task, trees = replicated(setup.mesh), _model_task(setup), {}
     for name, teacher in task.teachers.items():
         config = with_teacher(task.config, teacher)
         targets = {
@@ -116,12 +104,12 @@ def frozen_trees(setup: TrainSetup, workdir: Path, load: LoadParams) -> dict[str
         }
         key = f"teachers.{name}" if task.config.teachers else "teacher"
         source = _tower_source(task, config, workdir, key)
-        params = load_tower(load, source, config, targets, f"{VISION}/", f"the run's {key}")
+        params = load_tower(load_params, source, config, targets, f"{VISION}/", f"the run's {key}")
         trees[name] = unflatten_paths(params)[VISION]
     return trees
 
 
-def _stage_before(task: Task, exports: str) -> str | None:
+def _stage_before(task: ModelTask, exports: str) -> str | None:
     """The last earlier stage of the curriculum that trains a subtree."""
     names, stages = list(task.config.curriculum), task.config.stages
     earlier = reversed(names[: names.index(task.name)])
@@ -129,11 +117,7 @@ def _stage_before(task: Task, exports: str) -> str | None:
 
 
 def _towers(
-    task: Task,
-    workdir: Path,
-    missing: Mapping[str, Any],
-    say: Callable[[str], None],
-    load: LoadParams,
+    task: ModelTask, workdir: Path, missing: Mapping[str, Any], say: Callable[[str], None]
 ) -> dict[str, jax.Array]:
     """The parts of the `missing` parameters that are vision towers in the model, by path."""
     params: dict[str, jax.Array] = {}
@@ -147,12 +131,12 @@ def _towers(
         elif wanted:
             config = with_teacher(task.config, tower)
             source = _tower_source(task, config, workdir, key)
-            params |= load_tower(load, source, config, missing, ours, f"the run's {key}")
+            params |= load_tower(load_params, source, config, missing, ours, f"the run's {key}")
             say(f"{task.name}: takes {label} from {source}")
     return params
 
 
-def _tower_source(task: Task, config: Config, workdir: Path, key: str) -> str | Path:
+def _tower_source(task: ModelTask, config: Config, workdir: Path, key: str) -> str | Path:
     """Where a vision tower's weights are: `config.teacher.init_from`, or an earlier stage.
 
     Args:
@@ -168,3 +152,9 @@ def _tower_source(task: Task, config: Config, workdir: Path, key: str) -> str | 
             " does not have; set it"
         )
     return config.teacher.init_from or workdir / str(before)
+
+
+def _model_task(setup: TrainSetup) -> ModelTask:
+    """The task of a stage, which tells where its weights come from."""
+    assert isinstance(setup.task, ModelTask)  # all of `tasks.registry` are
+    return setup.task

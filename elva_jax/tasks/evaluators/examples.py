@@ -19,7 +19,7 @@ from elva_jax.data.safe_read import Rejected, read_safely
 from elva_jax.data.sources import check_files
 from elva_jax.errors import DataError
 from elva_jax.parallel.collectives import all_gather_json
-from elva_jax.tasks.base import Task
+from elva_jax.training.task import Task
 
 READERS = 4  # threads that decode
 CACHE_BYTES = 2**30  # of batches that stay in memory between evaluations; more are read again

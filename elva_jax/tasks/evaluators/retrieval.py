@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from elva_jax.training.evaluators.base import Observations
+from elva_jax.tasks.evaluators.base import Observations
 
 
 def evaluate(observed: Observations) -> Iterator[tuple[str, float]]:

@@ -21,9 +21,8 @@ from elva_jax.checkpoints.format import STORAGE_ERRORS, saved_steps, short_reaso
 from elva_jax.checkpoints.save import save_weights
 from elva_jax.errors import CheckpointError, ConfigError
 from elva_jax.parallel.collectives import all_gather_json
-from elva_jax.tasks.base import Task
-from elva_jax.training.evaluators.registry import smaller_is_better
 from elva_jax.training.metric_writers import read_metrics
+from elva_jax.training.task import Task
 
 PREFIX = "eval/"  # of the numbers in reports
 
@@ -139,6 +138,11 @@ class BestWeights:
                 return reports[step]
             shutil.rmtree(self._path(step))
         return None
+
+
+def smaller_is_better(metric: str, better: str) -> bool:
+    """The direction of a number by `eval.better`; a loss is smaller by itself."""
+    return better == "smaller" or (better == "auto" and "loss" in metric.split("/"))
 
 
 def is_evaluation(report: Mapping[str, Any]) -> bool:

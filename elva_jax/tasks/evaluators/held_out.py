@@ -23,9 +23,9 @@ from elva_jax.data.decode_example import ConversationDecoder
 from elva_jax.data.example import Example, Turn
 from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows
 from elva_jax.data.teacher_frames import TeacherFrames
-from elva_jax.tasks.base import Task
-from elva_jax.training.evaluators.base import Candidate
-from elva_jax.training.evaluators.examples import HeldOutExamples
+from elva_jax.tasks.base import ModelTask
+from elva_jax.tasks.evaluators.base import Candidate
+from elva_jax.tasks.evaluators.examples import HeldOutExamples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class HeldOut(HeldOutExamples[Rows]):
     """
 
     def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, options: bool, teacher: bool
+        self, task: ModelTask, tokenizer: PreTrainedTokenizerBase, *, options: bool, teacher: bool
     ):
         super().__init__(task)
         frames = TeacherFrames.of(task.teachers.values() if teacher else ())

@@ -1,33 +1,21 @@
-"""The hook that evaluates every `eval.every` steps, and at the end of the stage."""
+"""Evaluation of a stage of kind elva: the scores of held-out answers, which evaluators reduce."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from elva_jax.checkpoints.state import TrainState
 from elva_jax.errors import TrainingError
 from elva_jax.parallel.collectives import all_gather_json
-from elva_jax.tasks.base import Metrics
-from elva_jax.tasks.siglip import SiglipTask
-from elva_jax.training.evaluators.base import Answer, Candidate, Frames, Observations
-from elva_jax.training.evaluators.best import PREFIX, BestWeights
-from elva_jax.training.evaluators.held_out import HeldOut, Rows
-from elva_jax.training.evaluators.pairs import PairEvaluator
-from elva_jax.training.evaluators.program import ScoreRows
-from elva_jax.training.evaluators.registry import EVALUATORS
-from elva_jax.training.goodput import StepClock
-from elva_jax.training.hooks import Hook
-from elva_jax.training.metric_writers import MetricWriters
-from elva_jax.training.progress import StageProgress
+from elva_jax.tasks.evaluators.base import Answer, Candidate, Frames, Observations
+from elva_jax.tasks.evaluators.held_out import HeldOut, Rows
+from elva_jax.tasks.evaluators.program import ScoreRows
+from elva_jax.tasks.evaluators.registry import EVALUATORS
+from elva_jax.tasks.video_llm import VideoLlmTask
 from elva_jax.training.setup import TrainSetup
-
-SHOWN = ("loss", "exact", "choice", "retrieval")  # on the console
 
 
 class HeldOutEvaluator:
@@ -35,6 +23,7 @@ class HeldOutEvaluator:
 
     Args:
       setup: of the stage.
+      task: its task.
       frozen: the trees that its loss reads.
       tokenizer: the run's.
 
@@ -43,20 +32,24 @@ class HeldOutEvaluator:
     """
 
     def __init__(
-        self, setup: TrainSetup, frozen: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+        self,
+        setup: TrainSetup,
+        task: VideoLlmTask,
+        frozen: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
     ):
-        stage = setup.task.stage
-        self._setup, self._frozen, self._names = setup, frozen, stage.eval.evaluators
+        stage = task.stage
+        self._task, self._frozen, self._names = task, frozen, stage.eval.evaluators
         features = "retrieval" in self._names
         self._held_out = HeldOut(
-            setup.task,
+            task,
             tokenizer,
             options=bool({"accuracy", "merging"} & set(self._names)),
             teacher=features,
         )
         modes = (False, True) if "merging" in self._names else (stage.merging,)
         self._programs = {
-            mode: ScoreRows(setup, merging=mode, features=features and mode == stage.merging)
+            mode: ScoreRows(setup, task, merging=mode, features=features and mode == stage.merging)
             for mode in modes
         }
 
@@ -76,7 +69,7 @@ class HeldOutEvaluator:
           DataError: no example can be read.
           TrainingError: tokens do not fit into a merge bucket.
         """
-        own = self._setup.task.stage.merging
+        own = self._task.stage.merging
         answers: dict[bool, list[Answer]] = {mode: [] for mode in self._programs}
         frames: list[Frames] = []
         for rows in self._held_out.of_all_processes(stop):
@@ -86,9 +79,9 @@ class HeldOutEvaluator:
                 scores = program(params, self._frozen, rows.arrays)
                 if scores["overflow"]:
                     raise TrainingError(
-                        f"{self._setup.task.name}: {scores['overflow']} tokens of an evaluation did"
+                        f"{self._task.name}: {scores['overflow']} tokens of an evaluation did"
                         " not fit into the merge bucket; raise"
-                        f" stages.{self._setup.task.name}.merge_buckets"
+                        f" stages.{self._task.name}.merge_buckets"
                     )
                 answers[mode] += _answers(rows, scores)
                 if mode == own and "ours" in scores:
@@ -102,86 +95,6 @@ class HeldOutEvaluator:
         values = {name: value for e in self._names for name, value in EVALUATORS[e](observed)}
         counts = {"answers": len(observed.own), "unreadable": unreadable}
         return values | {name: float(count) for name, count in counts.items()}
-
-
-def make_evaluator(
-    setup: TrainSetup, frozen: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> HeldOutEvaluator | PairEvaluator:
-    """The evaluator of a stage: of answers, or, for a stage that trains a teacher, of captions.
-
-    Raises:
-      DataError: the held-out data is missing or malformed.
-    """
-    if isinstance(setup.task, SiglipTask):
-        return PairEvaluator(setup, setup.task, tokenizer)
-    return HeldOutEvaluator(setup, frozen, tokenizer)
-
-
-class EvaluationHook(Hook):
-    """Evaluates, reports the numbers as `eval/…`, and keeps the best weights.
-
-    Args:
-      setup: of the stage.
-      evaluator: measures parameters.
-      best: takes the weights.
-      clock: told what the time goes into.
-      writers: of metrics.jsonl and the like.
-      progress: shows the numbers.
-      stop: whether the run is asked to stop, which does not wait for an evaluation; the next start
-        makes up for it.
-    """
-
-    def __init__(
-        self,
-        setup: TrainSetup,
-        evaluator: HeldOutEvaluator | PairEvaluator,
-        *,
-        best: BestWeights,
-        clock: StepClock,
-        writers: MetricWriters,
-        progress: StageProgress,
-        stop: Callable[[], bool],
-    ):
-        self._setup, self._evaluator, self._best = setup, evaluator, best
-        self._clock, self._writers, self._progress = clock, writers, progress
-        self._stop = stop
-
-    def begin(self, step: int, state: TrainState) -> None:
-        """Evaluates the step that the stage continues from, where a stop did not let it."""
-        if step and self._is_due(step) and step not in self._best.reported_steps():
-            self._evaluate(step, state)
-
-    def after_step(
-        self, step: int, state: TrainState, batch: Mapping[str, Any], metrics: Metrics
-    ) -> None:
-        """Evaluates the weights after a step, if it is time."""
-        if not self._is_due(step):
-            return
-        self._clock.charge("host")
-        jax.block_until_ready(metrics)
-        self._clock.charge("device")
-        self._evaluate(step, state)
-        self._clock.charge("evaluate")
-
-    def _is_due(self, step: int) -> bool:
-        return step % self._setup.task.stage.eval.every == 0 or step == self._setup.steps
-
-    def _evaluate(self, step: int, state: TrainState) -> None:
-        # A stage that is complete does not start again.
-        start, last = time.monotonic(), step == self._setup.steps
-        values = self._evaluator(state.params, lambda: self._stop() and not last)
-        if values is None:
-            name = self._setup.task.name
-            self._progress.note(f"{name}: step {step} is evaluated at the next start")
-            return
-        saved = self._best.offer(step, self._best.value_of(values), state.params)
-        values["seconds"] = time.monotonic() - start
-        self._writers.write(step, {PREFIX + name: value for name, value in values.items()})
-        shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
-        words = [f"{values['seconds']:.1f} s", *(["best so far"] if saved else [])]
-        self._progress.note(
-            f"{self._setup.task.name} {step}: held out:  {'  '.join(shown)}  ({', '.join(words)})"
-        )
 
 
 def _answers(rows: Rows, scores: Mapping[str, np.ndarray]) -> Iterator[Answer]:

@@ -19,12 +19,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.data.batches import caption_collator
+from elva_jax.data.captions import Captions
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.decode_example import CaptionDecoder
 from elva_jax.data.example import Example
+from elva_jax.tasks.evaluators.examples import HeldOutExamples
+from elva_jax.tasks.evaluators.program import MeshProgram
 from elva_jax.tasks.siglip import SiglipTask
-from elva_jax.training.evaluators.examples import HeldOutExamples
-from elva_jax.training.evaluators.program import MeshProgram
 from elva_jax.training.setup import TrainSetup
 
 CHUNK = 1024  # rows whose similarities to all others exist at once
@@ -43,14 +44,14 @@ class HeldOutPairs(HeldOutExamples[PairRows]):
     Args:
       task: of the stage.
       tokenizer: the run's.
+      captions: the tokens of captions.
 
     Raises:
       DataError: the data is missing or malformed.
     """
 
-    def __init__(self, task: SiglipTask, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, task: SiglipTask, tokenizer: PreTrainedTokenizerBase, captions: Captions):
         super().__init__(task)
-        captions = task.captions(tokenizer)
         self._decoder = CaptionDecoder(
             self._mixture, self._config, self._stage, tokenizer, captions
         )
@@ -96,14 +97,21 @@ class PairEvaluator:
       setup: of the stage.
       task: its task.
       tokenizer: the run's.
+      captions: the tokens of captions.
 
     Raises:
       DataError: the held-out data is missing or malformed.
     """
 
-    def __init__(self, setup: TrainSetup, task: SiglipTask, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        setup: TrainSetup,
+        task: SiglipTask,
+        tokenizer: PreTrainedTokenizerBase,
+        captions: Captions,
+    ):
         self._names = task.stage.eval.evaluators
-        self._held_out = HeldOutPairs(task, tokenizer)
+        self._held_out = HeldOutPairs(task, tokenizer, captions)
 
         def encode(params: Any, frozen: Any, batch: Any) -> dict[str, Any]:
             del frozen
@@ -117,7 +125,7 @@ class PairEvaluator:
     def __call__(
         self, params: Any, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """See `hook.HeldOutEvaluator.__call__`; no tokens merge."""
+        """See `training.stage_data.Evaluate`; no tokens merge."""
         parts: list[dict[str, np.ndarray]] = []
         scalars: list[np.ndarray] = []
         for rows in self._held_out.of_all_processes(stop):

@@ -47,13 +47,14 @@ class ScoreRows:
     """`(params, frozen, rows) -> scores` of the tokens of answers.
 
     Args:
-      setup: of the stage, whose task is a `VideoLlmTask`.
+      setup: of the stage.
+      task: its task.
       merging: whether tokens merge.
       features: whether to return the features that the contrastive loss compares.
     """
 
-    def __init__(self, setup: TrainSetup, *, merging: bool, features: bool):
-        self._setup, self._merging, self._features = setup, merging, features
+    def __init__(self, setup: TrainSetup, task: VideoLlmTask, *, merging: bool, features: bool):
+        self._task, self._merging, self._features = task, merging, features
         self._program = MeshProgram(setup, self._scores, f"merging {merging}")
 
     def __call__(self, params: Any, frozen: Any, rows: Any) -> dict[str, Any]:
@@ -72,8 +73,7 @@ class ScoreRows:
         return self._program(params, frozen, rows)
 
     def _scores(self, params: Any, frozen: Any, batch: Any) -> dict[str, Any]:
-        task: Any = self._setup.task
-        assert isinstance(task, VideoLlmTask)  # `config.validate` refuses others
+        task = self._task
         out = task.forward(params, batch, merging=self._merging)
         chunk = losses.head_chunk(out.hidden.shape[1], task.config.model.vocab_size)
         head = vocabulary_head(params["elva"]["decoder"])
