@@ -84,8 +84,9 @@ def read_visual(visual: Any, bounds: Mapping[str, Any] | None = None) -> Medium:
         return Pictures(tuple(map(_checked, visual if visual.ndim == 4 else [visual])))
     if isinstance(visual, (list, tuple)) and visual:
         frames = [read_visual(frame) for frame in visual]
-        if all(isinstance(frame, Pictures) for frame in frames):
-            return Pictures(tuple(f for each in frames for f in each.frames))  # type: ignore[union-attr]
+        pictures = [frame for frame in frames if isinstance(frame, Pictures)]
+        if len(pictures) == len(frames):
+            return Pictures(tuple(frame for each in pictures for frame in each.frames))
         if all(isinstance(frame, str) for frame in visual):
             return Media(tuple(visual), "video")
     if isinstance(visual, Mapping):

@@ -151,7 +151,11 @@ def log_to_stderr() -> None:
         logger.propagate = False
 
 
-def _pair(loss: float, greedy: bool, counts: TokenCounts | None = None) -> GenerationResult:  # noqa: FBT001
+def _pair(
+    loss: float,
+    greedy: bool,  # noqa: FBT001
+    counts: TokenCounts | None = None,
+) -> GenerationResult:
     return GenerationResult(Pair((loss, greedy)), counts)
 
 
