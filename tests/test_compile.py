@@ -13,6 +13,9 @@ from elva_jax.testing import tiny_model, tiny_video
 from elva_jax.utils.compilation_cache import ProgramCount
 
 SETTINGS = ("dir", "max_size")
+# One merging layer, by similarity, so that few programs are compiled.
+MERGING = {"merge_layers": (1,), "merge_policies": ("threshold",), "merge_thresholds": (0.6,)}
+MODEL = {"num_layers": 2, "merge_ratios": (1.0,), **MERGING}
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def programs(tmp_path, monkeypatch):
 
 
 def test_a_later_start_loads_all_programs(tmp_path, programs, capsys):
-    tiny_model().save_pretrained(tmp_path / "tiny")
+    tiny_model(**MODEL).save_pretrained(tmp_path / "tiny")
     for number, frame in enumerate(tiny_video(4)):
         (tmp_path / "video").mkdir(exist_ok=True)
         Image.fromarray(np.asarray(frame)).save(tmp_path / "video" / f"{number}.png")
@@ -52,7 +55,7 @@ def test_a_later_start_loads_all_programs(tmp_path, programs, capsys):
 
 
 def test_made_videos_and_wrong_options(tmp_path, programs, capsys):
-    tiny_model().save_pretrained(tmp_path / "tiny")
+    tiny_model(**MODEL).save_pretrained(tmp_path / "tiny")
     words = ["compile", "--checkpoint", str(tmp_path / "tiny"), "--frames", "2"]
     assert cli.main([*words, "--picture-size", "64x32", "--question-tokens", "12:12"]) == 0
     assert re.findall(r"^(\d+%) of the picture changes: ", capsys.readouterr().out, re.M) == [

@@ -90,7 +90,9 @@ for name in elva_jax.__all__:
     if name not in ("evaluate", "train"):
         getattr(elva_jax, name)
 elva_jax.EvalConfig()
-model, video = testing.tiny_model(), testing.tiny_video()
+merging = {"merge_policies": ("both",), "merge_thresholds": (0.6,), "merge_ratios": (0.6,)}
+model = testing.tiny_model(num_layers=2, merge_layers=(1,), **merging)  # few programs
+video = testing.tiny_video()
 question, options = "What color is the square?", ["red", "blue"]
 answer = model.answer(video, question, max_new_tokens=2)
 scores = model.score(video, question, options)

@@ -96,7 +96,7 @@ def beyond_caches(path, frames):
 
     model.engine.placement.put = watched
     media, before = model.read_all(testing.tiny_video(frames), frames=frames), alive()
-    merging = elva_jax.Merging((elva_jax.MergeLayer(2, "ratio", ratio=0.3),))  # few programs
+    merging = elva_jax.Merging((elva_jax.MergeLayer(1, "ratio", ratio=0.3),))  # few programs
     prefilled = model.prefill([media], merging=merging)
     return prefilled.prefix.tokens[:, 0].tolist(), most
 

@@ -42,4 +42,6 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model():
-    return testing.tiny_model()
+    """It merges once and by ratio: videos of one size keep one length, so programs are shared."""
+    merging = {"merge_policies": ("ratio",), "merge_thresholds": (0.0,), "merge_ratios": (0.5,)}
+    return testing.tiny_model(num_layers=2, merge_layers=(1,), **merging)

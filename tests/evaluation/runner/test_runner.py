@@ -34,7 +34,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return testing.tiny_model()
+    return shapes.small_model()
 
 
 def evaluate(model, root, config=SMALL, **more):
@@ -222,7 +222,7 @@ def test_answers_of_other_settings_are_refused(model, root, limited, changes, me
 
 def test_answers_of_another_model_are_refused(root, limited):
     with pytest.raises(DataError, match=r"another evaluation \(weights_hash: [0-9a-f]{16}, now"):
-        evaluate(testing.tiny_model(seed=1), root, output=limited)
+        evaluate(shapes.small_model(seed=1), root, output=limited)
 
 
 @pytest.mark.parametrize(

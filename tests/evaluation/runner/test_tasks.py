@@ -21,7 +21,7 @@ from elva_jax.evaluation.runner.tasks import read_questions, resolve
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    testing.tiny_model().save_pretrained(folder)
+    shapes.small_model().save_pretrained(folder)
     return folder
 
 

@@ -30,11 +30,16 @@ PROFILES = (
 )
 
 
+def small_model(seed=0):
+    """It merges by ratio: clips of one size keep one length, so programs are shared."""
+    return testing.tiny_model(seed, merge_policies=("ratio", "ratio"), merge_ratios=(0.6, 0.6))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint, three clips and the questions about them, of which four cannot be asked."""
     folder = tmp_path_factory.mktemp("file")
-    testing.tiny_model().save_pretrained(folder / "tiny")
+    small_model().save_pretrained(folder / "tiny")
     for k, color in enumerate(("red", "green", "blue")):
         testing.write_video(folder / f"{k}.mp4", testing.tiny_video(color=color, seed=k))
     data = "data:video/mp4;base64," + base64.b64encode((folder / "1.mp4").read_bytes()).decode()
@@ -221,7 +226,7 @@ def test_answers_of_other_settings_are_refused(folder, done, capsys, more, messa
 def test_other_weights_and_other_rows_are_refused(folder, done, tmp_path, capsys):
     copy = tmp_path / "file"
     shutil.copytree(folder, copy)
-    testing.tiny_model(seed=1).save_pretrained(copy / "other")
+    small_model(seed=1).save_pretrained(copy / "other")
     given = words(copy, copy / "out" / "a.jsonl")
     given[2] = str(copy / "other")
     assert main(given) == 1
