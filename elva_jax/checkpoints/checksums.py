@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 import jax
 
 from elva_jax.errors import CheckpointError
-from elva_jax.utils.files import write_atomic
+from elva_jax.utils.files import crc32, write_atomic
 from elva_jax.utils.read import read_json
 
 FILE_NAME = "checksums.json"  # {path relative to the step: [bytes, CRC-32]}
 THREADS = 8  # files read at the same time
-CHUNK_BYTES = 2**22
 
 
 def write_checksums(step: Path) -> None:
@@ -51,11 +49,7 @@ def find_damage(step: Path, items: tuple[str, ...]) -> str | None:
 
 
 def _size_and_crc(path: Path) -> tuple[int, int]:
-    size = checksum = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
-    return size, checksum
+    return path.stat().st_size, crc32(path)
 
 
 def _compare(path: Path, size: int, checksum: int) -> str | None:
@@ -63,7 +57,7 @@ def _compare(path: Path, size: int, checksum: int) -> str | None:
         found = path.stat().st_size
         if found != size:
             return f"has {found} bytes of {size}"
-        return None if _size_and_crc(path)[1] == checksum else "is not what was saved"
+        return None if crc32(path) == checksum else "is not what was saved"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

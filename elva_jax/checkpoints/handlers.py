@@ -22,7 +22,7 @@ from elva_jax.config.serialize import config_to_dict
 from elva_jax.utils.trees import key_path
 
 LAYERS = "/layers/"  # in the path of a parameter that stacks layers
-CHUNK_BYTES = 2**25  # of an array, before compression; smaller arrays are one chunk
+CHUNK_BYTES = 2**25  # of an array; smaller arrays are one chunk
 
 
 class StepHandler(ocp.CompositeCheckpointHandler):
@@ -41,7 +41,15 @@ class StepArgs(ocp.args.Composite):
 
 def open_writer() -> ocp.AsyncCheckpointer:
     """Writes whole steps in the background."""
-    return ocp.AsyncCheckpointer(StepHandler(**_handlers(ITEMS)))
+    return ocp.AsyncCheckpointer(StepHandler(**_handlers(ITEMS) | {"params": plain_arrays()}))
+
+
+def plain_arrays(**options: Any) -> ocp.PyTreeCheckpointHandler:
+    """Writes arrays as they are, with `options` of Orbax's handler.
+
+    Compression would save 5 to 8 % of float32 weights; decoding takes longer than reading that.
+    """
+    return ocp.PyTreeCheckpointHandler(use_compression=False, **options)
 
 
 def open_reader(items: Sequence[str] = ITEMS) -> ocp.Checkpointer:

@@ -28,6 +28,7 @@ from elva_jax.checkpoints.handlers import (
     StepHandler,
     open_reader,
     open_writer,
+    plain_arrays,
     save_args,
     step_metadata,
 )
@@ -122,7 +123,7 @@ class Checkpoints:
         """
         self.wait()
         args = StepArgs(
-            params=ocp.args.StandardSave(state.params, save_args=save_args(state.params)),
+            params=ocp.args.PyTreeSave(state.params, save_args=save_args(state.params)),
             optimizer=ocp.args.StandardSave(flatten_paths(state.replace(params=None))),
             data=ocp.args.JsonSave({"processes": all_gather_json(data)}),
             meta=ocp.args.JsonSave(step_metadata(config, stage, step) | {"temporary": temporary}),
@@ -284,13 +285,7 @@ class Checkpoints:
 
 
 def save_weights(
-    folder: str | Path,
-    params: Any,
-    config: Config,
-    stage: str,
-    *,
-    step: int = 0,
-    compress: bool = False,
+    folder: str | Path, params: Any, config: Config, stage: str, *, step: int = 0
 ) -> None:
     """Saves weights alone as a step, for inference and `init_from`.
 
@@ -302,13 +297,10 @@ def save_weights(
       config: the configuration of the weights.
       stage: the name of the stage.
       step: their number.
-      compress: whether arrays are compressed, as in a saved step of training.
     """
     # Orbax must be allowed the largest array; a higher limit only lets it hold several copies.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-    arrays = ocp.PyTreeCheckpointHandler(
-        save_concurrent_gb=max(-(-largest // 10**9), 1), use_compression=compress
-    )
+    arrays = plain_arrays(save_concurrent_gb=max(-(-largest // 10**9), 1))
     handlers = {"params": arrays, "meta": ocp.JsonCheckpointHandler()}
     meta = ocp.args.JsonSave(step_metadata(config, stage, step))
     with ocp.Checkpointer(StepHandler(**handlers)) as writer:

@@ -15,15 +15,14 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from elva_jax.errors import ConvertError, first_line
+from elva_jax.hf.checksums import check_bytes
 from elva_jax.hf.config_values import check_values
 from elva_jax.hf.pickles import unpickle
 from elva_jax.hf.safetensors_io import Entry, all_finite, read_header
 from elva_jax.utils import read
 from elva_jax.utils.background import checking
-from elva_jax.utils.files import sha256
 from elva_jax.utils.numbers import shown
 
-CHECKSUMS = "checksums.json"  # {file: SHA-256 of its bytes}
 SAFE_INDEX, SAFE_FILE = "model.safetensors.index.json", "model.safetensors"
 PICKLE_INDEX, PICKLE_FILE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
@@ -148,7 +147,7 @@ def open_store(path: str | Path, *, allow_pickle: bool = False) -> TensorStore:
     """
     folder, config = _open_folder(path, allow_pickle=allow_pickle)
     if files := _weight_files(folder, SAFE_INDEX, (".safetensors",)):
-        _check_bytes(folder, files)
+        check_bytes(folder, files)
         return _open_safe(folder, config, files)
     if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
         return _open_pickles(folder, config, files, allow_pickle=allow_pickle)
@@ -169,7 +168,7 @@ def opening_store(path: str | Path) -> Iterator[TensorStore]:
         if files := _weight_files(folder, PICKLE_INDEX, PICKLE_SUFFIXES):
             refuse_pickle(files[0])
         raise _nothing_to_open(folder)
-    with checking(partial(_check_bytes, folder, files)):
+    with checking(partial(check_bytes, folder, files)):
         yield _open_safe(folder, config, files)
 
 
@@ -199,7 +198,7 @@ def open_adapter(path: str | Path, *, allow_pickle: bool = False) -> TensorStore
         )
     config = read_json(folder / ADAPTER_CONFIG)
     if (folder / ADAPTER_FILE).is_file():
-        _check_bytes(folder, [folder / ADAPTER_FILE])
+        check_bytes(folder, [folder / ADAPTER_FILE])
         return _open_safe(folder, config, [folder / ADAPTER_FILE])
     if (folder / ADAPTER_PICKLE).is_file():
         files = [folder / ADAPTER_PICKLE]
@@ -240,7 +239,7 @@ def _open_pickles(
 ) -> TensorStore:
     if not allow_pickle:
         refuse_pickle(files[0])
-    _check_bytes(folder, files)
+    check_bytes(folder, files)
     loaded = {file: unpickle(file) for file in files}
     headers = {file: entries_of(file, tensors) for file, tensors in loaded.items()}
     entries = _check_index(folder / PICKLE_INDEX, headers)
@@ -344,20 +343,6 @@ def _check_index(index: Path, found: Mapping[Path, Mapping[str, Entry]]) -> dict
             listed = "; ".join(wrong[:20]) + more
             raise ConvertError(f"{index}: {listed}; download index and files again")
     return {name: entry for entries in found.values() for name, entry in entries.items()}
-
-
-def _check_bytes(folder: Path, files: Sequence[Path]) -> None:
-    """Raises ConvertError if a file does not have its known checksum."""
-    sums = read_json(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else {}
-    for file in files:
-        blob = file.resolve().name
-        in_cache = file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
-        expected = sums.get(file.name) or (blob if in_cache else None)
-        if expected and (actual := sha256(file)) != expected:
-            raise ConvertError(
-                f"{file}: damaged, its sha256 is {actual[:12]}…, expected {shown(expected)[:12]}…;"
-                " download or export it again"
-            )
 
 
 def _download(name: str, *, allow_pickle: bool) -> Path:

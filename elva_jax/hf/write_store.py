@@ -8,15 +8,16 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from elva_jax.errors import ConvertError
+from elva_jax.hf.checksums import CHECKSUMS, record
 from elva_jax.hf.safetensors_io import DTYPES, Entry
-from elva_jax.hf.tensor_store import CHECKSUMS, SAFE_INDEX, TensorStore
-from elva_jax.utils.files import sha256
+from elva_jax.hf.tensor_store import SAFE_INDEX, TensorStore
 from elva_jax.utils.owner import own
 
 
@@ -82,8 +83,8 @@ def _write_raw(raw: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str
 
 def _write_shards(
     raw: Path, entries: dict[str, Entry], shard_bytes: int, pattern: str, metadata: dict[str, str]
-) -> dict[str, str]:
-    """Writes the safetensors files beside the raw one, and their index; their checksums."""
+) -> dict[str, Any]:
+    """Writes the safetensors files beside the raw one, and their index; records of the files."""
     folder = raw.parent
     split = split_state_dict_into_shards_factory(
         entries,
@@ -97,7 +98,7 @@ def _write_shards(
         save_file({name: store.read(name) for name in names}, folder / file, metadata)
         with (folder / file).open("rb") as written:
             os.fsync(written.fileno())
-        sums[file] = sha256(folder / file)
+        sums[file] = record(folder / file)
         for name in names:
             store.release(name)
             del remaining[name]

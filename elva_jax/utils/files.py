@@ -10,6 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+try:
+    from zlib_ng.zlib_ng import crc32 as _crc32
+except ImportError:  # where it has no wheel: the same sums, slower
+    from zlib import crc32 as _crc32
+
+BLOCK = 2**20  # bytes that are read at a time; they stay in the processor's cache
+
 
 @contextlib.contextmanager
 def open_atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -52,3 +59,14 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32(path: Path, begin: int = 0, end: int | None = None) -> int:
+    """The CRC-32 of the bytes `begin` to `end` of a file; None: to its end."""
+    block = memoryview(bytearray(BLOCK))
+    checksum, remaining = 0, (path.stat().st_size if end is None else end) - begin
+    with path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        while remaining > 0 and (count := file.readinto(block[: min(BLOCK, remaining)])):
+            checksum, remaining = _crc32(block[:count], checksum), remaining - count
+    return checksum

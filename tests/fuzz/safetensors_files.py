@@ -52,6 +52,7 @@ FOLDERS = [
     {"model.safetensors": [HEADER, 0, 40], "config.json": HF},
     FILES | {"b.safetensors": [{}, 0, 0], "config.json": HF, "model.safetensors.index.json": INDEX},
     FILES | {"checksums.json": {"a.safetensors": "0" * 64}},
+    FILES | {"checksums.json": {"a.safetensors": {"sha256": "0" * 64, "crc32": [0]}}},
 ]
 CONFIG = freeze(tiny_config())
 TARGETS = make_targets(parameter_shapes(CONFIG, "elva"), np.dtype(np.float32))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 
 from elva_jax.errors import ConvertError
-from elva_jax.hf import safetensors_io
+from elva_jax.hf import checksums, safetensors_io
 from elva_jax.hf.safetensors_io import all_finite
 from elva_jax.hf.tensor_store import open_store
 from elva_jax.hf.write_store import write_store
@@ -116,9 +117,10 @@ def test_index_has_the_format_of_transformers(tmp_path):
         f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
     }
     sums = json.loads((tmp_path / "m" / "checksums.json").read_text())
+    files = {name: (tmp_path / "m" / name).read_bytes() for name in index["weight_map"].values()}
     assert sums == {
-        name: hashlib.sha256((tmp_path / "m" / name).read_bytes()).hexdigest()
-        for name in set(index["weight_map"].values())
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "crc32": [zlib.crc32(content)]}
+        for name, content in files.items()
     }
 
 
@@ -187,13 +189,42 @@ def test_index_that_contradicts_its_files_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("bit", [0, 6])
-def test_a_flipped_bit_breaks_the_checksum(tmp_path, bit):
+@pytest.mark.parametrize("kind", ["pieces", "sha256"])
+def test_a_flipped_bit_breaks_the_checksum(tmp_path, monkeypatch, bit, kind):
+    """By pieces, as we write them, and by SHA-256 alone, as older folders have it."""
+    monkeypatch.setattr(checksums, "PIECE", 100)
     write_store(tmp_path / "m", tensors().items())
-    file = tmp_path / "m" / "model.safetensors"
+    file, sums = tmp_path / "m" / "model.safetensors", tmp_path / "m" / "checksums.json"
     content = bytearray(file.read_bytes())
+    record = json.loads(sums.read_text())[file.name]
+    assert record["crc32"] == [
+        zlib.crc32(content[i : i + 100]) for i in range(0, len(content), 100)
+    ]
+    at = (len(content) - 30) // 100 * 100
+    words = f"damaged, bytes {at} to {at + 100} are not what was written"
+    if kind == "sha256":
+        sums.write_text(json.dumps({file.name: record["sha256"]}))
+        words = "damaged, its sha256"
+    open_store(tmp_path / "m")
     content[-30] ^= 1 << bit
     file.write_bytes(content)
-    with pytest.raises(ConvertError, match=r"model\.safetensors: damaged, its sha256"):
+    with pytest.raises(ConvertError, match=rf"model\.safetensors: {words}"):
+        open_store(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("crc32", "words"),
+    [
+        (None, r"checksums\.json: lists no crc32 of model\.safetensors"),
+        ([], r"model\.safetensors: has 1 pieces of 64 MiB, .* lists 0"),
+        (["0"], r"model\.safetensors: damaged, bytes 0 to "),
+    ],
+)
+def test_checksums_that_cannot_be_are_refused(tmp_path, crc32, words):
+    write_store(tmp_path / "m", tensors().items())
+    record = {"model.safetensors": {"crc32": crc32}}
+    (tmp_path / "m" / "checksums.json").write_text(json.dumps(record))
+    with pytest.raises(ConvertError, match=words):
         open_store(tmp_path / "m")
 
 

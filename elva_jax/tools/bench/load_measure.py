@@ -65,7 +65,7 @@ def write_random(model: ModelConfig, folder: Path) -> dict[str, Path]:
 
     params = {path: draw(shape) for path, shape in parameter_shapes(config, "elva").items()}
     run = folder / "run"
-    save_weights(run / STAGE, unflatten_paths(params), config, STAGE, compress=True)
+    save_weights(run / STAGE, unflatten_paths(params), config, STAGE)
     del params
     (run / "config.json").write_text(json.dumps(config_to_dict(config)))
     build(["What moves?"], run / "tokenizer", vocab_size=300)
