@@ -200,28 +200,37 @@ class Absent:
         if name.split(".")[0] in ("grain", "tensorflow_datasets"):
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Absent())
-from elva_jax.hf.import_checkpoint import import_weights
-print(import_weights(sys.argv[1], sys.argv[2]).parameters)
+from elva_jax.cli import main
+sys.exit(main(["convert", "import", *sys.argv[1:]]))
 """
 
 
-def test_converting_needs_neither_grain_nor_tensorflow_datasets(qwen, tmp_path):
-    out = subprocess.run(
-        [sys.executable, "-c", WITHOUT, qwen, tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert out.stdout == "20960\n", out.stderr
+def convert(source, out, *words):
+    """What `elva convert import` prints where these are absent, and its peak memory in GB."""
+    command = [sys.executable, "-c", WITHOUT, source, out, *words]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, float(re.search(r"peak resident memory ([\d.]+) GB", done.stdout)[1])
 
 
-WIDTH, INNER, LAYERS, ROWS = 1536, 8960, 28, 151_936  # Qwen2-1.5B
+@pytest.fixture(scope="module")
+def small(qwen, tmp_path_factory):
+    """`convert` of a tiny model."""
+    return convert(qwen, tmp_path_factory.mktemp("small") / "out")
+
+
+def test_converting_needs_neither_grain_nor_tensorflow_datasets(small):
+    assert "20,960 parameters" in small[0]
+
+
+WIDTH, INNER, LAYERS, ROWS = 1536, 8960, 16, 151_936  # Qwen2-1.5B has 28 layers
 
 
 def large_tensors():
     rng = np.random.default_rng(0)
 
-    @functools.cache  # layers share their values: to draw 1.5 billion takes 12 seconds
+    @functools.cache  # layers share their values: to draw them all takes seconds
     def draw(*shape):
         bits = rng.integers(0, 1 << 14, int(np.prod(shape)), dtype=np.uint16) | np.uint16(0x3000)
         return bits.view(ml_dtypes.bfloat16).reshape(shape)
@@ -245,7 +254,12 @@ def large_tensors():
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_1_5b_takes_little_more_memory_than_its_size(tmp_path, config_dir):
+def test_a_large_checkpoint_takes_little_more_memory_than_its_size(small, tmp_path, config_dir):
+    """The import of a tiny model says what Python, JAX and Orbax take by themselves.
+
+    Beside the parameters are the copies that are being written, of at most 1 GB, and a few more of
+    single tensors; a second copy of all would be 2 GB.
+    """
     config = transformers.Qwen2Config(
         vocab_size=ROWS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
         num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True,
@@ -253,30 +267,17 @@ def test_a_checkpoint_of_1_5b_takes_little_more_memory_than_its_size(tmp_path, c
     ).to_json_string()  # fmt: skip
     source, out = tmp_path / "hf", tmp_path / "out"
     write_store(source, large_tensors(), files={"config.json": config.encode()})
-    command = [
-        sys.executable,
-        "-m",
-        "elva_jax.cli",
-        "convert",
-        "import",
-        source,
-        out,
-        "--config",
-        f"{config_dir / 'elva.py'}:size=1_5b",
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    print(done.stdout)
-    assert "1,543,714,304 parameters in bfloat16" in done.stdout
-    assert float(re.search(r"([\d.]+) times the 3\.09 GB", done.stdout)[1]) < 1.6
+    config, fields = f"{config_dir / 'elva.py'}:size=1_5b", f"--config.model.num_layers={LAYERS}"
+    told, peak = convert(source, out, "--config", config, fields)
+    _, fixed = small
+    print(told, fixed)
+    assert "982,140,416 parameters in bfloat16" in told
+    size = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 1e9
+    assert 1.96 < size < 1.97
+    assert peak - fixed - size < 1.2
     meta = json.loads((out / "config.json").read_text())
     assert meta["model"]["hidden_size"] == WIDTH
-    for folder in (source, out):  # six gigabytes that nobody needs any more
+    for folder in (source, out):  # gigabytes that nobody needs any more
         for file in folder.rglob("*"):
             if file.is_file():
                 file.unlink()
