@@ -111,7 +111,10 @@ def from_hf_config(config: Mapping[str, Any]) -> ConfigDict:
         except ConfigError as error:
             raise ConvertError(f"config.json: {error}") from None
         model[ours] = value
-    model.update(rope.read(config["rope_parameters"] or {}, model.max_position, "config.json"))
+    scaling = rope.read(config["rope_parameters"] or {}, model.max_position, "config.json")
+    if scaling["rope_scaling"] == "default":  # what is not written has its default
+        del scaling["rope_original_max_position"]
+    model.update(scaling)
     model.dtype = "float32" if config.get("dtype", "float32") == "float32" else "bfloat16"
     return model
 
