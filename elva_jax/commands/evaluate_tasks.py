@@ -150,6 +150,7 @@ def run_tasks(args: argparse.Namespace) -> int:
 
 def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
     """The exit status; says which media could not be read, and why answers are not judged."""
+    from elva_jax.evaluation.columns import printable
     from elva_jax.evaluation.runner.run import unjudged, unreadable
 
     status = 0
@@ -165,5 +166,5 @@ def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
                 listed = "; ".join(list(reasons)[:MOST_NAMED])
                 more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
                 message = f"{evaluation.benchmark}: {sum(reasons.values())} {text}"
-                print(f"{message}: {listed}{more}", file=sys.stderr)
+                print(printable(f"{message}: {listed}{more}"), file=sys.stderr)
     return status

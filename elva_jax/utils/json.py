@@ -18,10 +18,23 @@ def save_json(result: Any, path: str | Path) -> Path:
       ConfigError: the file cannot be written.
     """
     path = check_output(path, "--json")
-    text = json.dumps(jsonable(result), indent=1, allow_nan=False, ensure_ascii=False)
+    text = to_text(jsonable(result), indent=1)
     with open_output(path, "--json") as file:
         file.write(text + "\n")
     return path
+
+
+def to_text(value: Any, indent: int | None = None) -> str:
+    """A value of JSON's types as text that UTF-8 can hold.
+
+    Unpaired surrogates, which it cannot hold, are escaped with all else beyond ASCII.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    return text
 
 
 def jsonable(value: Any) -> Any:

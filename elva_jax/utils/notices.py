@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 VARIABLE = "ELVA_NOTICES"  # set while a command runs, for the worker processes that it starts
@@ -33,7 +34,10 @@ def shown(level: int = logging.WARNING) -> Iterator[None]:
     if handler:
         LOGGER.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Pillow's, of pictures beyond half of what `video.probe.check_size` allows.
+            warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+            yield
     finally:
         LOGGER.setLevel(before[0])
         LOGGER.propagate = before[1]

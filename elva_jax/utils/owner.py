@@ -28,6 +28,7 @@ from elva_jax.utils.files import write_atomic
 NAME = ".owner"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+LONGEST = 65_536  # bytes of the file
 CLAIM_SECONDS = 0.05  # between two looks at a process that removes a dead owner's file
 JOBS = {"SLURM_JOB_ID": "Slurm job", "JOB_NAME": "job", "OMPI_COMM_WORLD_SIZE": "mpirun of size"}
 
@@ -132,14 +133,17 @@ def _create(path: Path, me: dict[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """The owner; None if there is no file. A damaged file names nobody, and does not beat."""
     try:
-        found = json.loads(path.read_text())
+        # O_NONBLOCK: a pipe, which is no owner's file, would wait for a writer.
+        with open(path, "rb", opener=lambda name, how: os.open(name, how | os.O_NONBLOCK)) as file:
+            found = json.loads(file.read(LONGEST) or b"")
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
-    token = found.get("token") if isinstance(found, dict) else None
+    found = found if isinstance(found, dict) else {}
+    token = found.get("token")
     sound = isinstance(token, str) and token.isalnum() and len(token) <= 64  # part of a file's name
-    return found if sound else {"token": ""}
+    return found if sound and found.keys() >= {"pid", "started"} else {"token": ""}
 
 
 def _is_dead(path: Path, owner: dict[str, Any], report: Callable[[str], None]) -> bool:

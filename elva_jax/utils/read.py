@@ -20,6 +20,7 @@ LARGEST_TEXT = 256 * MEBIBYTE  # of configurations, tokenizers, manifests, lines
 LARGEST_ARRAY = 8192 * MEBIBYTE  # of a JSON array of records
 TEXT_ENDINGS = (".json", ".txt", ".jinja", ".md", ".py")
 DEEPEST = 200  # arrays and objects within one another
+MOST_DIGITS = 300  # of a whole number; more are beyond float64
 KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -124,6 +125,7 @@ def parse_json(text: str | bytes, *, unique: bool = True, finite: bool = True) -
             object_pairs_hook=_unique if unique else None,
             parse_constant=_finite if finite else None,
             parse_float=_finite if finite else None,
+            parse_int=_whole if finite else None,
         )
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from None
@@ -155,6 +157,17 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"the number {text[:40]} is not finite; write null, or leave it out")
     return value
+
+
+def _whole(text: str) -> int:
+    """The whole number in a text.
+
+    Raises:
+      ValueError: it is beyond float64, so that no computation could take it.
+    """
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"the number {text[:40]}… has more than {MOST_DIGITS} digits")
+    return int(text)
 
 
 def _depth(value: Any) -> int:

@@ -55,13 +55,18 @@ def test_a_reused_process_id_is_not_the_owner(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"token": 5', '{"pid": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", '{"token": 5', '{"pid": 3}', '{"token": "a"}', "[" * 9999, os.mkfifo],
+)
 def test_a_silent_owner_elsewhere_is_dead_after_a_while(tmp_path, monkeypatch, content):
     monkeypatch.setattr(owner, "STALE_SECONDS", 0.3)
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.1)
     said = []
     if content is None:
         elsewhere(tmp_path)
+    elif callable(content):
+        content(tmp_path / NAME)
     else:
         (tmp_path / NAME).write_text(content)
     with own(tmp_path, said.append):

@@ -168,6 +168,14 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
     assert math.isfinite(read.parse_json(file.read_text(), finite=False)["a"][0]["b"]) is False
 
 
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_whole_numbers_that_no_float_holds_are_refused(sign):
+    assert float(read.parse_json(sign + "9" * 299)) == float(sign + "9" * 299)
+    for digits in (301, 5000):  # more than 4300 digits are beyond what Python converts
+        with pytest.raises(ValueError, match=f"the number {sign}99.*… has more than 300 digits$"):
+            read.parse_json(f"[{sign}{'9' * digits}]")
+
+
 @given(
     st.lists(st.sampled_from("abc"), min_size=1, max_size=4),
     st.sampled_from(["{}", '{{"x": {}}}', '[1, {{"y": [{}]}}]']),

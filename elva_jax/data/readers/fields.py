@@ -72,7 +72,9 @@ def of_part(medium: Media, part: Mapping[str, Any], key: str) -> Media:
         if isinstance(count, bool) or not isinstance(count, int) or not count > 0:
             raise RecordError(key, f"its number of frames {shown(count)} is not a whole number")
         if count > numbers.MOST_FRAMES:
-            raise RecordError(key, f"asks for {count} frames, more than {numbers.MOST_FRAMES}")
+            raise RecordError(
+                key, f"asks for {shown(count)} frames, more than {numbers.MOST_FRAMES}"
+            )
         medium = dataclasses.replace(medium, frames=count)
     return _cut(medium, start, end, key)
 

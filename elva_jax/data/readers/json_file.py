@@ -42,6 +42,8 @@ class JsonFile(Sequence[Example]):
         self.root = paths.root_folder(root, self.path)
         with open_regular(self.path) as file:
             head = file.read(4096).removeprefix(BOM).lstrip()
+        if b"\0" in head[:4]:
+            raise DataError(f"{self.path}: is not UTF-8 text, perhaps UTF-16; save it as UTF-8")
         if head[:1] not in (b"[", b"{"):
             raise DataError(
                 f"{self.path}: neither a JSON array of records nor one JSON record per line"

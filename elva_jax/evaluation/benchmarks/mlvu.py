@@ -78,7 +78,9 @@ def _questions(files: Sequence[Path], root: Path, types: Sequence[str]) -> tuple
         kind = record.text("question_type", "task_type")
         kind = SYNONYMS.get(kind, kind)
         if kind not in numbers:
-            raise RecordError(record.key, f"its type {kind[:60]} is none of {', '.join(types)}")
+            raise RecordError(
+                record.key, f"its type {shown(kind[:60])} is none of {', '.join(types)}"
+            )
         questions.append(_question(record, kind, numbers[kind], media))
         numbers[kind] += 1
     return unique(questions, str(files[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -24,6 +25,7 @@ from elva_jax.video.read import IMAGE_SUFFIXES
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".mpg", ".gif")
 SUFFIXES = {"video": VIDEO_SUFFIXES, "image": IMAGE_SUFFIXES}
 MEDIA_SUFFIXES = frozenset((*VIDEO_SUFFIXES, *IMAGE_SUFFIXES))
+LONGEST_PATH, LONGEST_NAME = 2048, 240  # bytes of a path and of a part of it; suffixes come after
 LARGEST_FIELD = 2**25  # characters of a CSV field, such as subtitles or an image in base64
 
 
@@ -166,7 +168,8 @@ def as_records(rows: Iterable[Any], name: str) -> list[Record]:
 
 def _has_lines(file: Path) -> bool:
     """Whether a file holds an object on each of its first two lines; some such are named .json."""
-    first = list(islice(filter(None, map(bytes.strip, read_lines(file))), 2))
+    lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in read_lines(file))
+    first = list(islice(filter(None, lines), 2))
     return len(first) == 2 and all(line[:1] + line[-1:] == b"{}" for line in first)
 
 
@@ -279,6 +282,9 @@ class MediaFolder:
         """
         if not _is_unicode(name) or "\0" in name or not name.strip():
             raise RecordError(key, "a media path is empty or has characters that no path has")
+        encoded = os.fsencode(name)
+        if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+            raise RecordError(key, f"the media path {shown(name)} is too long for a file's name")
         if os.path.isabs(name) or ".." in name.split("/"):
             raise RecordError(key, f"the media path {shown(name)} leaves the root folder")
         stem, suffix = _split_suffix(name)
@@ -309,7 +315,10 @@ class MediaFolder:
         found: dict[str, list[str]] = {}
         visited: set[str] = set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
-            if (real := os.path.realpath(folder)) in visited:  # links may form a circle
+            real = os.path.realpath(folder)
+            # Links may form a circle, or lead to a folder above, such as /, which holds the root.
+            above = self.root.is_relative_to(real) and folder != str(self.root)
+            if real in visited or above:
                 folders.clear()
                 continue
             visited.add(real)

@@ -12,7 +12,8 @@ from elva_jax.evaluation.results import settings
 from elva_jax.utils.read import check_output, open_output
 
 HEAD = ("benchmark", "answer", "axis", "category", "number", "score", "low", "high", "maximum")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet's formula begins
+# With these a spreadsheet's formula begins; the last four are the full-width forms of the first.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def save(evaluations: Sequence[Evaluation], path: str | Path, option: str = "--csv") -> Path:
@@ -34,7 +35,7 @@ def save(evaluations: Sequence[Evaluation], path: str | Path, option: str = "--c
     names = list(dict.fromkeys(name for values in described for name in values))
     with open_output(path, option) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*HEAD, "count", *names])
+        writer.writerow([*HEAD, "count", *map(_text, names)])
         for evaluation, values in zip(evaluations, described, strict=True):
             last = [_text(values.get(name, "")) for name in names]
             writer.writerows([*row, *last] for row in _rows(evaluation))

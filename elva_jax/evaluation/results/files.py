@@ -13,21 +13,25 @@ Encoded images are named by their SHA-256 and are not in the file.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from elva_jax.errors import DataError
-from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Response, Scores
+from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Response, Scores
 from elva_jax.evaluation.columns import printable
 from elva_jax.evaluation.results.codec import decode, encode
+from elva_jax.evaluation.results.resampling import metrics_of
 from elva_jax.utils.failures import repr_path
+from elva_jax.utils.json import to_text
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import LARGEST_ARRAY, check_output, open_output, parse_json, read_bytes
 
 FORMAT, VERSION = "elva_jax.evaluation", 1
 GRADE = tuple(f.name for f in dataclasses.fields(Grade) if f.name != "response")
+LARGEST = 1e9  # of a score
 LONGEST = 300  # characters of a reason in a message
 REMEDY = "write it again with elva evaluate --tasks … --json"
 
@@ -79,7 +83,9 @@ def load(path: str | Path) -> list[Evaluation]:
         found = content.get("evaluations")
         if not isinstance(found, list) or not found:
             raise ValueError("evaluations: expected an array that is not empty")
-        return [_decode(item, f"evaluations[{number}]") for number, item in enumerate(found)]
+        evaluations = [_decode(item, f"evaluations[{n}]") for n, item in enumerate(found)]
+        _refuse_twice((evaluation.benchmark for evaluation in evaluations), "benchmark")
+        return evaluations
     except ValueError as problem:
         what = printable(str(problem))[:LONGEST]  # it may quote the file
         raise DataError(f"{where}: is damaged or foreign ({what}); {REMEDY}") from None
@@ -96,21 +102,11 @@ def _write(write: Any, evaluation: Evaluation) -> None:
             "scores": evaluation.scores,
         }
     )
-    write(_line(head)[:-1] + ', "predictions": [')
+    write(to_text(head)[:-1] + ', "predictions": [')
     for number, prediction in enumerate(_predictions(evaluation.grades)):
         write(",\n" if number else "\n")
-        write(_line(encode(prediction)))
+        write(to_text(encode(prediction)))
     write("\n]}")
-
-
-def _line(value: Any) -> str:
-    # Unpaired surrogates, which UTF-8 cannot hold, are escaped with all else beyond ASCII.
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value, allow_nan=False)
-    return text
 
 
 def _predictions(grades: Mapping[str, Sequence[Grade]]) -> Iterable[dict[str, Any]]:
@@ -140,6 +136,12 @@ def _decode(item: Any, place: str) -> Evaluation:
         raise ValueError(f"{place}.predictions: expected an array")
     whole = decode(Evaluation, {**item, "grades": {}}, place)
     scores: Mapping[str, Scores] = whole.scores
+    if not scores:
+        raise ValueError(f"{place}.scores: has no way of answering")
+    for way, of_way in scores.items():
+        for metric in metrics_of(of_way).values():
+            _check_metric(metric, f"{place}.scores.{way[:40]}")
+    keys: list[str] = []
     grades: dict[str, list[Grade]] = {way: [] for way in scores}
     for number, prediction in enumerate(predictions):
         at = f"{place}.predictions[{number}]"
@@ -148,9 +150,39 @@ def _decode(item: Any, place: str) -> Evaluation:
         fields = dict(prediction)
         of_response = fields.pop("grades")
         response = decode(Response, fields, at)
+        keys.append(response.question.key)
         for way, grade in of_response.items():
             if way not in grades or not isinstance(grade, dict) or "response" in grade:
                 raise ValueError(f"{at}.grades.{way[:40]}: belongs to no scores")
             grade = {**grade, "response": response}
             grades[way].append(decode(Grade, grade, f"{at}.grades.{way}"))
+            _check_grade(grades[way][-1], f"{at}.grades.{way}")
+    _refuse_twice(keys, f"{place}: question")
     return dataclasses.replace(whole, grades={way: tuple(of) for way, of in grades.items()})
+
+
+def _check_metric(metric: Metric, place: str) -> None:
+    """Refuses a number that cannot be shown on a scale."""
+    place = f"{place}.{metric.name[:40]}"
+    if not 0 < metric.maximum <= LARGEST:  # NaN is in no range
+        raise ValueError(f"{place}: its maximum {metric.maximum:g} is no end of a scale")
+    known = [v for v in (metric.value, metric.low, metric.high) if not math.isnan(v)]
+    _check_numbers(known, place)
+
+
+def _check_grade(grade: Grade, place: str) -> None:
+    known = [value for value in grade.details.values() if not math.isnan(value)]
+    _check_numbers((grade.credit, *known), place)
+
+
+def _check_numbers(values: Iterable[float], place: str) -> None:
+    for value in values:
+        if not abs(value) <= LARGEST:
+            raise ValueError(f"{place}: {value:g} is no score")
+
+
+def _refuse_twice(names: Iterable[str], what: str) -> None:
+    """Refuses a name that stands for two things, as comparisons go by names."""
+    counts = Counter(names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"{what} '{twice[0][:60]}' is there twice")

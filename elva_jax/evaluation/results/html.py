@@ -92,8 +92,10 @@ def _media(evaluation: Evaluation) -> list[Media]:
 
 def _medium(medium: Media, frames: Thumbnails) -> dict[str, Any]:
     source = encode(medium.source)
-    name = source if isinstance(source, str) else f"{len(source)} frames from {source[0]}"
-    name = Path(name).name
+    if isinstance(source, str):
+        name = Path(source).name
+    else:
+        name = f"{len(source)} frames from {Path(next(iter(source), '')).name}"
     if medium.span != (0.0, None):
         end = "end" if medium.end is None else f"{medium.end:g} s"
         name += f" ({medium.start:g} s to {end})"

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from elva_jax.errors import DataError, first_line
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
 from elva_jax.evaluation.results import resampling, settings
 from elva_jax.evaluation.results.codec import encode
 from elva_jax.evaluation.results.intervals import FEWEST, count_media, interval
-from elva_jax.evaluation.results.resampling import Score
+from elva_jax.evaluation.results.resampling import Name, Score
+from elva_jax.utils.numbers import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,9 @@ def compare(
       b: the second model's.
       score: the benchmark's score function; None: the mean of the credits.
       resamples: number of resamples.
+
+    Raises:
+      DataError: the questions lack what the benchmark's score function needs.
     """
     differing = different_settings(a, b)
     found = []
@@ -165,7 +170,7 @@ def _differences(
     a: Sequence[Grade], b: Sequence[Grade], score: Score, resamples: int
 ) -> tuple[Difference, ...]:
     media = resampling.number_media(a)
-    whole_a, whole_b = (resampling.metrics_of(score(side)) for side in (a, b))
+    whole_a, whole_b = (_whole(side, score) for side in (a, b))
     drawn_a, drawn_b = (
         resampling.replicate(side, score, media, resamples=resamples) for side in (a, b)
     )
@@ -201,6 +206,19 @@ def _differences(
             )
         )
     return tuple(found)
+
+
+def _whole(grades: Sequence[Grade], score: Score) -> dict[Name, Metric]:
+    """All numbers of one model; its grades may be from a file that others have written."""
+    try:
+        return resampling.metrics_of(score(grades))
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        key = shown(grades[0].response.question.key)
+        what = f"{type(problem).__name__}: {first_line(problem)}"
+        raise DataError(
+            f"the questions such as '{key}' lack what their benchmark's scores need ({what}); write"
+            " the file again with elva evaluate --tasks … --json"
+        ) from problem
 
 
 def _mean_score(template: Scores) -> Score:

@@ -48,7 +48,7 @@ def save(evaluations: Sequence[Evaluation], path: str | Path, option: str = "--f
         heights = [_percent(metric, metric.value) for _, metric in found]
         errors = [_error(metric) for _, metric in found]
         axes.bar(
-            left, heights, width, yerr=list(zip(*errors, strict=True)), label=way,
+            left, heights, width, yerr=list(zip(*errors, strict=True)), label=_plain(way),
             error_kw={"lw": 0.8, "capsize": 2},
         )  # fmt: skip
     titles = [_plain(f"{e.title}\n{_largest(e)}") for e in evaluations]

@@ -368,11 +368,13 @@ def test_any_json_gives_an_example_or_an_error_with_the_record(record):
         ('{\n"a": 1\n}', r"none of the first 20 lines is a JSON record"),
         ("videoid,name\n", "neither a JSON array of records nor one JSON record per line"),
         ("", "neither a JSON array"),
+        ('[{"a": 1}]'.encode("utf-16"), "is not UTF-8 text, perhaps UTF-16; save it as UTF-8"),
+        ('{"a": 1}'.encode("utf-32-le"), "is not UTF-8 text"),
     ],
 )
 def test_files_of_another_format_are_refused(tmp_path, text, message):
     path = tmp_path / "notes.json"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=rf"notes\.json: {message}"):
         JsonFile(path)
 

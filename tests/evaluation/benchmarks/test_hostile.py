@@ -78,7 +78,7 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5)
-    | st.sampled_from(["../x", "\x00", "\ud800", "A", "Z", "(A", "[[1", "http://[", "9" * 5000]),
+    | st.sampled_from(["../x", "A\nB", "x" * 300, "\x00", "\ud800", "A", "Z", "(A", "[[1", "http://[", "9" * 5000]),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
     ),

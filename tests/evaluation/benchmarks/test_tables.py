@@ -1,5 +1,8 @@
 """Tests of reading annotation files in every format, and of finding media."""
 
+import json
+import os
+
 import pytest
 from tests.evaluation.benchmarks.helpers import touch, write
 
@@ -24,6 +27,7 @@ def test_all_formats_hold_the_same_rows(tmp_path):
             tmp_path / "rows.jsonl",
             '{"id": "1", "text": "a, b"}\n\n{"id": "2", "text": "two\\n\\"lines\\""}\n',
         ),
+        write(tmp_path / "lines.json", "\ufeff" + "\r\n".join(map(json.dumps, ROWS))),
         write(tmp_path / "rows.csv", '\ufeffid,text\r\n1,"a, b"\r\n2,"two\n""lines"""\r\n'),
         write(tmp_path / "rows.tsv", 'id\ttext\n1\ta, b\n2\t"two\n""lines"""\n'),
         tmp_path / "rows.parquet",
@@ -104,8 +108,17 @@ def test_media_that_are_not_clear_are_refused_or_missing(tmp_path):
     with pytest.raises(RecordError, match=r"q: the medium same is 1/data/same.mp4 and 2/data/same"):
         folder.locate("same", "q", folders=("data",))
     assert folder.locate("same", "q").source == str(tmp_path / "same.mp4")
-    for name in ("../same", "/etc/passwd", "one/../../x", "a\0b", "\ud800", " "):
-        with pytest.raises(RecordError, match=r"leaves the root|empty or has characters"):
+    for name in (
+        "../same",
+        "/etc/passwd",
+        "one/../../x",
+        "a\0b",
+        "\ud800",
+        " ",
+        "é" * 130,
+        "a/" * 2000,
+    ):
+        with pytest.raises(RecordError, match=r"leaves the root|empty or has characters|too long"):
             folder.locate(name, "q")
 
 
@@ -117,3 +130,22 @@ def test_links_are_followed_and_circles_end(tmp_path):
     folder = tables.MediaFolder(tmp_path / "root")
     assert folder.locate("v", "q").source == str(tmp_path / "root" / "data" / "v.mp4")
     assert folder.locate("w", "q").source == str(tmp_path / "root" / "w.mp4")
+
+
+def test_a_link_to_a_folder_above_the_root_is_not_searched(tmp_path, monkeypatch):
+    """Such as /, with all that is on the machine."""
+    touch(tmp_path / "secret" / "v.mp4")
+    root, near = tmp_path / "data" / "root", touch(tmp_path / "near" / "w.mp4")
+    root.mkdir(parents=True)
+    (root / "up").symlink_to(tmp_path)
+    (root / "all").symlink_to("/")
+    (root / "beside").symlink_to(tmp_path / "near")
+    walked = []
+    walk = os.walk
+    monkeypatch.setattr(
+        os, "walk", lambda *a, **k: (walked.append(each[0]) or each for each in walk(*a, **k))
+    )
+    folder = tables.MediaFolder(root)
+    assert folder.locate("v", "q").source == str(root / "v.mp4")  # expected, and not there
+    assert os.path.samefile(folder.locate("w", "q").source, near)
+    assert sorted(walked) == [str(root), str(root / "all"), str(root / "beside"), str(root / "up")]

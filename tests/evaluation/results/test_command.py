@@ -6,6 +6,7 @@ import json
 import pytest
 
 from elva_jax import cli
+from elva_jax.commands import evaluate_tasks, many
 from elva_jax.evaluation.results import files
 
 
@@ -48,6 +49,37 @@ def test_compare_own_questions_by_their_own_score(run, tmp_path, capsys):
     assert "exact match" in text  # not the mean of the credits
     assert "mean credit" not in text
     assert "all settings are the same" in text
+
+
+def test_a_foreign_file_without_what_the_score_needs_is_one_line(run, tmp_path, capsys):
+    path = files.save([dataclasses.replace(run[0], benchmark="mme")], tmp_path / "mme.json")
+    assert cli.main(["evaluate", "--compare", str(path), str(path)]) == 1
+    message = capsys.readouterr().err
+    assert "questions such as 'q0' lack what their benchmark's scores need (KeyError" in message
+    assert message.count("\n") == 1
+
+
+def test_texts_that_are_no_unicode_are_written(run, tmp_path, capsys):
+    path = tmp_path / "a.json"
+    settings = {**run[0].settings, "judge_failures": {"\ud800": 1}}
+    files.save([dataclasses.replace(run[0], settings=settings)], path)
+    out = tmp_path / "difference.json"
+    other = files.save(run, tmp_path / "b.json")
+    assert cli.main(["evaluate", "--compare", str(path), str(other), "--json", str(out)]) == 0
+    assert ["judge_failures.\ud800", "1", ""] in json.loads(out.read_text())["comparisons"][0][
+        "settings"
+    ]
+
+
+def test_reasons_from_files_cannot_command_the_terminal(run, capsys):
+    grade = run[0].grades["generated"][0]
+    response = dataclasses.replace(grade.response, error="\x1b[2Jone\ntwo")
+    grades = (dataclasses.replace(grade, response=response),)
+    one = dataclasses.replace(run[0], grades={"generated": grades})
+    assert evaluate_tasks._status([one], say=True) == many.INCOMPLETE
+    message = capsys.readouterr().err
+    assert message.endswith("could not be asked: \ufffd[2Jone two\n")
+    assert message.count("\n") == 1
 
 
 def test_compare_refuses_other_files(two_runs, run, tmp_path, capsys):

@@ -104,6 +104,17 @@ def first_prediction(change):
             "expected one of right, wrong",
         ),
         (first_prediction(lambda p: p["question"].update(media=[5])), "expected an object, got 5"),
+        (damaged(lambda e: e["scores"]["generated"]["main"].update(value=10**400)), "300 digits"),
+        (damaged(lambda e: e["scores"]["generated"]["main"].update(value=1e10)), "is no score"),
+        (damaged(lambda e: e["scores"]["generated"]["main"].update(maximum=0)), "end of a scale"),
+        (
+            damaged(lambda e: e["scores"]["generated"]["main"].update(maximum=None)),
+            "end of a scale",
+        ),
+        (damaged(lambda e: e.update(scores={})), "has no way of answering"),
+        (first_prediction(lambda p: p["question"].update(key="q1")), "'q1' is there twice"),
+        (first_prediction(lambda p: p["grades"]["generated"].update(credit=None)), "is no score"),
+        (lambda c: {**c, "evaluations": c["evaluations"][:1] * 2}, "'videomme' is there twice"),
     ],
 )
 def test_foreign_and_damaged_files_are_one_line(run, tmp_path, change, message):
@@ -128,7 +139,8 @@ def test_cut_and_missing_files_are_one_line(run, tmp_path):
 
 
 def test_csv_has_every_number_and_setting(run, tmp_path):
-    run[0] = dataclasses.replace(run[0], settings={**run[0].settings, "note": "=1+1"})
+    hostile = {"note": "=1+1", "\uff1dA1": "\n@x", "-\ud800": ""}
+    run[0] = dataclasses.replace(run[0], settings={**run[0].settings, **hostile})
     path = csv_files.save(run, tmp_path / "run.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -143,5 +155,6 @@ def test_csv_has_every_number_and_setting(run, tmp_path):
     assert (short["weights_hash"], short["frames"], short["versions.jax"]) == (
         "3fa9c01b22d4e680", "8", "0.10.2"
     )  # fmt: skip
-    assert short["note"] == "'=1+1"
+    assert (short["note"], short["'\uff1dA1"]) == ("'=1+1", "'\n@x")
+    assert "'-?" in short
     assert found["gqa", "generated", "", "", "accuracy"]["prompt_version"] == "gqa-3"

@@ -92,6 +92,13 @@ def test_page_is_self_contained_and_hostile_text_is_text(run, media, tmp_path):
 
 
 def test_frames_are_a_sample_of_bounded_size(run, media, monkeypatch):
+    nothing = Media((), "video")
+    (empty,) = content(html.build(page_of(run[:1], [nothing])))["media"]
+    assert empty == {
+        "name": "0 frames from ",
+        "frames": [],
+        "note": "no frames: is a list without images",
+    }
     none = content(html.build(page_of(run, media), frames=0))
     assert not any(m["frames"] or m["note"] for m in none["media"])
     page = html.build(page_of(run[:1], media), frames=2)

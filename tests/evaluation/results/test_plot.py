@@ -16,6 +16,7 @@ def test_figure_has_bars_and_ink(run, tmp_path):
     main = dataclasses.replace(main, low=20.0, high=40.0)
     scores = dataclasses.replace(run[0].scores["generated"], main=main)
     bounded = dataclasses.replace(run[0], scores={**run[0].scores, "generated": scores})
+    bounded = dataclasses.replace(bounded, scores={**bounded.scores, "\x1b[31m_$way": scores})
     pictures = []
     for name, evaluation in (("without.png", run[0]), ("with.png", bounded)):
         with Image.open(plot.save([evaluation, run[1]], tmp_path / name)) as image:
