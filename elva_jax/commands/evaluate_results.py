@@ -95,7 +95,12 @@ def compare_files(args: argparse.Namespace) -> int:
         )
     scores = {name: benchmark.score for name, benchmark in BENCHMARKS.items()}
     scores |= {name: own.score for name in common if name.startswith("own_")}  # --data FILE.json
-    found = [one for name in common for one in paired.compare(a[name], b[name], scores.get(name))]
+    tallies = {name: benchmark.tally for name, benchmark in BENCHMARKS.items()}
+    found = [
+        one
+        for name in common
+        for one in paired.compare(a[name], b[name], scores.get(name), tally=tallies.get(name))
+    ]
     compare_table.print_comparisons(found, tuple(args.compare))
     for path, only in zip(args.compare, (a.keys() - b.keys(), b.keys() - a.keys()), strict=True):
         if only:

@@ -1,7 +1,11 @@
-"""Tables that are whole in narrow terminals: columns go into several tables, text is never cut."""
+"""Tables that are whole in narrow terminals: columns go into several tables, text is never cut.
+
+Numbers are shown on one kind of scale, whatever they are stored on: shares are in percent.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +17,7 @@ from rich.text import Text
 PADDING = (0, 0, 0, 1)
 SPACE = 2  # terminal cells beside each column: its padding and the divider
 EDGES = 1  # of box.SIMPLE_HEAD, beyond the dividers
+_PERCENT = 100.0
 NARROWEST = 8  # of a first column whose text wraps
 
 
@@ -94,6 +99,20 @@ def _table(columns: Sequence[Column], width: int, ends: set[int], *, total: bool
         last = total and number == len(rows) - 1
         table.add_row(*map(Text, row), style="bold" if last else None, end_section=number in ends)
     return table
+
+
+def scale(maximum: float) -> str:
+    """The largest value of a number as it is shown; shares, whose maximum is 1, are in percent."""
+    return f"{_PERCENT if maximum == 1 else maximum:g}"
+
+
+def format_value(value: float, maximum: float) -> str:
+    """A number on the scale that `scale` names, with as many decimals as that deserves."""
+    if maximum == 1:
+        value, maximum = _PERCENT * value, _PERCENT
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:.{1 if maximum >= _PERCENT else 2}f}"
 
 
 def printable(text: str) -> str:

@@ -62,7 +62,7 @@ def caption(result: Result) -> str:
     """A few lines about the columns and about answers that could not be used."""
     answers, unreadable = result["answers"], result["data"]["unreadable"]
     lines = [
-        "open: written answer, exact match · options: likeliest of the options' texts"
+        "in percent · open: written answer, exact match · options: likeliest of the options' texts"
         " · letter: likeliest letter after listed options",
         f"{answers['total']} written answers: {answers['empty']} empty, {answers['unfinished']} cut"
         f" off, {answers['outside_options']} equal to none of the options; all of them count",

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from elva_jax.errors import ConfigError
+from elva_jax.training.best_weights import PREFIX
 from elva_jax.training.metric_writers import flatten, open_writers, read_metrics, unflatten
 from elva_jax.training.metrics import MergeMetrics, MetricsWindow
 from elva_jax.training.progress import StageProgress
@@ -144,13 +145,16 @@ def offline_records(path):
 
 
 def test_weights_and_biases_continues_the_same_run(tmp_path, config, monkeypatch):
-    """Uses the real package without its server."""
+    """Uses the real package without its server; names of evaluators are levels, as a whole."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     config.log.wandb = "elva"
     for step in (2, 4):
         with open_writers(config, tmp_path, step - 2) as writers:
             writers.write(step, {"loss": 1 / step, "bad": float("nan")})
-    ids, logged, ended = set(), [], 0
+            names = ("loss", "loss/caption", "retrieval/frame", "retrieval/frame/siglip")
+            numbers = {f"{PREFIX}{name}": place / step for place, name in enumerate(names)}
+            writers.write(step, {**numbers, f"{PREFIX}choice": float("nan")})
+    ids, logged, ended, axes = set(), [], 0, set()
     for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
         for record in offline_records(path):
             if record.HasField("run"):
@@ -161,6 +165,8 @@ def test_weights_and_biases_continues_the_same_run(tmp_path, config, monkeypatch
                 }
                 assert settings["name"] == "toy"
             ended += record.HasField("exit")
+            if record.HasField("metric"):
+                axes.add((record.metric.glob_name, record.metric.step_metric))
             if record.HasField("history"):
                 values = {
                     "/".join(item.nested_key) or item.key: json.loads(item.value_json)
@@ -170,7 +176,22 @@ def test_weights_and_biases_continues_the_same_run(tmp_path, config, monkeypatch
                     {name: value for name, value in values.items() if not name.startswith("_")}
                 )
     assert ids == {(tmp_path / "wandb_id").read_text()}
-    assert logged == [{"step": 2, "loss": 0.5}, {"step": 4, "loss": 0.25}]
+    assert [values for values in logged if "loss" in values] == [
+        {"step": 2, "loss": 0.5},
+        {"step": 4, "loss": 0.25},
+    ]
+    assert [values for values in logged if "loss" not in values] == [
+        {"step": 2, "eval/loss": 0, "eval/loss/caption": 0.5}
+        | {"eval/retrieval/frame": 1, "eval/retrieval/frame/siglip": 1.5},
+        {"step": 4, "eval/loss": 0, "eval/loss/caption": 0.25}
+        | {"eval/retrieval/frame": 0.5, "eval/retrieval/frame/siglip": 0.75},
+    ]
+    written = [
+        {name: value for name, value in line.items() if value is not None}
+        for line in read_metrics(tmp_path)
+    ]
+    assert logged == written  # as in metrics.jsonl
+    assert axes == {("*", "step")}
     assert ended == 2
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from elva_jax.data.example import Media
 from elva_jax.inference.scoring import Likelihood
 
@@ -50,8 +52,13 @@ class Question:
 
     @property
     def media_key(self) -> tuple[Media, ...]:
-        """Questions with the same value are about the same media: read once, resampled together."""
+        """Questions with the same value are about the same media, which are read once."""
         return self.media
+
+
+def media_of(question: Question) -> object:
+    """The media of a question, without excerpts; questions with the same are resampled together."""
+    return tuple(medium.source for medium in question.media) or question.key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +144,22 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Sums over grades from which all numbers of a benchmark follow.
+
+    A resample's numbers then need no score function, only a weighted sum.
+
+    Attributes:
+      values: float [N, K], what each grade adds to the sums.
+      numbers: all numbers of `score` on resamples, float [R] each, from their sums [R, K]; by axis
+        and category ("" for the whole) and name; NaN where nothing was asked.
+    """
+
+    values: np.ndarray
+    numbers: Callable[[np.ndarray], Mapping[tuple[str, str, str], np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A benchmark, as one row of the table in `registry`.
 
@@ -149,6 +172,8 @@ class Benchmark:
       grade: parses and compares one response. Judged benchmarks use exact match here; `judge`
         replaces their grades where an endpoint is given.
       score: the benchmark's numbers from all grades, without intervals.
+      tally: the same numbers from sums, for the intervals of those that are no means; it gives None
+        for grades that cannot be summed medium by medium. None: `score` sees every resample.
       max_new_tokens: length of a written answer.
       judge: name of the judge's protocol in `evaluation.judge`; "": none.
       files: the layout below the root in words, for messages and docs.
@@ -163,6 +188,7 @@ class Benchmark:
     read: Callable[[Path], Sequence[Question]]
     grade: Callable[[Response], Grade]
     score: Callable[[Sequence[Grade]], Scores]
+    tally: Callable[[Sequence[Grade]], Tally | None] | None = None
     max_new_tokens: int = 16
     judge: Literal["", "qa", "video_chatgpt"] = ""
     files: str = ""

@@ -18,6 +18,7 @@ from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.utils.numbers import shown
 
 FILES = "json/1_plotQA.json to json/7_topic_reasoning.json, video/1_plotQA/ and so on"
 TEST_FILES = (

@@ -8,11 +8,22 @@ task      = accuracy + accuracy+        perception: sum of 10 tasks, cognition: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
+from elva_jax.evaluation.benchmarks.base import (
+    Benchmark,
+    Grade,
+    Metric,
+    Question,
+    Scores,
+    Tally,
+    media_of,
+)
 from elva_jax.evaluation.benchmarks.pictures import locate_image
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
 from elva_jax.evaluation.benchmarks.yes_no import grade_yes_no, yes_no_question
@@ -30,7 +41,7 @@ COGNITION = (
     *("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
 )
 TASKS = (*PERCEPTION, *COGNITION)
-TASK_MAXIMUM = 200.0
+SUM, TASK_MAXIMUM = "accuracy + accuracy+", 200.0  # of a task
 
 
 def read(root: Path) -> tuple[Question, ...]:
@@ -129,16 +140,56 @@ def _task_score(grades: Sequence[Grade]) -> Metric:
         images.setdefault(group, []).append(grade.credit)
     whole = [credits for credits in images.values() if len(credits) > 1]
     if not whole:
-        name = "accuracy + accuracy+"
-        return Metric(name=name, value=float("nan"), count=0, maximum=TASK_MAXIMUM)
+        return Metric(name=SUM, value=float("nan"), count=0, maximum=TASK_MAXIMUM)
     both = sum(all(credits) for credits in whole) / len(whole)
     accuracy = sum(grade.credit for grade in counted) / len(counted)
     return Metric(
-        name="accuracy + accuracy+",
-        value=100 * accuracy + 100 * both,
-        count=len(counted),
-        maximum=TASK_MAXIMUM,
+        name=SUM, value=100 * accuracy + 100 * both, count=len(counted), maximum=TASK_MAXIMUM
     )
+
+
+def tally(grades: Sequence[Grade]) -> Tally | None:
+    """The same numbers from sums of each task; None if questions about one image have two media.
+
+    A task's sums are its questions, the right ones, the images with both questions, and those of
+    them with both right. An image's are added by its first question.
+    """
+    of_image: dict[str, list[int]] = {}
+    for place, grade in enumerate(grades):
+        if grade.status != "no_reference":
+            of_image.setdefault(grade.response.question.extra["group"], []).append(place)
+    questions = [grade.response.question for grade in grades]
+    if any(len({media_of(questions[place]) for place in of}) > 1 for of in of_image.values()):
+        return None
+    tasks = list(dict.fromkeys((*TASKS, *(question.categories["task"] for question in questions))))
+    values = np.zeros((len(grades), len(tasks), 4))
+    for places in of_image.values():
+        credits = [grades[place].credit for place in places]
+        for place, credit in zip(places, credits, strict=True):
+            values[place, tasks.index(questions[place].categories["task"]), :2] = 1, credit
+        if len(places) > 1:
+            first = tasks.index(questions[places[0]].categories["task"])
+            values[places[0], first, 2:] = 1, all(credits)
+    return Tally(values=values.reshape(len(grades), -1), numbers=partial(_of_sums, tasks))
+
+
+def _of_sums(tasks: Sequence[str], sums: np.ndarray) -> dict[tuple[str, str, str], np.ndarray]:
+    """As `score`, float [R] of the sums of each task, [R, tasks · 4]."""
+    asked, right, images, both = sums.reshape(len(sums), len(tasks), 4).transpose(2, 1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_tasks = np.where(images > 0, 100 * (right / asked) + 100 * (both / images), np.nan)
+        accuracy = 100 * right.sum(0) / asked.sum(0)
+    cognition = np.isin(tasks, COGNITION)
+    found = {("task", task, SUM): value for task, value in zip(tasks, of_tasks, strict=True)}
+    for name, chosen in (
+        ("perception", ~cognition),
+        ("cognition", cognition),
+        ("perception + cognition", cognition | True),
+    ):
+        any_asked = np.isfinite(of_tasks[chosen]).any(0)
+        found["", "", name] = np.where(any_asked, np.nansum(of_tasks[chosen], 0), np.nan)
+    found["", "", "accuracy"] = accuracy
+    return found
 
 
 def _sum(tasks: Sequence[Metric], name: str, maximum: float) -> Metric:
@@ -155,6 +206,7 @@ BENCHMARK = Benchmark(
     read=read,
     grade=grade_yes_no,
     score=score,
+    tally=tally,
     files=FILES,
     scoring="per task the accuracy over questions and that over images with both right, summed over"
     " the perception tasks; beside it cognition (0 to 800) and both",

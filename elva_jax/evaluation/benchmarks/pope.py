@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
+from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores, Tally
 from elva_jax.evaluation.benchmarks.pictures import locate_image
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
 from elva_jax.evaluation.benchmarks.yes_no import YES, grade_yes_no, yes_no_question
@@ -90,6 +92,46 @@ def _numbers(grades: Sequence[Grade]) -> list[Metric]:
     ]
 
 
+def tally(grades: Sequence[Grade]) -> Tally:
+    """The same numbers from counts of each kind: all, right, answered yes, label yes, both."""
+    found = (grade.response.question.categories["category"] for grade in grades)
+    kinds = list(dict.fromkeys((*KINDS, *found)))
+    values = np.zeros((len(grades), len(kinds), 5))
+    for row, grade in zip(values, grades, strict=True):
+        if grade.status != "no_reference":
+            yes, positive = grade.parsed == YES, grade.response.question.answer == YES
+            right = yes and grade.status == "right"
+            kind = kinds.index(grade.response.question.categories["category"])
+            row[kind] = 1, grade.credit, yes, positive, right
+
+    def numbers(sums: np.ndarray) -> dict[tuple[str, str, str], np.ndarray]:
+        of_kinds = sums.reshape(len(sums), len(kinds), 5)
+        found = {("", "", name): of for name, of in _of_counts(of_kinds.sum(1)).items()}
+        for place, kind in enumerate(kinds):
+            found["category", kind, "f1"] = _of_counts(of_kinds[:, place])["f1"]
+        return found
+
+    return Tally(values=values.reshape(len(grades), -1), numbers=numbers)
+
+
+def _of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """As `_numbers`, float [R] of counts [R, 5]."""
+
+    def quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
+
+    asked, credit, yes, positive, right = counts.T
+    precision, recall = quotient(right, yes), quotient(right, positive)
+    values = {
+        "f1": quotient(2 * precision * recall, precision + recall),
+        "accuracy": quotient(credit, asked),
+        "precision": precision,
+        "recall": recall,
+        "yes-rate": quotient(yes, asked),
+    }
+    return {name: np.where(asked > 0, 100 * value, np.nan) for name, value in values.items()}
+
+
 def _quotient(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
@@ -101,6 +143,7 @@ BENCHMARK = Benchmark(
     read=read,
     grade=grade_yes_no,
     score=score,
+    tally=tally,
     files=FILES,
     scoring="F1 of the answer yes over all three kinds; beside it accuracy, precision, recall and"
     " the share of answers that are yes",

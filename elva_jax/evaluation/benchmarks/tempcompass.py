@@ -1,15 +1,18 @@
 """TempCompass: what happens when, in four tasks, which are four benchmarks.
 
     multi_choice, yes_no, caption_matching      accuracy = 100 · right / all
-    captioning                                  accuracy of the captions that need no judge
+    captioning                                  named option = 100 · captions with the words of the
+                                                right option and of no other / all
+                                                token F1 of a caption and the right option
 
 The paper has a language model answer a multiple-choice question from the caption. Here a caption
-that has the words of exactly one of the options is graded; every other one is "unjudged", so the
-accuracy of captioning is a lower bound and comparable with no published one.
+that has the words of exactly one of the options is graded; every other one is "unjudged", so what
+is measured has a name of its own, is a lower bound, and is comparable with no published accuracy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +20,8 @@ from pathlib import Path
 from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response
+from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.open_answers import F1, detail_mean, token_f1
 from elva_jax.evaluation.benchmarks.parsing import contained_option
 from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
 from elva_jax.evaluation.benchmarks.yes_no import grade_yes_no, yes_no_question
@@ -25,6 +29,7 @@ from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_json
 
+NAMED = "named option"  # the main number of captioning
 FILES = "questions/{task}.json, videos/{video_id}.mp4"
 Build = Callable[[Record, str, MediaFolder], Question]
 
@@ -155,14 +160,32 @@ def grade_caption(response: Response) -> Grade:
         return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
     extra = response.question.extra
     chosen = contained_option(response.text or "", extra["options"])
+    details = {F1: token_f1(response.text or "", extra["options"][extra["answer"]])}
     if chosen is None:
-        return Grade(response=response, parsed=response.text, status="unjudged", credit=0.0)
+        return Grade(
+            response=response, parsed=response.text, status="unjudged", credit=0.0, details=details
+        )
     right = chosen == extra["answer"]
     return Grade(
         response=response,
         parsed=extra["options"][chosen],
         status="right" if right else "wrong",
         credit=float(right),
+        details=details,
+    )
+
+
+def score_captions(grades: Sequence[Grade]) -> Scores:
+    """The captions that name the right option alone, also by aspect; token F1 beside them."""
+    scores = choice.micro_scores()(grades)
+    return Scores(
+        main=dataclasses.replace(scores.main, name=NAMED),
+        others=(detail_mean(grades, F1, "token F1", factor=100.0),),
+        categories={
+            axis: {value: dataclasses.replace(of, name=NAMED) for value, of in values.items()}
+            for axis, values in scores.categories.items()
+        },
+        statuses=scores.statuses,
     )
 
 
@@ -197,10 +220,10 @@ CAPTIONING = Benchmark(
     kind="open",
     read=partial(read, "captioning", _captioning),
     grade=grade_caption,
-    score=choice.micro_scores(),
+    score=score_captions,
     max_new_tokens=128,
     files="questions/captioning.json, questions/multi-choice.json, videos/{video_id}.mp4",
-    scoring="captions with the words of the right option alone, among all; the published number"
-    " needs a judge",
+    scoring="captions with the words of the right option alone, among all, and token F1; the"
+    " published number needs a judge",
 )
 BENCHMARKS = (MULTI_CHOICE, YES_NO, CAPTION_MATCHING, CAPTIONING)

@@ -6,6 +6,7 @@ accuracy = 100 · right / all        not the mean over durations
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +100,7 @@ class _Subtitles:
                 raise RecordError(key, "'videoID' is no file name")
             path = self.folder / f"{video}.srt"
             # A fifth of the videos has none.
-            cues = read_cues(path) if path.is_file() else []
+            cues = read_cues(path) if os.path.isfile(path) else []  # also names that are too long
             self._texts[video] = "\n".join(spaced(cues, CUES)) or "(none)"
         return self._texts[video]
 

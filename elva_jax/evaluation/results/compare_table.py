@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from elva_jax.evaluation.columns import Column, fit, printable
+from elva_jax.evaluation.columns import Column, fit, format_value, printable, scale
 from elva_jax.evaluation.results.paired import Comparison, Difference
-from elva_jax.evaluation.results.table import format_value, number
+from elva_jax.evaluation.results.table import number
 
 NAMED = 5  # keys of questions that one side lacks
 NOTES = (
@@ -62,6 +62,10 @@ def _numbers(comparison: Comparison, width: int) -> Iterable[RenderableType]:
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
             yield _text(f"  {len(keys)} left out, {why}: {', '.join(keys[:NAMED])}{more}")
+    for name, in_a, in_b, here in comparison.converted:
+        yield _text(
+            f"  {name}: of {in_a:g} in A, of {in_b:g} in B; both are shown of {scale(here)}"
+        )
     for axis in dict.fromkeys(row.axis for row in comparison.differences):
         rows = [row for row in comparison.differences if row.axis == axis]
         if axis and len(rows) < 2:
@@ -71,6 +75,7 @@ def _numbers(comparison: Comparison, width: int) -> Iterable[RenderableType]:
             Column(title="n", cells=[str(row.a.count) for row in rows]),
             Column(title="A", cells=[number(row.a) for row in rows]),
             Column(title="B", cells=[number(row.b) for row in rows]),
+            Column(title="of", cells=[scale(row.a.maximum) for row in rows]),
             Column(title="B-A", cells=[_signed(r, r.difference) for r in rows], style="bold"),
             Column(title="95 %", cells=[_bounds(row) for row in rows]),
             Column(title="only A/B", cells=[f"{row.only_a}/{row.only_b}" for row in rows]),

@@ -19,6 +19,7 @@ from typing import Any
 
 from elva_jax.data.example import Media
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Response
+from elva_jax.evaluation.columns import scale
 from elva_jax.evaluation.results import settings, thumbnails
 from elva_jax.evaluation.results.codec import encode
 from elva_jax.evaluation.results.table import COUNTED, interval, metric_rows, number
@@ -142,14 +143,15 @@ def _short(text: str) -> str:
 
 def _scores(evaluations: Sequence[Evaluation]) -> str:
     """The scores as a table, which needs no script."""
-    heads = ("benchmark", "answer", "number", "score", "95 %", "n", *COUNTED.values())
+    heads = ("benchmark", "answer", "number", "score", "of", "95 %", "n", *COUNTED.values())
     rows = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
     for evaluation in evaluations:
         for way, scores in evaluation.scores.items():
             for name, metric in metric_rows(evaluation, way):
                 counts = [str(scores.statuses.get(status, 0)) for status in COUNTED]
                 texts = (evaluation.title, way, name)
-                numbers = (number(metric), interval(metric), str(metric.count), *counts)
+                numbers = (number(metric), scale(metric.maximum), interval(metric))
+                numbers += (str(metric.count), *counts)
                 cells = [f"<td>{html.escape(text)}</td>" for text in texts]
                 cells += [f'<td class="number">{html.escape(text)}</td>' for text in numbers]
                 rows.append("".join(cells))

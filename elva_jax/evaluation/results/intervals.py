@@ -9,14 +9,18 @@ import numpy as np
 
 from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
 from elva_jax.evaluation.results import resampling
-from elva_jax.evaluation.results.resampling import Name, Score
+from elva_jax.evaluation.results.resampling import MakeTally, Name, Score
 
 TAILS = (0.025, 0.975)
 FEWEST = 5  # media; an interval of fewer says nothing
 
 
 def with_intervals(
-    evaluation: Evaluation, score: Score, *, resamples: int = resampling.RESAMPLES
+    evaluation: Evaluation,
+    score: Score,
+    *,
+    tally: MakeTally | None = None,
+    resamples: int = resampling.RESAMPLES,
 ) -> Evaluation:
     """The same evaluation with `low` and `high` of every number.
 
@@ -26,6 +30,7 @@ def with_intervals(
     Args:
       evaluation: the evaluation.
       score: the benchmark's score function.
+      tally: its numbers from sums, where it has them.
       resamples: number of resamples.
     """
     scores = {}
@@ -35,7 +40,7 @@ def with_intervals(
             scores[way] = of_way
             continue
         media = resampling.number_media(grades)
-        found = resampling.replicate(grades, score, media, resamples=resamples)
+        found = resampling.replicate(grades, score, media, tally=tally, resamples=resamples)
         bounds = {name: interval(values) for name, values in found.items()}
         for name in found:
             if count_media(grades, media, name) < FEWEST:

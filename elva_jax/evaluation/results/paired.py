@@ -17,7 +17,7 @@ from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Score
 from elva_jax.evaluation.results import resampling, settings
 from elva_jax.evaluation.results.codec import encode
 from elva_jax.evaluation.results.intervals import FEWEST, count_media, interval
-from elva_jax.evaluation.results.resampling import Name, Score
+from elva_jax.evaluation.results.resampling import MakeTally, Name, Score
 from elva_jax.utils.numbers import shown
 
 
@@ -66,6 +66,8 @@ class Comparison:
       only_b: keys of those that the second alone has.
       changed: keys of questions whose text, options, answer or media differ; left out.
       differences: the main number first.
+      converted: (name, largest value in the first file, in the second, here) of the numbers that
+        the files have on different scales; both are computed again from the questions.
     """
 
     benchmark: str
@@ -77,6 +79,7 @@ class Comparison:
     only_b: tuple[str, ...]
     changed: tuple[str, ...]
     differences: tuple[Difference, ...]
+    converted: tuple[tuple[str, float, float, float], ...] = ()
 
 
 def compare(
@@ -84,6 +87,7 @@ def compare(
     b: Evaluation,
     score: Score | None = None,
     *,
+    tally: MakeTally | None = None,
     resamples: int = resampling.RESAMPLES,
 ) -> list[Comparison]:
     """Compares two models on one benchmark, in every way of answering that both have.
@@ -92,6 +96,7 @@ def compare(
       a: the first model's evaluation.
       b: the second model's.
       score: the benchmark's score function; None: the mean of the credits.
+      tally: its numbers from sums, where it has them.
       resamples: number of resamples.
 
     Raises:
@@ -109,6 +114,7 @@ def compare(
         common = [key for key in both if key not in set(changed)]
         pairs = [ours[key] for key in common], [theirs[key] for key in common]
         scored = score or _mean_score(a.scores[way])
+        differences = _differences(*pairs, scored, tally, resamples) if common else ()
         found.append(
             Comparison(
                 benchmark=a.benchmark,
@@ -119,7 +125,8 @@ def compare(
                 only_a=tuple(key for key in ours if key not in theirs),
                 only_b=tuple(key for key in theirs if key not in ours),
                 changed=tuple(changed),
-                differences=_differences(*pairs, scored, resamples) if common else (),
+                differences=differences,
+                converted=_converted(a.scores[way], b.scores[way], differences),
             )
         )
     return found
@@ -153,6 +160,20 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * math.fsum(share(k) for k in range(fewer + 1)))
 
 
+def _converted(
+    a: Scores, b: Scores, differences: Sequence[Difference]
+) -> tuple[tuple[str, float, float, float], ...]:
+    """The numbers of all questions that two files have on different scales."""
+    ours, theirs = resampling.metrics_of(a), resampling.metrics_of(b)
+    found = []
+    for row in differences:
+        name = row.axis, row.category, row.number
+        stored = [side[name].maximum for side in (ours, theirs) if name in side]
+        if not row.axis and len(set(stored)) == 2:
+            found.append((row.number, *stored, row.a.maximum))
+    return tuple(found)
+
+
 def _asked(grade: Grade) -> tuple[object, ...]:
     """The parts of a question that must be equal: not its prompt, nor the folder of its media."""
     question = grade.response.question
@@ -167,12 +188,13 @@ def _file_names(source: bytes | str | tuple[str, ...]) -> object:
 
 
 def _differences(
-    a: Sequence[Grade], b: Sequence[Grade], score: Score, resamples: int
+    a: Sequence[Grade], b: Sequence[Grade], score: Score, tally: MakeTally | None, resamples: int
 ) -> tuple[Difference, ...]:
     media = resampling.number_media(a)
     whole_a, whole_b = (_whole(side, score) for side in (a, b))
     drawn_a, drawn_b = (
-        resampling.replicate(side, score, media, resamples=resamples) for side in (a, b)
+        resampling.replicate(side, score, media, tally=tally, resamples=resamples)
+        for side in (a, b)
     )
     found = []
     for name in whole_a:
@@ -222,15 +244,12 @@ def _whole(grades: Sequence[Grade], score: Score) -> dict[Name, Metric]:
 
 
 def _mean_score(template: Scores) -> Score:
-    """The mean of the credits, over all questions and over each category of the template."""
+    """The mean of the credits in percent, over all questions and each category of the template."""
 
-    def mean(grades: Sequence[Grade], like: Metric) -> Metric:
+    def mean(grades: Sequence[Grade]) -> Metric:
         credit = [g.credit for g in grades if g.status != "no_reference"]
-        value = math.fsum(credit) / len(credit) if credit else float("nan")
-        scale = 100.0 if like.maximum == 100 else 1.0
-        return Metric(
-            name="mean credit", value=scale * value, count=len(credit), maximum=like.maximum
-        )
+        value = 100 * math.fsum(credit) / len(credit) if credit else float("nan")
+        return Metric(name="mean credit", value=value, count=len(credit))
 
     def score(grades: Sequence[Grade]) -> Scores:
         categories = {}
@@ -239,7 +258,7 @@ def _mean_score(template: Scores) -> Score:
             for grade in grades:
                 own = grade.response.question.categories.get(axis, "")
                 by_value.setdefault(own, []).append(grade)
-            categories[axis] = {v: mean(by_value[v], m) for v, m in values.items() if by_value[v]}
-        return Scores(main=mean(grades, template.main), categories=categories)
+            categories[axis] = {v: mean(by_value[v]) for v in values if by_value[v]}
+        return Scores(main=mean(grades), categories=categories)
 
     return score

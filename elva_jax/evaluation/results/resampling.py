@@ -4,20 +4,21 @@
     resample   v3 v1 v3 …            all questions of a drawn medium are drawn together
     weights    [1, 0, 2, …]          how often each medium was drawn
 
-Most numbers are means; those of all resamples are one product of matrices. Every other number is
-computed by the benchmark's own score function on each resample. `means` finds out which is which,
-by the score function's numbers on the whole set and on the first `PROBES` resamples.
+Most numbers are means; those of all resamples are one product of matrices. So are those of a
+benchmark with a `Tally`. Every other number is computed by the benchmark's own score function on
+each resample. `means` finds out which is which, by the score function's numbers on the whole set
+and on the first `PROBES` resamples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Scores
+from elva_jax.evaluation.benchmarks.base import Grade, Metric, Scores, Tally, media_of
 from elva_jax.evaluation.results.means import Columns, Name, find_means, value_of
 
 RESAMPLES, SEED, PROBES = 2000, 0, 16
@@ -25,6 +26,7 @@ MOST_GRADES = 1_000_000  # that score functions see for one benchmark and way of
 FEWEST = 200  # resamples where they see more
 CHUNK = 100  # resamples whose weights are in memory
 Score = Callable[[Sequence[Grade]], Scores]
+MakeTally = Callable[[Sequence[Grade]], Tally | None]
 
 
 def metrics_of(scores: Scores) -> dict[Name, Metric]:
@@ -35,11 +37,6 @@ def metrics_of(scores: Scores) -> dict[Name, Metric]:
     for axis, values in scores.categories.items():
         found |= {(axis, value, metric.name): metric for value, metric in values.items()}
     return found
-
-
-def media_of(question: Question) -> object:
-    """The media of a question, without excerpts; questions with the same are drawn together."""
-    return tuple(medium.source for medium in question.media) or question.key
 
 
 def number_media(grades: Sequence[Grade]) -> np.ndarray:
@@ -55,6 +52,7 @@ def replicate(
     score: Score,
     media: np.ndarray | None = None,
     *,
+    tally: MakeTally | None = None,
     resamples: int = RESAMPLES,
     means: bool = True,
 ) -> dict[Name, np.ndarray]:
@@ -64,6 +62,7 @@ def replicate(
       grades: all grades, not empty.
       score: the benchmark's score function.
       media: int [N], number of each grade's media; None: `number_media`.
+      tally: the benchmark's numbers from sums, where it has them.
       resamples: number of resamples of means; other numbers may have fewer of them, the first.
       means: whether means may be computed as such; False: everything by the score function.
 
@@ -73,11 +72,13 @@ def replicate(
     """
     media = number_media(grades) if media is None else media
     whole = metrics_of(score(grades))
+    unknown = {name for name, metric in whole.items() if np.isnan(metric.value)}
+    if means and tally is not None and (summed := tally(grades)) is not None:
+        return _of_sums(summed, media, resamples, whole.keys() - unknown, whole)
     drawn = _Drawn(grades, media)
     probes = list(itertools.islice(_weights(media, resamples), PROBES))
     seen = [metrics_of(score(drawn.grades(weights))) for weights in probes]
     found = find_means(Columns(grades, media), whole, np.stack(probes), seen) if means else {}
-    unknown = {name for name, metric in whole.items() if np.isnan(metric.value)}
     rest = [name for name in whole if name not in found and name not in unknown]
     fewer = min(resamples, max(FEWEST, MOST_GRADES // len(grades))) if means else resamples
     values: dict[Name, list[np.ndarray]] = {name: [] for name in whole}
@@ -93,6 +94,20 @@ def replicate(
     return {
         name: nothing if name in unknown else np.concatenate(parts)
         for name, parts in values.items()
+    }
+
+
+def _of_sums(
+    tally: Tally, media: np.ndarray, resamples: int, known: Collection[Name], names: Iterable[Name]
+) -> dict[Name, np.ndarray]:
+    """Every number on each resample, whose sums are one product of matrices."""
+    sums = np.zeros((int(media.max()) + 1, tally.values.shape[1]))
+    np.add.at(sums, media, tally.values)
+    parts = [tally.numbers(chunk @ sums) for chunk in _chunks(media, resamples)]
+    nothing = np.full(resamples, np.nan)
+    return {
+        name: np.concatenate([part[name] for part in parts]) if name in known else nothing
+        for name in names
     }
 
 

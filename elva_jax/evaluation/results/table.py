@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from elva_jax.evaluation.benchmarks.base import Evaluation, Metric, Scores
-from elva_jax.evaluation.columns import Column, fit, printable
+from elva_jax.evaluation.columns import Column, fit, format_value, printable, scale
 from elva_jax.evaluation.results import settings
 from elva_jax.evaluation.results.intervals import FEWEST
 
@@ -49,7 +49,7 @@ def print_scores(
 
 
 def number(metric: Metric) -> str:
-    """`60.0`, `3.52` of at most 5, `1520.4`; a dash where nothing was asked."""
+    """`60.0` of 100 or of 1, `3.52` of 5, `1520.4`; a dash where nothing was asked."""
     return format_value(metric.value, metric.maximum)
 
 
@@ -58,13 +58,6 @@ def interval(metric: Metric) -> str:
     if not (math.isfinite(metric.low) and math.isfinite(metric.high)):
         return "–"
     return f"{format_value(metric.low, metric.maximum)}–{format_value(metric.high, metric.maximum)}"
-
-
-def format_value(value: float, maximum: float) -> str:
-    """A number with as many decimals as its scale deserves: three of a hundred steps or more."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.{1 if maximum >= 100 else 2 if maximum > 1 else 3}f}"
 
 
 def metric_rows(evaluation: Evaluation, way: str) -> list[tuple[str, Metric]]:
@@ -92,6 +85,7 @@ def _overview(evaluations: Sequence[Evaluation], width: int) -> Iterable[Rendera
     title = "score" if len(names) > 1 else next(iter(names), "score")
     rest = [
         Column(title=title, cells=[number(row[3]) for row in rows], style="bold"),
+        Column(title="of", cells=[scale(row[3].maximum) for row in rows]),
         Column(title="95 %", cells=[interval(row[3]) for row in rows]),
         Column(title="n", cells=[str(row[3].count) for row in rows]),
     ]
@@ -118,7 +112,9 @@ def _by_category(evaluation: Evaluation, width: int) -> Iterable[RenderableType]
             for way, of in found.items()
         ]
         tables = fit(first, rest, width)
-        tables[0].title = Text(printable(f"{evaluation.title} by {axis}"))
+        largest = {scale(metric.maximum) for of in found.values() for metric in of.values()}
+        title = f"{evaluation.title} by {axis}, of {' or '.join(sorted(largest))}"
+        tables[0].title = Text(printable(title))
         yield from tables
 
 
@@ -138,6 +134,7 @@ def _notes(evaluations: Sequence[Evaluation]) -> Iterable[str]:
     """The meaning of the columns, and the settings: those of all benchmarks, then the rest."""
     ways = dict.fromkeys(way for evaluation in evaluations for way in evaluation.scores)
     yield " · ".join(f"{way}: {WAYS[way]}" for way in ways if way in WAYS)
+    yield "of: the largest possible score; JSON and CSV have shares of 1 as they are (maximum)"
     yield (
         f"95 % and [ ]: bootstrap over media, of {FEWEST} or more; unparsed and unreadable answers"
         " count in n"

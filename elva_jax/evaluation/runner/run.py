@@ -133,7 +133,7 @@ def _finish(
     if judge:
         shown = partial(progress, f"{job.benchmark.name} (judge)")
         evaluation = judged(evaluation, job.benchmark, judge, shown)
-    return with_intervals(evaluation, job.benchmark.score)
+    return with_intervals(evaluation, job.benchmark.score, tally=job.benchmark.tally)
 
 
 def _open_judge(config: BenchmarkConfig, jobs: Sequence[_Job]) -> Judge | None:

@@ -148,7 +148,6 @@ _ALL = (
         rows=_reductions(),
         claims=figures.CLAIMS["fig3"],
         settings=True,
-        note="The paper's curves are not known here as numbers.",
     ),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}

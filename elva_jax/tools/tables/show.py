@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elva_jax.evaluation.columns import format_value, scale
 from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.tables.figures import SHORT
 from elva_jax.tools.tables.protocols import Protocol
 
-COLUMNS = ("row", "benchmark", "ours", "95 %", "paper", "diff", "n", "unparsed", "note")
+COLUMNS = ("row", "benchmark", "ours", "of", "95 %", "paper", "diff", "n", "unparsed", "note")
 SPEED = ("row", "benchmark", "tokens", "kept", "questions/s")
 
 
@@ -21,12 +22,15 @@ def show(protocol: Protocol, report: Mapping[str, Any]) -> str:
         rows += _paper_alone(missing)
     parts = [protocol.title, text_table(COLUMNS, rows, words=2)]
     legend = [
-        "paper: its number; n: questions; –: not measured, or not known here; note: why",
-        "ours and the paper's are not the same measurement:",
+        "of: largest score; paper: its number; n: questions; –: not measured, or not known here",
+        "note: why ours and the paper's are not the same measurement:",
         *(f"{number} {reason}" for reason, number in notes.numbers.items()),
     ]
     if cells and not any(cell["not_comparable"] for cell in cells):
         legend.append("no note: the same questions, frames and way of scoring as in the paper")
+    known = {name for row in protocol.rows.values() for name in row.figures.values}
+    if unknown := [SHORT[name] for name in protocol.tasks if name not in known]:
+        legend.append(f"not known here: the paper's numbers on {', '.join(unknown)}")
     if protocol.note:
         legend.append(protocol.note)
     parts.append("\n".join(legend))
@@ -53,17 +57,20 @@ class _Notes:
 
 
 def _row(cell: Mapping[str, Any], notes: _Notes) -> tuple[str, ...]:
-    places = 1 if cell["maximum"] >= 100 else 2
+    largest = cell["maximum"]
     bounds = "–"
     if cell["low"] is not None and cell["high"] is not None:
-        bounds = f"{cell['low']:.{places}f}–{cell['high']:.{places}f}"
+        bounds = f"{_number(cell['low'], largest)}–{_number(cell['high'], largest)}"
+    difference = cell["difference"]
+    sign = "" if difference is None else "-" if difference < 0 else "+"
     return (
         cell["row"],
         SHORT.get(cell["benchmark"], cell["title"]),
-        _number(cell["ours"], places),
+        _number(cell["ours"], largest),
+        scale(largest),
         bounds,
-        _number(cell["paper"], places),
-        "–" if cell["difference"] is None else f"{cell['difference']:+.{places}f}",
+        _number(cell["paper"], largest),
+        sign + _number(None if difference is None else abs(difference), largest),
         str(cell["questions"]),
         str(cell["statuses"].get("unparsed", 0)),
         notes.of(cell["not_comparable"]),
@@ -73,9 +80,9 @@ def _row(cell: Mapping[str, Any], notes: _Notes) -> tuple[str, ...]:
 def _paper_alone(missing: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The paper's row where no checkpoint was given."""
     return [
-        (missing["row"], SHORT[name], "–", "–", _number(value), "–", "–", "–", "")
+        (missing["row"], SHORT[name], "–", "–", "–", _number(value), "–", "–", "–", "")
         for name, value in missing["paper"].items()
-    ] or [(missing["row"], "", "–", "–", "–", "–", "–", "–", "")]
+    ] or [(missing["row"], "", "–", "–", "–", "–", "–", "–", "–", "")]
 
 
 def _speed(cell: Mapping[str, Any]) -> tuple[str, ...]:
@@ -98,5 +105,5 @@ def _claim(claim: Mapping[str, Any]) -> str:
     return f"  {claim['text']}\n    {on}: paper {points}, ours {ours}"
 
 
-def _number(value: float | None, places: int = 1) -> str:
-    return "–" if value is None else f"{value:.{places}f}"
+def _number(value: float | None, largest: float = 100.0) -> str:
+    return "–" if value is None else format_value(value, largest)

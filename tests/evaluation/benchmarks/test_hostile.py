@@ -19,6 +19,12 @@ FILES = {
         | {"answer": "A", "duration": "short"},
         lambda record: [record],
     ),
+    "videomme_subtitles": (
+        "videomme.json",
+        {"videoID": "v", "question_id": "1", "question": "?", "options": ["A. x", "B. y"]}
+        | {"answer": "A"},
+        lambda record: [record],
+    ),
     "mlvu": (
         "json/1_plotQA.json",
         {"video": "v.mp4", "question": "?", "candidates": ["x", "y"], "answer": "x"}
@@ -78,7 +84,9 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5)
-    | st.sampled_from(["../x", "A\nB", "x" * 300, "\x00", "\ud800", "A", "Z", "(A", "[[1", "http://[", "9" * 5000]),
+    | st.sampled_from(
+        ["../x", "A\nB", "x" * 300, "\x00", "\ud800", "A", "Z", "(A", "[[1", "http://[", "9" * 5000]
+    ),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
     ),
@@ -93,6 +101,7 @@ def test_a_field_of_any_value_is_read_or_refused_in_one_line(tmp_path, name, dat
     file, valid, wrap = FILES[name]
     path = tmp_path / file
     path.parent.mkdir(exist_ok=True)
+    (tmp_path / "subtitle").mkdir(exist_ok=True)
     field = data.draw(st.sampled_from(sorted(valid)))
     value = data.draw(VALUES)
     if isinstance(valid[field], list) and data.draw(st.booleans()):
@@ -118,6 +127,7 @@ def test_a_field_of_any_value_is_read_or_refused_in_one_line(tmp_path, name, dat
 def test_the_valid_record_is_read(tmp_path, name):
     file, valid, wrap = FILES[name]
     (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "subtitle").mkdir()
     (tmp_path / file).write_text(json.dumps(wrap(valid)))
     assert len(BENCHMARKS[name].read(tmp_path)) == 1
 

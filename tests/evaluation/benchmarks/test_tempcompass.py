@@ -45,6 +45,12 @@ def test_tempcompass_reads_its_four_tasks(tmp_path):
         found = score(benchmark, questions, answers)
         assert found.statuses == expected[name], name
         assert list(found.categories["aspect"]) == ["action", "speed"]
+        if name == "captioning":  # not to be taken for the published accuracy, which a judge gives
+            assert (found.main.name, found.main.value) == ("named option", pytest.approx(100 / 3))
+            assert {of.name for of in found.categories["aspect"].values()} == {"named option"}
+            # Without articles one of three words is "cat", the right option: 2 · 1 / (3 + 1).
+            (f1,) = found.others
+            assert (f1.name, f1.value) == ("token F1", pytest.approx(100 * 0.5 / 3))
     write(
         tmp_path / "questions/yes_no.json", {"v1": {"action": [{"question": "?", "answer": "B"}]}}
     )

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tests.evaluation import long_questions
+from tests.evaluation.long_questions import WORDS
 
 import elva_jax
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Turn
+from elva_jax.errors import LayoutError
 from elva_jax.evaluation.lmms.adapter import Adapter
 from elva_jax.evaluation.lmms.opened import Opened
 from elva_jax.evaluation.lmms.options import parse_options
@@ -58,6 +61,30 @@ def test_written_answers_are_the_model_s_own_in_order(model, docs, ask, caplog):
     assert "generation_kwargs that do not apply are ignored: num_beams" in caplog.text
     assert replies[4].input_tokens < replies[0].input_tokens
     assert 0 < replies[0].output_tokens <= NEW
+
+
+def test_long_questions_have_the_model_s_own_answers_and_too_long_ones_cost_nothing(
+    clips, ask, caplog
+):
+    model = long_questions.model()
+    docs = [
+        {"video": video, "question": long_questions.text(name)}
+        for name in WORDS
+        for video in (clips[0], None)
+    ]
+    requests = [ask(i, doc["question"], {}, visuals) for i, doc in enumerate(docs)]
+    made = adapter(model, docs, batch=8)
+    with caplog.at_level("INFO", "elva_jax"):
+        replies = list(made.write(requests))
+    for number, (doc, reply) in enumerate(zip(docs, replies, strict=True)):
+        if doc["question"] != long_questions.text("too long"):
+            assert (reply.text, reply.refused) == (expected(model, doc), "")
+            continue
+        with pytest.raises(LayoutError) as alone:
+            expected(model, doc)
+        assert (reply.text, reply.refused) == ("", str(alone.value))
+        assert f"local {number}: {alone.value}" in caplog.text
+    assert made.refused == 2
 
 
 def test_replies_come_while_later_requests_are_not_yet_asked(model, docs, ask):

@@ -99,6 +99,23 @@ def test_mean_credit_where_the_benchmark_is_not_known():
     assert math.isfinite(row.low)
 
 
+def test_files_of_another_scale_are_converted_and_it_is_said():
+    """As if an older version had stored B's scores as shares."""
+    a, b = graded([True] * 9 + [False] * 9), graded([True] * 12 + [False] * 6)
+    shares = dataclasses.replace(b.scores["generated"].main, value=2 / 3, maximum=1.0)
+    scores = dataclasses.replace(b.scores["generated"], main=shares)
+    b = dataclasses.replace(b, scores={"generated": scores})
+    (found,) = paired.compare(a, b, made.score, resamples=20)
+    row = found.differences[0]
+    assert (row.a.value, row.b.value) == (50.0, pytest.approx(200 / 3))
+    assert found.converted == (("accuracy", 100.0, 1.0, 100.0),)
+    console = Console(width=100, record=True, file=io.StringIO())
+    compare_table.print_comparisons([found], ("a.json", "b.json"), console)
+    text = console.export_text()
+    assert "accuracy: of 100 in A, of 1 in B; both are shown of 100" in text
+    assert not paired.compare(a, a, made.score, resamples=20)[0].converted
+
+
 def test_few_media_have_no_interval():
     row = paired.compare(graded([True] * 12), graded([False] * 12), made.score)[0].differences[0]
     assert (row.difference, row.only_a) == (-100.0, 12)
@@ -124,6 +141,6 @@ def test_settings_that_differ_come_first_and_nothing_is_cut():
     assert "dtype" not in text
     assert text.index("frames: A 8") < text.index("B-A")
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
-    assert rows["duration"] == ["n", "A", "B", "B-A", "95", "%", "only", "A/B", "p"]
-    assert rows["short"][:3] == ["8", "50.0", "100.0"]
+    assert rows["duration"] == ["n", "A", "B", "of", "B-A", "95", "%", "only", "A/B", "p"]
+    assert rows["short"][:4] == ["8", "50.0", "100.0", "100"]
     assert text.count("all settings are the same") == 0

@@ -19,6 +19,7 @@ from elva_jax.tools.tables import figures
 from elva_jax.tools.tables.command import source_of
 from elva_jax.tools.tables.measure import Asked, Source, config_of, reduced, rows_to_measure
 from elva_jax.tools.tables.protocols import PROTOCOLS
+from elva_jax.tools.tables.show import show
 
 ABLATIONS = Path(__file__).parents[3] / "configs/ablations.py"
 
@@ -50,6 +51,38 @@ def test_every_row_has_a_recipe_that_exists_and_the_twelve_benchmarks_are_asked(
     for protocol in PROTOCOLS.values():
         found = registry.find(protocol.tasks)
         assert [benchmark.name for benchmark in found] == list(protocol.tasks)
+
+
+def test_what_is_not_known_of_the_paper_is_said():
+    """Of Tables 4, 6 and 10 and Figure 3 all numbers, of Table 1 those on three benchmarks."""
+    unknown = {}
+    for name, protocol in PROTOCOLS.items():
+        missing = [
+            {"row": label, "recipe": "", "paper": dict(row.figures.values)}
+            for label, row in protocol.rows.items()
+        ]
+        text = show(protocol, {"cells": [], "missing": missing, "claims": []})
+        assert max(map(len, text.splitlines())) <= 100
+        _, _, said = text.partition("not known here: the paper's numbers on ")
+        unknown[name] = said.split("\n")[0]
+    assert unknown == {
+        "table1": "Video-ChatGPT, EgoSchema, MVBench",
+        "table2": "",
+        "table3": "",
+        "table4": "GQA, SEED image, MSVD-QA, Video-MME",
+        "table6": "Video-MME",
+        "table10": "GQA, SEED image, MME, MMBench",
+        "fig3": "Video-MME, MLVU",
+    }
+
+
+def test_a_share_is_shown_in_percent_beside_its_scale():
+    cell = {"row": "mine", "benchmark": "egoschema", "title": "EgoSchema", "ours": 0.5}
+    cell |= {"low": 0.4, "high": 0.6, "maximum": 1.0, "questions": 500, "statuses": {}}
+    cell |= {"paper": 0.525, "difference": -0.025, "not_comparable": []}
+    text = show(PROTOCOLS["table1"], {"cells": [cell], "missing": [], "claims": []})
+    row = next(line.split() for line in text.splitlines() if line.startswith("mine"))
+    assert row == ["mine", "EgoSchema", "50.0", "100", "40.0–60.0", "52.5", "-2.5", "500", "0"]
 
 
 def test_table_1_of_two_checkpoints(bench, run_dir, data_root, tmp_path):

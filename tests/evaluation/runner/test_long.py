@@ -1,0 +1,57 @@
+"""Questions beyond the model's longest sequence in the runner of benchmarks."""
+
+import pytest
+from tests.evaluation import long_questions
+from tests.evaluation.long_questions import LONGEST, NEW, WORDS
+
+from elva_jax import testing
+from elva_jax.data.example import Media
+from elva_jax.errors import LayoutError
+from elva_jax.evaluation.benchmarks import own
+from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
+from elva_jax.evaluation.runner.settings import BenchmarkConfig
+
+
+def test_long_questions_have_the_model_s_own_answers_and_too_long_ones_cost_nothing(tmp_path):
+    """Of one batch, some about a clip and some without; each too long one is counted."""
+    model = long_questions.model()
+    clip = str(testing.write_video(tmp_path / "clip.mp4", testing.tiny_video(8)))
+    questions = [
+        Question(
+            key=f"{name} {'clip' if source else 'text'}",
+            media=(Media(source, "video"),) if source else (),
+            prompt=long_questions.text(name),
+            text=long_questions.text(name),
+            references=("red",),
+        )
+        for name in WORDS
+        for source in (clip, None)
+    ]
+    benchmark = Benchmark(
+        name="long", title="Long", kind="open", read=lambda _: questions, grade=own.grade,
+        score=own.score, max_new_tokens=NEW,
+    )  # fmt: skip
+    (found,) = evaluate_benchmarks(
+        model, [benchmark], tmp_path, BenchmarkConfig(batch_size=8), output=tmp_path / "out"
+    )
+    sizes = set()
+    for grade in found.grades["generated"]:
+        response = grade.response
+        name, source = response.question.key.rsplit(" ", 1)
+        media = clip if source == "clip" else None
+        if name == "too long":
+            with pytest.raises(LayoutError) as alone:
+                model.answer(media, response.question.prompt, max_new_tokens=NEW)
+            assert (response.error, response.text) == (str(alone.value), None)
+            assert f"the model's longest sequence is {LONGEST}, or {8 * LONGEST}" in response.error
+            assert "\n" not in response.error
+            assert grade.status == "unreadable"
+            continue
+        assert not response.error
+        assert response.text == model.answer(media, response.question.prompt, max_new_tokens=NEW)
+        sizes.add(-(-response.tokens[0] // LONGEST))
+    assert {1, 2} < sizes  # as trained, and RoPE scaled by several factors
+    assert sum(unreadable(found).values()) == 2
+    assert found.scores["generated"].main.count == len(questions)
+    assert found.scores["generated"].statuses["unreadable"] == 2
