@@ -19,6 +19,21 @@ BLOCK = 2**20  # bytes that are read at a time; they stay in the processor's cac
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names a file in errors of the operating system that name none, such as that of a full disk.
+
+    Raises:
+      OSError: what the block raises.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def open_atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a temporary file that replaces `path` when the block ends, and is removed if it raises.
 
@@ -27,7 +42,7 @@ def open_atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        with naming(path), temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

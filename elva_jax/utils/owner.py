@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from elva_jax.errors import StartError
-from elva_jax.utils.files import write_atomic
+from elva_jax.utils.files import naming, write_atomic
 
 NAME = ".owner"
 BEAT_SECONDS = 5.0
@@ -114,7 +114,12 @@ def _start_of(pid: int) -> str | None:
 def _create(path: Path, me: dict[str, Any]) -> bool:
     """Whether the file was created; False if there is one."""
     temporary = path.with_name(f"{NAME}.{me['token']}.new")
-    temporary.write_text(json.dumps(me))
+    try:
+        with naming(path):
+            temporary.write_text(json.dumps(me))
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from elva_jax.utils.files import lock, open_atomic, sha256, write_atomic
+from elva_jax.utils.failures import explain
+from elva_jax.utils.files import lock, naming, open_atomic, sha256, write_atomic
 
 
 @pytest.mark.parametrize("content", ["ä\n", b"\xff\x00"])
@@ -54,3 +55,15 @@ def test_a_lock_excludes_other_processes_until_it_is_released(tmp_path):
     with lock(path):
         assert "BlockingIOError" in other()[0]
     assert other() == []
+
+
+def test_a_full_disk_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    full = open("/dev/full", "w")  # noqa: SIM115
+    full.write("x")
+    with pytest.raises(OSError, match="No space left") as error, naming(path):
+        full.close()
+    assert explain(error.value).startswith(f"{path}: No space left on device; free some space")
+    with pytest.raises(FileNotFoundError) as error, naming(path):
+        (tmp_path / "other").read_text()
+    assert error.value.filename == str(tmp_path / "other")  # named already

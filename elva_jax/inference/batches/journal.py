@@ -18,6 +18,7 @@ from typing import Any
 
 from elva_jax.errors import DataError
 from elva_jax.utils.failures import repr_path
+from elva_jax.utils.files import naming
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import open_regular, parse_json, read_lines
 
@@ -72,7 +73,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, head: Head) -> None:
-        self._file = path.open("ab")
+        # Without a buffer, which a full disk would keep and fail to write again at the end.
+        self._path, self._file = path, path.open("ab", buffering=0)
         try:
             size = _whole_lines(path)
             self._file.truncate(size)
@@ -86,9 +88,11 @@ class Journal:
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes records so that they outlive this process and its machine."""
         lines = [json.dumps(record, ensure_ascii=True, allow_nan=False) for record in records]
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        rest = memoryview("".join(f"{line}\n" for line in lines).encode())
+        with naming(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""

@@ -22,7 +22,7 @@ def show(protocol: Protocol, report: Mapping[str, Any]) -> str:
         rows += _paper_alone(missing)
     parts = [protocol.title, text_table(COLUMNS, rows, words=2)]
     legend = [
-        "of: largest score; paper: its number; n: questions; –: not measured, or not known here",
+        "of: largest score; paper: its number; n: questions; –: not measured or not known",
         "note: why ours and the paper's are not the same measurement:",
         *(f"{number} {reason}" for reason, number in notes.numbers.items()),
     ]

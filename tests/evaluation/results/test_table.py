@@ -100,5 +100,5 @@ def test_shares_are_in_percent_and_every_scale_is_said(run):
     text = printed([dataclasses.replace(run[1], scores={"generated": scores})], 100)
     rows = [" ".join(line.split()) for line in text.splitlines()]
     for row in ("points 3.50 5 –", "sum 1520.4 2000 –", "share 50.0 100 25.0–75.0"):
-        assert f"GQA generated {row} 4 0 0" in rows
+        assert f"GQA generated {row} 4 0" in rows
     assert "of: the largest possible score" in text
