@@ -10,7 +10,7 @@ from elva_jax.tools.bench.table import text_table
 from elva_jax.tools.tables.figures import SHORT
 from elva_jax.tools.tables.protocols import Protocol
 
-COLUMNS = ("row", "benchmark", "ours", "of", "95 %", "paper", "diff", "n", "unparsed", "note")
+COLUMNS = ("row", "benchmark", "ours", "95 %", "paper", "diff", "n", "unparsed", "note")
 SPEED = ("row", "benchmark", "tokens", "kept", "questions/s")
 
 
@@ -22,7 +22,8 @@ def show(protocol: Protocol, report: Mapping[str, Any]) -> str:
         rows += _paper_alone(missing)
     parts = [protocol.title, text_table(COLUMNS, rows, words=2)]
     legend = [
-        "of: largest score; paper: its number; n: questions; –: not measured or not known",
+        "Scores are of 100, or of what stands beside the benchmark.",
+        "paper: its number; n: questions; –: not measured, or not known here",
         "note: why ours and the paper's are not the same measurement:",
         *(f"{number} {reason}" for reason, number in notes.numbers.items()),
     ]
@@ -65,9 +66,9 @@ def _row(cell: Mapping[str, Any], notes: _Notes) -> tuple[str, ...]:
     sign = "" if difference is None else "-" if difference < 0 else "+"
     return (
         cell["row"],
-        SHORT.get(cell["benchmark"], cell["title"]),
+        SHORT.get(cell["benchmark"], cell["title"])
+        + ("" if scale(largest) == "100" else f" of {scale(largest)}"),
         _number(cell["ours"], largest),
-        scale(largest),
         bounds,
         _number(cell["paper"], largest),
         sign + _number(None if difference is None else abs(difference), largest),
@@ -80,9 +81,9 @@ def _row(cell: Mapping[str, Any], notes: _Notes) -> tuple[str, ...]:
 def _paper_alone(missing: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The paper's row where no checkpoint was given."""
     return [
-        (missing["row"], SHORT[name], "–", "–", "–", _number(value), "–", "–", "–", "")
+        (missing["row"], SHORT[name], "–", "–", _number(value), "–", "–", "–", "")
         for name, value in missing["paper"].items()
-    ] or [(missing["row"], "", "–", "–", "–", "–", "–", "–", "–", "")]
+    ] or [(missing["row"], "", "–", "–", "–", "–", "–", "–", "")]
 
 
 def _speed(cell: Mapping[str, Any]) -> tuple[str, ...]:

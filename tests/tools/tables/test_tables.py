@@ -80,9 +80,12 @@ def test_a_share_is_shown_in_percent_beside_its_scale():
     cell = {"row": "mine", "benchmark": "egoschema", "title": "EgoSchema", "ours": 0.5}
     cell |= {"low": 0.4, "high": 0.6, "maximum": 1.0, "questions": 500, "statuses": {}}
     cell |= {"paper": 0.525, "difference": -0.025, "not_comparable": []}
-    text = show(PROTOCOLS["table1"], {"cells": [cell], "missing": [], "claims": []})
+    sums = {**cell, "row": "other", "benchmark": "mme", "maximum": 2000.0, "ours": 1520.4}
+    text = show(PROTOCOLS["table1"], {"cells": [cell, sums], "missing": [], "claims": []})
     row = next(line.split() for line in text.splitlines() if line.startswith(" mine"))
-    assert row == ["mine", "EgoSchema", "50.0", "100", "40.0–60.0", "52.5", "-2.5", "500", "0"]
+    assert row == ["mine", "EgoSchema", "50.0", "40.0–60.0", "52.5", "-2.5", "500", "0"]
+    assert "Scores are of 100, or of what stands beside the benchmark" in text
+    assert "other  MME of 2000  1520.4" in text
 
 
 def test_table_1_of_two_checkpoints(bench, run_dir, data_root, tmp_path):
