@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from elva_jax.data.example import Media
-from elva_jax.errors import ConfigError, ElvaError, VideoError
+from elva_jax.errors import ConfigError, ElvaError, VideoError, first_line, printable
 from elva_jax.inference.batches.queries import Group
 from elva_jax.utils.failures import repr_path
 from elva_jax.video.clip import Visual
@@ -78,11 +78,11 @@ def _attempt(read: Read, medium: Hashable, name: str) -> Visual | str:
     except ElvaError as error:
         return f"{name}: {error}"
     except Exception as error:  # decoders may raise any type
-        return f"{name}: {type(error).__name__}: {error}"[:300]
+        return printable(f"{name}: {type(error).__name__}: {first_line(error)}")[:300]
 
 
 def _name(medium: Hashable, item: str) -> str:
     source = medium.source if isinstance(medium, Media) else b""
     if isinstance(source, bytes):
-        return f"medium of {item}"
+        return f"medium of {repr_path(item)}"  # an id may hold any characters
     return repr_path(source if isinstance(source, str) else next(iter(source), "no frames"))
