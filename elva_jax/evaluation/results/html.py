@@ -150,8 +150,8 @@ def _scores(evaluations: Sequence[Evaluation]) -> str:
             for name, metric in metric_rows(evaluation, way):
                 counts = [str(scores.statuses.get(status, 0)) for status in COUNTED]
                 texts = (evaluation.title, way, name)
-                numbers = (number(metric), scale(metric.maximum), interval(metric))
-                numbers += (str(metric.count), *counts)
+                numbers = [number(metric), scale(metric.maximum), interval(metric)]
+                numbers += [str(metric.count), *counts]
                 cells = [f"<td>{html.escape(text)}</td>" for text in texts]
                 cells += [f'<td class="number">{html.escape(text)}</td>' for text in numbers]
                 rows.append("".join(cells))

@@ -168,9 +168,11 @@ def _converted(
     found = []
     for row in differences:
         name = row.axis, row.category, row.number
-        stored = [side[name].maximum for side in (ours, theirs) if name in side]
-        if not row.axis and len(set(stored)) == 2:
-            found.append((row.number, *stored, row.a.maximum))
+        if row.axis or name not in ours or name not in theirs:
+            continue
+        first, second = ours[name].maximum, theirs[name].maximum
+        if first != second:
+            found.append((row.number, first, second, row.a.maximum))
     return tuple(found)
 
 
