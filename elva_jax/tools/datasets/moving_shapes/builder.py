@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +19,14 @@ from rich.progress import Progress
 from elva_jax.errors import DataError
 from elva_jax.tools.datasets.moving_shapes import records
 from elva_jax.utils.files import lock
+from elva_jax.utils.process_map import ProcessKilledError, process_map
 from elva_jax.utils.terminal import is_watched
-from elva_jax.utils.workers import STOPPING, end_with_parent, shielded_from_signals
+from elva_jax.utils.workers import STOPPING, end_with_parent
 
 SIZES = {  # records per split
     "easy": {"image": 8000, "train": 14000, "validation": 260, "test": 540, "long": 120},
     "hard": {"image": 4000, "train": 8000, "validation": 260, "test": 540, "long": 120},
 }
-CHUNK = 32  # records that a renderer makes per task
 Report = Callable[[str, int, int], None]  # split, records done, records in all
 
 
@@ -205,41 +201,10 @@ def _prepare_renderer() -> None:
     end_with_parent()
 
 
-@contextlib.contextmanager
-def _mapper(workers: int | None) -> Iterator[Callable]:
-    """A `map` over processes, which start at its first use and end with the block."""
+def _mapper(workers: int | None) -> contextlib.AbstractContextManager[Callable]:
+    """A `map`, over processes unless one worker is asked for."""
     workers = workers or os.cpu_count() or 1
-    if workers == 1:
-        yield map
-        return
-    # spawn: threads of JAX or of TFDS in this process make fork unsafe.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _prepare_renderer)
-    before = set(multiprocessing.active_children())
-
-    def map_fn(function: Callable, tasks: Sequence) -> Iterator:
-        # Not pool.map: when a renderer is killed it cancels futures that the pool's thread is
-        # about to fail. That ends the thread, which then leaves the other renderers running.
-        chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
-        with shielded_from_signals():
-            futures = deque(pool.submit(_map_chunk, function, chunk) for chunk in chunks)
-        while futures:
-            yield from futures.popleft().result()
-
-    try:
-        yield map_fn
-    except BaseException:
-        for renderer in set(multiprocessing.active_children()) - before:
-            renderer.terminate()  # instead of waiting for all tasks
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for renderer in set(multiprocessing.active_children()) - before:
-            renderer.join()
-
-
-def _map_chunk(function: Callable, tasks: Sequence) -> list:
-    return [function(task) for task in tasks]
+    return contextlib.nullcontext(map) if workers == 1 else process_map(workers, _prepare_renderer)
 
 
 @contextlib.contextmanager
@@ -247,7 +212,7 @@ def _explained(folder: Path) -> Iterator[None]:
     """Turns what a full disk or a killed process causes into a line."""
     try:
         yield
-    except BrokenProcessPool:
+    except ProcessKilledError:
         why = "a rendering process was killed, perhaps for lack of memory"
         raise DataError(f"{folder}: {why}; start again, perhaps with fewer --workers") from None
     except RuntimeError as error:  # ArrayRecord's
