@@ -25,8 +25,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the proces
         programs = tempfile.mkdtemp(prefix="elva-test-programs-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
         atexit.register(shutil.rmtree, programs, ignore_errors=True)
-    # Even the smallest program is read in less time than it is compiled in.
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     # For arrays as small as ours, threads of PyTorch's would wait for each other in loops.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"  # names that no folder has are refused without a wait

@@ -125,7 +125,4 @@ class EvalResult:
 
 
 def _scores(row: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    return {
-        column: {"accuracy": s.accuracy, "stderr": s.stderr, "maximum": 1.0}
-        for column, s in row.items()
-    }
+    return {column: {"accuracy": s.accuracy, "stderr": s.stderr} for column, s in row.items()}
