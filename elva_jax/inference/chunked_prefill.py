@@ -205,17 +205,8 @@ def chunk_layer(
     return applied[0], written[0]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=(2, 4))
-def run_chunk(
-    config: ModelConfig,
-    params: Any,
-    x: Float[Array, "B Q D"],
-    inputs: LayerInputs,
-    cached: Cached,
-    start: Int[Array, ""] | int,
-) -> tuple[Float[Array, "B Q D"], Cached]:
-    """`chunk_layer`, compiled; `x` and `cached` are used up."""
-    return chunk_layer(config, params, x, inputs, cached, start)
+# `x` and `cached` are used up.
+run_chunk = jax.jit(chunk_layer, static_argnums=0, donate_argnums=(2, 4))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)

@@ -37,7 +37,8 @@ class _Worker:
 def process_map(workers: int, prepare: Callable[[], None]) -> Iterator[Map]:
     """Gives a `map` whose results are in order; its processes end with the block.
 
-    The processes start at the first use. An exception of the mapped function is raised here.
+    The processes start at the first use. An exception of the mapped function is raised here. One
+    iterator must be read to its end before the next is made.
 
     Args:
       workers: number of processes.
@@ -117,7 +118,7 @@ def _noticing_its_end() -> Iterator[None]:
 
 
 def _work(pipe: Connection, prepare: Callable[[], None]) -> None:
-    """What a process does: it answers chunks until its pipe ends."""
+    """Answers chunks until the pipe ends."""
     prepare()
     with contextlib.suppress(EOFError, OSError):
         while True:
