@@ -187,10 +187,6 @@ def _their_tensors(run: SavedRun, dtype: str | None) -> Iterator[tuple[str, np.n
                 yield ROOT + label, cast
 
 
-def _module_of(name: str) -> str:
-    return name.removeprefix(ROOT).partition(".lora_")[0]
-
-
 def _check_settings(settings: Mapping[str, Any], where: str) -> None:
     """Raises ConvertError for settings that are wrong, or that change the result unseen."""
     if (kind := settings.get("peft_type")) != "LORA":

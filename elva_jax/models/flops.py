@@ -98,14 +98,6 @@ def _hiera(tower: TeacherConfig, blocks: int) -> float:
     return total
 
 
-def tower_macs(config: TeacherConfig, frames: int) -> float:
-    """Multiply-accumulates of a tower on the frames of a video, as MERV counts them.
-
-    All blocks are counted, also one whose output is not read. See `vision_tower`.
-    """
-    return vision_tower(config, frames) / 2
-
-
 def vision_layer(tower: TeacherConfig | TextTowerConfig, tokens: int) -> float:
     """One block on the tokens of one image or text, without a mask."""
     width = tower.hidden_size

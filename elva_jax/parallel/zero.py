@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-LEVELS = (2, 3)
 AXIS = "fsdp"
 
 
@@ -39,7 +38,7 @@ def make_zero(level: int, shardings: Any, dtype: str) -> Zero:
     """Builds the functions of a level.
 
     Args:
-      level: one of LEVELS.
+      level: 2 or 3.
       shardings: a tree of NamedSharding, how parameters are stored.
       dtype: the compute type. `nn.Dense` casts its kernel to it at every use, so a whole copy need
         not be wider.
