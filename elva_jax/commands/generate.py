@@ -178,6 +178,8 @@ def _save_merge_map(
 
 @flags.library_notices()
 def _generate(args: argparse.Namespace, _: list[str]) -> int:
+    from elva_jax.video.layout import part_tokens
+
     generate_file.check(args)
     if args.input:
         return generate_file.run(args)
@@ -189,7 +191,7 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     prompts = placed if args.markers else args.prompt
     if not args.markers and any(len(found) > 1 for found in placed):
         print("<video> in a prompt is text; --markers makes it a place", file=sys.stderr)
-    lengths = [len(model.tokenizer.encode(text)) for text in args.prompt]
+    lengths = [sum(map(part_tokens, model.prompt_parts(text, ()))) for text in args.prompt]
     longest = prompts[lengths.index(max(lengths))]
     _save_merge_map(args, opened, media, longest)
     with _measured(args) as before:

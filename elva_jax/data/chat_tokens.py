@@ -17,12 +17,21 @@ from transformers import PreTrainedTokenizerBase
 
 from elva_jax.errors import DataError
 
+# Characters of a token on average; in languages and code, it is 1 to 6. Tokenizing takes some
+# 2 microseconds and 260 bytes per character, so text that cannot fit is refused before.
+MOST_LETTERS = 16
+LONGEST_CACHED = 4096  # characters; the cache has thousands of entries
 
-@functools.lru_cache(maxsize=16_384)
+
+def may_fit(tokens: int, *texts: str) -> bool:
+    """Whether texts are short enough for so many tokens to be tokenized; see `MOST_LETTERS`."""
+    return sum(map(len, texts)) <= MOST_LETTERS * tokens
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase, *pieces: str) -> tuple[int, ...]:
     """Token ids of pieces that are a template and a text in turn, the template first.
 
-    Cached, because headers and many questions occur again and again.
+    Cached if short, because headers and many questions occur again and again.
 
     Args:
       tokenizer: any tokenizer.
@@ -31,6 +40,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, *pieces: str) -> tuple[int, ..
     Raises:
       DataError: the tokenizer cannot read a text without its control tokens.
     """
+    find = _token_ids if sum(map(len, pieces)) <= LONGEST_CACHED else _token_ids.__wrapped__
+    return find(tokenizer, *pieces)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _token_ids(tokenizer: PreTrainedTokenizerBase, *pieces: str) -> tuple[int, ...]:
     whole = "".join(pieces)
     ids = _encode(tokenizer, whole) if whole else ()
     added = added_ids(tokenizer)

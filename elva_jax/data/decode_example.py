@@ -15,6 +15,7 @@ from elva_jax.config.schema import Config, DataConfig, ModelConfig, StageConfig
 from elva_jax.config.serialize import typed
 from elva_jax.data import conversation
 from elva_jax.data.captions import Captions, RunCaptions
+from elva_jax.data.chat_tokens import may_fit
 from elva_jax.data.collate import CaptionSample
 from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.packing import RowCapacity, Sample, merges_before_bucket
@@ -31,6 +32,9 @@ from elva_jax.video.read import read_frames
 
 if TYPE_CHECKING:  # Inference imports `clip_settings` without Grain and TFDS.
     from elva_jax.data.mixture import Mixture
+
+
+CAPTION_LETTERS = 1000  # of a token; the rest of a caption is cut off before it is tokenized
 
 
 class Decoder(ABC):
@@ -191,6 +195,7 @@ class ConversationDecoder(Decoder):
 
     def lay_out(self, example: Example, clips: list[Clip]) -> tuple[TokenLayout, Counts]:
         """Lays out the example; if it is too long, its last turns and their media are dropped."""
+        example = self._without_long_turns(example)
         while True:
             parts = self._render(example, clips[: len(example.media)])
             layout = build_layout(parts, captions=self.captions)
@@ -204,6 +209,17 @@ class ConversationDecoder(Decoder):
             ):
                 raise DataError(f"one example exceeds the row's {' and '.join(exceeded)}")
             example = conversation.truncate(example, self._turns_that_may_fit(example, counts))
+
+    def _without_long_turns(self, example: Example) -> Example:
+        """Drops the last turns that cannot fit, before they are tokenized; not the first one."""
+        texts = [example.system]
+        for k, turn in enumerate(example.turns):
+            texts += [turn.question, turn.answer]
+            if not may_fit(self.capacity.tokens, *texts):
+                if k == 0:
+                    raise DataError("one example exceeds the row's tokens")
+                return conversation.truncate(example, k)
+        return example
 
     def _render(self, example: Example, clips: list[Clip]) -> list[Text | Clip]:
         """The example as the stage's `data.prompt_format` and `data.captions` say."""
@@ -280,6 +296,7 @@ class CaptionDecoder(Decoder):
         self.captions = captions or RunCaptions(tokenizer=tokenizer, length=length)
         self.num_frames, self.fps, self.side = data.num_frames, data.fps, teacher.image_size
         self.sees_clips = teacher.num_frames > 1
+        self.most_letters = CAPTION_LETTERS * length
         self.settings = {"image_size": self.side, "text_length": length}
 
     def prepare(self, example: Example, rng: np.random.Generator) -> CaptionSample:
@@ -291,7 +308,7 @@ class CaptionDecoder(Decoder):
         conversation.check(example)
         if not example.media:
             raise RecordError(example.key, "has no video or image for the caption")
-        caption = self.captions.ids(example.turns[0].answer.strip())
+        caption = self.captions.ids(example.turns[0].answer.strip()[: self.most_letters])
         medium, size = example.media[0], (self.side, self.side)
         still = medium.kind == "image"
         frames = read_frames(

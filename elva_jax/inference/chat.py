@@ -15,7 +15,6 @@ from elva_jax.inference.batching import grid_length, split_prompt, text_tokens
 from elva_jax.inference.engine import Decoding, Progress
 from elva_jax.inference.long_context import longest_of, most_tokens, stretch_of
 from elva_jax.inference.media import Media, Prompt, as_list
-from elva_jax.inference.parts import question as asked
 from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
 from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
@@ -97,7 +96,8 @@ class Chat:
         new, question = model.read_prompt(question, given, self._frames)
         if self._parts:
             clips = [item.clip for item in new]
-            parts = conversation.follow_up(asked(question), clips, model.tokenizer, model.form)
+            asked = model.question(question)
+            parts = conversation.follow_up(asked, clips, model.tokenizer, model.form)
         else:
             parts = model.prompt_parts(question, new)
         self._prompt_tokens = sum(map(part_tokens, [*self._parts, *parts]))

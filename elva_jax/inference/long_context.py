@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int
 
 from elva_jax.config.schema import ModelConfig
+from elva_jax.data.chat_tokens import may_fit
 from elva_jax.errors import LayoutError
 from elva_jax.models.qwen2 import rope_frequencies
 from elva_jax.utils.arrays import AnyArray
@@ -48,6 +49,19 @@ def stretch_of(config: ModelConfig, tokens: int) -> int:
             " use fewer or smaller frames"
         )
     return stretch
+
+
+def check_letters(config: ModelConfig, *texts: str) -> None:
+    """Refuses text that cannot fit, before it is tokenized.
+
+    Raises:
+      LayoutError: more characters than the most tokens have.
+    """
+    if not may_fit(most_tokens(config), *texts):
+        raise LayoutError(
+            f"the prompt and its answer have {sum(map(len, texts)):,} characters, far more than the"
+            f" {most_tokens(config)} tokens that the model reads at most; shorten the text"
+        )
 
 
 def longest_of(config: ModelConfig, stretch: int) -> int:

@@ -21,6 +21,7 @@ from elva_jax.data.prompt_format import FORMATS
 from elva_jax.errors import ConfigError, VideoError
 from elva_jax.inference import parts, stages
 from elva_jax.inference.batching import GRID, ChooseLength, Rows, build_rows
+from elva_jax.inference.long_context import check_letters
 from elva_jax.inference.media import Media, Medium, Part, Prompt, as_list
 from elva_jax.inference.request_settings import Profiles, open_profiles
 from elva_jax.utils import numbers
@@ -131,16 +132,32 @@ class PromptReader:
         """One question as the model reads it, up to where the answer begins.
 
         Raises:
-          LayoutError: an empty question.
+          LayoutError: an empty question, or one that is far too long.
           DataError: places that do not match the media.
         """
         clips = [item.clip for item in media]
         system = self.data.system_prompt
-        asked = parts.question(prompt)
+        asked = self.question(prompt)
         return conversation.prompt_parts(asked, clips, self.tokenizer, system, self.form)
 
+    def question(self, prompt: Prompt) -> str:
+        """A prompt as a question of `data.conversation`.
+
+        Raises:
+          LayoutError: an empty question, or one that is far too long.
+          DataError: a part that is neither text nor a medium, or text that is not Unicode.
+        """
+        asked = parts.question(prompt)
+        check_letters(self.model_config, asked)
+        return asked
+
     def answer_ids(self, answer: str) -> tuple[int, ...]:
-        """Token ids of an answer, without the white space around it, and of its end."""
+        """Token ids of an answer, without the white space around it, and of its end.
+
+        Raises:
+          LayoutError: an answer that is far too long.
+        """
+        check_letters(self.model_config, answer)
         return self.form.answer_ids(answer, self.tokenizer)
 
     @staticmethod

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from elva_jax.data import conversation
+from elva_jax.data.chat_tokens import may_fit
 from elva_jax.data.example import Media
 from elva_jax.errors import ConfigError, RequestError, printable
 from elva_jax.inference.batches.dialogue import Dialogue, dialogue_parts
@@ -26,7 +27,6 @@ from elva_jax.video.hybrid import Hybrid
 
 UNNAMED = ("user", "metadata", "store", "frequency_penalty", "presence_penalty")  # ignored keys
 FEWEST_TOKENS = 3  # of a frame: a patch, its line, and the frame itself
-MOST_LETTERS = 64  # of a token
 MOST_NAMED = 100  # ignored keys that are logged in a server's life
 _LOG = logging.getLogger(__name__)
 
@@ -198,11 +198,12 @@ def _check_text(dialogue: Dialogue[Media], tokens: int) -> None:
     """Refuses text that is far too long before it is tokenized, and a question without text."""
     if not any(conversation.split_text(dialogue.turns[-1][0])):
         raise RequestError("messages", "the last question has no text; ask something")
-    letters = len(dialogue.system) + sum(len(text) for turn in dialogue.turns for text in turn)
-    if letters > tokens * MOST_LETTERS:
+    texts = [dialogue.system, *(text for turn in dialogue.turns for text in turn)]
+    if not may_fit(tokens, *texts):
         raise HttpError(
             400,
-            f"the text has {letters:,} characters; the longest prompt has {tokens} tokens",
+            f"the text has {sum(map(len, texts)):,} characters;"
+            f" the longest prompt has {tokens} tokens",
             param="messages",
             code="context_length_exceeded",
         )

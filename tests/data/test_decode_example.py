@@ -9,7 +9,7 @@ from elva_jax.data.example import Example, Media, Turn
 from elva_jax.data.mixture import Mixture
 from elva_jax.data.safe_read import Rejected
 from elva_jax.data.teacher_frames import TeacherFrames
-from elva_jax.errors import RecordError
+from elva_jax.errors import DataError, RecordError
 from elva_jax.video.clip import ClipSettings, read_clip
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Kind, build_layout
@@ -52,6 +52,17 @@ def test_as_many_turns_as_fit_are_kept(make, still, tokenizer, length, ordered):
         for k in range(1, 6)
     ]
     assert layout.length == max(size for size in sizes if size <= length)
+
+
+def test_turns_that_cannot_fit_are_dropped_by_their_characters(make):
+    """Tokenizing 20 MB would take half a minute and gigabytes."""
+    decoder, rng = make(seq_len=200, max_turns=5), np.random.default_rng(0)
+    long = Turn("word " * 4_000_000, "Yes.")
+    kept = decoder.prepare(Example("x", (), (TURNS[0], long, TURNS[1]), ordered=True), rng)
+    alone = decoder.prepare(Example("x", (), TURNS[:1]), rng)
+    np.testing.assert_array_equal(kept.layout.token_id, alone.layout.token_id)
+    with pytest.raises(DataError, match="exceeds the row's tokens"):
+        decoder.prepare(Example("x", (), (long,)), rng)
 
 
 def test_turns_are_chosen_at_random_unless_order_matters(still):

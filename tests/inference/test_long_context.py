@@ -14,6 +14,7 @@ import pytest
 
 from elva_jax.data.conversation import answer_ids
 from elva_jax.errors import LayoutError
+from elva_jax.inference.batches.dialogue import dialogue_parts
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.long_context import longest_of, stretch_of
 from elva_jax.inference.media import Request
@@ -154,3 +155,23 @@ def test_lengths_and_factors(model):
     assert longest_of(config, 3) == 8 * limit
     with pytest.raises(LayoutError, match=f"take {8 * limit + 1} tokens"):
         stretch_of(config, 8 * limit + 1)
+
+
+def test_text_that_cannot_fit_is_refused_by_its_characters(model):
+    """Tokenizing it would take half a minute and gigabytes."""
+    text = "word " * 4_000_000
+    chat = Chat(model)
+    ways = (
+        lambda: model.prompt_parts(text, ()),
+        lambda: model.prompt_parts(["What is it?", {"type": "text", "text": text}], ()),
+        lambda: model.answer_ids(text),
+        lambda: dialogue_parts(model, [("Where?", text), ("What?", "")], ()),
+        lambda: dialogue_parts(model, [("What?", "")], (), text),
+        lambda: chat.ask(text),
+    )
+    for way in ways:
+        with pytest.raises(LayoutError, match=r"have 20,000,\d\d\d characters, far more than the"):
+            way()
+    # A text of as many tokens as can be, of which few are short, is tokenized.
+    most = 8 * model.model_config.max_position
+    assert len(model.prompt_parts("?" * (most // 2), ())[0].token_ids) > most // 2

@@ -35,6 +35,7 @@ from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import parameter_count
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
+from elva_jax.utils.numbers import shown
 
 _LOG = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, questions in all)
@@ -157,7 +158,15 @@ def unjudged(evaluation: Evaluation) -> dict[str, int]:
 def unreadable(evaluation: Evaluation) -> dict[str, int]:
     """Why questions could not be asked, with the number of those questions."""
     grades = next(iter(evaluation.grades.values()), ())
-    return dict(Counter(grade.response.error for grade in grades if grade.response.error))
+    return dict(Counter(_reason(grade.response) for grade in grades if grade.response.error))
+
+
+def _reason(response: Response) -> str:
+    """Why a question could not be asked; names it, if the reason does not name its medium."""
+    question, error = response.question, response.error
+    if any(isinstance(each.source, str) and each.source in error for each in question.media):
+        return error
+    return f"question {shown(question.key)}: {error}"
 
 
 class _Job:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from elva_jax.data import conversation
 from elva_jax.data.example import Example, Turn
 from elva_jax.errors import DataError
+from elva_jax.inference.long_context import check_letters
 from elva_jax.inference.prompts import PromptReader
 from elva_jax.utils.numbers import shown
 from elva_jax.video.clip import Visual
@@ -94,7 +95,9 @@ def dialogue_parts(
 
     Raises:
       DataError: an empty answer of an earlier turn, or markers that do not match the media.
+      LayoutError: text that is far too long.
     """
+    check_letters(model.model_config, system, *(text for turn in turns for text in turn))
     *earlier, (last, _) = turns
     example = Example("the prompt", (), (*(Turn(*turn) for turn in earlier), Turn(last, "answer")))
     clips = [visual.clip for visual in visuals]
