@@ -39,7 +39,9 @@ IMAGE_SUFFIXES = (
     ".ppm",
     ".avif",
 )
-MOST_DRAWN = 2**35  # pixels of all frames of an animation, each of which is drawn
+# Pixels of all frames of an animation: each is drawn to know its delay, and again up to the last
+# sampled one, 0.1 to 0.2 billion per second.
+MOST_DRAWN = 2**32
 Span = tuple[float, float | None]  # seconds from the first frame
 WHOLE: Span = (0.0, None)
 HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")
@@ -302,11 +304,18 @@ def _with_alpha(image: Image.Image, source: Path | bytes) -> Image.Image:
 
 
 def _animation(image: Image.Image, name: str) -> Pictures:
-    """Opens an animated image; as in browsers, delays under 20 ms are replaced by 100 ms."""
+    """Opens an animated image; as in browsers, delays under 20 ms are replaced by 100 ms.
+
+    Raises:
+      VideoError: it is broken, or its frames have more than `MOST_DRAWN` pixels.
+    """
     ends, count = [Fraction(0)], getattr(image, "n_frames", 1)
     if count * image.width * image.height > MOST_DRAWN:
         raise VideoError(
-            name, f"{count} frames of {image.width}x{image.height} pixels are too many to draw"
+            name,
+            f"has {count} frames of {image.width}x{image.height} pixels, all of which must be"
+            f" drawn; the limit is {MOST_DRAWN / 1e9:.1f} billion pixels: convert it to a video,"
+            " or make it smaller",
         )
     for k in range(count):
         image.seek(k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,8 @@ from elva_jax.video.probe import (
 from elva_jax.video.resize import LazyFrame, Size, resize_frame
 
 UNKNOWN_KEYFRAME_GAP = 10  # assumed seconds between key frames until two of them have been read
+# Pixels decoded to sample a video: 128 frames of 3840x2160 that are 250 frames behind a key frame.
+MOST_DECODED = 2**38
 BACKGROUND = 255  # gray level onto which transparent pixels are composited: white
 # Threads of the color conversion; PyAV before 17 always uses one.
 ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -63,6 +66,7 @@ class VideoFile:
 
     _held: Any = None  # the current frame: a Shown while the file is open
     _next: Shown | None = None  # the next frame
+    _left: float  # pixels that may still be decoded
 
     def __init__(self, source: Path | bytes, name: str):
         self.name = name
@@ -72,6 +76,7 @@ class VideoFile:
         self._scalers: Scalers = collections.defaultdict(VideoReformatter)
         self._matrix: np.ndarray | None = None  # how frames are rotated and mirrored
         self._can_seek = True  # set to False if seeking fails
+        self._left = MOST_DECODED
         try:
             with reading(name):
                 self._container = open_container(source, name)
@@ -103,7 +108,8 @@ class VideoFile:
         The frame displayed at t is the last one whose time stamp is at or before t.
 
         Raises:
-          VideoError: a requested frame is missing or cannot be decoded.
+          VideoError: a requested frame is missing or cannot be decoded, or more than
+            `MOST_DECODED` pixels would be decoded.
         """
         done = None
         for time in times:
@@ -122,6 +128,7 @@ class VideoFile:
         Raises:
           VideoError: the file ends early, or a frame cannot be decoded.
         """
+        self._left = math.inf
         while True:
             with reading(self.name):
                 frame = self._lazy_frame()
@@ -196,6 +203,14 @@ class VideoFile:
             f"truncated or damaged after {seconds:.2f} of {float(self.duration):.2f} s ({reason})",
         )
 
+    def _too_much(self, frame: av.VideoFrame) -> VideoError:
+        return VideoError(
+            self.name,
+            f"takes more than {MOST_DECODED / 1e9:.0f} billion decoded pixels (frames of"
+            f" {frame.width}x{frame.height}, key frames {float(self._gap() * self._length.tick):g}"
+            " s apart or more); sample fewer frames, or convert it with more key frames or smaller",
+        )
+
     def _gap(self) -> int:
         """Known or assumed ticks between key frames; seeking pays off over longer distances."""
         gap = self._packets.keyframe_gap
@@ -252,6 +267,9 @@ class VideoFile:
                 decode_times.clear()
                 continue
             for frame in frames:
+                self._left -= frame.width * frame.height
+                if self._left < 0:
+                    raise self._too_much(frame)
                 pts = decode_times.popleft() if unnumbered and decode_times else frame.pts
                 if pts is None:
                     self._can_seek = False

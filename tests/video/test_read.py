@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from elva_jax.errors import ConfigError
+from elva_jax.errors import ConfigError, VideoError
 from elva_jax.video.read import read_frames, sample_times
 from elva_jax.video.resize import resize_frame
 
@@ -342,6 +342,19 @@ def test_gif_without_delays_is_timed_like_in_a_browser(clips):
     buffer = io.BytesIO()
     images[0].save(buffer, "gif", save_all=True, append_images=images[1:], duration=0)
     assert read_frames(buffer.getvalue(), num_frames=5).duration == pytest.approx(0.5)
+
+
+def test_animation_of_too_many_pixels_is_refused_before_it_is_drawn():
+    """All of its frames but the first are one block, again and again: 6 billion pixels."""
+    buffer = io.BytesIO()
+    one, two = Image.new("P", (2000, 2000), 0), Image.new("P", (2000, 2000), 1)
+    one.save(buffer, "gif", save_all=True, append_images=[two], duration=20)
+    gif = buffer.getvalue()
+    second = gif.rindex(b"\x21\xf9\x04")  # its graphic control extension
+    bomb = gif[:second] + gif[second:-1] * 1499 + gif[-1:]
+    with pytest.raises(VideoError, match=r"has 1500 frames of 2000x2000 pixels.* 4\.3 billion"):
+        read_frames(bomb, num_frames=4)
+    assert len(read_frames(gif, num_frames=4).pixels) == 2
 
 
 def test_folder_in_natural_order(clips, tmp_path):

@@ -7,6 +7,8 @@ import av
 import numpy as np
 import pytest
 
+from elva_jax.errors import VideoError
+from elva_jax.video import reader
 from elva_jax.video.read import sample_times
 from elva_jax.video.reader import VideoFile
 
@@ -100,3 +102,21 @@ def test_distant_frame_decodes_only_one_group(clips, decoded_frames):
     assert decoded_frames[0] < 40
     assert (picture.height, picture.width) == (16, 16)
     video.close()
+
+
+def test_pixels_that_are_decoded_are_bounded(clips, monkeypatch):
+    """Only those up to the sampled frames count, from the key frame before each of them."""
+    times = [Fraction(k, 10) for k in (125, 195)]
+    monkeypatch.setattr(reader, "MOST_DECODED", 100 * 16 * 16)
+    for group, enough in (("10", True), ("1000", False)):
+        options = {"g": group, "preset": "ultrafast", "sc_threshold": "0"}
+        video = VideoFile(clips.encode(range(200), options=options, size=(16, 16)), "clip")
+        if enough:
+            assert len(list(video.frames_at(times))) == 2
+        else:
+            with pytest.raises(VideoError, match=r"^clip: .* of 16x16, key frames 12.5 s "):
+                list(video.frames_at(times))
+            video.close()
+            video = VideoFile(clips.encode(range(200), options=options, size=(16, 16)), "clip")
+            assert len(list(video.all_frames())) == 200
+        video.close()

@@ -29,7 +29,7 @@ OPENED = {
     "metadata_errors": "ignore",
 }
 MOST_PIXELS = 178_956_970  # of one picture, where Pillow refuses too; more would fill the memory
-MOST_DRAWN = 2**35  # pixels of all frames of an animation, each of which is drawn
+MOST_DRAWN = 2**32  # pixels of all frames of an animation, each of which is drawn
 MOST_STRETCH = 16  # sample aspect ratios beyond are damage
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
 SRGB = ((0.6485, 0.3309), (0.3212, 0.5979), (0.1559, 0.0660))  # x, y relative to D50
@@ -204,7 +204,8 @@ def _animation(
 ) -> list[np.ndarray]:
     """As in browsers, a delay under 20 ms counts as 100 ms."""
     if image.n_frames * image.width * image.height > MOST_DRAWN:
-        raise ValueError(f"{image.n_frames} frames of {image.size} pixels are too many to draw")
+        size = f"{image.n_frames} frames of {image.width}x{image.height} pixels"
+        raise ValueError(f"has {size}, more than {MOST_DRAWN / 1e9:.1f} billion; make it smaller")
     ends = [Fraction(0)]
     for k in range(image.n_frames):
         image.seek(k)
