@@ -13,11 +13,22 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
+from elva_jax.evaluation.benchmarks.base import (
+    Benchmark,
+    Grade,
+    Metric,
+    Question,
+    Scores,
+    Tally,
+    media_of,
+)
 from elva_jax.evaluation.benchmarks.open_answers import (
     F1,
     HIGHEST,
+    JUDGED,
     detail_mean,
     grade_open,
     open_question,
@@ -37,6 +48,8 @@ ASPECTS = {
     "consistency": ("consistency",),
 }
 ALL_ASPECTS = tuple(aspect for aspects in ASPECTS.values() for aspect in aspects)
+MAIN = "mean of aspects"
+_SUMMED = (*ALL_ASPECTS, F1, JUDGED)  # details
 
 
 def read(root: Path) -> tuple[Question, ...]:
@@ -91,8 +104,46 @@ def score(grades: Sequence[Grade]) -> Scores:
     asked = [metric for metric in aspects if metric.count]
     mean = math.fsum(metric.value for metric in asked) / len(asked) if asked else float("nan")
     count = sum(metric.count for metric in asked)
-    main = Metric(name="mean of aspects", value=mean, count=count, maximum=HIGHEST)
+    main = Metric(name=MAIN, value=mean, count=count, maximum=HIGHEST)
     return Scores(main=main, others=(*aspects, f1), statuses=statuses)
+
+
+def tally(grades: Sequence[Grade]) -> Tally | None:
+    """The same numbers from sums, where a judge was asked; None if a pair is about two media.
+
+    Of each detail, the sums are its values and the number of answers that have it. A pair's points
+    are added once, by its last answer.
+    """
+    media: dict[str, object] = {}
+    for grade in grades:
+        about = media_of(grade.response.question)
+        if media.setdefault(_group(grade), about) != about:
+            return None
+    if not was_judged(grades):
+        return None
+    values = np.zeros((len(grades), len(_SUMMED), 2))
+    for column, detail in enumerate(_SUMMED):
+        last: dict[str, int] = {}
+        for place, grade in enumerate(grades):
+            if detail in grade.details:
+                pair = detail in ALL_ASPECTS
+                last[_group(grade) if pair else grade.response.question.key] = place
+        for place in last.values():
+            values[place, column] = grades[place].details[detail], 1
+    return Tally(values=values.reshape(len(grades), -1), numbers=_of_sums)
+
+
+def _of_sums(sums: np.ndarray) -> dict[tuple[str, str, str], np.ndarray]:
+    """As `score`, float [R] of the sums of each detail, [R, details · 2]."""
+    totals, counts = sums.reshape(len(sums), len(_SUMMED), 2).transpose(2, 1, 0)
+    with np.errstate(invalid="ignore"):
+        means = dict(zip(_SUMMED, totals / counts, strict=True))
+        judged = counts[_SUMMED.index(JUDGED)] > 0
+        aspects = np.where(judged, [means[aspect] for aspect in ALL_ASPECTS], np.nan)
+        mean = np.nansum(aspects, 0) / np.isfinite(aspects).sum(0)
+    named = dict(zip(ALL_ASPECTS, aspects, strict=True))
+    named |= {MAIN: mean, "token F1": 100 * means[F1]}
+    return {("", "", name): values for name, values in named.items()}
 
 
 def _group(grade: Grade) -> str:
@@ -106,6 +157,7 @@ BENCHMARK = Benchmark(
     read=read,
     grade=grade_open,
     score=score,
+    tally=tally,
     max_new_tokens=512,
     judge="video_chatgpt",
     files=FILES,

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from elva_jax.data.example import Media
-from elva_jax.evaluation.benchmarks import mme, pope
+from elva_jax.evaluation.benchmarks import mme, pope, video_chatgpt
 from elva_jax.evaluation.benchmarks.base import Response
+from elva_jax.evaluation.benchmarks.open_answers import JUDGED, grade_open, open_question
+from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
 from elva_jax.evaluation.benchmarks.yes_no import yes_no_question
 from elva_jax.evaluation.results import paired, resampling
 
+ANSWER = "a red cat"
 ANSWERS = ("yes", "Yes, it is.", "no", "No", "perhaps", "")
 
 
@@ -49,10 +52,31 @@ def of_pope(rng, questions=150):
     return found
 
 
+def of_video_chatgpt(rng, questions=120):
+    """Single questions and pairs, of which the judge has given some, or some aspects, no points."""
+    found = []
+    for number in range(questions):
+        part = str(rng.choice(list(video_chatgpt.ASPECTS)))
+        aspects = video_chatgpt.ASPECTS[part]
+        points = {aspect: float(rng.integers(6)) for aspect in aspects if rng.random() < 0.9}
+        for place in range(2 if part == "consistency" else 1):
+            question = open_question(
+                f"{part}/{number}/{place}", [Media(f"{number % 40}.mp4", "video")], "?", [ANSWER],
+                extra={"group": f"{part}/{number}", "aspects": aspects},
+            )  # fmt: skip
+            error = "broken" if rng.random() < 0.1 else ""
+            text = str(rng.choice(["red", ANSWER, "a dog"]))
+            grade = grade_open(Response(question=question, text=text, error=error))
+            if number % 3:
+                grade = dataclasses.replace(grade, details={**grade.details, JUDGED: 1.0, **points})
+            found.append(grade)
+    return found
+
+
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("make", [of_mme, of_pope])
+@pytest.mark.parametrize("make", [of_mme, of_pope, of_video_chatgpt])
 def test_sums_give_the_numbers_of_the_score_function(make, seed):
-    benchmark = mme.BENCHMARK if make is of_mme else pope.BENCHMARK
+    benchmark = BENCHMARKS[make.__name__.removeprefix("of_")]
     grades = make(np.random.default_rng(seed))
     calls = []
     fast = resampling.replicate(
@@ -64,6 +88,19 @@ def test_sums_give_the_numbers_of_the_score_function(make, seed):
     for name, values in slow.items():
         np.testing.assert_allclose(fast[name], values, rtol=1e-12, err_msg=str(name))
     assert len({round(value, 9) for value in slow[next(iter(slow))]}) > 10
+
+
+def test_an_aspect_that_few_answers_have_may_be_missing_in_a_resample():
+    """As may the judge: then there is no mean of aspects."""
+    few = of_video_chatgpt(np.random.default_rng(1), 4)
+    score, tally = video_chatgpt.score, video_chatgpt.tally
+    fast = resampling.replicate(few, score, tally=tally, resamples=200)
+    slow = resampling.replicate(few, score, resamples=200, means=False)
+    for name, values in slow.items():
+        np.testing.assert_allclose(fast[name], values, rtol=1e-12, err_msg=str(name))
+    main = slow["", "", video_chatgpt.MAIN]
+    assert 0 < np.isnan(main).sum() < 200
+    assert tally([dataclasses.replace(grade, details={}) for grade in few]) is None
 
 
 def test_questions_about_one_image_from_two_files_are_not_summed():
