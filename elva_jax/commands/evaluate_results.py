@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elva_jax.commands import flags
@@ -28,7 +30,8 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add("--html", type=flags.output_file("--html"), metavar="FILE", help=text)
     text = "videos and images whose frames are in the page (default: %(default)s)"
     add("--html-frames", type=flags.not_negative, default=100, metavar="N", help=text)
-    text = "ask nothing: show what a run with --tasks wrote to --json, and write other files of it"
+    text = "ask nothing: show what a run with --tasks wrote to --json, and write other files of it;"
+    text += " of its media, --html shows those below --data-root"
     add("--show", metavar="FILE.json", help=text)
     text = "ask nothing: compare what two runs with --tasks wrote to --json, by question"
     add("--compare", nargs=2, metavar="FILE.json", help=text)
@@ -41,8 +44,17 @@ def refuse_results_options(args: argparse.Namespace) -> None:
             args.parser.error(f"--{name} needs --tasks or --show")
 
 
-def write_results(evaluations: Sequence[Evaluation], args: argparse.Namespace) -> None:
+def write_results(
+    evaluations: Sequence[Evaluation],
+    args: argparse.Namespace,
+    folders: Sequence[Path] | None = None,
+) -> None:
     """Prints the table of a run, and writes the files that were asked for.
+
+    Args:
+      evaluations: one per benchmark.
+      args: those of `add_results`.
+      folders: only media below one of them are shown; None: all.
 
     Raises:
       ConfigError: a file cannot be written.
@@ -55,7 +67,7 @@ def write_results(evaluations: Sequence[Evaluation], args: argparse.Namespace) -
     if args.csv:
         csv.save(evaluations, args.csv)
     if args.html:
-        html.save(evaluations, args.html, frames=args.html_frames)
+        html.save(evaluations, args.html, frames=args.html_frames, folders=folders)
     if args.figure:
         plot.save(evaluations, args.figure)
 
@@ -69,7 +81,14 @@ def show_file(args: argparse.Namespace) -> int:
     """
     from elva_jax.evaluation.results import files
 
-    write_results(files.load(args.show), args)
+    folders = [Path(args.data_root)] if args.data_root else []
+    if args.html and args.html_frames and not folders:
+        print(
+            "the page has no frames: --show reads media only below --data-root, the folder of the"
+            " media that may be shown",
+            file=sys.stderr,
+        )
+    write_results(files.load(args.show), args, folders)
     return 0
 
 

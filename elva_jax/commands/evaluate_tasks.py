@@ -31,6 +31,9 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     text = "local copies: a folder per benchmark, or that of the only one; with --data FILE.json,"
     text += " the folder of its media (default: that of the file)"
     add("--data-root", metavar="DIR", help=text)
+    text = "media may be links that lead out of the benchmark's folder and --data-root (default:"
+    text += " only into the blobs of the same cache of the Hugging Face hub)"
+    add("--follow-links", action="store_true", default=None, help=text)
     text = "journals of all answers and results.json; the same command continues there"
     add("--output", type=flags.output_folder("--output"), metavar="DIR", help=text)
     text = "generated, likelihood (of the options' texts), letter (likeliest letter); several"
@@ -78,7 +81,7 @@ def judge_of(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
 
 def refuse_tasks_options(args: argparse.Namespace) -> None:
     """Refuses options of benchmarks where none is asked."""
-    for name in ("data_root", "output", "answers", "workers", *JUDGE):
+    for name in ("data_root", "follow_links", "output", "answers", "workers", *JUDGE):
         if getattr(args, name) is not None:
             args.parser.error(f"--{name.replace('_', '-')} needs --tasks, or --data FILE.json")
 
@@ -117,6 +120,7 @@ def run_tasks(args: argparse.Namespace) -> int:
         judge=judge_of(args),
         weights=args.weights,
         prefill_chunk=args.prefill_chunk,
+        follow_links=bool(args.follow_links),
     )
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())

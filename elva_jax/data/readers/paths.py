@@ -1,4 +1,10 @@
-"""Media paths from annotation files, which may be malicious."""
+"""Media paths from annotation files, which may be malicious.
+
+A medium lies below the root folder after all links have been followed. A snapshot in a cache of the
+Hugging Face hub consists of links to that cache's blobs, so these count as below it:
+
+    datasets--org--name/snapshots/REVISION/x.mp4 → datasets--org--name/blobs/HASH
+"""
 
 from __future__ import annotations
 
@@ -51,24 +57,41 @@ def inside(root: Path, name: object, key: str) -> str:
         raise RecordError(key, "a media path is empty or not text")
     try:
         path = (root / name).resolve()
-        stays = _all_inside(root, path)
+        below = Path(os.path.normpath(root / name)).is_relative_to(root)
+        allowed = lies_below(path, places(root) if below else (root,))
     except (ValueError, OSError, RuntimeError):
         # NUL bytes, lone surrogates, a name that is too long, cyclic links or missing permissions.
         raise RecordError(key, "a media path cannot be resolved") from None
-    if not stays:
+    if not allowed:
         raise RecordError(key, "a media path leaves the root folder")
     return str(path)
 
 
-def _all_inside(root: Path, path: Path) -> bool:
-    """Whether a resolved path, and each link in a folder of frames, leads to a place under root."""
-    if not path.is_relative_to(root):
+def places(root: Path) -> tuple[Path, ...]:
+    """The folders below which the media of a root folder may lie: itself, and its hub's blobs."""
+    root = root.resolve()
+    for folder in (root, *root.parents):
+        repository = folder.parent.parent
+        if folder.parent.name == "snapshots" and "--" in repository.name:
+            return root, repository / "blobs"
+    return (root,)
+
+
+def lies_below(path: str | Path, folders: Sequence[Path]) -> bool:
+    """Whether a medium, and each link in a folder of frames, leads to a place below the folders.
+
+    Args:
+      path: the medium, which need not exist.
+      folders: resolved.
+
+    Raises:
+      OSError, RuntimeError, ValueError: the path cannot be resolved.
+    """
+    path = Path(path).resolve()
+    if not any(path.is_relative_to(folder) for folder in folders):
         return False
     if not path.is_dir():
         return True
     with os.scandir(path) as entries:
-        return all(
-            Path(entry.path).resolve().is_relative_to(root)
-            for entry in entries
-            if entry.is_symlink()
-        )
+        links = [Path(entry.path).resolve() for entry in entries if entry.is_symlink()]
+    return all(any(link.is_relative_to(folder) for folder in folders) for link in links)

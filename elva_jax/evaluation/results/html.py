@@ -35,6 +35,7 @@ def save(
     path: str | Path,
     *,
     frames: int = FRAMES,
+    folders: Sequence[Path] | None = None,
     option: str = "--html",
 ) -> Path:
     """Writes the page, complete or not at all, and returns the path.
@@ -43,23 +44,30 @@ def save(
       evaluations: one per benchmark.
       path: the file; folders above it are made.
       frames: number of media whose frames are shown; 0: none, and no medium is read.
+      folders: only media below one of them are shown, because results of others may name any file;
+        None: all.
       option: its name in messages.
 
     Raises:
       ConfigError: the file cannot be written.
     """
     path = check_output(path, option)
-    page = build(evaluations, frames=frames)
+    page = build(evaluations, frames=frames, folders=folders)
     with open_output(path, option) as file:
         file.write(page)
     return path
 
 
-def build(evaluations: Sequence[Evaluation], *, frames: int = FRAMES) -> str:
-    """The page as text."""
+def build(
+    evaluations: Sequence[Evaluation],
+    *,
+    frames: int = FRAMES,
+    folders: Sequence[Path] | None = None,
+) -> str:
+    """The page as text; arguments as of `save`."""
     media = [_media(evaluation) for evaluation in evaluations]
     every = list(dict.fromkeys(medium for of_benchmark in media for medium in of_benchmark))
-    found = thumbnails.read(thumbnails.choose(media, frames))
+    found = thumbnails.read(thumbnails.choose(media, frames), folders)
     numbers = {medium: n for n, medium in enumerate(every)}
     data = {
         "benchmarks": [evaluation.title for evaluation in evaluations],

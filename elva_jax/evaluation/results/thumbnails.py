@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from elva_jax.data.example import Media
+from elva_jax.data.readers import paths
 from elva_jax.errors import VideoError
 from elva_jax.utils.timeout import TimeLimitExceeded, run_with_time_limit
 from elva_jax.video.read import read_frames
@@ -21,6 +24,7 @@ FRAMES, EDGE, QUALITY = 4, 176, 60  # per medium; pixels of the longest edge; of
 MOST_BYTES = 64 * 2**20  # of all data URLs
 SECONDS = 60.0  # to read one medium
 READERS = 4  # threads
+OUTSIDE = "no frames: not below --data-root, the folder of media that may be shown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +57,37 @@ def choose(media: Sequence[Sequence[Media]], most: int) -> list[Media]:
     return list(chosen)
 
 
-def read(media: Iterable[Media]) -> Mapping[Media, Thumbnails]:
-    """The frames of each medium, until they are `MOST_BYTES` together."""
+def read(
+    media: Iterable[Media], folders: Sequence[Path] | None = None
+) -> Mapping[Media, Thumbnails]:
+    """The frames of each medium, until they are `MOST_BYTES` together.
+
+    Args:
+      media: each is read.
+      folders: only media below one of them are read; None: all.
+    """
     found: dict[Media, Thumbnails] = {}
     size = 0
+    read_one = functools.partial(_read, folders=folders)
     with ThreadPoolExecutor(READERS) as pool:
         media = list(media)
         for start in range(0, len(media), 8 * READERS):
             if size > MOST_BYTES:
                 break
             part = media[start : start + 8 * READERS]
-            for medium, frames in zip(part, pool.map(_read, part), strict=True):
+            for medium, frames in zip(part, pool.map(read_one, part), strict=True):
                 size += sum(map(len, frames.urls))
                 if size <= MOST_BYTES:
                     found[medium] = frames
     return found
 
 
-def _read(medium: Media) -> Thumbnails:
+def _read(medium: Media, folders: Sequence[Path] | None) -> Thumbnails:
     source = medium.source
     if isinstance(source, str) and source.startswith("sha256:"):
         return Thumbnails(note="the image was part of the annotation file, not of the results")
+    if folders is not None and not _is_below(source, folders):
+        return Thumbnails(note=OUTSIDE)
     try:
         frames = run_with_time_limit(
             SECONDS,
@@ -83,6 +97,18 @@ def _read(medium: Media) -> Thumbnails:
         reason = error.reason if isinstance(error, VideoError) else str(error)
         return Thumbnails(note=f"no frames: {reason}")
     return Thumbnails(urls=tuple(map(_url, frames.pixels)))
+
+
+def _is_below(source: str | bytes | tuple[str, ...], folders: Sequence[Path]) -> bool:
+    """Whether files lie below folders, after all links; bytes came with the results."""
+    if isinstance(source, bytes):
+        return True
+    allowed = [place for folder in folders for place in paths.places(folder)]
+    try:
+        files = [source] if isinstance(source, str) else source
+        return all(paths.lies_below(file, allowed) for file in files)
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _shrink(frame: LazyFrame) -> np.ndarray:

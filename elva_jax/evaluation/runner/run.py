@@ -174,7 +174,7 @@ class _Job:
 
     def __init__(self, benchmark: Benchmark, data_root: Path, config: BenchmarkConfig) -> None:
         self.benchmark = benchmark
-        self.all_questions = read_questions(benchmark, data_root)
+        self.all_questions = read_questions(benchmark, data_root, follow_links=config.follow_links)
         self.questions = self.all_questions[: config.limit]
         self.ways = ways_of(config, benchmark, self.all_questions)
         self.max_new_tokens = config.max_new_tokens or benchmark.max_new_tokens

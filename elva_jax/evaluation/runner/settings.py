@@ -43,6 +43,7 @@ class BenchmarkConfig:
       weights: int8 or int4: the model's matrices are quantized, as by `elva_jax.load`; None: as the
         model has them.
       prefill_chunk: tokens of a prompt that prefill takes at a time, as in `elva_jax.load`.
+      follow_links: whether media of a benchmark's folder may be links that lead out of it.
 
     Example:
       >>> import elva_jax
@@ -61,6 +62,7 @@ class BenchmarkConfig:
     judge: JudgeConfig | None = None
     weights: Scheme | None = None
     prefill_chunk: int | None = None
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""

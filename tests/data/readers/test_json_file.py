@@ -227,6 +227,24 @@ def test_records_without_answers_are_refused_before_training(read, texts, reason
         conversation.check(example)
 
 
+def test_a_snapshot_of_the_hub_s_cache_may_link_to_its_blobs(tmp_path, picture):
+    repository = tmp_path / "datasets--me--pets"
+    root = repository / "snapshots" / "0123"
+    for folder in (root, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+        (folder / "4567").write_bytes(picture)
+    for number, target in enumerate(("../../blobs/4567", "../../refs/4567")):
+        (root / f"{number}.png").symlink_to(target)
+    path = tmp_path / "notes.jsonl"
+    names = ("0.png", "1.png", "../../blobs/4567")
+    path.write_text("\n".join(json.dumps(llava({"image": name}, "What?", "A.")) for name in names))
+    examples = JsonFile(path, str(root))
+    assert examples[0].media[0].source == str(repository / "blobs" / "4567")
+    for number in (1, 2):
+        with pytest.raises(RecordError, match="leaves the root folder"):
+            examples[number]
+
+
 def test_paths_that_leave_the_root_are_refused(tmp_path, picture):
     root, outside = tmp_path / "root", tmp_path / "root_beside"
     for folder in (root / "in", outside):

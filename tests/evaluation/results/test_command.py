@@ -36,7 +36,9 @@ def test_show_writes_every_file_again(run, tmp_path, capsys):
     names = {"--json": "again.json", "--csv": "x.csv", "--html": "x.html", "--figure": "x.png"}
     options = [text for key, name in names.items() for text in (key, str(tmp_path / name))]
     assert cli.main(["evaluate", "--show", str(path), "--html-frames", "1", *options]) == 0
-    assert "Video-MME by duration" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "Video-MME by duration" in out
+    assert "the page has no frames: --show reads media only below --data-root" in err
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     assert all((tmp_path / name).stat().st_size > 1000 for name in names.values())
 

@@ -91,6 +91,27 @@ def test_page_is_self_contained_and_hostile_text_is_text(run, media, tmp_path):
         html.save(run, tmp_path)
 
 
+def test_only_media_below_given_folders_are_read(run, media, tmp_path):
+    """Results of others may name any file of this machine."""
+    below = tmp_path / "below"
+    below.mkdir()
+    for name in ("one.mp4", "two.mp4"):
+        (tmp_path / name).rename(below / name)
+    (below / "link.mp4").symlink_to(testing.write_video(tmp_path / "x.mp4", testing.tiny_video(8)))
+    inside = [Media(str(below / "one.mp4"), "video"), Media((str(below / "two.mp4"),), "video")]
+    names = [str(tmp_path / "x.mp4"), str(below / "link.mp4"), f"{below}/../x.mp4", "x\0.mp4"]
+    outside = [Media(name, "video") for name in names]
+    outside.append(Media((str(below / "one.mp4"), str(tmp_path / "x.mp4")), "video"))
+    pages = {
+        folders: content(html.build(page_of(run[:1], [*inside, *outside]), folders=folders))
+        for folders in ((), (below,))
+    }
+    notes = {folders: [m["note"] for m in page["media"]] for folders, page in pages.items()}
+    assert notes[()] == [thumbnails.OUTSIDE] * 7
+    assert [note == thumbnails.OUTSIDE for note in notes[(below,)]] == [False] * 2 + [True] * 5
+    assert [bool(m["frames"]) for m in pages[(below,)]["media"]] == [True] + [False] * 6
+
+
 def test_frames_are_a_sample_of_bounded_size(run, media, monkeypatch):
     nothing = Media((), "video")
     (empty,) = content(html.build(page_of(run[:1], [nothing])))["media"]

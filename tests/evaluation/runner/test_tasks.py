@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,33 @@ def test_benchmarks_by_name(root, tmp_path):
         read_questions(subtitles, root)
     with pytest.raises(DataError, match="no such file; expected layout"):
         read_questions(videomme, tmp_path)
+
+
+def test_media_may_be_links_within_the_data_root_and_its_hub_only(root, tmp_path):
+    """Such a folder from elsewhere could show any file of this machine in the results."""
+    (videomme,) = resolve(["videomme"])
+    hub = tmp_path / "hub" / "datasets--lmms-lab--Video-MME"
+    snapshot, blob = hub / "snapshots" / "0123" / "videomme", hub / "blobs" / "4567"
+    blob.parent.mkdir(parents=True)
+    shutil.copytree(root / "videomme", snapshot)
+    video = snapshot / "data" / "a.mp4"
+    video.rename(blob)
+    video.symlink_to(os.path.relpath(blob, video.parent))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "videomme").symlink_to(snapshot)  # the user's own
+    for folder in (snapshot.parent, tmp_path / "data"):
+        assert len(read_questions(videomme, folder)) == 3
+    near, outside = tmp_path / "data" / "store", tmp_path / "4567"
+    near.mkdir()
+    for place in (near / "4567", outside):
+        shutil.copy(blob, place)
+        video.unlink()
+        video.symlink_to(place)
+        if place != outside:
+            assert len(read_questions(videomme, tmp_path / "data")) == 3
+    with pytest.raises(DataError, match=rf"^videomme: {video} is a link .*, to {outside}; copy"):
+        read_questions(videomme, tmp_path / "data")
+    assert len(read_questions(videomme, tmp_path / "data", follow_links=True)) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
