@@ -27,8 +27,9 @@ from elva_jax.video.probe import (
 from elva_jax.video.resize import LazyFrame, Size, resize_frame
 
 UNKNOWN_KEYFRAME_GAP = 10  # assumed seconds between key frames until two of them have been read
-# Pixels decoded to sample a video: 128 frames of 3840x2160 that are 250 frames behind a key frame.
-MOST_DECODED = 2**38
+# Pixels decoded to sample a video: five hours of 1920x1080 at 30 frames per second. Only dense
+# sampling, or a file with hardly any key frames, decodes that much.
+MOST_DECODED = 2**40
 BACKGROUND = 255  # gray level onto which transparent pixels are composited: white
 # Threads of the color conversion; PyAV before 17 always uses one.
 ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
