@@ -27,7 +27,7 @@ from typing import Any
 
 from elva_jax import __version__
 from elva_jax.errors import ElvaError
-from elva_jax.utils import failures, notices
+from elva_jax.utils import failures, garbage, notices
 
 # Sub-command: the module whose `register` adds it, and its line in `elva --help`. Only the module
 # of the command that is called is imported, so that help and completion are fast.
@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             return signals.announce(error)
     signals.end_on_signals()
+    garbage.collect_seldom()
     try:
         with signals.raised_as_exceptions():
             return _report(sys.argv[1:])

@@ -22,7 +22,7 @@ python=$work/venv/bin/python
 rm -rf "$work/source" "$work/run"
 mkdir "$work/source"
 cp -r pyproject.toml README.md LICENSE elva_jax "$work/source"
-pip() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip() { "$python" -m pip install --quiet --no-compile --disable-pip-version-check "$@"; }
 pip -r requirements-eval.txt
 pip --no-deps "lmms-eval==$lmms_eval" "python-dotenv==1.2.4"  # its model "openai" imports dotenv
 pip --no-deps --force-reinstall "$work/source"

@@ -26,6 +26,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers get these from the proces
         os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
         atexit.register(shutil.rmtree, programs, ignore_errors=True)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    # Lowering would note ten lines of source for every operation.
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
     # For arrays as small as ours, threads of PyTorch's would wait for each other in loops.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"  # names that no folder has are refused without a wait

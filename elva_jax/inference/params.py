@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from elva_jax.config.schema import ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.elva import Elva, dummy_inputs, input_embeddings, visual_embed
+from elva_jax.models.elva import abstract_params, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
 from elva_jax.ops import quantized
 from elva_jax.ops.quantized import Quantized
@@ -119,9 +119,8 @@ def _described(config: ModelConfig, mesh: Mesh) -> tuple[Any, Mesh, dict[str, in
             " process per mesh without jax.distributed, as elva evaluate does, or use"
             " jax.local_devices()"
         )
-    init = Elva(config).init
-    boxed = jax.eval_shape(init, jax.random.key(0), *dummy_inputs(config))["params"]
-    return boxed, mesh, {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+    sizes = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+    return abstract_params(config), mesh, sizes
 
 
 def embed(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -149,6 +149,12 @@ def input_embeddings(
     """Text tokens, by `embed` from their vocabulary ids, among the visual tokens."""
     is_text = layout.kind == Kind.TEXT
     return jnp.where(is_text[..., None], embed(jnp.where(is_text, layout.token_id, 0)), visual)
+
+
+@lru_cache(maxsize=64)
+def abstract_params(config: ModelConfig) -> Any:
+    """The parameters of `Elva` as boxed `jax.ShapeDtypeStruct`s, traced once per configuration."""
+    return jax.eval_shape(Elva(config).init, jax.random.key(0), *dummy_inputs(config))["params"]
 
 
 def dummy_inputs(config: ModelConfig) -> tuple[np.ndarray, TokenLayout]:

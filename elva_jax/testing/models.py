@@ -18,7 +18,7 @@ from elva_jax.config.schema import ModelConfig
 from elva_jax.config.serialize import freeze
 from elva_jax.data.tokenizer import build
 from elva_jax.inference.model import ElvaModel
-from elva_jax.models.elva import Elva, dummy_inputs
+from elva_jax.models.elva import abstract_params
 
 TEXTS = (
     "What moves? Where to? What color is the square? How many squares are there? And now?",
@@ -90,8 +90,7 @@ def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.16) -> An
       seed: of the draws.
       scale: standard deviation of all but the norms, which are 1.
     """
-    rng, inputs = np.random.default_rng(seed), dummy_inputs(config)
-    shapes = jax.eval_shape(Elva(config).init, jax.random.key(0), *inputs)["params"]
+    rng, shapes = np.random.default_rng(seed), abstract_params(config)
 
     def draw(path, leaf):
         if "scale" in jax.tree_util.keystr(path):

@@ -1,6 +1,7 @@
 """Fixtures: folders written by transformers, and parameters that we load from them."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -15,6 +16,12 @@ from elva_jax.hf.tensor_store import open_store
 from elva_jax.models.build import parameter_shapes, vision_tower
 from elva_jax.models.qwen2 import Qwen2
 from elva_jax.utils.trees import unflatten_paths
+
+
+@functools.cache
+def compiled(module):
+    """The module's `apply`, traced once for all folders of the same sizes."""
+    return jax.jit(module.apply)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +86,7 @@ def features_of(config_of, params_of):
     def run(folder, pixels, config=None):
         config = config or config_of(folder)
         params = params_of(folder, config, "teacher")["vision"]
-        return jax.jit(vision_tower(config).apply)({"params": params}, pixels)
+        return compiled(vision_tower(config))({"params": params}, pixels)
 
     return run
 
@@ -94,8 +101,6 @@ def logits_of(config_of, params_of):
         position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         model = freeze(config).model
         decoder = Qwen2(dataclasses.replace(model, dtype="float32"))
-        return np.asarray(
-            jax.jit(decoder.apply)({"params": params}, ids, position, np.ones_like(ids))
-        )
+        return np.asarray(compiled(decoder)({"params": params}, ids, position, np.ones_like(ids)))
 
     return run

@@ -1,6 +1,7 @@
 """LoRA adapters of PEFT: onto a base, out of a run, and their refusals."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from elva_jax.hf.adapter import READ, WITHOUT_EFFECT, export_adapter, read_adapt
 from elva_jax.hf.import_checkpoint import import_weights
 from elva_jax.hf.load import load_params
 from elva_jax.models.qwen2 import Qwen2
+from elva_jax.utils import patterns
 from elva_jax.utils.trees import unflatten_paths
 
 LAYERS = 3
@@ -77,12 +79,18 @@ def write(folder, modules, config=PLAIN, rank=lambda module: 4, dtype=np.float32
     return tensors
 
 
+@functools.cache
+def compiled(decoder):
+    """Its `apply`, traced once for all cases."""
+    return jax.jit(decoder.apply)
+
+
 def logits(folder, ids):
     run = load_run(folder)
     decoder = Qwen2(dataclasses.replace(run.config.model, dtype="float32"))
     position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     params = {"params": run.params["elva"]["decoder"]}
-    return np.asarray(jax.jit(decoder.apply)(params, ids, position, np.ones_like(ids)))
+    return np.asarray(compiled(decoder)(params, ids, position, np.ones_like(ids)))
 
 
 CASES = {
@@ -294,7 +302,8 @@ def test_an_adapter_for_another_shape_is_refused_with_tensor_and_both_shapes(tmp
         ({"rank_pattern": {"*": 4}}, "the pattern .* cannot be used"),
     ],
 )
-def test_what_contradicts_the_file(change, message, tmp_path):
+def test_what_contradicts_the_file(change, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
     write(tmp_path / "x", named("q_proj", "down_proj"), {**PLAIN, **change})
     with pytest.raises(ConvertError, match=message):
         read_adapter(tmp_path / "x", BASE_SHAPES)

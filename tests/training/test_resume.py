@@ -17,6 +17,8 @@ OVERRIDES = {
     "log.every": 2,
     "log.tensorboard": False,
     "checkpoint.every": 13,  # so that a checkpoint is in the middle of a metrics window
+    "model.num_layers": 1,
+    "model.merge_layers": (0,),
 }
 
 
@@ -63,5 +65,5 @@ def test_killed_and_stopped_equals_uninterrupted(
     lines = runs.reports(whole, "video")
     assert len(lines) == STEPS["video"] // 2
     guided = {"tube/siglip", "tube/vivit", "contrastive/siglip", "contrastive/vivit"}
-    assert guided <= lines[-1].keys()
+    assert len({lines[-1][term] for term in guided}) == 4
     assert "in 3 start(s)" in told

@@ -35,6 +35,9 @@ def test_the_smoke_form_trains(data_dir, tmp_path):
     for source, split in (("images", "image"), ("videos", "train")):
         mixture = f"--config.stages.sft.data.mixture.{source}"
         words += [f"{mixture}.name=moving_shapes/easy", f"{mixture}.split={split}"]
+    # One merging layer of three, and pairs of layers that are compiled once.
+    words += ["--config.model.merge_layers=(2,)", "--config.model.merge_policies=('both',)"]
+    words += ["--config.model.merge_thresholds=(0.6,)", "--config.model.merge_ratios=(0.5,)"]
     config = elva_jax.load_config(f"{FILE}:decoder=smoke", words)
     assert elva_jax.train(config, tmp_path) == 0
     lines = (tmp_path / "sft" / "metrics.jsonl").read_text().splitlines()

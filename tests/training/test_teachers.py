@@ -1,17 +1,12 @@
 """Every tower guides: two steps of a stage whose only loss is a random teacher's guidance."""
 
-import shutil
-
 import jax
 import numpy as np
 import pytest
 
 from elva_jax.data.tokenizer import load
-from elva_jax.tasks.elva_recipe import ELVA
 from elva_jax.tasks.initial_weights import frozen_trees
 from elva_jax.tasks.open_data import open_data
-from elva_jax.training.metric_writers import read_metrics
-from elva_jax.training.train import run
 from elva_jax.utils.trees import flatten_paths
 
 
@@ -43,23 +38,3 @@ def test_two_steps_of_guidance_train_the_decoder(
         assert np.mean(after[path] != before[path]) > 0.9, path
     words = "elva/decoder/embed_tokens"  # of words that do not occur, which have no gradient
     assert np.mean(after[words] == before[words]) > 0.5
-
-
-def test_two_teachers_resume_bitwise(tiny_run, data_dir, tmp_path, runs, with_random_towers):
-    """A run whose last step is lost; one of the teachers sees frames, the other one clips."""
-    config = tiny_run.get_config("video+siglip+vivit")
-    config.update_from_flattened_dict({"data_dir": str(data_dir), "checkpoint.every": 2})
-    config.log.tensorboard, config.stages.video.batch_size = False, 2
-    config.model.num_layers = 1
-    config.model.merge_layers = (0,)
-    with_random_towers(config)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(config, whole, ELVA) == 0
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "video" / "checkpoints" / "4")
-    (cut / "video" / "finished.json").unlink()
-    assert run(config, cut, ELVA) == 0
-    assert runs.differences(cut, whole, ["video"]) == []
-    last = read_metrics(cut / "video")[-1]
-    terms = [f"{loss}/{name}" for loss in ("tube", "contrastive") for name in config.teachers]
-    assert len({last[term] for term in terms}) == 4

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from elva_jax.config.schema import ModelConfig, TeacherConfig
-from elva_jax.models.elva import Elva, dummy_inputs
+from elva_jax.models.elva import abstract_params
 from elva_jax.models.towers.build import input_shape, make_tower
 
 
 def abstract_parameters(config: ModelConfig) -> dict[str, Any]:
     """The model's parameter tree as `jax.ShapeDtypeStruct`s, without partitioning boxes."""
-    variables = jax.eval_shape(Elva(config).init, jax.random.key(0), *dummy_inputs(config))
-    return nn.unbox(variables)["params"]
+    return nn.unbox(abstract_params(config))
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:

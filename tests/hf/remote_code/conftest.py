@@ -14,9 +14,8 @@ from elva_jax.checkpoints.save import Checkpoints
 from elva_jax.config import schema
 from elva_jax.config.serialize import config_to_dict, freeze
 from elva_jax.hf.export import export
-from elva_jax.models.elva import Elva
+from elva_jax.models.elva import abstract_params
 from elva_jax.tools.datasets.moving_shapes.tokenizer import build_for_moving_shapes
-from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +43,7 @@ def write_run(tokenizer_dir):
         c.stages.video.data.update(num_frames=4, longest_edge=32, system_prompt=system_prompt)
         c.stages.video.data.update(data or {})
         c.curriculum = ("video",)
-        layout = TokenLayout(
-            *(field[None] for field in build_layout([Text((1,)), Clip(((1, 1),))]))
-        )
-        model, rng = Elva(freeze(c).model), np.random.default_rng(0)
-        pixels = np.zeros((1, 1, c.model.patch_size**2 * 3), np.uint8)
-        shapes = nn.meta.unbox(
-            jax.eval_shape(model.init, jax.random.key(0), pixels, layout)["params"]
-        )
+        shapes, rng = nn.meta.unbox(abstract_params(freeze(c).model)), np.random.default_rng(0)
 
         def draw(path, leaf):
             mean, width = (1.0, 0.2) if "scale" in jax.tree_util.keystr(path) else (0.0, 0.16)
