@@ -10,7 +10,8 @@ def get_study() -> Study:
         question="What does the quickstart reach, and how much of it depends on the seed?",
         seeds=5,
         variants={
-            "quickstart": Variant(),
+            # Beside it what can be known without the video, or from one frame.
+            "quickstart": Variant(evaluate={"baselines": True}),
             # Another order of sums, as on a machine with another number of cores.
             "one core": Variant(environment={"NPROC": "1"}),
             "merging off at inference": Variant(of="quickstart", evaluate={"merging": False}),
