@@ -122,6 +122,10 @@ class VideoLlmTask(ModelTask):
         """Whether it is a factor of the decoder's LoRA."""
         return is_factor(path)
 
+    def is_outside(self, path: str) -> bool:
+        """Whether it is in a head of the guidance."""
+        return path.startswith("guidance/")
+
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the terms; terms of weight 0 are not computed."""
         weights = self.stage.loss

@@ -62,7 +62,7 @@ def muon_dimensions(path: str, names: tuple[str | None, ...]) -> MuonDimensionNu
     """The axes of a parameter that are a matrix's inputs and outputs; None where AdamW is right.
 
     Muon takes the matrices inside the network: not biases, norms or learned vectors, not the token
-    embedding or the head (they have a `vocab` axis), not the guidance heads. The stacked `layers`
+    embedding or the head (they have a `vocab` axis). The stacked `layers`
     axis stays a batch axis, so the matrix of every layer is orthogonalized alone.
 
     Args:
@@ -71,7 +71,7 @@ def muon_dimensions(path: str, names: tuple[str | None, ...]) -> MuonDimensionNu
     """
     inner = [axis for axis, logical in enumerate(names) if logical != "layers"]
     is_matrix = len(inner) > 1 and path.endswith("kernel") and "vocab" not in names
-    if not is_matrix or path.startswith("guidance/"):
+    if not is_matrix:
         return None
     # (embed, heads, head_dim) projects from embed; others have one output axis.
     one_input = len(inner) > 2 and names[inner[0]] == "embed"
@@ -87,6 +87,7 @@ def make_optimizer(
     params: Any,
     axes: Any = None,
     is_adapter: Callable[[str], bool] = lambda path: False,
+    is_outside: Callable[[str], bool] = lambda path: False,
 ) -> Optimizer:
     """Builds the optimizer of `config.stages.<stage>.optimizer` for a parameter tree.
 
@@ -96,12 +97,16 @@ def make_optimizer(
       params: parameters (arrays or shapes).
       axes: tree of PartitionSpec with the logical names of each parameter; None: none are known.
       is_adapter: whether the parameter at a path is a factor of LoRA.
+      is_outside: whether it is none that Muon takes, whatever its shape; see `Task`.
 
     Raises:
       ConfigError: a regular expression in `freeze` is broken or matches nothing.
     """
     names = _axis_names(params, axes)
-    dimensions = {path: muon_dimensions(path, axis) for path, axis in names.items()}
+    dimensions = {
+        path: None if is_outside(path) else muon_dimensions(path, axis)
+        for path, axis in names.items()
+    }
     decayed = {path for path, axis in names.items() if is_decayed(settings.decay_on, path, axis)}
     frozen = _matching(settings.freeze, params, "optimizer.freeze")
     frozen |= _beside_lora(settings.lora, params, is_adapter)

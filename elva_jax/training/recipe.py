@@ -32,7 +32,8 @@ class Recipe:
 
     Attributes:
       make_task: the task of a stage, by its name.
-      load_tokenizer: loads the tokenizer of the run from a folder; raises DataError.
+      load_tokenizer: loads the tokenizer of the run from a folder; raises DataError, or ConfigError
+        where it does not fit the model.
       open_data: the data of a stage; raises DataError.
       initial_weights: (setup, workdir, say) -> those parameters of a stage, by '/'-joined path,
         that do not start at random; raises CheckpointError.

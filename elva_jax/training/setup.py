@@ -45,7 +45,9 @@ def set_up(task: Task, mesh: Mesh, steps: int) -> TrainSetup:
     settings, sizes = task.stage.optimizer, task.logical_sizes
     boxed = jax.eval_shape(task.init, jax.random.key(0))
     params = nn.meta.unbox(boxed)
-    optimizer = make_optimizer(settings, steps, params, logical_axes(boxed), task.is_adapter)
+    optimizer = make_optimizer(
+        settings, steps, params, logical_axes(boxed), task.is_adapter, task.is_outside
+    )
     params = keep_frozen(params, optimizer, settings.frozen_dtype)
     shapes = jax.eval_shape(lambda params: create(params, optimizer.transform), params)
     shardings = state_shardings(shapes, parameter_shardings(boxed, mesh, sizes), mesh)

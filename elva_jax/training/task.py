@@ -119,6 +119,14 @@ class Task(Protocol):
         del path
         return False
 
+    def is_outside(self, path: str) -> bool:
+        """Whether the parameter at a '/'-joined path is in a head beside the network.
+
+        Muon takes matrices inside the network only.
+        """
+        del path
+        return False
+
     @abstractmethod
     def loss(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The loss of a batch or micro-batch, and its metrics."""

@@ -234,11 +234,6 @@ def _open_workdir(config: Config, workdir: Path, recipe: Recipe) -> PreTrainedTo
         raise ConfigError(f"{workdir}: holds stages but no config.json; choose another --workdir")
     source = config.tokenizer or Path(config.data_dir) / "tokenizer"
     tokenizer = recipe.load_tokenizer(config, folder if folder.is_dir() else Path(source))
-    if len(tokenizer) > config.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: {config.model.vocab_size} is less than the tokenizer's"
-            f" {len(tokenizer)} tokens"
-        )
     entries = ("config.json", "tokenizer", *config.curriculum)
     found = [name for name in entries if (workdir / name).exists()]
     # Every process has looked before any of them writes.

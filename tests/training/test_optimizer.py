@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from elva_jax.config import schema
+from elva_jax.config.serialize import freeze
 from elva_jax.errors import ConfigError
+from elva_jax.tasks.registry import make_task
 from elva_jax.training.optimizer import make_optimizer, make_schedule
 
 
@@ -106,10 +108,10 @@ def test_muon_orthogonalizes_each_layer_separately():
         assert np.all((singular > 0.5) & (singular < 1.3))
 
 
-def test_only_inner_matrices_use_muon():
-    optimizer = make_optimizer(
-        settings(name="muon", learning_rate=0.5, final_ratio=1.0), 10, PARAMS, AXES
-    )
+def test_only_inner_matrices_use_muon(tiny_run):
+    task = make_task(freeze(tiny_run.get_config()), "video")
+    config = settings(name="muon", learning_rate=0.5, final_ratio=1.0)
+    optimizer = make_optimizer(config, 10, PARAMS, AXES, is_outside=task.is_outside)
     labels = optimizer.labels
     assert labels["elva"]["decoder"]["layers"]["q_proj"] == {"kernel": "muon", "bias": "adamw"}
     assert (
