@@ -239,7 +239,7 @@ def test_other_fusions(published, tmp_path, randomise, kind):
     run = load_run(tmp_path / "out")
     tokens = np.random.default_rng(0).normal(size=(4, 3, 5, WIDTH)).astype(np.float32)
     params = run.params["elva"]["patch_embed"]["fusion"]
-    ours, _ = Fusion(run.config.model).apply({"params": params}, list(jax.numpy.asarray(tokens)))
+    ours, _ = jax.jit(Fusion(run.config.model).apply)({"params": params}, list(tokens))
     with torch.no_grad():
         expected = theirs(list(torch.tensor(tokens)))
     np.testing.assert_allclose(ours, expected, atol=1e-5)

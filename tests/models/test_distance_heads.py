@@ -36,7 +36,7 @@ LENGTH = 40
 def init(config: ModelConfig) -> dict:
     """The layers' random parameters, as NumPy arrays."""
     one = jnp.ones((1, 1), int)
-    params = nn.unbox(Qwen2(config).init(jax.random.key(0), one, one, one)["params"])
+    params = nn.unbox(jax.jit(Qwen2(config).init)(jax.random.key(0), one, one, one)["params"])
     return jax.tree.map(np.asarray, params["layers"])
 
 

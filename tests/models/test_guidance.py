@@ -17,7 +17,7 @@ def test_two_separate_linear_heads_and_the_temperature():
         rng.normal(size=(2, 9, 6)).astype(np.float32),
         rng.normal(size=(2, 3, 6)).astype(np.float32),
     )
-    boxed = GuidanceHeads(5, temperature=0.2).init(jax.random.key(0), hidden, frames)
+    boxed = jax.jit(GuidanceHeads(5, temperature=0.2).init)(jax.random.key(0), hidden, frames)
     variables = nn.meta.unbox(boxed)
     params = variables["params"]
     assert jax.tree.map(jnp.shape, params) == {
@@ -25,7 +25,7 @@ def test_two_separate_linear_heads_and_the_temperature():
         "frame": {"kernel": (6, 5), "bias": (5,)},
         "log_temperature": (),
     }
-    out = GuidanceHeads(5).apply(variables, hidden, frames)
+    out = jax.jit(GuidanceHeads(5).apply)(variables, hidden, frames)
     np.testing.assert_allclose(
         out.tube, hidden @ np.asarray(params["tube"]["kernel"]), rtol=1e-5, atol=1e-6
     )
@@ -36,6 +36,6 @@ def test_two_separate_linear_heads_and_the_temperature():
     for head in ("tube", "frame"):
         check_collisions(boxed["params"][head]["kernel"].names, head)
 
-    half = GuidanceHeads(5, dtype="bfloat16").apply(variables, hidden, frames)
+    half = jax.jit(GuidanceHeads(5, dtype="bfloat16").apply)(variables, hidden, frames)
     assert half.tube.dtype == half.frame.dtype == jnp.float32
     np.testing.assert_allclose(half.tube, out.tube, atol=0.1)

@@ -245,7 +245,7 @@ def test_parameters_and_logits_stay_float32_under_bfloat16():
 
 def test_every_parameter_names_its_axes():
     one = jnp.ones((1, 1), int)
-    boxed = Qwen2(BASE).init(jax.random.key(0), one, one, one)["params"]
+    boxed = jax.jit(Qwen2(BASE).init)(jax.random.key(0), one, one, one)["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
     assert all(
         isinstance(leaf, nn.LogicallyPartitioned) and len(leaf.names) == leaf.value.ndim
@@ -264,7 +264,8 @@ def test_every_parameter_names_its_axes():
 def test_random_biases_of_queries_and_keys_have_the_standard_deviation_of_the_config(std):
     config = dataclasses.replace(BASE, bias_initializer_range=std)
     one = jnp.ones((1, 1), int)
-    layers = nn.unbox(Qwen2(config).init(jax.random.key(0), one, one, one)["params"])["layers"]
+    params = nn.unbox(jax.jit(Qwen2(config).init)(jax.random.key(0), one, one, one)["params"])
+    layers = params["layers"]
     drawn = np.concatenate([np.ravel(layers[name]["bias"]) for name in ("q_proj", "k_proj")])
     assert drawn.std() == pytest.approx(std, rel=0.2)
     assert not np.any(layers["v_proj"]["bias"])

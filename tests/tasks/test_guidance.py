@@ -79,7 +79,7 @@ def test_losses_of_several_teachers_are_those_of_each_alone_by_weight(case):
             },
         )
 
-    params = nn.meta.unbox(several.init(jax.random.key(7)))
+    params = nn.meta.unbox(jax.jit(several.init)(jax.random.key(7)))
     (total, metrics), (ours, theirs, valid), each = jax.jit(run)(params)
     expected, sums = 0.0, dict.fromkeys(("tube", "contrastive"), 0.0)
     for name, teacher in TEACHERS.items():
@@ -99,8 +99,8 @@ def test_losses_of_several_teachers_are_those_of_each_alone_by_weight(case):
 
 
 def test_heads_of_the_only_teacher_keep_their_paths():
-    alone = guidance().init(jax.random.key(0))
-    named = guidance(main=SIGLIP).init(jax.random.key(0))
+    alone = jax.eval_shape(guidance().init, jax.random.key(0))
+    named = jax.eval_shape(guidance(main=SIGLIP).init, jax.random.key(0))
     unused = guidance(main=SIGLIP, none=dataclasses.replace(EVA, weight=0.0))
     assert set(alone) == {"tube", "frame", "log_temperature"}
     assert set(named) == set(unused.teachers) == {"main"}

@@ -65,6 +65,8 @@ def run_of(tiny_run, data_dir, stage, **settings):
     config.data_dir = str(data_dir)
     config.stages[stage].steps = 1
     config.stages[stage].optimizer.update(name="adamw", learning_rate=0.0)
+    if stage == "image":  # whose subject is the teacher
+        config.model.update(num_layers=1, merge_layers=(0,))
     config.update_from_flattened_dict(
         {key.replace("__", "."): str(value) for key, value in settings.items()}
     )

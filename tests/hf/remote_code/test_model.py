@@ -311,8 +311,13 @@ def test_loss_and_gradients_through_merging(processor, exported, generator, para
     parts = [*generator.prompt_parts(QUESTION, [seen]), Text(answer, weight=1.0)]
     layout = TokenLayout(*(field[None] for field in build_layout(parts)))
     elva = Elva(generator.model_config)
-    out = elva.apply({"params": params}, seen.patches[None], layout, merging=True)
-    log_p = jax.nn.log_softmax(elva.apply({"params": params}, out.hidden, method="head"))
+
+    @jax.jit
+    def forward(params, patches):
+        out = elva.apply({"params": params}, patches, layout, merging=True)
+        return out, jax.nn.log_softmax(elva.apply({"params": params}, out.hidden, method="head"))
+
+    out, log_p = forward(params, seen.patches[None])
     chosen = np.take_along_axis(
         np.asarray(log_p), np.asarray(out.layout.target)[..., None], axis=-1
     )[..., 0]

@@ -163,12 +163,13 @@ def test_equals_transformers(num_layers):
     )["params"]
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(np.shape, params)
 
-    got = SiglipVision(config).apply({"params": params["vision"]}, pixels)
+    got = jax.jit(SiglipVision(config).apply)({"params": params["vision"]}, pixels)
     np.testing.assert_allclose(got.penultimate, vision.hidden_states[-2], atol=1e-4)
     np.testing.assert_allclose(got.last, vision.last_hidden_state, atol=1e-4)
     np.testing.assert_allclose(got.pooled, vision.pooler_output, atol=1e-4)
 
-    image, text, log_scale, bias = Siglip(config, VOCAB).apply({"params": params}, pixels, tokens)
+    whole = jax.jit(Siglip(config, VOCAB).apply)
+    image, text, log_scale, bias = whole({"params": params}, pixels, tokens)
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
     np.testing.assert_allclose(image, want.image_embeds, atol=1e-4)
     np.testing.assert_allclose(text, want.text_embeds, atol=1e-4)
@@ -226,8 +227,9 @@ def test_initial_layers_differ_and_keep_the_signal():
 def test_bfloat16_stays_close():
     pixels, tokens = inputs(TINY)
     variables = nn.meta.unbox(jax.jit(Siglip(TINY, VOCAB).init)(jax.random.key(0), pixels, tokens))
-    full = SiglipVision(TINY).apply({"params": variables["params"]["vision"]}, pixels)
-    half = SiglipVision(TINY, "bfloat16").apply({"params": variables["params"]["vision"]}, pixels)
+    vision = {"params": variables["params"]["vision"]}
+    full = jax.jit(SiglipVision(TINY).apply)(vision, pixels)
+    half = jax.jit(SiglipVision(TINY, "bfloat16").apply)(vision, pixels)
     assert half.penultimate.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.penultimate.astype(np.float32), full.penultimate, atol=0.1)
     assert (
