@@ -40,6 +40,8 @@ class TableBench:
             "local copies: a folder per benchmark, or that of the only one (default: %(default)s)"
         )
         add("--data-root", type=Path, metavar="DIR", help=text)
+        text = "media may be links that lead out of the benchmark's folder and --data-root"
+        add("--follow-links", action="store_true", help=text)
         text = f"benchmarks to ask (default: those of the paper: {','.join(self._protocol.tasks)})"
         add("--tasks", type=evaluate_tasks.names, metavar="NAME,…", help=text)
         text = "ask your own questions instead, as `elva evaluate --data` does"
@@ -85,6 +87,7 @@ class TableBench:
             merging=args.merging,
             answers=args.answers,
             judge=evaluate_tasks.judge_of(args),
+            follow_links=args.follow_links,
             mesh=flags.open_mesh(args),
         )
         if sources:

@@ -50,6 +50,7 @@ class Asked:
       merging: whether tokens merge.
       answers: ways of answering, the first of which is shown; the paper's models write.
       judge: the judge of open answers; None: exact match.
+      follow_links: whether media may be links that lead out of the benchmarks' folders.
       mesh: devices over which weights and batches are split; None: the first one.
     """
 
@@ -62,6 +63,7 @@ class Asked:
     merging: bool = True
     answers: Sequence[str] = ("generated",)
     judge: JudgeConfig | None = None
+    follow_links: bool = False
     mesh: Mesh | None = None
 
 
@@ -139,6 +141,7 @@ def config_of(protocol: Protocol, row: Row, asked: Asked) -> BenchmarkConfig:
         merging=asked.merging,
         limit=asked.limit,
         judge=asked.judge,
+        follow_links=asked.follow_links,
     )
 
 
