@@ -31,7 +31,9 @@ def make(kind="video", heads=1, seed=0, **changes):
     module = PatchEmbed(dataclasses.replace(CONFIG, **changes))
     layout = batch(build_layout([Clip([(1, 1)])]))
     params = nn.unbox(
-        module.init(jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout)
+        jax.eval_shape(
+            module.init, jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout
+        )
     )
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
@@ -156,8 +158,8 @@ def test_pixels_are_centered_and_scaled_before_the_first_map():
     same["params"]["proj"]["bias"] += kernel.sum(0) * ((0.5 - 0.2) / 0.4)
     usual, _ = make()
     np.testing.assert_allclose(
-        module.apply(params, patches[None], layout),
-        usual.apply(same, patches[None], layout),
+        jax.jit(module.apply)(params, patches[None], layout),
+        jax.jit(usual.apply)(same, patches[None], layout),
         rtol=1e-4,
         atol=1e-4,
     )

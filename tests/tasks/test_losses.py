@@ -144,22 +144,21 @@ def test_tube_loss_equals_the_plain_reading(reduction, temporal):
 
 def test_tube_loss_is_zero_for_the_teachers_own_features_at_any_scale():
     layout, teacher = batch_layout(), normal(2, 64, 5)
-    loss, metrics = tube_loss(teacher * 7, teacher, layout)
+    loss, metrics = jax.jit(tube_loss)(teacher * 7, teacher, layout)
     np.testing.assert_allclose(loss, 0, atol=1e-6)
     np.testing.assert_allclose(metrics["tube_cosine"], 1, rtol=1e-6)
 
 
 def test_gather_frames_finds_every_frame_token():
     layout, x = batch_layout(), normal(2, 64, 3)
-    slots, valid = gather_frames(jnp.asarray(x), layout, 6)
+    gather = jax.jit(gather_frames, static_argnums=2)
+    slots, valid = jax.device_get(gather(x, layout, 6))
     np.testing.assert_array_equal(valid, [[True] * 5 + [False], [True] * 3 + [False] * 3])
     for row in range(2):
         for i in np.flatnonzero(layout.kind[row] == Kind.FRAME):
             np.testing.assert_array_equal(slots[row, layout.frame[row, i]], x[row, i])
-    assert not np.asarray(slots)[~np.asarray(valid)].any()
-    few, _ = gather_frames(
-        jnp.asarray(x), layout, 4
-    )  # frames without a slot are left out, not written elsewhere
+    assert not slots[~valid].any()
+    few, _ = gather(x, layout, 4)  # frames without a slot are left out, not written elsewhere
     np.testing.assert_array_equal(few, slots[:, :4])
 
 
@@ -216,13 +215,7 @@ def test_sigmoid_equals_torch_with_and_without_a_mask():
         want = (
             -F.logsigmoid((2 * torch.eye(len(a)) - 1) * logits).sum(-1).mean()
         )  # transformers' SiglipModel loss
-        loss, metrics = sigmoid_loss(
-            jnp.asarray(image),
-            jnp.asarray(text),
-            jnp.log(3.0),
-            jnp.float32(-1.5),
-            jnp.asarray(keep),
-        )
+        loss, metrics = jax.jit(sigmoid_loss)(image, text, np.log(3.0), -1.5, keep)
         np.testing.assert_allclose(loss, want, rtol=1e-5)
         np.testing.assert_allclose(
             metrics["match_accuracy"],
@@ -281,11 +274,13 @@ def test_empty_sets_give_zero_and_finite_gradients(name):
 def test_bfloat16_features_give_float32_losses():
     layout = batch_layout()
     x = jnp.asarray(normal(2, 64, 5), jnp.bfloat16)
-    slots, valid = gather_frames(x, layout, 5)
-    for loss, _ in (
-        tube_loss(x, x, layout),
-        contrastive_loss(slots, slots, valid, jnp.float32(-2)),
-    ):
+
+    @jax.jit
+    def losses(x):
+        slots, valid = gather_frames(x, layout, 5)
+        return (tube_loss(x, x, layout), contrastive_loss(slots, slots, valid, jnp.float32(-2)))
+
+    for loss, _ in losses(x):
         assert loss.dtype == jnp.float32
         assert np.isfinite(loss)
 
