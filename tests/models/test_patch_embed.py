@@ -88,7 +88,7 @@ def test_equals_a_loop_over_frames_and_rows(kind, heads):
             pack([build_layout([Text(range(before)), Clip(grids), Text([1, 2])])], LENGTH)
         )
         patches = random_patches(PATCHES, seed)
-        out = apply(params, patches[None], layout)[0]
+        out = np.asarray(apply(params, patches[None], layout))[0]
         visual = np.isin(layout.kind[0], (Kind.FRAME, Kind.PATCH, Kind.LINE))
         expected = loop(params, patches[: sum(r * c for r, c in grids)], grids, heads)
         np.testing.assert_allclose(out[visual], expected, atol=2e-4)
@@ -172,7 +172,7 @@ def test_random_weights_have_the_standard_deviation_of_the_config(std, delimiter
     )
     layout = batch(build_layout([Clip([(1, 1)])]))
     params = nn.unbox(
-        PatchEmbed(config).init(
+        jax.jit(PatchEmbed(config).init)(
             jax.random.key(0), np.zeros((1, 1, SIZE * SIZE * 3), np.uint8), layout
         )
     )["params"]

@@ -42,7 +42,7 @@ def loss_and_gradients(chunk):
     def loss(clip, text, log_temperature):
         return infonce_loss(clip, text, log_temperature, chunk)
 
-    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 4, 13, 20])
