@@ -135,7 +135,7 @@ def choose(
             logits = _nucleus(logits, params.top_p)
         noise = _noise(params.seed, step, logits.shape[-1])
         logits = logits + noise.reshape((1,) * (logits.ndim - 1) + noise.shape)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return _likeliest(logits)
 
 
 def choose_rows(
@@ -151,7 +151,7 @@ def choose_rows(
     penalty, drawn = sampling.repetition_penalty[:, None], sampling.temperature > 0
     logits = _penalized(logits, penalty, repetition_mask)
     nucleus = drawn & (sampling.top_p < 1)
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    likeliest = _likeliest(logits)
 
     def cut(logits):
         inside = _nucleus(logits, sampling.top_p[:, None])
@@ -161,10 +161,17 @@ def choose_rows(
         logits = logits / jnp.where(drawn, sampling.temperature, 1)[:, None]
         logits = jax.lax.cond(jnp.any(nucleus), cut, lambda logits: logits, logits)
         noise = jax.vmap(partial(_noise, size=logits.shape[-1]))(sampling.seed, step)
-        return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        return _likeliest(logits + noise)
 
     other = jax.lax.cond(jnp.any(drawn), draw, lambda _: likeliest, logits)
     return jnp.where(drawn, other, likeliest)
+
+
+def _likeliest(logits: Float[AnyArray, "*B V"]) -> Int32[Array, "*B"]:
+    """The first of the largest logits, as `argmax`, which takes seven times as long on CPUs."""
+    last = logits.shape[-1] - 1  # what rows of NaN get
+    largest = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(largest, jnp.arange(last + 1, dtype=jnp.int32), last).min(axis=-1)
 
 
 def _penalized(

@@ -25,6 +25,16 @@ def test_nucleus_equals_that_of_transformers(logits, top_p):
     assert kept.any(axis=-1).all()
 
 
+def test_of_equally_likely_tokens_the_first_is_chosen(logits):
+    logits = np.round(logits)
+    logits[0, [3, 7]] = 50
+    logits[1] = -np.inf
+    logits[2, -1] = 100
+    assert ((logits == logits.max(-1, keepdims=True)).sum(-1) > 1)[:2].all()
+    tokens = choose(logits, Sampling().params(WORDS, ()), np.zeros((ROWS, WORDS), bool), 0)
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+
+
 def test_repetition_penalty_equals_that_of_transformers(logits):
     held = np.random.default_rng(1).integers(0, WORDS, (ROWS, 20))
     expected = RepetitionPenaltyLogitsProcessor(1.7)(

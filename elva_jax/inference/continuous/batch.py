@@ -61,13 +61,14 @@ class RunningBatch:
         self._readers.arrange(self._entries(), len(self._requests), afresh=False)
 
     def leave(self, running: Running, *, alive: bool) -> None:
-        """Frees the slot of a request; one that is still alive ends before the next dispatch."""
+        """Frees the slot of a request; one that is still alive ends before the next dispatch.
+
+        The memory of the slots stays until `clear`, for those who ask next.
+        """
         slot = self._requests.index(running)
         self._requests[slot] = None
         if alive:
             self._dropped.append(slot)
-        if not self.requests:
-            self.clear()
 
     def advance(self, steps: int) -> list[tuple[Running, list[int], bool, bool]]:
         """Decodes up to `steps` tokens of every request.

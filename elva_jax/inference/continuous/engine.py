@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from elva_jax.inference.model import ElvaModel
 
 _LOG = logging.getLogger(__name__)
+IDLE_SECONDS = 1.0  # without requests, after which the slots' memory is given up
 MOST_FAILURES = 3  # dispatches in a row that may fail before the devices count as lost
 
 
@@ -101,8 +102,7 @@ class ContinuousEngine:
           ClosedError: the engine is draining or has ended.
           LayoutError: the request is longer than the engine's settings or the model allow.
         """
-        config = self._model.engine.config
-        most = most_new_tokens(request, self.settings, self._grid, config)
+        most = most_new_tokens(request, self.settings, self._grid, self._model.engine.config)
         ticket = Ticket(request)
         running = Running(
             ticket=ticket, tokenizer=self._model.tokenizer, submitted=time.perf_counter(), most=most
@@ -201,11 +201,14 @@ class ContinuousEngine:
             self._busy = bool(self._batch.requests or self._crossing)
             if not (self._queue or self._tasks or self._busy):
                 self._changed.notify_all()  # for `drain`
-            self._changed.wait_for(
-                lambda: self._queue or self._tasks or self._busy or self._closing
-            )
+            if not self._changed.wait_for(self._has_work, IDLE_SECONDS):
+                self._batch.clear()
+                self._changed.wait_for(self._has_work)
             self._busy = True
             return not self._closing
+
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._tasks or self._busy or self._closing)
 
     def _turn(self) -> None:
         """Lets requests join, and decodes for one dispatch."""
@@ -242,8 +245,7 @@ class ContinuousEngine:
         for running in joining:
             if not running.began:
                 running.began = now
-                prompt = running.ticket.request.prompt
-                self._counts["prompt"] += prompt.tokens
+                self._counts["prompt"] += running.ticket.request.prompt.tokens
             running.begin(self._model.engine.config)
         return joining
 

@@ -166,10 +166,12 @@ class Joining:
         lengths = self._grid.class_of(
             [max(each) for each in zip(*(entry.lengths for entry in entries), strict=True)]
         )
-        layers = self._programs.empty_pool(at_least(self._grid.joins, len(entries)), lengths)
-        for row, entry in enumerate(entries):
-            layers = self._programs.insert(layers, entry.layers, row)
-        return layers
+        rows = [
+            entry.layers if entry.lengths == lengths else self._programs.pad(entry.layers, lengths)
+            for entry in entries
+        ]
+        more = at_least(self._grid.joins, len(rows)) - len(rows)
+        return self._programs.stack([*rows, *rows[-1:] * more])
 
     def feed(self, group: Group) -> Asked:
         """Feeds the questions of a group and waits for the first tokens."""

@@ -44,6 +44,17 @@ def insert(pool: Layers, prefix: Layers, row: Int[AnyArray, ""]) -> Layers:
     return tuple(one(old, new) for old, new in zip(pool, prefix, strict=True))
 
 
+@jax.jit
+def stack(prefixes: tuple[Layers, ...]) -> Layers:
+    """Prefixes of one class as a batch."""
+
+    def one(*rows: PrefixCache) -> PrefixCache:
+        k, v, valid = map(jnp.concatenate, zip(*rows, strict=True))
+        return PrefixCache(split_heads(k), split_heads(v), valid)
+
+    return tuple(one(*rows) for rows in zip(*prefixes, strict=True))
+
+
 @partial(jax.jit, static_argnums=1)
 def pad_layer(layer: PrefixCache, length: int) -> PrefixCache:
     """A prefix's keys and values in one layer, padded on the right."""

@@ -7,6 +7,7 @@ as they are made, so that there is one way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -75,6 +76,10 @@ class Programs:
     def insert(self, layers: Layers, prefix: Layers, row: int) -> Layers:
         """See `pool.insert`."""
         return self._kept(pool.insert(layers, prefix, np.int32(row)))
+
+    def stack(self, prefixes: Sequence[Layers]) -> Layers:
+        """See `pool.stack`."""
+        return self._kept(pool.stack(tuple(prefixes)))
 
     def take_row(self, layers: Layers, row: int) -> Layers:
         """See `pool.take_row`."""

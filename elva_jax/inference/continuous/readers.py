@@ -35,6 +35,7 @@ class Readers:
         self._rows: list[PrefixEntry | None] = []  # what each row holds
         self._readers: dict[int, tuple[PrefixEntry, int]] = {}  # by slot: its prefix and row
         self._count = 0
+        self._where: Where | None = None
         self.layers: Layers = ()
         self.layout: Layout = (0, 0)
         self.lengths: Class = ()
@@ -45,6 +46,7 @@ class Readers:
         What it holds already stays where it is, unless `afresh` or something does not fit: then
         the smallest layout and class are taken.
         """
+        self._where = None
         lengths = [entry.lengths for entry in entries.values()]
         fits = count == self._count and all(
             a <= b for each in lengths for a, b in zip(each, self.lengths, strict=True)
@@ -72,6 +74,8 @@ class Readers:
 
     def where(self, count: int) -> Where:
         """Which of so many slots reads which row."""
+        if self._where is not None and len(self._where.row) == count:
+            return self._where
         rows, places = np.zeros(count, np.int32), np.zeros(count, np.int32)
         slots = np.zeros(self.layout, np.int32)
         readers: Counter[int] = Counter()
@@ -79,7 +83,8 @@ class Readers:
             rows[slot], places[slot] = row, readers[row]
             slots[row, readers[row]] = slot
             readers[row] += 1
-        return Where(rows, places, slots)
+        self._where = Where(rows, places, slots)
+        return self._where
 
     def _add(self, entries: Mapping[int, PrefixEntry]) -> bool:
         """Finds rows for the slots, where the layout has them."""

@@ -61,10 +61,11 @@ class WarmUp:
                 joining.run_prefix([prefix] * rows, [()] * rows, merging=merging, forced=path)
 
     def _pad(self) -> None:
-        """Prefixes from every length of the prefill to every length of a class."""
+        """Prefixes from every length of the prefill or of a class to every length of a class."""
         config, programs = self.programs.config, self.programs
         wide = {length for lengths in self.grid.classes for length in lengths}
-        for rows, length, padded in itertools.product(self.grid.joins, self.grid.prefixes, wide):
+        narrow = wide.union(self.grid.prefixes)
+        for rows, length, padded in itertools.product(self.grid.joins, narrow, wide):
             if length < padded:
                 shape = (rows, config.num_kv_heads, length, config.head_dim)
                 zeros = np.zeros(shape, jnp.dtype(config.dtype))
@@ -72,10 +73,9 @@ class WarmUp:
                 programs.pad((layer,), (padded,))
 
     def _insert(self) -> None:
-        """Every prefix into every pool, and out of every batch."""
+        """Every prefix into every pool, into every batch, and out of it."""
         grid, programs = self.grid, self.programs
         counts = {rows for count in grid.counts for rows, _ in grid.layouts(count)}
-        counts |= set(grid.joins)
         for rows, lengths in itertools.product(sorted(counts - {1}), grid.classes):
             pool = programs.empty_pool(rows, lengths)
             for shorter in grid.classes:
@@ -84,6 +84,7 @@ class WarmUp:
         for rows, lengths in itertools.product(grid.joins, grid.classes):
             if rows > 1:
                 programs.take_row(programs.empty_pool(rows, lengths), 0)
+                programs.stack([programs.empty_pool(1, lengths)] * rows)
 
     def _feed(self) -> list[Fed]:
         """Questions about every class of prefixes; returns one result of each shape."""
@@ -102,7 +103,7 @@ class WarmUp:
         grid, programs = self.grid, self.programs
         slots = programs.empty_slots(count, capacity)
         for each in fed:
-            if each.suffix[0].k.shape[2] <= capacity:
+            if each.suffix[0].v.shape[2] <= capacity:
                 index = np.full(len(each.slots.used), count, np.int32)
                 slots = programs.put(slots, each, index)
         slots = programs.release(slots, np.zeros(count, bool))

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from elva_jax.inference.continuous import (
     from_parts,
     request,
 )
+from elva_jax.inference.continuous import engine as engine_module
 from elva_jax.inference.continuous.grid import make_grid
+from elva_jax.inference.continuous.joining import Joining
 from elva_jax.inference.continuous.prefixes import PrefixEntry, PrefixStore
 from elva_jax.inference.continuous.programs import Programs
 from elva_jax.inference.continuous.readers import Readers
@@ -326,6 +329,44 @@ def test_the_pool_holds_the_prefix_of_every_slot(config, model):
                 valid = np.asarray(held.valid[rows[s]])
                 assert valid.sum() == own.valid.shape[1]
                 np.testing.assert_array_equal(np.asarray(held.k[rows[s]])[:, valid], own.k[0])
+
+
+def test_prefixes_of_other_lengths_are_fed_beside_each_other(model):
+    """Each row of the batch holds its own prefix, and nothing of it is left out or added."""
+    small = dataclasses.replace(
+        with_merging(model.model_config, NO_MERGING), num_kv_heads=1, head_dim=2, num_layers=1
+    )
+    grid = make_grid(small, EngineSettings(slots=4, joins=4, context=32, smallest=8))
+    programs = Programs(Static(small, 0, ()), model.engine.weights, None)
+    entries = [entry(str(n), (length,), n + 1.0) for n, length in enumerate((16, 8, 32))]
+    (layer,) = Joining(model, programs, grid)._beside(entries)
+    assert layer.k.shape == layer.v.shape == (4, 1, 32, 2)
+    assert np.asarray(layer.valid[:3]).sum(1).tolist() == [16, 8, 32]
+    for row, each in enumerate(entries):
+        valid = np.asarray(layer.valid[row])
+        for held, own in zip(layer[:2], each.layers[0][:2], strict=True):
+            np.testing.assert_array_equal(np.asarray(held[row])[:, valid], own[0])
+
+
+def test_slots_stay_for_the_next_request_and_are_given_up_when_idle(
+    model, shown, alone, monkeypatch
+):
+    """Slots that nobody uses hold no answer of before, and no memory after a while."""
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 3600.0)
+    with ContinuousEngine(model, SETTINGS) as engine:
+        for video, question in ((0, 0), (1, 2), (0, 1)):
+            done = engine.submit(ask(model, shown, video, question)).result(60)
+            assert done.answer == alone[video, question, GREEDY]
+            assert engine._batch._slots is not None
+            assert engine.stats().running == 0
+        monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
+        assert engine.submit(ask(model, shown)).result(60).answer == alone[0, 0, GREEDY]
+        deadline = time.monotonic() + 60
+        while engine._batch._slots is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert engine._batch._slots is None
+        assert engine._batch._readers.layers == ()
+        assert engine.submit(ask(model, shown)).result(60).answer == alone[0, 0, GREEDY]
 
 
 def test_settings_out_of_range_are_refused():
