@@ -362,10 +362,10 @@ def test_slots_stay_for_the_next_request_and_are_given_up_when_idle(
         monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
         assert engine.submit(ask(model, shown)).result(60).answer == alone[0, 0, GREEDY]
         deadline = time.monotonic() + 60
-        while engine._batch._slots is not None and time.monotonic() < deadline:
+        while engine._batch._readers.layers and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert engine._batch._slots is None
         assert engine._batch._readers.layers == ()
+        assert engine._batch._slots is None
         assert engine.submit(ask(model, shown)).result(60).answer == alone[0, 0, GREEDY]
 
 
