@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from elva_jax.inference.continuous.slots import MOST_STEPS
 from elva_jax.inference.prefilled import STOP_INTERVAL
+
+RECENT = 8  # dispatches
 
 
 class Pace:
@@ -14,15 +18,16 @@ class Pace:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._per_step = seconds, 0.0
+        self._seconds = seconds
+        self._per_step: deque[float] = deque(maxlen=RECENT)
 
     def measure(self, seconds: float, steps: int) -> None:
         """Notes the time of a dispatch of so many steps."""
-        measured = seconds / max(steps, 1)
-        # Bounded, because a pause of the machine must not make the next dispatches short.
-        self._per_step = min(measured, 2 * (self._per_step or measured))
+        self._per_step.append(seconds / max(steps, 1))
 
     def steps(self, *, stops: bool) -> int:
         """The number of tokens; `stops` says whether a stop string may end an answer."""
-        steps = int(self._seconds / self._per_step) if self._per_step else MOST_STEPS
+        # The fastest one counts: pauses of the machine must not make dispatches short, since a
+        # short one costs the host as much as a long one.
+        steps = int(self._seconds / min(self._per_step)) if self._per_step else MOST_STEPS
         return max(1, min(steps, STOP_INTERVAL if stops else MOST_STEPS))

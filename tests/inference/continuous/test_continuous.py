@@ -21,11 +21,13 @@ from elva_jax.inference.continuous import (
 from elva_jax.inference.continuous import engine as engine_module
 from elva_jax.inference.continuous.grid import make_grid
 from elva_jax.inference.continuous.joining import Joining
+from elva_jax.inference.continuous.pace import Pace
 from elva_jax.inference.continuous.prefixes import PrefixEntry, PrefixStore
 from elva_jax.inference.continuous.programs import Programs
 from elva_jax.inference.continuous.readers import Readers
-from elva_jax.inference.continuous.slots import Static
+from elva_jax.inference.continuous.slots import MOST_STEPS, Static
 from elva_jax.inference.kv_cache import PrefixCache
+from elva_jax.inference.prefilled import STOP_INTERVAL
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeLayer, Merging
@@ -367,6 +369,21 @@ def test_slots_stay_for_the_next_request_and_are_given_up_when_idle(
         assert engine._batch._readers.layers == ()
         assert engine._batch._slots is None
         assert engine.submit(ask(model, shown)).result(60).answer == alone[0, 0, GREEDY]
+
+
+def test_a_dispatch_takes_as_many_steps_as_fit_into_its_time_whatever_pauses_there_are():
+    pace = Pace(0.02)
+    assert pace.steps(stops=False) == MOST_STEPS
+    for seconds in (0.004, 4.0, 0.004, 0.4):  # two of these were interrupted
+        pace.measure(seconds, 2)
+    assert pace.steps(stops=False) == 10
+    assert pace.steps(stops=True) == STOP_INTERVAL
+    for _ in range(8):
+        pace.measure(0.02, 2)
+    assert pace.steps(stops=False) == 2, "slower dispatches count once they are all that is known"
+    pace = Pace(0.02)
+    pace.measure(1.0, 1)
+    assert pace.steps(stops=False) == 1
 
 
 def test_settings_out_of_range_are_refused():
