@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 import elva_jax
-from elva_jax.commands import evaluate_results, evaluate_tasks, flags
+from elva_jax.commands import evaluate_results, evaluate_tasks, flags, many
 from elva_jax.evaluation import report
 from elva_jax.utils.json import save_json
 
@@ -43,6 +43,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_frames(evaluate)
     flags.add_no_merging(evaluate)
     flags.add_mesh(evaluate)
+    flags.add_one_mesh(evaluate)
     flags.add_weights(evaluate)
     flags.add_prefill_chunk(evaluate)
     text = "skip the three baselines"
@@ -86,11 +87,15 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         weights=args.weights,
         prefill_chunk=args.prefill_chunk,
     )
+    if args.one_mesh:  # otherwise processes have nothing in common here
+        many.meet(args)
     elva_jax.enable_compilation_cache()
-    result = elva_jax.evaluate(args.checkpoint, config, mesh=flags.open_mesh(args)).to_dict()
-    report.table(result)
-    if args.json:
-        save_json(result, args.json)
-    if args.figure:
-        report.figure(result, args.figure)
+    mesh = flags.open_mesh(args)
+    with many.together(mesh) as first:
+        result = elva_jax.evaluate(args.checkpoint, config, mesh=mesh).to_dict()
+        report.table(result)
+        if args.json and first:
+            save_json(result, args.json)
+        if args.figure and first:
+            report.figure(result, args.figure)
     return 0

@@ -124,7 +124,8 @@ def run_tasks(args: argparse.Namespace) -> int:
     )
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())
-    with many.progress() as report:
+    mesh = flags.open_mesh(args)
+    with many.together(mesh) as first, many.progress() as report:
         evaluations = elva_jax.evaluate_benchmarks(
             args.checkpoint,
             [elva_jax.load_own(args.data, args.data_root)] if own else args.tasks,
@@ -132,24 +133,29 @@ def run_tasks(args: argparse.Namespace) -> int:
             config,
             output=args.output,
             process=(index, count),
-            mesh=flags.open_mesh(args),
-            progress=report,
+            mesh=mesh,
+            progress=report if first else None,
         )
+        if writes := index == 0 and first:
+            _write(evaluations, args)
     from elva_jax.evaluation.runner.tasks import resolve
 
-    if index == 0:
-        from elva_jax.evaluation.results import files, submission
-
-        if args.output:
-            files.save(evaluations, Path(args.output) / RESULTS, "--output")
-            for path in submission.save(evaluations, args.output):
-                print(f"for the benchmark's server: {path}", file=sys.stderr)
-        evaluate_results.write_results(evaluations, args)
     wanted = 1 if own else len(resolve(args.tasks))
-    status = _status(evaluations, say=index == 0)
+    status = _status(evaluations, say=writes)
     return (
         many.INCOMPLETE if len(evaluations) < wanted else status
     )  # a log line names those left out
+
+
+def _write(evaluations: Sequence[Evaluation], args: argparse.Namespace) -> None:
+    """Writes the results to --output, and shows them."""
+    from elva_jax.evaluation.results import files, submission
+
+    if args.output:
+        files.save(evaluations, Path(args.output) / RESULTS, "--output")
+        for path in submission.save(evaluations, args.output):
+            print(f"for the benchmark's server: {path}", file=sys.stderr)
+    evaluate_results.write_results(evaluations, args)
 
 
 def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:

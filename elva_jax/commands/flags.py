@@ -114,13 +114,23 @@ def mesh_axes(text: str) -> dict[str, int]:
 def add_mesh(parser: argparse._ActionsContainer) -> None:
     """Adds --mesh; `open_mesh` reads it."""
     text = "devices of this process, such as tensor=4,data=2: weights are split over tensor and"
-    text += " fsdp, rows of a batch over data and fsdp; -1 is all that are left. Several processes"
-    text += " have a mesh of their own each (default: the first device)"
+    text += " fsdp, rows of a batch over data and fsdp; -1 is all that are left (default: the first"
+    text += " device)"
     parser.add_argument("--mesh", type=mesh_axes, metavar="AXIS=N,…", help=text)
 
 
+def add_one_mesh(parser: argparse._ActionsContainer) -> None:
+    """Adds --one-mesh; `many.meet` and `open_mesh` read it."""
+    text = "--mesh has the devices of all processes, which ask every question together, as for a"
+    text += " model that needs more devices than a host has; the first process writes (default: a"
+    text += " mesh per process)"
+    parser.add_argument("--one-mesh", action="store_true", help=text)
+
+
 def open_mesh(args: argparse.Namespace) -> Mesh | None:
-    """The mesh that --mesh asks for, over all devices of this process; None without one.
+    """The mesh that --mesh asks for, over all devices that JAX knows here; None without one.
+
+    Those are the devices of this process, or with --one-mesh of all that `many.meet` has joined.
 
     Raises:
       ConfigError: the axes do not multiply to the number of devices.
@@ -130,7 +140,7 @@ def open_mesh(args: argparse.Namespace) -> Mesh | None:
     from elva_jax.config.mesh_axes import mesh_config
     from elva_jax.parallel.mesh import make_mesh
 
-    return make_mesh(mesh_config(args.mesh))
+    return make_mesh(mesh_config(args.mesh), own_rows=False)
 
 
 def add_weights(parser: argparse._ActionsContainer) -> None:

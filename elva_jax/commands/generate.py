@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import elva_jax
-from elva_jax.commands import flags, generate_file
+from elva_jax.commands import flags, generate_file, many
 from elva_jax.errors import DataError, LayoutError, printable
 from elva_jax.utils import garbage
 from elva_jax.utils.json import jsonable
 
 if TYPE_CHECKING:  # their modules import JAX
+    from jax.sharding import Mesh
+
     from elva_jax.inference.media import Prompt
     from elva_jax.inference.prefilled import Prefilled
     from elva_jax.inference.trace import Trace
@@ -83,6 +85,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     flags.add_answering(generate, 64)
     _add_inspection(generate, "prompt")
     flags.add_mesh(generate)
+    flags.add_one_mesh(generate)
     flags.add_weights(generate)
     flags.add_prefill_chunk(generate)
     generate_file.add_file(generate)
@@ -117,7 +120,7 @@ def _merge_map_file(text: str) -> Path:
     return check_path(text)
 
 
-def _open(args: argparse.Namespace) -> Opened:
+def _open(args: argparse.Namespace, mesh: Mesh | None) -> Opened:
     """Loads the model; with --json its weights are named, as in the results of evaluations."""
     with garbage.paused():
         sampling = flags.sampling(args)
@@ -125,16 +128,14 @@ def _open(args: argparse.Namespace) -> Opened:
         named = flags.named_merging(args)
         if named and args.merging is True:
             args.parser.error("--merging-profile: choose one with --merging NAME")
-        elva_jax.enable_compilation_cache()
-        model, facts = _load(args)
+        model, facts = _load(args, mesh)
         model.add_merging_profiles(*named)
     frames = model.hybrid(**given) if given else args.frames
     return Opened(model=model, frames=frames, sampling=sampling, facts=facts)
 
 
-def _load(args: argparse.Namespace) -> tuple[elva_jax.ElvaModel, dict[str, Any]]:
+def _load(args: argparse.Namespace, mesh: Mesh | None) -> tuple[elva_jax.ElvaModel, dict[str, Any]]:
     """The model, and with --json what tells it and this program from others."""
-    mesh = flags.open_mesh(args)
     if not args.json:
         model = elva_jax.load(
             args.checkpoint, mesh=mesh, weights=args.weights, prefill_chunk=args.prefill_chunk
@@ -173,7 +174,8 @@ def _save_merge_map(
 ) -> None:
     if args.save_merge_map:
         merges = opened.model.merge_map(media, prompt, merging=args.merging)
-        merges.save(args.save_merge_map, args.merge_map_layers)
+        if opened.model.engine.placement.lockstep.first:
+            merges.save(args.save_merge_map, args.merge_map_layers)
 
 
 @flags.library_notices()
@@ -183,7 +185,17 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     generate_file.check(args)
     if args.input:
         return generate_file.run(args)
-    opened = _open(args)
+    if args.one_mesh:  # otherwise processes have nothing in common here
+        many.meet(args)
+    elva_jax.enable_compilation_cache()
+    mesh = flags.open_mesh(args)
+    with many.together(mesh):
+        _answer(args, _open(args, mesh))
+    return 0
+
+
+def _answer(args: argparse.Namespace, opened: Opened) -> None:
+    """Answers the prompts."""
     model, sampling = opened.model, opened.sampling
     with _measured(args) as shared:
         media = [model.read_media(video, frames=opened.frames) for video in args.video]
@@ -198,14 +210,13 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
         prefilled = model.prefill([media], prompts=[longest], merging=args.merging)
     if args.json:
         _trace_each(args, opened, prefilled, prompts, _sum(shared, before))
-        return 0
+        return
     if len(prompts) == 1:
         _show(prefilled.stream(prompts[0], args.max_new_tokens, sampling=sampling))
-        return 0
+        return
     (answers,) = prefilled.generate([prompts], args.max_new_tokens, sampling=sampling)
     for answer in answers:
         print(printable(answer.text) if sys.stdout.isatty() else answer.text)
-    return 0
 
 
 def _trace_each(
@@ -241,7 +252,8 @@ def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, f
 
 @flags.library_notices()
 def _chat(args: argparse.Namespace, _: list[str]) -> int:
-    opened = _open(args)
+    elva_jax.enable_compilation_cache()
+    opened = _open(args, flags.open_mesh(args))
     with _measured(args) as read:
         media = [opened.model.read_media(video, frames=opened.frames) for video in args.video]
     _save_merge_map(args, opened, media)

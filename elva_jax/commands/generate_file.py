@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,27 +90,25 @@ def run(args: argparse.Namespace) -> int:
     elva_jax.enable_compilation_cache()
     logging.getLogger("elva_jax.inference.long_context").addFilter(many.OnceEach())
     mesh = flags.open_mesh(args)
-    model, origin = open_elva(args.checkpoint, mesh, args.weights, args.prefill_chunk)
-    model.add_merging_profiles(*named)
-    identity = {"weights_hash": origin["weights_hash"], **describe_model(model)}
-    config = FileConfig(
-        writing=writing,
-        frames=model.hybrid(**hybrid) if hybrid else args.frames,
-        merging=args.merging,
-        batch_size=args.batch_size or FileConfig().batch_size,
-        workers=args.workers,
-        shard=args.shard,
-        model_name=str(args.checkpoint),
-        process=process,
-    )
-    with many.progress("rows") as report:
-        name = args.input.name
-        result = answer_file(
-            model, questions, path, identity, config, lambda *done: report(name, *done)
+    with many.together(mesh) as first, many.progress("rows") as report:
+        model, origin = open_elva(args.checkpoint, mesh, args.weights, args.prefill_chunk)
+        model.add_merging_profiles(*named)
+        identity = {"weights_hash": origin["weights_hash"], **describe_model(model)}
+        config = FileConfig(
+            writing=writing,
+            frames=model.hybrid(**hybrid) if hybrid else args.frames,
+            merging=args.merging,
+            batch_size=args.batch_size or FileConfig().batch_size,
+            workers=args.workers,
+            shard=args.shard,
+            model_name=str(args.checkpoint),
+            process=process,
         )
-    if process[0] == 0:
-        print(f"{path}: {result.rows - result.failed} answers")
-        _say_failed(result)
+        shown = partial(report, args.input.name) if first else lambda *_: None
+        result = answer_file(model, questions, path, identity, config, shown)
+        if process[0] == 0 and first:
+            print(f"{path}: {result.rows - result.failed} answers")
+            _say_failed(result)
     return many.INCOMPLETE if result.failed else 0
 
 

@@ -4,31 +4,62 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import elva_jax
 from elva_jax.commands import flags
 from elva_jax.parallel import launchers
 from elva_jax.utils.terminal import is_watched
 
+if TYPE_CHECKING:  # imports JAX
+    from jax.sharding import Mesh
+
 INCOMPLETE = 3  # exit status: done, but some questions or answers could not be asked or judged
 LOG_SECONDS = 60.0  # between two lines of progress where no one watches
 
 
 def meet(args: argparse.Namespace) -> tuple[int, int]:
-    """This process among those that share the questions; all have the same options."""
+    """This process among those that share the questions; all have the same options.
+
+    With --one-mesh they are joined into one JAX runtime, and each asks all questions: (0, 1).
+    """
+    if args.one_mesh and not args.mesh:
+        args.parser.error("--one-mesh needs --mesh, such as --mesh tensor=8")
     if args.distributed == "off":
         return 0, 1
     process = launchers.detect_process(os.environ, **flags.process_options(args))
     apart = {"run", "parser", "process_id", "local_devices", "debug"}
     options = {name: str(value) for name, value in vars(args).items() if name not in apart}
     facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
-    return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
+    if not args.one_mesh:
+        return elva_jax.distributed.meet(process, facts, start_timeout=args.start_timeout)
+    elva_jax.distributed.initialize(
+        process, facts, start_timeout=args.start_timeout, heartbeat_timeout=args.heartbeat_timeout
+    )
+    return 0, 1
+
+
+@contextlib.contextmanager
+def together(mesh: Mesh | None) -> Iterator[bool]:
+    """Within it the processes of a mesh end together; only the first one prints its results.
+
+    Yields:
+      whether this process is the first one.
+    """
+    from elva_jax.parallel.lockstep import lockstep_of
+
+    lockstep = lockstep_of(mesh)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lockstep.together())
+        if not lockstep.first:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield lockstep.first
 
 
 class OnceEach(logging.Filter):

@@ -17,9 +17,10 @@ from elva_jax.checkpoints.restore import Run
 from elva_jax.config import schema
 from elva_jax.errors import VideoError
 from elva_jax.evaluation.measurements import BOOTSTRAP_SEED, Measurements
-from elva_jax.evaluation.models import open_elva
+from elva_jax.evaluation.models import lockstep_for, open_elva
 from elva_jax.evaluation.questions import Video, read_split
 from elva_jax.evaluation.result import EvalConfig, EvalResult
+from elva_jax.inference.batches.reading import same_media
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import parameter_count
 from elva_jax.ops.attention import choose_implementation
@@ -44,7 +45,8 @@ def evaluate(
     Args:
       model: path of a run, a saved step or an exported folder; or the model itself.
       config: what to ask and measure; the default asks the whole test split of moving_shapes/easy.
-      mesh: devices over which the weights and every batch are split; None: the first one.
+      mesh: devices over which the weights and every batch are split; None: the first one. Where
+        they are those of several processes, all of these call this with the same arguments.
       progress: called with (videos done, videos in all) after each batch.
 
     Raises:
@@ -61,22 +63,23 @@ def evaluate(
       True
     """
     start, config = time.monotonic(), config or EvalConfig()
-    elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
-    data_dir = Path(config.data_dir or elva.config.data_dir)
-    videos = read_split(config.dataset, config.split, data_dir, config.limit)
-    hybrid = elva.hybrid(**config.hybrid)
-    measured = Measurements(
-        elva,
-        config,
-        rows=min(config.batch_size, len(videos)),
-        most_questions=max(len(video.questions) for video in videos),
-    )
-    done = 0
-    for batch, visuals in _read_ahead(elva, videos, config, hybrid):
-        measured.add(batch, visuals)
-        done += len(batch)
-        if progress:
-            progress(done, len(videos))
+    with lockstep_for(model, mesh).together():
+        elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
+        data_dir = Path(config.data_dir or elva.config.data_dir)
+        videos = read_split(config.dataset, config.split, data_dir, config.limit)
+        hybrid = elva.hybrid(**config.hybrid)
+        measured = Measurements(
+            elva,
+            config,
+            rows=min(config.batch_size, len(videos)),
+            most_questions=max(len(video.questions) for video in videos),
+        )
+        done = 0
+        for batch, visuals in _read_ahead(elva, videos, config, hybrid):
+            measured.add(batch, visuals)
+            done += len(batch)
+            if progress:
+                progress(done, len(videos))
     families, macro = measured.scores()
     built = elva.model_config
     attention = choose_implementation(built.head_dim, built.dtype, built.attention)
@@ -144,4 +147,12 @@ def _read_ahead(
         pending: list[Future[Visual | VideoError]] = [pool.submit(read, v) for v in batches[0]]
         for batch, following in zip(batches, [*batches[1:], ()], strict=True):
             current, pending = pending, [pool.submit(read, video) for video in following]
-            yield batch, [future.result() for future in current]
+            found = [future.result() for future in current]
+            yield batch, [_same(elva, *pair) for pair in zip(batch, found, strict=True)]
+
+
+def _same(elva: ElvaModel, video: Video, found: Visual | VideoError) -> Visual | VideoError:
+    """The frames of a video, once every process of the model's mesh has the same."""
+    media = found.reason if isinstance(found, VideoError) else (found,)
+    checked = same_media(elva.engine.placement.lockstep, video.key, media)
+    return VideoError(video.key, checked) if isinstance(checked, str) else checked[0]

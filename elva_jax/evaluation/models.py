@@ -15,6 +15,7 @@ from elva_jax.hf.open_model import opening_source
 from elva_jax.inference.load import load_source
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.quantization import Scheme, check_scheme
+from elva_jax.parallel.lockstep import Lockstep, lockstep_of
 
 Opened = tuple[ElvaModel, dict[str, Any]]  # a model and where it comes from
 
@@ -60,11 +61,19 @@ def open_elva(
             model, mesh=mesh, weights=weights, prefill_chunk=prefill_chunk
         ), origin
     with opening_source(model) as source:
-        hashed = HashedWeights(source)
+        hashed = HashedWeights(source, lockstep_of(mesh))
         elva = load_source(
             source, mesh=mesh, weights=weights, prefill_chunk=prefill_chunk, see=hashed
         )
     return elva, _origin(str(model), int(source.step), hashed.hexdigest())
+
+
+def lockstep_for(model: str | Path | Run | ElvaModel | Opened, mesh: Mesh | None) -> Lockstep:
+    """The processes that ask a model together: those of its mesh, or of `mesh` if it is opened."""
+    elva = model[0] if isinstance(model, tuple) else model
+    if isinstance(elva, ElvaModel):
+        return elva.engine.placement.lockstep
+    return lockstep_of(mesh)
 
 
 def _stored(model: ElvaModel) -> dict[str, Any]:

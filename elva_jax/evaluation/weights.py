@@ -10,6 +10,8 @@ import numpy as np
 
 from elva_jax.checkpoints.source import ParamSource
 from elva_jax.inference.load_weights import ELVA, stacked_path
+from elva_jax.parallel.host_arrays import replicate, to_host
+from elva_jax.parallel.lockstep import ALONE, Lockstep
 from elva_jax.utils.trees import flatten_paths
 
 HASH_DIGITS = 16
@@ -30,7 +32,7 @@ def weights_hash(params: Any) -> str:
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten_paths(params.get("elva", params)).items()):
-        values = np.ascontiguousarray(leaf)
+        values = np.ascontiguousarray(to_host(leaf))
         digest.update(_header(name, values.dtype, values.shape))
         digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:HASH_DIGITS]
@@ -41,18 +43,24 @@ class HashedWeights:
 
     `load_source` calls it with every tensor.
 
+    On a mesh of several processes the first one hashes, and devices hold a tensor whole meanwhile.
+
     Args:
       source: where the weights come from.
+      lockstep: the processes of the mesh.
     """
 
-    def __init__(self, source: ParamSource):
-        self._shapes = source.shapes
+    def __init__(self, source: ParamSource, lockstep: Lockstep = ALONE):
+        self._shapes, self._lockstep = source.shapes, lockstep
         self._digest = hashlib.sha256()
 
     def __call__(self, path: str, array: jax.Array) -> None:
         """Adds a tensor."""
         name, layer = stacked_path(path)
-        values = np.ascontiguousarray(np.asarray(array), np.float32)
+        (whole,) = replicate([array])
+        if not self._lockstep.first:
+            return
+        values = np.ascontiguousarray(np.asarray(whole), np.float32)
         if not layer:
             shape = self._shapes[f"{ELVA}{name}"].shape
             self._digest.update(_header(name, values.dtype, shape))
@@ -60,7 +68,7 @@ class HashedWeights:
 
     def hexdigest(self) -> str:
         """The hash, when all weights have been read."""
-        return self._digest.hexdigest()[:HASH_DIGITS]
+        return self._lockstep.from_first(lambda: self._digest.hexdigest()[:HASH_DIGITS])
 
 
 def _header(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

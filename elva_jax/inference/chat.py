@@ -20,6 +20,7 @@ from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.stages import measured
 from elva_jax.inference.trace import Trace, trace_of
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -131,7 +132,7 @@ class Chat:
                 state = self._start(prefilled, [*self._parts, *whole], decoding, len(said))
             else:
                 state = self._continue(prefilled, state, tokens, decoding)
-            length = int(state.position[0, 0])
+            length = int(to_host(state.position)[0, 0])
             choices = longest_of(self._model.model_config, _stretch(prefilled)) - length + 1
             room = self._longest - (length - len(said)) + 1
             decoding = self._decoding(min(decoding.max_new_tokens, choices))
@@ -146,7 +147,7 @@ class Chat:
             said, state = answer.tokens, None
         # A stop string may have cut off tokens that were fed; the next turn must not see them.
         if len(answer.tokens) >= len(said):
-            self._state = decode.rollback(state, int(state.step) - len(answer.tokens))
+            self._state = decode.rollback(state, int(to_host(state.step)) - len(answer.tokens))
 
     def _answer(self, progress: Progress, said: tuple[int, ...], choices: int, room: int) -> Answer:
         """The answer with what is new after `said`, of which the first `choices` choices count.
@@ -182,7 +183,7 @@ class Chat:
         """Whether a question can follow what was prefilled, with RoPE scaled as it was there."""
         if prefilled is None or state is None:
             return False
-        length = int(state.position[0, 0]) + tokens
+        length = int(to_host(state.position)[0, 0]) + tokens
         return stretch_of(self._model.model_config, length) == _stretch(prefilled)
 
     def _prefill(self, parts: Sequence[Text | Clip], media: Sequence[Visual]) -> Prefilled:
@@ -209,7 +210,7 @@ class Chat:
     ) -> decode.DecodeState:
         """Feeds the next question after the last answer; a full suffix cache grows first."""
         queries = grid_length(len(tokens))
-        needed = int(state.slot) + queries + decoding.capacity
+        needed = int(to_host(state.slot)) + queries + decoding.capacity
         if needed > state.filled.shape[-1]:
             state = decode.grow(state, grid_length(needed))
         padded = np.zeros((1, 1, queries), np.int32)

@@ -32,6 +32,7 @@ from elva_jax.ops import merging as merging_ops
 from elva_jax.ops.attention.cached import Cached, cached_attention
 from elva_jax.ops.merging import NO_MERGING, Merging
 from elva_jax.ops.similarity import similarity_of
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.parallel.mesh import on_host
 from elva_jax.video.layout import Kind, TokenLayout
 
@@ -137,7 +138,7 @@ def _run_block(
         # Waits, so that no more than one chunk is on the device.
         jax.block_until_ready(caches)
         if x is not None:
-            tokens.x[:, part] = np.asarray(x)
+            tokens.x[:, part] = to_host(x)
     valid = put(np.asarray(tokens.layout.segment) > 0)
     return [PrefixCache(cache.k, cache.v, valid) for cache in caches]
 
@@ -251,7 +252,7 @@ def _embed(
         pieces = [_piece(rows, b, span, capacity, count) for b, span in enumerate(spans)]
         patches = np.stack([values for values, _ in pieces])
         layout = TokenLayout.stack([layout for _, layout in pieces])
-        out, found = jax.device_get(embed_program(config, rest, put(patches), put(layout)))
+        out, found = to_host(embed_program(config, rest, put(patches), put(layout)))
         if found is not None and weighted is None:
             most = rows.patches.shape[1] // config.frame_patches
             weighted = np.zeros((batch, most, found.shape[2]), np.float32)
@@ -321,7 +322,7 @@ def _merge(
         start = min(begin, length - size)
         part = slice(start, start + size)
         next_x = np.take_along_axis(tokens.x, other[:, part, None], axis=1)
-        similarity[:, part] = _similarity(put(tokens.x[:, part]), put(next_x))
+        similarity[:, part] = to_host(_similarity(put(tokens.x[:, part]), put(next_x)))
     with on_host():
         chosen = jax.tree.map(np.asarray, _choose(config, tokens.layout, similarity, index))
     survivors = chosen.stats.survivors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -26,6 +27,7 @@ from elva_jax.inference.sampling import GREEDY, Sampling, SamplingParams
 from elva_jax.inference.scoring import Likelihood, OptionTree, Trees, branch_scores
 from elva_jax.models.elva import merging_of
 from elva_jax.ops.merging import NO_MERGING, Merging
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.video.layout import Clip, Text
 
 Questions = Sequence[Sequence[Sequence[int]]]  # token ids of the questions of each row
@@ -94,6 +96,7 @@ class Engine:
     ) -> Prefix:
         """Runs a batch of prompt prefixes through the decoder."""
         rules, rows = self._rules(merging=merging), self.placement.fill(rows)
+        self.placement.check("the prompts", *_host(rows), repr(rules), self.prefill_chunk)
         announce(self.config, rows.length, rows.stretch)
         chunk = chunk_for(rows.layout.length, self.prefill_chunk)
         with stages.stage("prefill"), self.placement.on(len(rows.length)):
@@ -117,7 +120,9 @@ class Engine:
         self, rows: Rows, layers: Sequence[int] | None, *, merging: bool | Merging = True
     ) -> HiddenStates:
         """The hidden states of one prompt; see `ElvaModel.hidden_states`."""
-        rules, rows = self._rules(merging=merging), self.placement.place(rows)
+        rules = self._rules(merging=merging)
+        self.placement.check("the prompt", *_host(rows), repr(rules), layers)
+        rows = self.placement.place(rows)
         announce(self.config, rows.length, rows.stretch)
         with self.placement.on(len(rows.length)):
             return collect(self.config, self.weights, rows, layers, rules)
@@ -170,6 +175,7 @@ class Engine:
         step: int = 0,
     ) -> decode.DecodeState:
         """Feeds one more text to every suffix; see `decode.feed`."""
+        self.placement.check("the questions", text, length, repr(sampling), step)
         params, weights, layers = self._params(sampling), self.weights, prefix.layers
         with stages.stage("decode"), self.placement.on(len(prefix.length)):
             return decode.feed(prefix.config, weights, layers, state, text, length, params, step)
@@ -196,7 +202,8 @@ class Engine:
                     steps,
                     params,
                 )
-                out, alive, left = np.asarray(out), np.asarray(state.alive), left - steps
+                out, alive = to_host((out, state.alive))
+            left -= steps
             tokens = [
                 [ids + tuple(out[b, g][out[b, g] >= 0].tolist()) for g, ids in enumerate(row)]
                 for b, row in enumerate(tokens)
@@ -228,11 +235,12 @@ class Engine:
                 for name, array in arrays.items():
                     values = getattr(tree, name)
                     array[b, g, : len(values)] = values
+        self.placement.check("the options", arrays)
         with self.placement.on(len(prefix.length)):
             target = arrays.pop("target")
             padded = Trees(**arrays, stretch=prefix.stretch)
             scores = branch_scores(prefix.config, self.weights, prefix.layers, padded, target)
-        scores = np.asarray(scores, np.float64)
+        scores = to_host(scores).astype(np.float64)
         return [
             [tree.likelihoods(scores[b, g]) for g, tree in enumerate(row)]
             for b, row in enumerate(trees)
@@ -240,3 +248,8 @@ class Engine:
 
     def _params(self, sampling: Sampling) -> SamplingParams:
         return sampling.params(self.vocab_size, self.end_ids)
+
+
+def _host(rows: Rows) -> tuple[Any, ...]:
+    """The arrays of a batch."""
+    return rows.patches, rows.layout, rows.length, rows.stretch

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float32, UInt8
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.engine import Engine
 from elva_jax.models.elva import visual_embed
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.clip import Visual
 
@@ -44,7 +45,7 @@ def fusion_weights(engine: Engine, media: Sequence[Visual]) -> tuple[FusionWeigh
         with engine.placement.on(1):
             patches = engine.placement.put(visual.patches[None])
             weights = _program(engine.config, engine.weights.visual, patches)
-        found.append(by_encoder(engine.config, weights[0]))
+        found.append(by_encoder(engine.config, to_host(weights)[0]))
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ from elva_jax.inference.params import Weights, final_norm
 from elva_jax.inference.prefill import embed_rows, layer_inputs, merge_tokens, run_layer
 from elva_jax.models.elva import layer_blocks, with_merging
 from elva_jax.ops.merging import NO_MERGING, MergeStats, Merging
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.video.layout import TokenLayout
 
 
@@ -100,9 +101,9 @@ def collect(
         stats = None
         if block.merge is not None:
             tokens, merged = merge_tokens(merges, tokens, block.merge, GRID)
-            survivor = np.asarray(merged.survivor)[0][survivor]
-            stats = jax.tree.map(lambda count: int(count[0]), merged.stats)
-            length = int(merged.stats.survivors[0])
+            survivor = to_host(merged.survivor)[0][survivor]
+            stats = jax.tree.map(lambda count: int(count[0]), to_host(merged.stats))
+            length = stats.survivors
         inputs, x = layer_inputs(config, tokens.layout, rows.stretch), tokens.x
         for index in range(block.start, block.stop):
             x, _ = run_layer(config, weights.layers[index], x, inputs)
@@ -114,7 +115,7 @@ def collect(
                 start=block.start,
                 stop=block.stop,
                 layout=_first(tokens.layout, length),
-                size=np.asarray(tokens.size)[0, :length],
+                size=to_host(tokens.size)[0, :length],
                 survivor=survivor,
                 merged=stats,
             )
@@ -128,9 +129,9 @@ _final_norm = jax.jit(final_norm, static_argnums=0)
 
 def _first(layout: TokenLayout, length: int) -> TokenLayout:
     """The tokens of the only row, without padding."""
-    return TokenLayout(*(np.asarray(field)[0, :length] for field in layout))
+    return TokenLayout(*(field[0, :length] for field in to_host(layout)))
 
 
 def _host(x: Float[Array, "1 C D"], length: int) -> Float[np.ndarray, "length D"]:
     """A copy of the only row; the program that reads the array next may reuse its memory."""
-    return np.array(x[0, :length], np.float32)
+    return np.array(to_host(x)[0, :length], np.float32)

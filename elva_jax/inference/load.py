@@ -32,7 +32,8 @@ def load(
         Hugging Face folder or hub name of an exported ELVA.
       dtype: the compute type; None: the run's.
       mesh: devices over which the parameters and every batch are split, with axes named data, fsdp
-        or tensor; None: the first device.
+        or tensor; None: the first device. Those of several processes: each reads what its own
+        devices hold, and all call the same methods with the same arguments in the same order.
       stage: of a run's workdir, the stage whose weights and data settings are taken; None: the last
         one that has been started.
       weights: int8 or int4: quantizes the decoder's matrices and the vocabulary's tables, which

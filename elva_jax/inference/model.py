@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from elva_jax.checkpoints.source import ParamSource
 from elva_jax.config.schema import Config
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import VISUAL_TOKENS
-from elva_jax.errors import LayoutError
+from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.hf.export import save_pretrained
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
@@ -38,6 +37,7 @@ from elva_jax.inference.quantization import (
 from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
+from elva_jax.parallel.host_arrays import from_host
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
@@ -100,7 +100,7 @@ class ElvaModel(Inspection):
         if not isinstance(params, Weights):
             params = params.get("elva", params)
             if mesh is not None:
-                params = jax.device_put(params, mesh_shardings(self.model_config, mesh))
+                params = from_host(params, mesh_shardings(self.model_config, mesh))
             params = unstack_layers(self.model_config, params)
         words = tokenizer.get_vocab()
         # Tokens that stand for visual ones are the tokenizer's last, and never an answer.
@@ -317,7 +317,13 @@ class ElvaModel(Inspection):
         Raises:
           ConvertError: an encoder-based model, an unknown dtype, weights that `dtype` cannot hold,
             or a folder with something in it.
+          ConfigError: the model is on a mesh of several processes.
         """
+        if not self.engine.placement.lockstep.alone:
+            raise ConfigError(
+                "save_pretrained: the model is on a mesh of several processes; load it in one"
+                " process, or run `elva convert export`"
+            )
         if self.weights:
             _LOG.warning(
                 "the weights are quantized to %s; %s gets them rounded", self.weights, folder

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from elva_jax.config.schema import ModelConfig
-from elva_jax.errors import ConfigError
 from elva_jax.models.elva import abstract_params, input_embeddings, visual_embed
 from elva_jax.models.qwen2 import rms_norm, vocabulary_logits
 from elva_jax.ops import quantized
@@ -101,7 +100,7 @@ def mesh_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
       mesh: axes named as in `parallel.mesh.AXES`; those it lacks count as 1.
 
     Raises:
-      ConfigError: an axis of another name, or a mesh with devices of several processes.
+      ConfigError: an axis of another name.
     """
     return parameter_shardings(*_described(config, with_all_axes(mesh)))
 
@@ -113,12 +112,6 @@ def mesh_rules(config: ModelConfig, mesh: Mesh) -> tuple[tuple[str, MeshAxes], .
 
 def _described(config: ModelConfig, mesh: Mesh) -> tuple[Any, Mesh, dict[str, int]]:
     """The boxed parameters of `Elva`, the mesh, and the sizes that no parameter shows."""
-    if mesh.is_multi_process:  # the host reads counts and tokens, and has only its own devices'
-        raise ConfigError(
-            "mesh: has devices of several processes, and a model answers on those of one; start one"
-            " process per mesh without jax.distributed, as elva evaluate does, or use"
-            " jax.local_devices()"
-        )
     sizes = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
     return abstract_params(config), mesh, sizes
 

@@ -24,6 +24,8 @@ from jax.sharding import Mesh
 from elva_jax.config.schema import ModelConfig
 from elva_jax.inference.batching import Rows
 from elva_jax.inference.params import mesh_rules
+from elva_jax.parallel.host_arrays import from_host
+from elva_jax.parallel.lockstep import digest, lockstep_of
 from elva_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated, with_all_axes
 from elva_jax.parallel.sharding import on_mesh
 
@@ -37,12 +39,16 @@ class Placement:
       config: the model.
       mesh: its devices; None: the first device alone.
 
+    Attributes:
+      lockstep: the processes that have these devices.
+
     Raises:
       ConfigError: the mesh has an axis of another name.
     """
 
     def __init__(self, config: ModelConfig, mesh: Mesh | None = None) -> None:
         self.mesh = None if mesh is None or mesh.size == 1 else with_all_axes(mesh)
+        self.lockstep = lockstep_of(self.mesh)
         if self.mesh is None:
             return
         self._parts = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
@@ -76,6 +82,16 @@ class Placement:
             rows, patches=self.put(rows.patches), layout=self.put(rows.layout)
         )
 
+    def check(self, what: str, *values: Any) -> None:
+        """Compares what is asked in all processes of the mesh: arrays on the host, and others.
+
+        Raises:
+          ConfigError: they differ.
+          StartError: another process has ended, or asks nothing.
+        """
+        if not self.lockstep.alone:
+            self.lockstep.agree(what, digest(what, *values))
+
     def fill(self, rows: Rows) -> Rows:
         """The batch on the host, filled up where its rows would not split evenly."""
         batch = len(rows.length)
@@ -99,7 +115,7 @@ class Placement:
             return jax.tree.map(jnp.asarray, tree)
         rows = len(jax.tree.leaves(tree)[0])
         splits = self._splits(rows)
-        return jax.device_put(tree, batch_sharding(self.mesh) if splits else replicated(self.mesh))
+        return from_host(tree, batch_sharding(self.mesh) if splits else replicated(self.mesh))
 
     def _splits(self, rows: int) -> bool:
         return rows % self._parts == 0

@@ -30,6 +30,7 @@ from elva_jax.models.elva import LayerBlock, layer_blocks, merge_batch, with_mer
 from elva_jax.models.qwen2 import DecoderLayer, attention_split
 from elva_jax.ops.attention import frame_attention, frame_reach, packed_attention
 from elva_jax.ops.merging import NO_MERGING, Merged, Merging
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.utils.arrays import AnyArray
 from elva_jax.video.layout import Kind, TokenLayout
 
@@ -86,7 +87,7 @@ def prefill(
     for block in blocks:
         if block.merge is not None:
             tokens, merged = merge_tokens(merges, tokens, block.merge, lengths)
-            survivors = np.asarray(merged.stats.survivors)
+            survivors = to_host(merged.stats.survivors)
             del merged  # its hidden states have the length before the cut
         inputs, x = layer_inputs(config, tokens.layout, rows.stretch), tokens.x
         for index in range(block.start, block.stop):
@@ -123,7 +124,7 @@ def merge_tokens(
     Returns the survivors, and the result of the merging layer before the cut.
     """
     merged = _merge(config, *tokens, index)
-    longest = int(np.asarray(merged.stats.survivors).max())
+    longest = int(to_host(merged.stats.survivors).max())
     length = min(lengths(f"merge {index}", longest), tokens.layout.kind.shape[1])
     return Tokens(*_cut((merged.x, merged.layout, merged.size), length)), merged
 

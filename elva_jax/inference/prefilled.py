@@ -7,7 +7,6 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from elva_jax.errors import LayoutError
@@ -23,6 +22,7 @@ from elva_jax.inference.prefill import Prefix
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood, Options
 from elva_jax.ops.merging import Merging
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Clip, Text
@@ -65,7 +65,7 @@ class Prefilled:
         engine = self.model.engine
         if not has_weights(engine.config):
             return tuple((None,) * len(row) for row in self.media)
-        found = np.asarray(self.prefix.fusion)
+        found = to_host(self.prefix.fusion)
         return tuple(
             tuple(by_encoder(engine.config, found[b, k]) for k in range(len(row)))
             for b, row in enumerate(self.media)

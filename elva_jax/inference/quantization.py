@@ -27,6 +27,7 @@ from elva_jax.errors import ConfigError
 from elva_jax.inference.load_weights import Keep, compute_type
 from elva_jax.inference.params import Weights
 from elva_jax.ops.quantized import is_quantized
+from elva_jax.parallel.host_arrays import to_host
 from elva_jax.utils.arrays import AnyArray
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def rounded_weights(weights: Weights) -> Weights:
         if not is_quantized(leaf):
             return leaf
         qwix = _qwix(str(leaf.qvalue.dtype))
-        return np.asarray(qwix.dequantize(cast("QArray", leaf).astype(jnp.float32)))
+        return to_host(qwix.dequantize(cast("QArray", leaf).astype(jnp.float32)))
 
     return cast(Weights, jax.tree.map(widen, weights, is_leaf=is_quantized))
 

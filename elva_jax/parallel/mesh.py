@@ -30,10 +30,12 @@ from elva_jax.errors import ConfigError
 BATCH_AXES = ("data", "fsdp")  # the axes that split the batch
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, *, own_rows: bool = True) -> Mesh:
     """Builds the mesh of `config.mesh` over all devices of all processes.
 
-    One axis may be -1: it takes the devices that the others leave.
+    Args:
+      config: its axes, of which one may be -1: it takes the devices that the others leave.
+      own_rows: whether each process reads rows of its own, as in training, or all read the same.
 
     Raises:
       ConfigError: the axes do not multiply to the number of devices, or rows of the batch would be
@@ -57,7 +59,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f" that the product is {devices}"
         )
     local, inner = jax.local_device_count(), sizes["context"] * sizes["tensor"]
-    if jax.process_count() > 1 and local % inner:
+    if own_rows and jax.process_count() > 1 and local % inner:
         raise ConfigError(
             f"mesh: context x tensor = {inner} devices hold the same rows, but a process has"
             f" {local}, and each process reads rows of its own; lower them, or start one process"

@@ -18,14 +18,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from ml_collections import ConfigDict
 
-from elva_jax import testing
-from elva_jax.config.schema import ModelConfig, TeacherConfig
+from elva_jax.config.schema import TeacherConfig
 from elva_jax.config.serialize import typed
-from elva_jax.errors import ConfigError
-from elva_jax.inference.params import mesh_shardings
 from elva_jax.models.towers.siglip import SiglipVision
 from elva_jax.parallel import distributed
 from elva_jax.parallel.launchers import detect_process
@@ -219,8 +215,6 @@ def main() -> None:
         assert describe_mesh(mesh).endswith(
             f"data {args.num_processes} (across processes), fsdp {jax.local_device_count()}"
         ), describe_mesh(mesh)
-        with pytest.raises(ConfigError, match="mesh: has devices of several processes"):
-            mesh_shardings(typed(ModelConfig, testing.tiny_config().model), mesh)
     cases = (
         matrix(jax.device_count(), jax.local_device_count())
         if args.cases == ["all"]

@@ -19,7 +19,7 @@ from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
 from elva_jax.evaluation.judge.judge import Judge, judged
-from elva_jax.evaluation.models import Opened, open_elva
+from elva_jax.evaluation.models import Opened, lockstep_for, open_elva
 from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.grading import evaluation_of
 from elva_jax.evaluation.runner.identity import describe_model, describe_reading, prompts_hash
@@ -68,8 +68,10 @@ def evaluate_benchmarks(
       process: (index, count) of this process, where several share the questions through `output`
         on a file system that all of them see. Only the first one computes intervals and asks the
         judge.
-      mesh: devices of this process over which the weights and every batch are split; None: the
-        first one.
+      mesh: devices over which the weights and every batch are split; None: the first one. Where
+        they are those of several processes, these ask every question together: all of them call
+        this with the same arguments and a `process` of (0, 1), and the first one alone writes to
+        `output`, computes intervals and asks the judge.
       progress: called after each batch, and after each verdict of a judge.
 
     Returns:
@@ -90,23 +92,30 @@ def evaluate_benchmarks(
     config = config or BenchmarkConfig()
     if process[1] > 1 and output is None:
         raise ConfigError("several processes share their answers in a folder: give output")
-    jobs = _askable([_Job(each, Path(data_root), config) for each in resolve(tasks)])
-    judge = _open_judge(config, jobs) if process[0] == 0 else None
-    elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
-    runner = _Runner(elva, config, process, progress or (lambda *_: None))
-    with contextlib.ExitStack() as stack:
-        if output is not None:
-            Path(output).mkdir(parents=True, exist_ok=True)
-            if process[0] == 0:
+    lockstep = lockstep_for(model, mesh)
+    if process[1] > 1 and not lockstep.alone:
+        raise ConfigError("process: the processes of a mesh ask together; leave it at (0, 1)")
+    progress = progress or (lambda *_: None)
+    with lockstep.together():
+        jobs = _askable([_Job(each, Path(data_root), config) for each in resolve(tasks)])
+        lockstep.agree("the questions", [prompts_hash(job.questions) for job in jobs])
+        writes = process[0] == 0 and lockstep.first
+        judge = _open_judge(config, jobs) if writes else None
+        elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
+        runner = _Runner(elva, config, process, progress)
+        with contextlib.ExitStack() as stack:
+            if output is not None and lockstep.first:
+                Path(output).mkdir(parents=True, exist_ok=True)
+            if output is not None and writes:
                 stack.enter_context(owner.own(Path(output), _LOG.info))
-        decides = {"weights_hash": origin["weights_hash"]}
-        found = runner.run(jobs, None if output is None else Path(output), decides)
-    facts = _facts(elva, origin, config)
-    evaluations = [job.grade(of, facts) for job, of in zip(jobs, found, strict=True)]
-    if process[0]:
-        return evaluations
-    pairs = zip(evaluations, jobs, strict=True)
-    return [_finish(each, job, judge, runner.progress) for each, job in pairs]
+            decides = {"weights_hash": origin["weights_hash"]}
+            found = runner.run(jobs, None if output is None else Path(output), decides)
+        facts = _facts(elva, origin, config)
+        evaluations = [job.grade(of, facts) for job, of in zip(jobs, found, strict=True)]
+        if not writes:
+            return evaluations
+        pairs = zip(evaluations, jobs, strict=True)
+        return [_finish(each, job, judge, progress) for each, job in pairs]
 
 
 def _askable(jobs: Sequence[_Job]) -> list[_Job]:
@@ -249,7 +258,10 @@ class _Runner:
     def _work(self, job: _Job, folder: Path) -> Work[Response]:
         name, scheduler = job.benchmark.name, self._scheduler()
         journals = Journals(
-            folder / FOLDER, make_head(name, job.settings), reader_of(job.all_questions)
+            folder / FOLDER,
+            make_head(name, job.settings),
+            reader_of(job.all_questions),
+            self.model.engine.placement.lockstep,
         )
         shares = divide(self._groups(job), self.process[1], self.config.batch_size)
 

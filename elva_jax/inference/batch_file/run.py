@@ -111,7 +111,8 @@ def answer_file(
     """Answers the rows of a file, and writes the answers in their order.
 
     A call with the same arguments continues where the one before ended, however it ended. An answer
-    depends neither on the other rows nor on the number of processes or interruptions.
+    depends neither on the other rows nor on the number of processes or interruptions. Processes
+    whose model is on one mesh all call it with the same arguments, and the first one writes.
 
     Args:
       model: the model; rows may name its merging profiles.
@@ -129,11 +130,14 @@ def answer_file(
     groups = asking.groups()
     rows = sorted(item.tag for group in groups for item in group.items)
     folder = lines.journal_folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    lockstep = model.engine.placement.lockstep
+    if lockstep.first:
+        folder.mkdir(parents=True, exist_ok=True)
     way_out = f"name another --output, or remove {folder.name} to ask everything again"
     head = Head(fields={"settings": asking.settings()}, of="run", way_out=way_out)
     digests = {str(row): questions.digest(row) for row in range(len(questions))}
-    journals = Journals(folder, head, lines.reader_of(digests, way_out))
+    lockstep.agree("the rows", list(digests.values()))
+    journals = Journals(folder, head, lines.reader_of(digests, way_out), lockstep)
     index, count = config.process
     shares = in_turn(divide(groups, count, config.batch_size), index, count)
 
@@ -143,12 +147,14 @@ def answer_file(
                 yield [asking.record(reply, digests) for reply in replies]
 
     with contextlib.ExitStack() as stack:
-        if index == 0:
+        stack.enter_context(lockstep.together())
+        writes = index == 0 and lockstep.first
+        if writes:
             stack.enter_context(owner.own(folder, _LOG.info))
         work_through([Work(journals, shares, ask, lambda done: progress(done, len(rows)))])
         found = journals.load()
         places = [found[str(row)] for row in rows]
-        if index == 0:
+        if writes:
             lines.merge(output, places)
     failed = [(row, at.error) for row, at in zip(rows, places, strict=True) if at.error]
     reasons = [_reason(questions.place(row), error) for row, error in failed[:MOST_REASONS]]

@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from elva_jax.data.example import Media
-from elva_jax.errors import ConfigError, ElvaError, VideoError, first_line, printable
+from elva_jax.errors import ConfigError, ElvaError, StartError, VideoError, first_line, printable
 from elva_jax.inference.batches.queries import Group
+from elva_jax.parallel.lockstep import Lockstep, digest
 from elva_jax.utils.failures import repr_path
 from elva_jax.video.clip import Visual
 
@@ -65,6 +66,40 @@ def read_ahead(
             yield finished()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def same_media(
+    lockstep: Lockstep, name: str, found: tuple[Visual, ...] | str
+) -> tuple[Visual, ...] | str:
+    """Media as they were read, once every process of the mesh has read the same.
+
+    Args:
+      lockstep: the processes of the mesh, all of which must call this.
+      name: what the media are of, in messages.
+      found: the media, or why they could not be read; then it is what the first process says.
+
+    Raises:
+      StartError: a process could not read what others could, or read something else.
+    """
+    if lockstep.alone:
+        return found
+    own: dict[str, Any]
+    if isinstance(found, str):
+        own = {"error": found}
+    else:
+        own = {"digest": digest([visual.patches for visual in found])}
+    outcomes = lockstep.exchange(own)
+    errors = [outcome["error"] for outcome in outcomes if "error" in outcome]
+    if len(errors) == len(outcomes):
+        return str(errors[0])
+    if errors:
+        raise StartError(f"{errors[0]}; another process of the mesh could read it: check its disk")
+    if any(outcome != own for outcome in outcomes):
+        raise StartError(
+            f"{name}: the processes of the mesh read different media; give every host the same"
+            " files"
+        )
+    return found
 
 
 def _attempt(read: Read, medium: Hashable, name: str) -> Visual | str:

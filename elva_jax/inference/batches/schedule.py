@@ -12,10 +12,11 @@ from elva_jax.errors import ElvaError
 from elva_jax.inference.batches.asking import ask
 from elva_jax.inference.batches.buckets import Batch, Buckets
 from elva_jax.inference.batches.queries import Group, Query, Reply
-from elva_jax.inference.batches.reading import Read, read_ahead
+from elva_jax.inference.batches.reading import Read, read_ahead, same_media
 from elva_jax.inference.batches.rows import rows_of
 from elva_jax.inference.model import ElvaModel
 from elva_jax.ops.merging import Merging
+from elva_jax.utils.failures import repr_path
 from elva_jax.video.clip import Visual
 
 
@@ -56,11 +57,14 @@ class Scheduler:
         reading = read_ahead(
             _marked(windows), self._read, ahead=ahead or self._batch_size, workers=self._workers
         )
+        lockstep = self.model.engine.placement.lockstep
         with contextlib.closing(reading):
             for group, media in reading:
                 if group is None:
                     yield from self._ask(self._buckets.flush())
-                elif isinstance(media, str):
+                    continue
+                media = same_media(lockstep, repr_path(group.items[0].name), media)
+                if isinstance(media, str):
                     yield [Reply(tag=item.tag, error=media) for item in group.items]
                 else:
                     yield from self._group(group, media)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from elva_jax.errors import StartError
 from elva_jax.inference.batches.journal import Head, Journal, Line, check_head, lines_from
 from elva_jax.inference.batches.queries import Group
+from elva_jax.parallel.lockstep import ALONE, Lockstep
 from elva_jax.utils import owner
 
 FILE = "answers.jsonl"
@@ -73,10 +74,18 @@ class Journals(Generic[T]):
       head: what they are of.
       read: the key of a line's question, and what is kept of its answer; KeyError, TypeError and
         ValueError mean that the line is damaged.
+      lockstep: the processes of a mesh; the first one keeps the journals for all of them.
     """
 
-    def __init__(self, folder: Path, head: Head, read: Callable[[Line], tuple[str, T]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        head: Head,
+        read: Callable[[Line], tuple[str, T]],
+        lockstep: Lockstep = ALONE,
+    ) -> None:
         self._folder, self._head, self._read = folder, head, read
+        self._lockstep = lockstep
         self._next: dict[Path, tuple[int, int]] = {}  # byte and number of the next line
         self._found: dict[str, T] = {}
 
@@ -88,35 +97,60 @@ class Journals(Generic[T]):
         Raises:
           DataError: a journal of another model, list or setting, or a damaged one.
         """
+        for line in self._lines():
+            try:
+                key, kept = self._read(line)
+            except (KeyError, TypeError, ValueError):
+                raise line.damaged("not a response") from None
+            self._found.setdefault(key, kept)
+        return self._found
+
+    def _lines(self) -> Iterable[Line]:
+        """The lines that are new since the last call, in every process of the mesh."""
+        if self._lockstep.alone:
+            return self._new_lines()
+        found = self._lockstep.from_first(
+            lambda: [{**vars(line), "path": str(line.path)} for line in self._new_lines()]
+        )
+        return [Line(**{**fields, "path": Path(fields["path"])}) for fields in found]
+
+    def _new_lines(self) -> Iterator[Line]:
         for path in sorted(self._folder.glob(f"*/{FILE}")):
             if path not in self._next:
                 if not (start := check_head(path, self._head)):
                     continue
                 self._next[path] = start, 2
             for line, following in lines_from(path, *self._next[path]):
-                try:
-                    key, kept = self._read(line)
-                except (KeyError, TypeError, ValueError):
-                    raise line.damaged("not a response") from None
-                self._found.setdefault(key, kept)
+                yield line
                 self._next[path] = following, line.number + 1
-        return self._found
 
     @contextlib.contextmanager
-    def own(self, share: Share) -> Iterator[tuple[Journal, dict[str, T]] | None]:
-        """A share's journal and all answers so far; None if a living process owns the share."""
-        folder = self._folder / share.name
-        folder.mkdir(parents=True, exist_ok=True)
+    def own(self, share: Share) -> Iterator[tuple[Journal | None, dict[str, T]] | None]:
+        """A share's journal and all answers so far; None if a living process owns the share.
+
+        Of the processes of a mesh only the first one has the journal.
+        """
+        folder, first = self._folder / share.name, self._lockstep.first
         with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(owner.own(folder))
-            except StartError:
+            owned = first and _owned(folder, stack)
+            if not self._lockstep.from_first(lambda: owned):
                 yield None
                 return
-            answered = self.load()
-            opened = Journal(folder / FILE, self._head)
-            stack.callback(opened.close)
+            answered, opened = self.load(), None
+            if first:
+                opened = Journal(folder / FILE, self._head)
+                stack.callback(opened.close)
             yield opened, answered
+
+
+def _owned(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Owns a folder as long as the stack, unless a living process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(owner.own(folder))
+    except StartError:
+        return False
+    return True
 
 
 class Work(Generic[T]):
@@ -161,7 +195,8 @@ class Work(Generic[T]):
             journal, answered = owned
             done = len(self.keys & answered.keys())
             for records in self._ask(share.rest(answered)):
-                journal.append(records)
+                if journal is not None:
+                    journal.append(records)
                 done += len(records)
                 self._progress(done)
         return True

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from jaxtyping import Bool, Int
 
 from elva_jax.config.schema import ModelConfig
+from elva_jax.errors import ConfigError
 from elva_jax.inference.continuous import pool, slots
 from elva_jax.inference.continuous.grid import Class
 from elva_jax.inference.continuous.pool import Layers
@@ -34,9 +35,17 @@ class Programs:
       static: the model.
       weights: its parameters.
       mesh: the devices; None: the one that holds the weights.
+
+    Raises:
+      ConfigError: the mesh has devices of several processes.
     """
 
     def __init__(self, static: Static, weights: Weights, mesh: Mesh | None) -> None:
+        if mesh is not None and mesh.is_multi_process:
+            raise ConfigError(
+                "mesh: has devices of several processes, and requests come to one; load the model"
+                " with a mesh of jax.local_devices()"
+            )
         self.static = static
         self._weights = weights
         self._mesh = mesh
