@@ -26,7 +26,7 @@ from elva_jax.parallel.launchers import detect_process
 from elva_jax.parallel.lockstep import lockstep_of
 from elva_jax.utils import signals
 
-SMALL = BenchmarkConfig(batch_size=4, answers=("generated", "letter"))
+SMALL = BenchmarkConfig(batch_size=4, answers=("generated",))
 
 
 def answers(model):
@@ -55,10 +55,7 @@ def held(model):
 def said(evaluation):
     """The responses of an evaluation."""
     responses = [grade.response for grade in evaluation.grades["generated"]]
-    return [
-        [r.question.key, r.text, list(r.tokens), r.error, [s.total for s in r.letters]]
-        for r in responses
-    ]
+    return [[r.question.key, r.text, r.finished, list(r.tokens), r.error] for r in responses]
 
 
 def ask(model, root, **more):

@@ -100,9 +100,7 @@ def test_a_resumed_evaluation_asks_nothing_twice(model, root, folder, ran):
     assert len(set(lines)) == len(lines) == 23
     alone = one_mesh.said(one_mesh.ask(model, root))
     for found in (first, second):
-        for ours, theirs in zip(found["said"], alone, strict=True):
-            assert ours[:4] == theirs[:4]
-            np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-4)
+        assert found["said"] == alone
     assert first["intervals"]
     assert not second["intervals"]
 
