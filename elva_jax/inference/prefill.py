@@ -82,7 +82,7 @@ def prefill(
     config, merges = with_merging(config, NO_MERGING), with_merging(config, merging)
     blocks, last = layer_blocks(merges, merging=True), config.num_layers - 1
     tokens, fusion = embed_rows(config, weights, rows)
-    survivors = (rows.layout.kind != Kind.PAD).sum(axis=1)
+    survivors = (to_host(rows.layout.kind) != Kind.PAD).sum(axis=1)
     caches, counts = [], []
     for block in blocks:
         if block.merge is not None:

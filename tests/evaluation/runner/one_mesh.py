@@ -26,7 +26,7 @@ from elva_jax.parallel.launchers import detect_process
 from elva_jax.parallel.lockstep import lockstep_of
 from elva_jax.utils import signals
 
-SMALL = BenchmarkConfig(batch_size=4, answers=("generated",))
+SMALL = BenchmarkConfig(batch_size=4, answers=("generated", "letter"))
 
 
 def answers(model):
@@ -55,7 +55,8 @@ def held(model):
 def said(evaluation):
     """The responses of an evaluation."""
     responses = [grade.response for grade in evaluation.grades["generated"]]
-    return [[r.question.key, r.text, r.finished, list(r.tokens), r.error] for r in responses]
+    words = [[r.question.key, r.text, r.finished, list(r.tokens), r.error] for r in responses]
+    return words, [s.total for r in responses for s in r.letters]
 
 
 def ask(model, root, **more):
@@ -76,7 +77,8 @@ def main():
     index, port, root, folder = int(sys.argv[1]), *sys.argv[2:3], *map(Path, sys.argv[3:])
     process = detect_process({}, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=index)
     distributed.initialize(process, {}, start_timeout=200)
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2).T, ("data", "tensor"))  # tensor crosses
+    devices = np.array(jax.devices()).reshape(2, 2)
+    mesh = Mesh(devices.T, ("data", "tensor"))  # tensor crosses processes
     out = {}
     model = elva_jax.load(folder / "exported", mesh=mesh)
     out["held"] = held(model)
@@ -86,6 +88,8 @@ def main():
     pairs = zip(*(jax.tree.leaves(m.engine.weights) for m in (model, chunked)), strict=True)
     out["equal"] = all(np.array_equal(*to_host(pair)) for pair in pairs)
     out["chunked"] = answers(chunked)
+
+    model = elva_jax.load(folder / "exported", mesh=Mesh(devices, ("data", "tensor")))  # data does
 
     def stop(name, done, total):
         if done >= 8 and index == 0:
