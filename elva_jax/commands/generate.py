@@ -180,8 +180,6 @@ def _save_merge_map(
 
 @flags.library_notices()
 def _generate(args: argparse.Namespace, _: list[str]) -> int:
-    from elva_jax.video.layout import part_tokens
-
     generate_file.check(args)
     if args.input:
         return generate_file.run(args)
@@ -196,6 +194,8 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
 
 def _answer(args: argparse.Namespace, opened: Opened) -> None:
     """Answers the prompts."""
+    from elva_jax.video.layout import part_tokens
+
     model, sampling = opened.model, opened.sampling
     with _measured(args) as shared:
         media = [model.read_media(video, frames=opened.frames) for video in args.video]

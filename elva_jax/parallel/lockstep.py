@@ -30,6 +30,7 @@ from elva_jax.utils import signals
 
 WAIT_SECONDS = 600.0  # for the others outside of `together`, where nothing tells of their errors
 LOOK_MS = 300  # between two looks at whether another process has failed
+SEEN_SECONDS = 1.0  # for the main thread to see that another process has failed
 LEAVE_SECONDS = 5.0  # that the first process serves the others after an error
 LAST_SECONDS = 0.5  # for their last lines
 PIECE = 2**20  # characters of a value that are sent together
@@ -111,7 +112,8 @@ class Lockstep:
         watch = threading.Thread(target=self._watch, args=(ended,), name="lockstep", daemon=True)
         watch.start()
         try:
-            with signals.telling(self._tell_signal):
+            seconds = LEAVE_SECONDS + LAST_SECONDS if self.first else LAST_SECONDS
+            with signals.telling(self._tell_signal, seconds):
                 yield
                 self.exchange("done")
         except BaseException as error:
@@ -185,6 +187,11 @@ class Lockstep:
         if isinstance(error, KeyboardInterrupt):
             number = getattr(error, "number", signal.SIGINT)
         self._set("failed", {"process": self._me, "text": first_line(error), "signal": number})
+        self._leave()
+        self._epoch, self._count = self._epoch + 1, 0
+
+    def _leave(self) -> None:
+        """Says that this process is about to end; the first one waits until all are."""
         self._set(f"left/{self._me}", "")
         deadline = time.monotonic() + LEAVE_SECONDS
         for other in self._others if self.first else ():
@@ -193,11 +200,11 @@ class Lockstep:
                 _client().blocking_key_value_get(self._key(f"left/{other}"), int(left * 1000))
         if self.first:  # JAX aborts processes whose coordinator ends before them
             time.sleep(LAST_SECONDS)
-        self._epoch, self._count = self._epoch + 1, 0
 
     def _tell_signal(self, number: int) -> None:
         """Tells the others that a signal ends this process, whatever it does."""
         self._set("failed", {"process": self._me, "text": "", "signal": number})
+        self._leave()
 
     def _set(self, name: str, value: Any) -> None:
         """Sets a key, unless it has been set before or the coordinator has ended."""
@@ -210,13 +217,13 @@ class Lockstep:
             failure = self._failure()
             if failure is None or failure["process"] == self._me:
                 continue
-            if ended.wait(LEAVE_SECONDS / 2):  # the main thread has seen it
+            if ended.wait(SEEN_SECONDS):  # the main thread has seen it
                 return
-            self._set(f"left/{self._me}", "")
             if failure["signal"]:
                 os.kill(os.getpid(), failure["signal"])
                 return
             print(_error_of(failure), file=sys.stderr, flush=True)
+            self._leave()
             os._exit(1)
 
 

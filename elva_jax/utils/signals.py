@@ -20,7 +20,6 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE_SECONDS = 1.2  # from the signal to the end, for the main thread to clean up
-TELL_SECONDS = 0.3  # for what is to be told before the end
 LOST_SECONDS = 0.02  # until a lost signal is repeated: the callback has ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -30,7 +29,8 @@ _name = "elva"  # how the command is called in its last line
 _at_once = threading.Event()  # nobody would catch an exception, or one has been raised already
 _at_once.set()
 _told = threading.Lock()  # taken by the thread that prints the last line
-_tell: list[Callable[[int], None]] = []  # called before a signal ends the process by force
+# Called with the signal before it ends the process by force, for these seconds at most.
+_tell: list[tuple[Callable[[int], None], float]] = []
 _installed = False
 
 
@@ -79,13 +79,17 @@ def name_command(name: str, *, terminated: int = 128 + signal.SIGTERM) -> None:
 
 
 @contextlib.contextmanager
-def telling(tell: Callable[[int], None]) -> Iterator[None]:
-    """Within the block, `tell` is called with the signal before it ends the process by force."""
-    _tell.append(tell)
+def telling(tell: Callable[[int], None], seconds: float) -> Iterator[None]:
+    """Within the block, `tell` is called with the signal before it ends the process by force.
+
+    The process ends after `seconds`, whether `tell` has returned or not.
+    """
+    entry = (tell, seconds)
+    _tell.append(entry)
     try:
         yield
     finally:
-        _tell.remove(tell)
+        _tell.remove(entry)
 
 
 def announce(error: KeyboardInterrupt, more: str = "") -> int:
@@ -152,8 +156,8 @@ def _watch(reader: int) -> None:
 def _end(number: int) -> NoReturn:
     if _told.acquire(blocking=False):
         os.write(2, f"{_name}: {WORDS[signal.Signals(number)]}\n".encode())
-    for tell in tuple(_tell):  # in a thread, which may never come back
+    for tell, seconds in tuple(_tell):
         thread = threading.Thread(target=tell, args=(number,), daemon=True)
         thread.start()
-        thread.join(TELL_SECONDS)
+        thread.join(seconds)
     os._exit(_statuses[signal.Signals(number)])
