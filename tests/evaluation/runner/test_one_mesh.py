@@ -111,7 +111,7 @@ def test_what_one_process_cannot_do_ends_all(ran):
     for found in (first, second):
         assert "root1/3.mp4" in found["disk"]
         assert "another process of the mesh could read it" in found["disk"]
-        assert "the prompts: the processes of the mesh differ" in found["other"]
+        assert "the questions: the processes of the mesh differ" in found["other"]
         assert "requests come to one" in found["serve"]
     assert (line, status) == ("process 1 has ended: the disk is gone", 1)
     assert (last, other) == ("the disk is gone", 1)
