@@ -162,7 +162,7 @@ class Lockstep:
                 )
 
     def _failure(self) -> dict[str, Any] | None:
-        """What the first process that failed has told."""
+        """The report of the first process that failed, or None."""
         try:
             found: dict[str, Any] = json.loads(_client().key_value_try_get(self._key("failed")))
         except jax.errors.JaxRuntimeError:

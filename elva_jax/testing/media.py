@@ -53,8 +53,8 @@ def tiny_layout(frames: int = 2, rows: int = 2, columns: int = 3) -> TokenLayout
     return build_layout([clip, Text((1, 2)), Text((3, 4), weight=1.0)])
 
 
-def endless_animation(side: int = 5000, frames: int = 400) -> bytes:
-    """A GIF of a few MB that takes minutes to decode, because it repeats one large frame."""
+def endless_animation(side: int = 3000, frames: int = 400) -> bytes:
+    """A GIF of a few MB that takes half a minute to decode, because it repeats one large frame."""
     out = io.BytesIO()
     more = [Image.new("P", (side, side), 1)]
     Image.new("P", (side, side)).save(out, "GIF", save_all=True, append_images=more, duration=40)
