@@ -14,7 +14,7 @@ SEVERAL = "image[30%:]"
 QUICK_RUN = "runs/tiny"  # what `:long` starts from: the quickstart's --workdir
 FRAMES = 4  # sampled from a video, so that a moving object moves one place per frame
 STEPS = {
-    "quick": dict(teacher=200, image=600, video=2200, sft=400),
+    "quick": dict(teacher=200, image=600, video=2000, sft=400),
     "long": dict(teacher=0, image=0, video=6000, sft=1000),
     "smoke": dict(teacher=4, image=4, video=4, sft=4),
 }
@@ -61,9 +61,6 @@ def model(m) -> None:
     # What a pretrained decoder brings: heads that know how far away a token is. With them, and
     # with <FRAME> and <LINE> that stand out from the pixels, a patch finds its row and column.
     m.bias_initializer_range = 1.0
-    # From one token back and from three, a patch of a row of three knows its column. The first
-    # layer's other two heads stay free: with four of these, the model does not learn motion.
-    m.distance_heads = (1, 3)
     m.delimiter_initializer_range = 4.0
     # The background's gray becomes zero, so that little but objects is left of a patch.
     m.pixel_mean = 0.0627

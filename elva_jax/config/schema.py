@@ -105,13 +105,6 @@ class ModelConfig:
         " which heads know how far away a token is",
         minimum=0,
     )
-    distance_heads: tuple[int, ...] = key(
-        (),
-        "with random weights, the last heads of the first layer start by looking this many tokens"
-        " back, one distance per head; pretrained models have such heads",
-        minimum=0,
-        most=numbers.MOST_TOKENS,
-    )
     delimiter_initializer_range: float = key(
         0.0,
         "standard deviation of the random vectors of <FRAME> and <LINE>; 0: initializer_range",

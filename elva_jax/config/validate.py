@@ -58,7 +58,6 @@ def check_model(config: Config) -> None:
         model.head_dim % 2 == 0, "model.head_dim", f"RoPE needs an even width, got {model.head_dim}"
     )
     _check_rope(model)
-    _check_distance_heads(model)
     require(
         model.patch_width % model.patch_heads == 0,
         "model.patch_heads",
@@ -108,22 +107,6 @@ def _check_rope(model: ModelConfig) -> None:
         model.rope_scaling != "llama3" or low < high,
         "model.rope_high_freq_factor",
         f"{high} must be above model.rope_low_freq_factor = {low}",
-    )
-
-
-def _check_distance_heads(model: ModelConfig) -> None:
-    """Refuses more heads than there are, a part of a key head's, and a decoder without biases."""
-    count, group = len(model.distance_heads), model.num_heads // model.num_kv_heads
-    require(
-        count <= model.num_heads and count % group == 0,
-        "model.distance_heads",
-        f"has {count} distances; the {model.num_heads} heads change in groups of {group},"
-        " which share a key head",
-    )
-    require(
-        not count or model.attention_bias,
-        "model.distance_heads",
-        "are biases of queries and keys, which model.attention_bias = False leaves out",
     )
 
 

@@ -25,7 +25,6 @@ from jaxtyping import Array, Float, Float32, Int
 
 from elva_jax.config.schema import LoraConfig, ModelConfig
 from elva_jax.errors import ConfigError
-from elva_jax.models.distance_heads import start_distance_heads
 from elva_jax.models.layers import dense, normal
 from elva_jax.models.lora import Lora, adapts
 from elva_jax.ops import linear, quantized, rope
@@ -208,8 +207,6 @@ class Qwen2(nn.Module):
             return self._layer().init(key, x, angle, angle, lambda q, k, v: q)["params"]
 
         stacked = jax.vmap(init)(jax.random.split(key, self.config.num_layers))
-        frequencies, _ = rope_frequencies(self.config)
-        stacked = start_distance_heads(stacked, self.config, frequencies)
         return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "layers"})
 
     def embed(self, token_ids: Int[AnyArray, "B S"]) -> Float[Array, "B S D"]:
