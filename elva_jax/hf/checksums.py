@@ -5,8 +5,8 @@ checksums.json has a record for each file:
     {"model.safetensors": {"sha256": "6d1f…", "crc32": [2774…, …]}}
 
 Loading compares the CRC-32 of each PIECE bytes: pieces are read in parallel, each takes a tenth of
-the time of SHA-256, and several processes of one JAX runtime divide them. A record that is a string
-is the SHA-256 alone, as files in the hub's cache have it as their name.
+the time of SHA-256. A record that is a string is the SHA-256 alone, as files in the hub's cache
+have it as their name.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from elva_jax.errors import ConvertError
 from elva_jax.utils.files import crc32, sha256
@@ -58,26 +56,22 @@ def check_bytes(folder: Path, files: Sequence[Path]) -> None:
 def _compare_pieces(file: Path, expected: Any) -> None:
     if not isinstance(expected, list):
         raise ConvertError(f"{file.parent / CHECKSUMS}: lists no crc32 of {file.name}; {AGAIN}")
-    count = len(_begins(file))
-    if count != len(expected):
+    actual = _pieces(file)
+    if len(actual) != len(expected):
         raise ConvertError(
-            f"{file}: has {count} pieces of 64 MiB, {CHECKSUMS} lists {len(expected)}; {AGAIN}"
+            f"{file}: has {len(actual)} pieces of 64 MiB, {CHECKSUMS} lists {len(expected)};"
+            f" {AGAIN}"
         )
-    own = slice(jax.process_index(), None, jax.process_count())
-    for piece, found in zip(range(count)[own], _pieces(file, own), strict=True):
-        if found != expected[piece]:
+    for piece, (found, wanted) in enumerate(zip(actual, expected, strict=True)):
+        if found != wanted:
             raise ConvertError(
                 f"{file}: damaged, bytes {piece * PIECE} to {(piece + 1) * PIECE} are not what was"
                 f" written; {AGAIN}"
             )
 
 
-def _begins(file: Path) -> range:
-    """Where the pieces of a file begin."""
-    return range(0, file.stat().st_size, PIECE)
-
-
-def _pieces(file: Path, own: slice = slice(None)) -> list[int]:
-    """The CRC-32 of pieces of a file."""
+def _pieces(file: Path) -> list[int]:
+    """The CRC-32 of each piece of a file."""
+    begins = range(0, file.stat().st_size, PIECE)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda begin: crc32(file, begin, begin + PIECE), _begins(file)[own]))
+        return list(pool.map(lambda begin: crc32(file, begin, begin + PIECE), begins))
