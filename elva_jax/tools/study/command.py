@@ -30,6 +30,7 @@ A study is a file in configs/studies/, or one of your own whose get_study() retu
 examples:
   elva study list
   elva study merging --seeds 3 --minutes 60
+  elva study survivor --reuse studies/merging       # copies the trainings that both have
   elva study my_study.py --out /mnt/studies/mine
   elva study report studies/merging docs/studies/*.json
   elva study report studies/quickstart --save docs/studies/quickstart.json --write README.md
@@ -54,6 +55,9 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--out", type=flags.output_folder("--out"), metavar="DIR", help=text)
     text = "work on these variants, and on those that they start from, alone; may be given several"
     add("--only", action="append", default=[], metavar="VARIANT", help=f"{text} times")
+    text = "folder of another study, whose finished trainings are copied where they are the same;"
+    text += " may be given several times"
+    add("--reuse", type=Path, action="append", default=[], metavar="DIR", help=text)
     add("--dry-run", action="store_true", help="check the study, and list what is to be done")
     text = f"with `{REPORT}` of one study: store its summary in this file, with rounded numbers"
     add("--save", type=flags.output_file("--save"), metavar="FILE.json", help=text)
@@ -93,6 +97,8 @@ def _work(args: argparse.Namespace, name: str) -> int:
     from elva_jax.tools.study.jobs import jobs_of
     from elva_jax.tools.study.queue import Stop, work
 
+    if missing := [other for other in args.reuse if not other.is_dir()]:
+        raise ConfigError(f"--reuse: {missing[0]} is no folder")
     every = jobs_of(study, out, args.seeds or study.seeds)
     jobs = _chosen(study, every, args.only)
     if args.dry_run:
@@ -102,7 +108,7 @@ def _work(args: argparse.Namespace, name: str) -> int:
     signals.name_command("elva study", terminated=os.EX_TEMPFAIL)
     out.mkdir(parents=True, exist_ok=True)
     with Stop(args.minutes) as stop:
-        states = work(jobs, stop, lambda line: print(line, flush=True))
+        states = work(jobs, stop, lambda line: print(line, flush=True), args.reuse)
         number, asked = stop.number, bool(stop)
     _write(path.stem, study, every, out)
     return _status(states, stop.status if number or asked else 0)

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
 from elva_jax.errors import StartError
 from elva_jax.tools.study.jobs import COST, FAILED, JOB, RESULT, Job
 from elva_jax.tools.study.machine import describe_machine
+from elva_jax.tools.study.reuse import take_training
 from elva_jax.utils import owner, signals
 from elva_jax.utils.files import write_atomic
 from elva_jax.utils.json import jsonable
@@ -73,13 +75,16 @@ class Stop:
         self.number = self.number or number
 
 
-def work(jobs: Sequence[Job], stop: Stop, report: Callable[[str], None]) -> dict[str, State]:
+def work(
+    jobs: Sequence[Job], stop: Stop, report: Callable[[str], None], others: Sequence[Path] = ()
+) -> dict[str, State]:
     """Does every job that no other process does, and waits for those of others.
 
     Args:
       jobs: in order.
       stop: asks for the end; a training then saves, and a later start continues it.
       report: receives a line about each job.
+      others: folders of other studies, whose finished trainings are copied where they are the same.
 
     Returns:
       By folder what became of each job; a job is tried once, and so is each that needs it.
@@ -88,7 +93,7 @@ def work(jobs: Sequence[Job], stop: Stop, report: Callable[[str], None]) -> dict
     while not stop:
         for job in jobs:
             if states.get(str(job.folder)) not in ("done", "failed") and not stop:
-                states[str(job.folder)] = _try(job, states, stop, report)
+                states[str(job.folder)] = _try(job, states, stop, report, others)
         if not {"busy", "waiting"} & set(states.values()):
             break
         _sleep(stop)
@@ -101,7 +106,13 @@ def _sleep(stop: Stop) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _try(job: Job, states: dict[str, State], stop: Stop, report: Callable[[str], None]) -> State:
+def _try(
+    job: Job,
+    states: dict[str, State],
+    stop: Stop,
+    report: Callable[[str], None],
+    others: Sequence[Path],
+) -> State:
     if job.done:
         return "done"
     if job.needs is not None:
@@ -111,7 +122,7 @@ def _try(job: Job, states: dict[str, State], stop: Stop, report: Callable[[str],
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         with owner.own(job.folder), _unused(job):
-            return "done" if job.done else _run(job, stop, report)
+            return "done" if job.done else _run(job, stop, report, others)
     except StartError:
         return "busy"
 
@@ -125,10 +136,13 @@ def _unused(job: Job) -> Iterator[None]:
     yield
 
 
-def _run(job: Job, stop: Stop, report: Callable[[str], None]) -> State:
+def _run(job: Job, stop: Stop, report: Callable[[str], None], others: Sequence[Path]) -> State:
     write_atomic(job.folder / JOB, json.dumps(job.identity, indent=1))
     (job.folder / FAILED).unlink(missing_ok=True)
-    if job.command:
+    taken = take_training(job, others)
+    if taken:
+        report(f"{job.label}: taken from {taken}")
+    elif job.command:
         report(f"{job.label}: training")
         words = ["elva_jax.cli", "train", *job.command, "--workdir", str(job.run)]
         state = _call(job, words, "train", stop)

@@ -9,8 +9,9 @@ import pytest
 from elva_jax.config.load import load
 from elva_jax.errors import ConfigError, DataError
 from elva_jax.tools.study import Study, Variant, describe, report
-from elva_jax.tools.study.jobs import FAILED, JOB, RESULT, jobs_of
+from elva_jax.tools.study.jobs import COST, FAILED, JOB, RESULT, jobs_of
 from elva_jax.tools.study.pages import put_tables
+from elva_jax.tools.study.reuse import take_training
 from elva_jax.tools.study.statistics import MACRO, Answers, accuracies, differences
 from elva_jax.tools.study.summary import summarize
 
@@ -58,6 +59,46 @@ def test_another_job_in_its_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"on.seed-0: was another job: .*curriculum was") as error:
         jobs_of(study(), tmp_path / "b", 1)
     assert len(str(error.value)) < 800
+
+
+def finished(job):
+    """The files of a job that is done, with one in its run."""
+    (job.run / "video").mkdir(parents=True)
+    (job.run / "video" / "weights").write_text(job.label)
+    (job.run / ".owner").write_text("{}")
+    (job.folder / JOB).write_text(json.dumps(job.identity))
+    (job.folder / RESULT).write_text("{}")
+    parts = [{"part": part, "seconds": 2.0, "cpu_seconds": 1.0} for part in ("train", "measure")]
+    (job.folder / COST).write_text(json.dumps({"parts": parts}))
+
+
+def test_equal_trainings_of_another_study_are_taken(tmp_path):
+    """Under any name; but not of another seed or config, not unfinished, not over a run."""
+    old = jobs_of(study(), tmp_path / "a", 2)
+    for job in (old[0], old[1], old[4]):
+        finished(job)
+    more = {"first": Variant(overrides={"curriculum": ("teacher", "image")}, measured=False)}
+    more["again"] = Variant(after="first", overrides={"curriculum": ("sft",)}, measured=False)
+    more["other"] = Variant(
+        after="first", overrides={"curriculum": ("sft",), "stages.sft.merging": False}
+    )
+    jobs = jobs_of(study(variants=more), tmp_path / "b", 3)
+    for job in jobs:
+        job.folder.mkdir(parents=True)
+    found = {job.label: take_training(job, [tmp_path / "gone", tmp_path / "a"]) for job in jobs}
+    assert {label: folder for label, folder in found.items() if folder} == {
+        "first, seed 0": old[0].folder,
+        "again, seed 0": old[1].folder,
+        "again, seed 1": old[4].folder,
+    }
+    again = jobs[1]
+    assert (again.run / "video" / "weights").read_text() == "on, seed 0"
+    assert not (again.run / ".owner").exists()
+    parts = json.loads((again.folder / COST).read_text())["parts"]
+    assert [part["part"] for part in parts] == ["train"]
+    assert take_training(again, [tmp_path / "a"]) is None
+    (old[0].folder / RESULT).unlink()
+    assert take_training(jobs_of(study(), tmp_path / "c", 1)[0], [tmp_path / "a"]) is None
 
 
 WRONG = {
