@@ -29,6 +29,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from elva_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from elva_jax import errors, testing
     from elva_jax.config.load import load as load_config
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from elva_jax.video.hybrid import Hybrid
     from elva_jax.video.layout import Clip, Text, TokenLayout, build_layout
     from elva_jax.video.read import read_frames as read_video
-
-__version__ = "0.1.0"
 
 # public name -> module, or module:name
 _EXPORTS = {

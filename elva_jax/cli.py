@@ -25,9 +25,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from elva_jax import __version__
 from elva_jax.errors import ElvaError
 from elva_jax.utils import failures, garbage, notices
+from elva_jax.version import __version__
 
 # Sub-command: the module whose `register` adds it, and its line in `elva --help`. Only the module
 # of the command that is called is imported, so that help and completion are fast.

@@ -14,12 +14,12 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 
-import elva_jax
 from elva_jax.checkpoints.checksums import write_checksums
 from elva_jax.checkpoints.format import ITEMS
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.utils.trees import key_path
+from elva_jax.version import __version__
 
 LAYERS = "/layers/"  # in the path of a parameter that stacks layers
 CHUNK_BYTES = 2**25  # of an array; smaller arrays are one chunk
@@ -79,11 +79,12 @@ def save_args(params: Any) -> Any:
 
 def step_metadata(config: Config, stage: str, step: int) -> dict[str, Any]:
     """The item `meta` of a step."""
-    modules = {"elva_jax": elva_jax, "jax": jax, "flax": flax, "optax": optax, "orbax": ocp}
+    modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp}
+    versions = {name: module.__version__ for name, module in modules.items()}
     return {
         "config": config_to_dict(config),
         "stage": stage,
         "step": step,
         "processes": jax.process_count(),
-        "versions": {name: module.__version__ for name, module in modules.items()},
+        "versions": {"elva_jax": __version__, **versions},
     }

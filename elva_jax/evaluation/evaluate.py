@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-import elva_jax
 from elva_jax.checkpoints.restore import Run
 from elva_jax.config import schema
 from elva_jax.errors import VideoError
@@ -24,6 +23,7 @@ from elva_jax.inference.batches.reading import same_media
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import parameter_count
 from elva_jax.ops.attention import choose_implementation
+from elva_jax.version import __version__
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
 
@@ -91,7 +91,7 @@ def evaluate(
         answers=measured.answer_counts(),
         tokens=measured.token_counts(),
         versions={
-            "elva_jax": elva_jax.__version__,
+            "elva_jax": __version__,
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
         },

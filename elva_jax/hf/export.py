@@ -16,7 +16,6 @@ import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-import elva_jax
 from elva_jax.checkpoints.restore import SavedRun, open_run
 from elva_jax.config.schema import Config, DataConfig, ModelConfig
 from elva_jax.config.serialize import config_to_dict
@@ -31,6 +30,7 @@ from elva_jax.hf.write_store import write_store
 from elva_jax.models.build import parameter_shapes
 from elva_jax.utils.read import read_json
 from elva_jax.utils.trees import flatten_paths
+from elva_jax.version import __version__
 from elva_jax.video.hybrid import default_low_edge
 
 DTYPES = {
@@ -154,7 +154,7 @@ def save_pretrained(
         raise ConvertError(
             f"{where}: has data.prompt_format = {form}; the PyTorch side asks in chatml only"
         )
-    record = {"stage": stage, "step": step, "version": elva_jax.__version__}
+    record = {"stage": stage, "step": step, "version": __version__}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         configs = _configs(config, stage, copy.deepcopy(tokenizer), folder, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from elva_jax.inference.batching import grid_length, split_prompt, text_tokens
 from elva_jax.inference.engine import Decoding, Progress
 from elva_jax.inference.long_context import longest_of, most_tokens, stretch_of
 from elva_jax.inference.media import Media, Prompt, as_list
-from elva_jax.inference.prefilled import Answer, Prefilled, as_answers, pieces
+from elva_jax.inference.prefilled import Answer, Prefilled, Prefilling, as_answers, pieces
 from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.stages import measured
@@ -25,9 +25,6 @@ from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text, part_tokens
-
-if TYPE_CHECKING:
-    from elva_jax.inference.model import ElvaModel
 
 
 class Chat:
@@ -44,7 +41,7 @@ class Chat:
 
     def __init__(
         self,
-        model: ElvaModel,
+        model: Prefilling,
         media: Media = None,
         *,
         max_new_tokens: int = 512,

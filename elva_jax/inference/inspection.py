@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from elva_jax.errors import ConfigError, LayoutError
 from elva_jax.inference.batching import split_prompt
-from elva_jax.inference.engine import Engine
 from elva_jax.inference.fusion import WEIGHTED, FusionWeights, fusion_weights, has_weights
 from elva_jax.inference.hidden import HiddenStates
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt
 from elva_jax.inference.merge_map import MergeMap, merge_map_of
-from elva_jax.inference.prefilled import Prefilled
-from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.prefilled import Prefilling
 from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.stages import measured
@@ -25,11 +23,8 @@ from elva_jax.video.hybrid import Hybrid
 from elva_jax.video.layout import Clip, Text
 
 
-class Inspection(PromptReader):
+class Inspection(Prefilling):
     """The methods of `ElvaModel` that look inside."""
-
-    engine: Engine
-    prefill: Callable[..., Prefilled]
 
     def hidden_states(
         self,

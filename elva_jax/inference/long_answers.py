@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from elva_jax.inference.batching import ChooseLength
 from elva_jax.inference.engine import Decoding, Progress, Questions
 from elva_jax.inference.long_context import longest_of, most_tokens, stretch_of
+from elva_jax.inference.prefilled_rows import PrefilledRows
 from elva_jax.inference.scoring import Ids, Likelihood, Options, option_tree
-
-if TYPE_CHECKING:
-    from elva_jax.inference.prefilled import Prefilled
 
 Place = tuple[int, int]  # row and number of a question
 
@@ -32,7 +29,7 @@ Place = tuple[int, int]  # row and number of a question
 class _Answers:
     """The answers so far to the questions of every row."""
 
-    def __init__(self, prefilled: Prefilled, questions: Questions, most: int) -> None:
+    def __init__(self, prefilled: PrefilledRows, questions: Questions, most: int) -> None:
         self.prefilled, self.questions, self.most = prefilled, questions, most
         self.tokens: list[list[Ids]] = [[()] * len(row) for row in questions]
         self.ended = [[False] * len(row) for row in questions]
@@ -48,12 +45,12 @@ class _Answers:
 
     def stretch(self, place: Place) -> int:
         """How RoPE is scaled for the next token."""
-        return stretch_of(self.prefilled.model.model_config, self.length(place))
+        return stretch_of(self.prefilled.reader.model_config, self.length(place))
 
     def unfinished(self, place: Place) -> bool:
         """Whether another token is wanted, and possible."""
         b, g = place
-        longest = most_tokens(self.prefilled.model.model_config)
+        longest = most_tokens(self.prefilled.reader.model_config)
         wanted = not self.ended[b][g] and len(self.tokens[b][g]) < self.most
         return wanted and self.length(place) <= longest
 
@@ -67,7 +64,7 @@ class _Part:
       places: of each row of `prefilled`, which questions.
     """
 
-    prefilled: Prefilled
+    prefilled: PrefilledRows
     places: list[list[Place]]
 
     @classmethod
@@ -87,7 +84,7 @@ class _Part:
 
         A choice counts only where the row's stretch is that of its length.
         """
-        prefix, config = self.prefilled.prefix, self.prefilled.model.model_config
+        prefix, config = self.prefilled.prefix, self.prefilled.reader.model_config
         places = [place for row in self.places for place in row]
         said = len(answers.tokens[places[0][0]][places[0][1]])
         choices = {
@@ -99,7 +96,7 @@ class _Part:
         decoding = dataclasses.replace(decoding, max_new_tokens=min(left, max(choices.values())))
         ids = [[answers.text(place) for place in row] for row in self.places]
         before = {(b, g): answers.tokens[b][g] for b, g in places}
-        engine = self.prefilled.model.engine
+        engine = self.prefilled.engine
         state = engine.start(prefix, ids, decoding, lengths, self.prefilled.prefixes, said)
         for progress in engine.decode(prefix, state, list(map(len, ids)), decoding):
             for row, row_places in enumerate(self.places):
@@ -111,7 +108,7 @@ class _Part:
 
 
 def decode(
-    prefilled: Prefilled, questions: Questions, decoding: Decoding, lengths: ChooseLength
+    prefilled: PrefilledRows, questions: Questions, decoding: Decoding, lengths: ChooseLength
 ) -> Iterator[Progress]:
     """See `Prefilled.decode`."""
     answers = _Answers(prefilled, questions, decoding.max_new_tokens)
@@ -148,10 +145,10 @@ class _Some:
 
 
 def score(
-    prefilled: Prefilled, choices: Sequence[Sequence[Options]], lengths: ChooseLength
+    prefilled: PrefilledRows, choices: Sequence[Sequence[Options]], lengths: ChooseLength
 ) -> list[list[list[Likelihood]]]:
     """See `Prefilled.score_ids`."""
-    config = prefilled.model.model_config
+    config = prefilled.reader.model_config
     here: list[list[_Some]] = [[] for _ in choices]
     elsewhere: dict[Place, list[_Some]] = {}  # by row and stretch
     texts: dict[Place, Ids] = {}
@@ -181,7 +178,7 @@ def score(
 
 
 def _scores(
-    prefilled: Prefilled,
+    prefilled: PrefilledRows,
     choices: Sequence[Sequence[Options]],
     rows: Sequence[Sequence[_Some]],
     lengths: ChooseLength,
@@ -196,7 +193,7 @@ def _scores(
                 for (question, options), some in asked
             ]
         )
-    scores = prefilled.model.engine.score(prefilled.prefix, trees, lengths)
+    scores = prefilled.engine.score(prefilled.prefix, trees, lengths)
     return {
         (*some.place, k): value
         for row, row_scores in zip(rows, scores, strict=True)

@@ -16,17 +16,15 @@ from elva_jax.checkpoints.source import ParamSource
 from elva_jax.config.schema import Config
 from elva_jax.data.prompt_format import load_tokenizer
 from elva_jax.data.tokenizer import VISUAL_TOKENS
-from elva_jax.errors import ConfigError, LayoutError
+from elva_jax.errors import ConfigError
 from elva_jax.hf.export import save_pretrained
-from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.chat import Chat
 from elva_jax.inference.engine import Engine
 from elva_jax.inference.inspection import Inspection
 from elva_jax.inference.load_weights import load_weights
-from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Media, Prompt, Request
 from elva_jax.inference.params import Weights, mesh_shardings, stack_layers, unstack_layers
-from elva_jax.inference.prefilled import Answer, Prefilled
+from elva_jax.inference.prefilled import Answer
 from elva_jax.inference.quantization import (
     Scheme,
     quantize_weights,
@@ -34,14 +32,12 @@ from elva_jax.inference.quantization import (
     rounded_weights,
     scheme_of,
 )
-from elva_jax.inference.request_settings import MergingChoice, chosen_merging
+from elva_jax.inference.request_settings import MergingChoice
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood
 from elva_jax.parallel.host_arrays import from_host
 from elva_jax.utils import numbers
-from elva_jax.video.clip import Visual
 from elva_jax.video.hybrid import Hybrid
-from elva_jax.video.layout import Clip, Text
 
 _LOG = logging.getLogger(__name__)
 
@@ -330,56 +326,4 @@ class ElvaModel(Inspection):
             )
         save_pretrained(
             folder, self.params, self.config, self.tokenizer, stage=self.stage, dtype=dtype
-        )
-
-    def prefill(
-        self,
-        media: Sequence[Sequence[Visual]],
-        *,
-        prompts: Sequence[Prompt] | None = None,
-        merging: MergingChoice = True,
-        lengths: ChooseLength = GRID,
-    ) -> Prefilled:
-        """Runs the videos of several rows through the decoder, once for all questions about them.
-
-        Args:
-          media: the videos and images of each row, in order; () for none.
-          prompts: per row, a question that says where its media stand; None: before every question.
-          merging: whether the model's merging layers act, or others instead.
-          lengths: chooses padded lengths.
-
-        Raises:
-          LayoutError: no rows, an empty prompt, or more tokens than RoPE can be scaled for.
-          DataError: places that do not match the media.
-        """
-        if not media:
-            raise LayoutError("nothing to do: the batch has no rows")
-        prompts = prompts or ["?"] * len(media)
-        parts = [self.prompt_parts(text, row) for text, row in zip(prompts, media, strict=True)]
-        return self.prefill_parts(parts, media, merging=merging, lengths=lengths)
-
-    def prefill_parts(
-        self,
-        parts: Sequence[Sequence[Text | Clip]],
-        media: Sequence[Sequence[Visual]],
-        *,
-        merging: MergingChoice = True,
-        lengths: ChooseLength = GRID,
-    ) -> Prefilled:
-        """`prefill` of rendered prompts; the clips of a row's parts are its media in order.
-
-        RoPE is scaled for the length of each prompt.
-        """
-        merging = chosen_merging(merging, self.merging_profiles)
-        prompts = [split_prompt(row) for row in parts]
-        counts = [prompt.prefix_tokens for prompt in prompts]
-        stretch = [stretch_of(self.model_config, prompt.tokens) for prompt in prompts]
-        rows = self.rows([prompt.prefix for prompt in prompts], media, lengths, stretch)
-        return Prefilled(
-            model=self,
-            media=tuple(map(tuple, media)),
-            prefixes=tuple(prompt.prefix for prompt in prompts),
-            prefix_tokens=tuple(counts),
-            prefix=self.engine.prefill(rows, merging=merging, lengths=lengths),
-            merging=merging,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,22 +12,20 @@ from elva_jax.errors import LayoutError
 from elva_jax.inference import long_answers
 from elva_jax.inference.batching import GRID, ChooseLength, split_prompt
 from elva_jax.inference.detokenize import tokens_before, visible
-from elva_jax.inference.engine import Decoding, Progress, Questions
+from elva_jax.inference.engine import Decoding, Engine, Progress, Questions
 from elva_jax.inference.fusion import FusionWeights, by_encoder, has_weights
 from elva_jax.inference.long_context import stretch_of
 from elva_jax.inference.media import Prompt
 from elva_jax.inference.parts import shown
-from elva_jax.inference.prefill import Prefix
+from elva_jax.inference.prefilled_rows import PrefilledRows
+from elva_jax.inference.prompts import PromptReader
+from elva_jax.inference.request_settings import MergingChoice, chosen_merging
 from elva_jax.inference.sampling import GREEDY, Sampling
 from elva_jax.inference.scoring import Choice, Likelihood, Options
-from elva_jax.ops.merging import Merging
 from elva_jax.parallel.host_arrays import to_host
 from elva_jax.utils import numbers
 from elva_jax.video.clip import Visual
 from elva_jax.video.layout import Clip, Text
-
-if TYPE_CHECKING:
-    from elva_jax.inference.model import ElvaModel
 
 STOP_INTERVAL = 8  # tokens between two looks at an answer that a stop string may end
 
@@ -48,26 +45,18 @@ class Answer:
     finished: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prefilled:
-    """Rows of videos after `ElvaModel.prefill`."""
-
-    model: ElvaModel
-    media: tuple[tuple[Visual, ...], ...]  # of each row
-    prefixes: tuple[tuple[Text | Clip, ...], ...]  # of each row: chat header and clips
-    prefix_tokens: tuple[int, ...]  # of each row, before any merging
-    prefix: Prefix  # of grid_batch(rows) rows
-    merging: bool | Merging  # as it was prefilled with
+class Prefilled(PrefilledRows):
+    """Rows of videos after `ElvaModel.prefill`, for any number of questions about them."""
 
     @functools.cached_property
     def fusion_weights(self) -> tuple[tuple[FusionWeights | None, ...], ...]:
         """Of each video of each row: the weights of a MERV's encoders, or None without any."""
-        engine = self.model.engine
-        if not has_weights(engine.config):
+        config = self.engine.config
+        if not has_weights(config):
             return tuple((None,) * len(row) for row in self.media)
         found = to_host(self.prefix.fusion)
         return tuple(
-            tuple(by_encoder(engine.config, found[b, k]) for k in range(len(row)))
+            tuple(by_encoder(config, found[b, k]) for k in range(len(row)))
             for b, row in enumerate(self.media)
         )
 
@@ -125,20 +114,6 @@ class Prefilled:
         """The answers to questions given as token ids, after every interval; at the end `last`."""
         return long_answers.decode(self, questions, decoding, lengths)
 
-    def again(
-        self, rows: Sequence[int], texts: Sequence[Sequence[int]], lengths: ChooseLength
-    ) -> Prefilled:
-        """Some of the rows, prefilled for the lengths that they have with texts after them."""
-        return self.model.prefill_parts(
-            [
-                [*self.prefixes[row], Text(tuple(text))]
-                for row, text in zip(rows, texts, strict=True)
-            ],
-            [self.media[row] for row in rows],
-            merging=self.merging,
-            lengths=lengths,
-        )
-
     def _answers(
         self,
         questions: Sequence[Sequence[Prompt]],
@@ -157,20 +132,20 @@ class Prefilled:
             sampling=sampling,
         )
         for progress in self.decode(ids, decoding, lengths):
-            answers = as_answers(self.model.tokenizer, progress, sampling)
+            answers = as_answers(self.reader.tokenizer, progress, sampling)
             yield answers
             if all(answer.finished for row in answers for answer in row):
                 return
 
     def _question(self, row: int, question: Prompt) -> tuple[int, ...]:
         """Token ids of a question after the row's prefix."""
-        prompt = split_prompt(self.model.prompt_parts(question, self.media[row]))
+        prompt = split_prompt(self.reader.prompt_parts(question, self.media[row]))
         if prompt.prefix != self.prefixes[row]:
             raise LayoutError(
                 f"the question '{shown(question)}' places its media differently from the prefilled"
                 " prompt; prefill with this question"
             )
-        stretch_of(self.model.model_config, self.prefix_tokens[row] + len(prompt.question))
+        stretch_of(self.reader.model_config, self.prefix_tokens[row] + len(prompt.question))
         return prompt.question
 
     def _choice(self, row: int, choice: Choice) -> Options:
@@ -179,7 +154,51 @@ class Prefilled:
             raise LayoutError(
                 f"the question '{shown(choice.question)}' needs options, none of them empty"
             )
-        return question, [self.model.answer_ids(option) for option in choice.options]
+        return question, [self.reader.answer_ids(option) for option in choice.options]
+
+
+class Prefilling(PromptReader):
+    """Reads media and runs them through the decoder; the base of `ElvaModel`."""
+
+    engine: Engine
+
+    def prefill(
+        self,
+        media: Sequence[Sequence[Visual]],
+        *,
+        prompts: Sequence[Prompt] | None = None,
+        merging: MergingChoice = True,
+        lengths: ChooseLength = GRID,
+    ) -> Prefilled:
+        """Runs the videos of several rows through the decoder, once for all questions about them.
+
+        Args:
+          media: the videos and images of each row, in order; () for none.
+          prompts: per row, a question that says where its media stand; None: before every question.
+          merging: whether the model's merging layers act, or others instead.
+          lengths: chooses padded lengths.
+
+        Raises:
+          LayoutError: no rows, an empty prompt, or more tokens than RoPE can be scaled for.
+          DataError: places that do not match the media.
+        """
+        if not media:
+            raise LayoutError("nothing to do: the batch has no rows")
+        prompts = prompts or ["?"] * len(media)
+        parts = [self.prompt_parts(text, row) for text, row in zip(prompts, media, strict=True)]
+        return self.prefill_parts(parts, media, merging=merging, lengths=lengths)
+
+    def prefill_parts(
+        self,
+        parts: Sequence[Sequence[Text | Clip]],
+        media: Sequence[Sequence[Visual]],
+        *,
+        merging: MergingChoice = True,
+        lengths: ChooseLength = GRID,
+    ) -> Prefilled:
+        """`prefill` of rendered prompts; the clips of a row's parts are its media in order."""
+        chosen = chosen_merging(merging, self.merging_profiles)
+        return Prefilled.of(self, self.engine, parts, media, merging=chosen, lengths=lengths)
 
 
 def as_answers(

@@ -140,7 +140,7 @@ def trace_of(
         device_peak=device_peak(),
         host_peak=host_peak(),
         media=tuple(
-            _facts(visual, prefilled.model.model_config, weights)
+            _facts(visual, prefilled.reader.model_config, weights)
             for visual, weights in zip(media, prefilled.fusion_weights[0], strict=True)
         ),
         sampling=sampling,
@@ -149,7 +149,7 @@ def trace_of(
 
 def prompt_tokens(prefilled: Prefilled, question: Prompt) -> int:
     """Tokens of the prompt that asks `question` about the only row, before any merging."""
-    return split_prompt(prefilled.model.prompt_parts(question, prefilled.media[0])).tokens
+    return split_prompt(prefilled.reader.prompt_parts(question, prefilled.media[0])).tokens
 
 
 def _merges(prefilled: Prefilled, prompt_tokens: int) -> Iterator[MergeCount]:

@@ -35,13 +35,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import elva_jax
 from elva_jax.config.schema import Config
 from elva_jax.config.serialize import config_to_dict
 from elva_jax.errors import ConfigError, StartError
 from elva_jax.parallel.collectives import all_gather_json, assert_equal_across_processes, barrier
 from elva_jax.parallel.handshake import rendezvous
 from elva_jax.parallel.launchers import ProcessSpec, detect_process
+from elva_jax.version import __version__
 
 __all__ = [
     "ProcessSpec",
@@ -196,7 +196,7 @@ def code_fingerprint() -> dict[str, Any]:
     for path in sorted(root.rglob("*.py")):
         source.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return {
-        "elva_jax": elva_jax.__version__,
+        "elva_jax": __version__,
         "jax": jax.__version__,
         "source of elva_jax": source.hexdigest()[:12],
     }

@@ -116,7 +116,7 @@ def test_generation_stops_at_the_end_token_and_at_the_limit(
     assert not free.finished
     stopping = ElvaModel(config, params, tokenizer)
     stopping.engine.end_ids = (free.tokens[3],)
-    ((stopped,),) = dataclasses.replace(alone, model=stopping).generate([[QUESTION]], 6)
+    ((stopped,),) = dataclasses.replace(alone, engine=stopping.engine).generate([[QUESTION]], 6)
     assert stopped.finished
     assert stopped.tokens == free.tokens[: free.tokens.index(free.tokens[3])]
     ((short,),) = alone.generate([[QUESTION]], 2)

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import elva_jax
 from elva_jax.data.example import Media
 from elva_jax.evaluation.benchmarks.base import Question
 from elva_jax.evaluation.runner.settings import BenchmarkConfig
 from elva_jax.inference.model import ElvaModel
 from elva_jax.utils.json import jsonable
+from elva_jax.version import __version__
 from elva_jax.video.hybrid import Hybrid
 
 DIGITS = 16  # of a hash, in hexadecimal
@@ -34,7 +34,7 @@ def describe_model(model: ElvaModel) -> dict[str, Any]:
     """The facts of the model that an answer depends on, as JSON."""
     return {
         "model_hash": model_hash(model),
-        "versions": {"elva_jax": elva_jax.__version__},
+        "versions": {"elva_jax": __version__},
         "dtype": model.model_config.dtype,
         # Without the key where it says nothing: journals of older versions continue.
         **({"weights": model.weights} if model.weights else {}),

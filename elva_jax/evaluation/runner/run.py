@@ -14,7 +14,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-import elva_jax
 from elva_jax.checkpoints.restore import Run
 from elva_jax.errors import ConfigError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Response
@@ -36,6 +35,7 @@ from elva_jax.inference.params import parameter_count
 from elva_jax.ops.attention import choose_implementation
 from elva_jax.utils import owner
 from elva_jax.utils.numbers import shown
+from elva_jax.version import __version__
 
 _LOG = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (benchmark, questions answered, questions in all)
@@ -293,5 +293,5 @@ def _facts(model: ElvaModel, origin: Mapping[str, Any], config: BenchmarkConfig)
         "batch_size": config.batch_size,
         "attention": str(choose_implementation(built.head_dim, built.dtype, built.attention)),
         "device": jax.devices()[0].device_kind,
-        "versions": {"elva_jax": elva_jax.__version__, "jax": jax.__version__},
+        "versions": {"elva_jax": __version__, "jax": jax.__version__},
     }

@@ -6,6 +6,8 @@ import dataclasses
 import time
 from collections.abc import Iterable
 
+from transformers import PreTrainedTokenizerBase
+
 from elva_jax.inference.batches.buckets import Batch
 from elva_jax.inference.batches.queries import Ids, Query, Reply
 from elva_jax.inference.engine import Decoding, Progress
@@ -75,7 +77,10 @@ def _write(prefilled: Prefilled, batch: Batch) -> list[list[Answer | None]]:
     answers: list[list[Answer | None]] = []
     for progress in prefilled.decode([*map(list, columns)], decoding, lengths):
         answers = [
-            [_answer(prefilled.model, progress, b, columns[b], query) for query in row.queries]
+            [
+                _answer(prefilled.reader.tokenizer, progress, b, columns[b], query)
+                for query in row.queries
+            ]
             for b, row in enumerate(rows)
         ]
         if all(answer is None or answer.finished for row in answers for answer in row):
@@ -84,7 +89,11 @@ def _write(prefilled: Prefilled, batch: Batch) -> list[list[Answer | None]]:
 
 
 def _answer(
-    model: ElvaModel, progress: Progress, row: int, columns: dict[Ids, int], query: Query
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+    row: int,
+    columns: dict[Ids, int],
+    query: Query,
 ) -> Answer | None:
     """A query's answer as far as it is decoded, cut to the length that it wants."""
     if query.writing is None:
@@ -97,7 +106,7 @@ def _answer(
         ended=[[progress.ended[row][column] and len(tokens) < most]],
         last=progress.last or len(tokens) >= most,
     )
-    return as_answers(model.tokenizer, own, query.writing.sampling)[0][0]
+    return as_answers(tokenizer, own, query.writing.sampling)[0][0]
 
 
 def _score(prefilled: Prefilled, batch: Batch, name: str) -> Likelihoods:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import elva_jax
+from elva_jax.version import __version__
 
 
 def describe_machine() -> dict[str, Any]:
@@ -18,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "elva_jax": elva_jax.__version__,
+        "elva_jax": __version__,
         "commit": _commit(),
     }
 
