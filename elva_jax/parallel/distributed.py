@@ -191,7 +191,7 @@ def run_fingerprint(config: ConfigDict | Config) -> dict[str, Any]:
 
 def code_fingerprint() -> dict[str, Any]:
     """Source code and versions, which all processes must share."""
-    root = Path(elva_jax.__file__).parent
+    root = Path(__file__).parents[1]
     source = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         source.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
