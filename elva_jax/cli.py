@@ -111,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.raised_as_exceptions():
             return _report(sys.argv[1:])
     except KeyboardInterrupt as error:
-        signals.end(signals.announce(error))
+        status = signals.announce(error)
+        if distributed := sys.modules.get("elva_jax.parallel.distributed"):
+            distributed.leave()
+        signals.end(status)
     finally:
         gc.freeze()  # the interpreter would look for garbage among all objects before it ends
 

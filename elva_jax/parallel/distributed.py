@@ -41,6 +41,7 @@ from elva_jax.errors import ConfigError, StartError
 from elva_jax.parallel.collectives import all_gather_json, assert_equal_across_processes, barrier
 from elva_jax.parallel.handshake import rendezvous
 from elva_jax.parallel.launchers import ProcessSpec, detect_process
+from elva_jax.parallel.lifeline import Lifeline
 from elva_jax.version import __version__
 
 __all__ = [
@@ -53,9 +54,13 @@ __all__ = [
     "exit_if_distributed",
     "explain_lost_processes",
     "initialize",
+    "leave",
     "meet",
     "run_fingerprint",
 ]
+
+
+_lifelines: list[Lifeline] = []  # one, once the processes have met for one runtime
 
 
 def initialize(
@@ -72,7 +77,7 @@ def initialize(
       fingerprint: what must be equal in all processes, as nested JSON-able values by name.
       start_timeout: seconds that the processes wait for one another.
       heartbeat_timeout: seconds of silence after which a process counts as dead, and the others
-        end.
+        end. They end at once where the network says that it is gone (`lifeline`).
 
     Raises:
       ConfigError: processes differ in the fingerprint, their number or their number of devices.
@@ -80,9 +85,10 @@ def initialize(
     """
     if process is None:
         return
-    rendezvous(
+    connections = rendezvous(
         process.coordinator, process.num_processes, process.process_id, fingerprint, start_timeout
     )
+    _lifelines.append(Lifeline(process.process_id, connections, heartbeat_timeout))
     _bypass_proxy(process.coordinator)
     # Training handles SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", val=False)
@@ -126,9 +132,11 @@ def meet(
     """
     if process is None:
         return 0, 1
-    rendezvous(
+    connections = rendezvous(
         process.coordinator, process.num_processes, process.process_id, fingerprint, start_timeout
     )
+    for connection in connections.values():
+        connection.close()
     if process.local_devices is not None:
         visible = ",".join(map(str, process.local_devices))
         jax.config.update("jax_cuda_visible_devices", visible)
@@ -173,12 +181,20 @@ def explain_lost_processes() -> Iterator[None]:
         ) from error
 
 
+def leave() -> None:
+    """Tells the others of one runtime that this process ends as it should, if there are any."""
+    for lifeline in _lifelines:
+        lifeline.end("done")
+
+
 def exit_if_distributed(status: int) -> None:
-    """Exits at once if this is one of several processes.
+    """Exits at once, after an error, if this is one of several processes.
 
     JAX's shutdown would wait for the other processes, and these wait for this one.
     """
-    if jax.distributed.is_initialized():
+    if _lifelines or jax.distributed.is_initialized():
+        for lifeline in _lifelines:
+            lifeline.end("failed")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

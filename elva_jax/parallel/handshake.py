@@ -4,11 +4,12 @@
     0 -> 1, 2, …   {} or {"kind", "text"}       start, or the error that every process raises
 
 So the output of every host names the process that is missing or differs, in one line. Messages are
-lines of JSON.
+lines of JSON. The connections stay open for `lifeline`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -27,7 +28,7 @@ MAX_LISTED = 5  # differences and missing processes in an error
 
 def rendezvous(
     coordinator: str, count: int, index: int, facts: Mapping[str, Any], timeout: float
-) -> None:
+) -> dict[int, socket.socket]:
     """Returns when all processes have met and have the same facts.
 
     Args:
@@ -37,6 +38,10 @@ def rendezvous(
       facts: nested JSON-able values, compared with those of process 0 leaf by leaf.
       timeout: seconds to wait.
 
+    Returns:
+      Open connections by the index of the other process: those of process 0 with all others, and
+      theirs with process 0.
+
     Raises:
       StartError: process 0 cannot be reached, or others did not come, in time.
       ConfigError: two processes have the same index, or differ in `count` or a fact.
@@ -45,13 +50,14 @@ def rendezvous(
     deadline = time.monotonic() + timeout
     facts = {"number of processes": count, **json.loads(json.dumps(facts))}
     if index == 0:
-        _serve(int(port), count, facts, deadline, timeout)
-    else:
-        hello = {"index": index, "facts": facts}
-        _connect(host.strip("[]"), int(port), hello, deadline, timeout)
+        return _serve(int(port), count, facts, deadline, timeout)
+    hello = {"index": index, "facts": facts}
+    return {0: _connect(host.strip("[]"), int(port), hello, deadline, timeout)}
 
 
-def _serve(port: int, count: int, facts: dict[str, Any], deadline: float, timeout: float) -> None:
+def _serve(
+    port: int, count: int, facts: dict[str, Any], deadline: float, timeout: float
+) -> dict[int, socket.socket]:
     """Process 0: collects the others, and answers all of them at once."""
     waiting: dict[int, socket.socket] = {}
     problem: ConfigError | StartError | None = None
@@ -80,10 +86,12 @@ def _serve(port: int, count: int, facts: dict[str, Any], deadline: float, timeou
             waiting[index] = connection
         answer = {} if problem is None else {"kind": type(problem).__name__, "text": str(problem)}
         for connection in waiting.values():
-            with connection:
-                _send(connection, answer)
+            _send(connection, answer)
     if problem is not None:
+        for connection in waiting.values():
+            connection.close()
         raise problem
+    return waiting
 
 
 def _listen(port: int, count: int) -> socket.socket:
@@ -122,19 +130,24 @@ def _is_closed(connection: socket.socket) -> bool:
         connection.settimeout(None)
 
 
-def _connect(host: str, port: int, hello: dict[str, Any], deadline: float, timeout: float) -> None:
+def _connect(
+    host: str, port: int, hello: dict[str, Any], deadline: float, timeout: float
+) -> socket.socket:
     """Any other process: sends its facts until process 0 has answered."""
     reason = ""
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host, port), timeout=left) as connection:
+            with contextlib.ExitStack() as stack:
+                connection = socket.create_connection((host, port), timeout=left)
+                stack.enter_context(connection)
                 _send(connection, hello)
                 # Process 0 answers by its own deadline, which is later if it started later.
                 answer = _receive(connection, deadline + timeout)
+                if answer == {}:
+                    stack.pop_all()  # it stays open
+                    return connection
         except OSError as error:
             answer, reason = None, error.strerror or str(error)
-        if answer == {}:
-            return
         if answer:
             raise (ConfigError if answer["kind"] == "ConfigError" else StartError)(answer["text"])
         time.sleep(RETRY_SECONDS)

@@ -100,6 +100,12 @@ def announce(error: KeyboardInterrupt, more: str = "") -> int:
     return _statuses[number]
 
 
+def write_line(text: str) -> None:
+    """Writes a line with the command's name to standard error, from any thread."""
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"{_name}: {text}\n".encode())
+
+
 def end(status: int) -> NoReturn:
     """Ends the process at once: threads and exit handlers of libraries may wait for long."""
     with contextlib.suppress(OSError, ValueError):  # nobody reads it

@@ -13,13 +13,18 @@ from elva_jax.parallel.handshake import rendezvous
 FACTS = {"code": "abc", "config": {"seed": 0, "stages": {"sft": {"steps": 4}}}}
 
 
+def close(connections):
+    for connection in connections.values():
+        connection.close()
+
+
 def together(calls, port, timeout=20.0):
     """Runs every call (index, facts, count) in a thread, and returns what each raised."""
     raised = [None] * len(calls)
 
     def one(place, index, facts, count):
         try:
-            rendezvous(f"127.0.0.1:{port}", count, index, facts, timeout)
+            close(rendezvous(f"127.0.0.1:{port}", count, index, facts, timeout))
         except Exception as error:
             raised[place] = error
 
@@ -37,6 +42,27 @@ def together(calls, port, timeout=20.0):
 def test_equal_processes_meet_in_any_order(port):
     assert together([(2, FACTS, 3), (1, FACTS, 3), (0, FACTS, 3)], port) == [None] * 3
     assert together([(0, FACTS, 2), (1, FACTS, 2)], port) == [None] * 2  # the port is free again
+
+
+def test_connections_with_process_0_stay_open(port):
+    """And its port is free for another listener at once."""
+    found = [None] * 3
+
+    def one(index):
+        found[index] = rendezvous(f"127.0.0.1:{port}", 3, index, FACTS, 20)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [sorted(connections) for connections in found] == [[1, 2], [0], [0]]
+    with socket.create_server(("127.0.0.1", port)):
+        for index in (1, 2):
+            found[index][0].sendall(b"%d" % index)
+            assert found[0][index].recv(9) == b"%d" % index
+    for connections in found:
+        close(connections)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +113,7 @@ def test_strangers_and_dead_processes_do_not_count(port):
 
     def host():
         try:
-            rendezvous(f"127.0.0.1:{port}", 3, 0, FACTS, 30)
+            close(rendezvous(f"127.0.0.1:{port}", 3, 0, FACTS, 30))
         except Exception as error:
             errors.append(error)
 

@@ -16,6 +16,7 @@ from PIL import Image
 from elva_jax.errors import VideoError
 from elva_jax.hf.remote_code import decoding_elva
 from elva_jax.tools.datasets.build.media import Media, probe
+from elva_jax.video import reader
 from elva_jax.video.probe import MOST_PIXELS
 from elva_jax.video.read import read_frames
 from elva_jax.video.reader import displayed_size
@@ -154,6 +155,21 @@ def test_claimed_sizes_are_bounded(tmp_path, size):
     ):
         with pytest.raises((VideoError, ValueError), match="bomb"):
             read()
+
+
+@pytest.mark.parametrize(("most", "readable"), [(2 * 48 * 32, True), (2 * 48 * 32 - 1, False)])
+def test_decoded_pixels_of_a_video_are_bounded(tmp_path, monkeypatch, most, readable):
+    """The second of two frames takes both."""
+    assert decoding_elva.MOST_DECODED == reader.MOST_DECODED
+    path = write(tmp_path / "clip.mp4")
+    for module in (reader, decoding_elva):
+        monkeypatch.setattr(module, "MOST_DECODED", most)
+    for read in (read_frames, decoding_elva.read_video):
+        if readable:
+            read(path, num_frames=2, fps=None)
+            continue
+        with pytest.raises((VideoError, ValueError), match=r"clip.* decoded pixels .* of 48x32"):
+            read(path, num_frames=2, fps=None)
 
 
 @pytest.mark.parametrize("kind", ["ffconcat", "m3u8", "sdp"])

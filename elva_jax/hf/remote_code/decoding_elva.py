@@ -9,7 +9,7 @@ import io
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +30,7 @@ OPENED = {
 }
 MOST_PIXELS = 178_956_970  # of one picture, where Pillow refuses too; more would fill the memory
 MOST_DRAWN = 2**32  # pixels of all frames of an animation, each of which is drawn
+MOST_DECODED = 2**40  # pixels to read a video: five hours of 1920x1080 at 30 frames per second
 MOST_STRETCH = 16  # sample aspect ratios beyond are damage
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions, ITU-T H.273
 SRGB = ((0.6485, 0.3309), (0.3212, 0.5979), (0.1559, 0.0660))  # x, y relative to D50
@@ -234,7 +235,7 @@ def _video(path: Path, num_frames: int | None, fps: float | None, span: Span) ->
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             stream.thread_type = "AUTO"
             end = _end(path, stream)
-            frames = (frame for frame in container.decode(stream) if frame.pts is not None)
+            frames = _decoded(container, stream, path)
             held = next(frames, None)
             if held is None:
                 raise ValueError(f"{path}: holds no frame that can be decoded")
@@ -257,6 +258,21 @@ def _video(path: Path, num_frames: int | None, fps: float | None, span: Span) ->
         raise ValueError(
             f"{path}: not a video or image that can be read, or broken ({error.strerror})"
         ) from error
+
+
+def _decoded(container, stream, path: Path) -> Iterator:
+    """The frames from the start on, until their pixels are more than `MOST_DECODED`."""
+    left = MOST_DECODED
+    for frame in container.decode(stream):
+        left -= frame.width * frame.height
+        if left < 0:
+            raise ValueError(
+                f"{path}: takes more than {MOST_DECODED / 1e9:.0f} billion decoded pixels (frames"
+                f" of {frame.width}x{frame.height}, all from the start); cut the video, or make it"
+                " smaller"
+            )
+        if frame.pts is not None:
+            yield frame
 
 
 def _note(frame, container, path: Path) -> None:
