@@ -12,6 +12,8 @@ from elva_jax.errors import DataError
 from elva_jax.hf import export, import_checkpoint
 
 ASK = ["--checkpoint", "x", "--video", "y", "--prompt", "?"]
+PAIR = ["--coordinator", "a:1", "--num-processes", "2", "--process-id", "0"]
+TASK = ["--checkpoint", "x", "--tasks", "mme", "--data-root", "."]
 HALF = ["--merging-profile", "half=merge_ratios=0.5"]
 
 
@@ -62,6 +64,35 @@ def test_help_shows_every_option(capsys, words):
             "--frames does not go together with hybrid resolution",
         ),
         (["generate", *ASK, "--high-frames", "-1"], 2, "cannot be negative, got -1"),
+        (["generate", *ASK, "--top-p", "0.5"], 2, "--top-p counts where tokens are drawn"),
+        (["chat", *ASK[:2], "--seed", "3"], 2, "--seed counts where tokens are drawn"),
+        (["chat", *ASK[:2], "--merge-map-layers", "all"], 2, "needs --save-merge-map"),
+        (["generate", *ASK, *PAIR], 2, "2 processes (flags) would each do all of it; give --mesh"),
+        (["generate", *ASK, *PAIR[:4]], 2, "--process-id (or ELVA_PROCESS_ID): not given"),
+        (["evaluate", *ASK[:2], *PAIR], 2, "2 processes (flags) would each do all of it; give"),
+        (["evaluate", *ASK[:2], *PAIR, "--distributed", "off"], 2, "--coordinator means nothing"),
+        (["evaluate", *ASK[:2], "--local-devices", "1"], 2, "--local-devices: this process is"),
+        (
+            ["generate", *ASK[:2], "--local-devices", "1", "--input", "x", "--output", "y"],
+            2,
+            "only",
+        ),
+        (
+            ["evaluate", *ASK[:2], *PAIR, "--heartbeat-timeout", "9", "--data", "x.json"],
+            2,
+            "--heartbeat-timeout needs --one-mesh",
+        ),
+        (["evaluate", *ASK[:2], "--html-frames", "9"], 2, "--html-frames needs --html"),
+        (
+            ["evaluate", "--compare", "a", "b", "--csv", "c"],
+            2,
+            "--csv means nothing with --compare",
+        ),
+        (["evaluate", "--compare", "a", "b", "--no-merging"], 2, "--no-merging means nothing"),
+        (["evaluate", "--show", "a", *ASK[:2]], 2, "--checkpoint means nothing with --show"),
+        (["evaluate", *TASK, "--data", "moving_shapes/hard"], 2, "--data and --tasks are asked"),
+        (["evaluate", *TASK, "--no-baselines"], 2, "--no-baselines is for --data NAME"),
+        (["evaluate", *ASK[:2], "--data", "x.json", "--split", "val"], 2, "--split is for --data"),
         (["generate", *ASK, "--top-p", "0"], 2, "--top-p: must be above 0"),
         (["generate", *ASK, "--temperature", "-1"], 2, "--temperature: cannot be negative"),
         (["generate", *ASK, "--merging", "half"], 2, "NAME of a --merging-profile, got half"),

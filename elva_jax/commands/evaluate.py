@@ -62,6 +62,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 @flags.library_notices()
 def run(args: argparse.Namespace, _: list[str]) -> int:
     """Runs the command and returns the exit status."""
+    if not args.html:
+        flags.refuse(args, ["html_frames"], "needs --html")
     if args.compare:
         return evaluate_results.compare_files(args)
     if args.show:
@@ -87,8 +89,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         weights=args.weights,
         prefill_chunk=args.prefill_chunk,
     )
-    if args.one_mesh:  # otherwise processes have nothing in common here
-        many.meet(args)
+    many.join_mesh(args, "--tasks, or --data FILE.json")
     elva_jax.enable_compilation_cache()
     mesh = flags.open_mesh(args)
     with many.together(mesh) as first:

@@ -37,11 +37,15 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add("--compare", nargs=2, metavar="FILE.json", help=text)
 
 
+def _refuse_others(args: argparse.Namespace, option: str, uses: Sequence[str]) -> None:
+    """Refuses options beside one that asks nothing, except those that it uses."""
+    others = vars(args).keys() - {"command", option, *uses}
+    flags.refuse(args, sorted(others), f"means nothing with --{option}")
+
+
 def refuse_results_options(args: argparse.Namespace) -> None:
     """Refuses options of benchmarks' results where no benchmark is asked."""
-    for name in ("csv", "html"):
-        if getattr(args, name) is not None:
-            args.parser.error(f"--{name} needs --tasks or --show")
+    flags.refuse(args, ("csv", "html"), "needs --tasks or --show")
 
 
 def write_results(
@@ -81,6 +85,7 @@ def show_file(args: argparse.Namespace) -> int:
     """
     from elva_jax.evaluation.results import files
 
+    _refuse_others(args, "show", ("json", "csv", "html", "html_frames", "figure", "data_root"))
     folders = [Path(args.data_root)] if args.data_root else []
     if args.html and args.html_frames and not folders:
         print(
@@ -104,6 +109,7 @@ def compare_files(args: argparse.Namespace) -> int:
     from elva_jax.evaluation.results import compare_table, files, paired
     from elva_jax.evaluation.results.codec import encode
 
+    _refuse_others(args, "compare", ("json",))
     a, b = ({e.benchmark: e for e in files.load(path)} for path in args.compare)
     if not (common := [name for name in a if name in b]):
         first, second = map(repr_path, args.compare)

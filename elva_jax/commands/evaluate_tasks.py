@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # their modules import JAX
 
 RESULTS = "results.json"  # in --output
 MOST_NAMED = 5  # unreadable media that are named
+BUILT = ("split", "data_dir", "baselines")  # options of a built data set
 JUDGE = ("judge", "judge_model", "judge_cache")
 
 
@@ -81,9 +82,8 @@ def judge_of(args: argparse.Namespace) -> elva_jax.JudgeConfig | None:
 
 def refuse_tasks_options(args: argparse.Namespace) -> None:
     """Refuses options of benchmarks where none is asked."""
-    for name in ("data_root", "follow_links", "output", "answers", "workers", *JUDGE):
-        if getattr(args, name) is not None:
-            args.parser.error(f"--{name.replace('_', '-')} needs --tasks, or --data FILE.json")
+    names = ("data_root", "follow_links", "output", "answers", "workers", *JUDGE)
+    flags.refuse(args, names, "needs --tasks, or --data FILE.json")
 
 
 def is_own(args: argparse.Namespace) -> bool:
@@ -101,6 +101,9 @@ def run_tasks(args: argparse.Namespace) -> int:
     own = is_own(args)
     if own and args.tasks is not None:
         args.parser.error("--tasks and --data FILE.json are asked apart; give one of them")
+    if not own:
+        flags.refuse(args, ["data"], "and --tasks are asked apart; give one of them")
+    flags.refuse(args, BUILT, "is for --data NAME, a built data set")
     if not own and not args.data_root:
         args.parser.error("--tasks needs --data-root, the folder with the benchmarks' files")
     if args.output:  # everything is saved, and the same command continues

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:  # imports JAX
     from jax.sharding import Mesh
 
     from elva_jax.config.merging_profiles import MergingProfile
+    from elva_jax.parallel.launchers import ProcessSpec
+
+PROCESS = ("coordinator", "num_processes", "process_id", "local_devices")
 
 
 @contextlib.contextmanager
@@ -59,7 +63,7 @@ def indices(text: str) -> tuple[int, ...]:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Adds how several processes find one another; `process_options` reads it."""
+    """Adds how several processes find one another; `find_process` reads it."""
     known = "Under srun, mpirun or a Job of Kubernetes most of this is known."
     add = parser.add_argument_group("several processes", known).add_argument
     text = "off: a process alone, whatever the launcher says (default: %(default)s)"
@@ -75,12 +79,28 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     add("--heartbeat-timeout", type=positive, default=100, metavar="SECONDS", help=text)
 
 
-def process_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `parallel.launchers.detect_process` from the command line."""
-    return {
-        name: getattr(args, name)
-        for name in ("coordinator", "num_processes", "process_id", "local_devices")
-    }
+def find_process(args: argparse.Namespace) -> ProcessSpec | None:
+    """Which of several processes this is, by the options of `add_processes` and the launcher.
+
+    Raises:
+      ConfigError: they are impossible, or contradict one another.
+    """
+    from elva_jax.parallel import launchers
+
+    if args.distributed == "off":
+        refuse(args, PROCESS, "means nothing with --distributed off")
+        return None
+    given = {name: getattr(args, name) for name in PROCESS}
+    return launchers.detect_process(os.environ, **given)
+
+
+def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuses the options of these names that have been given, which would change nothing."""
+    for name in names:
+        value = getattr(args, name)
+        if value != args.parser.get_default(name):
+            no = "no-" if value is False else ""
+            args.parser.error(f"--{no}{name.replace('_', '-')} {why}")
 
 
 def span(text: str) -> tuple[int, int]:

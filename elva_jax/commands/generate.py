@@ -183,8 +183,8 @@ def _generate(args: argparse.Namespace, _: list[str]) -> int:
     generate_file.check(args)
     if args.input:
         return generate_file.run(args)
-    if args.one_mesh:  # otherwise processes have nothing in common here
-        many.meet(args)
+    _check_alone(args)
+    many.join_mesh(args, "--input")
     elva_jax.enable_compilation_cache()
     mesh = flags.open_mesh(args)
     with many.together(mesh):
@@ -250,8 +250,17 @@ def _sum(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, f
     return {name: seconds + second[name] for name, seconds in first.items()}
 
 
+def _check_alone(args: argparse.Namespace) -> None:
+    """Refuses options that would change nothing where no row of a file says otherwise."""
+    if args.temperature == 0:
+        flags.refuse(args, ("top_p", "seed"), "counts where tokens are drawn: give --temperature")
+    if args.save_merge_map is None:
+        flags.refuse(args, ["merge_map_layers"], "needs --save-merge-map")
+
+
 @flags.library_notices()
 def _chat(args: argparse.Namespace, _: list[str]) -> int:
+    _check_alone(args)
     elva_jax.enable_compilation_cache()
     opened = _open(args, flags.open_mesh(args))
     with _measured(args) as read:

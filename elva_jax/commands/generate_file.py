@@ -25,7 +25,7 @@ merging, high_frames and the like in a row take precedence. The same command con
 interruption. Status 3: done, but some rows could not be asked, and their lines say why."""
 MOST_NAMED = 5  # ignored keys that are shown
 ALONE = ("video", "prompt")  # options without a file; with one, those of FILE_OPTIONS
-FILE_OPTIONS = ("output", "media_dir", "batch_size", "workers")
+FILE_OPTIONS = ("output", "media_dir", "shard", "batch_size", "workers")
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +52,7 @@ def check(args: argparse.Namespace) -> None:
     if args.input is None:
         if missing := [f"--{name}" for name in ALONE if name not in given]:
             args.parser.error(f"the following arguments are required: {', '.join(missing)}")
-        for name in FILE_OPTIONS:
-            if getattr(args, name) is not None:
-                args.parser.error(f"--{name.replace('_', '-')} needs --input")
-        if args.shard != (0, 1):
-            args.parser.error("--shard needs --input")
+        flags.refuse(args, FILE_OPTIONS, "needs --input")
         return
     if given or args.markers:
         args.parser.error("--input holds the questions; leave out --video, --prompt and --markers")

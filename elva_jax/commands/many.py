@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import elva_jax
 from elva_jax.commands import flags
-from elva_jax.parallel import launchers
+from elva_jax.errors import ConfigError
 from elva_jax.utils.terminal import is_watched
 
 if TYPE_CHECKING:  # imports JAX
@@ -31,9 +30,9 @@ def meet(args: argparse.Namespace) -> tuple[int, int]:
     """
     if args.one_mesh and not args.mesh:
         args.parser.error("--one-mesh needs --mesh, such as --mesh tensor=8")
-    if args.distributed == "off":
-        return 0, 1
-    process = launchers.detect_process(os.environ, **flags.process_options(args))
+    if not args.one_mesh:  # processes with a mesh each outlive one another
+        flags.refuse(args, ["heartbeat_timeout"], "needs --one-mesh")
+    process = flags.find_process(args)
     apart = {"run", "parser", "process_id", "local_devices", "debug"}
     options = {name: str(value) for name, value in vars(args).items() if name not in apart}
     facts = {**elva_jax.distributed.code_fingerprint(), "options": options}
@@ -43,6 +42,33 @@ def meet(args: argparse.Namespace) -> tuple[int, int]:
         process, facts, start_timeout=args.start_timeout, heartbeat_timeout=args.heartbeat_timeout
     )
     return 0, 1
+
+
+def join_mesh(args: argparse.Namespace, shares: str) -> None:
+    """Joins the processes of --one-mesh; others have nothing in common, and are refused.
+
+    Args:
+      args: those of the command, which does not share its questions.
+      shares: the options with which it does.
+
+    Raises:
+      ConfigError: several processes without --one-mesh.
+    """
+    if args.one_mesh:
+        meet(args)
+        return
+    try:
+        process = flags.find_process(args)
+    except ConfigError:
+        if any(getattr(args, name) is not None for name in flags.PROCESS):
+            raise
+        return  # a shell in a job of several tasks, alone whatever its launcher says
+    if process is not None:
+        raise ConfigError(
+            f"{process.num_processes} processes ({process.launcher}) would each do all of it; give"
+            f" --mesh and --one-mesh, or share questions with {shares}, or let each do all with"
+            " --distributed off"
+        )
 
 
 @contextlib.contextmanager

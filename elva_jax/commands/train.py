@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import elva_jax
 from elva_jax.commands import flags
-from elva_jax.parallel import launchers
 from elva_jax.utils import signals
 
 HELP = """\
@@ -57,9 +56,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     # Until the run handles signals there is nothing to save: starting again is right, as after a
     # run that SIGTERM has stopped.
     signals.name_command("elva train", terminated=os.EX_TEMPFAIL)
-    process = None
-    if args.distributed != "off":
-        process = launchers.detect_process(os.environ, **flags.process_options(args))
+    process = flags.find_process(args)
     distributed = elva_jax.distributed
     distributed.initialize(
         process,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from elva_jax.checkpoints.restore import open_run
+from elva_jax.data.chat_tokens import may_fit
 from elva_jax.errors import CheckpointError, ConvertError
 from elva_jax.evaluation.jax_side import JaxSide
 from elva_jax.evaluation.side import Answered, Side
@@ -19,6 +20,7 @@ from elva_jax.utils.read import read_json
 from elva_jax.video.read import read_frames
 
 PROMPT = "What happens in this video, and in which order?"
+MOST_TOKENS = 8192  # of a prompt, which two models read whole and without a cache
 HF_KINDS = {
     "elva": "elva",
     "qwen2": "text",
@@ -64,9 +66,11 @@ def check(
         `elva convert export` writes.
 
     Raises:
-      ConvertError: models that cannot be compared or loaded.
+      ConvertError: models that cannot be compared or loaded, or a prompt that is far too long.
       VideoError: a video that cannot be read.
     """
+    if not may_fit(MOST_TOKENS, prompt):
+        raise ConvertError(f"the prompt has {len(prompt):,} characters; compare with a shorter one")
     sides = [open_side(path, trust_remote_code=trust_remote_code) for path in (a, b)]
     kinds = {side.kind for side in sides}
     if video is None:

@@ -76,6 +76,11 @@ def detect_process(
                 f"{_flag(name)}: {said}, but {launcher} says {real}; omit the flag, or {ALONE}"
             )
     known = found | {name: value for name, value in given.items() if value is not None}
+    if not known and local_devices is not None:
+        raise ConfigError(
+            "--local-devices: this process is the only one; choose its GPUs with"
+            " CUDA_VISIBLE_DEVICES"
+        )
     if not known or known.get("num_processes") == 1:
         return None
     if missing := [_flag(name) for name in given if name not in known]:

@@ -180,6 +180,11 @@ def test_kl_divergence_greedy_decoding_and_synthetic_frames():
     assert len(np.unique([frame.tobytes() for frame in frames])) == len(frames)
 
 
+def test_an_endless_prompt_is_refused_before_anything_is_read():
+    with pytest.raises(ConvertError, match="the prompt has 200,000 characters; compare with a sho"):
+        check("nowhere", "nowhere", prompt="x" * 200_000)
+
+
 def test_different_survivors_and_answers_fail_the_check(tmp_path):
     from elva_jax.evaluation.compare import compare
 
