@@ -15,7 +15,7 @@ Measures a checkpoint on a split of a data set: exact match on open questions an
 likelihood, per family of questions, beside the blind, any-object and single-frame baselines.
 
 With --tasks it asks benchmarks instead, and with --data FILE.json one's own questions. Status 3:
-done, but the media of some questions, which count as wrong, could not be read, or a judge failed.
+done, but the media of some questions, which are in no score, could not be read, or a judge failed.
 
 examples:
   elva evaluate --checkpoint runs/tiny --split test --json runs/tiny/test.json
@@ -99,4 +99,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
             save_json(result, args.json)
         if args.figure and first:
             report.figure(result, args.figure)
-    return 0
+        unreadable = result["data"]["unreadable"]
+        if unreadable and first:
+            evaluate_tasks.say_reasons(f"{len(unreadable)} videos could not be read", unreadable)
+    return many.INCOMPLETE if unreadable else 0

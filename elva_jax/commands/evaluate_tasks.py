@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,21 +163,26 @@ def _write(evaluations: Sequence[Evaluation], args: argparse.Namespace) -> None:
 
 def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
     """The exit status; says which media could not be read, and why answers are not judged."""
-    from elva_jax.evaluation.columns import printable
     from elva_jax.evaluation.runner.run import unjudged, unreadable
 
     status = 0
     for evaluation in evaluations:
         for reasons, text in (
-            (unreadable(evaluation), "questions count as wrong because they could not be asked"),
+            (unreadable(evaluation), "questions could not be asked, and are in no score"),
             (unjudged(evaluation), "requests to the judge failed; the same command asks again"),
         ):
             if not reasons:
                 continue
             status = many.INCOMPLETE
             if say:
-                listed = "; ".join(list(reasons)[:MOST_NAMED])
-                more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
-                message = f"{evaluation.benchmark}: {sum(reasons.values())} {text}"
-                print(printable(f"{message}: {listed}{more}"), file=sys.stderr)
+                say_reasons(f"{evaluation.benchmark}: {sum(reasons.values())} {text}", reasons)
     return status
+
+
+def say_reasons(message: str, reasons: Collection[str]) -> None:
+    """Prints a message and the first reasons for it in a line on standard error."""
+    from elva_jax.evaluation.columns import printable
+
+    listed = "; ".join(list(reasons)[:MOST_NAMED])
+    more = f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED)
+    print(printable(f"{message}: {listed}{more}"), file=sys.stderr)

@@ -39,8 +39,8 @@ def evaluate(
 ) -> EvalResult:
     """Measures a model on questions with an open answer and options.
 
-    Every question counts, whether its answer could be used or not; questions about a video that
-    cannot be read count as wrong.
+    Every question counts, whether its answer could be used or not. Videos that cannot be read are
+    named, and their questions are in no score.
 
     Args:
       model: path of a run, a saved step or an exported folder; or the model itself.
@@ -50,7 +50,8 @@ def evaluate(
       progress: called with (videos done, videos in all) after each batch.
 
     Raises:
-      ElvaError: no such checkpoint, data set or split, or no questions with options in it.
+      ElvaError: no such checkpoint, data set or split, no questions with options in it, or no video
+        that can be read.
 
     Example:
       On a data set that `elva data build moving_shapes/easy` wrote:

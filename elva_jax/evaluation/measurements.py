@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from elva_jax.data.conversation import LETTERS, choice_prompt
-from elva_jax.errors import VideoError
+from elva_jax.errors import DataError, VideoError
 from elva_jax.evaluation.answers import exact_match, option_index
 from elva_jax.evaluation.baselines import middle_frame
 from elva_jax.evaluation.questions import Question, Video
@@ -50,7 +50,7 @@ class Measurements:
             lengths("questions", most_questions, 1)
 
     def add(self, videos: Sequence[Video], visuals: Sequence[Visual | VideoError]) -> None:
-        """Measures one batch; questions about a video that cannot be read count as wrong."""
+        """Measures one batch; questions about a video that cannot be read have no credit."""
         readable = []
         for video, seen in zip(videos, visuals, strict=True):
             if isinstance(seen, VideoError):
@@ -101,18 +101,19 @@ class Measurements:
     def _predict(
         self, item: Question, scores: Mapping[str, Sequence[Likelihood]], answer: Answer | None
     ) -> Prediction:
-        """Picks and credits; a column without scores counts as wrong."""
+        """Picks and credits; no credits without scores."""
         config, options = self.config, scores.get("likelihood")
         picks = {"likelihood": likeliest(options), "likelihood_mean": likeliest(options, mean=True)}
         for column in ("letter",) * config.letters + ("single_frame", "blind") * config.baselines:
             picks[column] = likeliest(scores.get(column))
         right = option_index(item.answer, item.options)
         credit: dict[str, float] = {}
-        if config.written:
-            credit["open"] = float(answer is not None and exact_match(answer.text, item.answer))
-        credit |= {column: float(pick == right) for column, pick in picks.items()}
-        if config.baselines:
-            credit["any_object"] = item.any_object
+        if answer is not None:
+            credit["open"] = float(exact_match(answer.text, item.answer))
+        if scores:
+            credit |= {column: float(pick == right) for column, pick in picks.items()}
+            if config.baselines:
+                credit["any_object"] = item.any_object
         return Prediction(
             question=item,
             answer=answer,
@@ -133,13 +134,20 @@ class Measurements:
             self.tokens.append(np.asarray([before, *after]))
 
     def scores(self) -> tuple[dict[str, dict[str, Score]], dict[str, Score]]:
-        """Scores by family and column, and the macro mean by column."""
-        family = [prediction.question.family for prediction in self.predictions]
-        video = [prediction.question.video for prediction in self.predictions]
+        """Scores by family and column, and the macro mean by column, of what could be read.
+
+        Raises:
+          DataError: no video could be read.
+        """
+        read = [prediction for prediction in self.predictions if prediction.credit]
+        if not read:
+            raise DataError(f"no video could be read, such as {self.unreadable[0]}")
+        family = [prediction.question.family for prediction in read]
+        video = [prediction.question.video for prediction in read]
         families: dict[str, dict[str, Score]] = {}
         macro = {}
-        for column in self.predictions[0].credit:
-            credit = [prediction.credit[column] for prediction in self.predictions]
+        for column in read[0].credit:
+            credit = [prediction.credit[column] for prediction in read]
             per_family, macro[column] = summarize(credit, family, video, seed=BOOTSTRAP_SEED)
             for name, score in per_family.items():
                 families.setdefault(name, {})[column] = score

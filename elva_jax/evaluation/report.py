@@ -70,7 +70,7 @@ def caption(result: Result) -> str:
     if (kept := result["tokens"]["visual_kept"]) is not None:
         lines.append(f"{100 * kept:.0f} % of the visual tokens remain, averaged over layers")
     if unreadable:
-        lines.append(f"{len(unreadable)} videos could not be read: their questions count as wrong")
+        lines.append(f"{len(unreadable)} videos could not be read: their questions are in no score")
     return "\n".join(lines)
 
 

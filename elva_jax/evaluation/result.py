@@ -73,7 +73,8 @@ class Prediction:
     answer: Answer | None  # written
     log_likelihoods: tuple[float, ...] | None  # of the options
     picks: dict[str, int | None]  # by column: the option chosen
-    credit: dict[str, float]  # by column: 1 right, 0 wrong; between them: an expected accuracy
+    # By column: 1 right, 0 wrong; between them: an expected accuracy. {}: the video is unreadable.
+    credit: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction for a JSON file."""

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from elva_jax.cli import main
 from elva_jax.data import sources
 from elva_jax.data.readers import moving_shapes
-from elva_jax.errors import ElvaError
+from elva_jax.errors import DataError, ElvaError, VideoError
 from elva_jax.evaluation import report
 from elva_jax.evaluation.answers import exact_match
 from elva_jax.evaluation.evaluate import evaluate
-from elva_jax.evaluation.measurements import likeliest
+from elva_jax.evaluation.measurements import Measurements, likeliest
+from elva_jax.evaluation.questions import read_split
 from elva_jax.evaluation.result import EvalConfig
 from elva_jax.inference.batching import Lengths
 from elva_jax.inference.scoring import Choice, Likelihood
@@ -39,12 +41,14 @@ def annotations(data_dir):
     ]
 
 
-def test_every_question_counts(result, annotations):
+def test_every_question_counts_but_those_that_cannot_be_asked(result, annotations):
     asked = [q for _, notes in annotations for q in notes["questions"]]
     assert result["data"]["questions"] == len(asked) == len(result["items"])
     assert result["data"]["videos"] == len(annotations)
+    lost = annotations[BROKEN][1]["questions"]
     for family, row in result["families"].items():
-        assert row["count"] == sum(q["family"] == family for q in asked)
+        counts = [sum(q["family"] == family for q in each) for each in (asked, lost)]
+        assert row["count"] == counts[0] - counts[1] > 0
     (complaint,) = result["data"]["unreadable"]
     assert complaint.startswith("easy-test-000005:")
     broken = [item for item in result["items"] if item["video"].endswith(f"{BROKEN:06d}")]
@@ -58,11 +62,11 @@ def test_accuracies_follow_from_the_predictions(result):
     columns = {"open": [], "likelihood": [], "letter": [], "blind": [], "single_frame": []}
     by_family = {}
     for item in result["items"]:
+        if item["written"] is None:
+            continue
         right = item["options"].index(item["answer"])
         credit = {name: item["picks"][name] == right for name in columns if name != "open"}
-        credit["open"] = item["written"] is not None and exact_match(
-            item["written"], item["answer"]
-        )
+        credit["open"] = exact_match(item["written"], item["answer"])
         for name, value in credit.items():
             by_family.setdefault(item["family"], {}).setdefault(name, []).append(value)
         if item["log_likelihoods"]:
@@ -159,6 +163,23 @@ def test_likeliest():
 def test_errors(generator, data_dir, changes, message):
     with pytest.raises(ElvaError, match=message):
         evaluate(generator, EvalConfig(**{"data_dir": data_dir, "dataset": NAME} | changes))
+
+
+def test_the_command_names_unreadable_videos(generator, data_dir, tmp_path, capsys):
+    generator.save_pretrained(tmp_path / "model")
+    words = ["--checkpoint", tmp_path / "model", "--data-dir", data_dir, "--data", NAME]
+    words += ["--no-baselines", "--max-new-tokens", 1, "--limit", BROKEN + 1]
+    assert main(["evaluate", *map(str, words)]) == 3
+    err = capsys.readouterr().err
+    assert "1 videos could not be read: easy-test-000005: " in err
+
+
+def test_without_any_video_there_is_no_score(generator, data_dir):
+    (video,) = read_split(NAME, "test", data_dir, 1)
+    measured = Measurements(generator, EvalConfig(), rows=1, most_questions=1)
+    measured.add([video], [VideoError(video.key, "broken")])
+    with pytest.raises(DataError, match=r"^no video could be read, such as easy-test-000000: bro"):
+        measured.scores()
 
 
 def test_no_checkpoint(tmp_path):

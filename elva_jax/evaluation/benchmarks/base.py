@@ -2,13 +2,15 @@
 
     read(root) -> questions -> the model's responses -> grade (parse, compare) -> grades -> scores
 
-A question has options (multiple choice) or references (an open answer). Every question counts in
-the denominator, whatever became of it; `Status` says what did.
+A question has options (multiple choice) or references (an open answer). Every question that could
+be asked counts in the denominator, whatever became of it; `Status` says what did. Questions whose
+media could not be read are counted apart, and are in no number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +114,7 @@ class Metric:
     Attributes:
       name: as in the benchmark's paper: "accuracy", "M-Avg", "f1".
       value: on the scale of `maximum`; NaN where nothing was asked.
-      count: number of questions in the denominator.
+      count: number of questions in the denominator; those that could not be asked are not.
       maximum: the largest possible value: 100, 1, 5 or 2000.
       low: lower end of the 95 % interval of a bootstrap over media; NaN: none.
       high: its upper end.
@@ -143,6 +145,20 @@ class Scores:
     statuses: Mapping[str, int] = field(default_factory=dict)
 
 
+def could_be_asked(grades: Iterable[Grade]) -> list[Grade]:
+    """The grades of questions whose media could be read: those that are scored."""
+    return [grade for grade in grades if grade.status != "unreadable"]
+
+
+def scored(score: Callable[[Sequence[Grade]], Scores], grades: Sequence[Grade]) -> Scores:
+    """The numbers over the questions that could be asked, with the number of the others."""
+    asked = could_be_asked(grades)
+    found = score(asked)
+    if (missing := len(grades) - len(asked)) == 0:
+        return found
+    return dataclasses.replace(found, statuses={**found.statuses, "unreadable": missing})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tally:
     """Sums over grades from which all numbers of a benchmark follow.
@@ -171,7 +187,7 @@ class Benchmark:
         Raises DataError with the file that is missing or damaged.
       grade: parses and compares one response. Judged benchmarks use exact match here; `judge`
         replaces their grades where an endpoint is given.
-      score: the benchmark's numbers from all grades, without intervals.
+      score: the benchmark's numbers from the grades that count (`scored`), without intervals.
       tally: the same numbers from sums, for the intervals of those that are no means; it gives None
         for grades that cannot be summed medium by medium. None: `score` sees every resample.
       max_new_tokens: length of a written answer.

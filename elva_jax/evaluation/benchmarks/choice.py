@@ -1,8 +1,8 @@
 """Multiple choice: how questions are written, and how answers are graded and scored.
 
-    accuracy = maximum · right / all        unparsed and unreadable answers are in the denominator
+    accuracy = maximum · right / all        unparsed answers are in the denominator
 
-Only questions without a public answer are left out.
+Questions without a public answer, or whose media could not be read (`base.scored`), are left out.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from elva_jax.errors import ConfigError
-from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Grade
+from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Grade, scored
 from elva_jax.evaluation.judge import protocols
 from elva_jax.evaluation.judge.cache import ReplyCache
 from elva_jax.evaluation.judge.config import JudgeConfig
@@ -185,7 +185,7 @@ def judged(
     return dataclasses.replace(
         evaluation,
         grades={**evaluation.grades, "generated": grades},
-        scores={**evaluation.scores, "generated": benchmark.score(grades)},
+        scores={**evaluation.scores, "generated": scored(benchmark.score, grades)},
         settings=settings,
     )
 

@@ -58,6 +58,7 @@ def _numbers(comparison: Comparison, width: int) -> Iterable[RenderableType]:
         (comparison.only_a, "in A alone"),
         (comparison.only_b, "in B alone"),
         (comparison.changed, "with another text, options, answer or media in B"),
+        (comparison.unreadable, "whose media A or B could not read"),
     ):
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""

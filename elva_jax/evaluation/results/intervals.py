@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
+from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores, could_be_asked
 from elva_jax.evaluation.results import resampling
 from elva_jax.evaluation.results.resampling import MakeTally, Name, Score
 
@@ -35,7 +35,7 @@ def with_intervals(
     """
     scores = {}
     for way, of_way in evaluation.scores.items():
-        grades = evaluation.grades.get(way, ())
+        grades = could_be_asked(evaluation.grades.get(way, ()))
         if not grades:
             scores[way] = of_way
             continue

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elva_jax.errors import DataError, first_line
-from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores
+from elva_jax.evaluation.benchmarks.base import Evaluation, Grade, Metric, Scores, could_be_asked
 from elva_jax.evaluation.results import resampling, settings
 from elva_jax.evaluation.results.codec import encode
 from elva_jax.evaluation.results.intervals import FEWEST, count_media, interval
@@ -65,6 +65,7 @@ class Comparison:
       only_a: keys of questions that the first evaluation alone has.
       only_b: keys of those that the second alone has.
       changed: keys of questions whose text, options, answer or media differ; left out.
+      unreadable: keys of the others whose media one of them could not read; left out.
       differences: the main number first.
       converted: (name, largest value in the first file, in the second, here) of the numbers that
         the files have on different scales; both are computed again from the questions.
@@ -78,6 +79,7 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     changed: tuple[str, ...]
+    unreadable: tuple[str, ...]
     differences: tuple[Difference, ...]
     converted: tuple[tuple[str, float, float, float], ...] = ()
 
@@ -111,7 +113,8 @@ def compare(
         theirs = {g.response.question.key: g for g in b.grades[way]}
         both = [key for key in ours if key in theirs]
         changed = [key for key in both if _asked(ours[key]) != _asked(theirs[key])]
-        common = [key for key in both if key not in set(changed)]
+        unread = [k for k in both if len(could_be_asked((ours[k], theirs[k]))) < 2]
+        common = [key for key in both if key not in {*changed, *unread}]
         pairs = [ours[key] for key in common], [theirs[key] for key in common]
         scored = score or _mean_score(a.scores[way])
         differences = _differences(*pairs, scored, tally, resamples) if common else ()
@@ -125,6 +128,7 @@ def compare(
                 only_a=tuple(key for key in ours if key not in theirs),
                 only_b=tuple(key for key in theirs if key not in ours),
                 changed=tuple(changed),
+                unreadable=tuple(key for key in unread if key not in set(changed)),
                 differences=differences,
                 converted=_converted(a.scores[way], b.scores[way], differences),
             )

@@ -136,8 +136,8 @@ def _notes(evaluations: Sequence[Evaluation]) -> Iterable[str]:
     yield " · ".join(f"{way}: {WAYS[way]}" for way in ways if way in WAYS)
     yield "of: the largest possible score; JSON and CSV have shares of 1 as they are (maximum)"
     yield (
-        f"95 % and [ ]: bootstrap over media, of {FEWEST} or more; unparsed and unreadable answers"
-        " count in n"
+        f"95 % and [ ]: bootstrap over media, of {FEWEST} or more; unparsed answers count in n,"
+        " unreadable media are in no score"
     )
     shared = settings.common(evaluations)
     yield from _lines("settings", shared)

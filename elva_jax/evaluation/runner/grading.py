@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Grade, Response
+from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Grade, Response, scored
 from elva_jax.evaluation.benchmarks.choice import grade_option
 from elva_jax.evaluation.runner.settings import Way
 from elva_jax.inference.scoring import Likelihood
@@ -64,7 +64,7 @@ def evaluation_of(
     return Evaluation(
         benchmark=benchmark.name,
         title=benchmark.title,
-        scores={name: benchmark.score(of_way) for name, of_way in grades.items()},
+        scores={name: scored(benchmark.score, of_way) for name, of_way in grades.items()},
         grades=grades,
         settings=settings,
         seconds=seconds,

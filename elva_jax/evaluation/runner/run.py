@@ -54,8 +54,9 @@ def evaluate_benchmarks(
 ) -> list[Evaluation]:
     """Asks a model the questions of benchmarks, and scores its answers.
 
-    Every question counts. Those about media that cannot be read have the status "unreadable". An
-    answer depends neither on `batch_size` nor on the number of processes or interruptions.
+    Questions about media that cannot be read have the status "unreadable" and are in no score; all
+    others count. An answer depends neither on `batch_size` nor on the number of processes or
+    interruptions.
 
     Args:
       model: path of a run, a saved step or an exported folder; the model itself; or a model that

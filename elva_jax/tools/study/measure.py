@@ -17,8 +17,8 @@ def measure(run: str, evaluate: dict[str, Any]) -> dict[str, Any]:
     """The answers of a run.
 
     Returns:
-      items: per question its video, family and credit by column; columns: macro accuracies; tokens,
-      seconds, data, settings, versions and parameters as in `EvalResult`.
+      items: per question that could be asked its video, family and credit by column; columns: macro
+      accuracies; tokens, seconds, data, settings, versions and parameters as in `EvalResult`.
     """
     import elva_jax
 
@@ -34,6 +34,7 @@ def measure(run: str, evaluate: dict[str, Any]) -> dict[str, Any]:
                 "credit": item.credit,
             }
             for item in result.predictions
+            if item.credit
         ],
         "macro": {column: score.accuracy for column, score in result.macro.items()},
         "parameters": result.model["parameters"],

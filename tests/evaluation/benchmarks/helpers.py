@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from elva_jax.evaluation.benchmarks.base import Response
+from elva_jax.evaluation.benchmarks.base import Response, scored
 
 
 def write(path, value):
@@ -32,7 +32,7 @@ def grades(benchmark, questions, texts):
 
 
 def score(benchmark, questions, texts):
-    return benchmark.score(grades(benchmark, questions, texts))
+    return scored(benchmark.score, grades(benchmark, questions, texts))
 
 
 def values(metrics):

@@ -64,12 +64,12 @@ def test_the_worked_score_is_the_micro_accuracy(root):
     assert found.main.value == harness
 
 
-def test_unreadable_media_stay_in_the_denominator(root):
+def test_unreadable_media_are_counted_and_not_scored(root):
     benchmark = BENCHMARKS["videomme"]
     questions = benchmark.read(root)
-    found = score(benchmark, questions, ["A", "A", "C", "D", OSError("gone")])
-    assert found.main.value == 80.0
-    assert found.statuses == {"right": 4, "unreadable": 1}
+    found = score(benchmark, questions, ["A", "A", "C", "A", OSError("gone")])
+    assert (found.main.value, found.main.count) == (75.0, 4)
+    assert found.statuses == {"right": 3, "wrong": 1, "unreadable": 1}
     assert math.isnan(benchmark.score([]).main.value)
 
 

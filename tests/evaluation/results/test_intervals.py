@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elva_jax.data.example import Media
-from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores, scored
 from elva_jax.evaluation.results import resampling
 from elva_jax.evaluation.results.intervals import interval, with_intervals
 
@@ -67,6 +67,21 @@ def test_intervals_stand_beside_every_number(run, grades):
             assert metric.low <= metric.value <= metric.high
         assert scores.main.low < scores.main.high
     assert found.grades is run[0].grades
+
+
+def test_unreadable_media_are_in_no_score_and_no_interval():
+    whole = random_grades(90, 3)
+    lost = [made.grade(made.question(900 + n, 1), "unreadable") for n in range(30)]
+    found = []
+    for grades in (whole, whole + lost):
+        scores = {"generated": scored(made.score, grades)}
+        evaluation = dataclasses.replace(made.evaluation(grades), scores=scores)
+        found.append(with_intervals(evaluation, made.score, resamples=50).scores["generated"])
+    without, beside = found
+    assert beside.main == without.main
+    assert beside.main.count == 90
+    assert beside.categories == without.categories
+    assert beside.statuses["unreadable"] == 30
 
 
 def test_few_media_have_no_interval(grades):

@@ -92,6 +92,21 @@ def test_questions_of_one_side_are_named_and_left_out():
     assert found.differences[0].only_a == 9
 
 
+def test_questions_that_one_side_could_not_ask_are_left_out():
+    right = np.arange(24) % 2 == 0
+    a, b = graded(right), graded(right)
+    grades = list(b.grades["generated"])
+    grades[0] = made.grade(made.question(0), "unreadable")
+    b = dataclasses.replace(b, grades={"generated": tuple(grades)})
+    found = paired.compare(a, b, made.score, resamples=20)
+    (row, *_) = found[0].differences
+    assert (found[0].common, found[0].unreadable, found[0].changed) == (23, ("q0",), ())
+    assert (row.a.count, row.difference, row.only_a) == (23, 0.0, 0)
+    console = Console(width=80, record=True, file=io.StringIO())
+    compare_table.print_comparisons(found, ("a.json", "b.json"), console)
+    assert "1 left out, whose media A or B could not read: q0" in console.export_text()
+
+
 def test_mean_credit_where_the_benchmark_is_not_known():
     a, b = graded([True] * 9 + [False] * 9), graded([True] * 12 + [False] * 6)
     row = paired.compare(a, b, resamples=50)[0].differences[0]

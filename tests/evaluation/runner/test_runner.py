@@ -71,9 +71,10 @@ def keys(output):
     return [json.loads(line)["key"] for line in lines]
 
 
-def test_every_question_counts_and_unreadable_media_are_named(asked, root):
+def test_unreadable_media_are_named_counted_and_not_scored(asked, root):
     grades = asked.grades["generated"]
-    assert len(grades) == QUESTIONS == asked.scores["letter"].main.count
+    assert len(grades) == QUESTIONS == asked.scores["letter"].main.count + 4
+    assert all(scores.statuses["unreadable"] == 4 for scores in asked.scores.values())
     reasons = unreadable(asked)
     assert sum(reasons.values()) == 4
     assert all(str(root / name) in " ".join(reasons) for name in ("missing.mp4", "broken.mp4"))

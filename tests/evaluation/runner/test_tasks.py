@@ -60,7 +60,7 @@ def test_results_are_written_and_missing_media_end_with_status_3(
     assert evaluate(*words, "--output", output, "--json", tmp_path / "r.json") == 3
     out, err = capsys.readouterr()
     assert "Video-MME" in out
-    assert "videomme: 1 questions count as wrong because they could not be asked" in err
+    assert "videomme: 1 questions could not be asked, and are in no score" in err
     assert str(root / "videomme" / "data" / "b.mp4") in err
     assert (tmp_path / "r.json").read_text() == (output / "results.json").read_text()
     (evaluation,) = json.loads((output / "results.json").read_text())["evaluations"]
@@ -193,7 +193,7 @@ def test_ones_own_questions_are_asked_and_judged(checkpoint, root, tmp_path, cap
     assert evaluate(*words, "--json", tmp_path / "r.json") == 3
     out, err = capsys.readouterr()
     assert "own.jsonl" in out
-    assert "own_own: 1 questions count as wrong because they could not be asked" in err
+    assert "own_own: 1 questions could not be asked, and are in no score" in err
     (found,) = files.load(tmp_path / "r.json")
     assert [grade.status for grade in found.grades["generated"]].count("unreadable") == 1
     assert found.scores["letter"].main.count == 1  # the other questions have no options
