@@ -19,6 +19,7 @@ from elva_jax.evaluation.measurements import BOOTSTRAP_SEED, Measurements
 from elva_jax.evaluation.models import lockstep_for, open_elva
 from elva_jax.evaluation.questions import Video, read_split
 from elva_jax.evaluation.result import EvalConfig, EvalResult
+from elva_jax.evaluation.runner.identity import digest
 from elva_jax.inference.batches.reading import same_media
 from elva_jax.inference.model import ElvaModel
 from elva_jax.inference.params import parameter_count
@@ -86,7 +87,7 @@ def evaluate(
     attention = choose_implementation(built.head_dim, built.dtype, built.attention)
     parameters = parameter_count(elva.engine.weights)
     return EvalResult(
-        model={"stage": elva.stage, "parameters": parameters, **origin},
+        model={"stage": elva.stage, "parameters": parameters, "dtype": built.dtype, **origin},
         families=families,
         macro=macro,
         answers=measured.answer_counts(),
@@ -104,12 +105,18 @@ def evaluate(
             "videos": len(videos),
             "questions": len(measured.predictions),
             "unreadable": measured.unreadable,
+            "prompts_hash": _prompts_hash(videos),
             "data_dir": str(data_dir),
         },
         settings=_settings(elva, config, hybrid),
         seconds=time.monotonic() - start,
         predictions=tuple(measured.predictions),
     )
+
+
+def _prompts_hash(videos: Sequence[Video]) -> str:
+    """A hash of all questions and options, and so of the version of their wording."""
+    return digest({v.key: [(item.text, item.options) for item in v.questions] for v in videos})
 
 
 def _settings(elva: ElvaModel, config: EvalConfig, hybrid: Hybrid | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Every function takes `EvalResult.to_dict()`, or the JSON file that `elva evaluat
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from elva_jax.evaluation.columns import Column, fit
+from elva_jax.evaluation.columns import Column, fit, printable
 
 COLUMNS = {
     "open": "open",
@@ -23,6 +24,10 @@ COLUMNS = {
     "any_object": "any object",
     "single_frame": "one frame",
 }
+FACTS = (
+    *("checkpoint", "stage", "step", "weights_hash", "prompts_hash", "dtype", "weights"),
+    *("num_frames", "longest_edge", "hybrid", "merging", "elva_jax", "jax", "device"),
+)
 BASELINES = ("blind", "any_object", "single_frame")
 Result = Mapping[str, Any]
 
@@ -71,7 +76,14 @@ def caption(result: Result) -> str:
         lines.append(f"{100 * kept:.0f} % of the visual tokens remain, averaged over layers")
     if unreadable:
         lines.append(f"{len(unreadable)} videos could not be read: their questions are in no score")
-    return "\n".join(lines)
+    return "\n".join([*lines, facts(result)])
+
+
+def facts(result: Result) -> str:
+    """What a comparison needs to know: weights, prompts, frames, types and versions."""
+    known = {**result["model"], **result["data"], **result["settings"], **result["versions"]}
+    named = ((name, known.get(name)) for name in FACTS)
+    return printable(" · ".join(f"{name} {value}" for name, value in named if value is not None))
 
 
 def figure(result: Result, path: str | Path) -> Path:
@@ -105,6 +117,7 @@ def figure(result: Result, path: str | Path) -> Path:
     axes.legend(
         ncols=len(keys), fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1)
     )
+    fig.supxlabel("\n".join(textwrap.wrap(facts(result).replace("$", r"\$"), 110)), fontsize=7)
     fig.savefig(path, dpi=150)
     return path
 

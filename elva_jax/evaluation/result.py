@@ -100,7 +100,8 @@ class EvalResult:
     and any_object.
     """
 
-    model: dict[str, Any]  # stage, parameters (their number), checkpoint (its path), step
+    # stage, parameters (their number), dtype, checkpoint (its path), step, weights_hash
+    model: dict[str, Any]
     families: dict[str, dict[str, Score]]  # by family and column
     macro: dict[str, Score]  # by column: the mean over families
     answers: dict[str, int]  # counts of written answers, and of those that cannot be used
@@ -108,7 +109,7 @@ class EvalResult:
     versions: dict[str, str]  # elva_jax, jax, device
     attention: str
     config: dict[str, Any]  # the run's configuration
-    data: dict[str, Any]  # name, split, videos, questions, unreadable, data_dir
+    data: dict[str, Any]  # name, split, videos, questions, unreadable, prompts_hash, data_dir
     settings: dict[str, Any]  # of the evaluation, and of the run where they matter for comparisons
     seconds: float
     predictions: tuple[Prediction, ...]  # one per question

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import elva_jax
 from elva_jax.cli import main
 from elva_jax.data import sources
 from elva_jax.data.readers import moving_shapes
@@ -121,7 +122,16 @@ def test_result_is_json_and_prints(result, tmp_path, capsys):
     assert loaded["settings"]["num_frames"] == 3
     assert 0 < loaded["tokens"]["visual_kept"] <= 1
     report.table(loaded)
-    assert "macro" in capsys.readouterr().out
+    words = " ".join(capsys.readouterr().out.split())
+    assert "macro" in words
+    for name, value in (
+        ("weights_hash", loaded["model"]["weights_hash"]),
+        ("prompts_hash", loaded["data"]["prompts_hash"]),
+        ("dtype", "float32"),
+        ("num_frames", 3),
+        ("elva_jax", elva_jax.__version__),
+    ):
+        assert f"{name} {value} · " in words
     assert report.figure(loaded, tmp_path / "r.png").stat().st_size > 1000
 
 

@@ -25,8 +25,11 @@ def result():
             "videos": 3,
             "questions": 7,
             "unreadable": ["k7: broken"],
+            "prompts_hash": "6577e40e7a119303",
         },
-        "settings": {"merging": True},
+        "settings": {"merging": True, "num_frames": 8, "hybrid": None},
+        "model": {"weights_hash": "3fa9c01b22d4e680", "dtype": "float32", "step": 200},
+        "versions": {"elva_jax": "0.1.0", "jax": "0.10.2"},
         "families": {
             "colour": {
                 "count": 4,
@@ -67,6 +70,10 @@ def test_table_states_scores_baselines_and_unusable_answers(result):
     assert "7 written answers: 1 empty, 2 cut off, 3 equal to none of the options" in words
     assert "51 % of the visual tokens remain" in words
     assert "1 videos could not be read" in words
+    assert words.endswith(
+        "step 200 · weights_hash 3fa9c01b22d4e680 · prompts_hash 6577e40e7a119303 · dtype float32 ·"
+        " num_frames 8 · merging True · elva_jax 0.1.0 · jax 0.10.2"
+    )
     assert "moving_shapes/easy [test]: 3 videos, merging on" in words
 
 

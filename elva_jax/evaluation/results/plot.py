@@ -13,7 +13,10 @@ from elva_jax.evaluation.results import settings
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.read import check_output, open_output
 
-CAPTION = ("model", "checkpoint", "step", "weights_hash", "dtype", "frames", "merging")
+CAPTION = (
+    *("model", "checkpoint", "step", "weights_hash", "prompts_hash", "dtype", "frames", "merging"),
+    *("versions.elva_jax", "versions.jax"),
+)
 COLUMNS = 110  # characters of a line of the caption
 
 
@@ -85,8 +88,13 @@ def _largest(evaluation: Evaluation) -> str:
 
 def _caption(evaluations: Sequence[Evaluation]) -> str:
     shared = settings.common(evaluations)
-    known = [f"{name} {shared[name]}" for name in CAPTION if name in shared]
-    return "\n".join(textwrap.wrap(" · ".join(known), COLUMNS))
+    parts = [("", shared)]
+    parts += [(f"{e.title}: ", settings.own(e, shared)) for e in evaluations]
+    lines = []
+    for title, values in parts:
+        if known := [f"{name} {values[name]}" for name in CAPTION if name in values]:
+            lines += textwrap.wrap(title + " · ".join(known), COLUMNS)
+    return "\n".join(lines)
 
 
 def _plain(text: str) -> str:

@@ -27,7 +27,7 @@ def model_hash(model: ElvaModel) -> str:
         "data": dataclasses.asdict(model.data),
         "vocabulary": sorted(model.tokenizer.get_vocab().items()),
     }
-    return _digest(jsonable(described))
+    return digest(jsonable(described))
 
 
 def describe_model(model: ElvaModel) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def question_hash(question: Question) -> str:
 
     Of a file only its name counts, so that a folder of data may be moved.
     """
-    return _digest(
+    return digest(
         {
             "media": [_medium(medium) for medium in question.media],
             "prompt": question.prompt,
@@ -70,7 +70,7 @@ def question_hash(question: Question) -> str:
 
 def prompts_hash(questions: Sequence[Question]) -> str:
     """A hash of the prompts of a benchmark: the version of their wording and of its files."""
-    return _digest({question.key: question.prompt for question in questions})
+    return digest({question.key: question.prompt for question in questions})
 
 
 def _medium(medium: Media) -> list[Any]:
@@ -84,6 +84,7 @@ def _medium(medium: Media) -> list[Any]:
     return [name, medium.kind, medium.start, medium.end, medium.frames]
 
 
-def _digest(value: Mapping[str, Any]) -> str:
+def digest(value: Mapping[str, Any]) -> str:
+    """A short hash of a JSON-able value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]

@@ -80,7 +80,7 @@ def test_reasons_from_files_cannot_command_the_terminal(run, capsys):
     one = dataclasses.replace(run[0], grades={"generated": grades})
     assert evaluate_tasks._status([one], say=True) == many.INCOMPLETE
     message = capsys.readouterr().err
-    assert message.endswith(f"be asked: question {grade.response.question.key}: \ufffd[2Jone two\n")
+    assert message.endswith(f"no score: question {grade.response.question.key}: \ufffd[2Jone two\n")
     assert message.count("\n") == 1
 
 

@@ -27,6 +27,18 @@ def test_figure_has_bars_and_ink(run, tmp_path):
     assert plot.save(run, tmp_path / "run.svg").read_text().startswith("<?xml")
 
 
+def test_the_caption_has_what_a_comparison_needs(run):
+    run = [
+        dataclasses.replace(each, settings={**each.settings, "prompts_hash": f"p{n}"})
+        for n, each in enumerate(run)
+    ]
+    *shared, first, second = plot._caption(run).splitlines()
+    words = " ".join(shared)
+    assert words.startswith("checkpoint runs/tiny · step 200 · weights_hash 3fa9c01b22d4e680 · dty")
+    assert words.endswith("frames 8 · merging yes · versions.elva_jax 0.1.0 · versions.jax 0.10.2")
+    assert (first, second) == ("Video-MME: prompts_hash p0", "GQA: prompts_hash p1")
+
+
 def test_other_endings_are_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"--figure .*run\.txt: is no picture"):
         plot.save(run, tmp_path / "run.txt")
