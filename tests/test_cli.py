@@ -67,6 +67,7 @@ def test_help_shows_every_option(capsys, words):
         (["generate", *ASK, "--top-p", "0.5"], 2, "--top-p counts where tokens are drawn"),
         (["chat", *ASK[:2], "--seed", "3"], 2, "--seed counts where tokens are drawn"),
         (["chat", *ASK[:2], "--merge-map-layers", "all"], 2, "needs --save-merge-map"),
+        (["chat", *ASK[:2], "--frames", "8"], 2, "--frames needs --video"),
         (["generate", *ASK, *PAIR], 2, "2 processes (flags) would each do all of it; give --mesh"),
         (["generate", *ASK, *PAIR[:4]], 2, "--process-id (or ELVA_PROCESS_ID): not given"),
         (["evaluate", *ASK[:2], *PAIR], 2, "2 processes (flags) would each do all of it; give"),

@@ -261,6 +261,9 @@ def _check_alone(args: argparse.Namespace) -> None:
 @flags.library_notices()
 def _chat(args: argparse.Namespace, _: list[str]) -> int:
     _check_alone(args)
+    if not args.video:
+        names = ("frames", "high_frames", "low_frames", "high_edge", "low_edge", "save_merge_map")
+        flags.refuse(args, names, "needs --video")
     elva_jax.enable_compilation_cache()
     opened = _open(args, flags.open_mesh(args))
     with _measured(args) as read:
