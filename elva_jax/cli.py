@@ -143,8 +143,11 @@ def _report(argv: Sequence[str]) -> int:
                 return 0
         if isinstance(error, ModuleNotFoundError) and (extra := _missing_extra(error.name or "")):
             error = ElvaError(extra).with_traceback(error.__traceback__)
+        distributed = sys.modules.get("elva_jax.parallel.distributed")
+        if distributed:
+            distributed.await_lost()
         status = failures.report(error, name, debug=debug)
-        if distributed := sys.modules.get("elva_jax.parallel.distributed"):
+        if distributed:
             distributed.exit_if_distributed(status)
         return status
 

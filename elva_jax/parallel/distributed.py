@@ -28,6 +28,7 @@ import hashlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ __all__ = [
     "ProcessSpec",
     "all_gather_json",
     "assert_equal_across_processes",
+    "await_lost",
     "barrier",
     "code_fingerprint",
     "detect_process",
@@ -60,6 +62,7 @@ __all__ = [
 ]
 
 
+LOST_SECONDS = 1.0  # in which the end of a connection is seen
 _lifelines: list[Lifeline] = []  # one, once the processes have met for one runtime
 
 
@@ -185,6 +188,15 @@ def leave() -> None:
     """Tells the others of one runtime that this process ends as it should, if there are any."""
     for lifeline in _lifelines:
         lifeline.end("done")
+
+
+def await_lost() -> None:
+    """Lets a lost process be named, which ends this one, before an error that follows from it is.
+
+    Errors of many libraries may be the first sign of it here, and say nothing of processes.
+    """
+    if _lifelines:
+        time.sleep(LOST_SECONDS)
 
 
 def exit_if_distributed(status: int) -> None:

@@ -115,8 +115,9 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     pair = run.begin(2)
     run.wait_for(pair, 15)
     pair[1].kill()
-    assert pair[0].wait(timeout=90) == 1  # notices by itself
+    status = pair[0].wait(timeout=90)  # notices by itself
     last = runs.output(pair[0]).splitlines()[-1]
+    assert status == 1, last
     assert last.startswith("elva train: process 1 has ended without a word: it was killed, ran out")
     first = run.ended(0)
 
