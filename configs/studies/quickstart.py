@@ -2,6 +2,8 @@
 
 from elva_jax.tools.study import Study, Variant
 
+PACKED = ("image", "video", "sft")
+
 
 def get_study() -> Study:
     """The study."""
@@ -14,6 +16,10 @@ def get_study() -> Study:
             "quickstart": Variant(evaluate={"baselines": True}),
             # Another order of sums, as on a machine with another number of cores.
             "one core": Variant(environment={"NPROC": "1"}),
+            # Other examples share a sequence.
+            "another packing": Variant(
+                overrides={f"stages.{name}.data.pack_lookahead": 12 for name in PACKED}
+            ),
             "merging off at inference": Variant(of="quickstart", evaluate={"merging": False}),
         },
     )

@@ -108,6 +108,13 @@ class DataConfig:
         64, "maximum frames of a packed sequence", minimum=1, most=numbers.MOST_FRAMES
     )
     pack: bool = key(default=True, meaning="whether several short examples share a sequence")
+    pack_lookahead: int = key(
+        8,
+        "decoded examples that wait before a sequence is filled, in sequences: more fill better,"
+        " and are decoded again after a restart",
+        minimum=1,
+        most=numbers.MOST_ROWS,
+    )
     max_turns: int = key(
         8, "maximum number of question turns about one video", minimum=1, most=numbers.MOST_ROWS
     )

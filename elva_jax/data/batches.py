@@ -11,7 +11,7 @@ from elva_jax.data.collate import CaptionCollator, PackedCollator
 from elva_jax.data.conversation import check_tokenizer
 from elva_jax.data.decode_example import CaptionDecoder, ConversationDecoder
 from elva_jax.data.mixture import Mixture
-from elva_jax.data.packing import PackingBuffer, RowCapacity, SingleRows
+from elva_jax.data.packing import RowCapacity, SingleRows, make_packer
 from elva_jax.data.pipeline import BatchIterator, make_batches
 from elva_jax.data.prompt_format import FORMATS
 from elva_jax.data.teacher_frames import NO_TEACHER, TeacherFrames
@@ -51,7 +51,7 @@ def conversation_batches(
         config,
         stage_name,
         decoder=ConversationDecoder(Mixture(config, stage_name), config, stage, tokenizer, teacher),
-        packer=PackingBuffer(capacity) if stage.data.pack else SingleRows(),
+        packer=make_packer(stage.data, capacity),
         collator=PackedCollator(
             capacity=capacity, patch_width=typed(Config, config).model.patch_values, teacher=teacher
         ),

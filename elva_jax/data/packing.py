@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from elva_jax.config.schema import ModelConfig, StageConfig
+from elva_jax.config.stage_schema import DataConfig
 from elva_jax.data.teacher_frames import Frames
 from elva_jax.video.counts import Counts
 from elva_jax.video.layout import TokenLayout
-
-PACKING_LOOKAHEAD = 8  # waiting examples, in rows: packs about as well as if all examples waited
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +120,7 @@ class PackingBuffer:
       lookahead: number of tokens that must wait before a row is taken, in rows.
     """
 
-    def __init__(self, capacity: Counts, lookahead: float = PACKING_LOOKAHEAD):
+    def __init__(self, capacity: Counts, lookahead: float):
         self._capacity = np.asarray(capacity, np.int64)
         self._enough = max(lookahead * capacity.tokens, 1)
         self._waiting: list[tuple[Any, Counts]] = []
@@ -160,6 +159,11 @@ class PackingBuffer:
         self._waiting = []
 
 
+def make_packer(data: DataConfig, capacity: Counts) -> Packer:
+    """The packer of a stage's data settings."""
+    return PackingBuffer(capacity, data.pack_lookahead) if data.pack else SingleRows()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackingReport:
     """Statistics of a simulated packing."""
@@ -172,9 +176,7 @@ class PackingReport:
     longest_wait: int  # largest number of rows that an example waited for
 
 
-def simulate(
-    counts: Iterable[Counts], capacity: Counts, lookahead: float = PACKING_LOOKAHEAD
-) -> PackingReport:
+def simulate(counts: Iterable[Counts], capacity: Counts, lookahead: float) -> PackingReport:
     """Packs examples as in training, given only their counts, until too few remain."""
     buffer, stream = PackingBuffer(capacity, lookahead), iter(counts)
     rows = most = longest = 0

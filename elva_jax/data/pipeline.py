@@ -19,6 +19,7 @@ import grain
 from absl import flags
 
 from elva_jax.config.schema import Config
+from elva_jax.config.stage_schema import DataConfig
 from elva_jax.data import mixture as mixing
 from elva_jax.data.collate import Collator
 from elva_jax.data.decode_example import Decoder
@@ -382,8 +383,15 @@ def make_batches(
             "process_count": process_count,
             "batch_size": stage.batch_size,
             **{name: getattr(data, name) for name in SAVED_KEYS},
+            "pack_lookahead": _if_set(data, "pack_lookahead"),
             "hybrid": [getattr(data, name) for name in HYBRID] if data.num_low_frames else None,
             **decoder.settings,
         },
         examples_per_epoch=len(decoder.mixture),
     )
+
+
+def _if_set(data: DataConfig, name: str) -> Any:
+    """A setting that differs from its default, or None, as in the states of older versions."""
+    value = getattr(data, name)
+    return None if value == getattr(DataConfig(), name) else value

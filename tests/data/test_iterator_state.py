@@ -58,7 +58,7 @@ def iterator(index, count, rows, streams=Drawing, limit=1.0):
     place = {"process_index": index, "process_count": count}
     return BatchIterator(
         reader=SampleReader(streams, **place, workers=0, buffer=2),
-        packer=PackingBuffer(CAPACITY),
+        packer=PackingBuffer(CAPACITY, 8),
         collator=Joined(),
         rows=rows,
         max_bad_fraction=limit,

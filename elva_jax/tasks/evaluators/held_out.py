@@ -21,7 +21,7 @@ from elva_jax.data import conversation
 from elva_jax.data.collate import PackedCollator
 from elva_jax.data.decode_example import ConversationDecoder
 from elva_jax.data.example import Example, Turn
-from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows
+from elva_jax.data.packing import RowCapacity, Sample, make_packer
 from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.tasks.base import ModelTask
 from elva_jax.tasks.evaluators.base import Candidate
@@ -67,7 +67,7 @@ class HeldOut(HeldOutExamples[Rows]):
         self._decoder = ConversationDecoder(
             self._mixture, self._config, self._stage, tokenizer, frames
         )
-        self._capacity, self._pack = RowCapacity.of_stage(self._stage), self._stage.data.pack
+        self._capacity = RowCapacity.of_stage(self._stage)
         self._collator = PackedCollator(
             capacity=self._capacity, patch_width=self._config.model.patch_values, teacher=frames
         )
@@ -78,7 +78,7 @@ class HeldOut(HeldOutExamples[Rows]):
         return self._collate([])
 
     def _make_batches(self) -> Iterator[Rows]:
-        packer = PackingBuffer(self._capacity) if self._pack else SingleRows()
+        packer = make_packer(self._stage.data, self._capacity)
         rows: list[list[Piece]] = []
 
         def full(wanted: int) -> Iterator[Rows]:

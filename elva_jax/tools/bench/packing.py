@@ -10,13 +10,8 @@ from typing import Any
 import numpy as np
 
 from elva_jax.config.load import load
-from elva_jax.data.packing import (
-    PACKING_LOOKAHEAD,
-    PackingReport,
-    RowCapacity,
-    merges_before_bucket,
-    simulate,
-)
+from elva_jax.config.stage_schema import DataConfig
+from elva_jax.data.packing import PackingReport, RowCapacity, merges_before_bucket, simulate
 from elva_jax.tools.bench.table import text_table
 from elva_jax.utils import numbers
 from elva_jax.video.counts import Counts, max_remaining
@@ -127,7 +122,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this bench."""
     add, default = parser.add_argument, "default: configs/elva.py's stage 3"
     text = "rows' worth of waiting examples (default: %(default)s)"
-    add("--ahead", type=numbers.real(0, 1e6), default=PACKING_LOOKAHEAD, metavar="ROWS", help=text)
+    add(
+        "--ahead",
+        type=numbers.real(0, 1e6),
+        default=DataConfig().pack_lookahead,
+        metavar="ROWS",
+        help=text,
+    )
     add("--seq-len", type=numbers.TOKENS, metavar="S", help=f"tokens per row ({default})")
     add("--max-patches", type=numbers.TOKENS, metavar="N", help=f"patches per row ({default})")
     text = "examples of each mix (default: %(default)s)"

@@ -118,7 +118,7 @@ def _time(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     capacity = RowCapacity(counts.tokens, counts.patches, counts.frames, counts.tokens)
 
     def pack() -> dict[str, Any]:
-        buffer = PackingBuffer(capacity)
+        buffer = PackingBuffer(capacity, lookahead=1)
         buffer.add(sample, counts)
         return PackedCollator(capacity=capacity, patch_width=size**2 * 3)([buffer.take()])
 

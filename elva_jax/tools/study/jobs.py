@@ -132,17 +132,17 @@ def _refuse_changes(job: Job) -> None:
     if not path.is_file():
         return
     before = read_json(path)
-    if differences := list(_differences(before, job.identity)):
+    if found := list(differences(before, job.identity)):
         raise ConfigError(
-            f"{job.folder}: was another job: {'; '.join(differences[:3])}; use another --out, or"
+            f"{job.folder}: was another job: {'; '.join(found[:3])}; use another --out, or"
             " remove that folder"
         )
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Keys with other values; keys that older versions did not have are no differences."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old:
-            yield from _differences(old[key], new.get(key), f"{path}.{key}" if path else key)
+            yield from differences(old[key], new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield f"{path} was {numbers.shown(repr(old))}, is {numbers.shown(repr(new))}"

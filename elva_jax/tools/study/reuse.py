@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from elva_jax.tools.study.jobs import COST, JOB, RESULT, Job
+from elva_jax.tools.study.jobs import COST, JOB, RESULT, Job, differences
 from elva_jax.utils import owner
 from elva_jax.utils.files import write_atomic
-from elva_jax.utils.json import jsonable
 from elva_jax.utils.read import read_json
 
 COPY = "run.copy"  # until it is whole
@@ -30,8 +29,8 @@ def take_training(job: Job, others: Sequence[Path]) -> Path | None:
         return None
     for folder in _finished(job.seed, others):
         run = folder / job.run.name
-        same = read_json(folder / JOB)["train"] == jsonable(job.identity["train"])
-        if not same or not run.is_dir() or folder.samefile(job.folder):
+        other = any(differences(read_json(folder / JOB)["train"], job.identity["train"]))
+        if other or not run.is_dir() or folder.samefile(job.folder):
             continue
         copy = job.folder / COPY
         shutil.rmtree(copy, ignore_errors=True)
