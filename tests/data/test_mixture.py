@@ -225,6 +225,17 @@ def test_requesting_too_many_records_is_refused(several):
         several(a=dict(split="train", sampling="random:25"))
 
 
+def test_position_with_another_lookahead_is_refused(several, config, tokenizer):
+    """But that of a version without this key continues with the default."""
+    several(a=dict(split="train"))
+    state = conversation_batches(config, "video", tokenizer).get_state()
+    del state["settings"]["pack_lookahead"]
+    conversation_batches(config, "video", tokenizer).set_state(state)
+    config.stages.video.data.pack_lookahead = 12
+    with pytest.raises(DataError, match=r"^data position: pack_lookahead was None .* is 12 now"):
+        conversation_batches(config, "video", tokenizer).set_state(state)
+
+
 def test_position_of_another_sampling_strategy_is_refused(several, config, tokenizer):
     several(a=dict(split="train", sampling="first:12"))
     state = conversation_batches(config, "video", tokenizer).get_state()

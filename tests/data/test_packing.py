@@ -6,8 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elva_jax.config import schema
+from elva_jax.config.stage_schema import DataConfig
 from elva_jax.data.collate import PackedCollator
-from elva_jax.data.packing import PackingBuffer, RowCapacity, Sample, SingleRows, simulate
+from elva_jax.data.packing import (
+    PackingBuffer,
+    RowCapacity,
+    Sample,
+    SingleRows,
+    make_packer,
+    simulate,
+)
 from elva_jax.data.teacher_frames import TeacherFrames
 from elva_jax.video.counts import Counts, count
 from elva_jax.video.layout import Clip, Kind, Text, build_layout
@@ -80,6 +88,15 @@ def test_waiting_time_is_bounded_by_the_examples_ahead(costs):
                 since, before = entered[taken]
                 assert rows - since <= before
             rows += 1
+
+
+def test_the_lookahead_of_a_stage_fills_its_buffer():
+    one = Counts(*(n // 2 for n in CAPACITY))
+    for lookahead in (1, 3, 12):
+        packer = make_packer(DataConfig(pack_lookahead=lookahead), CAPACITY)
+        while packer.short:
+            packer.add(None, one)
+        assert len(packer.waiting) == 2 * lookahead
 
 
 def test_without_lookahead_each_row_has_one_example():
