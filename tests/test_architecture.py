@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import graphlib
 import sys
 import tomllib
@@ -52,9 +53,10 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-IMPORTS = {
-    name: [found for found in imports_of(path) if found[0] != name] for name, path in FILES.items()
-}
+@functools.cache  # not while tests are collected, which every process does
+def imports() -> dict[str, list[tuple[str, int]]]:
+    """What each module imports, but itself."""
+    return {name: [f for f in imports_of(path) if f[0] != name] for name, path in FILES.items()}
 
 
 def test_every_room_is_listed():
@@ -73,14 +75,14 @@ def test_no_import_points_upwards(name):
         f"{module}:{line} imports {target}"
         for module in FILES
         if room(module) == name
-        for target, line in IMPORTS[module]
+        for target, line in imports()[module]
         if room(target) not in allowed
     ]
     assert not wrong, wrong
 
 
 def test_files_import_one_another_in_no_circle():
-    graph = {name: {target for target, _ in found} for name, found in IMPORTS.items()}
+    graph = {name: {target for target, _ in found} for name, found in imports().items()}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -94,7 +96,7 @@ def test_the_trainer_reaches_neither_models_nor_data():
         name = left.pop()
         if name not in reached:
             reached.add(name)
-            left += [target for target, _ in IMPORTS[name]]
+            left += [target for target, _ in imports()[name]]
     rooms = {room(name) for name in reached} - {""}
     assert rooms == {"errors", "version", "utils", "config", "parallel", "checkpoints", "training"}
     assert len(reached) <= 80

@@ -38,11 +38,8 @@ def check(cls: Any, values: Any, prefix: str = "") -> None:
     Raises:
       ConfigError: the first key that is unknown, missing or wrong, and the nearest right one.
     """
-    require(
-        isinstance(values, Mapping) or hasattr(values, "items"),
-        prefix.removesuffix(".") or "config",
-        f"expected a group of settings, got {numbers.shown(values)}",
-    )
+    if not hasattr(values, "items"):
+        raise _no_group(prefix.removesuffix(".") or "config", values)
     known = keys(cls)
     for name in values:
         if name not in known:
@@ -66,23 +63,29 @@ def check_key(cls: Any, name: str, value: Any, key: str) -> None:
     if typing.get_origin(kind) is not tuple:
         check_value(key, value, kind, metadata)
         return
-    require(type(value) is tuple, key, _wrong_type("tuple", value))
+    if type(value) is not tuple:
+        raise _wrong_type(key, tuple, value)
     for entry in value:
         check_value(key, entry, typing.get_args(kind)[0], metadata)
 
 
 def check_names(values: Any, key: str) -> None:
     """Refuses what is not a mapping from names to groups."""
-    require(
-        hasattr(values, "items"), key, f"expected a group of settings, got {numbers.shown(values)}"
-    )
+    if not hasattr(values, "items"):
+        raise _no_group(key, values)
     for label in values:
         require(isinstance(label, str), key, f"expected names, got {numbers.shown(label)}")
 
 
-def _wrong_type(expected: str, value: object) -> str:
+# Built only where they are raised: the text of a large group takes as long as checking it.
+def _no_group(key: str, value: object) -> ConfigError:
+    return ConfigError(f"{key}: expected a group of settings, got {numbers.shown(value)}")
+
+
+def _wrong_type(key: str, expected: type, value: object) -> ConfigError:
     text = repr(value) if isinstance(value, str) else numbers.shown(value)
-    return f"expected {expected}, got {type(value).__name__} {numbers.shown(text)}"
+    got = f"{type(value).__name__} {numbers.shown(text)}"
+    return ConfigError(f"{key}: expected {expected.__name__}, got {got}")
 
 
 def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
@@ -93,7 +96,8 @@ def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) ->
     """
     if typing.get_origin(kind) is typing.Literal:
         allowed = typing.get_args(kind)
-        require(type(value) is type(allowed[0]), key, _wrong_type(type(allowed[0]).__name__, value))
+        if type(value) is not type(allowed[0]):
+            raise _wrong_type(key, type(allowed[0]), value)
         if value in allowed:
             return
         if not isinstance(value, str):
@@ -102,17 +106,23 @@ def check_value(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) ->
         raise ConfigError(
             f"{key}: '{numbers.shown(value)}' is not one of {', '.join(allowed)}{near}"
         )
-    right = type(value) is kind or (kind is float and type(value) is int)
-    require(right, key, _wrong_type(kind.__name__, value))
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise _wrong_type(key, kind, value)
     if kind is str:
         require("\0" not in value, key, "holds a NUL character")
     if kind in (int, float):
-        finite = type(value) is int or math.isfinite(value)
-        limits = describe_range(metadata["limits"], kind, metadata["most"])
-        require(finite, key, f"must be a finite number{limits}, got {value}")
+        _check_number(key, value, kind, metadata)
+
+
+def _check_number(key: str, value: float, kind: type, metadata: Mapping[str, Any]) -> None:
+    finite = type(value) is int or math.isfinite(value)
+    if finite:
         _check_range(key, value, metadata)
-        most = metadata["most"] if kind is int else numbers.LARGEST_FLOAT
-        require(abs(value) <= most, key, f"must be a number{limits}, got {numbers.shown(value)}")
+    most = metadata["most"] if kind is int else numbers.LARGEST_FLOAT
+    if not finite or abs(value) > most:
+        sort = "number" if finite else "finite number"
+        limits = describe_range(metadata["limits"], kind, metadata["most"])
+        raise ConfigError(f"{key}: must be a {sort}{limits}, got {numbers.shown(value)}")
 
 
 def interval(limits: Mapping[str, float]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,10 +41,11 @@ def named(cls: type, meaning: str) -> Any:
     return dataclasses.field(default_factory=dict, metadata={"meaning": meaning, "named": cls})
 
 
-def keys(cls: Any) -> dict[str, dataclasses.Field]:
+@functools.cache
+def keys(cls: Any) -> Mapping[str, dataclasses.Field]:
     """The fields of a group that users may set, by name."""
     fields = dataclasses.fields(cls)
-    return {field.name: field for field in fields if field.metadata.get("key", True)}
+    return MappingProxyType({f.name: f for f in fields if f.metadata.get("key", True)})
 
 
 @functools.cache

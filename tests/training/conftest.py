@@ -71,7 +71,7 @@ def with_random_towers(tmp_path):
     return fill
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stage_of():
     """`start(config, stage)` returns a stage's train_step, fresh state, and setup."""
 

@@ -19,6 +19,10 @@ RANK, ALPHA = 2, 6.0
 @pytest.fixture
 def adapting(config):
     """The toy run's merging stage with LoRA of rank 2 on the queries and the down projection."""
+    return with_factors(config)
+
+
+def with_factors(config):
     config.stages.sft.optimizer.name = "adamw"
     config.stages.sft.optimizer.learning_rate = 0.05
     config.stages.sft.optimizer.lora.update(rank=RANK, alpha=ALPHA, targets=("q_proj", "^down"))
@@ -40,40 +44,39 @@ def drawn(params, seed=0):
     }
 
 
-def losses(config):
-    """(loss with factors, loss of the plain model, initial parameters with factors)."""
-    with_factors = make_task(config, "sft")
+@pytest.fixture(scope="module")
+def losses(tiny_run):
+    """(loss and gradient with factors, those of the plain model, initial parameters)."""
+    config = with_factors(tiny_run.get_config())
     plain = config.copy_and_resolve_references()
     plain.stages.sft.optimizer.lora.rank = 0
-    params = jax.jit(lambda key: nn.meta.unbox(with_factors.init(key)))(jax.random.key(0))
-    return with_factors.loss, make_task(plain, "sft").loss, params
+    batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(config, "sft"))
+
+    def graded(task):
+        return jax.jit(jax.value_and_grad(lambda params: task.loss(params, {}, batch)[0]))
+
+    ours = make_task(config, "sft")
+    params = jax.jit(lambda key: nn.meta.unbox(ours.init(key)))(jax.random.key(0))
+    return graded(ours), graded(make_task(plain, "sft")), params
 
 
-def test_initial_factors_change_nothing_and_merged_ones_keep_the_loss(adapting, tiny_run):
-    ours, plain, params = losses(adapting)
-    batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
-    ours, plain = (jax.jit(lambda p, f=f: f(p, {}, batch)[0]) for f in (ours, plain))
+def test_initial_factors_change_nothing_and_merged_ones_keep_the_loss(losses):
+    ours, plain, params = losses
     merged = {"elva": lora.merge(params["elva"], ALPHA)}
     assert not any(map(lora.is_factor, flatten_paths(merged)))
-    assert float(ours(params)) == float(plain(merged))
+    assert float(ours(params)[0]) == float(plain(merged)[0])
     params = drawn(params)
-    assert abs(float(ours(params)) - float(plain(merged))) > 1e-3
-    assert float(ours(params)) == pytest.approx(
-        float(plain({"elva": lora.merge(params["elva"], ALPHA)})), rel=1e-5
-    )
+    assert abs(float(ours(params)[0]) - float(plain(merged)[0])) > 1e-3
+    merged = {"elva": lora.merge(params["elva"], ALPHA)}
+    assert float(ours(params)[0]) == pytest.approx(float(plain(merged)[0]), rel=1e-5)
 
 
-def test_gradients_are_those_of_the_merged_matrices(adapting, tiny_run):
+def test_gradients_are_those_of_the_merged_matrices(losses):
     """For W + s A B, the chain rule gives the gradients s dW B' of A and s A' dW of B."""
-    ours, plain, params = losses(adapting)
+    ours, plain, params = losses
     params = drawn(params)
-    batch = jax.tree.map(jnp.asarray, tiny_run.random_batch(adapting, "sft"))
-    got = flatten_paths(jax.jit(jax.grad(lambda p: ours(p, {}, batch)[0]))(params))
-    of_merged = flatten_paths(
-        jax.jit(jax.grad(lambda p: plain(p, {}, batch)[0]))(
-            {"elva": lora.merge(params["elva"], ALPHA)}
-        )
-    )
+    got = flatten_paths(ours(params)[1])
+    of_merged = flatten_paths(plain({"elva": lora.merge(params["elva"], ALPHA)})[1])
     here = flatten_paths(params)
     names = [path.removesuffix("_lora/a") for path in here if path.endswith("_lora/a")]
     assert [name.rpartition("/")[2] for name in names] == ["down_proj", "q_proj"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elva_jax.models.build import vision_tower
-from elva_jax.parallel.mesh import make_mesh, shard_batch
+from elva_jax.parallel.mesh import shard_batch
 from elva_jax.tasks.registry import make_task
 from elva_jax.training import step
 from elva_jax.utils.trees import key_path
@@ -27,9 +27,18 @@ def unguided(config, name="video"):
     return config
 
 
-def test_batch_is_memorized(config, tiny_run, stage_of):
-    train_step, state, _ = stage_of(unguided(config), "video")
-    batch = shard_batch(tiny_run.random_batch(config, "video"), make_mesh(config.mesh))
+@pytest.fixture(scope="module")
+def unguided_video(tiny_run, stage_of):
+    """(train_step, a maker of fresh states, a batch) of one stage, compiled once."""
+    config = unguided(tiny_run.get_config())
+    train_step, state, setup = stage_of(config, "video")
+    batch = shard_batch(tiny_run.random_batch(config, "video"), setup.mesh)
+    return train_step, lambda: jax.tree.map(jnp.copy, state), batch  # a step takes its state
+
+
+def test_batch_is_memorized(unguided_video):
+    train_step, start, batch = unguided_video
+    state = start()
     first = None
     for _ in range(STEPS):
         state, metrics = train_step(state, {}, batch)
@@ -75,11 +84,10 @@ def test_frozen_parameters_stay(config, tiny_run, stage_of):
     assert not any("layers" in path for path in moments)
 
 
-def test_step_that_is_not_finite_is_skipped_and_counted(config, tiny_run, stage_of):
+def test_step_that_is_not_finite_is_skipped_and_counted(unguided_video):
     """An infinite norm scale makes the loss NaN until it is replaced by a finite one."""
-    train_step, state, setup = stage_of(unguided(config), "video")
-    batch = shard_batch(tiny_run.random_batch(config, "video"), setup.mesh)
-    state, _ = train_step(state, {}, batch)
+    train_step, start, batch = unguided_video
+    state, _ = train_step(start(), {}, batch)
     scale = state.params["elva"]["decoder"]["norm"]["scale"]
     healthy = np.asarray(scale)
 

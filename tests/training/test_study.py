@@ -47,6 +47,11 @@ def test_a_study_killed_twice_trains_what_an_uninterrupted_run_does(tmp_path, da
     """As a power failure does: the queue and the training at once, first at a random moment."""
     overrides = {
         "stages.sft.steps": 24,
+        # Smaller programs.
+        "stages.sft.merging": False,
+        "stages.sft.optimizer.name": "adamw",
+        "model.num_layers": 1,
+        "model.merge_layers": (0,),
         "checkpoint.every": 6,
         "log.tensorboard": False,
         "data_dir": str(data_dir),

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import binomtest
 
 from elva_jax.evaluation.results import compare_table, paired, resampling
 
@@ -27,6 +26,8 @@ def graded(right, **changes):
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (5, 5), (0, 8), (3, 12), (40, 25), (900, 1100)])
 def test_mcnemar_is_the_exact_binomial_test(b, c):
+    from scipy.stats import binomtest  # takes a second, also where tests are only collected
+
     expected = binomtest(b, b + c).pvalue if b + c else 1.0
     assert paired.mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
     assert paired.mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
