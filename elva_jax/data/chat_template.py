@@ -18,6 +18,7 @@ from elva_jax.errors import DataError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TIME_LIMIT = 5  # seconds of processor time
 WALL_LIMIT = 120.0  # seconds, with the start of the process on a slow disk
 
 
@@ -42,7 +43,7 @@ def render_bounded(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, 
     try:
         done = subprocess.run(
             [sys.executable, "-P", render_template.__file__],
-            input=json.dumps(request).encode(),
+            input=json.dumps({"request": request, "seconds": TIME_LIMIT}).encode(),
             capture_output=True,
             timeout=WALL_LIMIT,
             check=False,
@@ -52,7 +53,7 @@ def render_bounded(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, 
         if done.returncode < 0:  # killed by the system at the limit
             raise TimeoutError
     except (subprocess.TimeoutExpired, TimeoutError):
-        answer = {"error": f"it takes longer than {render_template.TIME_LIMIT} s"}
+        answer = {"error": f"it takes longer than {TIME_LIMIT} s"}
     if "error" in answer:
         raise DataError(f"{where}: its chat template cannot be used: {answer['error']}")
     return answer["text"]

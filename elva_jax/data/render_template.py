@@ -7,19 +7,18 @@ import resource
 import sys
 from typing import Any
 
-TIME_LIMIT = 5  # seconds of processor time
 MEMORY_LIMIT = 512 << 20  # bytes more than the process has at its start
 LONGEST = 1 << 20  # characters of a rendered conversation
 
 
-def render(request: dict[str, Any]) -> dict[str, str]:
-    """Renders in this process, which the limits end."""
+def render(request: dict[str, Any], seconds: int) -> dict[str, str]:
+    """Renders in this process, which the limits end; `seconds` are of processor time."""
     # Imported late: only the process of its own needs it, before its memory is limited.
     from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + 1 + TIME_LIMIT
+    seconds += int(used.ru_utime + used.ru_stime) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     if sys.platform == "linux":  # elsewhere there is no such limit, or no such file
         with open("/proc/self/statm", encoding="ascii") as file:
@@ -38,4 +37,4 @@ def render(request: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    json.dump(render(json.load(sys.stdin)), sys.stdout)
+    json.dump(render(**json.load(sys.stdin)), sys.stdout)
