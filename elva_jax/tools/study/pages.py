@@ -50,4 +50,4 @@ def _tables(summary: Mapping[str, Any]) -> str:
     names = report.columns(summary)
     parts = [report.table(summary, column) for column in names]
     parts += [report.families(summary, column) for column in names]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, report.costs(summary)])

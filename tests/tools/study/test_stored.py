@@ -10,7 +10,7 @@ from elva_jax.tools.study.pages import SHORT, with_tables
 from elva_jax.tools.study.stored import load_summary
 
 ROOT = Path(__file__).parents[3]
-PAGES = ("README.md", "docs/tiny.md")
+PAGES = ("README.md", "docs/tiny.md", "docs/ablations.md")
 LONGEST = "likeliest option, position"
 
 
