@@ -32,8 +32,9 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     text = "local copies: a folder per benchmark, or that of the only one; with --data FILE.json,"
     text += " the folder of its media (default: that of the file)"
     add("--data-root", metavar="DIR", help=text)
-    text = "media may be links that lead out of the benchmark's folder and --data-root (default:"
-    text += " only into the blobs of the same cache of the Hugging Face hub)"
+    text = "files may be links that lead out of the benchmark's folder and --data-root (default:"
+    text += " such a video counts as unreadable; links into the blobs of the same cache of the"
+    text += " Hugging Face hub are followed)"
     add("--follow-links", action="store_true", default=None, help=text)
     text = "journals of all answers and results.json; the same command continues there"
     add("--output", type=flags.output_folder("--output"), metavar="DIR", help=text)

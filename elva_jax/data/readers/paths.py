@@ -8,6 +8,7 @@ Hugging Face hub consists of links to that cache's blobs, so these count as belo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,27 @@ def inside(root: Path, name: object, key: str) -> str:
     if not allowed:
         raise RecordError(key, "a media path leaves the root folder")
     return str(path)
+
+
+def named(root: Path, name: object, key: str) -> str:
+    """As `inside`, but links below the folder are neither followed nor checked.
+
+    Args:
+      root: a resolved folder.
+      name: the path of a medium below it.
+      key: the record, for messages.
+
+    Raises:
+      RecordError: the name is not a path, or leaves the root through `..` or as an absolute path.
+    """
+    if isinstance(name, str) and name.strip() and "\0" not in name:
+        path = Path(os.path.normpath(root / name))
+        # Some texts of JSON cannot name a file: those with lone surrogates.
+        with contextlib.suppress(UnicodeEncodeError):
+            os.fsencode(path)
+            if path.is_relative_to(root):
+                return str(path)
+    return inside(root, name, key)
 
 
 def places(root: Path) -> tuple[Path, ...]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from elva_jax.data.example import Media
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.inference.scoring import Likelihood
 
 Status = Literal["right", "wrong", "unparsed", "unreadable", "unjudged", "no_reference"]
@@ -40,6 +41,7 @@ class Question:
       extra: what the benchmark's own scoring needs besides: {"subset": True}. "group" is the name
         that questions share which are scored together, such as MMBench's rotations of one; a
         bootstrap that draws their media twice gives the second copy a name of its own.
+      problem: why it cannot be asked, where that was seen when it was read; "": nothing was.
     """
 
     key: str
@@ -51,6 +53,7 @@ class Question:
     references: tuple[str, ...] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def media_key(self) -> tuple[Media, ...]:
@@ -183,8 +186,8 @@ class Benchmark:
       name: as on the command line.
       title: as in print.
       kind: how an answer is made and compared.
-      read: the questions below a folder in the benchmark's own file layout, in a fixed order.
-        Raises DataError with the file that is missing or damaged.
+      reader: the questions below a folder in the benchmark's own file layout, in a fixed order.
+        Raises DataError with the file that is missing or damaged. `read` calls it.
       grade: parses and compares one response. Judged benchmarks use exact match here; `judge`
         replaces their grades where an endpoint is given.
       score: the benchmark's numbers from the grades that count (`scored`), without intervals.
@@ -196,12 +199,13 @@ class Benchmark:
       scoring: the main number in words, for docs.
       submission: the content of the JSON file that the benchmark's server takes, from all grades;
         None: everything is scored here.
+      root: its folder, where that is not one below the folder of all benchmarks.
     """
 
     name: str
     title: str
     kind: Literal["choice", "open", "yes_no"]
-    read: Callable[[Path], Sequence[Question]]
+    reader: Callable[[Folder], Sequence[Question]]
     grade: Callable[[Response], Grade]
     score: Callable[[Sequence[Grade]], Scores]
     tally: Callable[[Sequence[Grade]], Tally | None] | None = None
@@ -210,6 +214,34 @@ class Benchmark:
     files: str = ""
     scoring: str = ""
     submission: Callable[[Sequence[Grade]], Any] | None = None
+    root: Path | None = None
+
+    def read(
+        self, root: str | Path, *, around: Path | None = None, follow_links: bool = False
+    ) -> tuple[Question, ...]:
+        """The questions below a folder. Those about media that may not be read say so.
+
+        Args:
+          root: the folder.
+          around: a folder into which links may lead, such as that of all benchmarks; None: `root`.
+          follow_links: whether links may lead anywhere.
+
+        Raises:
+          DataError: a file is missing or damaged, or a link that leads elsewhere.
+        """
+        folder = Folder(path=Path(root), around=around, follow_links=follow_links)
+        questions = tuple(self.reader(folder))
+        sources = {medium.source for question in questions for medium in question.media}
+        refused = {each: why for each in sources if (why := folder.refusal_of(each))}
+        return tuple(_marked(question, refused) for question in questions)
+
+
+def _marked(question: Question, refused: Mapping[Any, str]) -> Question:
+    """The question with the reason why one of its media may not be read."""
+    for medium in question.media:
+        if problem := refused.get(medium.source):
+            return dataclasses.replace(question, problem=problem)
+    return question
 
 
 @dataclass(frozen=True, kw_only=True)

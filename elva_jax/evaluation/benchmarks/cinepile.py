@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 from elva_jax.errors import RecordError
 from elva_jax.evaluation import answers
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.parsing import parse_choice
 from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
-    find,
     read_records,
     unique,
 )
@@ -33,14 +32,14 @@ ANNOTATIONS = (
 _LABELED = re.compile(r"(?:answer\W{1,8})?\(?([A-E])[).][ \t]{0,8}(\S.{0,1000})", re.IGNORECASE)
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions below a folder; see `FILES`. The records' own subtitles precede each.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
-    files = find(root, ANNOTATIONS, FILES)
-    media = MediaFolder(root)
+    files = folder.find(ANNOTATIONS, FILES)
+    media = MediaFolder(folder.path)
     return unique(
         (_question(record, k, media) for k, record in enumerate(read_records(files))), str(files[0])
     )
@@ -109,7 +108,7 @@ BENCHMARK = Benchmark(
     name="cinepile",
     title="CinePile",
     kind="choice",
-    read=read,
+    reader=read,
     grade=grade,
     score=score,
     files=FILES,

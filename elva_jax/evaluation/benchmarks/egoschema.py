@@ -8,16 +8,15 @@ The answers to all questions go to the benchmark's server as one file; see `subm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from elva_jax.errors import DataError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
-    find,
     read_records,
     unique,
 )
@@ -30,43 +29,42 @@ OPTIONS = 5
 UNANSWERED = -1  # in a submission
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """All questions below a folder; see `FILES`. Those without a public answer are not scored.
 
     Raises:
       DataError: questions are missing, or a file is damaged.
     """
     patterns = ("questions.json", "MC/*.parquet", "*.parquet")
-    files = find(root, patterns, FILES)
-    answers = _public_answers(root) if files[0].suffix == ".json" else {}
-    media = MediaFolder(root)
+    files = folder.find(patterns, FILES)
+    answers = _public_answers(folder) if files[0].suffix == ".json" else {}
+    media = MediaFolder(folder.path)
     return unique(
         (_question(record, answers, media) for record in read_records(files)), str(files[0])
     )
 
 
-def read_subset(root: Path) -> tuple[Question, ...]:
+def read_subset(folder: Folder) -> tuple[Question, ...]:
     """The questions below a folder that have a public answer.
 
     Raises:
       DataError: as `read`, or there are no public answers.
     """
-    if files := sorted(root.glob("[Ss]ubset/*.parquet")):
-        media = MediaFolder(root)
+    if files := folder.glob("[Ss]ubset/*.parquet"):
+        media = MediaFolder(folder.path)
         questions: Sequence[Question] = unique(
             (_question(record, {}, media) for record in read_records(files)), str(files[0])
         )
     else:
-        questions = read(root)
+        questions = read(folder)
     if not (public := tuple(q for q in questions if q.answer is not None)):
-        missing = repr_path(root / "subset_answers.json")
+        missing = repr_path(folder.path / "subset_answers.json")
         raise DataError(f"{missing}: no public answers; expected layout: {FILES}")
     return public
 
 
-def _public_answers(root: Path) -> Mapping[str, int]:
-    path = root / "subset_answers.json"
-    if not path.exists():
+def _public_answers(folder: Folder) -> Mapping[str, int]:
+    if (path := folder.file("subset_answers.json")) is None:
         return {}
     found = read_json(path)
     return {uid: as_integer(value, path.name, shown(uid)) for uid, value in found.items()}
@@ -101,7 +99,7 @@ BENCHMARK = Benchmark(
     name="egoschema",
     title="EgoSchema",
     kind="choice",
-    read=read,
+    reader=read,
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
     files=FILES,
@@ -112,7 +110,7 @@ SUBSET = Benchmark(
     name="egoschema_subset",
     title="EgoSchema (subset)",
     kind="choice",
-    read=read_subset,
+    reader=read_subset,
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
     files=FILES,

@@ -13,9 +13,10 @@ from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.open_answers import open_question
 from elva_jax.evaluation.benchmarks.pictures import locate_image
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_json
 
@@ -28,15 +29,15 @@ AXES = ("structural", "semantic")  # of a question's types
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions of the balanced test-dev split below a folder; see `FILES`.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
-    files = find(root, ANNOTATIONS, FILES)
+    files = folder.find(ANNOTATIONS, FILES)
     records = _by_id(files[0]) if files[0].suffix == ".json" else iter(read_records(files))
-    images = _Images(root)
+    images = _Images(folder)
     return unique((_question(record, images) for record in records), str(files[0]))
 
 
@@ -52,9 +53,9 @@ def _by_id(path: Path) -> Iterator[Record]:
 class _Images:
     """Images by their id, in Parquet files of the hub or as files."""
 
-    def __init__(self, root: Path):
-        self.media = MediaFolder(root)
-        files = sorted(root.glob("testdev_balanced_images/*.parquet"))
+    def __init__(self, folder: Folder):
+        self.media = MediaFolder(folder.path)
+        files = folder.glob("testdev_balanced_images/*.parquet")
         self.rows = {record.text("id"): record for record in read_records(files)}
 
     def of(self, name: str, key: str) -> Media:
@@ -101,7 +102,7 @@ BENCHMARK = Benchmark(
     name="gqa",
     title="GQA (balanced test-dev)",
     kind="open",
-    read=read,
+    reader=read,
     grade=grade,
     score=choice.micro_scores(),
     files=FILES,

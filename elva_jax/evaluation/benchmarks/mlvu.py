@@ -17,7 +17,8 @@ from elva_jax.data.conversation import LETTERS
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.folder import Folder
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.utils.numbers import shown
 
 FILES = "json/1_plotQA.json to json/7_topic_reasoning.json, video/1_plotQA/ and so on"
@@ -46,7 +47,7 @@ TEST_TYPES = (
 SYNONYMS = {"findNeedle": "needle"}  # of one type, in the original files and elsewhere
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The multiple-choice questions of the dev set below a folder; see `FILES`.
 
     Types whose file is absent have no questions.
@@ -55,24 +56,23 @@ def read(root: Path) -> tuple[Question, ...]:
       DataError: there is no file, or one is damaged.
     """
     names = [f"{folder}.json" for folder in FOLDERS.values()]
-    patterns = ("json/[1-7]_*.json", "MLVU/json/[1-7]_*.json", "[1-7]_*.json")
-    files = find(
-        root, (*patterns, "data/*.parquet", "*.parquet"), f"{FILES}; for example {names[0]}"
-    )
-    return _questions(files, root, TYPES)
+    patterns = [f"{place}[1-7]_*.json" for place in ("json/", "MLVU/json/", "")]
+    patterns += ("data/*.parquet", "*.parquet")
+    files = folder.find(patterns, f"{FILES}; for example {names[0]}")
+    return _questions(files, folder, TYPES)
 
 
-def read_test(root: Path) -> tuple[Question, ...]:
+def read_test(folder: Folder) -> tuple[Question, ...]:
     """The multiple-choice questions of the test set below a folder; see `TEST_FILES`.
 
     Raises:
       DataError: the file is missing or damaged.
     """
-    return _questions(find(root, TEST_ANNOTATIONS, TEST_FILES), root, TEST_TYPES)
+    return _questions(folder.find(TEST_ANNOTATIONS, TEST_FILES), folder, TEST_TYPES)
 
 
-def _questions(files: Sequence[Path], root: Path, types: Sequence[str]) -> tuple[Question, ...]:
-    media = MediaFolder(root)
+def _questions(files: Sequence[Path], folder: Folder, types: Sequence[str]) -> tuple[Question, ...]:
+    media = MediaFolder(folder.path)
     numbers = dict.fromkeys(types, 0)
     questions = []
     for record in read_records(files):
@@ -146,7 +146,7 @@ def submission(grades: Sequence[Grade]) -> list[dict[str, str]]:
 def _benchmark(
     name: str,
     title: str,
-    reader: Callable[[Path], Sequence[Question]],
+    reader: Callable[[Folder], Sequence[Question]],
     types: Sequence[str],
     files: str,
 ) -> Benchmark:
@@ -154,7 +154,7 @@ def _benchmark(
         name=name,
         title=title,
         kind="choice",
-        read=reader,
+        reader=reader,
         grade=choice.grade_choice,
         score=partial(score, types),
         files=files,

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
 
 from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.pictures import decode_base64, locate_image
 from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
-    find,
     read_records,
     unique,
 )
@@ -37,17 +36,17 @@ AXES = ("category", "L2-category")
 ABSENT = "nan"  # an option or hint that a question does not have, as some tables write it
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """All rotations of all questions below a folder; see `FILES`. The first fitting file is read.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
-    files = find(root, ANNOTATIONS, FILES)
+    files = folder.find(ANNOTATIONS, FILES)
     if files[0].suffix == ".tsv":
         files = files[:1]
     records = read_records(files)
-    images = _Images(records, MediaFolder(root))
+    images = _Images(records, MediaFolder(folder.path))
     return unique((_question(record, images) for record in records), str(files[0]))
 
 
@@ -135,7 +134,7 @@ BENCHMARK = Benchmark(
     name="mmbench",
     title="MMBench (English, dev)",
     kind="choice",
-    read=read,
+    reader=read,
     grade=choice.grade_choice,
     score=score,
     files=FILES,

@@ -24,8 +24,9 @@ from elva_jax.evaluation.benchmarks.base import (
     Tally,
     media_of,
 )
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.pictures import locate_image
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.evaluation.benchmarks.yes_no import grade_yes_no, yes_no_question
 from elva_jax.utils.read import read_text
 
@@ -44,20 +45,20 @@ TASKS = (*PERCEPTION, *COGNITION)
 SUM, TASK_MAXIMUM = "accuracy + accuracy+", 200.0  # of a task
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions of all tasks below a folder; see `FILES`.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
-    media = MediaFolder(root)
+    media = MediaFolder(folder.path)
     patterns = ("data/*.parquet", "*.parquet", *(f"{task}.txt" for task in TASKS))
     patterns += tuple(f"{task}/**/*.txt" for task in TASKS)
-    files = find(root, patterns, FILES)
+    files = folder.find(patterns, FILES)
     if files[0].suffix == ".parquet":
         records: Iterator[Record] = iter(read_records(files))
     else:
-        records = (record for task in TASKS for record in _of_task(root, task))
+        records = (record for task in TASKS for record in _of_task(folder, task))
     numbers: dict[str, int] = {}
     questions = []
     for record in records:
@@ -67,14 +68,14 @@ def read(root: Path) -> tuple[Question, ...]:
     return unique(questions, str(files[0]))
 
 
-def _of_task(root: Path, task: str) -> Iterator[Record]:
+def _of_task(folder: Folder, task: str) -> Iterator[Record]:
     """Records of one task, which is one table, or a file per image."""
-    if (table := root / f"{task}.txt").is_file():
+    if table := folder.file(f"{task}.txt"):
         for key, fields in _rows(table, 3):
             image, question, answer = fields
             yield Record(key, _fields(task, image, question, answer))
         return
-    for file in find(root, (f"{task}/*.txt", f"{task}/questions_answers_YN/*.txt"), FILES):
+    for file in folder.find((f"{task}/*.txt", f"{task}/questions_answers_YN/*.txt"), FILES):
         for key, (question, answer) in _rows(file, 2):
             yield Record(key, _fields(task, file.stem, question, answer))
 
@@ -203,7 +204,7 @@ BENCHMARK = Benchmark(
     name="mme",
     title="MME",
     kind="yes_no",
-    read=read,
+    reader=read,
     grade=grade_yes_no,
     score=score,
     tally=tally,

@@ -14,7 +14,8 @@ from pathlib import Path
 from elva_jax.data.example import Media
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Scores
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.folder import Folder
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 
 FILES = "json/{task}.json for each of the 20 tasks, video/ with the extracted archives"
 FRAMES_PER_SECOND = 3  # of the folders of frames that episodic_reasoning has instead of videos
@@ -43,21 +44,21 @@ TASKS = {
 }
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions of the 20 tasks below a folder; see `FILES`.
 
     Raises:
       DataError: a task's file is missing or damaged.
     """
-    media = MediaFolder(root)
-    files = {task: find(root, (f"json/{task}.json", f"{task}.json"), FILES) for task in TASKS}
+    media = MediaFolder(folder.path)
+    files = {task: folder.find((f"json/{task}.json", f"{task}.json"), FILES) for task in TASKS}
     return unique(
         (
             _question(record, task, number, media)
             for task, paths in files.items()
             for number, record in enumerate(read_records(paths))
         ),
-        str(root),
+        str(folder.path),
     )
 
 
@@ -108,7 +109,7 @@ BENCHMARK = Benchmark(
     name="mvbench",
     title="MVBench",
     kind="choice",
-    read=read,
+    reader=read,
     grade=choice.grade_choice,
     score=score,
     files=FILES,

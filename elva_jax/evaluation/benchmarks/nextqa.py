@@ -6,15 +6,14 @@ accuracy = right / all        also by type and by group of types
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
-    find,
     read_records,
     unique,
 )
@@ -28,17 +27,17 @@ GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}  # first letters o
 OPTIONS = 5
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions below a folder; see `FILES`. Without the map, videos have their own names.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
     names = ("test.csv", "nextqa/test.csv", "val.csv", "nextqa/val.csv", "MC/*.parquet")
-    files = find(root, names, FILES)
+    files = folder.find(names, FILES)
     path = files[0].with_name("map_vid_vidorID.json")
-    places = read_json(path) if path.exists() else {}
-    media = MediaFolder(root)
+    places = read_json(folder.checked(path)) if path.exists() else {}
+    media = MediaFolder(folder.path)
     return unique(
         (_question(record, places, media) for record in read_records(files)), str(files[0])
     )
@@ -61,7 +60,7 @@ BENCHMARK = Benchmark(
     name="nextqa",
     title="NExT-QA (multiple choice)",
     kind="choice",
-    read=read,
+    reader=read,
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
     files=FILES,

@@ -14,13 +14,14 @@ from pathlib import Path
 from elva_jax.data.example import Media
 from elva_jax.errors import DataError, RecordError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.open_answers import (
     as_sentence,
     grade_open,
     open_question,
     open_scores,
 )
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
 from elva_jax.utils.read import read_text
@@ -49,21 +50,23 @@ class _Layout:
     types: Sequence[str] = ()
 
 
-def read(layout: _Layout, root: Path) -> tuple[Question, ...]:
+def read(layout: _Layout, folder: Folder) -> tuple[Question, ...]:
     """The questions below a folder, joined with their answers.
 
     Raises:
       DataError: a file is missing or damaged, or an id stands twice in one of them.
     """
-    files = find(root, layout.questions, layout.files)
+    files = folder.find(layout.questions, layout.files)
     records = read_records(files)
     if not any("answer" in record.fields for record in records):
-        records = _joined(records, files[0], layout)
-    media, prepare = MediaFolder(root), partial(_question, layout)
+        records = _joined(records, files[0], layout, folder)
+    media, prepare = MediaFolder(folder.path), partial(_question, layout)
     return unique((prepare(record, media, n) for n, record in enumerate(records)), str(files[0]))
 
 
-def _joined(questions: Sequence[Record], path: Path, layout: _Layout) -> list[Record]:
+def _joined(
+    questions: Sequence[Record], path: Path, layout: _Layout, folder: Folder
+) -> list[Record]:
     """Each question with the fields of its answer."""
     names = [path.with_name(path.name.replace("_q.", "_a."))]
     if names[0] == path or not names[0].is_file():
@@ -72,7 +75,7 @@ def _joined(questions: Sequence[Record], path: Path, layout: _Layout) -> list[Re
             f" layout: {layout.files}"
         )
     found: dict[str, Record] = {}
-    for record in read_records(names):
+    for record in read_records(map(folder.checked, names)):
         number = record.text("question_id")
         if number in found:
             raise RecordError(record.key, f"answers the question {shown(number)} a second time")
@@ -122,20 +125,19 @@ def _msvd(root_names: Mapping[str, str], record: Record, media: MediaFolder) -> 
     return media.locate(name, record.key, folders=("videos", "YouTubeClips", "video"))
 
 
-def _read_msvd(root: Path) -> tuple[Question, ...]:
+def _read_msvd(folder: Folder) -> tuple[Question, ...]:
     """The questions of MSVD-QA below a folder.
 
     Raises:
       DataError: a file is missing or damaged.
     """
-    layout = _Layout(files=MSVD_FILES, questions=QUESTIONS, locate=partial(_msvd, _youtube(root)))
-    return read(layout, root)
+    layout = _Layout(files=MSVD_FILES, questions=QUESTIONS, locate=partial(_msvd, _youtube(folder)))
+    return read(layout, folder)
 
 
-def _youtube(root: Path) -> dict[str, str]:
+def _youtube(folder: Folder) -> dict[str, str]:
     """Names of videos by number, from lines such as `mv89psg6zh4_33_46 vid1`."""
-    path = root / "youtube_mapping.txt"
-    if not path.is_file():
+    if (path := folder.file("youtube_mapping.txt")) is None:
         return {}
     pairs = (line.split() for line in read_text(path).splitlines() if line.strip())
     return {pair[-1].removeprefix("vid"): pair[0] for pair in pairs}
@@ -172,13 +174,13 @@ ACTIVITYNET = _Layout(
 
 
 def _benchmark(
-    name: str, title: str, files: str, read_questions: Callable[[Path], Sequence[Question]]
+    name: str, title: str, files: str, read_questions: Callable[[Folder], Sequence[Question]]
 ) -> Benchmark:
     return Benchmark(
         name=name,
         title=title,
         kind="open",
-        read=read_questions,
+        reader=read_questions,
         grade=grade_open,
         score=open_scores,
         max_new_tokens=32,

@@ -46,6 +46,7 @@ def load_own(path: str | Path, media_dir: str | Path | None = None) -> Benchmark
     Args:
       path: a JSON array of records, or a record per line.
       media_dir: the folder that media paths are relative to and stay in; None: that of the file.
+        Links that lead out of it are not followed, unless `BenchmarkConfig.follow_links` says so.
 
     Raises:
       DataError: the file is missing, damaged or empty.
@@ -57,7 +58,8 @@ def load_own(path: str | Path, media_dir: str | Path | None = None) -> Benchmark
       >>> found = elva_jax.evaluate_benchmarks("runs/7b", [own])  # doctest: +SKIP
     """
     path = Path(path)
-    questions = tuple(_read(path, "" if media_dir is None else str(media_dir)))
+    file = JsonFile(path, "" if media_dir is None else str(media_dir))
+    questions = tuple(_read(file))
     if not questions:
         raise DataError(f"{repr_path(path)}: has no questions")
     has_options = any(question.options for question in questions)
@@ -65,21 +67,19 @@ def load_own(path: str | Path, media_dir: str | Path | None = None) -> Benchmark
     kind: Literal["choice", "open"] = "choice" if has_options else "open"
     scoring = "right options among all questions" if not has_open else "exact match, or a judge"
 
-    def read(_: Path) -> Sequence[Question]:
-        return questions
-
     return Benchmark(
         # Results are compared by name: none may be that of a public benchmark.
         name="own_" + re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem)[:80],
         title=path.name,
         kind=kind,
-        read=read,
+        reader=lambda _: questions,
         grade=grade,
         score=score,
         max_new_tokens=OPEN_TOKENS if has_open else 16,
         judge="qa" if has_open else "",
         files=path.name,
         scoring=scoring,
+        root=file.root,
     )
 
 
@@ -104,9 +104,8 @@ def score(grades: Sequence[Grade]) -> Scores:
     )
 
 
-def _read(path: Path, media_dir: str) -> Iterator[Question]:
+def _read(file: JsonFile) -> Iterator[Question]:
     """The questions of all records; a repeated id is followed by the place of its record."""
-    file = JsonFile(path, media_dir)
     used: set[str] = set()
     for number in range(len(file)):
         place, value = file.record(number)
@@ -123,7 +122,7 @@ def _questions(record: Record, root: Path) -> Iterator[Question]:
     """The question of a record, or one per turn of its conversation."""
 
     def locate(name: object) -> str:
-        return paths.inside(root, name, record.key)
+        return paths.named(root, name, record.key)
 
     name = record.key if record.get(*plain.IDS) is None else record.text(*plain.IDS)
     if not chat.has_turns(record.fields):

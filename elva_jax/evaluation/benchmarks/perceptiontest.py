@@ -11,11 +11,11 @@ from pathlib import Path
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
-    find,
     read_records,
     unique,
 )
@@ -24,16 +24,16 @@ from elva_jax.utils.read import read_json
 FILES = "mc_question_valid.json (or all_valid.json), videos/{video}.mp4"
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions below a folder; see `FILES`.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
     names = ("mc_question_valid.json", "all_valid.json", "mc_question_val/*.parquet", "*.parquet")
-    files = find(root, names, FILES)
+    files = folder.find(names, FILES)
     records = _by_video(files[0]) if files[0].suffix == ".json" else read_records(files)
-    media = MediaFolder(root)
+    media = MediaFolder(folder.path)
     return unique((_question(record, media) for record in records), str(files[0]))
 
 
@@ -72,7 +72,7 @@ BENCHMARK = Benchmark(
     name="perceptiontest",
     title="Perception Test (multiple choice, validation)",
     kind="choice",
-    read=read,
+    reader=read,
     grade=choice.grade_choice,
     score=choice.micro_scores(maximum=1.0),
     files=FILES,

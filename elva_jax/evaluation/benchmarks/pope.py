@@ -8,14 +8,14 @@ yes-rate = answered yes / all                   of the answers, not of the label
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Metric, Question, Scores, Tally
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.pictures import locate_image
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.evaluation.benchmarks.yes_no import YES, grade_yes_no, yes_no_question
 
 FILES = "coco_pope_{random,popular,adversarial}.json (JSONL), val2014/{image}"
@@ -23,24 +23,24 @@ KINDS = ("random", "popular", "adversarial")
 NAMES = ("coco_pope_{}.json*", "coco/coco_pope_{}.json*", "Full/{}-*.parquet")
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions of all three kinds below a folder; see `FILES`.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
-    media = MediaFolder(root)
-    if hub := sorted(root.glob("data/test-*.parquet")):
+    media = MediaFolder(folder.path)
+    if hub := folder.glob("data/test-*.parquet"):
         files = {"": hub}
     else:  # ids begin again in every file
-        files = {kind: find(root, [name.format(kind) for name in NAMES], FILES) for kind in KINDS}
+        files = {kind: folder.find([name.format(kind) for name in NAMES], FILES) for kind in KINDS}
     return unique(
         (
             _question(record, kind or record.text("category"), media)
             for kind, paths in files.items()
             for record in read_records(paths)
         ),
-        str(root),
+        str(folder.path),
     )
 
 
@@ -140,7 +140,7 @@ BENCHMARK = Benchmark(
     name="pope",
     title="POPE",
     kind="yes_no",
-    read=read,
+    reader=read,
     grade=grade_yes_no,
     score=score,
     tally=tally,

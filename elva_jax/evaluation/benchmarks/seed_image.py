@@ -10,13 +10,13 @@ from pathlib import Path
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.pictures import locate_image
 from elva_jax.evaluation.benchmarks.tables import (
     MediaFolder,
     Record,
     as_integer,
     as_records,
-    find,
     read_records,
     unique,
 )
@@ -36,15 +36,15 @@ TYPES = {
 }
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions about images below a folder; see `FILES`.
 
     Raises:
       DataError: annotations are missing or damaged.
     """
-    files = find(root, ("SEED-Bench.json", "data/*.parquet", "*.parquet"), FILES)
+    files = folder.find(("SEED-Bench.json", "data/*.parquet", "*.parquet"), FILES)
     records = _listed(files[0]) if files[0].suffix == ".json" else read_records(files)
-    media = MediaFolder(root)
+    media = MediaFolder(folder.path)
     numbered = (
         (record, as_integer(record.require("question_type_id"), record.key, "question_type_id"))
         for record in records
@@ -79,7 +79,7 @@ BENCHMARK = Benchmark(
     name="seed_image",
     title="SEED-Bench (images)",
     kind="choice",
-    read=read,
+    reader=read,
     grade=choice.grade_choice,
     score=choice.micro_scores(),
     files=FILES,

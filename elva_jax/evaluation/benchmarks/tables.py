@@ -109,25 +109,6 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def find(root: Path, patterns: Sequence[str], layout: str) -> list[Path]:
-    """The files of the first pattern that has any below a folder, sorted.
-
-    Args:
-      root: the folder.
-      patterns: file names or glob patterns relative to it, the preferred one first.
-      layout: the expected layout in words, for the message.
-
-    Raises:
-      DataError: the folder does not exist, or no pattern has a file.
-    """
-    if not root.is_dir():
-        raise DataError(f"{repr_path(root)}: no such folder; expected layout: {layout}")
-    for pattern in patterns:
-        if found := sorted(path for path in root.glob(pattern) if path.is_file()):
-            return found
-    raise DataError(f"{repr_path(root / patterns[0])}: no such file; expected layout: {layout}")
-
-
 def read_records(files: Iterable[Path]) -> list[Record]:
     """The rows of files in JSON (an array), JSONL (also named .json), CSV, TSV or Parquet.
 

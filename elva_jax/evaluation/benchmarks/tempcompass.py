@@ -21,9 +21,10 @@ from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
 from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.open_answers import F1, detail_mean, token_f1
 from elva_jax.evaluation.benchmarks.parsing import contained_option
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.evaluation.benchmarks.yes_no import grade_yes_no, yes_no_question
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
@@ -34,28 +35,28 @@ FILES = "questions/{task}.json, videos/{video_id}.mp4"
 Build = Callable[[Record, str, MediaFolder], Question]
 
 
-def read(task: str, build: Build, root: Path) -> tuple[Question, ...]:
+def read(task: str, build: Build, folder: Folder) -> tuple[Question, ...]:
     """The questions of one task below a folder; see `FILES`.
 
     Raises:
       DataError: the task's file is missing or damaged.
     """
-    records = _records(root, task)
+    records = _records(folder, task)
     if task == "captioning" and records and records[0].get("mc_question") is None:
-        records = _with_choices(records, _records(root, "multi-choice"))
-    media = MediaFolder(root)
+        records = _with_choices(records, _records(folder, "multi-choice"))
+    media = MediaFolder(folder.path)
     numbers: dict[tuple[str, str], int] = {}
     questions = []
     for record in records:
         group = record.text("video_id"), record.text("dim")
         numbers[group] = numbers.get(group, -1) + 1
         questions.append(build(record, "/".join((*group, str(numbers[group]))), media))
-    return unique(questions, f"{task} below {repr_path(root)}")
+    return unique(questions, f"{task} below {repr_path(folder.path)}")
 
 
-def _records(root: Path, task: str) -> list[Record]:
+def _records(folder: Folder, task: str) -> list[Record]:
     patterns = (f"questions/{task}.json", f"{task}.json", f"{task}/*.parquet")
-    files = find(root, patterns, FILES.format(task=task, video_id="{video_id}"))
+    files = folder.find(patterns, FILES.format(task=task, video_id="{video_id}"))
     return list(_by_video(files[0])) if files[0].suffix == ".json" else read_records(files)
 
 
@@ -194,7 +195,7 @@ def _benchmark(name: str, file: str, build: Build) -> Benchmark:
         name=f"tempcompass_{name}",
         title=f"TempCompass ({name.replace('_', ' ')})",
         kind="choice",
-        read=partial(read, file, build),
+        reader=partial(read, file, build),
         grade=choice.grade_choice,
         score=choice.micro_scores(),
         files=FILES.format(task=file, video_id="{video_id}"),
@@ -208,7 +209,7 @@ YES_NO = Benchmark(
     name="tempcompass_yes_no",
     title="TempCompass (yes or no)",
     kind="yes_no",
-    read=partial(read, "yes_no", _yes_no),
+    reader=partial(read, "yes_no", _yes_no),
     grade=grade_yes_no,
     score=choice.micro_scores(),
     files=FILES.format(task="yes_no", video_id="{video_id}"),
@@ -218,7 +219,7 @@ CAPTIONING = Benchmark(
     name="tempcompass_captioning",
     title="TempCompass (captioning, without a judge)",
     kind="open",
-    read=partial(read, "captioning", _captioning),
+    reader=partial(read, "captioning", _captioning),
     grade=grade_caption,
     score=score_captions,
     max_new_tokens=128,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from elva_jax.evaluation.benchmarks.base import (
     Tally,
     media_of,
 )
+from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.open_answers import (
     F1,
     HIGHEST,
@@ -34,7 +34,7 @@ from elva_jax.evaluation.benchmarks.open_answers import (
     open_question,
     was_judged,
 )
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 
 FILES = "generic_qa.json, temporal_qa.json, consistency_qa.json; Test_Videos/{video_name}.mp4"
 ANNOTATIONS = {
@@ -52,21 +52,21 @@ MAIN = "mean of aspects"
 _SUMMED = (*ALL_ASPECTS, F1, JUDGED)  # details
 
 
-def read(root: Path) -> tuple[Question, ...]:
+def read(folder: Folder) -> tuple[Question, ...]:
     """The questions of the three parts below a folder; see `FILES`.
 
     Raises:
       DataError: a file is missing or damaged.
     """
-    media = MediaFolder(root)
+    media = MediaFolder(folder.path)
     return unique(
         (
             question
             for part, patterns in ANNOTATIONS.items()
-            for number, record in enumerate(read_records(find(root, patterns, FILES)))
+            for number, record in enumerate(read_records(folder.find(patterns, FILES)))
             for question in _questions(record, part, number, media)
         ),
-        str(root),
+        str(folder.path),
     )
 
 
@@ -154,7 +154,7 @@ BENCHMARK = Benchmark(
     name="video_chatgpt",
     title="Video-ChatGPT",
     kind="open",
-    read=read,
+    reader=read,
     grade=grade_open,
     score=score,
     tally=tally,

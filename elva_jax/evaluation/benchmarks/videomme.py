@@ -5,6 +5,7 @@ accuracy = 100 · right / all        not the mean over durations
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 import re
@@ -19,7 +20,8 @@ from elva_jax.evaluation.benchmarks.choice import (
     letter_index,
     micro_scores,
 )
-from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, find, read_records, unique
+from elva_jax.evaluation.benchmarks.folder import Folder
+from elva_jax.evaluation.benchmarks.tables import MediaFolder, Record, read_records, unique
 from elva_jax.utils.failures import repr_path
 from elva_jax.utils.read import read_bytes
 
@@ -38,21 +40,22 @@ _TIME = re.compile(r"\d{1,3}:\d\d:\d\d[,.]\d{1,3} *--> *\d{1,3}:\d\d:\d\d[,.]\d{
 _TAG = re.compile(r"</?(?:[ibu]|font[^<>\n]{0,80})>|\{\\[^{}\n]{0,80}\}", re.IGNORECASE)
 
 
-def read(root: Path, *, subtitles: bool = False) -> tuple[Question, ...]:
+def read(folder: Folder, *, subtitles: bool = False) -> tuple[Question, ...]:
     """The questions below a folder.
 
     Args:
-      root: the folder; see `FILES`.
+      folder: the folder; see `FILES`.
       subtitles: whether `CUES` of the subtitles stand before each question.
 
     Raises:
       DataError: annotations, or all subtitles, are missing or damaged.
     """
-    files = find(root, ANNOTATIONS, FILES)
-    if subtitles and not (root / "subtitle").is_dir():
-        raise DataError(f"{repr_path(root / 'subtitle')}: no such folder; expected layout: {FILES}")
-    media = MediaFolder(root)
-    shown = _Subtitles(root / "subtitle") if subtitles else None
+    files = folder.find(ANNOTATIONS, FILES)
+    cues = folder.path / "subtitle"
+    if subtitles and not cues.is_dir():
+        raise DataError(f"{repr_path(cues)}: no such folder; expected layout: {FILES}")
+    media = MediaFolder(folder.path)
+    shown = _Subtitles(folder) if subtitles else None
     return unique(
         (_question(record, media, shown) for record in _flat(read_records(files))), str(files[0])
     )
@@ -73,10 +76,11 @@ def _flat(records: list[Record]) -> Iterator[Record]:
 def _question(record: Record, media: MediaFolder, subtitles: _Subtitles | None) -> Question:
     video = record.text("videoID", "video_id")
     options = record.texts("options")
-    context = ""
+    context = problem = ""
     if subtitles:
-        context = f"Subtitles of the video:\n{subtitles.of(video, record.key)}"
-    return choice_question(
+        cues, problem = subtitles.of(video, record.key)
+        context = f"Subtitles of the video:\n{cues}"
+    question = choice_question(
         record.text("question_id"),
         [media.locate(video, record.key, folders=("data", "videos", "video"))],
         record.text("question"),
@@ -85,24 +89,27 @@ def _question(record: Record, media: MediaFolder, subtitles: _Subtitles | None) 
         context=context,
         categories={axis: record.text(axis) for axis in AXES if record.get(axis)},
     )
+    return dataclasses.replace(question, problem=problem)
 
 
 class _Subtitles:
     """The subtitles of videos, each file read once."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Folder):
         self.folder = folder
-        self._texts: dict[str, str] = {}
+        self._found: dict[str, tuple[str, str]] = {}
 
-    def of(self, video: str, key: str) -> str:
-        if video not in self._texts:
+    def of(self, video: str, key: str) -> tuple[str, str]:
+        """The cues of a video; and why they may not be read, or ""."""
+        if video not in self._found:
             if "/" in video or "\0" in video:
                 raise RecordError(key, "'videoID' is no file name")
-            path = self.folder / f"{video}.srt"
-            # A fifth of the videos has none.
-            cues = read_cues(path) if os.path.isfile(path) else []  # also names that are too long
-            self._texts[video] = "\n".join(spaced(cues, CUES)) or "(none)"
-        return self._texts[video]
+            path = self.folder.path / "subtitle" / f"{video}.srt"
+            problem = self.folder.refusal(path)
+            # A fifth of the videos has none. A name that is too long is no file, either.
+            cues = read_cues(path) if not problem and os.path.isfile(path) else []
+            self._found[video] = "\n".join(spaced(cues, CUES)) or "(none)", problem
+        return self._found[video]
 
 
 def read_cues(path: Path) -> list[str]:
@@ -139,7 +146,7 @@ BENCHMARK = Benchmark(
     name="videomme",
     title="Video-MME",
     kind="choice",
-    read=read,
+    reader=read,
     grade=grade_choice,
     score=micro_scores(),
     files=FILES,
@@ -147,15 +154,15 @@ BENCHMARK = Benchmark(
 )
 
 
-def _read_with_subtitles(root: Path) -> tuple[Question, ...]:
-    return read(root, subtitles=True)
+def _read_with_subtitles(folder: Folder) -> tuple[Question, ...]:
+    return read(folder, subtitles=True)
 
 
 WITH_SUBTITLES = Benchmark(
     name="videomme_subtitles",
     title="Video-MME (subtitles)",
     kind="choice",
-    read=_read_with_subtitles,
+    reader=_read_with_subtitles,
     grade=grade_choice,
     score=micro_scores(),
     files=FILES,

@@ -52,7 +52,7 @@ def docs_of(name: str, environ: Mapping[str, str] = os.environ) -> list[dict[str
             "question": question.text,
             "answer": question.references[0],
         }
-        for question in benchmark.read(Path(root).expanduser())
+        for question in benchmark.read(Path(root).expanduser(), follow_links=True)
     ]
 
 

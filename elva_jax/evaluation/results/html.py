@@ -67,7 +67,8 @@ def build(
     """The page as text; arguments as of `save`."""
     media = [_media(evaluation) for evaluation in evaluations]
     every = list(dict.fromkeys(medium for of_benchmark in media for medium in of_benchmark))
-    found = thumbnails.read(thumbnails.choose(media, frames), folders)
+    allowed = [_media(evaluation, allowed=True) for evaluation in evaluations]
+    found = thumbnails.read(thumbnails.choose(allowed, frames), folders)
     numbers = {medium: n for n, medium in enumerate(every)}
     data = {
         "benchmarks": [evaluation.title for evaluation in evaluations],
@@ -93,10 +94,11 @@ def build(
     return page.encode("utf-8", "replace").decode()
 
 
-def _media(evaluation: Evaluation) -> list[Media]:
-    """The media of a benchmark, each once."""
+def _media(evaluation: Evaluation, *, allowed: bool = False) -> list[Media]:
+    """The media of a benchmark, each once; all, or those without links that are not followed."""
     grades = next(iter(evaluation.grades.values()), ())
-    return list(dict.fromkeys(m for grade in grades for m in grade.response.question.media))
+    questions = [grade.response.question for grade in grades]
+    return list(dict.fromkeys(m for q in questions if not (allowed and q.problem) for m in q.media))
 
 
 def _medium(medium: Media, frames: Thumbnails) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,18 @@ def make_head(benchmark: str, settings: Mapping[str, Any]) -> Head:
     return Head(fields=fields, of="evaluation", way_out=WAY_OUT)
 
 
+def stale_of(questions: Sequence[Question]) -> Callable[[Line], bool]:
+    """Whether a line says that a question could not be asked whose files have changed since."""
+    known = {question.key: question for question in questions}
+
+    def stale(line: Line) -> bool:
+        key, error = line.record.get("key"), line.record.get("error")
+        question = known.get(key) if isinstance(key, str) else None
+        return bool(error) and question is not None and line.record.get("media") != _state(question)
+
+    return stale
+
+
 def reader_of(questions: Sequence[Question]) -> Callable[[Line], tuple[str, Response]]:
     """Reads the response of a line; the questions are all that its benchmark has."""
     known = {question.key: (question, question_hash(question)) for question in questions}
@@ -43,7 +56,7 @@ def reader_of(questions: Sequence[Question]) -> Callable[[Line], tuple[str, Resp
 
 def to_record(response: Response) -> dict[str, Any]:
     """The line of a response."""
-    return {
+    record = {
         "key": response.question.key,
         "hash": question_hash(response.question),
         "text": response.text,
@@ -54,6 +67,22 @@ def to_record(response: Response) -> dict[str, Any]:
         "tokens": list(response.tokens),
         "seconds": response.seconds,
     }
+    return record | ({"media": _state(response.question)} if response.error else {})
+
+
+def _state(question: Question) -> list[Any]:
+    """What is there of the files of a question, as JSON: it changes where one is put in place."""
+    sources = [medium.source for medium in question.media if not isinstance(medium.source, bytes)]
+    files = [file for each in sources for file in ([each] if isinstance(each, str) else each)]
+    return [question.problem != "", *map(_file_state, files)]
+
+
+def _file_state(path: str) -> list[int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _pair(score: Likelihood) -> tuple[float | None, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from elva_jax.data.conversation import LETTERS
 from elva_jax.data.example import Media
-from elva_jax.errors import LayoutError
+from elva_jax.errors import DataError, LayoutError
 from elva_jax.evaluation.benchmarks.base import Question, Response
 from elva_jax.evaluation.runner.settings import Way
 from elva_jax.inference.batches.queries import Item, Query, Reply, Scoring, Writing, make_query
@@ -30,10 +30,12 @@ def item_of(
     """
 
     def make(visuals: tuple[Visual, ...]) -> Query:
+        if question.problem:
+            raise DataError(question.problem)
         return query_of(model, question, visuals, ways, max_new_tokens)
 
-    key = question.key
-    return Item(tag=question, name=key, media=question.media_key, make=make, key=key)
+    key, media = question.key, () if question.problem else question.media_key
+    return Item(tag=question, name=key, media=media, make=make, key=key)
 
 
 def query_of(

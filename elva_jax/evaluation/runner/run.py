@@ -22,7 +22,7 @@ from elva_jax.evaluation.models import Opened, lockstep_for, open_elva
 from elva_jax.evaluation.results.intervals import with_intervals
 from elva_jax.evaluation.runner.grading import evaluation_of
 from elva_jax.evaluation.runner.identity import describe_model, describe_reading, prompts_hash
-from elva_jax.evaluation.runner.journal import FOLDER, make_head, reader_of, to_record
+from elva_jax.evaluation.runner.journal import FOLDER, make_head, reader_of, stale_of, to_record
 from elva_jax.evaluation.runner.queries import item_of, reader, response_of
 from elva_jax.evaluation.runner.settings import BenchmarkConfig, ways_of
 from elva_jax.evaluation.runner.tasks import read_questions, resolve
@@ -99,7 +99,7 @@ def evaluate_benchmarks(
     progress = progress or (lambda *_: None)
     with lockstep.together():
         jobs = _askable([_Job(each, Path(data_root), config) for each in resolve(tasks)])
-        lockstep.agree("the questions", [prompts_hash(job.questions) for job in jobs])
+        lockstep.agree("the questions", [job.described() for job in jobs])
         writes = process[0] == 0 and lockstep.first
         judge = _open_judge(config, jobs) if writes else None
         elva, origin = open_elva(model, mesh, config.weights, config.prefill_chunk)
@@ -191,6 +191,10 @@ class _Job:
         self.settings: Mapping[str, Any] = {}
         self.seconds = 0.0
 
+    def described(self) -> list[Any]:
+        """The questions as all processes of a mesh must have them."""
+        return [prompts_hash(self.questions), [q.key for q in self.questions if q.problem]]
+
     def grade(self, responses: Mapping[str, Response], facts: Mapping[str, Any]) -> Evaluation:
         """The evaluation of the responses, by key of the question."""
         in_order = [responses[question.key] for question in self.questions]
@@ -263,6 +267,7 @@ class _Runner:
             make_head(name, job.settings),
             reader_of(job.all_questions),
             self.model.engine.placement.lockstep,
+            stale_of(job.all_questions),
         )
         shares = divide(self._groups(job), self.process[1], self.config.batch_size)
 

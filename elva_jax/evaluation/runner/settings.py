@@ -43,7 +43,7 @@ class BenchmarkConfig:
       weights: int8 or int4: the model's matrices are quantized, as by `elva_jax.load`; None: as the
         model has them.
       prefill_chunk: tokens of a prompt that prefill takes at a time, as in `elva_jax.load`.
-      follow_links: whether media of a benchmark's folder may be links that lead out of it.
+      follow_links: whether files of a benchmark's folder may be links that lead out of it.
 
     Example:
       >>> import elva_jax

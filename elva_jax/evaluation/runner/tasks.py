@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from elva_jax.data.readers import paths
 from elva_jax.errors import DataError
 from elva_jax.evaluation.benchmarks.base import Benchmark, Question
 from elva_jax.evaluation.benchmarks.registry import find
-from elva_jax.utils.failures import repr_path
 from elva_jax.utils.numbers import shown
 
 
@@ -40,40 +40,17 @@ def read_questions(
       follow_links: whether links in the benchmark's folder may lead out of it and of `data_root`.
 
     Raises:
-      DataError: its files are missing or damaged, or it has no questions, or a medium is such a
-        link.
+      DataError: its files are missing or damaged, or it has no questions, or a file of annotations
+        is such a link. A medium that is one is a problem of its questions.
     """
+    if benchmark.root is not None:
+        return _checked(benchmark, benchmark.read(benchmark.root, follow_links=follow_links))
+    read = partial(benchmark.read, around=data_root, follow_links=follow_links)
     *tried, last = _roots(benchmark.name, data_root)
     for root in tried:
-        try:
-            questions = _checked(benchmark, root)
-            break
-        except DataError:
-            continue
-    else:
-        root, questions = last, _checked(benchmark, last)
-    if not follow_links:
-        _check_links(benchmark.name, questions, root.resolve(), data_root.resolve())
-    return questions
-
-
-def _check_links(name: str, questions: Sequence[Question], root: Path, data_root: Path) -> None:
-    """Refuses media below `root` whose links lead out of it, of its hub's blobs and `data_root`."""
-    sources = (medium.source for question in questions for medium in question.media)
-    listed = ([each] if isinstance(each, str) else each for each in dict.fromkeys(sources))
-    for path in (file for files in listed if not isinstance(files, bytes) for file in files):
-        try:
-            refused = Path(path).is_relative_to(root) and not paths.lies_below(
-                path, (data_root, *paths.places(root))
-            )
-        except (OSError, RuntimeError, ValueError):
-            continue  # reading it says why it cannot be read
-        if refused:
-            raise DataError(
-                f"{name}: {repr_path(path)} is a link that leads out of {repr_path(data_root)}, to"
-                f" {repr_path(Path(path).resolve())}; copy the file, or give --follow-links"
-                " (follow_links=True) if the links are your own"
-            )
+        with contextlib.suppress(DataError):
+            return _checked(benchmark, read(root))
+    return _checked(benchmark, read(last))
 
 
 def _roots(name: str, data_root: Path) -> list[Path]:
@@ -91,11 +68,10 @@ def _roots(name: str, data_root: Path) -> list[Path]:
     return [data_root]
 
 
-def _checked(benchmark: Benchmark, root: Path) -> list[Question]:
-    questions = list(benchmark.read(root))
+def _checked(benchmark: Benchmark, questions: Sequence[Question]) -> list[Question]:
     if not questions:
-        raise DataError(f"{benchmark.name}: has no questions; check {root}")
+        raise DataError(f"{benchmark.name}: has no questions; check its files")
     keys = Counter(question.key for question in questions)
     if twice := [key for key, count in keys.items() if count > 1]:
         raise DataError(f"{benchmark.name}: two questions have the key '{shown(twice[0])}'")
-    return questions
+    return list(questions)

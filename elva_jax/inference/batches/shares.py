@@ -75,6 +75,7 @@ class Journals(Generic[T]):
       read: the key of a line's question, and what is kept of its answer; KeyError, TypeError and
         ValueError mean that the line is damaged.
       lockstep: the processes of a mesh; the first one keeps the journals for all of them.
+      stale: whether a line does not count any more, so that its question is asked again.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class Journals(Generic[T]):
         head: Head,
         read: Callable[[Line], tuple[str, T]],
         lockstep: Lockstep = ALONE,
+        stale: Callable[[Line], bool] = lambda _: False,
     ) -> None:
         self._folder, self._head, self._read = folder, head, read
-        self._lockstep = lockstep
+        self._lockstep, self._stale = lockstep, stale
         self._next: dict[Path, tuple[int, int]] = {}  # byte and number of the next line
         self._found: dict[str, T] = {}
 
@@ -121,7 +123,8 @@ class Journals(Generic[T]):
                     continue
                 self._next[path] = start, 2
             for line, following in lines_from(path, *self._next[path]):
-                yield line
+                if not self._stale(line):
+                    yield line
                 self._next[path] = following, line.number + 1
 
     @contextlib.contextmanager

@@ -138,7 +138,7 @@ def _benchmark(args: argparse.Namespace, elva: ElvaModel) -> Benchmark:
         name="bench",
         title="Bench",
         kind="choice",
-        read=lambda _: questions,
+        reader=lambda _: questions,
         grade=lambda response: Grade(response=response, parsed=None, status="unparsed", credit=0.0),
         score=lambda grades: Scores(main=Metric(name="accuracy", value=0.0, count=len(grades))),
     )

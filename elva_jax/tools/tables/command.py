@@ -40,7 +40,7 @@ class TableBench:
             "local copies: a folder per benchmark, or that of the only one (default: %(default)s)"
         )
         add("--data-root", type=Path, metavar="DIR", help=text)
-        text = "media may be links that lead out of the benchmark's folder and --data-root"
+        text = "files may be links that lead out of the benchmark's folder and --data-root"
         add("--follow-links", action="store_true", help=text)
         text = f"benchmarks to ask (default: those of the paper: {','.join(self._protocol.tasks)})"
         add("--tasks", type=evaluate_tasks.names, metavar="NAME,…", help=text)

@@ -10,7 +10,6 @@ import pytest
 from tests.evaluation.benchmarks.helpers import grades, parquet, score, write
 
 from elva_jax.errors import DataError, RecordError
-from elva_jax.evaluation.benchmarks import egoschema
 from elva_jax.evaluation.benchmarks.registry import BENCHMARKS
 
 
@@ -61,7 +60,7 @@ def test_a_copy_of_egoschema_for_the_harness_is_the_same(tmp_path):
     parquet(tmp_path / "hub" / "Subset" / "test-0.parquet", rows)
     rows = [{"video_idx": "u0", "question": "?", "option": options, "answer": None}]
     parquet(tmp_path / "hub" / "MC" / "test-0.parquet", rows)
-    (theirs,) = egoschema.read_subset(tmp_path / "hub")
-    ours = egoschema.read(egoschema_root(tmp_path / "own"))[0]
+    (theirs,) = BENCHMARKS["egoschema_subset"].read(tmp_path / "hub")
+    ours = BENCHMARKS["egoschema"].read(egoschema_root(tmp_path / "own"))[0]
     assert (theirs.key, theirs.prompt, theirs.answer) == (ours.key, ours.prompt, ours.answer)
-    assert egoschema.read(tmp_path / "hub")[0].answer is None
+    assert BENCHMARKS["egoschema"].read(tmp_path / "hub")[0].answer is None

@@ -7,6 +7,7 @@ from tests.evaluation.benchmarks.helpers import grades, score, values, write
 
 from elva_jax.errors import DataError, RecordError
 from elva_jax.evaluation.benchmarks.own import load_own
+from elva_jax.evaluation.runner.tasks import read_questions
 
 
 def lines(*records):
@@ -116,6 +117,22 @@ def test_media_have_bounds_frames_and_a_folder_of_their_own(tmp_path):
         str(tmp_path / "media" / "i.png"),
         "image",
     )
+
+
+def test_a_link_that_leads_out_is_a_problem_of_its_questions(tmp_path):
+    (tmp_path / "outside.mp4").touch()
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.mp4").symlink_to("../outside.mp4")
+    record = {"question": "?", "answer": "x"}
+    media = tmp_path / "media"
+    benchmark, (linked, missing) = own(
+        tmp_path, record | {"video": "a.mp4"}, record | {"video": "b.mp4"}, media_dir=media
+    )
+    assert linked.problem == ""  # read from another folder than its own
+    found = [read_questions(benchmark, tmp_path, follow_links=links) for links in (False, True)]
+    assert [[bool(q.problem) for q in each] for each in found] == [[True, False], [False, False]]
+    assert found[0][0].problem.startswith(f"{media / 'a.mp4'}: links lead out of {media}, to")
+    assert missing.media == found[0][1].media
 
 
 def talk(*texts):

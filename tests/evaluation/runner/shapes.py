@@ -28,8 +28,9 @@ def write(root):
     return root
 
 
-def read(root):
+def read(folder):
     """The questions: two about each of the media, and an open one."""
+    root = folder.path
     videos = [Media(str(root / f"{i}.mp4"), "video") for i in range(5)]
     images = [Media(str(root / f"{i}.png"), "image") for i in range(4)]
     files = Media(tuple(image.source for image in images[:3]), "video")
@@ -74,7 +75,13 @@ def small_model(seed=0):
 
 
 BENCHMARK = Benchmark(
-    name=NAME, title="Shapes", kind="choice", read=read, grade=grade, score=score, max_new_tokens=6
+    name=NAME,
+    title="Shapes",
+    kind="choice",
+    reader=read,
+    grade=grade,
+    score=score,
+    max_new_tokens=6,
 )
 
 if __name__ == "__main__":  # one process: root, output, index, count

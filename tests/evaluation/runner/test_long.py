@@ -35,7 +35,7 @@ def test_long_questions_have_the_model_s_own_answers_and_too_long_ones_cost_noth
         for source in (clip, None)
     ]
     benchmark = Benchmark(
-        name="long", title="Long", kind="open", read=lambda _: questions, grade=own.grade,
+        name="long", title="Long", kind="open", reader=lambda _: questions, grade=own.grade,
         score=own.score, max_new_tokens=NEW,
     )  # fmt: skip
     (found,) = evaluate_benchmarks(

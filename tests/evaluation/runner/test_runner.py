@@ -299,7 +299,7 @@ def test_media_are_read_once_and_ahead(model, root, monkeypatch):
         return real(source, **more)
 
     monkeypatch.setattr(model, "read_media", watched)
-    items = [item_of(model, each, WAYS, 6) for each in shapes.read(root)]
+    items = [item_of(model, each, WAYS, 6) for each in shapes.BENCHMARK.read(root)]
     groups = group_by_media(items, 16)
     media = {medium for group in groups for medium in group.media}
     ahead = read_ahead(groups, reader(model, None), ahead=len(groups), workers=1)

@@ -15,7 +15,9 @@ from tests.tools.recaption.conftest import Server, completion, send
 from elva_jax import testing
 from elva_jax.cli import main
 from elva_jax.errors import ConfigError, DataError
-from elva_jax.evaluation.results import files
+from elva_jax.evaluation.results import files, html, thumbnails
+from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
+from elva_jax.evaluation.runner.settings import BenchmarkConfig
 from elva_jax.evaluation.runner.tasks import read_questions, resolve
 
 
@@ -144,8 +146,12 @@ def test_media_may_be_links_within_the_data_root_and_its_hub_only(root, tmp_path
     video.symlink_to(os.path.relpath(blob, video.parent))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "videomme").symlink_to(snapshot)  # the user's own
+
+    def problems(folder, **given):
+        return [question.problem for question in read_questions(videomme, folder, **given)]
+
     for folder in (snapshot.parent, tmp_path / "data"):
-        assert len(read_questions(videomme, folder)) == 3
+        assert problems(folder) == ["", "", ""]
     near, outside = tmp_path / "data" / "store", tmp_path / "4567"
     near.mkdir()
     for place in (near / "4567", outside):
@@ -153,10 +159,67 @@ def test_media_may_be_links_within_the_data_root_and_its_hub_only(root, tmp_path
         video.unlink()
         video.symlink_to(place)
         if place != outside:
-            assert len(read_questions(videomme, tmp_path / "data")) == 3
-    with pytest.raises(DataError, match=rf"^videomme: {video} is a link .*, to {outside}; copy"):
+            assert problems(tmp_path / "data") == ["", "", ""]
+    reason = f"{video}: links lead out of {tmp_path / 'data'}, to {outside}; copy the file, or give"
+    assert [text.partition(" --follow")[0] for text in problems(tmp_path / "data")] == [
+        reason,
+        reason,
+        "",
+    ]
+    assert problems(tmp_path / "data", follow_links=True) == ["", "", ""]
+    (subtitles,) = resolve(["videomme_subtitles"])
+    (snapshot / "subtitle").symlink_to(tmp_path)
+    (tmp_path / "b.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nsecret\n")
+    *_, last = read_questions(subtitles, tmp_path / "data")
+    assert last.problem.startswith(
+        f"{tmp_path / 'data/videomme/subtitle/b.srt'}: links lead out of"
+    )
+    assert "secret" not in last.prompt
+    *_, last = read_questions(subtitles, tmp_path / "data", follow_links=True)
+    assert "secret" in last.prompt
+    annotations = snapshot / "videomme.json"
+    annotations.rename(tmp_path / "secret.json")
+    annotations.symlink_to(tmp_path / "secret.json")
+    with pytest.raises(DataError, match=r"videomme/videomme.json: links lead out of .*secret.json"):
         read_questions(videomme, tmp_path / "data")
     assert len(read_questions(videomme, tmp_path / "data", follow_links=True)) == 3
+
+
+def test_media_that_could_not_be_read_are_asked_again_once_they_can(root, tmp_path, monkeypatch):
+    """Copied, or allowed as links: what was answered is not asked a second time."""
+    data, output = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(root, data)
+    (data / "videomme" / "data" / "a.mp4").rename(tmp_path / "a.mp4")
+    (data / "videomme" / "data" / "a.mp4").symlink_to(tmp_path / "a.mp4")
+    model, read = shapes.small_model(), set()
+    for name in ("read_media", "read_frames"):
+        where = model if name == "read_media" else thumbnails
+        seen = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda s, *a, seen=seen, **k: (read.add(str(s)), seen(s, *a, **k))[1]
+        )
+
+    def ask(**more):
+        config = BenchmarkConfig(answers=("letter",), **more)
+        (found,) = evaluate_benchmarks(model, ["videomme"], data, config, output=output)
+        (path,) = output.glob("*/answers/*/answers.jsonl")
+        keys = [json.loads(line)["key"] for line in path.read_text().splitlines()[1:]]
+        return found, [grade.status for grade in found.grades["letter"]], keys
+
+    found, statuses, keys = ask()
+    assert statuses == ["unreadable"] * 3
+    assert sum("--follow-links" in reason for reason in unreadable(found)) == 1
+    html.build([found])
+    assert read == {str(data / "videomme" / "data" / "b.mp4")}  # missing, not refused
+    assert sorted(keys) == ["a-1", "a-2", "b-1"]
+    assert ask()[2] == keys  # nothing has changed
+    _, statuses, again = ask(follow_links=True)
+    assert statuses[2] == "unreadable" not in statuses[:2]
+    assert sorted(again[3:]) == ["a-1", "a-2"]
+    shutil.copy(tmp_path / "a.mp4", data / "videomme" / "data" / "b.mkv")
+    _, statuses, last = ask(follow_links=True)
+    assert "unreadable" not in statuses
+    assert last[5:] == ["b-1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
