@@ -104,4 +104,7 @@ class Folder:
             if found := self.glob(pattern):
                 return found
         missing = repr_path(self.path / patterns[0])
-        raise DataError(f"{missing}: no such file; expected layout: {layout}")
+        message = f"{missing}: no such file; expected layout: {layout}"
+        if self.around == self.path:
+            message += f"; in {repr_path(self.path)} or in a folder there with the benchmark's name"
+        raise DataError(message)
