@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from elva_jax.errors import ClosedError, ElvaError, QueueFullError, first_line
 from elva_jax.inference.continuous.batch import RunningBatch
 from elva_jax.inference.continuous.grid import make_grid, most_new_tokens
-from elva_jax.inference.continuous.joining import Group, Joining, mark_prefilled
+from elva_jax.inference.continuous.joining import Asked, Group, Joining
 from elva_jax.inference.continuous.pace import Pace
 from elva_jax.inference.continuous.prefixes import PrefixStore
 from elva_jax.inference.continuous.programs import Programs
@@ -22,6 +22,7 @@ from elva_jax.inference.continuous.requests import EngineSettings, GenerationReq
 from elva_jax.inference.continuous.running import Running
 from elva_jax.inference.continuous.slots import Static
 from elva_jax.inference.continuous.ticket import Ticket
+from elva_jax.inference.continuous.waiting import Waiting
 from elva_jax.inference.continuous.warm_up import WarmUp
 from elva_jax.models.elva import with_merging
 from elva_jax.ops.merging import NO_MERGING, Merging
@@ -67,12 +68,12 @@ class ContinuousEngine:
         self._grid = make_grid(engine.config, self.settings)
         programs = Programs(static, engine.weights, engine.placement.mesh)
         self._batch = RunningBatch(programs, self._grid)
-        self._joining = Joining(model, programs, self._grid)
-        self._warm_up = WarmUp(programs=programs, joining=self._joining, grid=self._grid)
         self._prefixes = PrefixStore(self.settings.prefix_bytes)
+        self._joining = Joining(model, programs, self._grid, self._prefixes)
+        self._warm_up = WarmUp(programs=programs, joining=self._joining, grid=self._grid)
         self._changed = threading.Condition()
-        self._queue: deque[Running] = deque()
-        self._crossing: deque[Running] = deque()  # they have run and will join again
+        self._waiting = Waiting()
+        self._starting: list[Running] = []  # between the queue and a slot
         self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._busy = False  # whether the worker holds requests or tasks that are not in the queue
         self._draining = self._closing = self._lost = False
@@ -110,11 +111,11 @@ class ContinuousEngine:
         with self._changed:
             if self._draining or not self.healthy:
                 raise ClosedError("the engine takes no more requests: it is about to end")
-            if len(self._queue) >= self.settings.queue:
+            if self._waiting.new >= self.settings.queue:
                 raise QueueFullError(
-                    f"{len(self._queue)} requests are waiting, which is the most; try again later"
+                    f"{self._waiting.new} requests are waiting, which is the most; try again later"
                 )
-            self._queue.append(running)
+            self._waiting.add(running)
             self._changed.notify_all()
         return ticket
 
@@ -124,18 +125,16 @@ class ContinuousEngine:
         Returns the seconds that it took. Compilations are counted in `stats` from here on.
         """
         start = time.perf_counter()
-        self._on_worker(lambda: self._warm_up.run(merging))
+        self._on_worker(lambda: self._warm(merging))
         return time.perf_counter() - start
 
     def stats(self) -> Stats:
         """Counters, and what the engine is doing."""
-        with self._changed:
-            queued = len(self._queue)
         return Stats(
             healthy=self.healthy,
             draining=self._draining,
             running=len(self._batch.requests),
-            queued=queued,
+            queued=self._waiting.new,
             slots=self.settings.slots,
             finished=dict(self._finished),
             prefix_hits=self._counts["hits"],
@@ -153,7 +152,7 @@ class ContinuousEngine:
             self._draining = True
             self._changed.notify_all()
             return self._changed.wait_for(
-                lambda: not (self._queue or self._busy) or not self._thread.is_alive(), timeout
+                lambda: not (self._waiting or self._busy) or not self._thread.is_alive(), timeout
             )
 
     def close(self) -> None:
@@ -184,8 +183,7 @@ class ContinuousEngine:
         finally:
             with self._changed:
                 self._draining = self._lost = True
-                left = [*self._batch.requests, *self._crossing, *self._queue]
-                self._queue.clear()
+                left = [*self._batch.requests, *self._starting, *self._waiting.take()]
             for running in left:
                 if not running.ticket.done:
                     self._finish(running, "cancelled")
@@ -198,8 +196,8 @@ class ContinuousEngine:
     def _wait(self) -> bool:
         """Waits for something to do; False: the engine ends."""
         with self._changed:
-            self._busy = bool(self._batch.requests or self._crossing)
-            if not (self._queue or self._tasks or self._busy):
+            self._busy = bool(self._batch.requests)
+            if not (self._waiting or self._tasks or self._busy):
                 self._changed.notify_all()  # for `drain`
             if not self._changed.wait_for(self._has_work, IDLE_SECONDS):
                 self._batch.clear()
@@ -208,26 +206,26 @@ class ContinuousEngine:
             return not self._closing
 
     def _has_work(self) -> bool:
-        return bool(self._queue or self._tasks or self._busy or self._closing)
+        return bool(self._waiting or self._tasks or self._busy or self._closing)
 
     def _turn(self) -> None:
         """Lets requests join, and decodes for one dispatch."""
         while self._tasks and not self._batch.requests:
             task, future = self._tasks.popleft()
             try:
-                result = task()
+                future.set_result(task())
             except BaseException as error:
-                self._counts["compilations"] = 0
                 future.set_exception(error)
-            else:
-                self._counts["compilations"] = 0
-                future.set_result(result)
         self._drop_cancelled()
-        joining = self._next()
-        if joining:
-            self._join(joining)
+        self._join_waiting()
         if self._batch.requests:
             self._advance()
+
+    def _warm(self, merging: Sequence[bool | Merging]) -> None:
+        try:
+            self._warm_up.run(merging)
+        finally:
+            self._counts["compilations"] = 0
 
     def _compiled(self, _: float) -> None:
         """Counts the programs of this thread; other threads may compile for themselves."""
@@ -237,11 +235,8 @@ class ContinuousEngine:
         """Requests from the queue that join now."""
         free = self.settings.slots - len(self._batch.requests)
         with self._changed:
-            if self._tasks:
-                return []
-            count = min(free, self.settings.joins, len(self._crossing) + len(self._queue))
-            joining = [(self._crossing or self._queue).popleft() for _ in range(count)]
-        now = time.perf_counter()
+            joining = [] if self._tasks else self._waiting.take(min(free, self.settings.joins))
+        self._starting, now = joining, time.perf_counter()
         for running in joining:
             if not running.began:
                 running.began = now
@@ -249,63 +244,56 @@ class ContinuousEngine:
             running.begin(self._model.engine.config)
         return joining
 
-    def _join(self, joining: Sequence[Running]) -> None:
-        """Prefills what is missing, feeds the questions and gives slots."""
-        missing: dict[str, Running] = {}
-        waiting = []
-        for running in joining:
-            key = running.key
-            running.entry = self._prefixes.acquire(key)
-            running.shared = running.entry is not None or key in missing
-            self._counts["hits" if running.shared else "misses"] += 1
-            if running.shared:
-                waiting.append(running)
-            else:
-                missing[key] = running
-        for batch in self._joining.batches(list(missing.values())):
-            for group in self._prefill_groups(batch):
-                self._feed(group)
-        ready = []
-        for running in waiting:
-            running.prefilled = running.prefilled or time.perf_counter()
-            if running.entry is None:
-                running.entry = self._prefixes.acquire(running.key)
+    def _join_waiting(self) -> None:
+        """Lets requests join, group by group, for about as long as a dispatch takes."""
+        end = time.perf_counter() + self.settings.dispatch_seconds
+        while joining := self._next():
+            for asked in self._start(joining):
+                self._admit(asked)
+            self._starting = []
+            if time.perf_counter() > end:
+                break
+
+    def _start(self, joining: Sequence[Running]) -> list[Asked]:
+        """Prefills what is missing, and starts to feed the questions."""
+        missing, sharing = self._joining.look_up(joining)
+        self._counts["misses"] += len(missing)
+        self._counts["hits"] += len(sharing)
+        groups = []
+        for batch in self._joining.batches(missing):
+            groups += self._prefill_groups(batch)
+        self._joining.share(sharing)
+        for running in sharing:
             if running.entry is None:
                 self._finish(running, "error", error="the prefix of this request failed")
-            else:
-                ready.append(running)
-        for group in self._joining.groups(ready):
-            self._feed(group)
+        groups += self._joining.groups(sharing)
+        fed = [
+            self._guarded(group.requests, partial(self._joining.feed, group)) for group in groups
+        ]
+        return [asked for asked in fed if asked is not None]
 
     def _prefill_groups(self, batch: list[Running]) -> list[Group]:
         """Prefills a batch, or each request alone where the batch fails: it may be due to one."""
         if len(batch) > 1:
             try:
-                return [self._prefill(batch)]
+                return [self._joining.prefill(batch)]
             except Exception as error:
                 _LOG.warning("%d requests are taken one by one: %s", len(batch), first_line(error))
-        groups = [self._guarded([each], partial(self._prefill, [each])) for each in batch]
+        groups = [self._guarded([each], partial(self._joining.prefill, [each])) for each in batch]
         return [group for group in groups if group is not None]
 
-    def _prefill(self, batch: list[Running]) -> Group:
-        layers, entries = self._joining.prefill(batch)
-        for entry in entries:
-            self._prefixes.add(entry)
-        mark_prefilled(batch, entries)
-        return Group(layers=layers, rows=[[running] for running in batch])
-
-    def _feed(self, group: Group) -> None:
-        """Runs the questions of a group, sends first tokens and gives slots."""
-        requests = [running for row in group.rows for running in row]
-        fed = self._guarded(requests, lambda: self._joining.feed(group))
-        if fed is None:
+    def _admit(self, asked: Asked) -> None:
+        """Waits for the first tokens of a group, sends them and gives slots."""
+        requests = list(asked.requests.values())
+        first = self._guarded(requests, asked.read)
+        if first is None:
             return
         staying: dict[int, Running] = {}
-        for place, running in fed.requests.items():
-            tokens = [] if fed.ended[place] else [int(fed.token[place])]
-            alive = bool(fed.alive[place])
+        for place, running in asked.requests.items():
+            tokens = [] if first.ended[place] else [int(first.token[place])]
+            alive = bool(first.alive[place])
             self._counts["completion"] += len(tokens)
-            if running.add(tokens, alive=alive, ended=bool(fed.ended[place])):
+            if running.add(tokens, alive=alive, ended=bool(first.ended[place])):
                 self._forget(running)
             elif running.crosses:
                 self._cross(running)
@@ -313,7 +301,7 @@ class ContinuousEngine:
                 staying[place] = running
         if staying:
             everyone = [*self._batch.requests, *staying.values()]
-            join = partial(self._batch.join, staying, fed.arrays)
+            join = partial(self._batch.join, staying, asked.arrays)
             self._guarded(everyone, join, running_state=True)
 
     def _advance(self) -> None:
@@ -339,7 +327,7 @@ class ContinuousEngine:
     def _steps(self) -> int:
         """The number of tokens after which requests may join or leave."""
         running = self._batch.requests
-        if self._queue and len(running) < self.settings.slots:
+        if self._waiting and len(running) < self.settings.slots:
             return 1
         return self._pace.steps(stops=any(each.ticket.request.sampling.stop for each in running))
 
@@ -373,12 +361,7 @@ class ContinuousEngine:
                 self._batch.leave(running, alive=True)
                 self._finish(running, "cancelled")
         with self._changed:
-            waiting = (self._queue, self._crossing)
-            gone = [running for some in waiting for running in some if running.ticket.cancelled]
-            for some in waiting:
-                kept = [running for running in some if running not in gone]
-                some.clear()
-                some.extend(kept)
+            gone = self._waiting.take_cancelled()
         for running in gone:
             self._finish(running, "cancelled")
 
@@ -388,13 +371,16 @@ class ContinuousEngine:
 
     def _cross(self, running: Running) -> None:
         """Lets a request join again, with its prefix for the length that it has now."""
-        if running.entry is not None:
-            self._prefixes.release(running.entry)
-        running.entry = None
-        self._crossing.append(running)
+        self._release(running)
+        with self._changed:
+            self._waiting.add_again(running)
 
     def _forget(self, running: Running) -> None:
         """Counts the end of a request and gives up its prefix."""
         self._finished[running.ticket.result().finish_reason] += 1
+        self._release(running)
+
+    def _release(self, running: Running) -> None:
         if running.entry is not None:
             self._prefixes.release(running.entry)
+        running.entry = None

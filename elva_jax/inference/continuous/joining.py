@@ -12,7 +12,7 @@ import numpy as np
 from elva_jax.inference.batching import text_tokens
 from elva_jax.inference.continuous.grid import Grid, at_least
 from elva_jax.inference.continuous.pool import Layers
-from elva_jax.inference.continuous.prefixes import PrefixEntry
+from elva_jax.inference.continuous.prefixes import PrefixEntry, PrefixStore
 from elva_jax.inference.continuous.programs import Programs
 from elva_jax.inference.continuous.running import Running
 from elva_jax.inference.continuous.slots import Fed, Questions
@@ -35,16 +35,33 @@ class Group:
     layers: Layers  # B rows
     rows: list[list[Running]]
 
+    @property
+    def requests(self) -> list[Running]:
+        """Those of all prefixes."""
+        return [running for row in self.rows for running in row]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Requests whose questions have been fed."""
+class FirstTokens:
+    """What was chosen after B * G questions."""
 
-    arrays: Fed  # on the device
-    requests: dict[int, Running]  # by place among the B * G questions
     token: np.ndarray  # int32 [B * G], first token of each answer
     alive: np.ndarray  # bool [B * G], whether the answer continues
     ended: np.ndarray  # bool [B * G], whether that token is an ending one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Requests whose questions are being fed."""
+
+    arrays: Fed  # on the device
+    requests: dict[int, Running]  # by place among the B * G questions
+
+    def read(self) -> FirstTokens:
+        """Waits for the first tokens."""
+        slots = self.arrays.slots
+        token, alive, ended = map(np.asarray, (slots.token, slots.alive, slots.ended))
+        return FirstTokens(token=token, alive=alive, ended=ended)
 
 
 class Joining:
@@ -54,10 +71,30 @@ class Joining:
       model: what answers.
       programs: what runs on the devices.
       grid: the shapes.
+      prefixes: what has been prefilled.
     """
 
-    def __init__(self, model: ElvaModel, programs: Programs, grid: Grid) -> None:
+    def __init__(
+        self, model: ElvaModel, programs: Programs, grid: Grid, prefixes: PrefixStore
+    ) -> None:
         self._model, self._programs, self._grid = model, programs, grid
+        self._prefixes = prefixes
+
+    def look_up(self, joining: Sequence[Running]) -> tuple[list[Running], list[Running]]:
+        """Splits requests into those that need a prefill, and those that share another's."""
+        missing: dict[str, Running] = {}
+        for running in joining:
+            running.entry = self._prefixes.acquire(running.key)
+            running.shared = running.entry is not None or running.key in missing
+            if not running.shared:
+                missing[running.key] = running
+        return list(missing.values()), [running for running in joining if running.shared]
+
+    def share(self, sharing: Sequence[Running]) -> None:
+        """Gives requests the prefixes that others have had prefilled; None where that failed."""
+        for running in sharing:
+            running.prefilled = running.prefilled or time.perf_counter()
+            running.entry = running.entry or self._prefixes.acquire(running.key)
 
     def batches(self, missing: Sequence[Running]) -> list[list[Running]]:
         """Splits requests without a prefix into batches that are prefilled together."""
@@ -71,12 +108,8 @@ class Joining:
             )
         return list(by_length.values())
 
-    def prefill(self, batch: Sequence[Running]) -> tuple[Layers, list[PrefixEntry]]:
-        """Prefills the prefixes of a batch, all with the same merging.
-
-        Returns:
-          the padded batch, and an entry for each of its requests.
-        """
+    def prefill(self, batch: Sequence[Running]) -> Group:
+        """Prefills the prefixes of a batch, all with the same merging, and stores them."""
         requests = [running.ticket.request for running in batch]
         layers, tokens, length = self.run_prefix(
             [request.prompt.prefix for request in requests],
@@ -96,7 +129,11 @@ class Joining:
             )
             for row, request in enumerate(requests)
         ]
-        return layers, entries
+        now = time.perf_counter()
+        for running, entry in zip(batch, entries, strict=True):
+            self._prefixes.add(entry)
+            running.entry, running.prefilled = entry, running.prefilled or now
+        return Group(layers=layers, rows=[[running] for running in batch])
 
     def merging_layers(self, *, merging: bool | Merging) -> int:
         """The number of merging layers that act on a prefix."""
@@ -174,7 +211,7 @@ class Joining:
         return self._programs.stack([*rows, *rows[-1:] * more])
 
     def feed(self, group: Group) -> Asked:
-        """Feeds the questions of a group and waits for the first tokens."""
+        """Starts to feed the questions of a group."""
         batch = len(group.layers[0].valid)
         groups = at_least(self._grid.joins, max(map(len, group.rows)))
         requests = {
@@ -183,8 +220,7 @@ class Joining:
             for g, running in enumerate(row)
         }
         fed = self.run_questions(group.layers, batch, groups, requests)
-        token, alive, ended = map(np.asarray, (fed.slots.token, fed.slots.alive, fed.slots.ended))
-        return Asked(arrays=fed, requests=requests, token=token, alive=alive, ended=ended)
+        return Asked(arrays=fed, requests=requests)
 
     def run_questions(
         self,
@@ -226,10 +262,3 @@ class Joining:
             RowSampling.of(sampling),
             mask,
         )
-
-
-def mark_prefilled(batch: Sequence[Running], entries: Sequence[PrefixEntry]) -> None:
-    """Gives requests the prefixes that were prefilled for them."""
-    now = time.perf_counter()
-    for running, entry in zip(batch, entries, strict=True):
-        running.entry, running.prefilled = entry, running.prefilled or now

@@ -35,9 +35,10 @@ class EngineSettings:
       smallest: shorter prefixes are padded to this length, so that there are fewer programs.
       question: most tokens after the prefix, up to where the answer begins.
       max_new_tokens: most tokens of an answer.
-      joins: most requests that join between two steps of the running batch.
-      dispatch_seconds: about how long one dispatch decodes before requests may join or leave; while
-        requests wait for a free slot to be filled, it decodes one token.
+      joins: most requests whose questions are fed together.
+      dispatch_seconds: about how long one dispatch decodes before requests may join or leave, and
+        for how long they may join before the next one; while others still wait for a free slot, it
+        decodes one token.
 
     Raises:
       ConfigError: a value that is out of range.

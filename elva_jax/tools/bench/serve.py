@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 HELP = """\
 Clients ask an engine about videos of noise over a still picture, each one question after another.
-Answers have a fixed length. In turn with them, `ElvaModel.generate` answers one question after
-another; all answers are compared with those. Starts and compilations are not timed.
+Answers have a fixed length and come whole. In turn with them, `ElvaModel.generate` answers one
+question after another; all answers are compared with those. Starts and compilations are not timed.
 
 "times" compares tokens per second, "by CPU" tokens per second of processor time, which other
 programs disturb less. "rest" is the time to the first token without the queue; the goal is at most
@@ -223,7 +223,13 @@ def _requests(
     from elva_jax.inference.continuous import request
 
     requests = [
-        request(model, videos[number % len(videos)], _question(number), max_new_tokens=args.tokens)
+        request(
+            model,
+            videos[number % len(videos)],
+            _question(number),
+            max_new_tokens=args.tokens,
+            stream=False,
+        )
         for number in range(args.requests)
     ]
     if not args.no_sharing:

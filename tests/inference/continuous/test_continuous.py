@@ -341,7 +341,7 @@ def test_prefixes_of_other_lengths_are_fed_beside_each_other(model):
     grid = make_grid(small, EngineSettings(slots=4, joins=4, context=32, smallest=8))
     programs = Programs(Static(small, 0, ()), model.engine.weights, None)
     entries = [entry(str(n), (length,), n + 1.0) for n, length in enumerate((16, 8, 32))]
-    (layer,) = Joining(model, programs, grid)._beside(entries)
+    (layer,) = Joining(model, programs, grid, PrefixStore(0))._beside(entries)
     assert layer.k.shape == layer.v.shape == (4, 1, 32, 2)
     assert np.asarray(layer.valid[:3]).sum(1).tolist() == [16, 8, 32]
     for row, each in enumerate(entries):
