@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elva_jax.errors import ConfigError, StartError, first_line, printable
+from elva_jax.parallel.distributed import exit_if_distributed
 from elva_jax.utils import signals
 
 WAIT_SECONDS = 600.0  # for the others outside of `together`, where nothing tells of their errors
@@ -224,7 +225,7 @@ class Lockstep:
                 return
             print(_error_of(failure), file=sys.stderr, flush=True)
             self._leave()
-            os._exit(1)
+            exit_if_distributed(1)  # without a word it would be taken for killed
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""One of two processes on one mesh: `python one_mesh.py INDEX PORT ROOT FOLDER`.
+"""One of two processes on one mesh: `python one_mesh.py INDEX PORT ROOT FOLDER JUDGE`.
 
 It answers everything that test_one_mesh.py compares with one device, and prints it as JSON.
 """
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 import elva_jax
 from elva_jax import testing
 from elva_jax.errors import ConfigError, StartError
+from elva_jax.evaluation.judge.config import JudgeConfig
 from elva_jax.evaluation.models import open_elva
 from elva_jax.evaluation.runner.run import evaluate_benchmarks
 from elva_jax.evaluation.runner.settings import BenchmarkConfig
@@ -74,7 +75,7 @@ def reason(action, kind):
 
 
 def main():
-    index, port, root, folder = int(sys.argv[1]), *sys.argv[2:3], *map(Path, sys.argv[3:])
+    index, port, root, folder = int(sys.argv[1]), *sys.argv[2:3], *map(Path, sys.argv[3:5])
     process = detect_process({}, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=index)
     distributed.initialize(process, {}, start_timeout=200)
     devices = np.array(jax.devices()).reshape(2, 2)
@@ -109,13 +110,17 @@ def main():
         said(evaluation),
         bool(np.isfinite(evaluation.scores["generated"].main.low)),
     )
+    own = elva_jax.load_own(folder / "own.jsonl", root)
+    judge = JudgeConfig(endpoint=sys.argv[5], model="gpt")
+    config = BenchmarkConfig(max_new_tokens=6, judge=judge)
+    out["main"] = evaluate_benchmarks(model, [own], config=config)[0].scores["generated"].main.name
     differs = folder / f"root{index}"
     out["disk"] = reason(lambda: ask(model, differs), StartError)
     out["other"] = reason(lambda: model.answer(None, f"I am {index}"), ConfigError)
     out["serve"] = reason(lambda: ContinuousEngine(model), ConfigError)
     print(json.dumps(out), flush=True)
     with lockstep_of(mesh).together():
-        if index == 1:
+        if index == 0:
             raise StartError("the disk is gone")
         model.answer(None, "Who are you?")
 

@@ -12,6 +12,7 @@ import numpy as np
 import one_mesh
 import pytest
 import shapes
+from tests.tools.recaption.conftest import Server, completion, send
 
 from elva_jax.checkpoints.save import save_weights
 from elva_jax.evaluation.weights import weights_hash
@@ -37,12 +38,18 @@ def folder(model, root, tmp_path_factory):
     for index in range(2):
         shutil.copytree(root, folder / f"root{index}")
     (folder / "root1" / "3.mp4").write_bytes(b"junk")
+    record = {"question": "What color is the square?", "answer": "red"}
+    lines = [json.dumps(record | {"video": f"{number}.mp4"}) for number in range(2)]
+    (folder / "own.jsonl").write_text("\n".join(lines))
     return folder
 
 
 @pytest.fixture(scope="module")
 def ran(root, folder):
-    """What each of the processes printed, its last line, and its exit status."""
+    """What each of the processes printed, its last line, its exit status; asked of the judge."""
+    server = Server()
+    reply = completion('{"pred": "yes", "score": 4}')
+    server.answer = lambda handler, *_: send(handler, 200, reply)
     flags = f"--xla_force_host_platform_device_count=2 {os.environ['XLA_FLAGS']}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     with socket.socket() as probe:
@@ -51,7 +58,7 @@ def ran(root, folder):
     script = str(Path(__file__).with_name("one_mesh.py"))
     started = [
         subprocess.Popen(
-            [sys.executable, script, str(index), str(port), str(root), str(folder)],
+            [sys.executable, script, str(index), str(port), str(root), str(folder), server.url],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -60,11 +67,13 @@ def ran(root, folder):
         for index in range(2)
     ]
     outputs = [process.communicate(timeout=550) for process in started]
+    server.close()
     found = []
     for (text, errors), process in zip(outputs, started, strict=True):
         lines = [line for line in text.splitlines() if line.startswith("{")]  # gloo prints, too
         assert len(lines) == 1, errors[-3000:]
-        found.append((json.loads(lines[0]), errors.splitlines()[-1], process.returncode))
+        said = json.loads(lines[0]) | {"asked": len(server.requests)}
+        found.append((said, errors.splitlines()[-1], process.returncode))
     return found
 
 
@@ -106,6 +115,12 @@ def test_a_resumed_evaluation_asks_nothing_twice(model, root, folder, ran):
     assert not second["intervals"]
 
 
+def test_the_first_process_alone_asks_the_judge(ran):
+    (first, *_), (second, *_) = ran
+    assert (first["main"], second["main"]) == ("judge accuracy", "exact match")
+    assert 2 <= first["asked"] <= 3  # the check, and answers, of which equal ones are sent once
+
+
 def test_what_one_process_cannot_do_ends_all(ran):
     (first, line, status), (second, last, other) = ran
     for found in (first, second):
@@ -113,5 +128,5 @@ def test_what_one_process_cannot_do_ends_all(ran):
         assert "another process of the mesh could read it" in found["disk"]
         assert "the questions: the processes of the mesh differ" in found["other"]
         assert "requests come to one" in found["serve"]
-    assert (line, status) == ("process 1 has ended: the disk is gone", 1)
-    assert (last, other) == ("the disk is gone", 1)
+    assert (line, status) == ("the disk is gone", 1)
+    assert (last, other) == ("process 0 has ended: the disk is gone", 1)
