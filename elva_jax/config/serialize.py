@@ -74,7 +74,9 @@ def _with_defaults(cls: Any, values: Any) -> Any:
     """A group as JSON has it, with tuples for lists and the defaults of keys that are missing."""
     if not isinstance(values, Mapping):
         return values
-    out = schema.to_config_dict(cls()).to_dict() | {k: _tuples(v) for k, v in values.items()}
+    defaults = cls()
+    out = {name: getattr(defaults, name) for name in keys(cls)}
+    out |= {name: _tuples(value) for name, value in values.items()}
     for name, field in keys(cls).items():
         kind = key_types(cls)[name]
         if dataclasses.is_dataclass(kind):
