@@ -95,8 +95,9 @@ def weights(stage: str):
     return jax.tree_util.tree_map_with_path(drawn, nn.meta.unbox(shapes))
 
 
+@functools.cache
 def alone(stage: str, accumulate: int, folder: Path | None):
-    """Loss and gradient on one device, stored in `folder` for the next process."""
+    """Loss and gradient on one device, stored in `folder` for other processes."""
     _, task, batch = toy(stage)
     params, frozen = weights(stage)
     file = folder and folder / f"{stage}-{accumulate}.npz"
@@ -108,9 +109,7 @@ def alone(stage: str, accumulate: int, folder: Path | None):
         loss, grads = jax.device_get(program(params, frozen, batch))
         if file is None:
             return loss, grads
-        own = file.with_suffix(f".{jax.process_index()}.npz")
-        np.savez(own, loss, *jax.tree.leaves(grads))
-        own.replace(file)
+        np.savez(file, loss, *jax.tree.leaves(grads))
     with np.load(file) as saved:
         loss, *leaves = (saved[name] for name in saved.files)
     return loss, jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -155,8 +154,10 @@ def compare(case: str, folder: Path | None = None) -> dict:
     inputs = (placed, frozen, shard_batch(jax.tree.map(lambda x: x[mine], batch), mesh))
     with on_mesh(mesh, activation_rules(boxed, mesh, task.logical_sizes)):
         compiled = program.lower(*inputs).compile()
+    if folder is None or jax.process_index() == 0:
+        alone(stage, accumulate, folder)
+    distributed.barrier(case)  # processes compile at different speeds; then the file is whole
     want_loss, want = alone(stage, accumulate, folder)
-    distributed.barrier(case)  # processes compile at different speeds
     loss, grads = compiled(*inputs)
     where, worst, largest, pinned = "", 0.0, 0.0, True
     leaves = zip(tree_leaves(grads), jax.tree.leaves(want), jax.tree.leaves(shardings), strict=True)

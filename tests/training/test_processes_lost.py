@@ -113,7 +113,7 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     run = Starts(runs, tmp_path, data_dir, OVERRIDES | records)
 
     pair = run.begin(2)
-    run.wait_for(pair, 15)
+    run.wait_for(pair, 8)
     pair[1].kill()
     status = pair[0].wait(timeout=90)  # notices by itself
     last = runs.output(pair[0]).splitlines()[-1]
@@ -122,7 +122,7 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     first = run.ended(0)
 
     (alone,) = run.begin(1)
-    run.wait_for([alone], first + 15)
+    run.wait_for([alone], first + 8)
     alone.send_signal(signal.SIGTERM)
     told = runs.finish([alone], 75)
     assert (
@@ -132,7 +132,7 @@ def test_every_record_once_an_epoch(tmp_path, data_dir, runs, records):
     second = run.ended(first)
 
     script = run.begin_by_script(2)
-    run.wait_for([script], second + 15)
+    run.wait_for([script], second + 8)
     script.send_signal(signal.SIGINT)
     told = runs.finish([script], 130)
     assert f"[0] sft: continues from step {second}; saved by 1 process(es)" in told
