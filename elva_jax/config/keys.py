@@ -56,8 +56,8 @@ def key_types(cls: Any) -> dict[str, Any]:
 
 def to_config_dict(config: Any) -> ConfigDict:
     """The ConfigDict of a group, with the groups inside it."""
-    out = ConfigDict()
-    for name, field in keys(type(config)).items():
+    out, cls = ConfigDict(), config.__class__
+    for name, field in keys(cls).items():
         value = getattr(config, name)
         if "named" in field.metadata:
             value = ConfigDict({label: to_config_dict(inner) for label, inner in value.items()})

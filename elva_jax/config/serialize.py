@@ -36,7 +36,7 @@ def typed(cls: type[Group], values: Mapping[str, Any] | ConfigDict) -> Group:
     out: dict[str, Any] = {}
     group: Any = cls  # mypy does not take a type variable for hashable
     kinds = key_types(group)
-    for name, field in keys(cls).items():
+    for name, field in keys(group).items():
         if name not in values:
             continue
         value = values[name]
