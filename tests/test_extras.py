@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from elva_jax import cli
+from elva_jax.version import __version__
 
 REPO = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -57,7 +58,7 @@ def only_in_extras():
 @pytest.fixture
 def installed(tmp_path):
     """A folder with the metadata that an installation of this pyproject.toml writes."""
-    lines = ["Metadata-Version: 2.4", f"Name: {PROJECT['name']}", f"Version: {PROJECT['version']}"]
+    lines = ["Metadata-Version: 2.4", f"Name: {PROJECT['name']}", f"Version: {__version__}"]
     lines += [f"Requires-Dist: {text}" for text in CORE]
     for name, texts in EXTRAS.items():
         lines += [f"Provides-Extra: {name}"]
