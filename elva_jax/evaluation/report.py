@@ -80,7 +80,7 @@ def caption(result: Result) -> str:
 
 
 def facts(result: Result) -> str:
-    """What a comparison needs to know: weights, prompts, frames, types and versions."""
+    """The settings that a comparison needs: weights, prompts, frames, types and versions."""
     known = {**result["model"], **result["data"], **result["settings"], **result["versions"]}
     named = ((name, known.get(name)) for name in FACTS)
     return printable(" · ".join(f"{name} {value}" for name, value in named if value is not None))

@@ -110,7 +110,7 @@ class Lifeline:
 
 
 def _receive(connection: socket.socket, index: int) -> tuple[int, How]:
-    """What a connection says, that of process `index`: which process has ended, and how."""
+    """Reads from the connection with process `index` which process has ended, and how."""
     try:
         message = json.loads(connection.recv(MESSAGE).splitlines()[0])
         return int(message["process"]), message["how"]

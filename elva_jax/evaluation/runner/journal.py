@@ -71,7 +71,7 @@ def to_record(response: Response) -> dict[str, Any]:
 
 
 def _state(question: Question) -> list[Any]:
-    """What is there of the files of a question, as JSON: it changes where one is put in place."""
+    """The state of a question's files, as JSON: it changes where one is put in place."""
     sources = [medium.source for medium in question.media if not isinstance(medium.source, bytes)]
     files = [file for each in sources for file in ([each] if isinstance(each, str) else each)]
     return [question.problem != "", *map(_file_state, files)]

@@ -43,7 +43,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstTokens:
-    """What was chosen after B * G questions."""
+    """The tokens that were chosen after B * G questions."""
 
     token: np.ndarray  # int32 [B * G], first token of each answer
     alive: np.ndarray  # bool [B * G], whether the answer continues
