@@ -169,7 +169,11 @@ def _status(evaluations: Sequence[Evaluation], *, say: bool) -> int:
     status = 0
     for evaluation in evaluations:
         for reasons, text in (
-            (unreadable(evaluation), "questions could not be asked, and are in no score"),
+            (
+                unreadable(evaluation, fits=True),
+                "questions could not be asked, and are in no score",
+            ),
+            (unreadable(evaluation, fits=False), "questions are too long, and count as wrong"),
             (unjudged(evaluation), "requests to the judge failed; the same command asks again"),
         ):
             if not reasons:

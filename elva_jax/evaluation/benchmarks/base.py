@@ -21,7 +21,7 @@ from elva_jax.data.example import Media
 from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.inference.scoring import Likelihood
 
-Status = Literal["right", "wrong", "unparsed", "unreadable", "unjudged", "no_reference"]
+Status = Literal["right", "wrong", "unparsed", "unreadable", "too_long", "unjudged", "no_reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ class Response:
       text: the written answer; None: its media could not be read, or it was not asked for.
       likelihoods: of each option's text as the whole answer; () where not measured.
       letters: of each option's letter as the whole answer; () where not measured.
-      error: why the media could not be read; "": they could.
+      error: why it could not be asked; "": it could.
+      fits: whether the model can take a question of this length; others count as wrong.
       tokens: prompt tokens before merging, then after each merging layer.
       seconds: the batch's time divided by its questions; reading apart.
       finished: whether the written answer ended by itself.
@@ -86,6 +87,7 @@ class Response:
     likelihoods: tuple[Likelihood, ...] = ()
     letters: tuple[Likelihood, ...] = ()
     error: str = ""
+    fits: bool = True
     tokens: tuple[int, ...] = ()
     seconds: float = 0.0
     finished: bool = True
@@ -146,6 +148,12 @@ class Scores:
     others: tuple[Metric, ...] = ()
     categories: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     statuses: Mapping[str, int] = field(default_factory=dict)
+
+
+def not_asked(response: Response) -> Grade:
+    """The grade of a response with an error; only a question that is too long counts as wrong."""
+    status: Status = "unreadable" if response.fits else "too_long"
+    return Grade(response=response, parsed=None, status=status, credit=0.0)
 
 
 def could_be_asked(grades: Iterable[Grade]) -> list[Grade]:

@@ -15,7 +15,7 @@ from elva_jax.data.conversation import LETTERS, choice_prompt
 from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation import answers
-from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores, not_asked
 from elva_jax.evaluation.benchmarks.parsing import (
     check_options,
     option_line,
@@ -118,7 +118,7 @@ def grade_choice(response: Response) -> Grade:
 def grade_option(response: Response, parsed: int | None) -> Grade:
     """The grade of a response that chose an option, however it did."""
     if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+        return not_asked(response)
     if response.question.answer is None:
         return Grade(response=response, parsed=parsed, status="no_reference", credit=0.0)
     if parsed is None:

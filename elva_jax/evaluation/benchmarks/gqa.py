@@ -12,7 +12,7 @@ from pathlib import Path
 from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response
+from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response, not_asked
 from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.open_answers import open_question
 from elva_jax.evaluation.benchmarks.pictures import locate_image
@@ -87,7 +87,7 @@ def grade(response: Response) -> Grade:
     """Compares a written answer with the reference by `fold`."""
     said, references = fold(response.text or ""), response.question.references
     if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+        return not_asked(response)
     if not references:
         return Grade(response=response, parsed=said, status="no_reference", credit=0.0)
     if not said:

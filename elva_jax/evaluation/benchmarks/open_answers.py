@@ -16,7 +16,15 @@ from typing import Any
 from elva_jax.data.example import Media
 from elva_jax.evaluation import answers
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Grade, Metric, Question, Response, Scores, Status
+from elva_jax.evaluation.benchmarks.base import (
+    Grade,
+    Metric,
+    Question,
+    Response,
+    Scores,
+    Status,
+    not_asked,
+)
 
 REQUEST = "Answer with a word or a short phrase."
 EXACT, F1 = "exact_match", "token_f1"  # names of details
@@ -67,7 +75,7 @@ def grade_open(response: Response) -> Grade:
     """Compares a written answer with the references; the best one counts."""
     text, references = response.text or "", response.question.references
     if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+        return not_asked(response)
     if not references:
         return Grade(response=response, parsed=text, status="no_reference", credit=0.0)
     exact = any(answers.exact_match(text, reference) for reference in references)

@@ -20,7 +20,14 @@ from pathlib import Path
 from elva_jax.data.example import Media
 from elva_jax.errors import RecordError
 from elva_jax.evaluation.benchmarks import choice
-from elva_jax.evaluation.benchmarks.base import Benchmark, Grade, Question, Response, Scores
+from elva_jax.evaluation.benchmarks.base import (
+    Benchmark,
+    Grade,
+    Question,
+    Response,
+    Scores,
+    not_asked,
+)
 from elva_jax.evaluation.benchmarks.folder import Folder
 from elva_jax.evaluation.benchmarks.open_answers import F1, detail_mean, token_f1
 from elva_jax.evaluation.benchmarks.parsing import contained_option
@@ -158,7 +165,7 @@ def _captioning(record: Record, key: str, media: MediaFolder) -> Question:
 def grade_caption(response: Response) -> Grade:
     """Compares the only option whose words are in a caption; without one, it is unjudged."""
     if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+        return not_asked(response)
     extra = response.question.extra
     chosen = contained_option(response.text or "", extra["options"])
     details = {F1: token_f1(response.text or "", extra["options"][extra["answer"]])}

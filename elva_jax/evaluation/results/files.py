@@ -4,7 +4,7 @@
       {"benchmark": …, "title": …, "seconds": …, "settings": {…}, "scores": {WAY: {…}},
        "predictions": [
          {"question": {"key", "media", "prompt", "text", "options", "answer", "references", …},
-          "text", "likelihoods", "letters", "error", "tokens", "seconds", "finished",
+          "text", "likelihoods", "letters", "error", "fits", "tokens", "seconds", "finished",
           "grades": {WAY: {"parsed", "status", "credit", "details"}}}]}]}
 
 Encoded images are named by their SHA-256 and are not in the file.

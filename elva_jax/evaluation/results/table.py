@@ -17,6 +17,7 @@ from elva_jax.evaluation.results.intervals import FEWEST
 COUNTED = {
     "unparsed": "unparsed",
     "unreadable": "unreadable",
+    "too_long": "too long",
     "unjudged": "unjudged",
     "no_reference": "no reference",
 }

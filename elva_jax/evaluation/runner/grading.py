@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation, Grade, Response, scored
+from elva_jax.evaluation.benchmarks.base import (
+    Benchmark,
+    Evaluation,
+    Grade,
+    Response,
+    not_asked,
+    scored,
+)
 from elva_jax.evaluation.benchmarks.choice import grade_option
 from elva_jax.evaluation.runner.settings import Way
 from elva_jax.inference.scoring import Likelihood
@@ -73,7 +80,7 @@ def evaluation_of(
 
 def _grade(benchmark: Benchmark, response: Response) -> Grade:
     if response.error:
-        return Grade(response=response, parsed=None, status="unreadable", credit=0.0)
+        return not_asked(response)
     return benchmark.grade(response)
 
 

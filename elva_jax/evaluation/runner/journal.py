@@ -64,6 +64,7 @@ def to_record(response: Response) -> dict[str, Any]:
         "likelihoods": [_pair(score) for score in response.likelihoods],
         "letters": [_pair(score) for score in response.letters],
         "error": response.error,
+        "fits": response.fits,
         "tokens": list(response.tokens),
         "seconds": response.seconds,
     }
@@ -96,7 +97,10 @@ def _to_response(question: Question, record: Mapping[str, Any]) -> Response:
       KeyError, TypeError, ValueError: it is damaged.
     """
     text, error, finished = record["text"], record["error"], record["finished"]
-    if not (isinstance(text, str | None) and isinstance(error, str) and isinstance(finished, bool)):
+    fits = record.get("fits", True)  # older journals have no such key
+    if not (isinstance(text, str | None) and isinstance(error, str)):
+        raise TypeError
+    if not (isinstance(finished, bool) and isinstance(fits, bool)):
         raise TypeError
     return Response(
         question=question,
@@ -105,6 +109,7 @@ def _to_response(question: Question, record: Mapping[str, Any]) -> Response:
         likelihoods=_likelihoods(record["likelihoods"]),
         letters=_likelihoods(record["letters"]),
         error=error,
+        fits=fits,
         tokens=tuple(map(int, record["tokens"])),
         seconds=float(record["seconds"]),
     )

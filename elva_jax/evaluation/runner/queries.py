@@ -76,7 +76,7 @@ def _scoring(model: PromptReader, question: tuple[int, ...], options: Sequence[s
 def response_of(reply: Reply) -> Response:
     """The response to a question."""
     if reply.error:
-        return Response(question=reply.tag, error=reply.error)
+        return Response(question=reply.tag, error=reply.error, fits=reply.fits)
     answer = reply.answer
     return Response(
         question=reply.tag,

@@ -165,10 +165,16 @@ def unjudged(evaluation: Evaluation) -> dict[str, int]:
     return dict(evaluation.settings.get("judge_failures", {}))
 
 
-def unreadable(evaluation: Evaluation) -> dict[str, int]:
-    """Why questions could not be asked, with the number of those questions."""
-    grades = next(iter(evaluation.grades.values()), ())
-    return dict(Counter(_reason(grade.response) for grade in grades if grade.response.error))
+def unreadable(evaluation: Evaluation, *, fits: bool | None = None) -> dict[str, int]:
+    """Why questions could not be asked, with the number of those questions.
+
+    Args:
+      evaluation: the questions and what became of them.
+      fits: only those whose length the model can take, or only the others; None: all.
+    """
+    found = [grade.response for grade in next(iter(evaluation.grades.values()), ())]
+    wanted = (each for each in found if each.error and fits in (None, each.fits))
+    return dict(Counter(map(_reason, wanted)))
 
 
 def _reason(response: Response) -> str:

@@ -174,6 +174,7 @@ class Reply:
     Attributes:
       tag: as in the item.
       error: why it could not be asked; "": it could.
+      fits: whether the model can take a query of this length.
       answer: the written answer; None: none was wanted.
       likelihoods: of the options of each scoring, by its name.
       tokens: length of the prompt before merging, then after each merging layer.
@@ -182,6 +183,7 @@ class Reply:
 
     tag: Any
     error: str = ""
+    fits: bool = True
     answer: Answer | None = None
     likelihoods: Mapping[str, tuple[Likelihood, ...]] = dataclasses.field(default_factory=dict)
     tokens: tuple[int, ...] = ()

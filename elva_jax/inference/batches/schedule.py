@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 
-from elva_jax.errors import ElvaError
+from elva_jax.errors import ElvaError, LayoutError
 from elva_jax.inference.batches.asking import ask
 from elva_jax.inference.batches.buckets import Batch, Buckets
 from elva_jax.inference.batches.queries import Group, Query, Reply
@@ -77,7 +77,8 @@ class Scheduler:
             try:
                 queries.append(item.make(visuals))
             except ElvaError as error:
-                refused.append(Reply(tag=item.tag, error=str(error)))
+                fits = not isinstance(error, LayoutError)
+                refused.append(Reply(tag=item.tag, error=str(error), fits=fits))
         if refused:
             yield refused
         for row in rows_of(queries, visuals, self._batch_size):

@@ -55,5 +55,5 @@ def test_long_questions_have_the_model_s_own_answers_and_too_long_ones_cost_noth
             assert f"the model's longest sequence is {LONGEST}, or {8 * LONGEST}" in response.error
             assert "\n" not in response.error
     assert sum(unreadable(found).values()) == 2
-    assert found.scores["generated"].main.count == len(asked)
-    assert found.scores["generated"].statuses["unreadable"] == 2
+    assert found.scores["generated"].main.count == len(questions)
+    assert found.scores["generated"].statuses["too_long"] == 2
