@@ -131,8 +131,10 @@ def _cell(score: Mapping[str, Any] | None) -> str:
 
 
 def _title(result: Result) -> str:
-    data, merging = result["data"], "on" if result["settings"]["merging"] else "off"
-    return f"{data['name']} [{data['split']}]: {data['videos']} videos, merging {merging}"
+    data, merging = result["data"], "merging " + ("on" if result["settings"]["merging"] else "off")
+    if not result["config"]["model"]["merge_layers"]:
+        merging = "no merging layers"
+    return f"{data['name']} [{data['split']}]: {data['videos']} videos, {merging}"
 
 
 def _measured(result: Result) -> list[str]:

@@ -29,6 +29,7 @@ def result():
         },
         "settings": {"merging": True, "num_frames": 8, "hybrid": None},
         "model": {"weights_hash": "3fa9c01b22d4e680", "dtype": "float32", "step": 200},
+        "config": {"model": {"merge_layers": (1, 2)}},
         "versions": {"elva_jax": "0.1.0", "jax": "0.10.2"},
         "families": {
             "colour": {
@@ -75,6 +76,11 @@ def test_table_states_scores_baselines_and_unusable_answers(result):
         " num_frames 8 · merging True · elva_jax 0.1.0 · jax 0.10.2"
     )
     assert "moving_shapes/easy [test]: 3 videos, merging on" in words
+
+
+def test_a_model_without_merging_layers_has_no_merging_that_is_on(result):
+    result["config"]["model"]["merge_layers"] = ()
+    assert "3 videos, no merging layers" in " ".join(printed(result).split())
 
 
 @pytest.mark.parametrize("count", [1931, 10_000_000])

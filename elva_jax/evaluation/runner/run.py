@@ -153,7 +153,11 @@ def _open_judge(config: BenchmarkConfig, jobs: Sequence[_Job]) -> Judge | None:
     Raises:
       ConfigError: it does not answer.
     """
-    if config.judge is None or not any(job.benchmark.judge for job in jobs):
+    if config.judge is None:
+        return None
+    if not any(job.benchmark.judge for job in jobs):
+        names = ", ".join(job.benchmark.name for job in jobs)
+        _LOG.warning("The judge has nothing to do: no question of %s has an open answer", names)
         return None
     judge = Judge(config.judge)
     judge.check()

@@ -43,7 +43,7 @@ class Grid:
         """The layouts for `count` slots, the fewest prefixes first; the last one always fits."""
         found = {(1, count), (count, 1)}
         if count > FACTOR:
-            found |= {(count // FACTOR, FACTOR), (count // 2, FACTOR)}
+            found |= {(count // FACTOR, FACTOR), (count // 2, 2), (count // 2, FACTOR)}
         return tuple(sorted(found))
 
     def layout(self, count: int, users: Sequence[int]) -> Layout:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from elva_jax.tools.bench.timing import Spread, machine, spread
 from elva_jax.utils import numbers
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+
     from elva_jax.evaluation.benchmarks.base import Benchmark, Evaluation
     from elva_jax.inference.model import ElvaModel
 
@@ -77,8 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             seconds["one by one"].append(between - start)
             seconds["runner"].append(end - between)
     if args.processes > 1:
-        for count in (1, args.processes):
-            seconds[_name(count)] = _by_processes(args, count)
+        seconds |= _by_processes(args, (1, args.processes))
     return {
         "machine": machine(),
         "videos": args.limit,
@@ -156,14 +159,31 @@ def _evaluate(
     return evaluate_benchmarks(elva, [benchmark], ".", config, **shared)[0]
 
 
-def _by_processes(args: argparse.Namespace, count: int) -> list[float]:
-    """Seconds of each repeat, from the common start to the end of the last process."""
+def _by_processes(args: argparse.Namespace, counts: Sequence[int]) -> dict[str, list[float]]:
+    """Seconds of each repeat, from the common start to the end of the last process.
+
+    The numbers of processes take turns, so that a machine whose speed changes slows all of them.
+    """
+    seconds: dict[str, list[float]] = {_name(count): [] for count in counts}
+    with contextlib.ExitStack() as stack:
+        teams = {count: stack.enter_context(_team(args, count)) for count in counts}
+        for repeat in range(args.repeats + 1):  # the first one compiles
+            for count, (begin, end) in teams.items():
+                begin.wait(SECONDS)
+                start = time.perf_counter()
+                end.wait(SECONDS)
+                seconds[_name(count)] += [time.perf_counter() - start] * (repeat > 0)
+    return seconds
+
+
+@contextlib.contextmanager
+def _team(args: argparse.Namespace, count: int) -> Iterator[tuple[Barrier, Barrier]]:
+    """Starts processes that ask together, between two barriers, once per repeat."""
     context = multiprocessing.get_context("spawn")
     begin, end = context.Barrier(count + 1), context.Barrier(count + 1)
     values = argparse.Namespace(
         **{k: v for k, v in vars(args).items() if k not in ("run", "parser")}
     )
-    seconds = []
     with tempfile.TemporaryDirectory() as folder:
         workers = [
             context.Process(
@@ -173,18 +193,13 @@ def _by_processes(args: argparse.Namespace, count: int) -> list[float]:
         ]
         for worker in workers:
             worker.start()
-        for repeat in range(args.repeats + 1):  # the first one compiles
-            begin.wait(SECONDS)
-            start = time.perf_counter()
-            end.wait(SECONDS)
-            seconds += [time.perf_counter() - start] * (repeat > 0)
+        yield begin, end
         for worker in workers:
             worker.join(SECONDS)
-    return seconds
 
 
 def _work(
-    args: argparse.Namespace, process: tuple[int, int], begin: Any, end: Any, folder: str
+    args: argparse.Namespace, process: tuple[int, int], begin: Barrier, end: Barrier, folder: str
 ) -> None:
     """One process: compiles, then asks its share in each repeat."""
     cores = sorted(os.sched_getaffinity(0))
@@ -199,7 +214,7 @@ def _work(
 
 
 def _repeat(
-    args: argparse.Namespace, process: tuple[int, int], begin: Any, end: Any, folder: str
+    args: argparse.Namespace, process: tuple[int, int], begin: Barrier, end: Barrier, folder: str
 ) -> None:
     import elva_jax
     from elva_jax.evaluation.models import open_elva

@@ -178,9 +178,9 @@ def start(work, log, command, **more):
         )
 
 
-def harness(work, out, tasks, *flags):
+def harness(work, out, tasks, *flags, more=""):
     """The command line of lmms-eval itself."""
-    given = f"pretrained={work / 'model'},dtype=float32"
+    given = f"pretrained={work / 'model'},dtype=float32{more}"
     return [
         *("-m", "lmms_eval", "--model", "elva", "--model_args", given, "--tasks", tasks),
         *("--include_path", work / "tasks", "--output_path", work / out, "--log_samples"),
@@ -221,15 +221,20 @@ def read_results(work, out):
 
 
 def check_command_line(work, known):
-    """Generation and rounds by chat messages; with likelihoods by prompts, in two ranks."""
+    """Generation and rounds by chat messages, on two devices; likelihoods by prompts, two ranks."""
     docs, answers, rounds = known["docs"], known["model"], known["rounds"]
     flags = ("--limit", DOCS - 1, "--batch_size", "auto")
     judge = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     threading.Thread(target=judge.serve_forever, daemon=True).start()
     flags = (*flags, "--gen_kwargs", f"max_new_tokens={NEW}")
-    command = harness(work, "chat", "local_open,local_rounds,msvd_qa", *flags)
-    url = f"http://127.0.0.1:{judge.server_port}/v1/chat/completions"
-    chat = start(work, "chat.log", command, MSVD_QA_ROOT=str(work / "msvd"), OPENAI_API_URL=url)
+    tasks = "local_open,local_rounds,msvd_qa"
+    command = harness(work, "chat", tasks, *flags, more=",mesh=tensor:2")
+    more = {
+        "MSVD_QA_ROOT": str(work / "msvd"),
+        "OPENAI_API_URL": f"http://127.0.0.1:{judge.server_port}/v1/chat/completions",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    chat = start(work, "chat.log", command, **more)
     ranks = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port())
     all_three = "local_open,local_choice,local_rounds"
     flags = ("--force_simple", "--batch_size", "4")

@@ -15,6 +15,7 @@ import shapes
 from elva_jax import testing
 from elva_jax.errors import ConfigError, DataError, LayoutError, StartError
 from elva_jax.evaluation.benchmarks.base import Question
+from elva_jax.evaluation.judge.config import JudgeConfig
 from elva_jax.evaluation.runner.queries import item_of, query_of, reader
 from elva_jax.evaluation.runner.run import evaluate_benchmarks, unreadable
 from elva_jax.evaluation.runner.settings import WAYS, BenchmarkConfig
@@ -93,6 +94,12 @@ def test_answers_do_not_depend_on_the_batch(model, root, asked):
     config = BenchmarkConfig(batch_size=32, answers=("generated",), workers=1)
     alike = evaluate(model, root, config)
     assert said(alike)[0] == said(asked)[0]
+
+
+def test_a_judge_without_open_answers_is_named_and_not_asked(model, root, caplog):
+    judge = JudgeConfig(endpoint="http://127.0.0.1:9/v1", model="m")  # nobody answers there
+    evaluate(model, root, BenchmarkConfig(limit=1, answers=("letter",), judge=judge))
+    assert f"nothing to do: no question of {shapes.NAME} has an open answer" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["8-0", "open"])
