@@ -176,15 +176,21 @@ class Joining:
     def groups(self, ready: Sequence[Running]) -> list[Group]:
         """Requests whose prefixes are there, as many as are fed together.
 
-        Those about one prefix share it; single ones about several are fed beside each other.
+        Those about one prefix share it; single ones about several are fed beside each other. Where
+        that would take more groups, short prefixes are copied for each of their requests.
         """
         most = self._grid.joins[-1]
         found: dict[int, tuple[PrefixEntry, list[Running]]] = {}
         for running in ready:
             if running.entry is not None:
                 found.setdefault(id(running.entry), (running.entry, []))[1].append(running)
+        everyone = [(entry, running) for entry, readers in found.values() for running in readers]
         shared = [each for each in found.values() if len(each[1]) > 1]
-        single = [each for each in found.values() if len(each[1]) == 1]
+        single = [(entry, readers[0]) for entry, readers in found.values() if len(readers) == 1]
+        parts = [*(len(readers) for _, readers in shared), len(single)]
+        short = all(max(entry.lengths) <= BATCHED for entry, _ in shared)
+        if short and sum(-(-part // most) for part in parts) > -(-len(everyone) // most):
+            shared, single = [], everyone
         groups = [
             Group(layers=entry.layers, rows=[requests[start : start + most]])
             for entry, requests in shared
@@ -193,7 +199,7 @@ class Joining:
         for start in range(0, len(single), most):
             some = single[start : start + most]
             layers = self._beside([entry for entry, _ in some])
-            groups.append(Group(layers=layers, rows=[requests for _, requests in some]))
+            groups.append(Group(layers=layers, rows=[[running] for _, running in some]))
         return groups
 
     def _beside(self, entries: Sequence[PrefixEntry]) -> Layers:
