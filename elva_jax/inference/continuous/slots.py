@@ -27,7 +27,7 @@ from elva_jax.inference.sampling import RowSampling, choose_rows
 from elva_jax.models.qwen2 import DecoderLayer
 from elva_jax.utils.arrays import AnyArray
 
-MOST_STEPS = 16  # tokens per dispatch
+MOST_STEPS = 32  # tokens per dispatch
 
 
 class KV(NamedTuple):
