@@ -54,7 +54,8 @@ CHECKED = (
 CONF = "beartype.BeartypeConf(is_pep484_tower=True)"
 install_import_hook([f"elva_jax.{name}" for name in CHECKED], f"beartype.beartype(conf={CONF})")
 
-gc.set_threshold(20_000, 20, 20)  # tracing makes many objects that stay
+gc.disable()  # until the tests are collected: imports make objects that stay
+gc.set_threshold(20_000, 20, 20)  # so does tracing
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("elva", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("elva")
@@ -63,6 +64,7 @@ settings.load_profile("elva")
 def pytest_collection_finish():
     """Exempts from garbage collection what lives as long as the process."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")
