@@ -35,7 +35,7 @@ def draw(workdir: Path, config: Config) -> Path | None:
     stages = {name: lines for name, lines in reports.items() if lines}
     if not stages:
         return None
-    figure = Figure(figsize=(4 * len(stages), 6), layout="constrained")
+    figure = Figure(figsize=(4 * len(stages), 6))
     axes = figure.subplots(2, len(stages), squeeze=False, sharex="col")
     for (losses, accuracies), (name, lines) in zip(axes.T, stages.items(), strict=True):
         losses.set_title(name)
