@@ -2,8 +2,8 @@
 
     DIR/3f/3fa9….json      {"asked": {"model", "prompt", "task", "texts"}, "reply": "…"}
 
-Several processes may share the folder: a file is either whole or absent, and all of
-them write answers to the same question.
+Several processes may share the folder: a file is either whole or absent, and all of them
+write answers to the same question.
 """
 
 from __future__ import annotations
